@@ -1,0 +1,73 @@
+# make help lists the targets. Needed beforehand: Python 3.10 or later, make, gcc, git.
+
+PYTHON     ?= python3
+GPU_PYTHON ?= $(PYTHON)
+RESULTS    ?= benchmarks/results
+PYTEST     ?=
+
+UV_VERSION := 0.13.9
+PIP        := .venv/bin/python -m pip --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check gpu-test gpu2-test lock clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo      train a small network on handwritten digits, deploy it, compare the answers'
+	@echo 'make test      every test that needs no GPU          (more flags: PYTEST="-x -k artifact")'
+	@echo 'make check     ruff, pyright (strict), import rules'
+	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
+	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
+	@echo 'make lock      pin what the dev extra needs anew in requirements/dev.lock'
+	@echo 'make clean     remove everything that make made'
+	@echo
+	@echo 'PYTHON=$(PYTHON) makes .venv; GPU_PYTHON=$(GPU_PYTHON) runs the GPU tests, without .venv; RESULTS=$(RESULTS)'
+
+.venv/stamp: requirements/dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "torch2engine needs Python 3.10 or later, this is " + sys.version.split()[0])'
+	@echo '· installing requirements/dev.lock into .venv (a few minutes the first time)'
+	@$(PYTHON) -m venv .venv
+	@$(PIP) install -qq -r requirements/dev.lock
+	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
+	@touch $@
+
+demo: .venv/stamp
+	@.venv/bin/python examples/quickstart.py
+
+test: .venv/stamp
+	@.venv/bin/python -m pytest -m "not gpu" $(PYTEST)
+
+check: .venv/stamp
+	@echo '· ruff check'
+	@.venv/bin/ruff check --quiet
+	@echo '· ruff format'
+	@.venv/bin/ruff format --check || { echo 'run: .venv/bin/ruff format'; exit 1; }
+	@echo '· pyright'
+	@.venv/bin/pyright
+	@echo '· import rules'
+	@.venv/bin/lint-imports --no-cache --no-logo
+
+gpu-test:
+	@mkdir -p $(RESULTS)
+	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m pytest -q tests/gpu --evidence=$(RESULTS)/gpu-tests.json $(PYTEST)
+
+gpu2-test:
+	@mkdir -p $(RESULTS)
+	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m pytest -q tests/gpu2 --evidence=$(RESULTS)/gpu2-tests.json $(PYTEST)
+
+lock: build/uv/bin/uv
+	@echo '· resolving pyproject.toml'
+	@build/uv/bin/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.10 \
+		--extra dev pyproject.toml --output-file requirements/dev.lock $(LOCK)
+	@sed -E -i -e '/^(nvidia-|cuda-|triton==)/d' \
+		-e "s/ (;|and) platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements/dev.lock
+	@sed -i -e '1i # What the dev extra needs, pinned, for x86-64 Linux and Python 3.10 or later. Made by `make lock`.' \
+		-e "1i # torch's CUDA wheels are left out: torch pins them itself, and its CPU builds need none." requirements/dev.lock
+
+build/uv/bin/uv:
+	@$(PYTHON) -m venv build/uv
+	@build/uv/bin/python -m pip --disable-pip-version-check install -qq uv==$(UV_VERSION)
+
+clean:
+	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,37 @@
+"""What every test may use: the repository's folder, and a fresh interpreter.
+
+Enters: a test's wish. Leaves: facts that don't depend on which tests ran before. A room of its own because tests of
+imports, crashes and signals need a process that nothing has touched.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The folder that holds pyproject.toml."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def run_python() -> Callable[[str], Any]:
+    """Run code in a fresh interpreter in the repository; its last line of output, as JSON, is the result."""
+
+    def run(code: str) -> Any:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
