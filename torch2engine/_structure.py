@@ -62,19 +62,27 @@ class Parameter:
 
     kind: "positional" | "keyword" | "var_positional" | "var_keyword" (the last two as in ``*args``, ``**kwargs``).
     tree: what the sample gave for it; None if the sample left it out, so that the model's default is fixed in.
-    default: that default, if it is a constant, for the check at call time.
+    default: forward's own default, if `optional`.
+    optional: True if forward has a default that is a constant, so that a call may be checked against it.
     """
 
     name: str
     kind: str
     tree: Tree | None = None
     default: Any = None
+    optional: bool = False
 
     def to_json(self) -> dict[str, Any]:
         tree = None if self.tree is None else self.tree.to_json()
-        return {"name": self.name, "kind": self.kind, "tree": tree, "default": self.default}
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "tree": tree,
+            "default": self.default,
+            "optional": self.optional,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Parameter:
         tree = None if data["tree"] is None else Tree.from_json(data["tree"])
-        return cls(data["name"], data["kind"], tree, data["default"])
+        return cls(data["name"], data["kind"], tree, data["default"], data["optional"])

@@ -72,11 +72,11 @@ class Torch2EngineError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions cross process borders (spawned workers): rebuild without calling __init__, keep attributes.
-        return _rebuild, (type(self),), self.__dict__
+        return _rebuild, (type(self), self.args), self.__dict__
 
 
-def _rebuild(cls: type[Torch2EngineError]) -> Torch2EngineError:
-    return cls.__new__(cls)
+def _rebuild(cls: type[Torch2EngineError], args: tuple[Any, ...]) -> Torch2EngineError:
+    return cls.__new__(cls, *args)
 
 
 class InstallationError(Torch2EngineError):
@@ -90,9 +90,7 @@ class ExportError(Torch2EngineError):
         source: ``"FILE:LINE"`` of the user's code that stopped the export, or ``""`` if torch did not say.
     """
 
-    def __init__(
-        self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", source: str = ""
-    ) -> None:
+    def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", source: str = "") -> None:
         self.source = source
         super().__init__(subject, got=got, allowed=allowed, fix=fix)
 
@@ -196,9 +194,7 @@ class ParityError(Torch2EngineError):
         report: the ParityReport with every figure; its table is part of the message.
     """
 
-    def __init__(
-        self, subject: str, *, report: Any, got: str = "", allowed: str = "", fix: str = ""
-    ) -> None:
+    def __init__(self, subject: str, *, report: Any, got: str = "", allowed: str = "", fix: str = "") -> None:
         self.report = report
         super().__init__(subject, got=got, allowed=allowed, fix=fix)
 
@@ -237,9 +233,7 @@ class ArtifactError(Torch2EngineError):
         path: the file or folder that is at fault.
     """
 
-    def __init__(
-        self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", path: str = ""
-    ) -> None:
+    def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", path: str = "") -> None:
         self.path = path
         super().__init__(subject, got=got, allowed=allowed, fix=fix)
 

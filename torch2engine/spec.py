@@ -175,7 +175,11 @@ class Profile:
     def __post_init__(self) -> None:
         checked: dict[str, Range] = {}
         for name, sizes in self.ranges.items():
-            if not isinstance(cast("object", sizes), (tuple, list)) or len(sizes) != 3:
+            if (
+                not isinstance(cast("object", sizes), (tuple, list))
+                or len(sizes) != 3
+                or None in cast("Sequence[object]", sizes)
+            ):
                 raise DynamicAxisError(
                     f"profile of axis '{name}'",
                     axis=name,
@@ -268,7 +272,10 @@ class Signature:
                 if isinstance(dim, int):
                     if dim != size:
                         raise self._shape_error(
-                            spec, shape, f"dimension {position} is {size}", f"add {{{position}: 'name'}} to dynamic_axes"
+                            spec,
+                            shape,
+                            f"dimension {position} is {size}",
+                            f"add {{{position}: 'name'}} to dynamic_axes",
                         )
                 elif sizes.setdefault(dim, size) != size:
                     raise self._shape_error(
@@ -307,12 +314,16 @@ class Signature:
                 spec = next(s for s in self.inputs if name in s.shape)
                 low, opt, high = min(r[0] for r in ranges), ranges[0][1], max(r[2] for r in ranges)
                 allowed = " or ".join(dict.fromkeys(f"{r[0]}..{r[2]}" for r in ranges))
+                multiple = next((axis.multiple_of for axis in self.axes if axis.name == name), 1)
+                step = f", multiple_of={multiple}" if multiple > 1 else ""
                 return ShapeError(
                     f"input '{spec.name}'",
                     name=spec.name,
                     got=f"axis '{name}' is {size}",
                     allowed=f"the engine allows {allowed}",
-                    fix=f"redeploy with Axis({name!r}, {min(low, size)}, {opt}, {max(high, size)})",
+                    fix=f"redeploy with Axis({name!r}, {min(low, size)}, {opt}, {max(high, size)}{step})"
+                    if size
+                    else "an engine can't answer empty axes",
                 )
         got = ", ".join(f"{name} {size}" for name, size in sizes.items())
         return ShapeError(

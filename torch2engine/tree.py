@@ -8,18 +8,20 @@ through it, before and after a save; it never imports torch (a value can only be
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch2engine.errors import ArtifactError, InputError
+from torch2engine._classes import find_class
+from torch2engine.errors import InputError
 from torch2engine.spec import Parameter, Tree
 
 __all__ = ["Flat", "Inputs", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
 
 _CONSTANTS = (type(None), bool, int, float, str)
+_NUMBERS = (bool, int, float)
 
 
 class Inputs:
@@ -111,8 +113,10 @@ def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
             return Tree("constant", value=node)
         kind, keys, children = _take_apart(node, path)
         bare = result and path == root and kind in ("dict", "mapping", "dataclass", "namedtuple")
-        subtrees = [walk(child, str(key) if bare else f"{path}.{key}") for key, child in zip(keys, children, strict=True)]
-        cls = None if kind in ("list", "tuple", "dict") else cast("type", type(node))
+        subtrees = [
+            walk(child, str(key) if bare else f"{path}.{key}") for key, child in zip(keys, children, strict=True)
+        ]
+        cls = None if kind in ("list", "tuple", "dict") else _class(node)
         return Tree(kind, tuple(keys), tuple(subtrees), type_name=_type_name(cls) if cls else "", cls=cls)
 
     tree = walk(value, root)
@@ -121,9 +125,9 @@ def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
 
 def _take_apart(node: Any, path: str) -> tuple[str, list[str | int], list[Any]]:
     """A container's kind, keys and children."""
-    kind = type(node)
+    kind = _class(node)
     if isinstance(node, tuple) and hasattr(kind, "_fields"):
-        return "namedtuple", list(cast("Any", kind)._fields), list(cast("tuple[Any, ...]", node))
+        return "namedtuple", list(kind._fields), list(cast("tuple[Any, ...]", node))
     if isinstance(node, (list, tuple)):
         children = list(cast("Sequence[Any]", node))
         name = kind.__name__ if kind in (list, tuple) else "sequence"
@@ -136,10 +140,13 @@ def _take_apart(node: Any, path: str) -> tuple[str, list[str | int], list[Any]]:
         for key in items:
             if not isinstance(key, (str, int)):
                 raise InputError(f"'{path}'", got=f"the dict key {key!r}", allowed="str or int keys")
-        return ("dict" if kind is dict else "mapping"), list(items), list(items.values())
+        # A defaultdict's factory is no part of a signature.
+        return ("dict" if kind in (dict, defaultdict) else "mapping"), list(items), list(items.values())
     fix = ""
     if kind.__module__.partition(".")[0] == "numpy":
         fix = "convert it with torch.from_numpy"
+    elif kind.__name__ in ("SymInt", "SymFloat", "SymBool"):
+        fix = "a Python number that follows a dynamic axis can't leave an engine: return a tensor instead"
     elif "Cache" in kind.__name__:
         fix = "for a Hugging Face model pass use_cache=False"
     raise InputError(
@@ -149,6 +156,10 @@ def _take_apart(node: Any, path: str) -> tuple[str, list[str | int], list[Any]]:
         allowed="tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTuples, dataclasses of these",
         fix=fix,
     )
+
+
+def _class(node: object) -> Any:
+    return node.__class__
 
 
 def _type_name(cls: type) -> str:
@@ -193,7 +204,7 @@ def unflatten(tree: Tree, leaves: Sequence[Any]) -> Any:
 
 
 def _rebuild(node: Tree, children: list[Any]) -> Any:
-    cls: Any = node.cls or find_class(node.type_name)
+    cls: Any = node.cls or find_class(node.type_name, node.kind)
     if node.kind == "namedtuple":
         return cls(*children)
     if node.kind == "sequence":
@@ -201,34 +212,12 @@ def _rebuild(node: Tree, children: list[Any]) -> Any:
     fields = {str(key): child for key, child in zip(node.keys, children, strict=True)}
     if node.kind == "mapping":
         # Hugging Face's ModelOutput is a dataclass that takes its fields as keywords; other Mappings take pairs.
-        return cls(**fields) if dataclasses.is_dataclass(cls) else cls(dict(zip(node.keys, children, strict=True)))
-    instance = object.__new__(cls)  # __init__ and __post_init__ may compute: the fields are already final
+        make: Any = cls
+        return make(**fields) if dataclasses.is_dataclass(cls) else make(dict(zip(node.keys, children, strict=True)))
+    instance: Any = object.__new__(cls)  # __init__ and __post_init__ may compute: the fields are already final
     for name, child in fields.items():
         object.__setattr__(instance, name, child)
     return instance
-
-
-def find_class(type_name: str) -> type:
-    """Import the class "module:qualified.name".
-
-    Raises:
-        ArtifactError: it can't be found; the message names it.
-    """
-    module, _, qualname = type_name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ArtifactError(
-            f"type '{type_name}'",
-            got=f"can't be imported here ({error})",
-            allowed="results are rebuilt in the model's own types",
-            fix="define the class at the top level of a module that can be imported where the artifact is loaded",
-        ) from error
-    if not isinstance(found, type):
-        raise ArtifactError(f"type '{type_name}'", got=f"is a {type(found).__name__}", allowed="a class")
-    return found
 
 
 def bind(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -243,28 +232,52 @@ def bind(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[s
     given = _assign(parameters, args, kwargs)
     leaves: list[Any] = []
     for parameter in parameters:
-        subject = f"argument '{parameter.name}'"
-        if parameter.name in given:
-            value = given[parameter.name]
-            if parameter.tree is not None:
-                _match(parameter.tree, value, parameter.name, leaves.append)
-            elif not _same_constant(value, parameter.default):
-                raise InputError(
-                    subject,
-                    name=parameter.name,
-                    got=f"{_short(value)} was passed",
-                    allowed=f"it was not in sample_input, so its default {parameter.default!r} is fixed in",
-                    fix="redeploy with it in sample_input",
-                )
-        elif parameter.tree is not None and parameter.tree.leaves():
-            raise InputError(
-                subject,
-                name=parameter.name,
-                got="is missing",
-                allowed=f"the engine takes {_names(parameters)}",
-                fix=f"pass {parameter.name}",
-            )
+        if parameter.name not in given:
+            _check_omitted(parameter, parameters)
+        elif parameter.tree is not None and parameter.kind == "var_keyword":  # callers know these by their own names
+            items = _children(parameter.tree, given[parameter.name], parameter.name)
+            for key, tree, item in zip(parameter.tree.keys, parameter.tree.children, items, strict=True):
+                _match(tree, item, str(key), leaves.append)
+        elif parameter.tree is not None:
+            _match(parameter.tree, given[parameter.name], parameter.name, leaves.append)
+        else:
+            _check_default(parameter, given[parameter.name])
     return leaves
+
+
+def _check_omitted(parameter: Parameter, parameters: Sequence[Parameter]) -> None:
+    """An argument may be left out if the model would then take what the engine was built for."""
+    tree = parameter.tree
+    if tree is None or (
+        parameter.optional and tree.kind == "constant" and _same_constant(parameter.default, tree.value)
+    ):
+        return
+    raise InputError(
+        f"argument '{parameter.name}'",
+        name=parameter.name,
+        got="is missing",
+        allowed=f"the engine takes {_names(parameters)}",
+        fix=f"pass {parameter.name}" + (f"={tree.value!r}" if tree.kind == "constant" else ""),
+    )
+
+
+def _check_default(parameter: Parameter, value: Any) -> None:
+    """An argument that sample_input left out may be passed if it says what the model's default says."""
+    name, default = parameter.name, f"its default {parameter.default!r}" if parameter.optional else "its default"
+    if parameter.kind.startswith("var_"):
+        if not value:
+            return
+        default = "a call without it"
+        name, value = next(iter(value.items())) if parameter.kind == "var_keyword" else (f"*{name}", value)
+    elif parameter.optional and _same_constant(value, parameter.default):
+        return
+    raise InputError(
+        f"argument '{name}'",
+        name=name,
+        got=f"{_short(value)} was passed",
+        allowed=f"it was not in sample_input, so {default} is fixed in",
+        fix="redeploy with it in sample_input",
+    )
 
 
 def _names(parameters: Sequence[Parameter]) -> str:
@@ -331,7 +344,7 @@ def _children(tree: Tree, value: Any, path: str) -> list[Any]:
         if isinstance(value, (list, tuple)) and len(cast("Sequence[Any]", value)) == len(tree.keys):
             return list(cast("Sequence[Any]", value))
     elif tree.kind in ("dict", "mapping"):
-        items = cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else {}
+        items = cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else dict[Any, Any]()
         if isinstance(value, Mapping) and set(items) == set(tree.keys):
             return [items[key] for key in tree.keys]
     elif all(hasattr(value, str(key)) for key in tree.keys):
@@ -347,7 +360,8 @@ def _children(tree: Tree, value: Any, path: str) -> list[Any]:
 
 
 def _same_constant(value: Any, constant: Any) -> bool:
-    if is_tensor(value) or isinstance(value, bool) is not isinstance(constant, bool):
+    # 1, 1.0 and True are equal, but a model may do different things with them.
+    if not isinstance(value, _CONSTANTS) or any(isinstance(value, t) is not isinstance(constant, t) for t in _NUMBERS):
         return False
     return bool(value == constant) or (value != value and constant != constant)
 
