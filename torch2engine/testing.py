@@ -1,0 +1,213 @@
+"""For test suites: hold a candidate against its reference on given inputs.
+
+Enters: two callables and inputs in the forms of deploy's sample_input. Leaves: a `ParityReport`, or a `ParityError`
+whose message is its table. A room of its own because it judges any callable (a deployed module, an ORTModule, a
+rewritten layer) as deploy judges an engine, and structure on top.
+
+>>> import torch
+>>> from torch2engine.testing import assert_parity
+>>> report = assert_parity(torch.nn.GELU(), torch.nn.functional.gelu, torch.linspace(-3, 3, 50))
+>>> report.passed
+True
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+
+from torch2engine.config import Tolerance
+from torch2engine.errors import InputError
+from torch2engine.parity import OutputParity, ParityReport, compare
+from torch2engine.spec import Tree
+from torch2engine.tree import Flat, Inputs, as_inputs, flatten, unflatten
+
+__all__ = ["assert_parity", "assert_parity_on_each"]
+
+_SUBJECT = "reference vs candidate"
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # the one with fewer digits first
+
+
+def assert_parity(
+    reference: Callable[..., Any],
+    candidate: Callable[..., Any],
+    inputs: Any,
+    *,
+    tolerance: Tolerance | None = None,
+    precision: str | None = None,
+) -> ParityReport:
+    """Assert that a candidate answers one call like its reference: same structure, same values within a tolerance.
+
+    Both get clones of their own of every tensor, and run without grad, in the mode (training or not) that they are in.
+
+    Args:
+        reference, candidate: modules or functions.
+        inputs: a Tensor; a tuple or list of positional arguments; a Mapping of keyword arguments; or `Inputs`.
+        tolerance: the bounds; None means the default of `precision`.
+        precision: "fp32", "tf32", "fp16" or "bf16"; None means that of the reference's outputs with the fewest digits.
+
+    Returns:
+        the report; its notes tell if one of the two writes into its inputs.
+
+    Raises:
+        ParityError: they differ; the message says where and holds the table.
+        InputError: inputs in another form, both tolerance and precision, or a result that is no pytree of tensors.
+    """
+    __tracebackhide__ = True  # pytest then shows the caller's line
+    report = _judge_call(reference, candidate, inputs, tolerance, precision, case="")
+    report.raise_if_failed()
+    return report
+
+
+def assert_parity_on_each(
+    reference: Callable[..., Any],
+    candidate: Callable[..., Any],
+    cases: Mapping[str, Any] | Iterable[Any],
+    *,
+    tolerance: Tolerance | None = None,
+    precision: str | None = None,
+) -> ParityReport:
+    """Assert parity on several calls, and name every case that fails, not only the first.
+
+    A function of its own because a list of tensors is already one call: its positional arguments.
+
+    Args:
+        reference, candidate: modules or functions.
+        cases: inputs by case name, or an iterable of inputs, named "0", "1", ...; each in a form of `assert_parity`.
+        tolerance, precision: as in `assert_parity`; without both, the first case's outputs decide for all.
+
+    Returns:
+        one report with the rows of all cases.
+
+    Raises:
+        ParityError: a case differs, or there is none.
+        InputError: as in `assert_parity`.
+    """
+    __tracebackhide__ = True
+    named: Iterable[tuple[str, Any]]
+    if isinstance(cases, Mapping):
+        named = cast("Mapping[str, Any]", cases).items()
+    else:
+        named = ((str(number), inputs) for number, inputs in enumerate(cases))
+    report: ParityReport | None = None
+    for name, inputs in named:
+        found = _judge_call(reference, candidate, inputs, tolerance, precision, case=name)
+        if report is None:
+            report, tolerance, precision = found, found.tolerance, None
+        else:
+            report = report.merge(found)
+    if report is None:
+        report = ParityReport((), _SUBJECT, _chosen(tolerance, precision, []))
+    report.raise_if_failed()
+    return report
+
+
+def _judge_call(
+    reference: Callable[..., Any],
+    candidate: Callable[..., Any],
+    inputs: Any,
+    tolerance: Tolerance | None,
+    precision: str | None,
+    case: str,
+) -> ParityReport:
+    given = as_inputs(inputs)
+    expected, reference_writes = _call(reference, given)
+    wanted = flatten(expected, "output", result=True)
+    # Copies: a candidate that shares state with the reference must not overwrite the answer it is held against.
+    wanted = replace(wanted, leaves=[leaf.detach().clone() for leaf in wanted.leaves])
+    bounds = _chosen(tolerance, precision, wanted.leaves)
+    got, candidate_writes = _call(candidate, given)
+    rows: list[OutputParity] = []
+    try:
+        found = flatten(got, "output", result=True)
+    except InputError as error:
+        rows.append(OutputParity("output", case, False, f"structure: {error}"))
+    else:
+        difference = _difference(wanted.tree, found.tree, "output")
+        if difference:
+            rows.append(OutputParity("output", case, False, f"structure: {difference}"))
+        rows.extend(compare(_by_name(wanted), _by_name(found), bounds, case=case))
+    if not rows:
+        # Two results without any tensor: their constants were compared, but that is no parity of a model.
+        rows.append(OutputParity("output", case, False, "the reference returns no tensor, so nothing was compared"))
+    of_case = f" of case '{case}'" if case else ""
+    notes = [
+        f"the {who} writes into input '{name}'{of_case}"
+        for who, names in (("reference", reference_writes), ("candidate", candidate_writes))
+        for name in names
+    ]
+    return ParityReport(tuple(rows), _SUBJECT, bounds, tuple(notes))
+
+
+def _chosen(tolerance: Tolerance | None, precision: str | None, outputs: list[torch.Tensor]) -> Tolerance:
+    if tolerance is not None:
+        if precision is not None:
+            raise InputError(
+                "assert_parity",
+                got=f"both tolerance and precision={precision!r}",
+                allowed="one of them",
+                fix="leave out precision",
+            )
+        return tolerance
+    dtypes = {str(output.dtype).removeprefix("torch.") for output in outputs}
+    lowest = next((name for dtype, name in _PRECISIONS.items() if dtype in dtypes), "fp32")
+    return Tolerance.default(precision or lowest)
+
+
+def _call(function: Callable[..., Any], inputs: Inputs) -> tuple[Any, list[str]]:
+    """Call with clones; return the result and the names of the inputs that were written to."""
+    clones: dict[int, torch.Tensor] = {}  # one clone per tensor, so that one tensor passed twice stays one
+    originals: dict[str, torch.Tensor] = {}
+
+    def own(value: Any, name: str) -> Any:
+        flat = flatten(value, name)
+        originals.update(_by_name(flat))
+        return unflatten(flat.tree, [clones.setdefault(id(leaf), leaf.detach().clone()) for leaf in flat.leaves])
+
+    args = [own(value, str(position)) for position, value in enumerate(inputs.args)]
+    kwargs = {name: own(value, name) for name, value in inputs.kwargs.items()}
+    with torch.no_grad():
+        result = function(*args, **kwargs)
+    return result, [name for name, leaf in originals.items() if not _unchanged(leaf, clones[id(leaf)])]
+
+
+def _unchanged(before: torch.Tensor, after: torch.Tensor) -> bool:
+    if before.shape != after.shape:
+        return False
+    before = before.detach()
+    return bool(((before == after) | ((before != before) & (after != after))).all())
+
+
+def _by_name(flat: Flat) -> dict[str, torch.Tensor]:
+    return dict(zip(flat.names, flat.leaves, strict=True))
+
+
+def _difference(expected: Tree, got: Tree, path: str) -> str:
+    """The first place where two results are not of one structure, or ""."""
+    keys = set if expected.kind in ("dict", "mapping") else tuple
+    if (expected.kind, expected.type_name) != (got.kind, got.type_name) or keys(expected.keys) != keys(got.keys):
+        return f"{path} is {_described(got)}, the reference's is {_described(expected)}"
+    if expected.kind == "constant" and not _same_constant(expected.value, got.value):
+        return f"{path} is {got.value!r}, the reference's is {expected.value!r}"
+    children = dict(zip(got.keys, got.children, strict=True))
+    for key, child in zip(expected.keys, expected.children, strict=True):
+        difference = _difference(child, children[key], f"{path}.{key}")
+        if difference:
+            return difference
+    return ""
+
+
+def _same_constant(expected: Any, got: Any) -> bool:
+    return type(expected) is type(got) and (expected == got or (expected != expected and got != got))
+
+
+def _described(tree: Tree) -> str:
+    if tree.kind == "tensor":
+        return "a tensor"
+    if tree.kind == "constant":
+        return repr(tree.value)
+    name = tree.type_name.rpartition(":")[2] or tree.kind
+    return f"a {name} of {', '.join(map(str, tree.keys)) or 'nothing'}"
