@@ -1,0 +1,109 @@
+"""`OnnxArtifact`, or an ONNX file from anywhere → `EngineArtifact`.
+
+Enters: a model in ONNX, profiles, a BuildConfig. Leaves: a plan in a scratch folder, with the signature it answers to
+and the hardware it was built on. A room of its own because here minutes pass and memory fills: one build at a time,
+with progress, an end at Ctrl-C, and every failure in TensorRT's own words.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+
+from torch2engine import device
+from torch2engine._build_plan import PlanFacts, PlanRequest
+from torch2engine._build_process import compile_in_child
+from torch2engine._build_source import Profiles, Source, resolve
+from torch2engine.artifact import EngineArtifact, Hardware, OnnxArtifact, ScratchFolder, scratch_folder
+from torch2engine.config import BuildConfig, float32_arithmetic
+from torch2engine.errors import BuildError
+from torch2engine.progress import Progress, reporting
+from torch2engine.spec import Profile
+
+__all__ = ["build"]
+
+_DEFAULTS = BuildConfig()
+# Builders that run side by side disturb each other's timings and double the memory needed.
+_LOCK = threading.Lock()
+
+
+def build(
+    source: OnnxArtifact | str | Path,
+    profiles: Profiles = None,
+    *,
+    precision: str | None = None,
+    config: BuildConfig = _DEFAULTS,
+    progress: Progress = None,
+) -> EngineArtifact:
+    """Build a TensorRT engine.
+
+    Args:
+        source: an OnnxArtifact, or the path of an ONNX file; its inputs and outputs become the signature's by name.
+        profiles: (min, opt, max) for every dynamic axis, e.g. ``{"batch": (1, 8, 32)}``, or a list of such; an ONNX
+            dimension's name is the axis's, an unnamed one is called ``"<input>_dim_<position>"``. None means the
+            artifact's own.
+        precision: "fp32" or "tf32" for float32 matrix products; the dtypes themselves are the graph's. None means the
+            artifact's own, and "fp32" for a file. The engine's `precision` says what it really computes in:
+            TensorRT-RTX uses TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts.
+        config: flavour and limits.
+        progress: True for a bar on the terminal, or a callable that is given (phase, step, steps, seconds) and returns
+            False to cancel; what it raises ends the build and is raised here.
+
+    Returns:
+        the engine in a scratch folder; it lives as long as the artifact, or as `save` put it.
+
+    Raises:
+        InstallationError: no usable TensorRT.
+        ArtifactError: the file is missing or not ONNX.
+        InputError, DtypeError, DynamicAxisError: an input, output or profile that can't be had.
+        UnsupportedOperatorError: lists every node that TensorRT can't build.
+        BuildError: TensorRT failed; `log` holds its lines, `out_of_memory` tells whether they name memory.
+    """
+    with reporting(progress) as report:
+        model = resolve(source, profiles, precision)
+        owner = scratch_folder()
+        folder = Path(owner.path)
+        request = PlanRequest(
+            onnx_path=str(model.artifact.onnx_path),
+            plan_path=str(folder / "model.plan"),
+            signature=model.signature,
+            profiles=model.profiles or (Profile({}),),
+            precision=model.precision,
+            flavour=config.flavour,
+            workspace_bytes=config.workspace_bytes,
+            gpu_index=device.current_index(),
+            log_level=logging.getLogger("torch2engine.tensorrt").getEffectiveLevel(),
+            progress=report is not None,
+        )
+        with _LOCK:
+            started = time.monotonic()
+
+            def on_phase(phase: str, step: int, steps: int) -> None:
+                if report is not None and report(phase, step, steps, time.monotonic() - started) is False:
+                    raise BuildError("build", got=f"cancelled, progress returned False in '{phase}'")
+
+            facts = compile_in_child(request, on_phase)
+    return _artifact(model, owner, facts)
+
+
+def _artifact(model: Source, owner: ScratchFolder, facts: PlanFacts) -> EngineArtifact:
+    capability = facts.compute_capability
+    hardware = Hardware(
+        flavour=facts.flavour,
+        flavour_version=facts.flavour_version,
+        gpu=facts.gpu,
+        compute_capability=None if capability is None else (capability[0], capability[1]),
+        driver=facts.driver,
+    )
+    return EngineArtifact.from_onnx(
+        model.artifact,
+        owner.path,
+        hardware=hardware,
+        signature=model.signature,
+        profiles=model.profiles,
+        precision=float32_arithmetic(facts.flavour, model.precision),
+        versions={facts.flavour: facts.flavour_version},
+        owner=owner,
+    )
