@@ -1,29 +1,35 @@
-"""The PyTorch module as the reference: called, and left exactly as it was.
+"""The PyTorch module as the reference: a function from flat inputs to named outputs, and the call settled around it.
 
-Enters: a live module, in training or not. Leaves: its answers in inference mode, and no trace of having asked. A room
-of its own because capture, export and parity all run the user's module and none of them may change it.
+Enters: the user's module and arguments. Leaves: its answers, and errors at the user's own line. A room of its own
+because capture, export and the parity cases all run the module, and they never import each other.
 """
 
 from __future__ import annotations
 
-import random
 import sysconfig
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from torch2engine.errors import ExportError, InputError
-from torch2engine.spec import Parameter, Tree
+from torch2engine.spec import Parameter, Profile, Signature, Tree
 from torch2engine.tree import Flat, flatten, unflatten
 
-__all__ = ["Reference", "innermost_user_frame", "outputs_by_name", "undisturbed", "unwrap", "user_source"]
+__all__ = [
+    "Captured",
+    "Reference",
+    "flatten_result",
+    "innermost_user_frame",
+    "outputs_by_name",
+    "resized",
+    "unwrap",
+    "user_source",
+]
 
 # Frames in these folders are machinery, not the line that a user can mend.
 _FOREIGN = (
@@ -33,137 +39,42 @@ _FOREIGN = (
 _STDLIB = Path(sysconfig.get_paths()["stdlib"])
 
 
+_WRAPPERS: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
 def unwrap(model: Any) -> nn.Module:
     """Reach the user's module below torch.compile and (Distributed)DataParallel.
 
     Raises:
-        InputError: not an nn.Module, a ScriptModule, or a module that is deployed already.
+        InputError: not an nn.Module, deployed already, or one that can't be traced: it is or holds a ScriptModule, or
+            its parameters are lazy or were made in inference mode.
     """
-    subject = "model"
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            subject,
-            got=f"a {type(model).__name__}",
-            allowed="a torch.nn.Module",
-            fix="wrap a function in a module whose forward calls it",
-        )
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            break
-        model = inner
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError(
-            subject,
-            got="a torch.jit.ScriptModule",
-            allowed="the Python module that it was made from",
-            fix="pass the module as it was before torch.jit.script or torch.jit.trace",
-        )
-    if getattr(model, "_t2e_deployed", False):
-        raise InputError(subject, got=f"a {type(model).__name__}", fix="it is deployed already; pass the PyTorch module")
-    return model
-
-
-class _Snapshot:
-    """Everything of a module that a forward pass or an export may move."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.dictionaries: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        for module in model.modules():
-            for names in (module.__dict__, module._parameters, module._buffers, module._modules):
-                self.dictionaries.append((cast("dict[str, Any]", names), dict(names)))
-        tensors = [*model.buffers(), *model.parameters()]
-        self.buffers = [(buffer, buffer._version, buffer.detach().clone()) for buffer in model.buffers()]
-        self.parameters = [(parameter, parameter._version) for parameter in model.parameters()]
-        self.grads = [(tensor, tensor.grad) for tensor in tensors if tensor.is_leaf]
-
-    def restore(self) -> None:
-        for now, before in self.dictionaries:
-            _put_back(now, before)
-        with torch.no_grad():
-            for buffer, version, values in self.buffers:
-                if buffer._version != version:
-                    buffer.copy_(values)
-        for tensor, grad in self.grads:
-            if tensor.grad is not grad:
-                tensor.grad = grad
-
-    def changed_parameters(self) -> bool:
-        return any(parameter._version != version for parameter, version in self.parameters)
-
-
-def _put_back(now: dict[str, Any], before: dict[str, Any]) -> None:
-    # Key by key, never emptied in between: other threads may be calling the model.
-    for name in [name for name in now if name not in before]:
-        del now[name]
-    for name, value in before.items():
-        if name not in now or now[name] is not value:
-            now[name] = value
-
-
-@contextmanager
-def _rng_kept() -> Iterator[None]:
-    python, numpy_state, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)
-
-
-@contextmanager
-def _plain_arithmetic(tf32: bool) -> Iterator[None]:
-    """Grad and autocast off, no encoder fast path (it zeroes padded rows), TF32 as the engine will have it."""
-    backends = torch.backends
-    before = (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, backends.mha.get_fastpath_enabled())
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        if torch.cuda.is_available():
-            stack.enter_context(torch.autocast("cuda", enabled=False))
-            stack.enter_context(torch.cuda.device(torch.cuda.current_device()))
-        backends.cuda.matmul.allow_tf32 = backends.cudnn.allow_tf32 = tf32
-        backends.mha.set_fastpath_enabled(False)
-        try:
-            yield
-        finally:
-            backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32 = before[:2]
-            backends.mha.set_fastpath_enabled(before[2])
-
-
-@contextmanager
-def undisturbed(model: nn.Module, *, tf32: bool = False) -> Iterator[None]:
-    """Run the body with `model` in inference mode and put everything back afterwards, also after an error.
-
-    Kept: the training flag of every submodule, parameters, buffers and gradients (values and identity), Python
-    attributes of every submodule, hooks, RNG state of Python, NumPy, CPU and GPUs, autocast, grad mode, the current
-    device and the TF32 switches.
-
-    Raises:
-        ExportError: the model's forward writes into its own parameters, which can't be undone.
-    """
-    snapshot = _Snapshot(model)
-    with _rng_kept(), _plain_arithmetic(tf32):
-        try:
-            for module in model.modules():
-                # Not .eval(): models override it, to merge adapters for instance, and that is no undoing.
-                module.__dict__["training"] = False
-            yield
-        finally:
-            snapshot.restore()
-    if snapshot.changed_parameters():
-        raise ExportError(
-            "model",
-            got="its forward writes into its own parameters",
-            allowed="a forward that only reads them",
-            fix="move such updates out of forward",
-        )
+    inner = model
+    while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
+        inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
+    got = f"a {type(inner).__name__}"
+    if not isinstance(inner, nn.Module):
+        fix = "wrap a function in a module whose forward calls it"
+        raise InputError("model", got=got, allowed="a torch.nn.Module", fix=fix)
+    for name, module in cast("Iterable[tuple[str, nn.Module]]", inner.named_modules()):
+        if isinstance(module, torch.jit.ScriptModule):
+            fix = "pass the module as it was before torch.jit.script or torch.jit.trace"
+            raise InputError(
+                "model",
+                got=f"its submodule '{name}' is a {type(module).__name__}" if name else got,
+                allowed="the Python module that it was made from",
+                fix=fix,
+            )
+    for name, parameter in [*inner.named_parameters(), *inner.named_buffers()]:
+        if isinstance(parameter, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            got = f"its lazy parameter '{name}' has no shape yet"
+            raise InputError("model", got=got, fix="call the model once first")
+        if parameter.is_inference() and parameter.requires_grad:
+            got = f"its parameter '{name}' was made in inference mode and requires grad, which torch.export can't take"
+            raise InputError("model", got=got, fix="make or load the model outside torch.inference_mode()")
+    if getattr(inner, "_t2e_deployed", False):
+        raise InputError("model", got=got, fix="it is deployed already; pass the PyTorch module")
+    return inner
 
 
 class Reference:
@@ -200,13 +111,16 @@ class Reference:
         return args, kwargs
 
     def __call__(self, leaves: Sequence[torch.Tensor]) -> Flat:
-        """Answer on clones of `leaves` (models write into their inputs); call it inside `undisturbed`.
+        """Answer on clones of `leaves`, since models write into their inputs; call it inside `undisturbed`.
 
         Raises:
-            ExportError: the model itself fails; names the user's line.
-            InputError: the result holds something that is no tensor, constant or container.
+            ExportError: the model itself fails (names the user's line), or its result holds something unknown.
         """
-        args, kwargs = self.arguments([leaf.detach().clone() for leaf in leaves])
+        return self.run([leaf.detach().clone() for leaf in leaves])
+
+    def run(self, leaves: Sequence[torch.Tensor]) -> Flat:
+        """As `__call__`, on `leaves` themselves."""
+        args, kwargs = self.arguments(leaves)
         try:
             result = self.model(*args, **kwargs)
         except Exception as error:
@@ -217,7 +131,42 @@ class Reference:
                 fix="call the model with these shapes and mend that first",
                 source=user_source(error),
             ) from error
+        return flatten_result(result)
+
+
+def flatten_result(result: Any) -> Flat:
+    """Take apart what the model returned.
+
+    Raises:
+        ExportError: something in it is no tensor, constant or container, so no engine can return it.
+    """
+    try:
         return flatten(result, "output", result=True)
+    except InputError as error:
+        raise ExportError(f"result {error.subject}", got=error.got, allowed=error.allowed, fix=error.fix) from error
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model's call, settled.
+
+    Args:
+        reference: the module as a function of the flat inputs.
+        signature: with the outputs' dynamic dimensions still at the sample's sizes (export finds their names).
+        profiles: at least one; without axes, one without ranges.
+        sample: the sample's tensors in the signature's order, on the sample's device.
+        output_axes: {output name: {dimension: axis name or None}} that the user named in dynamic_axes.
+        precision: the lowest floating arithmetic that the model itself asks for: "fp32", "fp16" or "bf16".
+        notes: what a user should know, e.g. that the model writes into an input.
+    """
+
+    reference: Reference
+    signature: Signature
+    profiles: tuple[Profile, ...]
+    sample: tuple[torch.Tensor, ...]
+    output_axes: Mapping[str, Mapping[int, str | None]]
+    precision: str
+    notes: tuple[str, ...] = ()
 
 
 def outputs_by_name(flat: Flat, tree: Tree, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -236,14 +185,9 @@ def outputs_by_name(flat: Flat, tree: Tree, names: Sequence[str]) -> dict[str, t
     return {name: leaf.detach() for name, leaf in zip(names, flat.leaves, strict=True)}
 
 
-def user_source(origin: BaseException | FrameType | None) -> str:
+def user_source(error: BaseException) -> str:
     """ "FILE:LINE" of the innermost frame that belongs neither to torch nor to torch2engine, or ""."""
-    if isinstance(origin, BaseException):
-        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(origin.__traceback__)]
-    else:
-        stack = traceback.extract_stack(origin) if origin is not None else []
-        frames = [(frame.filename, frame.lineno) for frame in stack]
-    return innermost_user_frame(frames)
+    return innermost_user_frame([(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)])
 
 
 def innermost_user_frame(frames: Sequence[tuple[str, int | None]]) -> str:
@@ -251,6 +195,17 @@ def innermost_user_frame(frames: Sequence[tuple[str, int | None]]) -> str:
     for filename, line in reversed(frames):
         path = Path(filename)
         in_stdlib = path.is_relative_to(_STDLIB) and "site-packages" not in path.parts
-        if not (in_stdlib or filename.startswith("<") or any(path.is_relative_to(folder) for folder in _FOREIGN)):
+        if not (
+            in_stdlib or filename.startswith(("<", "torch/")) or any(path.is_relative_to(folder) for folder in _FOREIGN)
+        ):
             return f"{filename}:{line}"
     return ""
+
+
+def resized(leaf: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """`leaf` cut or repeated along every dimension to `shape`."""
+    for dim, size in enumerate(shape):
+        if size != leaf.shape[dim]:
+            index = torch.arange(size, device=leaf.device) % leaf.shape[dim]
+            leaf = leaf.index_select(dim, index)
+    return leaf.detach().clone(memory_format=torch.contiguous_format)
