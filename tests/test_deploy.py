@@ -1,0 +1,519 @@
+"""`torch2engine.deploy` end to end on ONNX Runtime: what comes back, what is reported, what must never come back."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import logging
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import deploy_models
+import onnx
+import pytest
+import torch
+from deploy_models import BATCH, Baked, Mlp, Trainee, deploy, mlp, nested, pair, sample, seeded
+from torch import nn
+from transformers import BertConfig, BertModel
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+
+import torch2engine as t2e
+from torch2engine import device
+from torch2engine.artifact import OnnxArtifact
+from torch2engine.config import BuildConfig, Tolerance
+from torch2engine.errors import (
+    DynamicAxisError,
+    ExportError,
+    InputError,
+    InstallationError,
+    ParityError,
+    Torch2EngineError,
+)
+from torch2engine.ort_module import ORTModule
+from torch2engine.report import DeployReport
+
+ROOM: Any = importlib.import_module("torch2engine.deploy")
+
+
+def close(left: Any, right: Any) -> None:
+    """Equal up to rounding, in values, dtypes and shapes."""
+    torch.testing.assert_close(left, right.detach(), rtol=1e-5, atol=1e-6)
+
+
+def reported(module: ORTModule) -> DeployReport:
+    """The report that deploy left."""
+    assert module.report is not None
+    return module.report
+
+
+# What comes back
+
+
+@pytest.fixture(scope="module")
+def bert() -> tuple[BertModel, ORTModule]:
+    """A tiny Hugging Face BERT with dynamic batch and sequence, deployed from a Mapping."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    model = BertModel(BertConfig(vocab_size=50, max_position_embeddings=40, **sizes))
+    axes = {0: t2e.Axis("batch", 1, 2, 4), 1: t2e.Axis("sequence", 4, 8, 16)}
+    return model, deploy(model, words(2, 8), {"input_ids": axes, "attention_mask": axes})
+
+
+def words(batch: int, sequence: int) -> dict[str, torch.Tensor]:
+    """Token ids with the padding that a tokenizer would add."""
+    generator = torch.Generator().manual_seed(batch + sequence)
+    ids = torch.randint(1, 50, (batch, sequence), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[batch // 2 :, sequence // 2 :] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def test_mapping_of_keywords_deploys_a_hugging_face_model(bert: tuple[BertModel, ORTModule]) -> None:
+    """`module(**batch)` answers in the model's own ModelOutput, at sizes between the corners of both axes."""
+    model, module = bert
+    assert model.training
+    reference = copy.deepcopy(model).eval()
+    for batch, sequence in ((1, 5), (3, 11), (4, 16)):
+        found, expected = module(**words(batch, sequence)), reference(**words(batch, sequence))
+        assert type(found) is BaseModelOutputWithPoolingAndCrossAttentions
+        assert list(found) == list(expected)
+        close(found.last_hidden_state, expected.last_hidden_state)
+        close(found["pooler_output"], expected[1])
+        assert found.hidden_states is None
+
+
+def test_mapping_of_keywords_reports_both_axes(bert: tuple[BertModel, ORTModule]) -> None:
+    """The table has both outputs at min, opt, max and at a random input, all of one size in both axes."""
+    rows = [(row.case, row.name, row.shape[:2]) for row in reported(bert[1]).parity[0].rows]
+    sizes = {"min": (1, 4), "opt": (2, 8), "max": (4, 16), "random": (3, 10)}
+    expected = [
+        (case, name, size if name == "last_hidden_state" else (size[0], 16))
+        for case, size in sizes.items()
+        for name in ("last_hidden_state", "pooler_output")
+    ]
+    assert rows == expected
+
+
+def test_weights_are_those_of_the_moment() -> None:
+    """Training goes on; what was deployed does not move."""
+    model = seeded(Mlp).eval()
+    module = deploy(model, sample(4, 6))
+    before = model(sample(4, 6)).detach()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    close(module(sample(4, 6)), before)
+
+
+def test_bare_axis_name_ranges_from_one_to_the_sample() -> None:
+    """torch.onnx.export's own form of dynamic_axes means min 1, opt and max the sample's size."""
+    model = seeded(Mlp).eval()
+    module = deploy(model, sample(4, 6), {"x": {0: "batch"}, "output": {0: "batch"}})
+    assert module.signature.axes == (t2e.Axis("batch", 1, 4, 4),)
+    close(module(sample(2, 6)), model(sample(2, 6)))
+
+
+@pytest.mark.parametrize("wrap", ["torch.compile", "compiled in place", "DataParallel"])
+def test_wrapped_model_is_deployed_like_the_model(wrap: str) -> None:
+    """What torch.compile or DataParallel made of a model is the same model."""
+    model = wrapped = seeded(Mlp).eval()
+    if wrap == "torch.compile":
+        wrapped = torch.compile(model, backend="eager")
+    elif wrap == "compiled in place":
+        model.compile(backend="eager")
+    else:
+        wrapped = nn.DataParallel(model)
+    close(deploy(wrapped, sample(4, 6), BATCH)(sample(3, 6)), model(sample(3, 6)))
+    torch._dynamo.reset()
+
+
+SURROUNDINGS: dict[str, Callable[[], Any]] = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("around", SURROUNDINGS.values(), ids=SURROUNDINGS)
+def test_surroundings_of_the_call_make_no_difference(around: Callable[[], Any]) -> None:
+    """Grad mode, inference mode, autocast and the default device change neither dtypes nor answers."""
+    model, x, given = seeded(Mlp).eval(), sample(3, 6), sample(4, 6)
+    expected = model(x)
+    with around():
+        module = deploy(model, given, BATCH)
+        found = module(x)
+    close(found, expected)
+
+
+def test_arguments_are_left_as_they_are() -> None:
+    """deploy changes nothing that it is given."""
+    x, axes = sample(4, 6), {"x": {0: "batch"}}
+    profiles, before = [{"batch": (1, 2, 4)}], x.clone()
+    deploy(seeded(Mlp), x, axes, profiles=profiles)
+    assert (axes, profiles) == ({"x": {0: "batch"}}, [{"batch": (1, 2, 4)}])
+    assert torch.equal(x, before)
+    assert x._version == 0
+
+
+# The report
+
+
+def test_report_has_a_row_per_output_and_case() -> None:
+    """Every output was compared at min, opt, max and at a random input of a size between."""
+    _, module = nested()
+    report = reported(module)
+    (table,) = report.parity
+    names = [spec.name for spec in module.signature.outputs]
+    cases = ("min", "opt", "max", "random")
+    assert [(row.case, row.name) for row in table.rows] == [(case, name) for case in cases for name in names]
+    assert [row.shape for row in table.rows if row.name == "logits"] == [(1, 3), (4, 3), (8, 3), (5, 3)]
+    assert table.subject == "PyTorch vs ONNX Runtime"
+    assert table.tolerance == Tolerance.default("fp32")
+    assert report.passed
+    assert all(row.rel_l2 < 1e-6 for row in table.rows)
+
+
+def test_report_has_the_cases_of_every_profile() -> None:
+    """With several profiles, each is compared at its own corners, in steps of multiple_of."""
+    (table,) = reported(pair()).parity
+    shapes = {row.case: row.shape for row in table.rows}
+    assert shapes == {
+        "profile 0 min": (4, 2),
+        "profile 0 opt": (4, 3),
+        "profile 0 max": (8, 5),
+        "profile 0 random": (8, 4),
+        "profile 1 min": (16, 2),
+        "profile 1 opt": (16, 3),
+        "profile 1 max": (32, 5),
+        "profile 1 random": (24, 4),
+    }
+    assert table.passed
+
+
+def test_report_of_a_static_model_has_the_sample_and_a_random_input() -> None:
+    """Without axes there is one size, and still a second input."""
+    (table,) = reported(deploy(seeded(Mlp), sample(4, 6))).parity
+    assert [(row.case, row.shape) for row in table.rows] == [("sample", (4, 3)), ("random", (4, 3))]
+
+
+def test_report_prints_phases_table_and_notes() -> None:
+    """The text starts with precision and seconds and goes on with the table."""
+    report = reported(mlp()[1])
+    first, title, head, *rows = str(report).splitlines()
+    assert re.fullmatch(r"fp32; capture \d+\.\d s, export \d+\.\d s, reference \d+\.\d s, check \d+\.\d s", first)
+    assert title.startswith("PyTorch vs ONNX Runtime: passed, 4 of 4 outputs passed (allowed: rel_l2 ")
+    assert head.split() == ["case", "output", "tensor", "rel-l2", "max-abs", "max-rel", "cosine", "worst", "verdict"]
+    sizes = {"min": 1, "opt": 4, "max": 8, "random": 5}
+    assert [row.split()[:4] for row in rows] == [
+        [case, "output", f"float32[{size},", "3]"] for case, size in sizes.items()
+    ]
+    assert list(report.seconds) == ["capture", "export", "reference", "check"]
+    assert all(seconds >= 0 for seconds in report.seconds.values())
+
+
+def test_report_goes_to_json() -> None:
+    """The report is plain data, without NaN."""
+    data = json.loads(json.dumps(reported(nested()[1]).to_json(), allow_nan=False))
+    assert (data["precision"], data["memory_bytes"], data["notes"]) == ("fp32", 0, [])
+    assert [row["case"] for row in data["parity"][0]["rows"]][::6] == ["min", "opt", "max", "random"]
+    assert data["parity"][0]["passed"] is True
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [(torch.float16, "fp16"), (torch.bfloat16, "bf16")])
+def test_half_model_is_judged_by_its_own_precision(dtype: torch.dtype, precision: str) -> None:
+    """A cast model is a half engine, and the report says so and by which tolerance."""
+    module = deploy(seeded(Mlp).to(dtype), sample(4, 6, dtype=dtype), BATCH)
+    report = reported(module)
+    assert (module.precision, report.precision) == (precision, precision)
+    assert report.parity[0].tolerance == Tolerance.default(precision)
+    assert {row.dtype for row in report.parity[0].rows} == {str(dtype).removeprefix("torch.")}
+    assert module(sample(5, 6, dtype=dtype)).dtype == dtype
+
+
+class Writer(nn.Module):
+    """Writes into its input, as models should not."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mul_(2) + 1
+
+
+def test_note_tells_of_an_input_that_is_written_to() -> None:
+    """The answer is right and the input stays, which the report says."""
+    module = deploy(Writer(), sample(4, 6), BATCH)
+    note = "the model writes into its input 'x'; the engine leaves inputs as they are"
+    assert reported(module).notes == (note,)
+    assert str(reported(module)).endswith(f"\nnote: {note}")
+    x = sample(3, 6)
+    close(module(x), sample(3, 6) * 2 + 1)
+    assert torch.equal(x, sample(3, 6))
+
+
+class WholeNumbers(nn.Module):
+    """Refuses what is no whole number, unless it is being traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_exporting() and not torch.equal(x, x.round()):
+            raise ValueError("whole numbers only")
+        return x.tanh()
+
+
+def test_note_tells_of_a_random_input_that_the_model_refuses() -> None:
+    """A model that can't take random values is still checked at min, opt and max, and the table has a note."""
+    module = deploy(WholeNumbers(), torch.arange(24.0).reshape(4, 6), {"x": [0]})
+    (table,) = reported(module).parity
+    assert [row.case for row in table.rows] == ["min", "opt"]
+    assert table.notes == (
+        "no case 'random': the model refuses random values drawn from the sample's range (PyTorch itself fails on "
+        "inputs of shape [2, 6]: ValueError: whole numbers only)",
+    )
+    assert "\nnote: no case 'random'" in str(reported(module))
+
+
+# What must never come back
+
+
+def test_baked_branch_is_a_parity_error() -> None:
+    """A model whose branch on batch == 1 is lost in the export never becomes a module."""
+    with pytest.raises(ParityError) as caught:
+        deploy(Baked(), sample(4, 6), BATCH)
+    (failure,) = caught.value.report.failures
+    assert (failure.case, failure.name) == ("min", "output")
+    message = str(caught.value)
+    assert message.startswith("parity, PyTorch vs ONNX Runtime, output 'output' of case 'min': relative L2 is 0.9")
+    assert message.endswith(f"\n{caught.value.report}")
+
+
+def _damage_weight(graph: Any) -> None:
+    weight = next(w for w in graph.initializer if list(w.dims) in ([3, 5], [5, 3]))
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[0, 0] += 0.25
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+
+
+def _drop_node(graph: Any) -> None:
+    tanh = next(node for node in graph.node if node.op_type == "Tanh")
+    tanh.op_type = "Identity"
+
+
+@pytest.mark.parametrize("damage", [_damage_weight, _drop_node])
+def test_onnx_that_was_damaged_is_a_parity_error_with_the_table(
+    damage: Callable[[Any], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One weight, or one node, gone wrong between export and check is found in every case."""
+    real = ROOM.export_onnx
+
+    def damaged(captured: Any) -> OnnxArtifact:
+        artifact = real(captured)
+        model = onnx.load(artifact.onnx_path)
+        damage(model.graph)
+        onnx.save(model, artifact.onnx_path)
+        return artifact
+
+    monkeypatch.setattr(ROOM, "export_onnx", damaged)
+    with pytest.raises(ParityError) as caught:
+        deploy(seeded(Mlp), sample(4, 6), BATCH)
+    assert [row.case for row in caught.value.report.failures] == ["min", "opt", "max", "random"]
+    assert "FAILED, 0 of 4 outputs passed" in str(caught.value)
+    assert "if the difference is meant, pass a wider tolerance=Tolerance(...)" in str(caught.value)
+
+
+def test_tolerance_of_zero_is_a_parity_error() -> None:
+    """The tolerance that was given is the one that judges."""
+    with pytest.raises(ParityError) as caught:
+        deploy(seeded(Mlp), sample(4, 6), BATCH, tolerance=Tolerance(rel_l2=0, max_rel=0, abs=0))
+    assert "at most 0 is allowed" in str(caught.value)
+    assert "(allowed: rel_l2 0, max_rel 0, abs 0, mismatch 0)" in str(caught.value)
+
+
+def test_tolerance_that_is_none_is_refused() -> None:
+    """A bare number would leave open what it bounds."""
+    with pytest.raises(InputError) as caught:
+        deploy(seeded(Mlp), sample(4, 6), tolerance=1e-3)
+    assert str(caught.value) == ("tolerance: 0.001, a Tolerance or None; e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)")
+
+
+# Runtimes and options
+
+
+class Counting(Mlp):
+    """Counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        type(self).calls += 1
+        return super().forward(x)
+
+
+def test_tensorrt_without_a_gpu_is_an_installation_error_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody waits for an export that can't be built; the model isn't even called."""
+    deploy_models.hide_gpu(monkeypatch)
+    monkeypatch.setattr(Counting, "calls", 0)
+    with pytest.raises(InstallationError) as caught:
+        t2e.deploy(Counting(), sample(4, 6), BATCH)
+    assert str(caught.value) == (
+        f"NVIDIA driver: {device._CUDA[0]} can't be loaded; install the driver until `nvidia-smi` lists the GPU; "
+        "start a container with `--gpus all`"
+    )
+    assert Counting.calls == 0
+
+
+def test_flavour_that_is_missing_is_an_installation_error_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flavour asked for is looked for first, and the line that installs it is in the text."""
+    monkeypatch.setattr(Counting, "calls", 0)
+    with pytest.raises(InstallationError) as caught:
+        t2e.deploy(Counting(), sample(4, 6), config=BuildConfig(flavour="tensorrt"))
+    assert str(caught.value).startswith("TensorRT: ")
+    assert str(caught.value).endswith("; `pip install torch2engine[tensorrt]`")
+    assert Counting.calls == 0
+
+
+def test_auto_without_a_gpu_warns_once_and_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The warning points at the caller's line and says why; the module is an ORTModule."""
+    deploy_models.hide_gpu(monkeypatch)
+    model = seeded(Mlp).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        module = t2e.deploy(model, sample(4, 6), BATCH, runtime="auto")
+    (warning,) = caught
+    assert str(warning.message).startswith(
+        f"deploying to ONNX Runtime on the CPU, because TensorRT can't run: NVIDIA driver: {device._CUDA[0]} can't be"
+    )
+    assert warning.filename == __file__
+    assert isinstance(module, ORTModule)
+    close(module(sample(3, 6)), model(sample(3, 6)))
+
+
+def test_deploying_to_onnx_runtime_is_silent(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is printed, logged or warned of, though torch's exporters like to talk."""
+    deploy(seeded(deploy_models.Nested), deploy_models.nested_inputs(4))
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "runtime": ({"runtime": "trt"}, "runtime: 'trt', one of 'tensorrt', 'onnxruntime', 'auto'"),
+    "runtime of another type": ({"runtime": None}, "runtime: None, one of 'tensorrt', 'onnxruntime', 'auto'"),
+    "precision": ({"precision": "fp16"}, "precision: 'fp16', one of 'fp32', 'tf32'"),
+}
+
+
+@pytest.mark.parametrize("what", OPTIONS)
+def test_unknown_option_is_refused_with_the_list(what: str) -> None:
+    """A word that deploy doesn't know is an InputError that lists those it knows."""
+    options, text = OPTIONS[what]
+    with pytest.raises(InputError) as caught:
+        t2e.deploy(seeded(Mlp), sample(4, 6), **{"runtime": "onnxruntime", **options})
+    assert str(caught.value) == text
+
+
+def test_deployed_module_is_refused() -> None:
+    """An engine can't be traced, not even inside torch.compile."""
+    _, module = mlp()
+    text = "model: a ORTModule; it is deployed already; pass the PyTorch module"
+    for model in (module, torch.compile(module, backend="eager")):
+        with pytest.raises(InputError) as caught:
+            deploy(model, sample(4, 6))
+        assert str(caught.value) == text
+
+
+# The model in training
+
+
+def trained(between: Callable[[Trainee], None]) -> dict[str, Any]:
+    """Everything that two training steps leave behind, with something between them."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        model = Picky()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        for step in range(2):
+            if step:
+                between(model)
+            model(torch.randn(16, 6)).square().mean().backward()
+            optimizer.step()
+        return {
+            "weights": model.state_dict(),
+            "grads": {name: parameter.grad for name, parameter in model.named_parameters()},
+            "optimizer": optimizer.state_dict()["state"],
+            "random": torch.get_rng_state(),
+            "modes": {name: module.training for name, module in model.named_modules()},
+            "attributes": sorted(model.__dict__),
+        }
+
+
+class Picky(Trainee):
+    """Fails at a batch of 3, which a trace can't see, and draws a random number that it doesn't need."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not torch.compiler.is_exporting() and x.shape[0] == 3:
+            raise RuntimeError("three is a crowd")
+        torch.rand(1)
+        return super().forward(x)
+
+
+def _deploy(**options: Any) -> Callable[[Trainee], Any]:
+    """deploy() of a model in training, some way."""
+    given = {"sample_input": sample(16, 6), "dynamic_axes": {"x": {0: t2e.Axis("batch", 2, 4, 16)}}, **options}
+    return lambda model: t2e.deploy(model, **{"runtime": "onnxruntime", **given})
+
+
+WAYS: dict[str, tuple[Callable[[Trainee], Any], type[Torch2EngineError] | None, str]] = {
+    "success": (_deploy(), None, ""),
+    "option": (_deploy(precision="fp64"), InputError, "precision: 'fp64'"),
+    "runtime": (
+        _deploy(runtime="tensorrt", config=BuildConfig(flavour="tensorrt")),
+        InstallationError,
+        "TensorRT: it is not installed",
+    ),
+    "sample": (_deploy(sample_input=()), InputError, "sample_input: missing a required argument: 'x'"),
+    "capture": (
+        _deploy(sample_input=sample(16, 5)),
+        ExportError,
+        "model: PyTorch itself fails on inputs of shape [16, 5]",
+    ),
+    "axes": (_deploy(dynamic_axes={"y": [0]}), DynamicAxisError, "dynamic_axes['y']: no such tensor"),
+    "export": (
+        _deploy(dynamic_axes={"x": {1: t2e.Axis("width", 2, 6, 8)}}),
+        DynamicAxisError,
+        "axis 'width': the model pins it down",
+    ),
+    "reference": (
+        _deploy(dynamic_axes={"x": {0: t2e.Axis("batch", 3, 4, 16)}}),
+        DynamicAxisError,
+        "axes batch = 3: PyTorch itself fails on inputs of shape [3, 6]: RuntimeError: three is a crowd",
+    ),
+    "check": (_deploy(tolerance=Tolerance(rel_l2=0, max_rel=0, abs=0)), ParityError, "parity, PyTorch vs ONNX Runtime"),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[str, Any]:
+    """Training with nothing in between."""
+    return trained(lambda model: None)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_training_goes_on_bit_for_bit_after(way: str, undisturbed: dict[str, Any]) -> None:
+    """Whether deploy succeeds or fails at any stage, the next step equals that of an undisturbed twin."""
+    call, error, text = WAYS[way]
+
+    def between(model: Trainee) -> None:
+        if error is None:
+            assert isinstance(call(model), ORTModule)
+            return
+        with pytest.raises(error) as caught:
+            call(model)
+        assert type(caught.value) is error
+        assert str(caught.value).startswith(text)
+
+    found = trained(between)
+    assert (found["modes"]["frozen"], found["modes"]["norm"]) == (False, True)
+    for what in ("modes", "attributes"):
+        assert found.pop(what) == undisturbed[what]
+    torch.testing.assert_close(found, {name: undisturbed[name] for name in found}, rtol=0, atol=0)

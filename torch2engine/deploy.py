@@ -1,0 +1,98 @@
+"""The straight road: module → signature → ONNX → checked → engine → checked, each step one call.
+
+Enters: a live module and a sample. Leaves: a module in its place, proved equal. A room of its own because only here are
+the stages composed; none of them knows another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch2engine.build import Progress, build
+from torch2engine.capture import capture
+from torch2engine.cases import cases
+from torch2engine.config import PRECISIONS, BuildConfig, Tolerance, choice
+from torch2engine.export import export_onnx
+from torch2engine.module import TRTModule
+from torch2engine.ort_module import ORTModule
+from torch2engine.preserve import undisturbed
+from torch2engine.reference import unwrap
+from torch2engine.report import Phases
+from torch2engine.stages import choose_runtime, judge, precision_notes, target_device
+
+__all__ = ["deploy"]
+
+
+def deploy(
+    model: nn.Module,
+    sample_input: Any,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    precision: str = "fp32",
+    profiles: Sequence[Any] | None = None,
+    tolerance: Tolerance | None = None,
+    runtime: str = "tensorrt",
+    config: BuildConfig = BuildConfig(),
+    progress: Progress = None,
+) -> TRTModule | ORTModule:
+    """Turn a live module into an engine that is called like it and was checked against it.
+
+    Args:
+        model: any nn.Module, in training or not, on the CPU or a GPU; it is left exactly as it was. It is deployed in
+            inference mode and without autocast, in its own dtypes (a `model.half()` becomes a half engine).
+        sample_input: a Tensor; a tuple or list of positional arguments; a Mapping of keyword arguments; or
+            `Inputs(*args, **kwargs)`. Any pytree; Python numbers and strings in it become constants.
+        dynamic_axes: as in torch.onnx.export: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``; a value may be an `Axis`. A
+            bare name ranges from 1 to the sample's size. Axes of one name are one symbol.
+        precision: "fp32" (TF32 off) or "tf32", for float32 convolutions and matrix products on the GPU. TensorRT-RTX
+            turns TF32 off only if NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts; else the engine's
+            `precision` is "tf32" and the report has a note.
+        profiles: several ``{"batch": (min, opt, max)}``; by default one, from the axes.
+        tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved.
+        runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
+            ONNX Runtime with one warning).
+        config: how TensorRT builds.
+        progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds).
+
+    Returns:
+        a TRTModule on the sample's GPU (for a CPU sample, PyTorch's current one), or an ORTModule; `report` has the
+        parity tables and the seconds of each phase.
+
+    Raises:
+        InputError, DynamicAxisError: the sample, the axes or an option can't be had; lists what can.
+        InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
+        ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
+        BuildError: TensorRT failed.
+        ParityError: ONNX Runtime or the engine does not answer like the model; carries the table.
+    """
+    choice("precision", precision, PRECISIONS)
+    runtime, model, phases = choose_runtime(runtime, config), unwrap(model), Phases()
+    with undisturbed(model):
+        with phases("capture"):
+            captured = capture(model, sample_input, dynamic_axes, profiles)
+        with phases("export"):
+            artifact = export_onnx(captured)  # torch.onnx.export
+        with phases("reference"):
+            examples, notes = cases(captured)
+    with phases("check"):
+        module = ORTModule(artifact)  # onnxruntime.InferenceSession
+        checked = judge(module, examples, tolerance, notes)
+        checked.raise_if_failed()
+    if runtime == "onnxruntime":
+        module.report = phases.report([checked], module.precision, captured.notes)
+        return module
+    target = target_device(captured)
+    with phases("build"), torch.cuda.device(target):  # build_serialized_network
+        torch.cuda.empty_cache()  # the builder is another process and needs the memory
+        engine = build(artifact, precision=None if precision == "fp32" else precision, config=config, progress=progress)
+    with phases("parity"):
+        module = TRTModule(engine).bind(target)
+        parity = judge(module, examples, tolerance)
+        parity.raise_if_failed()
+    notes = (*captured.notes, *precision_notes(precision, module))
+    module.report = phases.report([checked, parity], module.precision, notes, module.memory_bytes)
+    return module

@@ -1,0 +1,96 @@
+"""`OnnxArtifact` → `ORTModule`: the exported graph on the CPU, called like the model.
+
+Enters: CPU tensors. Leaves: fresh CPU tensors. A room of its own so that a machine without a GPU keeps the interface,
+the checks and the errors of TRTModule.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from torch2engine.artifact import OnnxArtifact
+from torch2engine.deployed import Deployed, torch_dtype
+from torch2engine.errors import DeviceError
+from torch2engine.ort import Session
+from torch2engine.report import DeployReport
+
+__all__ = ["ORTModule"]
+
+_CPU = torch.device("cpu")
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    # numpy has no bfloat16; Session answers such graphs in float32
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+class ORTModule(Deployed[OnnxArtifact]):
+    """The exported model on ONNX Runtime's CPU provider, in the model's place.
+
+    Args:
+        artifact: the exported model.
+        report: what deploy() found, or None.
+    """
+
+    _session: tuple[int, Session] | None
+    _opening: threading.Lock
+
+    def __init__(self, artifact: OnnxArtifact, report: DeployReport | None = None) -> None:
+        super().__init__(artifact, report)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.__dict__["_session"] = None
+        self.__dict__["_opening"] = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        return _CPU
+
+    def _can_run_on(self, device: torch.device) -> bool:
+        return device.type == "cpu"
+
+    def _move(self, device: torch.device) -> None:
+        """There is one CPU."""
+
+    @property
+    def runtime(self) -> str:
+        return "ONNX Runtime"
+
+    def _check_ready(self) -> None:
+        process, _ = self._opened()
+        if process != os.getpid():
+            raise DeviceError(
+                "ORTModule",
+                got=f"it was first called in process {process} and is called in its fork {os.getpid()}",
+                allowed="the process that first called it, since ONNX Runtime's threads do not survive a fork",
+                fix="start workers with the 'spawn' method, or fork before the first call",
+            )
+
+    def _infer(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
+        _, session = self._opened()
+        names = [spec.name for spec in self.signature.inputs]
+        outputs = session({name: _array(tensor) for name, tensor in zip(names, inputs, strict=True)})
+        return [torch.from_numpy(outputs[spec.name]).to(torch_dtype(spec.dtype)) for spec in self.signature.outputs]
+
+    def _opened(self) -> tuple[int, Session]:
+        with self._opening:
+            if self._session is None:
+                self._session = (os.getpid(), Session(self._artifact.onnx_path))
+            return self._session
+
+    def _travels(self, name: str) -> bool:
+        return name.startswith("model.onnx")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_session": None, "_opening": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._reset()

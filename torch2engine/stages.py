@@ -1,0 +1,153 @@
+"""The stages between the model and the engine, each on its own: `export` and `check`.
+
+Enters: a live module, or an artifact with the module that it came from. Leaves: an OnnxArtifact, or a ParityReport. A
+room of its own because the stages never import each other: here, and in `deploy`, they are composed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from torch2engine import device, trt
+from torch2engine.artifact import OnnxArtifact
+from torch2engine.capture import capture
+from torch2engine.cases import Case, cases
+from torch2engine.config import RUNTIMES, TF32_OVERRIDE, BuildConfig, Tolerance, choice
+from torch2engine.deployed import Deployed
+from torch2engine.errors import InputError, InstallationError
+from torch2engine.export import export_onnx
+from torch2engine.module import require_cuda
+from torch2engine.ort_module import ORTModule
+from torch2engine.parity import ParityReport, compare
+from torch2engine.preserve import undisturbed
+from torch2engine.reference import Captured, unwrap
+
+__all__ = ["check", "choose_runtime", "export", "judge", "precision_notes", "target_device"]
+
+
+def export(
+    model: nn.Module,
+    sample_input: Any,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    profiles: Sequence[Any] | None = None,
+) -> OnnxArtifact:
+    """Export a module to ONNX, without judging or building it.
+
+    Args:
+        model, sample_input, dynamic_axes, profiles: as for `deploy`.
+
+    Returns:
+        the artifact; `save` keeps it, `torch2engine.build` makes an engine of it.
+
+    Raises:
+        InputError, DynamicAxisError, ExportError, UnsupportedOperatorError: as `deploy` does.
+    """
+    model = unwrap(model)
+    with undisturbed(model):
+        return export_onnx(capture(model, sample_input, dynamic_axes, profiles))
+
+
+def check(
+    model: nn.Module, artifact: OnnxArtifact, sample_input: Any, *, tolerance: Tolerance | None = None
+) -> ParityReport:
+    """Compare an exported model with the module that it came from, by ONNX Runtime on the CPU.
+
+    Args:
+        model: the reference.
+        artifact: what `export` made of it; its profiles say at which sizes to compare.
+        sample_input: in the form that it was exported with.
+        tolerance: by default `Tolerance.default` of the artifact's precision.
+
+    Returns:
+        the report; call its `raise_if_failed`.
+
+    Raises:
+        InputError, ShapeError: the sample does not fit the artifact's signature.
+    """
+    model = unwrap(model)
+    with undisturbed(model):
+        captured = capture(model, sample_input)
+        ours = [(spec.name, spec.dtype) for spec in captured.signature.inputs]
+        theirs = [(spec.name, spec.dtype) for spec in artifact.signature.inputs]
+        if ours != theirs:
+            raise InputError("sample_input", got=f"inputs {ours}", allowed=f"the artifact's are {theirs}")
+        artifact.signature.resolve([leaf.shape for leaf in captured.sample])
+        captured = replace(captured, signature=artifact.signature, profiles=artifact.profiles)
+        examples, notes = cases(captured)
+    return judge(ORTModule(artifact), examples, tolerance, notes)
+
+
+def judge(
+    candidate: Deployed[Any], examples: Sequence[Case], tolerance: Tolerance | None = None, notes: Sequence[str] = ()
+) -> ParityReport:
+    """Compare the reference's answers with a deployed module's, case by case.
+
+    Args:
+        candidate: called with the examples' inputs, on its own device.
+        examples: from `cases`.
+        tolerance: by default `Tolerance.default` of the candidate's precision.
+        notes: kept in the report.
+
+    Raises:
+        InputError: a tolerance that is none.
+    """
+    if tolerance is not None and not isinstance(cast("object", tolerance), Tolerance):
+        raise InputError(
+            "tolerance",
+            got=repr(tolerance),
+            allowed="a Tolerance or None",
+            fix="e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)",
+        )
+    bounds = tolerance or Tolerance.default(candidate.precision)
+    report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds, tuple(notes))
+    for example in examples:
+        answer = candidate.infer([leaf.to(candidate.device, copy=True) for leaf in example.inputs])
+        report = report.add(compare(example.outputs, answer, bounds, case=example.name))
+    return report
+
+
+def choose_runtime(runtime: str, config: BuildConfig) -> str:
+    """Settle "auto", and refuse "tensorrt" where it can't run, before any work is done.
+
+    Raises:
+        InputError: an unknown runtime.
+        InstallationError: "tensorrt" without a usable TensorRT, GPU or CUDA build of PyTorch.
+    """
+    choice("runtime", runtime, RUNTIMES)
+    if runtime == "onnxruntime":
+        return runtime
+    try:
+        trt.find(config.flavour)
+        device.require_gpu()
+        require_cuda()
+    except InstallationError as error:
+        if runtime == "tensorrt":
+            raise
+        warnings.warn(f"deploying to ONNX Runtime on the CPU, because TensorRT can't run: {error}", stacklevel=3)
+        return "onnxruntime"
+    return "tensorrt"
+
+
+def precision_notes(asked: str, module: Deployed[Any]) -> tuple[str, ...]:
+    """Say, and warn, where the engine computes in less than was asked."""
+    if (asked, module.precision) != ("fp32", "tf32"):
+        return ()
+    note = (
+        f"precision='fp32' was asked, but {module.runtime} computes float32 convolutions and matrix products in TF32 "
+        f"unless {TF32_OVERRIDE}=0 is in the environment when Python starts"
+    )
+    warnings.warn(note, stacklevel=3)
+    return (note,)
+
+
+def target_device(captured: Captured) -> torch.device:
+    """The GPU that the engine is for: the sample's, or PyTorch's current one for a sample on the CPU."""
+    here = captured.sample[0].device
+    return here if here.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
