@@ -645,7 +645,8 @@ def test_operator_inside_a_branch_is_named_too() -> None:
     model = Function(lambda x, w: torch.cond(x.sum() > 0, lambda y: twice(y), lambda y: y - 1, (x,)))
     with pytest.raises(UnsupportedOperatorError) as error:
         exported(model, X, {"x": BATCH})
-    assert [node.op for node in error.value.nodes] == ["torch2engine_tests.twice"]
+    line = line_of(Function, "self.function(x, self.w)")
+    assert [(node.op, node.source) for node in error.value.nodes] == [("torch2engine_tests.twice", line)]
 
 
 def test_other_failures_of_the_exporter_are_typed() -> None:

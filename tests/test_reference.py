@@ -150,6 +150,23 @@ def test_reference_answers_like_the_model(sample: Any) -> None:
     assert torch.equal(settled.reference(settled.sample).leaves[0], model(*args, **kwargs))
 
 
+def test_argument_after_a_skipped_one_is_passed_by_name() -> None:
+    """A tensor given by keyword does not slip into the place of an optional that was left out."""
+
+    class Optional(nn.Module):
+        def forward(self, x: Any, mask: Any = None, bias: Any = None, /, *rest: Any) -> Any:
+            return x if bias is None else x - bias
+
+    class Named(nn.Module):
+        def forward(self, x: Any, mask: Any = None, bias: Any = None) -> Any:
+            return (x if mask is None else x * mask) - bias
+
+    settled = captured(Named(), {"bias": X + 1, "x": X})
+    assert torch.equal(settled.reference(settled.sample).leaves[0], torch.full((4, 3), -1.0))
+    settled = captured(Optional(), (X, None, X))
+    assert torch.equal(settled.reference(settled.sample).leaves[0], torch.zeros(4, 3))
+
+
 def test_reference_runs_on_clones() -> None:
     """A model that writes into its input does not write into the sample, unless it is run on the leaves themselves."""
     settled = captured(Function(lambda x, w: x.mul_(2)), X.clone())

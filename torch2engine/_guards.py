@@ -63,8 +63,7 @@ def _source_now() -> str:
     """The user's line in the model's forward; torch decides outside it too, where the last line is that of the call."""
     frames = [(frame.f_code, line) for frame, line in traceback.walk_stack(inspect.currentframe())]
     inside = [(code.co_filename, line) for code, line in takewhile(lambda f: f[0].co_filename != _EXPORT, frames)]
-    in_forward = len(inside) < len(frames) and frames[len(inside)][0].co_name == "forward"
-    return innermost_user_frame(inside[::-1]) if in_forward else ""
+    return innermost_user_frame(inside[::-1])
 
 
 @contextmanager
