@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -229,10 +230,13 @@ class _Live:
             done.record(stream)
 
     def __del__(self) -> None:
-        # The contexts' memory goes back to PyTorch's allocator, which knows nothing of the streams it was used on.
-        if os.getpid() == self._process:
+        if os.getpid() != self._process or sys.is_finalizing() or not hasattr(self, "engine"):
+            return
+        with torch.cuda.device(self.device):
+            # The contexts' memory goes back to PyTorch's allocator, which knows nothing of the streams it was used on.
             for done in self._done.values():
                 done.synchronize()
+            del self.engine  # here, because TensorRT leaves its own device current when it goes
 
 
 def _allocate(device: torch.device, size_bytes: int) -> tuple[int, torch.Tensor]:
