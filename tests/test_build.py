@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import onnx_models
 import pytest
 import torch
 from onnx import helper
 
-from torch2engine import trt
+from torch2engine import _build_plan, trt
 from torch2engine.artifact import EngineArtifact
 from torch2engine.build import build
 from torch2engine.config import BuildConfig
@@ -30,11 +30,6 @@ from torch2engine.errors import (
 from torch2engine.spec import Axis, Profile, TensorSpec, Tree
 
 TITLE = trt.find("tensorrt_rtx").title
-
-
-def plan_hash(engine: EngineArtifact) -> str:
-    """The plan's identity; equal plans are not promised by the builder, which now and then differs by a few bytes."""
-    return hashlib.sha256(engine.read_plan()).hexdigest()
 
 
 def test_build_gives_a_plan_with_its_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,12 +81,16 @@ def test_build_again_from_an_artifacts_own_onnx(tmp_path: Path) -> None:
     assert len(again.read_plan()) == pytest.approx(len(engine.read_plan()), rel=0.01)
 
 
-def test_build_sets_tf32_by_precision_alone(tmp_path: Path) -> None:
-    """The builder's own default is TF32; "fp32" really clears it, so the plans differ."""
-    path = onnx_models.matmul(tmp_path)
-    full = build(path, {"batch": (1, 8, 32)})
-    short = build(path, {"batch": (1, 8, 32)}, precision="tf32")
-    assert plan_hash(full) != plan_hash(short)
+@pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True)])
+def test_build_sets_tf32_by_precision_alone(precision: str, allowed: bool) -> None:
+    """The builder's own default is TF32; "fp32" clears the flag and "tf32" sets it, on a real builder's config."""
+    rt = trt.find("tensorrt_rtx")
+    builder = rt.api.Builder(rt.logger)
+    flag = rt.api.BuilderFlag.TF32
+    assert builder.create_builder_config().get_flag(flag)
+    request = SimpleNamespace(precision=precision, workspace_bytes=None)
+    attempt = _build_plan._Attempt(rt, cast("Any", request), rt.log.mark())
+    assert _build_plan._configure(attempt, builder).get_flag(flag) is allowed
 
 
 @pytest.mark.parametrize(("override", "precision"), [("0", "fp32"), ("1", "tf32"), ("", "tf32"), (None, "tf32")])
