@@ -664,6 +664,103 @@ def test_engine_from_onnx_notices_an_onnx_file_that_changed(tmp_path: Path) -> N
     assert error.value.got == "the bytes of 'model.onnx' are not those that were saved"
 
 
+# The runtime cache
+
+
+def test_with_runtime_cache_gives_the_same_engine_with_other_kernels(tmp_path: Path) -> None:
+    """The cache is replaced, added or taken away; facts and other files stay, and so does the artifact before."""
+    old = fresh_engine(tmp_path)
+    new = old.with_runtime_cache(b"other kernels")
+    assert (new.read_runtime_cache(), old.read_runtime_cache()) == (b"other kernels", b"kernels of an ONNX model")
+    assert (new.signature, new.profiles, new.hardware) == (old.signature, old.profiles, old.hardware)
+    assert new.files == old.files
+    assert new.read_plan() == old.read_plan()
+    none = new.with_runtime_cache(b"")
+    assert none.files == ("model.onnx", "model.onnx.data", "model.plan")
+    assert (none.read_runtime_cache(), none.runtime_cache_path) == (b"", None)
+    assert none.with_runtime_cache(bytearray(b"again")).read_runtime_cache() == b"again"
+
+
+def test_with_runtime_cache_neither_copies_nor_hashes_the_plan(tmp_path: Path) -> None:
+    """On the disk both artifacts name one file, in memory they read one buffer, and a known hash stays known."""
+    loaded = EngineArtifact.load(fresh_engine(tmp_path).save(tmp_path / "model.t2e"))
+    new = loaded.with_runtime_cache(b"other kernels")
+    assert new.plan_path == loaded.plan_path == tmp_path / "model.t2e" / "model.plan"
+    assert new.onnx_path == loaded.onnx_path
+    pickled = pickle.loads(pickle.dumps(loaded))
+    assert pickled.with_runtime_cache(b"x").plan_buffer().obj is pickled.plan_buffer().obj
+    loaded.plan_path.unlink()
+    assert new.plan_sha256 == loaded.plan_sha256
+    files = {name: new.manifest()["files"][name]["bytes"] for name in new.files}
+    assert files == {"model.onnx": 13, "model.onnx.data": 24, "model.plan": 23, "runtime.cache": 13}
+
+
+def test_replaced_runtime_cache_survives_every_way_to_travel(tmp_path: Path) -> None:
+    """Saved, saved onto itself, pickled and from a state_dict's parts, the engine has its new kernels."""
+    path = fresh_engine(tmp_path).save(tmp_path / "model.t2e")
+    new = EngineArtifact.load(path).with_runtime_cache(b"other kernels")
+    parts = {name: new.read(name) for name in ("model.plan", "runtime.cache")}
+    memory = EngineArtifact.from_manifest(json.loads(json.dumps(new.manifest())), parts)
+    pickled = [pickle.loads(pickle.dumps(new, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)]
+    saved = [
+        EngineArtifact.load(engine.save(tmp_path / f"{index}.t2e"))
+        for index, engine in enumerate((new, memory, memory.with_runtime_cache(b"other kernels"), *pickled))
+    ]
+    again = EngineArtifact.load(new.save(path))
+    for engine in (memory, *pickled, *saved, again):
+        assert engine.read_runtime_cache() == b"other kernels"
+        assert engine.read_plan() == b"a plan of an ONNX model"
+    assert again.files == ("model.onnx", "model.onnx.data", "model.plan", "runtime.cache")
+
+
+def test_replaced_runtime_cache_lies_beside_the_linked_plan(tmp_path: Path) -> None:
+    """Who asks for a folder gets one with every file, its plan a second name of the first; it goes with the engine."""
+    old = EngineArtifact.load(fresh_engine(tmp_path).save(tmp_path / "model.t2e"))
+    new = old.with_runtime_cache(b"other kernels")
+    assert new.runtime_cache_path is not None
+    assert new.runtime_cache_path.read_bytes() == b"other kernels"
+    folder = new.folder
+    assert new.runtime_cache_path.parent == folder != old.folder
+    assert sorted(entry.name for entry in folder.iterdir()) == list(new.files)
+    assert (folder / "model.plan").samefile(old.plan_path)
+    assert old.read("runtime.cache") == b"kernels of an ONNX model"
+    del new
+    gc.collect()
+    assert not folder.exists()
+    assert old.plan_path.exists()
+
+
+def test_replaced_runtime_cache_holds_the_scratch_folder(tmp_path: Path) -> None:
+    """An engine whose first artifact is gone still has its plan."""
+    owner = scratch_folder()
+    (owner.path / "model.plan").write_bytes(b"a plan")
+    first = EngineArtifact(
+        owner.path, signature=SIGNATURE, profiles=PROFILES, precision="fp32", hardware=HARDWARE, owner=owner
+    )
+    new = first.with_runtime_cache(b"kernels")
+    folder = owner.path
+    del owner, first
+    gc.collect()
+    assert new.read_plan() == b"a plan"
+    del new
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_loading_to_run_reads_the_plan_once(tmp_path: Path) -> None:
+    """The first plan and cache are the very bytes that load checked; afterwards the files are read, and checked."""
+    path = fresh_engine(tmp_path / "fresh").save(tmp_path / "model.t2e")
+    loaded = load_artifact(path, to_run=True)
+    assert isinstance(loaded, EngineArtifact)
+    for name in ("model.plan", "runtime.cache"):
+        (path / name).write_bytes(b"nonsense")
+    assert loaded.plan_buffer() == b"a plan of an ONNX model"
+    assert loaded.read_runtime_cache() == b"kernels of an ONNX model"
+    for read in (loaded.plan_buffer, loaded.read_runtime_cache):
+        with pytest.raises(ArtifactError, match="its manifest says"):
+            read()
+
+
 # Hardware
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -45,11 +46,15 @@ def edited(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def refusal(path: Path) -> str:
-    """The text with which load refuses `path`, without the test's own folder."""
-    with pytest.raises(ArtifactError) as error:
-        load_artifact(path)
-    assert error.value.path.startswith(str(path))
-    return str(error.value).replace(str(path), "DIR").removeprefix("artifact 'DIR': ")
+    """The text with which load refuses `path`, to run or not, without the test's own folder."""
+    texts: set[str] = set()
+    for to_run in (False, True):
+        with pytest.raises(ArtifactError) as error:
+            load_artifact(path, to_run=to_run)
+        assert error.value.path.startswith(str(path))
+        texts.add(str(error.value).replace(str(path), "DIR").removeprefix("artifact 'DIR': "))
+    (text,) = texts
+    return text
 
 
 # Each takes the folder, another artifact's folder and a random generator, and spoils the folder.
@@ -471,6 +476,60 @@ def test_damaged_files_are_refused_by_name(path: Path) -> None:
         f"its manifest is not valid (it is nested too deeply); {AGAIN}",
         "larger than 16777216 bytes ('DIR/manifest.json')",
     ]
+
+
+def test_damage_to_files_of_megabytes_is_named_in_order(tmp_path: Path) -> None:
+    """Files that several threads check are each checked: a bit in any is found, and of two the first is named."""
+    fresh = fresh_engine(tmp_path / "fresh")
+    for name in ("model.plan", "runtime.cache", "model.onnx.data"):
+        (fresh.folder / name).write_bytes(random.Random(name).randbytes(3 << 20))
+    path = fresh.save(tmp_path / "model.t2e")
+    load_artifact(path)
+    chance = random.Random(0)
+    damaged: list[str] = []
+    for name in ("runtime.cache", "model.plan", "model.onnx.data", "model.onnx"):
+        with (path / name).open("r+b") as file:
+            place = chance.randrange(file.seek(0, os.SEEK_END))
+            file.seek(place)
+            value = file.read(1)[0]
+            file.seek(place)
+            file.write(bytes([value ^ 1 << chance.randrange(8)]))
+        damaged.append(name)
+        assert refusal(path).startswith(f"the bytes of '{min(damaged)}' are not those that were saved, ")
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda data: b"O" + data[1:], "the bytes of 'runtime.cache' are not those that were saved, {HASH}"),
+        (lambda data: data[:-1], "'runtime.cache' has 12 bytes, its manifest says 13"),
+        (lambda data: data + b"\0", "'runtime.cache' has 14 bytes, its manifest says 13"),
+        (lambda data: b"", "'runtime.cache' has 0 bytes, its manifest says 13"),
+        (lambda data: b"kernels of one model", "'runtime.cache' has 20 bytes, its manifest says 13"),
+    ],
+)
+def test_changed_runtime_cache_is_refused(path: Path, change: Callable[[bytes], bytes], text: str) -> None:
+    """Compiled kernels are code: other bytes than those saved last are refused, by load and by every later read."""
+    EngineArtifact.load(path).with_runtime_cache(b"other kernels").save(path)
+    loaded = EngineArtifact.load(path)
+    file = path / "runtime.cache"
+    file.write_bytes(change(file.read_bytes()))
+    text = text.replace("{HASH}", "their SHA-256 must be c4d77327946d40bf…")
+    assert refusal(path) == f"{text}; {AGAIN}"
+    for read in (loaded.read_runtime_cache, lambda: pickle.dumps(loaded), lambda: loaded.save(path.parent / "other")):
+        with pytest.raises(ArtifactError) as error:
+            read()
+        assert str(error.value) == f"artifact '{path}': {text}; it was changed since it was loaded: load it again"
+    assert not (path.parent / "other").exists()
+
+
+def test_runtime_cache_that_is_gone_is_refused(path: Path) -> None:
+    """A cache that the manifest lists must be there; one that it does not list is left alone and not used."""
+    (path / "runtime.cache").unlink()
+    assert refusal(path) == f"it holds no 'runtime.cache'; {AGAIN}"
+    edited(path, lambda manifest: manifest["files"].pop("runtime.cache"))
+    (path / "runtime.cache").write_bytes(b"somebody's kernels")
+    assert EngineArtifact.load(path).read_runtime_cache() == b""
 
 
 def test_mutations_through_the_classmethods_are_refused_too(path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex, TypeVar
 
@@ -198,8 +198,13 @@ class Artifact:
         return self._from_memory, (manifest, {name: carry(data) for name, data in contents.items()})
 
 
-def load_parts(path: str | os.PathLike[str], kind: str | None) -> tuple[Facts, Content]:
+def load_parts(path: str | os.PathLike[str], kind: str | None, keep: Collection[str] = ()) -> tuple[Facts, Content]:
     """Read and check a saved artifact of one kind, or of either if None.
+
+    Args:
+        path: the folder.
+        kind: "onnx", "engine" or None.
+        keep: files whose checked bytes wait in memory for their first use.
 
     Raises:
         ArtifactError: see `load_artifact`.
@@ -209,12 +214,12 @@ def load_parts(path: str | os.PathLike[str], kind: str | None) -> tuple[Facts, C
         place = _place(folder)
         before = identity(place)
         try:
-            return _load_once(place, kind)
+            return _load_once(place, kind, keep)
         except ArtifactError:
             # Somebody saved a new artifact here while this one was being read: what was read is half of each.
             if identity(_place(folder)) == before:
                 raise
-    return _load_once(_place(folder), kind)
+    return _load_once(_place(folder), kind, keep)
 
 
 def _place(folder: Path) -> Path:
@@ -224,7 +229,7 @@ def _place(folder: Path) -> Path:
     return folder
 
 
-def _load_once(folder: Path, kind: str | None) -> tuple[Facts, Content]:
+def _load_once(folder: Path, kind: str | None, keep: Collection[str]) -> tuple[Facts, Content]:
     path = str(folder)
     with disk_errors(folder):
         if not folder.is_dir():
@@ -238,7 +243,7 @@ def _load_once(folder: Path, kind: str | None) -> tuple[Facts, Content]:
         _check_kind(facts, kind, path)
     _check_complete(records, (_MAIN[facts.kind],), path)
     content = Content(folder=folder, names=records, records=records)
-    content.verify()
+    content.verify(keep)
     return facts, content
 
 

@@ -31,6 +31,7 @@ __all__ = [
     "link_file",
     "previous",
     "put_folder",
+    "read_and_record",
     "read_file",
     "record_file",
     "scratch_folder",
@@ -118,6 +119,17 @@ def record_file(path: Path, size_bytes: int | None = None) -> Record:
                 digest.update(chunk)
                 size += len(chunk)
     return Record(digest.hexdigest(), size)
+
+
+def read_and_record(path: Path, size_bytes: int) -> tuple[bytes, Record]:
+    """The bytes of a regular file with their SHA-256 and size; the bytes of a file of another size are not read."""
+    with _regular(path) as descriptor:
+        size = os.fstat(descriptor).st_size
+        if size != size_bytes:
+            return b"", Record("", size)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read()
+    return data, Record.of(data)
 
 
 def copy_file(source: Path, target: Path) -> Record:

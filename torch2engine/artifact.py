@@ -165,17 +165,17 @@ class EngineArtifact(Artifact):
     @property
     def plan_path(self) -> Path:
         """``model.plan``, which other tools read as it is."""
-        return self.folder / PLAN
+        return self._content.path(PLAN)
 
     @property
     def onnx_path(self) -> Path | None:
         """``model.onnx`` that the plan was built from; None if it was not kept."""
-        return self.folder / ONNX if ONNX in self.files else None
+        return self._content.path(ONNX) if ONNX in self.files else None
 
     @property
     def runtime_cache_path(self) -> Path | None:
         """``runtime.cache``; None if there is none."""
-        return self.folder / RUNTIME_CACHE if RUNTIME_CACHE in self.files else None
+        return self._content.path(RUNTIME_CACHE) if RUNTIME_CACHE in self.files else None
 
     @property
     def plan_sha256(self) -> str:
@@ -197,6 +197,24 @@ class EngineArtifact(Artifact):
             ArtifactError: the file is gone or holds other bytes.
         """
         return memoryview(self._content.read(PLAN)).toreadonly()
+
+    def read_runtime_cache(self) -> bytes:
+        """TensorRT-RTX's compiled kernels, checked against the manifest; b"" if there are none.
+
+        Raises:
+            ArtifactError: the file is gone or holds other bytes.
+        """
+        return self.read(RUNTIME_CACHE) if RUNTIME_CACHE in self.files else b""
+
+    def with_runtime_cache(self, data: bytes | bytearray | memoryview) -> EngineArtifact:
+        """The same engine with other compiled kernels; this one stays as it is.
+
+        The plan is neither copied nor hashed again: both artifacts read it where it lies.
+
+        Args:
+            data: what TensorRT-RTX serialised, copied unless it is bytes; b"" leaves the cache out.
+        """
+        return self.from_parts(self._facts, self._content.replaced(RUNTIME_CACHE, bytes(data) or None))
 
     def check_hardware(self, current: Hardware) -> None:
         """Refuse to run where TensorRT would refuse, before it sees a byte.
@@ -235,7 +253,7 @@ class EngineArtifact(Artifact):
         return ArtifactError(f"artifact '{where}'", got=got, allowed=allowed, fix=fix, path=where)
 
 
-def load_artifact(path: str | os.PathLike[str]) -> OnnxArtifact | EngineArtifact:
+def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArtifact | EngineArtifact:
     """Load a saved artifact of either kind and check every byte of it.
 
     In this order: the folder is there; its manifest is readable, torch2engine's, undamaged, of a version that this
@@ -244,11 +262,13 @@ def load_artifact(path: str | os.PathLike[str]) -> OnnxArtifact | EngineArtifact
 
     Args:
         path: the folder.
+        to_run: hold the plan and the runtime cache in memory until they are first asked for, so that who runs the
+            engine at once reads and hashes them once. Without it an artifact that is only looked at holds no bytes.
 
     Raises:
         ArtifactError: the first of these that fails; its ``path`` says where.
     """
-    facts, content = load_parts(path, None)
+    facts, content = load_parts(path, None, (PLAN, RUNTIME_CACHE) if to_run else ())
     kind = EngineArtifact if facts.kind == "engine" else OnnxArtifact
     return kind.from_parts(facts, content)
 
