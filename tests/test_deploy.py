@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import importlib
 import json
 import logging
 import re
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +25,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 import torch2engine as t2e
 from torch2engine import device
 from torch2engine.artifact import OnnxArtifact
-from torch2engine.config import BuildConfig, Tolerance
+from torch2engine.config import BuildConfig, RuntimeConfig, Tolerance
 from torch2engine.errors import (
     DynamicAxisError,
     ExportError,
@@ -401,6 +403,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "runtime": ({"runtime": "trt"}, "runtime: 'trt', one of 'tensorrt', 'onnxruntime', 'auto'"),
     "runtime of another type": ({"runtime": None}, "runtime: None, one of 'tensorrt', 'onnxruntime', 'auto'"),
     "precision": ({"precision": "fp16"}, "precision: 'fp16', one of 'fp32', 'tf32'"),
+    "config": ({"config": RuntimeConfig()}, f"config: {RuntimeConfig()!r}, a BuildConfig; pass t2e.BuildConfig(...)"),
+    "runtime_config": (
+        {"runtime_config": {"streams": 2}},
+        "runtime_config: {'streams': 2}, a RuntimeConfig; pass t2e.RuntimeConfig(...)",
+    ),
 }
 
 
@@ -421,6 +428,158 @@ def test_deployed_module_is_refused() -> None:
         with pytest.raises(InputError) as caught:
             deploy(model, sample(4, 6))
         assert str(caught.value) == text
+
+
+# Out of range
+
+SPLIT = RuntimeConfig(out_of_range="split")
+EAGER = RuntimeConfig(out_of_range="eager")
+
+
+class Centred(nn.Module):
+    """Subtracts the batch's mean, or a share of it."""
+
+    def __init__(self, share: float = 1.0) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - self.share * x.mean(0)
+
+
+class Map(nn.Module):
+    """(batch, 6, width) -> the same, each place mixed with its neighbours along the width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(6, 6, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(x)
+
+
+class Summed(nn.Module):
+    """Gives a number besides."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.tanh(), x.sum()
+
+
+def test_split_is_proved_when_deploying() -> None:
+    """The report says which axes may be split; the first call that is too large needs no proof any more."""
+    model = seeded(Map).eval()
+    axes = {"x": {0: t2e.Axis("batch", 1, 2, 4), 2: t2e.Axis("width", 4, 8, 16)}}
+    module = deploy(model, sample(2, 6, 8), axes, runtime_config=SPLIT)
+    batch, width = reported(module).notes
+    assert batch == "axis 'batch' may be split: 4 entries answer like 3 + 1"
+    assert width.startswith(
+        "axis 'width' is never split: 16 entries are not answered like 9 + 7 of them, so they influence each other "
+        "(output 'output', entries 0..8: "
+    )
+    assert module._outside._proved == {"batch"}
+    close(module(sample(11, 6, 8)), model(sample(11, 6, 8)))
+    with pytest.raises(ParityError) as caught:
+        module(torch.zeros(2, 6, 40))
+    assert str(caught.value).startswith("axis 'width': 16 entries are not answered like 9 + 7")
+
+
+def test_split_of_rows_that_influence_each_other_fails_when_deploying() -> None:
+    """Nobody learns of it from the first batch that is too large; a sample of equal rows is no excuse."""
+    wide = {"x": {0: t2e.Axis("batch", 1, 7, 8)}}
+    for given, axes in ((sample(4, 6), BATCH), (torch.ones(4, 6), wide)):
+        with pytest.raises(ParityError) as caught:
+            deploy(Centred(), given, axes, runtime_config=SPLIT)
+        text = str(caught.value)
+        assert text.startswith("axis 'batch': ")
+        assert (
+            "out_of_range='split' is for axes whose entries don't; "
+            "leave out out_of_range='split', or use out_of_range='eager'\n"
+        ) in text
+
+
+def test_split_is_judged_by_the_tolerance_that_was_given() -> None:
+    """Whoever calls an influence of one percent none may have it split."""
+    slight = Centred(0.01)
+    with pytest.raises(ParityError) as caught:
+        deploy(slight, sample(4, 6), BATCH, runtime_config=SPLIT)
+    assert str(caught.value).startswith("axis 'batch': 8 entries are not answered like 5 + 3")
+    module = deploy(slight, sample(4, 6), BATCH, runtime_config=SPLIT, tolerance=Tolerance(rel_l2=0.1, max_rel=0.5))
+    assert reported(module).notes == ("axis 'batch' may be split: 8 entries answer like 5 + 3",)
+
+
+NOT_SPLIT: dict[str, tuple[type[nn.Module], Any, str]] = {
+    "no axis": (Mlp, None, "there is no dynamic axis"),
+    "one size": (Mlp, {"x": {0: t2e.Axis("batch", 4, 4, 4)}}, "there is no dynamic axis"),
+    "narrow": (
+        Mlp,
+        {"x": {0: t2e.Axis("batch", 4, 5, 7)}},
+        "axis 'batch' is never split: the range 4..7 is too narrow to prove that entries don't influence each other: "
+        "it has no size that is the sum of two",
+    ),
+    "an output without it": (
+        Summed,
+        BATCH,
+        "axis 'batch' is never split: axis 'batch' is not just one dimension of output 'output.1: float32[]'",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", NOT_SPLIT)
+def test_split_that_can_never_be_is_refused_when_deploying(what: str) -> None:
+    """An option that would never do anything is an InputError with every axis's reason."""
+    kind, axes, text = NOT_SPLIT[what]
+    with pytest.raises(InputError) as caught:
+        deploy(seeded(kind), sample(4, 6), axes, runtime_config=SPLIT)
+    assert str(caught.value) == (
+        f"out_of_range='split': {text}, an axis that is one dimension of every output and can be proved; "
+        "use out_of_range='eager' or 'error'"
+    )
+
+
+def test_eager_keeps_the_model_that_was_deployed() -> None:
+    """The model below its wrapper answers outside, and only under this policy is it kept alive."""
+    model = seeded(Mlp).eval()
+    module = deploy(torch.compile(model, backend="eager"), sample(4, 6), BATCH, runtime_config=EAGER)
+    assert module._reference is model
+    with pytest.warns(UserWarning, match=r"input 'x': axis 'batch' is 20, .*; PyTorch answers such calls, slower; "):
+        found = module(sample(20, 6))
+    close(found, model(sample(20, 6)))
+    assert reported(module).notes == ()
+    gone = weakref.ref(model)
+    module = deploy(model, sample(4, 6), BATCH)
+    del model
+    gc.collect()
+    assert gone() is None
+    assert module(sample(3, 6)).shape == (3, 3)
+
+
+def test_option_that_onnx_runtime_lacks_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is dropped silently where ONNX Runtime was asked for by name."""
+    monkeypatch.setattr(Counting, "calls", 0)
+    options = RuntimeConfig(streams=2, output="static", out_of_range="split")
+    with pytest.raises(InputError) as caught:
+        deploy(Counting(), sample(4, 6), BATCH, runtime_config=options)
+    assert str(caught.value) == (
+        "runtime='onnxruntime': streams=2, output='static', only out_of_range: the rest of RuntimeConfig is for "
+        "engines on a GPU; leave it out, or deploy with runtime='tensorrt'"
+    )
+    assert Counting.calls == 0
+
+
+def test_auto_without_a_gpu_says_which_options_it_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one warning names them; the policy stays."""
+    deploy_models.hide_gpu(monkeypatch)
+    model = seeded(Mlp).eval()
+    options = RuntimeConfig(cuda_graphs=True, out_of_range="split")
+    with pytest.warns(UserWarning, match="deploying to ONNX Runtime") as caught:
+        module = t2e.deploy(model, sample(4, 6), BATCH, runtime="auto", runtime_config=options)
+    (warning,) = caught
+    assert str(warning.message).startswith(
+        "deploying to ONNX Runtime on the CPU without cuda_graphs=True, which it does not have, because TensorRT can't "
+        "run: NVIDIA driver"
+    )
+    assert module.runtime_config == SPLIT
+    close(module(sample(20, 6)), model(sample(20, 6)))
 
 
 # The model in training
@@ -488,6 +647,8 @@ WAYS: dict[str, tuple[Callable[[Trainee], Any], type[Torch2EngineError] | None, 
         DynamicAxisError,
         "axes batch = 3: PyTorch itself fails on inputs of shape [3, 6]: RuntimeError: three is a crowd",
     ),
+    "split": (_deploy(runtime_config=SPLIT), None, ""),
+    "eager": (_deploy(runtime_config=EAGER), None, ""),
     "check": (_deploy(tolerance=Tolerance(rel_l2=0, max_rel=0, abs=0)), ParityError, "parity, PyTorch vs ONNX Runtime"),
 }
 

@@ -20,6 +20,7 @@ from deploy_models import Batch, Scores, mlp, nested, nested_inputs, pair, sampl
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import torch2engine as t2e
 from torch2engine.deployed import dtype_name, torch_dtype
@@ -343,6 +344,12 @@ def _in_forward_mode(module: nn.Module) -> Any:
         return module(forward_ad.make_dual(sample(4, 6), sample(4, 6)))
 
 
+def _emptied(module: nn.Module) -> Any:
+    x = sample(4, 6).clone()
+    x.untyped_storage().resize_(0)
+    return module(x)
+
+
 TRANSFORMS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "torch.export": (
         lambda module: torch.export.export(nn.Sequential(module), (sample(4, 6),)),
@@ -355,6 +362,12 @@ TRANSFORMS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
         "input 'x': it is a stand-in without values, tensors with memory of their own; "
         "call the module outside of vmap, tracing and FakeTensorMode",
     ),
+    "make_fx": (
+        lambda module: make_fx(module)(sample(4, 6)),
+        "ORTModule: a call under make_fx or FakeTensorMode, calls that compute: a trace would keep this answer for "
+        "every input; trace the PyTorch module instead",
+    ),
+    "emptied storage": (_emptied, "input 'x': it is a stand-in without values"),
     "fake tensors": (_in_fake_mode, "input 'x': it is a stand-in without values"),
     "torch.fx": (lambda module: torch.fx.symbolic_trace(nn.Sequential(module)), "input 'x': a Proxy, a torch.Tensor"),
     "grad": (

@@ -27,10 +27,18 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
   *value = device == 100 ? (attribute == 75 ? 9 : 0) : (attribute == 75 ? 8 : 9); return 0; }
 int cuDriverGetVersion(int *version) { *version = 13010; return 0; }
 int cuGetErrorName(int status, const char **text) {
-  *text = status == 100 ? "CUDA_ERROR_NO_DEVICE" : status == 3 ? "CUDA_ERROR_NOT_INITIALIZED" : 0; return *text == 0; }
+  *text = status == 100 ? "CUDA_ERROR_NO_DEVICE" : status == 3 ? "CUDA_ERROR_NOT_INITIALIZED"
+        : status == 906 ? "CUDA_ERROR_STREAM_CAPTURE_IMPLICIT" : 0; return *text == 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) {
   *context = (void *)(size_t)device; return from_environment("FAKE_RETAIN", 0); }
 int cuCtxSetCurrent(void *context) { current = (int)(size_t)context; return 0; }
+int cuStreamGetCaptureInfo_v2(void *stream, int *state, unsigned long long *id, void **graph, void ***nodes,
+                              size_t *count) {
+  if (graph || nodes || count) return 1;
+  if (stream == (void *)0xC0000000C) { *state = 1; return 906; }
+  *state = stream == (void *)0xA0000000A ? 1 : stream == (void *)0xB0000000B ? 2 : 0;
+  if (*state == 1) *id = 0x100000007;
+  return 0; }
 int cuCtxGetDevice(int *device) { if (current < 0) return 3; *device = current - 100; return 0; }
 """
 NVML = r"""
@@ -156,3 +164,33 @@ def test_make_current_names_the_refusal(drivers: dict[str, Path]) -> None:
         "GPU 0 (NVIDIA H200): no context can be made: CUDA_ERROR_NO_DEVICE; "
         "see with `nvidia-smi` whether its memory is full or another process holds it exclusively"
     )
+
+
+def test_capture_id_tells_streams_apart(drivers: dict[str, Path]) -> None:
+    """The id of the capture that a stream takes part in, all 64 bits of it; None for a stream that does not."""
+    code = "print(json.dumps([device.capture_id(stream) for stream in (0xA0000000A, 0xD0000000A, 0)]))"
+    assert ask(code, drivers["nvml"]) == [0x100000007, None, None]
+
+
+def test_capture_id_names_a_capture_that_broke(drivers: dict[str, Path]) -> None:
+    """An invalidated capture, or a stream that the driver won't tell of, is a DeviceError with the cure."""
+    code = """
+texts = []
+for stream in (0xB0000000B, 0xC0000000C):
+    try:
+        device.capture_id(stream)
+    except DeviceError as error:
+        texts.append(str(error))
+print(json.dumps(texts))
+"""
+    cure = "leave what synchronises, allocates or uses the default stream out of the capture, and capture again"
+    assert ask(code, drivers["nvml"]) == [
+        f"CUDA graph capture: a capture that is no longer valid, work that can be captured; {cure}",
+        f"CUDA graph capture: CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, work that can be captured; {cure}",
+    ]
+
+
+def test_driver_that_is_missing_is_named_when_it_is_needed(drivers: dict[str, Path]) -> None:
+    """Whoever needs the library itself gets the line that installs it."""
+    text = message("device._CUDA = ('libcuda-of-nobody.so.1',); device.capture_id(0)", drivers["nvml"])
+    assert text.startswith("NVIDIA driver: libcuda-of-nobody.so.1 can't be loaded; install the driver")

@@ -183,6 +183,25 @@ def test_state_dict_carries_the_plan_and_not_the_onnx(module: TRTModule, relu_pa
     assert isinstance(other._artifact, EngineArtifact)
 
 
+class Weighed(nn.Module):
+    """Two inputs and a dict, unlike the engine of these tests."""
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": x * weight, "difference": x - weight}
+
+
+def test_loaded_state_decides_how_calls_are_bound(module: TRTModule) -> None:
+    """After load_state_dict nothing is left of the signature before, in the quick way of binding a call either."""
+    inputs = (sample(4, 6), sample(4, 6))
+    other = TRTModule(t2e.build(t2e.export(Weighed(), inputs)))
+    assert (other._positional, other._names, other._bare) == (2, ["x", "weight"], False)
+    lock = module._binding
+    module.load_state_dict(other.state_dict())
+    assert (module._positional, module._names, module._bare) == (2, ["x", "weight"], False)
+    assert module._leaves((), {"weight": inputs[1], "x": inputs[0]})[0] is inputs[0]
+    assert module._binding is lock
+
+
 @pytest.fixture(scope="module")
 def relu_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An ONNX file that torch2engine did not write."""

@@ -20,7 +20,8 @@ from torch import nn
 
 import torch2engine as t2e
 from torch2engine.artifact import OnnxArtifact
-from torch2engine.errors import ArtifactError, DeviceError, ShapeError
+from torch2engine.config import RuntimeConfig
+from torch2engine.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.ort_module import ORTModule
 
 Run = Callable[[str], Any]
@@ -139,6 +140,46 @@ def test_whole_module_goes_through_torch_save() -> None:
     close(twin(sample(3, 6)), model(sample(3, 6)))
 
 
+# The rest of TRTModule's interface
+
+
+def test_warmup_takes_the_axes_of_the_signature() -> None:
+    """Sizes by axis name, all of a profile's by default; a name that is no axis is refused with those that are."""
+    model, module = mlp()
+    module = copy.deepcopy(module)
+    seen: list[int] = []
+    answer = module._infer
+    module.__dict__["_infer"] = lambda inputs, profile: seen.append(len(inputs[0])) or answer(inputs, profile)
+    module.warmup([{"batch": 3}, {}])
+    module.warmup()
+    assert seen == [3, 4, 1, 4, 8]
+    with pytest.raises(InputError) as caught:
+        module.warmup([{"rows": 3}])
+    assert str(caught.value) == "warmup: axis 'rows', the axes are batch; name one of them"
+    with pytest.raises(ShapeError, match=r"axis 'batch' is 9, the engine allows 1\.\.8"):
+        module.warmup([{"batch": 9}])
+    close(module(sample(3, 6)), model(sample(3, 6)))
+
+
+def test_trimmed_module_answers_again() -> None:
+    """After trim the session is gone, and a call opens another."""
+    model, module = mlp()
+    module = copy.deepcopy(module)
+    close(module(sample(3, 6)), model(sample(3, 6)))
+    module.trim()
+    assert module._session is None
+    close(module(sample(3, 6)), model(sample(3, 6)))
+
+
+def test_benchmark_compares_and_times_both_sides() -> None:
+    """module.benchmark is the bench room's, on this module."""
+    model, module = mlp()
+    report = module.benchmark(model, sizes=[{"batch": 2}], rounds=2, calls=3, warmup=1)
+    assert {row.candidate for row in report.rows} == {"ONNX Runtime", "PyTorch eager"}
+    assert report.parity is not None and report.parity.passed
+    assert all(row.timing.host_us > 0 for row in report.rows)
+
+
 # torch.compile
 
 
@@ -156,6 +197,20 @@ def test_compiled_parent_answers(backend: str) -> None:
             compiled(sample(9, 6))
     assert str(caught.value).startswith("input 'x': axis 'batch' is 9")
     torch._dynamo.reset()
+
+
+# Options
+
+
+def test_options_of_a_gpu_are_refused() -> None:
+    """What means nothing to ONNX Runtime is not dropped silently."""
+    artifact = mlp()[1]._artifact
+    with pytest.raises(InputError) as caught:
+        ORTModule(artifact, runtime_config=RuntimeConfig(cuda_graphs=False))
+    assert str(caught.value) == (
+        "ORTModule: cuda_graphs=False, only out_of_range: the rest of RuntimeConfig is for engines on a GPU; "
+        "leave it out, or deploy with runtime='tensorrt'"
+    )
 
 
 # Half, bfloat16, double

@@ -8,7 +8,10 @@ import logging
 import os
 import subprocess
 import sys
+import threading
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -191,3 +194,47 @@ def test_check_passes_everything_else(rt: trt.TensorRT) -> None:
     """Zero and empty values are answers, not failures."""
     for value in (True, 0, "", (), object()):
         assert trt.check(value, "anything", rt) is value
+
+
+class Thing:
+    """Something whose end can be seen."""
+
+
+@pytest.mark.parametrize("lock", [None, "reentrant"])
+def test_retired_objects_go_at_once_when_nothing_runs(lock: str | None) -> None:
+    """What is retired while no thread runs is gone on return, in a thread that runs too."""
+    running = trt.Running(threading.RLock() if lock else None)
+    for held in (False, True):
+        thing: Any = Thing()
+        seen, objects = weakref.ref(thing), {"context": thing}
+        del thing
+        if held:
+            with running:
+                running.retire(objects)
+        else:
+            running.retire(objects)
+        assert seen() is None
+
+
+def test_retired_objects_wait_for_a_thread_that_runs() -> None:
+    """A destructor never waits: what it retires while another thread runs goes with the next one's."""
+    running = trt.Running(threading.RLock())
+    inside, leave = threading.Event(), threading.Event()
+
+    def run() -> None:
+        with running:
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    inside.wait(30)
+    thing: Any = Thing()
+    seen, objects = weakref.ref(thing), {"context": thing}
+    del thing
+    running.retire(objects)
+    assert seen() is not None
+    leave.set()
+    thread.join()
+    running.retire({})
+    assert seen() is None

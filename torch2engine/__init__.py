@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch2engine import testing
     from torch2engine.artifact import EngineArtifact, OnnxArtifact
     from torch2engine.build import build
-    from torch2engine.config import BuildConfig, Tolerance
+    from torch2engine.config import BuildConfig, RuntimeConfig, Tolerance
     from torch2engine.deploy import deploy
     from torch2engine.errors import (
         ArtifactError,
@@ -65,6 +65,7 @@ __all__ = [
     "ParityReport",
     "Profile",
     "RefitError",
+    "RuntimeConfig",
     "ShapeError",
     "TRTModule",
     "Tolerance",
@@ -85,6 +86,7 @@ _ROOMS = {
     "OnnxArtifact": "artifact",
     "build": "build",
     "BuildConfig": "config",
+    "RuntimeConfig": "config",
     "Tolerance": "config",
     "deploy": "deploy",
     "TRTModule": "module",

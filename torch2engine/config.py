@@ -1,4 +1,4 @@
-"""What a user may choose, as frozen values: `BuildConfig` and `Tolerance`.
+"""What a user may choose, as frozen values: `BuildConfig`, `RuntimeConfig` and `Tolerance`.
 
 Enters: keyword arguments. Leaves: validated values; a wrong one never gets past construction. A room of its own so
 that an option exists exactly once.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import cast
 
 from torch2engine.errors import InputError
@@ -19,15 +19,19 @@ __all__ = [
     "RUNTIMES",
     "TF32_OVERRIDE",
     "BuildConfig",
+    "RuntimeConfig",
     "Tolerance",
     "choice",
     "float32_arithmetic",
+    "of_kind",
 ]
 
 PRECISIONS = ("fp32", "tf32")
 RUNTIMES = ("tensorrt", "onnxruntime", "auto")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
-
+_OUTPUTS = ("fresh", "static")
+_SPECIALIZATIONS = ("none", "lazy", "eager")
+_OUT_OF_RANGE = ("error", "split", "eager")
 
 # NVIDIA's libraries read this variable once, when a process starts to use them; "0" rules TF32 out.
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
@@ -58,6 +62,16 @@ def choice(subject: str, value: object, allowed: tuple[str, ...]) -> None:
         raise InputError(subject, got=repr(value), allowed="one of " + ", ".join(map(repr, allowed)))
 
 
+def of_kind(subject: str, value: object, kind: type) -> None:
+    """Refuse a value of another class.
+
+    Raises:
+        InputError: naming the class.
+    """
+    if not isinstance(value, kind):
+        raise InputError(subject, got=repr(value), allowed=f"a {kind.__name__}", fix=f"pass t2e.{kind.__name__}(...)")
+
+
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """How TensorRT builds.
@@ -84,6 +98,82 @@ class BuildConfig:
                 got=repr(size),
                 allowed="a positive int, in bytes, or None",
                 fix="e.g. workspace_bytes=4 << 30 for 4 GiB",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How a deployed module answers.
+
+    Args:
+        contexts: execution contexts that each stream may hold, one per shape: some MiB of host and device memory each.
+            A shape beyond them takes over the one used least recently, which TensorRT then plans anew, at the price of
+            two calls or more.
+        max_shapes: shapes that each stream remembers (profile, output sizes, CUDA graph); the one used least recently
+            is forgotten.
+        streams: streams that may compute at once, each with working memory of its own; a further stream takes over the
+            least recently used one's, once that is through.
+        cuda_graphs: launch a call as one CUDA graph. "auto": where it pays, but captures nothing while another Python
+            thread runs that might wait for the whole device, since CUDA lets no thread do so during a capture; True:
+            from every shape's second call on; False: never. Where TensorRT can't be captured, a warning says so and
+            calls go on without. Graphs hold device memory for every shape.
+        output: "fresh": no later call changes a result. "static": each shape on each stream has its own result tensors,
+            handed out again and overwritten at its every call; saves allocating them, and copying them out of a graph.
+        kernel_specialization: TensorRT-RTX can compile kernels for the very shapes that come: "none" has it keep to
+            those for any shape; "lazy" compiles in the background and changes over, so what deploy checked may change;
+            "eager" makes a new shape's first call wait. Often faster, but 1.6.1 then answered an EfficientNet-B0 in
+            float32 wrongly (relative error 1) at every shape but the process's first, on an H200: check every shape.
+        out_of_range: what becomes of a size outside every profile. "error": a ShapeError. "split": a larger batch is
+            answered in chunks, each a call of its own shape, after a proof on the caller's own rows that they don't
+            influence each other (once per axis, six calls and a wait for the GPU). "eager": the PyTorch module answers
+            in inference mode, with one warning; it is kept alive for that, and another thread may not train it
+            meanwhile. Such results are always fresh.
+
+    Raises:
+        InputError: a number that is no positive int, or an unknown word.
+    """
+
+    contexts: int = 64
+    max_shapes: int = 256
+    streams: int = 4
+    cuda_graphs: bool | str = "auto"
+    output: str = "fresh"
+    kernel_specialization: str = "none"
+    out_of_range: str = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "max_shapes", "streams"):
+            count = cast("object", getattr(self, name))
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise InputError(f"RuntimeConfig.{name}", got=repr(count), allowed="a positive int")
+        if not isinstance(cast("object", self.cuda_graphs), bool) and self.cuda_graphs != "auto":
+            raise InputError("RuntimeConfig.cuda_graphs", got=repr(self.cuda_graphs), allowed="'auto', True or False")
+        choice("RuntimeConfig.output", self.output, _OUTPUTS)
+        choice("RuntimeConfig.kernel_specialization", self.kernel_specialization, _SPECIALIZATIONS)
+        choice("RuntimeConfig.out_of_range", self.out_of_range, _OUT_OF_RANGE)
+
+    def on_cpu(self) -> RuntimeConfig:
+        """The same with only those options that mean something on the CPU."""
+        return RuntimeConfig(out_of_range=self.out_of_range)
+
+    def only_gpu(self) -> str:
+        """The options that were chosen and that `on_cpu` leaves out, e.g. "streams=2, output='static'"."""
+        left = self.on_cpu()
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value != getattr(left, name))
+
+    def check_cpu(self, subject: str) -> None:
+        """Refuse what means nothing on the CPU.
+
+        Raises:
+            InputError: naming the options.
+        """
+        if chosen := self.only_gpu():
+            raise InputError(
+                subject,
+                got=chosen,
+                allowed="only out_of_range: the rest of RuntimeConfig is for engines on a GPU",
+                fix="leave it out, or deploy with runtime='tensorrt'",
             )
 
 

@@ -15,14 +15,14 @@ from torch import nn
 from torch2engine.build import Progress, build
 from torch2engine.capture import capture
 from torch2engine.cases import cases
-from torch2engine.config import PRECISIONS, BuildConfig, Tolerance, choice
+from torch2engine.config import PRECISIONS, BuildConfig, RuntimeConfig, Tolerance, choice
 from torch2engine.export import export_onnx
 from torch2engine.module import TRTModule
 from torch2engine.ort_module import ORTModule
 from torch2engine.preserve import undisturbed
 from torch2engine.reference import unwrap
 from torch2engine.report import Phases
-from torch2engine.stages import choose_runtime, judge, precision_notes, target_device
+from torch2engine.stages import choose_runtime, judge, precision_notes, prove_split, target_device
 
 __all__ = ["deploy"]
 
@@ -37,6 +37,7 @@ def deploy(
     tolerance: Tolerance | None = None,
     runtime: str = "tensorrt",
     config: BuildConfig = BuildConfig(),
+    runtime_config: RuntimeConfig = RuntimeConfig(),
     progress: Progress = None,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
@@ -56,6 +57,8 @@ def deploy(
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
             ONNX Runtime with one warning).
         config: how TensorRT builds.
+        runtime_config: how the deployed module answers. Under out_of_range="eager" it keeps `model`; under "split" it
+            is proved now that an axis can be split. ONNX Runtime has out_of_range only.
         progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds).
 
     Returns:
@@ -67,10 +70,12 @@ def deploy(
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
         ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
         BuildError: TensorRT failed.
-        ParityError: ONNX Runtime or the engine does not answer like the model; carries the table.
+        ParityError: ONNX Runtime or the engine does not answer like the model, or not in chunks like in the whole
+            although out_of_range is "split"; carries the table.
     """
     choice("precision", precision, PRECISIONS)
-    runtime, model, phases = choose_runtime(runtime, config), unwrap(model), Phases()
+    runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
+    kept = model if runtime_config.out_of_range == "eager" else None
     with undisturbed(model):
         with phases("capture"):
             captured = capture(model, sample_input, dynamic_axes, profiles)
@@ -79,20 +84,22 @@ def deploy(
         with phases("reference"):
             examples, notes = cases(captured)
     with phases("check"):
-        module = ORTModule(artifact)  # onnxruntime.InferenceSession
+        module = ORTModule(artifact, None, runtime_config.on_cpu(), kept)  # onnxruntime.InferenceSession
         checked = judge(module, examples, tolerance, notes)
         checked.raise_if_failed()
+        notes = (*captured.notes, *prove_split(module, examples, tolerance))
     if runtime == "onnxruntime":
-        module.report = phases.report([checked], module.precision, captured.notes)
+        module.report = phases.report([checked], module.precision, notes)
         return module
     target = target_device(captured)
     with phases("build"), torch.cuda.device(target):  # build_serialized_network
         torch.cuda.empty_cache()  # the builder is another process and needs the memory
         engine = build(artifact, precision=None if precision == "fp32" else precision, config=config, progress=progress)
     with phases("parity"):
-        module = TRTModule(engine).bind(target)
+        module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
         parity = judge(module, examples, tolerance)
         parity.raise_if_failed()
-    notes = (*captured.notes, *precision_notes(precision, module))
+        notes = (*captured.notes, *prove_split(module, examples, tolerance), *precision_notes(precision, module))
     module.report = phases.report([checked, parity], module.precision, notes, module.memory_bytes)
+    module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

@@ -10,14 +10,18 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Generic, NoReturn, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
 
+from torch2engine._out_of_range import Inside, OutOfRange, checked_reference
+from torch2engine._sealed import Sealed
+from torch2engine._torch import is_simulated
 from torch2engine.artifact import EngineArtifact, OnnxArtifact
-from torch2engine.errors import ArtifactError, DeviceError, InputError
+from torch2engine.config import RuntimeConfig, Tolerance, of_kind
+from torch2engine.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.report import DeployReport
 from torch2engine.spec import Signature
 from torch2engine.tree import bind, unflatten
@@ -45,30 +49,54 @@ def _bytes(data: bytes) -> torch.Tensor:
 
 
 def _has_values(leaf: torch.Tensor) -> bool:
-    # Stand-ins have none: those of vmap have no storage, fake ones one elsewhere.
+    # Stand-ins have none: those of vmap have no storage, fake ones one elsewhere; an emptied storage has no address.
     try:
-        return leaf.untyped_storage().device == leaf.device
+        return leaf.untyped_storage().device == leaf.device and (leaf.numel() == 0 or leaf.data_ptr() != 0)
     except RuntimeError:
         return False
 
 
-class Deployed(nn.Module, Generic[AnyArtifact]):
+class Deployed(Sealed, Generic[AnyArtifact]):
     """The base of TRTModule and ORTModule.
 
     Args:
         artifact: what was built; its signature decides how the module is called.
         report: what deploy() found, or None for a loaded module.
+        runtime_config: how it answers.
+        reference: the PyTorch module that answers under out_of_range="eager"; it is kept alive, and stays behind when
+            this module is copied, pickled or sent to another process.
+
+    Raises:
+        InputError: out_of_range="eager" without a reference, or a reference that nothing would use.
     """
 
     _t2e_deployed = True
     _artifact: AnyArtifact
+    _runtime_config: RuntimeConfig
+    _reference: nn.Module | None
     report: DeployReport | None
 
-    def __init__(self, artifact: AnyArtifact, report: DeployReport | None = None) -> None:
+    def __init__(
+        self,
+        artifact: AnyArtifact,
+        report: DeployReport | None = None,
+        runtime_config: RuntimeConfig = RuntimeConfig(),
+        reference: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self._artifact = artifact
+        of_kind("runtime_config", runtime_config, RuntimeConfig)
+        self._runtime_config = runtime_config
+        # Not by setattr: it is no submodule, and surgery is refused.
+        self.__dict__["_reference"] = checked_reference(type(self).__name__, runtime_config, reference)
+        self._outside = OutOfRange(runtime_config.out_of_range, self._reference)
         self.report = report
         self.training = False
+
+    @property
+    def runtime_config(self) -> RuntimeConfig:
+        """How this module answers."""
+        return self._runtime_config
 
     @property
     def signature(self) -> Signature:
@@ -148,7 +176,13 @@ class Deployed(nn.Module, Generic[AnyArtifact]):
         self._check_tensors(leaves)
         self._check_devices(leaves)
         sizes = signature.resolve([leaf.shape for leaf in leaves])
-        profile = signature.select_profile(self._artifact.profiles, sizes)
+        try:
+            profile = signature.select_profile(self._artifact.profiles, sizes)
+        except ShapeError as error:
+            if self._runtime_config.out_of_range == "error":
+                raise
+            self._check_ready()
+            return self._outside.answer(self._inside(), leaves, sizes, error)
         self._check_ready()
         with torch.no_grad():
             inputs = [
@@ -157,6 +191,27 @@ class Deployed(nn.Module, Generic[AnyArtifact]):
             ]
             outputs = self._infer(inputs, profile)
         return {spec.name: output for spec, output in zip(signature.outputs, outputs, strict=True)}
+
+    def _inside(self) -> Inside:
+        return Inside(self.signature, self._artifact.profiles, self.precision, self.runtime, self.infer)
+
+    def prove_split(
+        self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
+    ) -> tuple[str, ...]:
+        """Prove now, rather than in the first call that is too large, which axes may be split.
+
+        Args:
+            calls: flat inputs as for `infer`, inside the profiles.
+            tolerance: when a chunk counts as answered like the whole; by default that of the precision.
+
+        Returns:
+            a sentence on every axis.
+
+        Raises:
+            InputError: no axis can be split or proved.
+            ParityError: entries along the only axes that could be split influence each other.
+        """
+        return self._outside.prove(self._inside(), calls, tolerance)
 
     def _check_tensors(self, leaves: Sequence[torch.Tensor]) -> None:
         signature = self.signature
@@ -218,6 +273,13 @@ class Deployed(nn.Module, Generic[AnyArtifact]):
                     allowed="tensors with memory of their own",
                     fix="call the module outside of vmap, tracing and FakeTensorMode",
                 )
+        if is_simulated():
+            raise InputError(
+                type(self).__name__,
+                got="a call under make_fx or FakeTensorMode",
+                allowed="calls that compute: a trace would keep this answer for every input",
+                fix="trace the PyTorch module instead",
+            )
 
     @abstractmethod
     def _can_run_on(self, device: torch.device) -> bool:
@@ -271,31 +333,6 @@ class Deployed(nn.Module, Generic[AnyArtifact]):
             fix="deploy again with the other runtime for that device",
         )
 
-    def register_parameter(self, name: str, param: Any) -> None:
-        self._refuse_surgery(name)
-
-    def register_buffer(self, name: str, tensor: Any, persistent: bool = True) -> None:
-        self._refuse_surgery(name)
-
-    def register_module(self, name: str, module: Any) -> None:
-        self._refuse_surgery(name)
-
-    def add_module(self, name: str, module: Any) -> None:
-        self._refuse_surgery(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, (nn.Module, nn.Parameter)):
-            self._refuse_surgery(name)
-        super().__setattr__(name, value)
-
-    def _refuse_surgery(self, name: str) -> NoReturn:
-        raise InputError(
-            type(self).__name__,
-            got=f"an attempt to set parameter, buffer or submodule '{name}'",
-            allowed="an engine's weights are inside its plan",
-            fix="change the model and deploy it again",
-        )
-
     # state_dict carries the whole artifact, as strings and byte tensors that weights_only=True loads.
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -325,10 +362,21 @@ class Deployed(nn.Module, Generic[AnyArtifact]):
                 allowed="a manifest and the files' bytes",
                 fix="pass state_dict()'s value as it was",
             ) from error
-        artifact = type(self._artifact).from_manifest(manifest, files)
-        self._reset()
-        self.__dict__["_artifact"] = artifact
+        self._swap(type(self._artifact).from_manifest(manifest, files))
+        self._outside = OutOfRange(self._runtime_config.out_of_range, self._reference)
         self.report = None  # it was about the artifact before
+
+    @abstractmethod
+    def _swap(self, artifact: AnyArtifact) -> None:
+        """Answer from another artifact from now on."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The reference is the user's, of this process.
+        return {**self.__dict__, "_reference": None, "_outside": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._outside = OutOfRange(self._runtime_config.out_of_range, None)
 
     @abstractmethod
     def _reset(self) -> None:

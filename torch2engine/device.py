@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch2engine.errors import InstallationError
+from torch2engine.errors import DeviceError, InstallationError
 
-__all__ = ["Gpu", "current_index", "gpus", "make_current", "require_gpu"]
+__all__ = ["Gpu", "capture_id", "current_index", "driver", "gpus", "make_current", "require_gpu"]
 
 _CUDA = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
 _NVML = ("nvml.dll",) if sys.platform == "win32" else ("libnvidia-ml.so.1",)
@@ -22,6 +22,8 @@ _NVML = ("nvml.dll",) if sys.platform == "win32" else ("libnvidia-ml.so.1",)
 # CUdevice_attribute and CUresult of cuda.h, the same since CUDA 5
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _NOT_INITIALIZED = 3
+# CUstreamCaptureStatus of cuda.h, the same since CUDA 10
+_CAPTURE_NONE, _CAPTURE_ACTIVE = 0, 1
 
 
 @dataclass(frozen=True)
@@ -112,14 +114,63 @@ def make_current(index: int) -> None:
         )
 
 
+def capture_id(stream: int) -> int | None:
+    """Tell which CUDA graph capture a stream takes part in; the stream's device is current.
+
+    Args:
+        stream: its handle; 0 for the legacy default stream.
+
+    Returns:
+        The capture's id, the same for all of its streams and never used again in this process; None if the stream is
+        not capturing.
+
+    Raises:
+        DeviceError: the capture was invalidated by something that captures may not hold, or the driver refuses.
+        InstallationError: there is no driver.
+    """
+    cuda = driver()
+    state, number = ctypes.c_int(_CAPTURE_NONE), ctypes.c_uint64()
+    # CUDA 11.3 and later; the graph and its last nodes are not asked for
+    status = cuda.cuStreamGetCaptureInfo_v2(
+        ctypes.c_void_p(stream), ctypes.byref(state), ctypes.byref(number), None, None, None
+    )
+    if status == 0 and state.value == _CAPTURE_NONE:
+        return None
+    if status or state.value != _CAPTURE_ACTIVE:
+        got = _error_name(cuda, status) if status else "a capture that is no longer valid"
+        raise DeviceError(
+            "CUDA graph capture",
+            got=got,
+            allowed="work that can be captured",
+            fix="leave what synchronises, allocates or uses the default stream out of the capture, and capture again",
+        )
+    return number.value
+
+
+def driver() -> ctypes.CDLL:
+    """The driver's library, a handle of the caller's own, on which it declares the prototypes that it uses.
+
+    Raises:
+        InstallationError: there is none.
+    """
+    cuda = _library(_CUDA)
+    if cuda is None:
+        raise _no_driver()
+    return cuda
+
+
+def _no_driver() -> InstallationError:
+    return InstallationError(
+        "NVIDIA driver",
+        got=f"{_CUDA[0]} can't be loaded",
+        fix="install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`",
+    )
+
+
 def _probe() -> tuple[Gpu, ...] | InstallationError:
     cuda = _library(_CUDA)
     if cuda is None:
-        return InstallationError(
-            "NVIDIA driver",
-            got=f"{_CUDA[0]} can't be loaded",
-            fix="install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`",
-        )
+        return _no_driver()
     count = ctypes.c_int(0)
     status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if status:

@@ -6,26 +6,29 @@ because lifetimes and stream order between PyTorch and TensorRT are kept right h
 
 from __future__ import annotations
 
-import functools
-import os
-import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 
 from torch2engine import trt
+from torch2engine._live import Live, not_prepared
+from torch2engine._prepare import zeros
+from torch2engine._torch import is_traced
 from torch2engine.artifact import EngineArtifact, OnnxArtifact, load_artifact
-from torch2engine.deployed import Deployed, torch_dtype
-from torch2engine.errors import BuildError, DeviceError, InputError, InstallationError
+from torch2engine.bench import BenchmarkReport, benchmark
+from torch2engine.config import RuntimeConfig, Tolerance
+from torch2engine.deployed import Deployed
+from torch2engine.errors import DeviceError, InstallationError
 from torch2engine.report import DeployReport
-from torch2engine.runtime.engine import Context, Engine
+from torch2engine.tree import bind, unflatten
 
 __all__ = ["TRTModule", "load", "require_cuda"]
 
-_ALIGNMENT_BYTES = 256
+_WARM_CALLS = 5  # enough for a CUDA graph at addresses that recur
 
 
 def require_cuda() -> None:
@@ -47,22 +50,37 @@ class TRTModule(Deployed[EngineArtifact]):
     """A TensorRT engine in the model's place.
 
     Threads may share it. It binds to a device on its first call, or by `.to(device)`; it can be pickled, deep-copied
-    and sent to spawned processes, where it binds anew. While a CUDA graph is being captured it refuses to be called.
+    and sent to spawned processes, where it binds anew.
+
+    A call works on the caller's current stream (if that is the legacy default stream, on a stream beside it that waits
+    for it and that it waits for) and does not wait for the GPU, except to take memory for larger shapes or to replace
+    contexts and CUDA graphs. It may be captured by torch.cuda.graph after an ordinary call at the same shapes, whose
+    context the graph then keeps until `trim`; keep the module as long as the graph.
 
     Args:
         artifact: the engine.
         report: what deploy() found, or None.
         device: where to run; None binds to the first input's device.
+        runtime_config: how it answers.
+        reference: the PyTorch module that answers under out_of_range="eager".
     """
 
     _device: torch.device | None
-    _live: _Live | None
+    _live: Live | None
     _binding: threading.Lock
+    _positional: int
+    _names: list[str]
+    _bare: bool
 
     def __init__(
-        self, artifact: EngineArtifact, report: DeployReport | None = None, device: torch.device | str | None = None
+        self,
+        artifact: EngineArtifact,
+        report: DeployReport | None = None,
+        device: torch.device | str | None = None,
+        runtime_config: RuntimeConfig = RuntimeConfig(),
+        reference: nn.Module | None = None,
     ) -> None:
-        super().__init__(artifact, report)
+        super().__init__(artifact, report, runtime_config, reference)
         wanted = None if device is None else _cuda_device(device)
         # "cuda" without a number is any of them, like None
         self._device = None if wanted is None or cast("int | None", wanted.index) is None else wanted
@@ -70,7 +88,45 @@ class TRTModule(Deployed[EngineArtifact]):
 
     def _reset(self) -> None:
         self.__dict__["_live"] = None
-        self.__dict__["_binding"] = threading.Lock()
+        if self.__dict__.get("_binding") is None:
+            self.__dict__["_binding"] = threading.Lock()
+        parameters = self.signature.parameters
+        names = [parameter.name for parameter in parameters if parameter.tree is not None]
+        front = parameters[: len(names)]
+        plain = all(parameter.tree is not None and parameter.tree.kind == "tensor" for parameter in front)
+        # What a call by position, or by keyword, must look like to need no matching.
+        self.__dict__["_positional"] = len(names) if plain and all(p.kind == "positional" for p in front) else -1
+        self.__dict__["_names"] = names if plain and not any(p.kind.startswith("var_") for p in front) else []
+        self.__dict__["_bare"] = self.signature.output.kind == "tensor"
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_dynamo_compiling():
+            return super().forward(*args, **kwargs)
+        live = self._live
+        if live is None or is_traced() is not None:
+            return super().forward(*args, **kwargs)
+        outputs = live.quick(self._leaves(args, kwargs))
+        if outputs is None:
+            return super().forward(*args, **kwargs)
+        return outputs[0] if self._bare else unflatten(self.signature.output, outputs)
+
+    forward.__doc__ = Deployed.forward.__doc__
+
+    def _swap(self, artifact: EngineArtifact) -> None:
+        with self._binding:  # or a thread that is binding would keep the old engine
+            self.__dict__["_artifact"] = artifact
+            self._reset()
+
+    def _leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        if not kwargs:
+            if len(args) == self._positional:
+                return args
+        elif not args and len(kwargs) == len(self._names):
+            try:
+                return [kwargs[name] for name in self._names]
+            except KeyError:
+                pass  # bind has the words for it
+        return bind(self.signature.parameters, args, kwargs)
 
     @property
     def device(self) -> torch.device | None:
@@ -92,17 +148,18 @@ class TRTModule(Deployed[EngineArtifact]):
             InstallationError: no GPU, no TensorRT of this flavour, or a PyTorch without CUDA.
             ArtifactError: the engine was made for other hardware, another version or another TF32 setting.
         """
+        self._check_process()
         wanted = self._device if device is None else _cuda_device(device)
         require_cuda()
         if wanted is None or cast("int | None", wanted.index) is None:
             wanted = torch.device("cuda", torch.cuda.current_device())
         with self._binding:
             if self._live is None or self._live.device != wanted:
-                self._live = _Live(self._artifact, wanted)
+                self._live = Live(self._artifact, wanted, self._runtime_config)
                 self._device = wanted
         return self
 
-    def _bound(self, device: torch.device) -> _Live:
+    def _bound(self, device: torch.device) -> Live:
         """The live engine, made on this device if there is none yet."""
         live = self._live
         if live is None:
@@ -110,7 +167,7 @@ class TRTModule(Deployed[EngineArtifact]):
             with self._binding:
                 live = self._live
                 if live is None:
-                    live = self._live = _Live(self._artifact, device)
+                    live = self._live = Live(self._artifact, device, self._runtime_config)
                     self._device = device
         if live.device != device:
             raise DeviceError(
@@ -129,128 +186,100 @@ class TRTModule(Deployed[EngineArtifact]):
 
     @property
     def memory_bytes(self) -> int:
-        """Device memory, in bytes, that the engine's contexts work in (weights not counted); 0 until bound."""
-        return self._live.engine.memory_bytes if self._live is not None else 0
+        """Device memory, in bytes, that the engine's contexts work in (weights not counted); 0 until called.
 
-    def _check_ready(self) -> None:
+        It is as large as the shapes that came so far need, for each stream.
+        """
+        return self._live.memory_bytes if self._live is not None else 0
+
+    def warmup(self, shapes: Iterable[Mapping[str, int]] | None = None) -> None:
+        """Answer zeros at some shapes, so that calls to come find kernels, contexts and CUDA graphs ready.
+
+        What TensorRT-RTX compiles is kept for good by a `save` afterwards. Call it under the stream that will be used.
+
+        Args:
+            shapes: axis name -> size, e.g. ``[{"batch": 1}, {"batch": 8}]``; axes left out take the first profile's
+                opt. None: min, opt and max of every profile.
+
+        Raises:
+            InputError: no such axis.
+            ShapeError: outside every profile, where `out_of_range` does not help.
+            DeviceError, InstallationError, ArtifactError: as `bind`.
+        """
+        self.bind()
+        for inputs in zeros(self.signature, self._artifact.profiles, shapes, self._device):
+            for _ in range(_WARM_CALLS):
+                self.infer(inputs)
+        torch.cuda.synchronize(self._device)
+
+    def benchmark(
+        self,
+        model: nn.Module | None = None,
+        *,
+        sizes: Sequence[Mapping[str, int]] | None = None,
+        inputs: Any = None,
+        tolerance: Tolerance | None = None,
+        rounds: int = 15,
+        calls: int | None = None,
+        warmup: int = 20,
+    ) -> BenchmarkReport:
+        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
+
+        Args, Returns, Raises: as `torch2engine.bench.benchmark`.
+        """
+        return benchmark(
+            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
+        )
+
+    def trim(self) -> None:
+        """Wait for calls in flight and give back working memory, contexts and CUDA graphs.
+
+        The engine and its compiled kernels stay; the next call of each shape is slower. CUDA graphs of your own that
+        hold calls of this module must not be launched any more.
+        """
+        if self._live is not None:
+            self._check_process()
+            self._live.trim()
+
+    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+        self._keep_kernels()
+        return super().save(path, overwrite)
+
+    save.__doc__ = Deployed.save.__doc__
+
+    def _keep_kernels(self) -> None:
+        """Put the kernels that TensorRT-RTX compiled so far into the artifact."""
+        live = self._live
+        if live is not None and live.is_usable and (kernels := live.engine.runtime_cache()):
+            self.__dict__["_artifact"] = self._artifact.with_runtime_cache(kernels)
+
+    def _check_process(self) -> None:
         if self._live is not None:
             self._live.engine.check_process()
-        if torch.cuda.is_current_stream_capturing():
-            raise InputError(
-                "TRTModule",
-                got="a call while a CUDA graph is being captured",
-                allowed="calls outside of capture",
-                fix="leave this call out of torch.cuda.graph",
-            )
+
+    def _check_ready(self) -> None:
+        self._check_process()
+        if self._live is None and torch.cuda.is_current_stream_capturing():
+            raise not_prepared("that nothing prepared: the engine is not on the GPU yet")
 
     def _infer(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
         return self._bound(inputs[0].device).run(profile, inputs)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        self._keep_kernels()
+        return super().get_extra_state()
 
     def _travels(self, name: str) -> bool:
         return not name.startswith("model.onnx")
 
     def __getstate__(self) -> dict[str, Any]:
         # A device index means nothing in another process, and live engines can't travel.
+        self._keep_kernels()
         return {**super().__getstate__(), "_device": None, "_live": None, "_binding": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._reset()
-
-
-class _Live:
-    """An engine on a device with the streams and events that keep it in order."""
-
-    def __init__(self, artifact: EngineArtifact, device: torch.device) -> None:
-        self.device = device
-        self._process = os.getpid()
-        self._done: dict[int, torch.cuda.Event] = {}
-        with torch.cuda.device(device):
-            torch.cuda.init()
-            # Not a method: the engine would hold this object, and a dropped module would wait for the cyclic GC.
-            self.engine = Engine(artifact, device.index, functools.partial(_allocate, device))
-            self._side = torch.cuda.Stream(device)
-            # An empty tensor has no address, and TensorRT takes no null.
-            self._nothing = torch.empty(_ALIGNMENT_BYTES, dtype=torch.uint8, device=device)
-
-    def run(self, profile: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Enqueue one inference behind the caller's work and hand the results to the caller's stream."""
-        with torch.cuda.device(self.device):
-            caller = torch.cuda.current_stream()
-            inputs = [tensor if tensor.data_ptr() % _ALIGNMENT_BYTES == 0 else tensor.clone() for tensor in tensors]
-            shapes = {
-                spec.name: tuple(tensor.shape)
-                for spec, tensor in zip(self.engine.signature.inputs, inputs, strict=True)
-            }
-            with self.engine.lock:
-                # On the legacy default stream TensorRT would synchronise the device: fork to a side stream and join.
-                # The join also makes it right to free inputs and temporaries on the caller's stream afterwards.
-                fork = caller.cuda_stream == 0
-                stream = self._side if fork else caller
-                context = self.engine.context(profile, stream.cuda_stream)
-                outputs = self._outputs(context, shapes)
-                if fork:
-                    stream.wait_stream(caller)
-                try:
-                    self._enqueue(profile, context, stream, [*inputs, *outputs])
-                finally:
-                    if fork:
-                        caller.wait_stream(stream)
-        return outputs
-
-    def _outputs(self, context: Context, shapes: Mapping[str, Sequence[int]]) -> list[torch.Tensor]:
-        specs = self.engine.outputs
-        return [
-            torch.empty(shape, dtype=torch_dtype(spec.dtype), device=self.device)
-            for spec, shape in zip(specs, context.set_shapes(shapes), strict=True)
-        ]
-
-    def _enqueue(
-        self, profile: int, context: Context, stream: torch.cuda.Stream, tensors: Sequence[torch.Tensor]
-    ) -> None:
-        specs = [*self.engine.signature.inputs, *self.engine.outputs]
-        addresses = {
-            spec.name: (tensor if tensor.numel() else self._nothing).data_ptr()
-            for spec, tensor in zip(specs, tensors, strict=True)
-        }
-        done = self._done.get(profile)
-        if done is None:
-            done = self._done[profile] = torch.cuda.Event()
-        else:
-            # The context's memory is in use until its last call, maybe on another stream, is through.
-            stream.wait_event(done)
-        try:
-            context.enqueue(addresses, stream.cuda_stream)
-        except BuildError:
-            # Out of memory, say. The context would fail at every later shape too (RTX 1.6.1): start afresh.
-            stream.synchronize()
-            self.engine.drop_context(profile)
-            raise
-        finally:
-            done.record(stream)
-
-    def __del__(self) -> None:
-        if os.getpid() != self._process or sys.is_finalizing() or not hasattr(self, "engine"):
-            return
-        with torch.cuda.device(self.device):
-            # The contexts' memory goes back to PyTorch's allocator, which knows nothing of the streams it was used on.
-            for done in self._done.values():
-                done.synchronize()
-            del self.engine  # here, because TensorRT leaves its own device current when it goes
-
-
-def _allocate(device: torch.device, size_bytes: int) -> tuple[int, torch.Tensor]:
-    """Device memory from PyTorch's allocator: (address, the tensor that owns it)."""
-    try:
-        memory = torch.empty(size_bytes, dtype=torch.uint8, device=device)
-    except torch.OutOfMemoryError as error:
-        raise BuildError(
-            "execution context",
-            got=f"its working memory of {size_bytes / 2**20:.0f} MiB does not fit on {device}",
-            fix="free GPU memory, or build with a smaller max in the profiles",
-            out_of_memory=True,
-        ) from error
-    return memory.data_ptr(), memory
 
 
 def _cuda_device(device: torch.device | str) -> torch.device:
@@ -265,24 +294,32 @@ def _cuda_device(device: torch.device | str) -> torch.device:
     return wanted
 
 
-def load(path: str | Path, device: torch.device | str | None = None) -> Deployed[Any]:
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    runtime_config: RuntimeConfig = RuntimeConfig(),
+    reference: nn.Module | None = None,
+) -> Deployed[Any]:
     """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`.
 
     Args:
         path: the folder that `save` wrote.
         device: for an engine a CUDA device, by default PyTorch's current one; an exported model runs on the CPU.
+        runtime_config: how it answers; an exported model heeds `out_of_range` alone and refuses the rest.
+        reference: the PyTorch module that answers under out_of_range="eager".
 
     Raises:
         ArtifactError: corrupt, foreign, or made for other hardware or another version.
         InstallationError: no GPU, or no TensorRT of its flavour.
         DeviceError: an exported model was to go to a GPU, or an engine to the CPU.
+        InputError: options that it does not have, or a reference that is missing or that nothing would use.
     """
-    artifact = load_artifact(path)
+    artifact = load_artifact(path, to_run=True)
     wanted = None if device is None else torch.device(device)
     if isinstance(artifact, OnnxArtifact):
         from torch2engine.ort_module import ORTModule
 
-        module = ORTModule(artifact)
+        module = ORTModule(artifact, runtime_config=runtime_config, reference=reference)
         return module if wanted is None else module.to(wanted)
     if wanted is not None and wanted.type != "cuda":
         raise DeviceError(
@@ -291,4 +328,4 @@ def load(path: str | Path, device: torch.device | str | None = None) -> Deployed
             allowed="an engine runs on CUDA devices",
             fix="leave out device, or load what deploy(runtime='onnxruntime') saved",
         )
-    return TRTModule(artifact).bind(wanted)
+    return TRTModule(artifact, runtime_config=runtime_config, reference=reference).bind(wanted)

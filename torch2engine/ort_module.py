@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
+from torch2engine._prepare import zeros
 from torch2engine.artifact import OnnxArtifact
+from torch2engine.bench import BenchmarkReport, benchmark
+from torch2engine.config import RuntimeConfig, Tolerance
 from torch2engine.deployed import Deployed, torch_dtype
 from torch2engine.errors import DeviceError
 from torch2engine.ort import Session
@@ -36,13 +40,25 @@ class ORTModule(Deployed[OnnxArtifact]):
     Args:
         artifact: the exported model.
         report: what deploy() found, or None.
+        runtime_config: only out_of_range means something here.
+        reference: as for `Deployed`.
+
+    Raises:
+        InputError: an option that only a GPU engine has, or a reference that does not go with out_of_range.
     """
 
     _session: tuple[int, Session] | None
     _opening: threading.Lock
 
-    def __init__(self, artifact: OnnxArtifact, report: DeployReport | None = None) -> None:
-        super().__init__(artifact, report)
+    def __init__(
+        self,
+        artifact: OnnxArtifact,
+        report: DeployReport | None = None,
+        runtime_config: RuntimeConfig = RuntimeConfig(),
+        reference: nn.Module | None = None,
+    ) -> None:
+        super().__init__(artifact, report, runtime_config, reference)
+        runtime_config.check_cpu("ORTModule")
         self._reset()
 
     def _reset(self) -> None:
@@ -78,6 +94,41 @@ class ORTModule(Deployed[OnnxArtifact]):
         names = [spec.name for spec in self.signature.inputs]
         outputs = session({name: _array(tensor) for name, tensor in zip(names, inputs, strict=True)})
         return [torch.from_numpy(outputs[spec.name]).to(torch_dtype(spec.dtype)) for spec in self.signature.outputs]
+
+    def _swap(self, artifact: OnnxArtifact) -> None:
+        self.__dict__["_artifact"] = artifact
+        self._reset()
+
+    def warmup(self, shapes: Iterable[Mapping[str, int]] | None = None) -> None:
+        """Answer zeros at some shapes, so that the first real call finds the session open.
+
+        Args, Raises: as `TRTModule.warmup`.
+        """
+        for inputs in zeros(self.signature, self._artifact.profiles, shapes, _CPU):
+            self.infer(inputs)
+
+    def benchmark(
+        self,
+        model: nn.Module | None = None,
+        *,
+        sizes: Sequence[Mapping[str, int]] | None = None,
+        inputs: Any = None,
+        tolerance: Tolerance | None = None,
+        rounds: int = 15,
+        calls: int | None = None,
+        warmup: int = 20,
+    ) -> BenchmarkReport:
+        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
+
+        Args, Returns, Raises: as `torch2engine.bench.benchmark`.
+        """
+        return benchmark(
+            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
+        )
+
+    def trim(self) -> None:
+        """Close the session; the next call opens it anew."""
+        self._reset()
 
     def _opened(self) -> tuple[int, Session]:
         with self._opening:

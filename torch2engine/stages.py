@@ -18,7 +18,7 @@ from torch2engine import device, trt
 from torch2engine.artifact import OnnxArtifact
 from torch2engine.capture import capture
 from torch2engine.cases import Case, cases
-from torch2engine.config import RUNTIMES, TF32_OVERRIDE, BuildConfig, Tolerance, choice
+from torch2engine.config import RUNTIMES, TF32_OVERRIDE, BuildConfig, RuntimeConfig, Tolerance, choice, of_kind
 from torch2engine.deployed import Deployed
 from torch2engine.errors import InputError, InstallationError
 from torch2engine.export import export_onnx
@@ -28,7 +28,7 @@ from torch2engine.parity import ParityReport, compare
 from torch2engine.preserve import undisturbed
 from torch2engine.reference import Captured, unwrap
 
-__all__ = ["check", "choose_runtime", "export", "judge", "precision_notes", "target_device"]
+__all__ = ["check", "choose_runtime", "export", "judge", "precision_notes", "prove_split", "target_device"]
 
 
 def export(
@@ -113,15 +113,33 @@ def judge(
     return report
 
 
-def choose_runtime(runtime: str, config: BuildConfig) -> str:
+def prove_split(module: Deployed[Any], examples: Sequence[Case], tolerance: Tolerance | None = None) -> tuple[str, ...]:
+    """Prove on the examples which axes may be split, if that is what the module does out of range.
+
+    Returns:
+        a sentence on every axis; nothing under another policy.
+
+    Raises:
+        InputError, ParityError: as `Deployed.prove_split`.
+    """
+    if module.runtime_config.out_of_range != "split":
+        return ()
+    calls = [[leaf.to(module.device) for leaf in example.inputs] for example in examples]
+    return module.prove_split(calls, tolerance)
+
+
+def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeConfig = RuntimeConfig()) -> str:
     """Settle "auto", and refuse "tensorrt" where it can't run, before any work is done.
 
     Raises:
-        InputError: an unknown runtime.
+        InputError: an unknown runtime, or options that it does not have.
         InstallationError: "tensorrt" without a usable TensorRT, GPU or CUDA build of PyTorch.
     """
     choice("runtime", runtime, RUNTIMES)
+    of_kind("config", config, BuildConfig)
+    of_kind("runtime_config", runtime_config, RuntimeConfig)
     if runtime == "onnxruntime":
+        runtime_config.check_cpu("runtime='onnxruntime'")
         return runtime
     try:
         trt.find(config.flavour)
@@ -130,7 +148,10 @@ def choose_runtime(runtime: str, config: BuildConfig) -> str:
     except InstallationError as error:
         if runtime == "tensorrt":
             raise
-        warnings.warn(f"deploying to ONNX Runtime on the CPU, because TensorRT can't run: {error}", stacklevel=3)
+        ignored = runtime_config.only_gpu()
+        without = f" without {ignored}, which it does not have" if ignored else ""
+        text = f"deploying to ONNX Runtime on the CPU{without}, because TensorRT can't run: {error}"
+        warnings.warn(text, stacklevel=3)
         return "onnxruntime"
     return "tensorrt"
 

@@ -1,0 +1,231 @@
+"""An engine on one device, shared by all threads and streams: who may use which lane.
+
+Enters: tensors on the caller's current stream. Leaves: results on that stream. Apart from `module` because it ends and
+begins anew with every device and artifact, while the module stays.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch2engine._lane import PER_THREAD, Lane
+from torch2engine._plan import Plan, allocate
+from torch2engine._torch import current_device, dual_level, is_capturing, modes, stream_handle
+from torch2engine.artifact import EngineArtifact
+from torch2engine.config import RuntimeConfig
+from torch2engine.deployed import torch_dtype
+from torch2engine.device import capture_id
+from torch2engine.errors import InputError
+from torch2engine.runtime.engine import Engine
+from torch2engine.runtime.graph import unhindered
+
+__all__ = ["Live", "not_prepared"]
+
+_ALIGNMENT_BYTES = 256
+_STREAMS_REMEMBERED = 1024
+
+_Shapes = tuple[torch.Size, ...]
+
+
+# Dropped by their modules during a capture; they go when one that lives is called at a new shape.
+_parked: list[Live] = []
+
+
+def not_prepared(what: str) -> InputError:
+    """The error of a call inside the user's capture of a CUDA graph that would need more than an enqueue."""
+    return InputError(
+        "TRTModule",
+        got=f"a call during the capture of a CUDA graph, {what}",
+        allowed="one capture for each ordinary call before it, which compiles kernels and makes a context "
+        "(RuntimeConfig.contexts must have room for every shape in it)",
+        fix="call the module once with these shapes right before the capture",
+    )
+
+
+class _Streams:
+    """torch.cuda.Stream by handle, kept because PyTorch takes 7 µs to make one.
+
+    Not a method of `Live`: lanes hold it, and a dropped module would have to wait for the cyclic garbage collector.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._streams: dict[int, torch.cuda.Stream] = {}
+
+    def __call__(self, handle: int) -> torch.cuda.Stream:
+        """The current stream, whose handle this is."""
+        stream = self._streams.get(handle)
+        if stream is None or handle == PER_THREAD:
+            if len(self._streams) >= _STREAMS_REMEMBERED:
+                self._streams.clear()
+            stream = self._streams[handle] = torch.cuda.current_stream(self._device)
+        return stream
+
+
+class Live:
+    """An engine on a device with its lanes.
+
+    Args:
+        artifact: the engine.
+        device: a CUDA device with its index.
+        config: how it answers.
+
+    Raises:
+        InstallationError, ArtifactError, InputError: as `Engine`.
+    """
+
+    def __init__(self, artifact: EngineArtifact, device: torch.device, config: RuntimeConfig) -> None:
+        _parked.clear()
+        self.device = device
+        self._config = config
+        self._index = device.index
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._lanes: dict[int, Lane] = {}
+        self._streams = _Streams(device)
+        # What the user's CUDA graphs run in: nothing else touches these as long as the engine lives.
+        self._captured: dict[tuple[int, int, _Shapes], Plan] = {}
+        self._dtypes = [torch_dtype(spec.dtype) for spec in artifact.signature.inputs]
+        with torch.cuda.device(device):
+            torch.cuda.init()
+            self.engine = Engine(artifact, device.index, config.kernel_specialization)
+
+    def quick(self, leaves: Sequence[Any]) -> list[torch.Tensor] | None:
+        """Answer inputs that need no cast, copy or refusal, at shapes that were answered before; else None.
+
+        Every check of the call contract is in here, in its cheapest form; what fails one is looked at in `infer`.
+        """
+        if os.getpid() != self._process:
+            return None
+        grad = torch.is_grad_enabled()
+        index = self._index
+        shapes: list[torch.Size] = []
+        addresses: list[int] = []
+        try:
+            for leaf, dtype in zip(leaves, self._dtypes, strict=True):
+                # Other classes are subclasses with a meaning of their own, or no tensors.
+                if type(leaf) is not torch.Tensor or leaf.dtype is not dtype or leaf.get_device() != index:
+                    return None
+                if (grad and leaf.requires_grad) or leaf.is_neg() or not leaf.is_contiguous():
+                    return None
+                address = leaf.data_ptr()
+                if not address or address % _ALIGNMENT_BYTES:
+                    return None
+                shapes.append(leaf.shape)
+                addresses.append(address)
+        except (RuntimeError, ValueError):  # a stand-in without memory, another layout, another number of inputs
+            return None
+        handle = stream_handle(index)
+        lane = self._lanes.get(handle)
+        if lane is None or current_device() != index:
+            return None
+        # The legacy default stream can't be captured.
+        if (handle and is_capturing()) or dual_level() >= 0 or modes():
+            return None
+        return lane.answer(tuple(shapes), None, leaves, addresses, handle)
+
+    def run(self, profile: int, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Answer checked, contiguous inputs that lie in this profile, on the caller's current stream.
+
+        Raises:
+            BuildError: TensorRT refuses, mostly for want of memory.
+            InputError: a CUDA graph is being captured and nothing was prepared for these shapes.
+        """
+        with torch.cuda.device(self.device):
+            inputs = [tensor if tensor.data_ptr() % _ALIGNMENT_BYTES == 0 else tensor.clone() for tensor in tensors]
+            shapes = tuple(tensor.shape for tensor in inputs)
+            addresses = [tensor.data_ptr() for tensor in inputs]
+            handle = stream_handle(self._index)
+            if is_capturing():
+                return self._capture(shapes, addresses, handle)
+            _parked.clear()
+            outputs = None
+            while outputs is None:  # a lane may be closed by trim() just now
+                outputs = self._lane(handle).answer(shapes, profile, inputs, addresses, handle)
+            return outputs
+
+    def _lane(self, handle: int) -> Lane:
+        """The stream's lane; a new one, or if there are enough the one that was idle for the longest time."""
+        with self._lock:
+            lane = self._lanes.get(handle)
+            if lane is None:
+                if len(self._lanes) < self._config.streams:
+                    lane = Lane(self.engine, self.device, self._config, self._streams)
+                else:
+                    idle = min(self._lanes, key=lambda key: self._lanes[key].used)
+                    lane = self._lanes.pop(idle)  # a call that still holds it waits its turn and takes over again
+                    if self._config.output == "static":  # which the idle stream may still read
+                        lane.close()
+                        lane = Lane(self.engine, self.device, self._config, self._streams)
+                self._lanes[handle] = lane
+            return lane
+
+    def _capture(self, shapes: _Shapes, addresses: Sequence[int], handle: int) -> list[torch.Tensor]:
+        """Enqueue into the user's CUDA graph, which may be launched at any time, beside other calls.
+
+        So it gets a context for itself alone, and working memory from the graph's own pool, which PyTorch's allocator
+        gives while it captures.
+        """
+        identity = capture_id(handle)
+        assert identity is not None, "the caller has seen the capture"
+        key = (identity, handle, shapes)
+        plan = self._captured.get(key)
+        if plan is None:
+            lanes = list(self._lanes.values())
+            plan = next((taken for lane in lanes if (taken := lane.take_warm(shapes)) is not None), None)
+            if plan is None:
+                sizes = ", ".join(str(list(shape)) for shape in shapes)
+                raise not_prepared(f"at shapes {sizes} that no ordinary call since the last capture prepared")
+            self._captured[key] = plan
+        context = plan.context
+        assert context is not None, "take_warm gives plans with one"
+        if reason := context.why_not_capturable(handle):
+            raise not_prepared(f"but {reason}")
+        memory = allocate(max(plan.memory_bytes, _ALIGNMENT_BYTES), self.device)[1]
+        outputs = plan.fresh()
+        context.set_memory(memory.data_ptr(), memory.numel())
+        addresses = (*addresses, *[output.data_ptr() for output in outputs])
+        context.bind(addresses if all(addresses) else plan.nonzero(addresses))
+        context.enqueue(handle)
+        return outputs
+
+    @property
+    def is_usable(self) -> bool:
+        """False in a fork of the process that made it."""
+        return os.getpid() == self._process
+
+    @property
+    def memory_bytes(self) -> int:
+        """Device memory that the lanes work in."""
+        return sum(lane.memory_bytes for lane in list(self._lanes.values()))
+
+    def trim(self) -> None:
+        """Wait for what is running and give back working memory, contexts and graphs."""
+        with self._lock, torch.cuda.device(self.device), unhindered():
+            if self._captured:
+                torch.cuda.synchronize()
+            lanes = list(self._lanes.values())
+            self._lanes.clear()
+            for lane in lanes:
+                lane.close()
+            self._captured.clear()
+
+    def __del__(self) -> None:
+        if not self.is_usable or sys.is_finalizing() or not hasattr(self, "engine"):
+            return
+        if torch.cuda.is_current_stream_capturing():
+            # The garbage collector found it while the user captures, and to wait now would break the capture.
+            later = Live.__new__(Live)
+            later.__dict__.update(self.__dict__)
+            _parked.append(later)
+            return
+        with torch.cuda.device(self.device):
+            # The lanes' memory goes back to PyTorch's allocator, which knows nothing of the streams it was used on.
+            self.trim()
+            del self.engine  # here, because TensorRT leaves its own device current when it goes

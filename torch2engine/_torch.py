@@ -1,0 +1,95 @@
+"""What PyTorch knows about the calling thread, asked at the price of a function call.
+
+Enters: a device's number. Leaves: handles and flags. The public functions build objects (`torch.cuda.current_stream`
+takes 7 µs, the handle alone 0.1), which a call of a few microseconds can't afford. Each stands in for the public one
+named beside it, which takes over where a version of PyTorch lacks it; tests compare them. Apart so that private names
+of torch appear here alone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+__all__ = [
+    "current_device",
+    "dual_level",
+    "is_alone",
+    "is_capturing",
+    "is_simulated",
+    "is_traced",
+    "modes",
+    "stream_handle",
+]
+
+_c: Any = vars(torch)["_C"]
+_ad: Any = forward_ad
+
+
+def _stream_handle(index: int) -> int:
+    return torch.cuda.current_stream(index).cuda_stream
+
+
+def _is_traced() -> object:
+    tracing: Any = torch.jit
+    return True if tracing.is_tracing() else None
+
+
+stream_handle: Callable[[int], int] = getattr(_c, "_cuda_getCurrentRawStream", _stream_handle)
+"""The handle of a device's current stream: ``torch.cuda.current_stream(index).cuda_stream``."""
+
+current_device: Callable[[], int] = getattr(_c, "_cuda_getDevice", torch.cuda.current_device)
+"""``torch.cuda.current_device()``."""
+
+is_capturing: Callable[[], bool] = getattr(_c, "_cuda_isCurrentStreamCapturing", torch.cuda.is_current_stream_capturing)
+"""``torch.cuda.is_current_stream_capturing()``."""
+
+modes: Callable[[], int] = getattr(_c, "_len_torch_dispatch_stack", lambda: 0)
+"""How many modes of ``torch.utils._python_dispatch`` are entered: FakeTensorMode, make_fx, counters and the like."""
+
+is_traced: Callable[[], object] = getattr(_c, "_get_tracing_state", _is_traced)
+"""None unless ``torch.jit.is_tracing()``."""
+
+
+def dual_level() -> int:
+    """The level of ``forward_ad.dual_level()`` that is entered; below 0 if none is."""
+    return getattr(_ad, "_current_level", 0)
+
+
+# Their threads wait for queues and clocks, never for a whole device.
+_HARMLESS = (
+    *("torch.utils.data", "torch._inductor", "torch2engine", "multiprocessing.queues"),
+    *("tqdm", "rich", "ipykernel", "IPython"),
+)
+
+
+def is_alone() -> bool:
+    """Whether no other Python thread runs that may call ``torch.cuda.synchronize()``.
+
+    While any stream of a device is captured, a wait for the whole device fails in every thread, and breaks the capture
+    (CUDA 12 and 13, whatever the capture's mode).
+    """
+    here = threading.current_thread()
+    return all(thread is here or f"{_home(thread)}.".startswith(_prefixes()) for thread in threading.enumerate())
+
+
+def _prefixes() -> tuple[str, ...]:
+    return tuple(f"{name}." for name in _HARMLESS)
+
+
+def _home(thread: threading.Thread) -> str:
+    """The module that a thread's code is from."""
+    target: Any = vars(thread).get("_target")
+    return str(getattr(target, "__module__", None) or type(thread).__module__)
+
+
+def is_simulated() -> bool:
+    """Whether operations are being traced or faked rather than computed: under make_fx or FakeTensorMode."""
+    if not modes():
+        return False
+    keys = _c._TorchDispatchModeKey
+    return any(_c._get_dispatch_mode(key) is not None for key in (keys.FAKE, keys.PROXY))
