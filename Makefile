@@ -9,7 +9,7 @@ UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gpu-test gpu2-test lock clean
+.PHONY: help demo test check gpu-test gpu2-test bench lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -18,10 +18,11 @@ help:
 	@echo 'make check     ruff, pyright (strict), import rules'
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
+	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
 	@echo 'make lock      pin what the dev extra needs anew in requirements/dev.lock'
 	@echo 'make clean     remove everything that make made'
 	@echo
-	@echo 'PYTHON=$(PYTHON) makes .venv; GPU_PYTHON=$(GPU_PYTHON) runs the GPU tests, without .venv; RESULTS=$(RESULTS)'
+	@echo 'PYTHON=$(PYTHON) makes .venv; GPU_PYTHON=$(GPU_PYTHON) runs what needs a GPU, without .venv; RESULTS=$(RESULTS)'
 
 .venv/stamp: requirements/dev.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "torch2engine needs Python 3.10 or later, this is " + sys.version.split()[0])'
@@ -54,6 +55,13 @@ gpu-test:
 gpu2-test:
 	@mkdir -p $(RESULTS)
 	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m pytest -q tests/gpu2 --evidence=$(RESULTS)/gpu2-tests.json $(PYTEST)
+
+# Each in its own process, so that none inherits another's memory, threads or compiled code.
+bench:
+	@mkdir -p $(RESULTS)
+	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.call_overhead --out $(RESULTS)
+	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.models --out $(RESULTS)
+	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.stress --out $(RESULTS)
 
 lock: build/uv/bin/uv
 	@echo '· resolving pyproject.toml'

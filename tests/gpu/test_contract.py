@@ -5,7 +5,6 @@ Enters: calls as users make them. Leaves: proof. Apart from the CPU tests becaus
 
 from __future__ import annotations
 
-import copy
 import threading
 import warnings
 from pathlib import Path
@@ -219,31 +218,15 @@ def test_pitfall_25_threads_share_a_module(double: t2e.TRTModule) -> None:
     assert not wrong
 
 
-@torch.no_grad()
-def test_profiles_and_streams_alternate(model: nn.Module) -> None:
-    """Calls that switch between profiles and between streams keep their answers."""
-    profiles = [{"batch": (1, 1, 1)}, {"batch": (2, 8, 32)}]
-    module = t2e.deploy(model, tiny_inputs(), {"x": {0: "batch"}, "scale": {0: "batch"}}, profiles=profiles)
-    streams = [torch.cuda.default_stream(), torch.cuda.Stream(), torch.cuda.Stream()]
-    kept = []
-    for index in range(60):
-        with torch.cuda.stream(streams[index % 3]):
-            inputs = tiny_inputs(1 if index % 2 else 2 + index % 30)
-            kept.append((inputs, module(*inputs)))
-    torch.cuda.synchronize()
-    for inputs, got in kept:
-        _close(got, model(*inputs))
-
-
 def test_contexts_memory_is_not_shared_by_running_calls() -> None:
     """Calls from two streams that both have work queued do not overwrite each other's working memory."""
     model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Conv2d(16, 16, 3, padding=1), nn.ReLU()))).cuda()
     sample = torch.randn(4, 16, 64, 64, device="cuda")
     module = t2e.deploy(model, sample, {"input": {0: t2e.Axis("n", 1, 4, 32)}})
     assert isinstance(module, t2e.TRTModule)
-    assert module.memory_bytes > 1 << 20
     inputs = [torch.randn(32, 16, 64, 64, device="cuda") for _ in range(2)]
     wanted = [module(x) for x in inputs]
+    assert module.memory_bytes > 1 << 20
     torch.cuda.synchronize()
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     for _ in range(10):
@@ -269,24 +252,6 @@ def test_last_profile_may_be_called_first(model: nn.Module, tmp_path: Path) -> N
     for batch in (9, 1, 32):
         inputs = tiny_inputs(batch)
         _close(loaded(*inputs), model(*inputs))
-
-
-@pytest.mark.parametrize("bound", [True, False], ids=["bound", "unbound"])
-def test_pitfall_33_capture_is_refused(double: t2e.TRTModule, bound: bool) -> None:
-    """A call during CUDA graph capture is a typed error before any work, and the module answers afterwards."""
-    module = double if bound else copy.deepcopy(double)
-    x = torch.randn(64, 8, device="cuda").t()
-    caught: list[t2e.InputError] = []
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        x.add_(1)  # an empty graph warns
-        try:
-            module(x)
-        except t2e.InputError as error:
-            caught.append(error)
-    assert "while a CUDA graph is being captured" in str(caught[0])
-    graph.replay()
-    assert torch.equal(module(x), x * 2)
 
 
 def test_tracing_and_tangents_are_refused(double: t2e.TRTModule) -> None:
@@ -342,9 +307,16 @@ def test_pitfall_22_calls_too_large_for_the_gpu_say_so() -> None:
     x = torch.randn(2, 3, 64, 64, device="cuda")
     artifact = t2e.export(model, x, {"input": {0: t2e.Axis("n", 1, 2, 400_000)}})
     module = t2e.TRTModule(t2e.build(artifact))
-    with pytest.raises(t2e.BuildError, match="smaller max in the profiles") as caught:
-        module(x[:1].expand(200_000, 3, 64, 64))
-    assert caught.value.out_of_memory
-    torch.cuda.empty_cache()
     with torch.no_grad():
-        torch.testing.assert_close(module(x), model(x), rtol=1e-3, atol=1e-4)
+        wanted = model(x)
+    torch.testing.assert_close(module(x), wanted, rtol=1e-3, atol=1e-4)
+    for _ in range(2):  # the second time at a shape that is known by now
+        with pytest.raises((t2e.BuildError, torch.OutOfMemoryError)) as caught:
+            module(x[:1].expand(200_000, 3, 64, 64))
+        if isinstance(caught.value, t2e.BuildError):
+            assert "smaller max in the profiles" in str(caught.value)
+            assert caught.value.out_of_memory
+        torch.cuda.empty_cache()
+        # So known was the small shape before, whose context must not go on in memory that was given back.
+        for _ in range(3):
+            torch.testing.assert_close(module(x), wanted, rtol=1e-3, atol=1e-4)

@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import copy
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import scenarios
 import torch
 from models import TINY_AXES, Scale, Tiny, tiny_inputs
+from scenarios import CALLS, MOST_ROWS, WIDTH, Engines, Subject
 
 import torch2engine as t2e
+
+WAYS = pytest.mark.parametrize("graphs", [False, "auto", True], ids=["enqueued", "auto", "graphs"])
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,13 @@ def module() -> t2e.TRTModule:
     deployed = t2e.deploy(Scale(), torch.randn(4, 64, device="cuda:0"), {"x": {0: t2e.Axis("n", 1, 64, 4096)}})
     assert isinstance(deployed, t2e.TRTModule)
     return deployed
+
+
+@pytest.fixture(scope="module")
+def engines() -> Engines:
+    """Built on cuda:0."""
+    assert torch.cuda.current_device() == 0
+    return Engines()
 
 
 @torch.no_grad()
@@ -70,3 +82,76 @@ def test_threads_on_both_gpus_get_their_own_answers(module: t2e.TRTModule) -> No
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+@WAYS
+def test_both_gpus_at_once_give_equal_answers(engines: Engines, graphs: bool | str) -> None:
+    """One engine on both GPUs, two threads on each, with and without that device current: equal bits, all right."""
+    subject = engines.fresh("deep", cuda_graphs=graphs)
+    modules = [subject.module.to("cuda:0"), copy.deepcopy(subject.module).to("cuda:1")]
+    inputs = [torch.randn(rows, WIDTH) for _ in range(CALLS) for rows in (1, 100, 1000, MOST_ROWS)]
+
+    def answers(thread: int) -> list[torch.Tensor]:
+        index = thread % 2
+        if thread < 2:  # cuda:0 stays current
+            return [modules[index](x.to(f"cuda:{index}")).cpu() for x in inputs]
+        with torch.cuda.stream(torch.cuda.Stream(index)):
+            return [modules[index](x.to(f"cuda:{index}")).cpu() for x in inputs]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(answers, range(4)))
+    for x, first, *others in zip(inputs, *found, strict=True):
+        assert subject.wrong(first.cuda(), x.cuda()) == 0
+        assert all(torch.equal(first, other) for other in others)
+
+
+@WAYS
+def test_everything_on_the_second_gpu_stays_there(engines: Engines, graphs: bool | str) -> None:
+    """Weights, working memory, graphs and results of a module on cuda:1 take nothing of cuda:0."""
+    module = engines.fresh("deep", cuda_graphs=graphs, output="static").module
+    inputs = [torch.randn(rows, WIDTH, device="cuda:1") for rows in (1, 100, MOST_ROWS)]
+    torch.cuda.synchronize(0)
+    allocated = [torch.cuda.memory_allocated(index) for index in range(2)]
+    free, _ = torch.cuda.mem_get_info(0)
+    module.to("cuda:1")
+    for x in inputs:
+        for _ in range(CALLS):
+            assert module(x).device == x.device
+    torch.cuda.synchronize(1)
+    assert module.memory_bytes > 1 << 20
+    assert torch.cuda.memory_allocated(1) - allocated[1] >= module.memory_bytes
+    assert torch.cuda.memory_allocated(0) == allocated[0]
+    assert free - torch.cuda.mem_get_info(0)[0] < 8 << 20  # the weights alone have 17 MiB
+    assert torch.cuda.current_device() == 0
+    del module
+    assert torch.cuda.current_device() == 0
+    assert torch.cuda.memory_allocated(1) == allocated[1]
+
+
+@WAYS
+def test_order_is_kept_on_the_second_gpu(engines: Engines, graphs: bool | str) -> None:
+    """Producers, consumers and freed memory on cuda:1 find the order that they find on cuda:0."""
+    module = engines.fresh("deep", cuda_graphs=graphs, streams=1).module.to("cuda:1")
+    subject = Subject(module, copy.deepcopy(engines.models["deep"]).to("cuda:1"), 1e-3)
+    with torch.cuda.device(1):
+        streams = scenarios.streams()
+        for stream in streams.values():
+            assert scenarios.delayed_producer(subject, stream) == 0
+            assert scenarios.early_consumer(subject, stream) == 0
+            assert scenarios.recycled_memory(subject, stream) == 0
+        assert scenarios.switched_streams(subject, list(streams.values())) == 0
+
+
+def test_users_graph_on_the_second_gpu(engines: Engines) -> None:
+    """A module on cuda:1 is captured and replayed there."""
+    module = engines.fresh("exact").module.to("cuda:1")
+    with torch.cuda.device(1):
+        x = torch.randn(64, WIDTH, device="cuda")
+        module(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):
+            result = module(x)
+        for _ in range(CALLS):
+            x.normal_()
+            graph.replay()
+            assert torch.equal(result, x * 2)

@@ -1,0 +1,164 @@
+"""Figures of a run → one JSON file: commit, GPU, versions, figures, and what else a reader needs to judge them.
+
+Enters: figures by dotted name. Leaves: `NAME.json` in the one form that the GPU suite and every benchmark share, and a
+check of that form. Apart because evidence is worth something only if nobody writes it in a way of his own.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch2engine as t2e
+from torch2engine import device, trt
+from torch2engine.errors import InstallationError
+
+__all__ = ["FIELDS", "REPOSITORY", "Evidence", "commit", "complaints", "rounded"]
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DISTRIBUTIONS = (
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "numpy",
+    "torchvision",
+    "timm",
+    "transformers",
+    "triton",
+    "polygraphy",
+)
+SCHEMA = 1
+FIELDS: dict[str, type] = {
+    "schema": int,
+    "name": str,
+    "commit": str,
+    "clean": bool,
+    "gpu": str,
+    "gpu_count": int,
+    "driver": str,
+    "versions": dict,
+    "started": str,
+    "seconds": float,
+    "figures": dict,
+    "samples": dict,
+    "tests": list,
+}
+
+
+def rounded(value: float) -> float:
+    """A figure to four significant digits; whole numbers as they are.
+
+    Raises:
+        ValueError: it is not finite, and so no figure.
+    """
+    if not math.isfinite(value):
+        raise ValueError(f"a figure must be finite, this is {value}")
+    return value if isinstance(value, int) else float(f"{value:.4g}")
+
+
+def commit() -> tuple[str, bool]:
+    """The tree's commit and whether it was clean: from git, or from the stamp of a copy without git."""
+    stamp = REPOSITORY / ".gpu" / "COMMIT"
+    if stamp.exists():
+        found, state = stamp.read_text().split()
+        return found, state == "clean"
+    git = ["git", "-C", str(REPOSITORY)]
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+    status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
+    return found, not status.strip()
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name in DISTRIBUTIONS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    try:
+        rt = trt.find()
+    except InstallationError:
+        pass
+    else:
+        found[rt.name] = rt.version
+    return {**found, "torch2engine": t2e.__version__}
+
+
+class Evidence:
+    """Collects a run's figures; the clock starts when it is made.
+
+    Attributes:
+        figures: dotted name -> number.
+        samples: whatever else a reader may want to know: settings, counts, why something is missing.
+        tests: {"id", "outcome", "seconds"} of every test, for a test suite.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.time()
+        self.figures: dict[str, float] = {}
+        self.samples: dict[str, Any] = {}
+        self.tests: list[dict[str, Any]] = []
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the run began."""
+        return time.time() - self._started
+
+    def figure(self, name: str, value: float) -> None:
+        """Record a figure, to four significant digits.
+
+        Raises:
+            ValueError: it is not finite.
+        """
+        self.figures[name] = rounded(value)
+
+    def to_json(self, name: str) -> dict[str, Any]:
+        """The evidence as JSON values, under the file's name."""
+        gpus = device.gpus()
+        found, clean = commit()
+        return {
+            "schema": SCHEMA,
+            "name": name,
+            "commit": found,
+            "clean": clean,
+            "gpu": gpus[0].name if gpus else "",
+            "gpu_count": len(gpus),
+            "driver": gpus[0].driver if gpus else "",
+            "versions": _versions(),
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self._started)),
+            "seconds": round(self.elapsed_s, 1),
+            "figures": dict(sorted(self.figures.items())),
+            "samples": self.samples,
+            "tests": sorted(self.tests, key=lambda test: test["id"]),
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the file; its stem is the run's name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.to_json(path.stem), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def complaints(evidence: Mapping[str, Any]) -> Iterable[str]:
+    """What is wrong with the form of an evidence file's content; nothing, if it is right."""
+    for name in sorted(set(evidence) ^ set(FIELDS)):
+        yield f"{name}: {'missing' if name in FIELDS else 'unknown'}"
+    for name, kind in FIELDS.items():
+        value = evidence.get(name)
+        if name in evidence and (type(value) not in ((int, float) if kind is float else (kind,))):
+            yield f"{name}: {value!r} is no {kind.__name__}"
+    if evidence.get("schema") != SCHEMA:
+        yield f"schema: {evidence.get('schema')!r}, not {SCHEMA}"
+    if not re.fullmatch(r"[0-9a-f]{40}", str(evidence.get("commit"))):
+        yield f"commit: {evidence.get('commit')!r} is no commit"
+    figures = evidence.get("figures")
+    for name, value in figures.items() if isinstance(figures, dict) else ():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            yield f"figures: {name} is {value!r}"

@@ -1,0 +1,115 @@
+"""Other ways to run the same model on the same inputs: what TRTModule is held against.
+
+Enters: the model, its inputs at one shape, and the plan. Leaves: for each a call without arguments and the answer of
+the last one. A peer that can't run says why; it is never left out without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.raw import RawEngine
+
+__all__ = ["COMPILED", "PEERS", "Peer", "eager", "eager_graph", "peer"]
+
+Inputs = Mapping[str, torch.Tensor]
+
+
+@dataclass
+class Peer:
+    """A way to run a model at one shape.
+
+    Args:
+        call: what is timed.
+        answer: calls once and gives the answer, complete on the current stream.
+        stream: the caller's; None for the default one.
+        close: gives back what the peer holds.
+        kept: what must stay alive.
+    """
+
+    call: Callable[[], object]
+    answer: Callable[[], torch.Tensor]
+    stream: torch.cuda.Stream | None = None
+    close: Callable[[], object] = lambda: None
+    kept: list[Any] = field(default_factory=list)
+
+
+def eager(model: nn.Module, inputs: Inputs) -> Peer:
+    """PyTorch as it is."""
+    call = functools.partial(model, **inputs)
+    return Peer(call, call)
+
+
+def eager_graph(model: nn.Module, inputs: Inputs) -> Peer:
+    """PyTorch's own kernels, captured once and replayed on the same input and result tensors."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            model(**inputs)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        result = model(**inputs)
+
+    def answer() -> torch.Tensor:
+        graph.replay()
+        return result.clone()
+
+    return Peer(graph.replay, answer)
+
+
+def compiled(model: nn.Module, inputs: Inputs, mode: str) -> Peer:
+    """torch.compile, specialised to this shape."""
+    call = functools.partial(torch.compile(model, dynamic=False, mode=mode), **inputs)
+    # With reduce-overhead the next call overwrites the result.
+    return Peer(call, lambda: call().clone())
+
+
+def polygraphy(engine: RawEngine, inputs: Inputs) -> Peer:
+    """Polygraphy's TrtRunner on the same plan with the same kernels; tensors stay on the GPU, inputs go unchecked."""
+    if engine.rt.is_rtx:
+        os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when it is imported
+    from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+    plan = EngineFromBytes(bytes(engine.artifact.plan_buffer()))()
+    config = engine.config(engine=plan)
+    runner = TrtRunner(engine.check(plan.create_execution_context(config), "Polygraphy's context"))
+    runner.activate()
+    call = functools.partial(runner.infer, dict(inputs), check_inputs=False, copy_outputs_to_host=False)
+    name = engine.artifact.signature.outputs[0].name
+    return Peer(call, lambda: call()[name].clone(), close=runner.deactivate, kept=[plan, config])
+
+
+def raw(engine: RawEngine, inputs: Inputs) -> Peer:
+    """`execute_async_v3` alone, with shapes, addresses and memory set beforehand."""
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    context = engine.context([inputs[spec.name] for spec in engine.artifact.signature.inputs], side)
+
+    def answer() -> torch.Tensor:
+        context.outputs[0].zero_()
+        assert context.enqueue()
+        return context.outputs[0].clone()
+
+    return Peer(context.enqueue, answer, side, kept=[context])
+
+
+COMPILED = {"compile": "default", "compile_reduce_overhead": "reduce-overhead"}
+PEERS = ("raw", "eager", "eager_graph", *COMPILED, "polygraphy")
+
+
+def peer(name: str, model: nn.Module, engine: RawEngine, inputs: Inputs) -> Peer:
+    """Set up a peer by its name in `PEERS`."""
+    if name in COMPILED:
+        return compiled(model, inputs, COMPILED[name])
+    if name in ("eager", "eager_graph"):
+        return (eager if name == "eager" else eager_graph)(model, inputs)
+    return (raw if name == "raw" else polygraphy)(engine, inputs)

@@ -1,0 +1,257 @@
+"""The README's tables of speed, made from the evidence: `python -m benchmarks.table`, or with `--check`.
+
+Enters: call_overhead.json and models.json. Leaves: the README with the text between `<!-- speed -->` and
+`<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A peer that is faster than
+torch2engine needs its reason in `REASONS`, or no table is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import json
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.evidence import REPOSITORY, complaints
+
+__all__ = ["REASONS", "between", "generate", "main", "rewritten"]
+
+# Figure of models.json (or a pattern of such) -> why the peer is faster there.
+_KERNELS = (
+    "Its kernels are faster here: cuDNN, cuBLAS and Triton choose for this GPU, while TensorRT-RTX is made for the RTX "
+    "line and keeps to kernels for any shape (see `kernel_specialization`); the graph around them costs the same."
+)
+_BARE = (
+    "A bare replay, which looks at nothing: neither at shapes, dtypes, devices and streams, nor whether the input is "
+    "the one that was captured."
+)
+REASONS: dict[str, str] = {
+    "*.eager_graph.host_us": _BARE,
+    "*.compile_reduce_overhead.device_us": _KERNELS,
+    "*.compile.device_us": _KERNELS,
+    "*.eager_graph.device_us": _KERNELS,
+}
+
+START, END = "<!-- speed -->", "<!-- /speed -->"
+TITLES = {
+    "tiny": "tiny MLP",
+    "resnet50": "ResNet-50",
+    "vit_b_16": "ViT-B/16",
+    "bert": "BERT-base, 128 tokens",
+}
+# Candidate -> heading; the first two are ours, the third is what both stand on.
+CANDIDATES = {
+    "t2e_default": "torch2engine",
+    "t2e_static_graph": "torch2engine, static",
+    "raw": "TensorRT's enqueue alone",
+    "eager": "PyTorch eager",
+    "eager_graph": "eager in a CUDA graph",
+    "compile": "torch.compile",
+    "compile_reduce_overhead": "torch.compile, reduce-overhead",
+    "polygraphy": "Polygraphy",
+}
+# Peer -> ours with the same promise: a result that lasts, or one that the next call overwrites.
+COUNTERPARTS = {
+    "eager": "t2e_default",
+    "eager_graph": "t2e_static_graph",
+    "compile": "t2e_default",
+    "compile_reduce_overhead": "t2e_static_graph",
+    "polygraphy": "t2e_default",
+}
+CALLS = (
+    ("own_stream", "from a stream of one's own", "raw", "TensorRT's enqueue alone"),
+    ("default_stream", "from the default stream", "raw_plus_events", "the same, with the events that order it"),
+    ("alternating", "two shapes in turn", "own_stream", "one shape"),
+    ("shapes64", "64 shapes in random order", "shapes64_fixed", "one shape"),
+    ("graph_copy", "`cuda_graphs=True`, 32 inputs in turn", "raw", "TensorRT's enqueue alone"),
+    ("graph_static", '`cuda_graphs=True, output="static"`, one input', "raw", "TensorRT's enqueue alone"),
+)
+
+
+class TableError(Exception):
+    """The evidence does not make a table that may be published."""
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    evidence: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    wrong = list(complaints(evidence))
+    if not evidence.get("clean"):
+        wrong.append("it was not measured on a clean tree")
+    if wrong:
+        raise TableError(f"{path.name}: " + "; ".join(wrong))
+    return evidence
+
+
+def _time(us: float) -> str:
+    return f"{us:.1f}" if us < 100 else f"{us:.0f}"
+
+
+def _rows(cells: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = cells
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
+
+
+def _origin(evidence: Mapping[str, Any]) -> str:
+    versions = evidence["versions"]
+    names = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "torch": "torch"}
+    used = ", ".join(f"{title} {versions[name]}" for name, title in names.items() if name in versions)
+    return f"{evidence['gpu']}, {used}, commit {evidence['commit'][:8]}"
+
+
+def _calls(evidence: Mapping[str, Any]) -> list[str]:
+    """The host's time of a call where nothing else counts."""
+    figures = evidence["figures"]
+    cells = [["a tiny MLP, half precision", "host µs per call", "ratio", "to"]]
+    for name, title, base, other in CALLS:
+        here, there = figures[f"tiny.{name}.host_us"], figures[f"tiny.{base}.host_us"]
+        cells.append([title, _time(here), f"{here / there:.2f}", f"{other} ({_time(there)})"])
+    return [
+        f"Host time per call, median ({_origin(evidence)}, `call_overhead.json`):",
+        "",
+        *_rows(cells),
+    ]
+
+
+class _Models:
+    """The table of whole models, with its notes."""
+
+    def __init__(self, evidence: Mapping[str, Any], reasons: Mapping[str, str]) -> None:
+        self.evidence, self.reasons = evidence, reasons
+        self.figures: Mapping[str, float] = evidence["figures"]
+        self.left_out: Mapping[str, str] = evidence["samples"].get("left_out", {})
+        self.notes: list[str] = []
+
+    def lines(self) -> list[str]:
+        found = sorted(
+            {
+                (list(TITLES).index(match[1]), int(match[2]), match[1])
+                for name in self.figures
+                if (match := re.match(r"(\w+)\.b(\d+)\.", name))
+            }
+        )
+        names = list(CANDIDATES)
+        cells = [["model, batch", *CANDIDATES.values()]]
+        for _, batch, model in found:
+            prefix = f"{model}.b{batch}"
+            cells.append([f"{TITLES[model]}, {batch}", *(self.cell(prefix, name) for name in names)])
+        return [
+            f"Time per call in µs, GPU / host, medians ({_origin(self.evidence)}, half precision, `models.json`):",
+            "",
+            *_rows(cells),
+            "",
+            "Static: `cuda_graphs=True, output=\"static\"` from a stream of one's own; like a CUDA graph of PyTorch's "
+            "and reduce-overhead it hands out results that the next call overwrites. TensorRT's enqueue alone has "
+            "its shapes, addresses and memory set beforehand. The other columns are called from the default stream and "
+            "give results that last. A dash was not timed.",
+            *(line for number, note in enumerate(self.notes, 1) for line in ("", f"({number}) {note}")),
+            *self.first_answer(),
+        ]
+
+    def cell(self, prefix: str, name: str) -> str:
+        figure = f"{prefix}.{name}"
+        if f"{figure}.host_us" not in self.figures:
+            why = self.left_out.get(figure)
+            if why is None:
+                raise TableError(f"{figure} is missing, and nothing says why")
+            return "–" if why.startswith("not timed") else f"– {self.note(f'{CANDIDATES[name]}: {why}')}"
+        cell = " / ".join(_time(self.figures[f"{figure}.{what}"]) for what in ("device_us", "host_us"))
+        marks = [self.faster(prefix, name, what) for what in ("device_us", "host_us")]
+        return " ".join([cell, *dict.fromkeys(mark for mark in marks if mark)])
+
+    def faster(self, prefix: str, name: str, what: str) -> str:
+        """The mark of the reason why a peer is faster than we are, or ""."""
+        if name not in COUNTERPARTS:
+            return ""
+        figure = f"{prefix}.{name}.{what}"
+        ours = self.figures[f"{prefix}.{COUNTERPARTS[name]}.{what}"]
+        if self.figures[figure] >= ours:
+            return ""
+        for pattern, reason in self.reasons.items():
+            if fnmatch.fnmatchcase(figure, pattern):
+                return self.note(reason)
+        raise TableError(f"{figure} is {self.figures[figure]}, ours {ours}: say why in REASONS, or be faster")
+
+    def note(self, text: str) -> str:
+        if text not in self.notes:
+            self.notes.append(text)
+        return f"({self.notes.index(text) + 1})"
+
+    def first_answer(self) -> list[str]:
+        names = ("context_mib_b1", "context_mib_engine", "warm_start_s", "cold_start_s")
+        found = [self.figures.get(f"resnet50.{name}") for name in names]
+        if None in found:
+            return []
+        here, whole, warm, cold = found
+        return [
+            "",
+            f"The ResNet-50 works in {here:.0f} MiB at batch 1, where its engine may need {whole:.0f}. A fresh process "
+            f"loads it and has its first answer {warm:.2f} s after imports, {cold:.2f} s without the kernels that "
+            "`save` keeps.",
+        ]
+
+
+def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
+    """The text between the marks.
+
+    Args:
+        results: the folder of evidence.
+        reasons: as `REASONS`.
+
+    Returns:
+        Markdown, "" without evidence.
+
+    Raises:
+        TableError: evidence of another form or from an unclean tree, a peer that is faster for no stated reason, or
+            one that is missing for none.
+    """
+    calls, models = _read(results / "call_overhead.json"), _read(results / "models.json")
+    parts = [_calls(calls)] if calls is not None else []
+    if models is not None:
+        parts.append(_Models(models, reasons).lines())
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+def between(readme: str) -> str:
+    """What stands between the marks.
+
+    Raises:
+        TableError: the marks are not there once each.
+    """
+    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
+        raise TableError(f"the README needs {START} and {END}, once each and in this order")
+    return readme.partition(START)[2].partition(END)[0].strip()
+
+
+def rewritten(readme: str, text: str) -> str:
+    """The README with `text` between the marks."""
+    between(readme)
+    before, after = readme.partition(START)[0], readme.partition(END)[2]
+    return f"{before}{START}\n{text}\n{END}{after}" if text else f"{before}{START}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README says anything else")
+    parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")
+    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
+    options = parser.parse_args()
+    try:
+        readme = options.readme.read_text(encoding="utf-8")
+        made = rewritten(readme, generate(options.results))
+    except TableError as error:
+        sys.exit(str(error))
+    if options.check and made != readme:
+        sys.exit(f"{options.readme.name} does not say what the evidence says: run `python -m benchmarks.table`")
+    if not options.check:
+        options.readme.write_text(made, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

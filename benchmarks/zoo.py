@@ -1,0 +1,88 @@
+"""The models that the benchmarks time: half precision, on the GPU, one dynamic batch axis.
+
+Enters: nothing. Leaves: modules with random weights whose signal neither fades nor grows, and inputs at a batch size.
+"""
+
+from __future__ import annotations
+
+import runpy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from benchmarks.call_overhead import rows, tiny
+from benchmarks.evidence import REPOSITORY
+
+__all__ = ["BATCH", "ENTRIES", "Entry"]
+
+BATCH = t2e.Axis("batch", 1, 8, 32)
+TOKENS = 128
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model with its inputs.
+
+    Args:
+        make: gives the model, in inference mode.
+        inputs: gives inputs at a batch size, by forward's names.
+    """
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[int], dict[str, torch.Tensor]]
+
+    def axes(self) -> dict[str, Any]:
+        """dynamic_axes of every input."""
+        return {name: {0: BATCH} for name in self.inputs(1)}
+
+
+def _images(batch: int) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(batch, 3, 224, 224, dtype=torch.half, device="cuda")}
+
+
+def _texts(batch: int) -> dict[str, torch.Tensor]:
+    mask = torch.ones(batch, TOKENS, dtype=torch.long, device="cuda")
+    mask[-1, TOKENS * 2 // 3 :] = 0
+    return {"input_ids": torch.randint(0, 1000, (batch, TOKENS), device="cuda"), "attention_mask": mask}
+
+
+def _torchvision(name: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        import torchvision
+
+        # The GPU suite's own, by its file, since tests are no package. It also gives ViT a head: torchvision's is all
+        # zero, and an answer of zeros says nothing.
+        settle = runpy.run_path(str(REPOSITORY / "tests" / "gpu" / "models.py"))["settle"]
+        model = getattr(torchvision.models, name)().cuda()
+        return settle(model, _images(2)["x"].float()).half().eval()
+
+    return make
+
+
+class _Encoder(nn.Module):
+    """BERT as tensors in, one tensor out."""
+
+    def __init__(self, bert: nn.Module) -> None:
+        super().__init__()
+        self.bert = bert
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+
+
+def _bert() -> nn.Module:
+    import transformers
+
+    return _Encoder(transformers.BertModel(transformers.BertConfig()).cuda()).half().eval()
+
+
+ENTRIES = {
+    "tiny": Entry(tiny, lambda batch: {"input": rows(batch)}),
+    "resnet50": Entry(_torchvision("resnet50"), _images),
+    "vit_b_16": Entry(_torchvision("vit_b_16"), _images),
+    "bert": Entry(_bert, _texts),
+}
