@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -459,3 +461,19 @@ def test_bind_refuses_variadic_arguments_that_the_sample_left_out(
         f"argument '{name}': {got} was passed, it was not in sample_input, so a call without it is fixed in; "
         "redeploy with it in sample_input"
     )
+
+
+def test_pitfall_36_tensors_go_with_their_last_name() -> None:
+    """Nothing that was taken apart or put together waits for the cyclic garbage collector: results are GPU memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        value = {"a": torch.ones(2), "b": [torch.ones(3), (torch.ones(4), None)]}
+        flat = flatten(value, "x")
+        again = unflatten(flat.tree, flat.leaves)
+        seen = [weakref.ref(leaf) for leaf in flat.leaves]
+        assert len(seen) == 3
+        del value, flat, again
+        assert [ref() for ref in seen] == [None] * 3
+    finally:
+        gc.enable()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -101,26 +101,29 @@ def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
     Raises:
         InputError: a value that is neither a tensor, a constant nor a known container.
     """
-    leaves: list[Any] = []
-    names: list[str] = []
+    flat = Flat(Tree("tensor"), [], [])
+    tree = _flatten(value, root, root if result else None, flat)
+    return Flat(tree, flat.leaves, _unique(flat.names))
 
-    def walk(node: Any, path: str) -> Tree:
-        if is_tensor(node):
-            leaves.append(node)
-            names.append(path)
-            return Tree("tensor")
-        if isinstance(node, _CONSTANTS):
-            return Tree("constant", value=node)
-        kind, keys, children = _take_apart(node, path)
-        bare = result and path == root and kind in ("dict", "mapping", "dataclass", "namedtuple")
-        subtrees = [
-            walk(child, str(key) if bare else f"{path}.{key}") for key, child in zip(keys, children, strict=True)
-        ]
-        cls = None if kind in ("list", "tuple", "dict") else _class(node)
-        return Tree(kind, tuple(keys), tuple(subtrees), type_name=_type_name(cls) if cls else "", cls=cls)
 
-    tree = walk(value, root)
-    return Flat(tree, leaves, _unique(names))
+# Not nested, and neither is _unflatten: a function that calls itself by its closure would keep the leaves until the
+# cyclic garbage collector comes.
+def _flatten(node: Any, path: str, bare: str | None, into: Flat) -> Tree:
+    """The tree of a node, whose tensors go `into` lists; fields of a result at path `bare` are named without it."""
+    if is_tensor(node):
+        into.leaves.append(node)
+        into.names.append(path)
+        return Tree("tensor")
+    if isinstance(node, _CONSTANTS):
+        return Tree("constant", value=node)
+    kind, keys, children = _take_apart(node, path)
+    own = path == bare and kind in ("dict", "mapping", "dataclass", "namedtuple")
+    subtrees = [
+        _flatten(child, str(key) if own else f"{path}.{key}", bare, into)
+        for key, child in zip(keys, children, strict=True)
+    ]
+    cls = None if kind in ("list", "tuple", "dict") else _class(node)
+    return Tree(kind, tuple(keys), tuple(subtrees), type_name=_type_name(cls) if cls else "", cls=cls)
 
 
 def _take_apart(node: Any, path: str) -> tuple[str, list[str | int], list[Any]]:
@@ -184,23 +187,22 @@ def unflatten(tree: Tree, leaves: Sequence[Any]) -> Any:
     Raises:
         ArtifactError: a class that the result needs can't be imported here.
     """
-    iterator = iter(leaves)
+    return _unflatten(tree, iter(leaves))
 
-    def walk(node: Tree) -> Any:
-        if node.kind == "tensor":
-            return next(iterator)
-        if node.kind == "constant":
-            return node.value
-        children = [walk(child) for child in node.children]
-        if node.kind == "list":
-            return children
-        if node.kind == "tuple":
-            return tuple(children)
-        if node.kind == "dict":
-            return dict(zip(node.keys, children, strict=True))
-        return _rebuild(node, children)
 
-    return walk(tree)
+def _unflatten(node: Tree, leaves: Iterator[Any]) -> Any:
+    if node.kind == "tensor":
+        return next(leaves)
+    if node.kind == "constant":
+        return node.value
+    children = [_unflatten(child, leaves) for child in node.children]
+    if node.kind == "list":
+        return children
+    if node.kind == "tuple":
+        return tuple(children)
+    if node.kind == "dict":
+        return dict(zip(node.keys, children, strict=True))
+    return _rebuild(node, children)
 
 
 def _rebuild(node: Tree, children: list[Any]) -> Any:
