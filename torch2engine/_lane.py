@@ -301,6 +301,7 @@ class Lane:
         """Take the context from a plan, to be used at other shapes."""
         if plan.context is None:
             return
+        plan.evicted += plan.has_graphs
         if plan.has_graphs or plan.context.is_worn:
             self._done.synchronize()
         if plan.context.is_worn:

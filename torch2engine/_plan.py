@@ -30,6 +30,7 @@ _GRAPHS = 8
 # With more addresses than that, new ones get a chance this seldom, or captures would cost more than they save.
 _MISSES = 1024
 _WARM = {True: 1, "auto": 2}
+_MOST_PATIENCE = 6
 # Copying in and out costs about 20 µs of host time, and device time by bytes; an enqueue that takes less stays.
 _COPY_SECONDS = 50e-6
 _COPY_BYTES_PER_SECOND = 1e12
@@ -70,6 +71,7 @@ class Plan:
         self.memory_bytes = 0
         self.memory: torch.Tensor | None = None  # what the context works in
         self.enqueued = 0
+        self.evicted = 0
         self.graphs: dict[tuple[int, ...], Graph] = {}
         self.copied: Copied | None = None
         self._specs = engine.outputs
@@ -156,8 +158,11 @@ class Plan:
         self._seconds = min(self._seconds, seconds)
 
     def capturable(self, graphs: bool | str) -> bool:
-        """Whether TensorRT has settled: first enqueues load kernels, which a capture forbids."""
-        return self.enqueued >= _WARM[graphs] and not self._unknown
+        """Whether TensorRT has settled: first enqueues load kernels, which a capture forbids.
+
+        A plan that keeps losing its context needs ever more calls in between, or captures would be all it does.
+        """
+        return self.enqueued >= _WARM[graphs] << min(self.evicted, _MOST_PATIENCE) and not self._unknown
 
     def recurs(self, key: tuple[int, ...]) -> bool:
         """Whether these addresses came up so often that a graph of their own pays."""

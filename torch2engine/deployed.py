@@ -135,7 +135,7 @@ class Deployed(Sealed, Generic[AnyArtifact]):
 
         Returns:
             the model's own types around fresh tensors on the inputs' device, ready on the current stream; no later
-            call changes them.
+            call changes them (but with RuntimeConfig(output="static") the shape's next one, unseen by autograd).
 
         Raises:
             InputError: missing, extra or other arguments, other constants, or a tensor that requires grad while grad
