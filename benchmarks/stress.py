@@ -43,7 +43,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
     "no_graphs": {"cuda_graphs": False},
     "few_contexts": {"contexts": 4},  # fewer than shapes: planned anew all the time
-    "graphs": {"cuda_graphs": True, "contexts": 32},
+    "graphs": {"cuda_graphs": True},
 }
 # TensorRT-RTX keeps host memory of a context until it is planned anew often enough to be replaced, and graphs go on
 # being made for addresses that recur: what these two grow by says little, and is recorded under their own names alone.

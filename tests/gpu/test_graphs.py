@@ -23,6 +23,8 @@ from torch import nn
 
 import torch2engine as t2e
 
+pytestmark = pytest.mark.xdist_group("graphs")
+
 WAYS = pytest.mark.parametrize("graphs", [False, "auto", True], ids=["enqueued", "auto", "graphs"])
 GRAPHS = pytest.mark.parametrize("graphs", ["auto", True], ids=["auto", "graphs"])
 SHAPES = (1, 7, 64, 256, 1000)

@@ -18,6 +18,8 @@ from torch import nn
 
 import torch2engine as t2e
 
+pytestmark = pytest.mark.xdist_group("out_of_range")
+
 WAYS = pytest.mark.parametrize("graphs", [False, "auto", True], ids=["enqueued", "auto", "graphs"])
 OUTPUT = pytest.mark.parametrize("output", ["fresh", "static"])
 WARNED = pytest.mark.filterwarnings("ignore:.*PyTorch answers:UserWarning")

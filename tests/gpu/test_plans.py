@@ -30,6 +30,8 @@ from torch import nn
 import torch2engine as t2e
 from torch2engine.runtime.engine import Engine
 
+pytestmark = pytest.mark.xdist_group("plans")
+
 WAYS = pytest.mark.parametrize("graphs", [False, "auto", True], ids=["enqueued", "auto", "graphs"])
 NINE = (1, 2, 3, 40, 64, 100, 333, 1000, MOST_ROWS)
 FIRST_CALL_SECONDS = 0.05

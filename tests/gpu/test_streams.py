@@ -17,6 +17,8 @@ from scenarios import CALLS, LONG_PAUSE, MOST_ROWS, WIDTH, Engines, Subject
 
 from torch2engine._lane import Lane
 
+pytestmark = pytest.mark.xdist_group("streams")
+
 KINDS = ["default", "pool", "high priority", "external", "blocking"]
 
 
