@@ -234,6 +234,7 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             Run(name, evidence, options, Path(folder))()
+        print(f"{name}: done after {evidence.elapsed_s:.0f} s", flush=True)
         torch.compiler.reset()
         torch.cuda.empty_cache()
 

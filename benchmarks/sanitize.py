@@ -17,7 +17,7 @@ import torch
 import torch2engine as t2e
 
 BOUNDS = {"rtol": 2e-2, "atol": 2e-2}
-CALLS = 14  # of each thread
+CALLS = 8  # of each thread
 CONFIGS = (
     t2e.RuntimeConfig(cuda_graphs=True, contexts=2),
     t2e.RuntimeConfig(cuda_graphs=True, output="static"),

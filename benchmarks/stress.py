@@ -359,6 +359,7 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
         evidence.samples[name] = asdict(outcome)
         for what in FIGURES:
             evidence.figure(f"stress.{name}.{what}", getattr(outcome, what))
+        print(f"{name}: {outcome.wrong} of {outcome.checks} wrong after {evidence.elapsed_s:.0f} s", flush=True)
         del module
     steady = [outcome for name, outcome in outcomes.items() if name not in UNSTEADY]
     for what, together in FIGURES.items():
