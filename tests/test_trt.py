@@ -209,7 +209,7 @@ def test_retired_objects_go_at_once_when_nothing_runs(lock: str | None) -> None:
         seen, objects = weakref.ref(thing), {"context": thing}
         del thing
         if held:
-            with running:
+            with running.alone:
                 running.retire(objects)
         else:
             running.retire(objects)
@@ -222,7 +222,7 @@ def test_retired_objects_wait_for_a_thread_that_runs() -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def run() -> None:
-        with running:
+        with running.alone:
             inside.set()
             leave.wait(30)
 

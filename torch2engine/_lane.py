@@ -184,10 +184,11 @@ class Lane:
             self._fork(caller)
         try:
             start = perf_counter()
-            missing = plan.find_outputs(context)
+            if plan.unknown:
+                plan.find_outputs(context)
             context.bind(key if all(key) else plan.nonzero(key))
             context.enqueue(self._side_handle if fork else handle)
-            if missing:
+            if plan.unknown:
                 outputs = plan.found_outputs(outputs)
             plan.note(perf_counter() - start)
         except BuildError as error:

@@ -83,14 +83,14 @@ class Plan:
         self._seen: dict[tuple[int, ...], int] = {}
         self._templates: list[torch.Tensor] = []
         self._kept: list[torch.Tensor] | None = None
-        self._unknown: list[int] = []
+        self.unknown: list[int] = []  # outputs whose shapes only their values decide
         self._found: dict[str, Found] = {}
         self._nothing: torch.Tensor | None = None
 
     def take(self, context: Context, stream: int) -> None:
         """Set a context to these shapes and learn the outputs' shapes and the memory that it needs."""
         shapes = context.set_shapes(self.profile, self.shapes, stream)
-        self._unknown = [index for index, shape in enumerate(shapes) if min(shape, default=0) < 0]
+        self.unknown = [index for index, shape in enumerate(shapes) if min(shape, default=0) < 0]
         self.memory_bytes = context.memory_bytes()
         if not self._templates:
             with torch.inference_mode(False):  # buffers made in inference mode can't be written to outside of it
@@ -103,10 +103,10 @@ class Plan:
     def _template(self, index: int, shape: Sequence[int]) -> torch.Tensor:
         """A tensor of an output's shape and dtype without memory to speak of: empty_like is faster than empty."""
         dtype = torch_dtype(self._specs[index].dtype)
-        known = [0] if index in self._unknown else list(shape)
+        known = [0] if index in self.unknown else list(shape)
         if 0 in known:
             return torch.empty(known, dtype=dtype, device=self._device)
-        return torch.empty(1, dtype=dtype, device=self._device).expand(known)
+        return torch.empty((), dtype=dtype, device=self._device).expand(known)
 
     def fresh(self) -> list[torch.Tensor]:
         """Tensors for the results that nothing else knows."""
@@ -124,14 +124,10 @@ class Plan:
 
     # Outputs whose shapes only their values decide.
 
-    def find_outputs(self, context: Context) -> bool:
-        """Prepare for such outputs; tell whether there are any."""
-        if not self._unknown:
-            return False
-
-        names = [self._specs[index].name for index in self._unknown]
+    def find_outputs(self, context: Context) -> None:
+        """Prepare for the outputs that are `unknown`."""
+        names = [self._specs[index].name for index in self.unknown]
         self._found = context.find_outputs(names, lambda size_bytes: allocate(size_bytes, self._device))
-        return True
 
     def cause(self) -> Exception | None:
         """What made TensorRT give up: the error of an allocation that it asked for."""
@@ -140,7 +136,7 @@ class Plan:
     def found_outputs(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The outputs, with those that were found out as views of the memory that TensorRT asked for."""
         results = list(outputs)
-        for index in self._unknown:
+        for index in self.unknown:
             found = self._found[self._specs[index].name]
             like = self._templates[index]
             size = math.prod(found.shape) * like.element_size()
@@ -162,7 +158,7 @@ class Plan:
 
         A plan that keeps losing its context needs ever more calls in between, or captures would be all it does.
         """
-        return self.enqueued >= _WARM[graphs] << min(self.evicted, _MOST_PATIENCE) and not self._unknown
+        return self.enqueued >= _WARM[graphs] << min(self.evicted, _MOST_PATIENCE) and not self.unknown
 
     def recurs(self, key: tuple[int, ...]) -> bool:
         """Whether these addresses came up so often that a graph of their own pays."""

@@ -15,6 +15,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -139,23 +140,17 @@ class Log:
 
 
 class Running:
-    """Who plans or runs; a context manager to be held meanwhile.
+    """Who plans or runs.
 
     Args:
-        lock: None if any number of threads may.
+        lock: reentrant, to be held meanwhile; None if any number of threads may.
     """
 
-    def __init__(self, lock: Any) -> None:
-        self._lock = lock
+    def __init__(self, lock: AbstractContextManager[Any] | None) -> None:
+        self._lock: Any = lock
         self._parked: list[dict[str, Any]] = []
-
-    def __enter__(self) -> None:
-        if self._lock is not None:
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.release()
+        # Taken as it is by whoever is in a hurry.
+        self.alone: AbstractContextManager[Any] = nullcontext() if lock is None else lock
 
     def retire(self, objects: dict[str, Any]) -> None:
         """Let go of TensorRT's objects while nothing of it runs: now, or when the next ones are retired.
@@ -186,9 +181,10 @@ class TensorRT:
         is_rtx: True for TensorRT-RTX.
         log: where its lines are kept.
         logger: the ILogger that feeds `log`; every builder, parser, runtime and refitter is given this one.
-        running: held around everything that plans or runs. TensorRT lets contexts of one engine run in several threads
-            at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with a segmentation
-            fault if two threads happen to do so together (in one of three runs of 1600 calls in 8 threads on an H200).
+        running: its `alone` is held around everything that plans or runs. TensorRT lets contexts of one engine run in
+            several threads at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with
+            a segmentation fault if two threads happen to do so together (in one of three runs of 1600 calls in 8
+            threads on an H200).
     """
 
     name: str

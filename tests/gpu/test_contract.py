@@ -301,6 +301,31 @@ def test_model_on_the_cpu_deploys_to_the_gpu() -> None:
     assert module.report is not None and module.report.passed
 
 
+class Summary(nn.Module):
+    """Results without dimensions, and an input without any."""
+
+    def forward(self, x: torch.Tensor, scale: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"mean": (x * scale).mean(), "first": x[0, 0], "rows": x * scale}
+
+
+@pytest.mark.parametrize("graphs", [False, "auto", True], ids=["enqueued", "auto", "graphs"])
+@pytest.mark.parametrize("output", ["fresh", "static"])
+def test_values_without_dimensions(graphs: bool | str, output: str) -> None:
+    """Scalars go in and come out with no dimensions, the model's values and, unless static, memory of their own."""
+    x, scale = torch.randn(4, 6, device="cuda"), torch.tensor(3.0, device="cuda")
+    config = t2e.RuntimeConfig(cuda_graphs=graphs, output=output)
+    module = t2e.deploy(Summary(), (x, scale), {"x": {0: t2e.Axis("n", 1, 4, 8)}}, runtime_config=config)
+    for rows in (4, 7):
+        x = torch.randn(rows, 6, device="cuda")
+        for _ in range(6):
+            got, wanted = module(x, scale), Summary()(x, scale)
+            assert {name: value.shape for name, value in got.items()} == {
+                name: value.shape for name, value in wanted.items()
+            }
+            for name, value in wanted.items():
+                torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+
+
 def test_pitfall_22_calls_too_large_for_the_gpu_say_so() -> None:
     """A call whose working memory can't fit is a BuildError that names memory, and smaller calls still answer."""
     model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 1, 3)).cuda()

@@ -62,6 +62,7 @@ class Context:
         self._rt = rt
         self._context: trt.IExecutionContext = context
         self._running = rt.running
+        self._alone = rt.running.alone
         self._process = os.getpid()
         names = [spec.name for spec in inputs]
         self._inputs = [(index, spec.name) for index, spec in enumerate(given) if spec.name in names]
@@ -89,7 +90,7 @@ class Context:
         """
         rt, mark = self._rt, self._rt.log.mark()
         self._planned += 1
-        with self._running:
+        with self._alone:
             if profile != self._profile:
                 done = self._context.set_optimization_profile_async(profile, stream)
                 trt.check(done, f"profile {profile}", rt, since=mark)
@@ -107,7 +108,7 @@ class Context:
 
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`."""
-        with self._running:
+        with self._alone:
             return int(self._context.update_device_memory_size_for_shapes())
 
     def set_memory(self, address: int, size_bytes: int) -> None:
@@ -148,14 +149,14 @@ class Context:
             BuildError: TensorRT refuses; the message has its own lines.
         """
         mark = self._rt.log.mark()
-        with self._running:
+        with self._alone:
             done = self._context.execute_async_v3(stream)
         if not done:
             trt.check(False, "enqueue", self._rt, error=BuildError, since=mark, fix=FREE_MEMORY)
 
     def why_not_capturable(self, stream: int) -> str:
         """Why an enqueue on this stream can't be captured in a CUDA graph, as far as TensorRT says; else empty."""
-        with self._running:
+        with self._alone:
             if self._rt.is_rtx and not self._context.is_stream_capturable(stream):
                 return f"{self._rt.title} says that this engine can't be captured at these shapes"
         return ""
