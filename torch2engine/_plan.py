@@ -143,6 +143,7 @@ class Plan:
             results[index] = (
                 found.owner[:size].view(like.dtype).view(found.shape) if size else like.new_empty(found.shape)
             )
+            found.owner = None  # the result's alone, while TensorRT keeps the allocator
         self._found = {}
         return results
 

@@ -6,6 +6,7 @@ in an error. Apart from `engine` because an engine has many of them, each at its
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -173,7 +174,7 @@ class Context:
         """
         rt, mark = self._rt, self._rt.log.mark()
         found = {name: Found() for name in names}
-        self._allocators = {name: _make_allocator(rt, found[name], allocate) for name in names}
+        self._allocators = {name: _allocator_class(rt)(found[name], allocate) for name in names}
         for name, allocator in self._allocators.items():
             trt.check(self._context.set_output_allocator(name, allocator), f"allocator of '{name}'", rt, since=mark)
         return found
@@ -184,10 +185,14 @@ class Context:
             self._running.retire({"context": self.__dict__.pop("_context")})
 
 
-def _make_allocator(rt: trt.TensorRT, found: Found, allocate: Allocate) -> trt.IOutputAllocator:
+# One class, since a class is a cycle: one for each call would keep results until the garbage collector comes.
+@functools.cache
+def _allocator_class(rt: trt.TensorRT) -> Callable[[Found, Allocate], trt.IOutputAllocator]:
     class Allocator(rt.api.IOutputAllocator):
-        def __init__(self) -> None:
+        def __init__(self, found: Found, allocate: Allocate) -> None:
             rt.api.IOutputAllocator.__init__(self)
+            self._found = found
+            self._allocate = allocate
 
         def reallocate_output_async(
             self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
@@ -196,13 +201,13 @@ def _make_allocator(rt: trt.TensorRT, found: Found, allocate: Allocate) -> trt.I
 
         def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int | None:
             try:
-                address, found.owner = allocate(max(size, 1))
+                address, self._found.owner = self._allocate(max(size, 1))
             except Exception as error:
-                found.error = error
+                self._found.error = error
                 return None
             return address
 
         def notify_shape(self, tensor_name: str, shape: trt.Dims) -> None:
-            found.shape = tuple(int(dim) for dim in shape)
+            self._found.shape = tuple(int(dim) for dim in shape)
 
-    return Allocator()
+    return Allocator
