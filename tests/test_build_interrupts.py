@@ -16,6 +16,9 @@ SLOW_BUILD = """
 import json, signal, sys
 from torch2engine.build import build
 
+# A shell that starts things in the background has them ignore it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 def report(phase, step, steps, seconds):
     print(phase, flush=True)
 
@@ -60,7 +63,7 @@ def test_ctrl_c_ends_a_build_promptly_and_leaves_nothing(tmp_path: Path) -> None
     began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 6  # a busy machine takes seconds to end three processes
+    assert time.monotonic() - began < 2
     assert err.splitlines()[-1] == "KeyboardInterrupt"
     assert "finished" not in out
     assert os.listdir(scratch) == []
