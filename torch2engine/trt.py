@@ -183,7 +183,7 @@ class TensorRT:
         logger: the ILogger that feeds `log`; every builder, parser, runtime and refitter is given this one.
         running: its `alone` is held around everything that plans or runs. TensorRT lets contexts of one engine run in
             several threads at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with
-            a segmentation fault if two threads happen to do so together (in one of three runs of 1600 calls in 8
+            a segmentation fault if two threads happen to do so together (in three of six runs of 3200 calls in 8
             threads on an H200).
     """
 
