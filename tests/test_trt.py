@@ -200,41 +200,59 @@ class Thing:
     """Something whose end can be seen."""
 
 
-@pytest.mark.parametrize("lock", [None, "reentrant"])
-def test_retired_objects_go_at_once_when_nothing_runs(lock: str | None) -> None:
-    """What is retired while no thread runs is gone on return, in a thread that runs too."""
-    running = trt.Running(threading.RLock() if lock else None)
-    for held in (False, True):
-        thing: Any = Thing()
-        seen, objects = weakref.ref(thing), {"context": thing}
-        del thing
-        if held:
-            with running.alone:
-                running.retire(objects)
-        else:
-            running.retire(objects)
-        assert seen() is None
+def retired(running: trt.Running) -> weakref.ref[Any]:
+    """Something that nobody else knows, retired."""
+    thing: Any = Thing()
+    seen, objects = weakref.ref(thing), {"context": thing}
+    del thing
+    running.retire(objects)
+    return seen
+
+
+@pytest.mark.parametrize("exclusive", [False, True])
+def test_retired_objects_go_at_once_when_nothing_runs(exclusive: bool) -> None:
+    """What is retired while no thread runs is gone on return."""
+    assert retired(trt.Running(exclusive))() is None
+
+
+def test_objects_retired_by_the_thread_that_runs_go_when_it_is_through() -> None:
+    """A destructor amid a call of TensorRT's destroys nothing there, and waits for nothing."""
+    running = trt.Running(exclusive=True)
+    with running:
+        seen = retired(running)
+        assert seen() is not None
+    assert seen() is None
+
+
+def test_retired_objects_go_in_order() -> None:
+    """First in, first out, and so within each: a context goes before its engine."""
+    running, gone = trt.Running(exclusive=True), list[str]()
+    with running:
+        for group in ("ab", "cd"):
+            things: dict[str, Any] = {name: Thing() for name in group}
+            for name, thing in things.items():
+                weakref.finalize(thing, gone.append, name)
+            running.retire(things)
+            del thing
+        assert gone == []
+    assert gone == ["a", "b", "c", "d"]
 
 
 def test_retired_objects_wait_for_a_thread_that_runs() -> None:
-    """A destructor never waits: what it retires while another thread runs goes with the next one's."""
-    running = trt.Running(threading.RLock())
+    """A destructor never waits: what it retires while another thread runs goes when that one is through."""
+    running = trt.Running(exclusive=True)
     inside, leave = threading.Event(), threading.Event()
 
     def run() -> None:
-        with running.alone:
+        with running:
             inside.set()
             leave.wait(30)
 
     thread = threading.Thread(target=run)
     thread.start()
     inside.wait(30)
-    thing: Any = Thing()
-    seen, objects = weakref.ref(thing), {"context": thing}
-    del thing
-    running.retire(objects)
+    seen = retired(running)
     assert seen() is not None
     leave.set()
     thread.join()
-    running.retire({})
     assert seen() is None

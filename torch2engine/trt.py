@@ -15,7 +15,6 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -140,34 +139,57 @@ class Log:
 
 
 class Running:
-    """Who plans or runs.
+    """Who plans or runs; a context manager that is held meanwhile. Not reentrant.
 
     Args:
-        lock: reentrant, to be held meanwhile; None if any number of threads may.
+        exclusive: one thread at a time; otherwise any number of them.
     """
 
-    def __init__(self, lock: AbstractContextManager[Any] | None) -> None:
-        self._lock: Any = lock
-        self._parked: list[dict[str, Any]] = []
-        # Taken as it is by whoever is in a hurry.
-        self.alone: AbstractContextManager[Any] = nullcontext() if lock is None else lock
+    def __init__(self, exclusive: bool) -> None:
+        self._lock = threading.Lock() if exclusive else None
+        self._parked: deque[dict[str, Any]] = deque()
+
+    def __enter__(self) -> None:
+        if self._lock is not None:
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        if self._parked:
+            self._sweep()
 
     def retire(self, objects: dict[str, Any]) -> None:
-        """Let go of TensorRT's objects while nothing of it runs: now, or when the next ones are retired.
+        """Let go of TensorRT's objects while nothing of it runs: now, or when whoever runs is through.
 
         It never waits: it is called by destructors, in any thread and with any lock held.
 
         Args:
-            objects: attributes of an object that is going; the only references.
+            objects: attributes of an object that is going, in the order in which they go; the only references.
         """
         self._parked.append(objects)
-        if self._lock is None or self._lock.acquire(blocking=False):
+        self._sweep()
+
+    def _sweep(self) -> None:
+        if self._lock is None:
+            while self._parked:
+                _let_go(self._parked)
+        # Whoever holds the lock looks again when it is released.
+        while self._parked and self._lock is not None and self._lock.acquire(blocking=False):
             try:
                 while self._parked:
-                    self._parked.pop().clear()
+                    _let_go(self._parked)
             finally:
-                if self._lock is not None:
-                    self._lock.release()
+                self._lock.release()
+
+
+def _let_go(parked: deque[dict[str, Any]]) -> None:
+    try:
+        objects = parked.popleft()
+    except IndexError:  # another thread was faster
+        return
+    while objects:
+        del objects[next(iter(objects))]
 
 
 @dataclass(frozen=True)
@@ -181,7 +203,7 @@ class TensorRT:
         is_rtx: True for TensorRT-RTX.
         log: where its lines are kept.
         logger: the ILogger that feeds `log`; every builder, parser, runtime and refitter is given this one.
-        running: its `alone` is held around everything that plans or runs. TensorRT lets contexts of one engine run in
+        running: held around everything that plans or runs. TensorRT lets contexts of one engine run in
             several threads at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with
             a segmentation fault if two threads happen to do so together (in three of six runs of 3200 calls in 8
             threads on an H200).
@@ -193,7 +215,7 @@ class TensorRT:
     is_rtx: bool
     log: Log
     logger: ILogger
-    running: Running = field(default_factory=lambda: Running(None))
+    running: Running = field(default_factory=lambda: Running(exclusive=False))
 
     @property
     def title(self) -> str:
@@ -278,9 +300,7 @@ def _describe(api: Any) -> TensorRT:
     is_rtx = hasattr(api, "CudaGraphStrategy")
     log = Log()
     name = "tensorrt_rtx" if is_rtx else "tensorrt"
-    # Reentrant: the garbage collector may drop a context while another one is being called.
-    running = Running(threading.RLock() if is_rtx else None)
-    return TensorRT(name, str(api.__version__), api, is_rtx, log, _make_logger(api, log), running)
+    return TensorRT(name, str(api.__version__), api, is_rtx, log, _make_logger(api, log), Running(exclusive=is_rtx))
 
 
 def _make_logger(api: Any, log: Log) -> ILogger:

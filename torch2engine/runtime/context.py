@@ -63,7 +63,6 @@ class Context:
         self._rt = rt
         self._context: trt.IExecutionContext = context
         self._running = rt.running
-        self._alone = rt.running.alone
         self._process = os.getpid()
         names = [spec.name for spec in inputs]
         self._inputs = [(index, spec.name) for index, spec in enumerate(given) if spec.name in names]
@@ -91,7 +90,7 @@ class Context:
         """
         rt, mark = self._rt, self._rt.log.mark()
         self._planned += 1
-        with self._alone:
+        with self._running:
             if profile != self._profile:
                 done = self._context.set_optimization_profile_async(profile, stream)
                 trt.check(done, f"profile {profile}", rt, since=mark)
@@ -109,7 +108,7 @@ class Context:
 
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`."""
-        with self._alone:
+        with self._running:
             return int(self._context.update_device_memory_size_for_shapes())
 
     def set_memory(self, address: int, size_bytes: int) -> None:
@@ -136,6 +135,7 @@ class Context:
         for index, name in self._tensors:
             address = addresses[index]
             if address != present[index]:
+                present[index] = 0  # unknown until TensorRT has agreed
                 if not self._context.set_tensor_address(name, address):
                     trt.check(None, f"address of '{name}'", self._rt)
                 present[index] = address
@@ -150,14 +150,14 @@ class Context:
             BuildError: TensorRT refuses; the message has its own lines.
         """
         mark = self._rt.log.mark()
-        with self._alone:
+        with self._running:
             done = self._context.execute_async_v3(stream)
         if not done:
             trt.check(False, "enqueue", self._rt, error=BuildError, since=mark, fix=FREE_MEMORY)
 
     def why_not_capturable(self, stream: int) -> str:
         """Why an enqueue on this stream can't be captured in a CUDA graph, as far as TensorRT says; else empty."""
-        with self._alone:
+        with self._running:
             if self._rt.is_rtx and not self._context.is_stream_capturable(stream):
                 return f"{self._rt.title} says that this engine can't be captured at these shapes"
         return ""

@@ -62,7 +62,7 @@ class Engine:
         mark = rt.log.mark()
         self._runtime: trt.Runtime = rt.api.Runtime(rt.logger)
         plan = artifact.plan_buffer()
-        with rt.running.alone:
+        with rt.running:
             made = self._runtime.deserialize_cuda_engine(plan)
         self._engine: trt.ICudaEngine = trt.check(
             made,
@@ -75,7 +75,7 @@ class Engine:
         self._process = os.getpid()
         self.inputs, self.outputs = self._tensors()
         self._cache: trt.IRuntimeCache = None
-        with rt.running.alone:
+        with rt.running:
             self._config: trt.IRuntimeConfig = self._configure(kernel_specialization, artifact.read_runtime_cache())
 
     def _tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -159,7 +159,7 @@ class Engine:
             BuildError: TensorRT can't make a context, mostly for want of memory.
         """
         rt = self._rt
-        with rt.running.alone:
+        with rt.running:
             mark = rt.log.mark()
             made: trt.IExecutionContext = self._engine.create_execution_context(self._config)
             if not made and any(TF32_OVERRIDE in line for line in rt.log.lines(mark)):
@@ -182,7 +182,7 @@ class Engine:
         rt = self._rt
         if self._cache is None:
             return b""
-        with rt.running.alone:
+        with rt.running:
             mark = rt.log.mark()
             data: trt.IHostMemory = trt.check(self._cache.serialize(), "runtime cache", rt, since=mark)
             return bytes(data)
