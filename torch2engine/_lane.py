@@ -44,7 +44,7 @@ class Lane:
         self, engine: Engine, device: torch.device, config: RuntimeConfig, stream_of: Callable[[int], torch.cuda.Stream]
     ) -> None:
         self.lock = threading.Lock()
-        self.used = 0.0
+        self.used = perf_counter()
         self.plans: dict[tuple[torch.Size, ...], Plan] = {}
         self.graphs = config.cuda_graphs
         self._engine = engine
@@ -55,7 +55,7 @@ class Lane:
         self._contexts = 0
         self._memory: torch.Tensor | None = None
         self._last = -1
-        self._closed = False
+        self.is_closed = False
         self._attempts = _ATTEMPTS
         self._patience = 0.0
         # The legacy default stream can neither be captured nor enqueued on without a device-wide wait.
@@ -97,7 +97,7 @@ class Lane:
         with self.lock:
             plan = self.plans.get(shapes)
             if plan is None:
-                if profile is None or self._closed:
+                if profile is None or self.is_closed:
                     return None
                 plan = self._add(shapes, profile)
             if handle != self._last:
@@ -108,11 +108,7 @@ class Lane:
             graph = plan.graphs.get(key)
             if graph is None:
                 return self._compute(plan, inputs, outputs, key, handle)
-            try:
-                graph.launch(handle)
-            except BuildError:
-                plan.drop_graphs()  # or every call at these addresses would fail
-                raise
+            self._launch(plan, graph, handle)
             return outputs
 
     # Order. Within a lane everything follows on what came before: by being on one stream, or else by these three.
@@ -152,13 +148,21 @@ class Lane:
                         plan.drop_graphs()
                     graph = self._capture(plan, key)
                     plan.add(key, graph)
-                    graph.launch(handle)
+                    self._launch(plan, graph, handle)
                     return outputs
                 if plan.copying_pays(self.graphs, inputs) and (plan.copied is not None or self._may_capture(plan)):
                     return self._copy(plan, inputs, outputs, handle)
             except NotCapturable as error:
                 self._give_up(plan, str(error))
         return self._enqueue(plan, outputs, key, handle)
+
+    def _launch(self, plan: Plan, graph: Graph, handle: int) -> None:
+        try:
+            graph.launch(handle)
+        except BuildError:
+            self._done.synchronize()
+            plan.drop_graphs()  # or every call that meets this one would fail
+            raise
 
     def _may_capture(self, plan: Plan) -> bool:
         """Whether a capture now can't make another thread's wait for the device fail; asked for, it is done anyway."""
@@ -196,9 +200,12 @@ class Lane:
             stream.synchronize()
             cause = plan.cause()
             self._drop(plan)
-            if cause is not None:
+            if cause is None:
+                raise
+            try:
                 raise cause from error
-            raise
+            finally:
+                del cause  # which holds this frame, and with it the inputs
         finally:
             self._done.record(stream)
             if fork:
@@ -219,7 +226,7 @@ class Lane:
         try:
             for own, given in zip(copied.inputs, inputs, strict=True):
                 own.copy_(given)
-            copied.graph.launch(handle)
+            self._launch(plan, copied.graph, handle)
             if copied.outputs is not outputs:
                 for fresh, own in zip(outputs, copied.outputs, strict=True):
                     fresh.copy_(own)
@@ -236,9 +243,10 @@ class Lane:
         gc.disable()  # destructors may do what a capture forbids
         try:
             return Graph(context.enqueue, self._side_handle, self._done.cuda_event, self._device.index)
-        except KeyboardInterrupt:
-            self._done.synchronize()
-            self._drop(plan)  # its context may be unusable
+        except BaseException as error:
+            if not isinstance(error, NotCapturable):
+                self._done.synchronize()
+                self._drop(plan)  # its context may be unusable
             raise
         finally:
             if collecting:
@@ -273,9 +281,11 @@ class Lane:
         context = plan.context
         if context is None:
             context = self._spare()
-            stream = self._side_handle if handle <= PER_THREAD else handle
+            beside = handle <= PER_THREAD or handle == self._side_handle
+            stream = self._side if beside else self._stream_of(handle)
             try:
-                plan.take(context, stream)
+                plan.take(context, stream.cuda_stream)
+                self._done.record(stream)  # of a change of profile, should the call get no further
             except BaseException:
                 self._done.synchronize()  # it may still run for the shapes that it had before
                 self._contexts -= 1
@@ -291,7 +301,8 @@ class Lane:
     def _spare(self) -> Context:
         if not self._free and self._contexts >= self._config.contexts:
             holders = [plan for plan in self.plans.values() if plan.context is not None]
-            self._release(min(holders, key=lambda plan: plan.used))
+            if holders:
+                self._release(min(holders, key=lambda plan: plan.used))
         if self._free:
             return self._free.pop()
         context = self._engine.make_context()
@@ -343,7 +354,7 @@ class Lane:
     def close(self) -> None:
         """Wait for the lane's work and let go of everything; it answers no more."""
         with self.lock:
-            self._closed = True
+            self.is_closed = True
             self._done.synchronize()
             for plan in self.plans.values():
                 plan.clear()

@@ -154,6 +154,10 @@ class Live:
         """The stream's lane; a new one, or if there are enough the one that was idle for the longest time."""
         with self._lock:
             lane = self._lanes.get(handle)
+            if lane is not None and lane.is_closed:  # by a trim() that was interrupted
+                lane.close()
+                del self._lanes[handle]
+                lane = None
             if lane is None:
                 if len(self._lanes) < self._config.streams:
                     lane = Lane(self.engine, self.device, self._config, self._streams)
@@ -178,6 +182,8 @@ class Live:
         plan = self._captured.get(key)
         if plan is None:
             lanes = list(self._lanes.values())
+            if any(plan.unknown for lane in lanes if (plan := lane.plans.get(shapes)) is not None):
+                raise not_prepared("and the shapes of its outputs depend on values, which a graph can't ask for")
             plan = next((taken for lane in lanes if (taken := lane.take_warm(shapes)) is not None), None)
             if plan is None:
                 sizes = ", ".join(str(list(shape)) for shape in shapes)
@@ -207,13 +213,17 @@ class Live:
 
     def trim(self) -> None:
         """Wait for what is running and give back working memory, contexts and graphs."""
+        if self._captured:  # the user's graphs have no event that could be waited for
+            torch.cuda.synchronize(self.device)
+        self._close()
+
+    def _close(self) -> None:
         with self._lock, torch.cuda.device(self.device), unhindered():
-            if self._captured:
-                torch.cuda.synchronize()
-            lanes = list(self._lanes.values())
-            self._lanes.clear()
-            for lane in lanes:
-                lane.close()
+            for handle in list(self._lanes):
+                self._lanes[handle].close()
+                del self._lanes[handle]  # one by one: if a wait is interrupted, the others are still known
+            for plan in self._captured.values():
+                plan.clear()
             self._captured.clear()
 
     def __del__(self) -> None:
@@ -227,5 +237,5 @@ class Live:
             return
         with torch.cuda.device(self.device):
             # The lanes' memory goes back to PyTorch's allocator, which knows nothing of the streams it was used on.
-            self.trim()
+            self._close()
             del self.engine  # here, because TensorRT leaves its own device current when it goes

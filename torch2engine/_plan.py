@@ -127,7 +127,8 @@ class Plan:
     def find_outputs(self, context: Context) -> None:
         """Prepare for the outputs that are `unknown`."""
         names = [self._specs[index].name for index in self.unknown]
-        self._found = context.find_outputs(names, lambda size_bytes: allocate(size_bytes, self._device))
+        device = self._device  # not self: the context keeps the function, and this plan the context
+        self._found = context.find_outputs(names, lambda size_bytes: allocate(size_bytes, device))
 
     def cause(self) -> Exception | None:
         """What made TensorRT give up: the error of an allocation that it asked for."""
@@ -212,6 +213,7 @@ class Plan:
         """Forget the context and its graphs; shapes are remembered."""
         self.drop_graphs()
         self._seen.clear()
+        self._found = {}
         self.context = None
         self.memory = None
         self.enqueued = 0

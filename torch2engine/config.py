@@ -119,6 +119,7 @@ class RuntimeConfig:
             calls go on without. Graphs hold device memory for every shape.
         output: "fresh": no later call changes a result. "static": each shape on each stream has its own result tensors,
             handed out again and overwritten at its every call; saves allocating them, and copying them out of a graph.
+            A stream beyond `streams` then makes everything anew, since the one that it relieves may still read results.
         kernel_specialization: TensorRT-RTX can compile kernels for the very shapes that come: "none" has it keep to
             those for any shape; "lazy" compiles in the background and changes over, so what deploy checked may change;
             "eager" makes a new shape's first call wait. Often faster, but 1.6.1 then answered an EfficientNet-B0 in

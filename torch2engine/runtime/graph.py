@@ -16,7 +16,7 @@ from functools import cache
 from typing import Any
 
 from torch2engine import device
-from torch2engine.errors import BuildError
+from torch2engine.errors import BuildError, Torch2EngineError
 
 __all__ = ["Graph", "NotCapturable", "OwnStream", "unhindered"]
 
@@ -99,9 +99,9 @@ class Graph:
         except BaseException as error:  # Ctrl-C too must not leave the stream capturing
             if driver.cuStreamEndCapture(stream, ctypes.byref(graph)) == 0:
                 driver.cuGraphDestroy(graph)
-            if isinstance(error, NotCapturable) or not isinstance(error, Exception):
-                raise
-            raise NotCapturable(str(error)) from error
+            if isinstance(error, (Torch2EngineError, RuntimeError)):
+                raise NotCapturable(str(error)) from error
+            raise  # a signal handler's, say
         _call(driver.cuStreamEndCapture, stream, ctypes.byref(graph))
         try:
             _call(driver.cuGraphInstantiateWithFlags, ctypes.byref(self._handle), graph, 0)
