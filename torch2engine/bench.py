@@ -18,7 +18,7 @@ from torch import nn
 
 from torch2engine._bench_timing import Call, Timing, measure
 from torch2engine.config import Tolerance
-from torch2engine.deployed import Deployed, torch_dtype
+from torch2engine.deployed import AnyArtifact, Deployed, torch_dtype
 from torch2engine.device import require_gpu
 from torch2engine.errors import DeviceError, InputError
 from torch2engine.parity import ParityReport, compare
@@ -27,7 +27,7 @@ from torch2engine.reference import Reference, outputs_by_name, unwrap
 from torch2engine.spec import Profile, Signature, TensorSpec
 from torch2engine.tree import as_inputs, bind
 
-__all__ = ["BenchmarkReport", "BenchmarkRow", "Timing", "benchmark", "measure"]
+__all__ = ["BenchmarkReport", "BenchmarkRow", "Benchmarked", "Timing", "benchmark", "measure"]
 
 _SEED = 20170727
 
@@ -146,6 +146,29 @@ def benchmark(
         rows += [BenchmarkRow(case=case, candidate=name, timing=timing) for name, timing in timings.items()]
     subject = "CPU" if device.type == "cpu" else require_gpu(device.index).name
     return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
+
+
+class Benchmarked(Deployed[AnyArtifact]):
+    """A deployed module that times itself."""
+
+    def benchmark(
+        self,
+        model: nn.Module | None = None,
+        *,
+        sizes: Iterable[Mapping[str, int]] | None = None,
+        inputs: Any = None,
+        tolerance: Tolerance | None = None,
+        rounds: int = 15,
+        calls: int | None = None,
+        warmup: int = 20,
+    ) -> BenchmarkReport:
+        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
+
+        Args, Returns, Raises: as `torch2engine.bench.benchmark`.
+        """
+        return benchmark(
+            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
+        )
 
 
 def _device(module: Deployed[Any]) -> torch.device:

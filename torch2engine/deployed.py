@@ -346,7 +346,7 @@ class Deployed(Sealed, Generic[AnyArtifact]):
         """Tell whether a file of the artifact goes into a state_dict."""
 
     def set_extra_state(self, state: Any) -> None:
-        """Take the artifact of another module of this kind.
+        """Take the artifact of another module of this kind, while no thread calls this one.
 
         Raises:
             ArtifactError: the state is not whole.

@@ -19,8 +19,8 @@ from torch2engine._live import Live, not_prepared
 from torch2engine._prepare import zeros
 from torch2engine._torch import is_traced
 from torch2engine.artifact import EngineArtifact, OnnxArtifact, load_artifact
-from torch2engine.bench import BenchmarkReport, benchmark
-from torch2engine.config import RuntimeConfig, Tolerance
+from torch2engine.bench import Benchmarked
+from torch2engine.config import RuntimeConfig
 from torch2engine.deployed import Deployed
 from torch2engine.errors import DeviceError, InstallationError
 from torch2engine.report import DeployReport
@@ -46,7 +46,7 @@ def require_cuda() -> None:
         )
 
 
-class TRTModule(Deployed[EngineArtifact]):
+class TRTModule(Benchmarked[EngineArtifact]):
     """A TensorRT engine in the model's place.
 
     Threads may share it. It binds to a device on its first call, or by `.to(device)`; it can be pickled, deep-copied
@@ -154,7 +154,8 @@ class TRTModule(Deployed[EngineArtifact]):
         if wanted is None or cast("int | None", wanted.index) is None:
             wanted = torch.device("cuda", torch.cuda.current_device())
         with self._binding:
-            if self._live is None or self._live.device != wanted:
+            live = self._live
+            if live is None or live.device != wanted:
                 self._live = Live(self._artifact, wanted, self._runtime_config)
                 self._device = wanted
         return self
@@ -190,7 +191,8 @@ class TRTModule(Deployed[EngineArtifact]):
 
         It is as large as the shapes that came so far need, for each stream.
         """
-        return self._live.memory_bytes if self._live is not None else 0
+        live = self._live
+        return 0 if live is None else live.memory_bytes
 
     def warmup(self, shapes: Iterable[Mapping[str, int]] | None = None) -> None:
         """Answer zeros at some shapes, so that calls to come find kernels, contexts and CUDA graphs ready.
@@ -212,34 +214,16 @@ class TRTModule(Deployed[EngineArtifact]):
                 self.infer(inputs)
         torch.cuda.synchronize(self._device)
 
-    def benchmark(
-        self,
-        model: nn.Module | None = None,
-        *,
-        sizes: Sequence[Mapping[str, int]] | None = None,
-        inputs: Any = None,
-        tolerance: Tolerance | None = None,
-        rounds: int = 15,
-        calls: int | None = None,
-        warmup: int = 20,
-    ) -> BenchmarkReport:
-        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
-
-        Args, Returns, Raises: as `torch2engine.bench.benchmark`.
-        """
-        return benchmark(
-            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
-        )
-
     def trim(self) -> None:
         """Wait for calls in flight and give back working memory, contexts and CUDA graphs.
 
         The engine and its compiled kernels stay; the next call of each shape is slower. CUDA graphs of your own that
         hold calls of this module must not be launched any more.
         """
-        if self._live is not None:
-            self._check_process()
-            self._live.trim()
+        live = self._live
+        if live is not None:
+            live.engine.check_process()
+            live.trim()
 
     def save(self, path: str | Path, overwrite: bool = True) -> Path:
         self._keep_kernels()
@@ -254,8 +238,9 @@ class TRTModule(Deployed[EngineArtifact]):
             self.__dict__["_artifact"] = self._artifact.with_runtime_cache(kernels)
 
     def _check_process(self) -> None:
-        if self._live is not None:
-            self._live.engine.check_process()
+        live = self._live
+        if live is not None:
+            live.engine.check_process()
 
     def _check_ready(self) -> None:
         self._check_process()

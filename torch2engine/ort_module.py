@@ -17,9 +17,9 @@ from torch import nn
 
 from torch2engine._prepare import zeros
 from torch2engine.artifact import OnnxArtifact
-from torch2engine.bench import BenchmarkReport, benchmark
-from torch2engine.config import RuntimeConfig, Tolerance
-from torch2engine.deployed import Deployed, torch_dtype
+from torch2engine.bench import Benchmarked
+from torch2engine.config import RuntimeConfig
+from torch2engine.deployed import torch_dtype
 from torch2engine.errors import DeviceError
 from torch2engine.ort import Session
 from torch2engine.report import DeployReport
@@ -34,7 +34,7 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-class ORTModule(Deployed[OnnxArtifact]):
+class ORTModule(Benchmarked[OnnxArtifact]):
     """The exported model on ONNX Runtime's CPU provider, in the model's place.
 
     Args:
@@ -106,25 +106,6 @@ class ORTModule(Deployed[OnnxArtifact]):
         """
         for inputs in zeros(self.signature, self._artifact.profiles, shapes, _CPU):
             self.infer(inputs)
-
-    def benchmark(
-        self,
-        model: nn.Module | None = None,
-        *,
-        sizes: Sequence[Mapping[str, int]] | None = None,
-        inputs: Any = None,
-        tolerance: Tolerance | None = None,
-        rounds: int = 15,
-        calls: int | None = None,
-        warmup: int = 20,
-    ) -> BenchmarkReport:
-        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
-
-        Args, Returns, Raises: as `torch2engine.bench.benchmark`.
-        """
-        return benchmark(
-            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
-        )
 
     def trim(self) -> None:
         """Close the session; the next call opens it anew."""
