@@ -45,9 +45,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "few_contexts": {"contexts": 4},  # fewer than shapes: planned anew all the time
     "graphs": {"cuda_graphs": True},
 }
-# TensorRT-RTX keeps host memory of a context until it is planned anew often enough to be replaced, and graphs go on
-# being made for addresses that recur: what these two grow by says little, and is recorded under their own names alone.
-UNSTEADY = ("few_contexts", "graphs")
 KEPT = 24
 EACH_SHAPE = 3  # inputs
 SIDE, CHANNELS, CLASSES = 12, 8, 16
@@ -361,10 +358,8 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
             evidence.figure(f"stress.{name}.{what}", getattr(outcome, what))
         print(f"{name}: {outcome.wrong} of {outcome.checks} wrong after {evidence.elapsed_s:.0f} s", flush=True)
         del module
-    steady = [outcome for name, outcome in outcomes.items() if name not in UNSTEADY]
     for what, together in FIGURES.items():
-        counted = steady if what.endswith("_mib") and steady else outcomes.values()
-        evidence.figure(f"stress.{what}", together(getattr(outcome, what) for outcome in counted))
+        evidence.figure(f"stress.{what}", together(getattr(outcome, what) for outcome in outcomes.values()))
     evidence.figure("stress.threads", options.threads)
     evidence.figure("stress.shapes", options.shapes)
     evidence.figure("stress.seconds", evidence.elapsed_s)
