@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -278,10 +279,15 @@ def _first_call(path: Path, flavour: str) -> tuple[float, float, list[float]]:
     return load, first, answer
 
 
+def _best_first_call(path: Path, flavour: str) -> tuple[float, float, list[float]]:
+    # What else the machine does can only make it slower.
+    return min((_first_call(path, flavour) for _ in range(2)), key=itemgetter(1))
+
+
 def test_pitfall_32_saved_kernels_spare_the_next_process_the_compilation(
     tower: tuple[nn.Module, t2e.EngineArtifact], tmp_path: Path, figure: Callable[[str, float], None]
 ) -> None:
-    """A module that was called and saved starts twice as fast in a fresh process, with the very same answer."""
+    """A module that was called and saved answers three times as fast in a fresh process, with the very same answer."""
     _, artifact = tower
     module = t2e.TRTModule(artifact)
     module.warmup([{"batch": 2}])
@@ -290,13 +296,13 @@ def test_pitfall_32_saved_kernels_spare_the_next_process_the_compilation(
     assert saved.read_runtime_cache()
     saved.with_runtime_cache(b"").save(tmp_path / "cold.t2e")
     flavour = artifact.hardware.flavour
-    _, cold, cold_answer = _first_call(tmp_path / "cold.t2e", flavour)
-    load, warm, warm_answer = _first_call(tmp_path / "warm.t2e", flavour)
+    _, cold, cold_answer = _best_first_call(tmp_path / "cold.t2e", flavour)
+    load, warm, warm_answer = _best_first_call(tmp_path / "warm.t2e", flavour)
     figure("tower.process.first_call_cold_ms", 1e3 * cold)
     figure("tower.process.first_call_warm_ms", 1e3 * warm)
     figure("tower.process.load_warm_ms", 1e3 * load)
     assert warm_answer == cold_answer
-    assert warm * 2 < cold
+    assert warm * 3 < cold
 
 
 def test_kernels_travel_with_the_module(tower: tuple[nn.Module, t2e.EngineArtifact]) -> None:
