@@ -20,10 +20,9 @@ from torch2engine._torch import current_device, dual_level, is_capturing, modes,
 from torch2engine.artifact import EngineArtifact
 from torch2engine.config import RuntimeConfig
 from torch2engine.deployed import torch_dtype
-from torch2engine.device import capture_id
+from torch2engine.device import capture_id, unhindered
 from torch2engine.errors import InputError
 from torch2engine.runtime.engine import Engine
-from torch2engine.runtime.graph import unhindered
 
 __all__ = ["Live", "not_prepared"]
 
@@ -33,8 +32,10 @@ _STREAMS_REMEMBERED = 1024
 _Shapes = tuple[torch.Size, ...]
 
 
-# Dropped by their modules during a capture; they go when one that lives is called at a new shape.
-_parked: list[Live] = []
+# What live engines consist of, by id. If the garbage collector finds a module in a reference cycle, it then finds
+# no more than the `Live`, whose destructor ends everything in order; else it would end each part for itself, contexts
+# amid their work and engines before their contexts.
+_parts: dict[int, dict[str, Any]] = {}
 
 
 def not_prepared(what: str) -> InputError:
@@ -81,7 +82,6 @@ class Live:
     """
 
     def __init__(self, artifact: EngineArtifact, device: torch.device, config: RuntimeConfig) -> None:
-        _parked.clear()
         self.device = device
         self._config = config
         self._index = device.index
@@ -95,6 +95,7 @@ class Live:
         with torch.cuda.device(device):
             torch.cuda.init()
             self.engine = Engine(artifact, device.index, config.kernel_specialization)
+        _parts[id(self)] = self.__dict__
 
     def quick(self, leaves: Sequence[Any]) -> list[torch.Tensor] | None:
         """Answer inputs that need no cast, copy or refusal, at shapes that were answered before; else None.
@@ -144,7 +145,6 @@ class Live:
             handle = stream_handle(self._index)
             if is_capturing():
                 return self._capture(shapes, addresses, handle)
-            _parked.clear()
             outputs = None
             while outputs is None:  # a lane may be closed by trim() just now
                 outputs = self._lane(handle).answer(shapes, profile, inputs, addresses, handle)
@@ -227,15 +227,9 @@ class Live:
             self._captured.clear()
 
     def __del__(self) -> None:
-        if not self.is_usable or sys.is_finalizing() or not hasattr(self, "engine"):
+        if _parts.pop(id(self), None) is None or not self.is_usable or sys.is_finalizing():
             return
-        if torch.cuda.is_current_stream_capturing():
-            # The garbage collector found it while the user captures, and to wait now would break the capture.
-            later = Live.__new__(Live)
-            later.__dict__.update(self.__dict__)
-            _parked.append(later)
-            return
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device), unhindered():
             # The lanes' memory goes back to PyTorch's allocator, which knows nothing of the streams it was used on.
             self._close()
             del self.engine  # here, because TensorRT leaves its own device current when it goes

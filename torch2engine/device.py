@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 from torch2engine.errors import DeviceError, InstallationError
 
-__all__ = ["Gpu", "capture_id", "current_index", "driver", "gpus", "make_current", "require_gpu"]
+__all__ = ["Gpu", "capture_id", "current_index", "driver", "gpus", "make_current", "require_gpu", "unhindered"]
 
 _CUDA = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
 _NVML = ("nvml.dll",) if sys.platform == "win32" else ("libnvidia-ml.so.1",)
@@ -24,6 +27,8 @@ _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
 _NOT_INITIALIZED = 3
 # CUstreamCaptureStatus of cuda.h, the same since CUDA 10
 _CAPTURE_NONE, _CAPTURE_ACTIVE = 0, 1
+# CUstreamCaptureMode of cuda.h, the same since CUDA 10.1
+_RELAXED = 2
 
 
 @dataclass(frozen=True)
@@ -157,6 +162,34 @@ def driver() -> ctypes.CDLL:
     if cuda is None:
         raise _no_driver()
     return cuda
+
+
+@contextmanager
+def unhindered() -> Generator[None]:
+    """Let this thread wait for its work and free memory although it, or another thread, captures a CUDA graph.
+
+    CUDA forbids that by default and breaks the capture, since the work that is waited for could be the captured one.
+    """
+    exchange = _exchange()
+    if exchange is None:  # then nothing can be captured either
+        yield
+        return
+    mode = ctypes.c_int(_RELAXED)
+    exchange(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        exchange(ctypes.byref(mode))
+
+
+@cache
+def _exchange() -> Callable[[Any], int] | None:
+    cuda = _library(_CUDA)
+    if cuda is None:
+        return None
+    exchange = cuda.cuThreadExchangeStreamCaptureMode
+    exchange.argtypes, exchange.restype = (ctypes.POINTER(ctypes.c_int),), ctypes.c_int
+    return exchange
 
 
 def _no_driver() -> InstallationError:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from torch2engine.device import unhindered
 from torch2engine.errors import BuildError, InstallationError, Torch2EngineError
 
 __all__ = ["DTYPES", "IO_DTYPES", "Log", "LogLine", "TensorRT", "check", "find", "names_memory"]
@@ -172,24 +173,25 @@ class Running:
 
     def _sweep(self) -> None:
         if self._lock is None:
-            while self._parked:
-                _let_go(self._parked)
+            _let_go(self._parked)
+            return
         # Whoever holds the lock looks again when it is released.
-        while self._parked and self._lock is not None and self._lock.acquire(blocking=False):
+        while self._parked and self._lock.acquire(blocking=False):
             try:
-                while self._parked:
-                    _let_go(self._parked)
+                _let_go(self._parked)
             finally:
                 self._lock.release()
 
 
 def _let_go(parked: deque[dict[str, Any]]) -> None:
-    try:
-        objects = parked.popleft()
-    except IndexError:  # another thread was faster
-        return
-    while objects:
-        del objects[next(iter(objects))]
+    with unhindered():  # the garbage collector calls destructors amid the user's captures too
+        while parked:
+            try:
+                objects = parked.popleft()
+            except IndexError:  # another thread was faster
+                return
+            while objects:
+                del objects[next(iter(objects))]
 
 
 @dataclass(frozen=True)

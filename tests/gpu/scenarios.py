@@ -7,7 +7,8 @@ tests because the same functions must find nothing while the order is kept, and 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import torch
@@ -230,3 +231,10 @@ def switched_streams(subject: Subject, callers: Sequence[torch.cuda.Stream], pau
         torch.cuda.synchronize()
         wrong += sum(subject.wrong(got, x) for row in results for got, x in zip(row, inputs, strict=True))
     return wrong
+
+
+def run_together(works: Sequence[Callable[[], None]]) -> None:
+    """Run each in a thread of its own; the first error of any of them is raised here."""
+    with ThreadPoolExecutor(len(works)) as pool:
+        for future in [pool.submit(work) for work in works]:
+            future.result()

@@ -10,38 +10,24 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 from torch2engine import device
 from torch2engine.errors import BuildError, Torch2EngineError
 
-__all__ = ["Graph", "NotCapturable", "OwnStream", "unhindered"]
+__all__ = ["Graph", "NotCapturable", "OwnStream"]
 
 # CUstream_flags, CUstreamCaptureMode, CUevent_record_flags and CUresult of cuda.h (CUDA 12 and 13)
 _NON_BLOCKING = 1
 _THREAD_LOCAL = 1
-_RELAXED = 2
 _EXTERNAL = 1
 _INVALID_CONTEXT = 201
 
 
 class NotCapturable(Exception):
     """An enqueue can't be captured; the text says why."""
-
-
-@contextmanager
-def unhindered() -> Generator[None]:
-    """Let this thread wait and free although another thread may be capturing a graph, which CUDA forbids by default."""
-    mode = ctypes.c_int(_RELAXED)
-    driver = _driver()
-    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
-    try:
-        yield
-    finally:
-        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
 
 class OwnStream:
@@ -149,7 +135,6 @@ def _driver() -> ctypes.CDLL:
     prototypes = {
         "cuStreamCreate": (ctypes.POINTER(handle), ctypes.c_uint),
         "cuStreamDestroy_v2": (handle,),
-        "cuThreadExchangeStreamCaptureMode": (ctypes.POINTER(ctypes.c_int),),
         "cuStreamBeginCapture_v2": (handle, ctypes.c_int),
         "cuStreamEndCapture": (handle, ctypes.POINTER(handle)),
         "cuEventRecordWithFlags": (handle, handle, ctypes.c_uint),
