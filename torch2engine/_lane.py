@@ -108,7 +108,11 @@ class Lane:
             graph = plan.graphs.get(key)
             if graph is None:
                 return self._compute(plan, inputs, outputs, key, handle)
-            self._launch(plan, graph, handle)
+            try:
+                graph.launch(handle)
+            except BuildError:
+                self._broken(plan)
+                raise
             return outputs
 
     # Order. Within a lane everything follows on what came before: by being on one stream, or else by these three.
@@ -160,9 +164,13 @@ class Lane:
         try:
             graph.launch(handle)
         except BuildError:
-            self._done.synchronize()
-            plan.drop_graphs()  # or every call that meets this one would fail
+            self._broken(plan)
             raise
+
+    def _broken(self, plan: Plan) -> None:
+        """Forget graphs that can't be launched, or every call that meets them would fail."""
+        self._done.synchronize()
+        plan.drop_graphs()
 
     def _may_capture(self, plan: Plan) -> bool:
         """Whether a capture now can't make another thread's wait for the device fail; asked for, it is done anyway."""

@@ -24,6 +24,7 @@ __all__ = ["Copied", "Plan", "allocate"]
 _ALIGNMENT_BYTES = 256
 # An address set gets a graph at its third call: a capture costs about four enqueues (1 ms for ResNet-50 on an H200).
 _SIGHTINGS = 3
+_SIGHTINGS_BESIDE_COPY = 8  # which is but the copies slower
 _REMEMBERED = 64
 # Loops cycle through few addresses, since PyTorch's allocator hands them out again: two where shapes stay, up to twenty
 # where sixty-four shapes come in random order.
@@ -174,7 +175,7 @@ class Plan:
         if len(self._seen) >= _REMEMBERED:
             self._seen.clear()
         times = self._seen[key] = self._seen.get(key, 0) + 1
-        return times >= _SIGHTINGS
+        return times >= (_SIGHTINGS if self.copied is None else _SIGHTINGS_BESIDE_COPY)
 
     def add(self, key: tuple[int, ...], graph: Graph) -> None:
         """Take a graph for these addresses."""
