@@ -198,12 +198,16 @@ def check(variants: dict[str, Variant], model: nn.Module, precision: str) -> flo
 
 
 def warm(variants: dict[str, Variant], calls: int) -> None:
-    """Call every variant that often with each of its inputs, so that graphs are captured before the clock runs."""
+    """Call every variant that often for each of its inputs, so that graphs are captured before the clock runs.
+
+    As when it is timed: in the same order, and with a result that is held until the next one is there.
+    """
     for variant in variants.values():
         with torch.cuda.stream(variant.stream):
-            for _ in range(calls):
-                for x in variant.inputs:
-                    variant.answer(x)
+            result: object = None
+            for _ in range(calls * len(variant.inputs)):
+                result = variant.call()
+            del result
         torch.cuda.synchronize()
 
 
@@ -247,7 +251,7 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = _script.options(__doc__)
     parser.add_argument("--rounds", type=int, default=25, help="rounds of the interleaved measurement")
-    parser.add_argument("--warm", type=int, default=12, help="calls of each input before anything is compared")
+    parser.add_argument("--warm", type=int, default=100, help="calls for each input before anything is compared")
     parser.add_argument("--warmup", type=int, default=100, help="calls of each variant before it is timed")
     _script.run("call_overhead", body, parser)
 

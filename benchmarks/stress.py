@@ -46,7 +46,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "graphs": {"cuda_graphs": True},
 }
 # Until every stream has made the graphs that it may keep for each shape, memory can't be flat.
-LONGER_WARMUP = {"graphs": 8}
+LONGER_WARMUP = {"graphs": 4}
 KEPT = 24
 EACH_SHAPE = 3  # inputs
 SIDE, CHANNELS, CLASSES = 12, 8, 16
