@@ -7,8 +7,10 @@ tests because the same functions must find nothing while the order is kept, and 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -238,3 +240,11 @@ def run_together(works: Sequence[Callable[[], None]]) -> None:
     with ThreadPoolExecutor(len(works)) as pool:
         for future in [pool.submit(work) for work in works]:
             future.result()
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, **options: Any) -> Generator[None]:
+    """torch.cuda.graph without garbage: a graph of PyTorch's that is collected meanwhile would break the capture."""
+    gc.collect()
+    with torch.cuda.graph(graph, **options):
+        yield

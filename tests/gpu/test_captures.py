@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import CALLS, PAUSE, ROWS, WIDTH, Engines, Subject, run_together
+from scenarios import CALLS, PAUSE, ROWS, WIDTH, Engines, Subject, capturing, run_together
 
 import torch2engine as t2e
 from torch2engine import trt
@@ -44,7 +44,7 @@ def _captured(module: t2e.TRTModule, x: torch.Tensor) -> tuple[torch.cuda.CUDAGr
 def _capture(graph: torch.cuda.CUDAGraph, module: t2e.TRTModule, x: torch.Tensor) -> torch.Tensor | None:
     """Capture x += 1 and a call; None if the call is refused because no ordinary call prepared it."""
     texts: list[str] = []
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         x.add_(1)  # an empty graph would warn
         try:
             return module(x)
@@ -73,7 +73,7 @@ def test_pitfall_33_module_works_in_a_users_graph(engines: Engines, graphs: bool
         x = torch.randn(ROWS, WIDTH, device="cuda")
         _warm(subject.module, x)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with capturing(graph):
             captured = subject.module(x)
         wrong = 0
         for index in range(2 * CALLS):
@@ -130,7 +130,7 @@ def test_users_graph_may_hold_several_calls(engines: Engines, graphs: bool | str
         x, y = torch.randn(64, WIDTH, device="cuda"), torch.randn(100, WIDTH, device="cuda")
         _warm(subject.module, x, y)
         graph, branch = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        with torch.cuda.graph(graph):
+        with capturing(graph):
             branch.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(branch):
                 aside = subject.module(y)
@@ -179,7 +179,7 @@ def test_capture_that_a_refusal_ends_harms_nothing(engines: Engines, rows: int) 
     subject.module(x)
 
     def capture() -> None:
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with capturing(torch.cuda.CUDAGraph()):
             x.add_(1)
             subject.module(torch.empty(rows, WIDTH, device="cuda"))
 
@@ -252,7 +252,7 @@ def test_module_that_goes_during_a_capture_leaves_it_alone(engines: Engines, way
         goes.append(goes)
     graph, count = torch.cuda.CUDAGraph(), torch.zeros((), device="cuda")
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         count.add_(1)
         if way == "by another thread":
             _thread(goes.clear)

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from models import Scale
-from scenarios import CALLS, MOST_ROWS, PAUSE, WIDTH, Engines, Subject
+from scenarios import CALLS, MOST_ROWS, PAUSE, WIDTH, Engines, Subject, capturing
 from torch import nn
 
 import torch2engine as t2e
@@ -54,7 +54,7 @@ def captured(module: t2e.TRTModule, x: torch.Tensor) -> tuple[torch.cuda.CUDAGra
     """A graph of one call, after the ordinary call that prepares it."""
     module(x)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         result = module(x)
     return graph, result
 
@@ -62,7 +62,7 @@ def captured(module: t2e.TRTModule, x: torch.Tensor) -> tuple[torch.cuda.CUDAGra
 def refused(module: t2e.TRTModule, x: torch.Tensor) -> str:
     """The text of a call's error in a capture, which is finished without the call and holds all else."""
     graph, count = torch.cuda.CUDAGraph(), torch.zeros((), device="cuda")
-    with torch.cuda.graph(graph):
+    with capturing(graph):
         count.add_(1)
         with pytest.raises(t2e.InputError) as caught:
             module(x)
@@ -78,7 +78,7 @@ def left(module: t2e.TRTModule, x: torch.Tensor) -> str:
     count = torch.zeros((), device="cuda")
 
     def capture() -> None:
-        with torch.cuda.graph(torch.cuda.CUDAGraph()):
+        with capturing(torch.cuda.CUDAGraph()):
             count.add_(1)  # an empty graph would warn
             module(x)
 

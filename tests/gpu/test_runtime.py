@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from models import Scale
+from scenarios import capturing
 
 import torch2engine as t2e
 from torch2engine import _torch
@@ -44,7 +45,7 @@ def test_short_cuts_agree_with_the_public_functions() -> None:
     thread.start()
     thread.join()
     x = torch.ones(4, device="cuda")
-    with torch.cuda.graph(torch.cuda.CUDAGraph()):
+    with capturing(torch.cuda.CUDAGraph()):
         x.add_(1)
         seen.append((_torch.is_capturing(), True))
     assert len(seen) == 13
