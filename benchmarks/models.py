@@ -42,8 +42,9 @@ ALTERNATING = (1, 8)
 WARM_CALLS = 12
 MIB = 2**20
 
-# Which torch.compile to pay for.
-COMPILE_AT = "tiny:1,resnet50:1,bert:1"
+# Which torch.compile to pay for. Not BERT's: with it beside the others torch 2.11 once met an illegal memory access
+# by a candidate that is not known yet; without it there was none.
+COMPILE_AT = "tiny:1,resnet50:1"
 
 
 class Run:

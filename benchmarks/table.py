@@ -34,6 +34,7 @@ REASONS: dict[str, str] = {
     "*.compile_reduce_overhead.device_us": _KERNELS,
     "*.compile.device_us": _KERNELS,
     "*.eager_graph.device_us": _KERNELS,
+    "vit_b_16.b32.eager.device_us": _KERNELS,
 }
 
 START, END = "<!-- speed -->", "<!-- /speed -->"
