@@ -19,7 +19,7 @@ help:
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
-	@echo 'make lock      pin what the dev extra needs anew in requirements/dev.lock'
+	@echo 'make lock      pin what the dev and quantize extras need anew in requirements/dev.lock'
 	@echo 'make clean     remove everything that make made'
 	@echo
 	@echo 'PYTHON=$(PYTHON) makes .venv; GPU_PYTHON=$(GPU_PYTHON) runs what needs a GPU, without .venv; RESULTS=$(RESULTS)'
@@ -66,10 +66,10 @@ bench:
 lock: build/uv/bin/uv
 	@echo '· resolving pyproject.toml'
 	@build/uv/bin/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.10 \
-		--extra dev pyproject.toml --output-file requirements/dev.lock $(LOCK)
-	@sed -E -i -e '/^(nvidia-|cuda-|triton==)/d' \
+		--extra dev --extra quantize pyproject.toml --output-file requirements/dev.lock $(LOCK)
+	@sed -E -i -e '/^(nvidia-|cuda-|triton==)/{/^nvidia-(modelopt|ml-py)==/!d}' \
 		-e "s/ (;|and) platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements/dev.lock
-	@sed -i -e '1i # What the dev extra needs, pinned, for x86-64 Linux and Python 3.10 or later. Made by `make lock`.' \
+	@sed -i -e '1i # What the dev and quantize extras need, pinned, for x86-64 Linux and Python 3.10 or later. Made by `make lock`.' \
 		-e "1i # torch's CUDA wheels are left out: torch pins them itself, and its CPU builds need none." requirements/dev.lock
 
 build/uv/bin/uv:
