@@ -17,7 +17,7 @@ from torch2engine.config import FLAVOURS
 __all__ = ["FILE_NAME", "KINDS", "PRECISIONS", "Wrong", "check_facts", "fields", "integer", "text"]
 
 KINDS = ("onnx", "engine")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16")
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 # No separators, no leading dot, no drive: such a name can't leave the folder on any system.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 

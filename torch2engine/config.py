@@ -1,4 +1,4 @@
-"""What a user may choose, as frozen values: `BuildConfig`, `RuntimeConfig` and `Tolerance`.
+"""What a user may choose, as frozen values: `BuildConfig`, `RuntimeConfig`, `Tolerance`, `Precision` and `Budget`.
 
 Enters: keyword arguments. Leaves: validated values; a wrong one never gets past construction. A room of its own so
 that an option exists exactly once.
@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, fields
-from typing import cast
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, cast
 
 from torch2engine.errors import InputError
 
 __all__ = [
     "FLAVOURS",
+    "LOW_PRECISIONS",
     "PRECISIONS",
     "RUNTIMES",
     "TF32_OVERRIDE",
+    "Budget",
     "BuildConfig",
+    "Precision",
     "RuntimeConfig",
     "Tolerance",
     "choice",
@@ -27,11 +31,14 @@ __all__ = [
 ]
 
 PRECISIONS = ("fp32", "tf32")
+LOW_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+QUANTIZED = ("int8", "fp8")
 RUNTIMES = ("tensorrt", "onnxruntime", "auto")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 _OUTPUTS = ("fresh", "static")
 _SPECIALIZATIONS = ("none", "lazy", "eager")
 _OUT_OF_RANGE = ("error", "split", "eager")
+_METHODS = ("max", "percentile", "entropy")
 
 # NVIDIA's libraries read this variable once, when a process starts to use them; "0" rules TF32 out.
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
@@ -52,7 +59,7 @@ def float32_arithmetic(flavour: str, precision: str) -> str:
     return "fp32" if os.environ.get(TF32_OVERRIDE) == "0" else "tf32"
 
 
-def choice(subject: str, value: object, allowed: tuple[str, ...]) -> None:
+def choice(subject: str, value: object, allowed: Sequence[object]) -> None:
     """Refuse a value that is not one of the allowed words.
 
     Raises:
@@ -209,16 +216,17 @@ class Tolerance:
     def __post_init__(self) -> None:
         for name in ("rel_l2", "max_rel", "abs", "mismatch"):
             value = cast("object", getattr(self, name))
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+            if not _is_finite(value) or cast("float", value) < 0:
                 raise InputError(f"Tolerance.{name}", got=repr(value), allowed="a finite number of at least 0")
 
     @classmethod
     def default(cls, precision: str) -> Tolerance:
-        """The tolerance that goes with a precision: "fp32", "tf32", "fp16" or "bf16".
+        """The tolerance that goes with a precision: "fp32", "tf32", "fp16", "bf16", "int8" or "fp8".
 
         rel_l2 is a few times what the arithmetic's rounding (2⁻²⁴, 2⁻¹¹, 2⁻¹¹, 2⁻⁸) adds up to in known networks: an
         engine's ResNet-50 in float32 differs from PyTorch by 1.2e-4, BERT and GPT-2 by 3e-5 (TensorRT-RTX 1.6.1, H200).
-        max_rel leaves room for the tail of that noise in large outputs.
+        max_rel leaves room for the tail of that noise in large outputs. In int8 and fp8 trained networks stay within
+        0.03 (a ResNet in fp8 within 0.054), and what is beyond 0.05 and 0.06 has mostly been broken altogether.
 
         Raises:
             InputError: listing the precisions.
@@ -232,4 +240,115 @@ _DEFAULTS = {
     "tf32": Tolerance(rel_l2=5e-3, max_rel=5e-2, abs=1e-4),
     "fp16": Tolerance(rel_l2=1e-2, max_rel=1e-1, abs=1e-4),
     "bf16": Tolerance(rel_l2=5e-2, max_rel=2.5e-1, abs=1e-3),
+    "int8": Tolerance(rel_l2=5e-2, max_rel=5e-1, abs=1e-3),
+    "fp8": Tolerance(rel_l2=6e-2, max_rel=6e-1, abs=1e-3),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a low precision may cost; where it costs more, modules go back to float32, the worst ones first.
+
+    Args:
+        tolerance: what parity must hold; by default the one that deploy was given, or `Tolerance.default`.
+        metric: judges instead of parity: called with (outputs, batch), the outputs in the model's own structure and a
+            batch of the calibration data as it came, it gives a number, where more is better. The mean over all batches
+            must reach `floor`.
+        floor: the least mean of the metric.
+        rebuilds: graphs that are made and judged at most.
+
+    Raises:
+        InputError: a metric without a floor or a floor without a metric, or a number out of range.
+    """
+
+    tolerance: Tolerance | None = None
+    metric: Callable[[Any, Any], float] | None = None
+    floor: float | None = None
+    rebuilds: int = 8
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None:
+            of_kind("Budget.tolerance", self.tolerance, Tolerance)
+        if (self.metric is None) != (self.floor is None):
+            given, missing = ("floor", "metric") if self.metric is None else ("metric", "floor")
+            raise InputError("Budget", got=f"{given} without {missing}", allowed="both or neither")
+        if self.metric is not None and not callable(cast("object", self.metric)):
+            raise InputError("Budget.metric", got=repr(self.metric), allowed="a callable given (outputs, batch)")
+        if self.floor is not None and not _is_finite(self.floor):
+            raise InputError("Budget.floor", got=repr(self.floor), allowed="a finite number")
+        if type(cast("object", self.rebuilds)) is not int or self.rebuilds < 1:
+            raise InputError("Budget.rebuilds", got=repr(self.rebuilds), allowed="an int of at least 1")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a deployed model computes in; the ONNX graph itself is typed or quantised, on every flavour alike.
+
+    Args:
+        dtype: "fp32" (TF32 off), "tf32", "fp16", "bf16", "int8" or "fp8". In "int8" and "fp8" convolutions and matrix
+            products are quantised, and the rest stays in the model's own dtypes.
+        keep_fp32: torch modules that stay in float32, by path, e.g. ``("head", "layers.*.norm")``; with all inside.
+        budget: what the precision may cost, for deploy to look for modules that must stay in float32; None: it only
+            fails where parity does.
+        weights: "int4" quantises the weights of matrix products alone, in blocks, beside "fp32", "fp16" or "bf16".
+        method: how "int8" finds the range of a tensor in the calibration data: "max", "percentile" or "entropy".
+        percentile: share of the values, in percent, that "percentile" keeps.
+        low_io: let the model's float32 inputs and outputs become "fp16" or "bf16" too.
+
+    Raises:
+        InputError: an unknown word, a number out of range, or options that don't go together.
+    """
+
+    dtype: str = "fp32"
+    _: KW_ONLY
+    keep_fp32: Sequence[str] = ()
+    budget: Budget | None = None
+    weights: str | None = None
+    method: str = "max"
+    percentile: float = 99.99
+    low_io: bool = False
+
+    def __post_init__(self) -> None:
+        choice("precision", self.dtype, (*PRECISIONS, *LOW_PRECISIONS))
+        choice("Precision.weights", self.weights, (None, "int4"))
+        choice("Precision.method", self.method, _METHODS)
+        kept = cast("object", self.keep_fp32)
+        if isinstance(kept, str) or not isinstance(kept, Sequence):
+            raise InputError("Precision.keep_fp32", got=repr(kept), allowed="a list of module paths", fix=f"[{kept!r}]")
+        for path in cast("Sequence[object]", kept):
+            if not isinstance(path, str) or not path:
+                raise InputError("Precision.keep_fp32", got=repr(path), allowed="paths of modules, with * and ?")
+        object.__setattr__(self, "keep_fp32", tuple(cast("Sequence[str]", kept)))
+        if self.budget is not None:
+            of_kind("Precision.budget", self.budget, Budget)
+        if not _is_finite(self.percentile) or not 50 < self.percentile <= 100:
+            raise InputError("Precision.percentile", got=repr(self.percentile), allowed="a number above 50 up to 100")
+        if self.weights is not None and self.dtype in QUANTIZED:
+            raise InputError(
+                "Precision.weights",
+                got=f"{self.weights!r} with dtype {self.dtype!r}",
+                allowed="weights alone beside 'fp32', 'fp16' or 'bf16'",
+            )
+        if self.low_io and self.dtype not in ("fp16", "bf16"):
+            raise InputError("Precision.low_io", got=f"True with dtype {self.dtype!r}", allowed="'fp16' or 'bf16'")
+
+    @classmethod
+    def of(cls, value: object) -> Precision:
+        """A Precision as it is, or the one of a word.
+
+        Raises:
+            InputError: neither, or an unknown word.
+        """
+        if isinstance(value, str):
+            return cls(value)
+        of_kind("precision", value, Precision)
+        return cast("Precision", value)
+
+    @property
+    def changes_graph(self) -> bool:
+        """Whether the graph must be typed or quantised; "fp32" and "tf32" are the builder's business."""
+        return self.dtype in LOW_PRECISIONS or self.weights is not None
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
