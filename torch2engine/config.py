@@ -18,6 +18,7 @@ __all__ = [
     "FLAVOURS",
     "LOW_PRECISIONS",
     "PRECISIONS",
+    "QUANTIZED",
     "RUNTIMES",
     "TF32_OVERRIDE",
     "Budget",
@@ -185,6 +186,10 @@ class RuntimeConfig:
             )
 
 
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """When a candidate output counts as equal to its reference.
@@ -348,7 +353,3 @@ class Precision:
     def changes_graph(self) -> bool:
         """Whether the graph must be typed or quantised; "fp32" and "tf32" are the builder's business."""
         return self.dtype in LOW_PRECISIONS or self.weights is not None
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
