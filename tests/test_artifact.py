@@ -204,7 +204,8 @@ def test_construction_refuses_facts_that_could_not_be_loaded(tmp_path: Path) -> 
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=PROFILES, precision="fp64")
     assert str(error.value) == (
-        "onnx artifact: its manifest's precision is 'fp64', it must be one of 'fp32', 'tf32', 'fp16', 'bf16'"
+        "onnx artifact: its manifest's precision is 'fp64', it must be one of 'fp32', 'tf32', 'fp16', 'bf16', "
+        "'int8', 'fp8'"
     )
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=[], precision="fp32")

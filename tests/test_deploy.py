@@ -402,7 +402,7 @@ def test_deploying_to_onnx_runtime_is_silent(
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "runtime": ({"runtime": "trt"}, "runtime: 'trt', one of 'tensorrt', 'onnxruntime', 'auto'"),
     "runtime of another type": ({"runtime": None}, "runtime: None, one of 'tensorrt', 'onnxruntime', 'auto'"),
-    "precision": ({"precision": "fp16"}, "precision: 'fp16', one of 'fp32', 'tf32'"),
+    "precision": ({"precision": "half"}, "precision: 'half', one of 'fp32', 'tf32', 'fp16', 'bf16', 'int8', 'fp8'"),
     "config": ({"config": RuntimeConfig()}, f"config: {RuntimeConfig()!r}, a BuildConfig; pass t2e.BuildConfig(...)"),
     "runtime_config": (
         {"runtime_config": {"streams": 2}},

@@ -81,7 +81,7 @@ def test_random_fault_fails_at_every_tolerance(seed: int) -> None:
         candidate = -candidate
     else:
         candidate[...] = rng.choice([0.0, 3 * size, np.inf, np.nan])
-    precision = ("fp32", "tf32", "fp16", "bf16")[rng.integers(4)]
+    precision = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")[rng.integers(6)]
     report = judge({"y": reference}, {"y": candidate}, Tolerance.default(precision))
     assert not report.passed, str(report)
 
@@ -287,4 +287,4 @@ def test_default_tolerance_of_unknown_precision_is_refused() -> None:
     """A precision without a default is an error that lists those that have one."""
     with pytest.raises(InputError) as caught:
         Tolerance.default("fp12")
-    assert str(caught.value) == "precision: 'fp12', one of 'fp32', 'tf32', 'fp16', 'bf16'"
+    assert str(caught.value) == "precision: 'fp12', one of 'fp32', 'tf32', 'fp16', 'bf16', 'int8', 'fp8'"

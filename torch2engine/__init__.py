@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch2engine import testing
     from torch2engine.artifact import EngineArtifact, OnnxArtifact
     from torch2engine.build import build
-    from torch2engine.config import BuildConfig, RuntimeConfig, Tolerance
+    from torch2engine.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
     from torch2engine.deploy import deploy
     from torch2engine.errors import (
         ArtifactError,
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArtifactError",
     "Axis",
+    "Budget",
     "BuildConfig",
     "BuildError",
     "DeviceError",
@@ -63,6 +64,7 @@ __all__ = [
     "OnnxArtifact",
     "ParityError",
     "ParityReport",
+    "Precision",
     "Profile",
     "RefitError",
     "RuntimeConfig",
@@ -85,7 +87,9 @@ _ROOMS = {
     "EngineArtifact": "artifact",
     "OnnxArtifact": "artifact",
     "build": "build",
+    "Budget": "config",
     "BuildConfig": "config",
+    "Precision": "config",
     "RuntimeConfig": "config",
     "Tolerance": "config",
     "deploy": "deploy",

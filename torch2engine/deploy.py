@@ -6,17 +6,20 @@ the stages composed; none of them knows another.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from torch2engine import trt
+from torch2engine._calibration import check_calibration
 from torch2engine.build import Progress, build
 from torch2engine.capture import capture
 from torch2engine.cases import cases
-from torch2engine.config import PRECISIONS, BuildConfig, RuntimeConfig, Tolerance, choice
+from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.export import export_onnx
+from torch2engine.lowering import lower
 from torch2engine.module import TRTModule
 from torch2engine.ort_module import ORTModule
 from torch2engine.preserve import undisturbed
@@ -32,7 +35,8 @@ def deploy(
     sample_input: Any,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
-    precision: str = "fp32",
+    precision: str | Precision = "fp32",
+    calibration: Iterable[Any] | None = None,
     profiles: Sequence[Any] | None = None,
     tolerance: Tolerance | None = None,
     runtime: str = "tensorrt",
@@ -51,7 +55,10 @@ def deploy(
             bare name ranges from 1 to the sample's size. Axes of one name are one symbol.
         precision: "fp32" (TF32 off) or "tf32", for float32 convolutions and matrix products on the GPU. TensorRT-RTX
             turns TF32 off only if NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts; else the engine's
-            `precision` is "tf32" and the report has a note.
+            `precision` is "tf32" and the report has a note. "fp16", "bf16", "int8" and "fp8" change the graph of a
+            float32 model (inputs and outputs keep their dtypes) and need the extra `quantize`; a `Precision` says more.
+        calibration: inputs in the form of sample_input, for those four: they show how large values become. Read once,
+            one at a time. By default the sample at min, opt and max.
         profiles: several ``{"batch": (min, opt, max)}``; by default one, from the axes.
         tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
@@ -70,10 +77,11 @@ def deploy(
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
         ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
         BuildError: TensorRT failed.
-        ParityError: ONNX Runtime or the engine does not answer like the model, or not in chunks like in the whole
-            although out_of_range is "split"; carries the table.
+        ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
+            or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
-    choice("precision", precision, PRECISIONS)
+    asked = Precision.of(precision)
+    check_calibration(asked, calibration)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
     kept = model if runtime_config.out_of_range == "eager" else None
     with undisturbed(model):
@@ -87,19 +95,31 @@ def deploy(
         module = ORTModule(artifact, None, runtime_config.on_cpu(), kept)  # onnxruntime.InferenceSession
         checked = judge(module, examples, tolerance, notes)
         checked.raise_if_failed()
-        notes = (*captured.notes, *prove_split(module, examples, tolerance))
+    reports, notes, lowered = [checked], captured.notes, None
+    if asked.changes_graph:
+        with phases("precision"):
+            flavour = None if runtime == "onnxruntime" else trt.find(config.flavour).name
+            lowered = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour)
+            artifact, examples, tolerance = lowered.artifact, lowered.examples, lowered.tolerance
+            reports, notes = [*reports, lowered.parity], (*notes, *lowered.notes)
+            module = ORTModule(artifact, None, runtime_config.on_cpu(), kept)
+    outcome = None if lowered is None else lowered.outcome
     if runtime == "onnxruntime":
-        module.report = phases.report([checked], module.precision, notes)
+        notes = (*notes, *prove_split(module, examples, tolerance))
+        module.report = phases.report(reports, module.precision, notes, lowering=outcome)
         return module
     target = target_device(captured)
     with phases("build"), torch.cuda.device(target):  # build_serialized_network
         torch.cuda.empty_cache()  # the builder is another process and needs the memory
-        engine = build(artifact, precision=None if precision == "fp32" else precision, config=config, progress=progress)
+        float32 = "tf32" if asked.dtype == "tf32" else None
+        engine = build(artifact, precision=float32, config=config, progress=progress)
     with phases("parity"):
         module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
-        parity = judge(module, examples, tolerance)
-        parity.raise_if_failed()
-        notes = (*captured.notes, *prove_split(module, examples, tolerance), *precision_notes(precision, module))
-    module.report = phases.report([checked, parity], module.precision, notes, module.memory_bytes)
+        reports.append(judge(module, examples, tolerance))
+        reports[-1].raise_if_failed()
+        if lowered is not None:
+            notes = (*notes, *lowered.hold(module))
+        notes = (*notes, *prove_split(module, examples, tolerance), *precision_notes(asked.dtype, module))
+    module.report = phases.report(reports, module.precision, notes, module.memory_bytes, outcome)
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

@@ -7,8 +7,10 @@ the checks and the errors of TRTModule.
 from __future__ import annotations
 
 import os
+import tempfile
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +24,10 @@ from torch2engine.config import RuntimeConfig
 from torch2engine.deployed import torch_dtype
 from torch2engine.errors import DeviceError
 from torch2engine.ort import Session
+from torch2engine.precision.strict import strict
 from torch2engine.report import DeployReport
 
-__all__ = ["ORTModule"]
+__all__ = ["ORTModule", "StrictModule"]
 
 _CPU = torch.device("cpu")
 
@@ -114,8 +117,11 @@ class ORTModule(Benchmarked[OnnxArtifact]):
     def _opened(self) -> tuple[int, Session]:
         with self._opening:
             if self._session is None:
-                self._session = (os.getpid(), Session(self._artifact.onnx_path))
+                self._session = (os.getpid(), self._open())
             return self._session
+
+    def _open(self) -> Session:
+        return Session(self._artifact.onnx_path)
 
     def _travels(self, name: str) -> bool:
         return name.startswith("model.onnx")
@@ -126,3 +132,23 @@ class ORTModule(Benchmarked[OnnxArtifact]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._reset()
+
+
+class StrictModule(ORTModule):
+    """The judge of a typed model: answers on the CPU, rounded to each tensor's own type after every operator.
+
+    Where a value overflows on the GPU it overflows here; ONNX Runtime's own answers, in float32, don't.
+    """
+
+    @property
+    def runtime(self) -> str:
+        return "ONNX Runtime, rounding after every operator"
+
+    def _open(self) -> Session:
+        with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
+            twin = Path(folder) / "model.onnx"
+            strict(self._artifact.onnx_path, twin)
+            return Session(twin, as_it_is=True)
+
+    def _infer(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
+        return super()._infer([x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs], profile)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch2engine.parity import ParityReport
+from torch2engine.precision.outcome import PrecisionOutcome
 
 __all__ = ["DeployReport", "Phases"]
 
@@ -27,6 +28,7 @@ class DeployReport:
         precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
         notes: what a user should know.
+        lowering: how the graph came to a low precision; None where it was not changed.
     """
 
     parity: tuple[ParityReport, ...]
@@ -34,6 +36,7 @@ class DeployReport:
     precision: str
     memory_bytes: int = 0
     notes: tuple[str, ...] = ()
+    lowering: PrecisionOutcome | None = None
 
     @property
     def passed(self) -> bool:
@@ -43,7 +46,8 @@ class DeployReport:
     def __str__(self) -> str:
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
         memory = f", {self.memory_bytes / 2**20:.0f} MiB working memory" if self.memory_bytes else ""
-        lines = [f"{self.precision}{memory}; {phases}", *map(str, self.parity)]
+        lines = [f"{self.precision}{memory}; {phases}"]
+        lines += [*([] if self.lowering is None else [str(self.lowering)]), *map(str, self.parity)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_json(self) -> dict[str, Any]:
@@ -54,6 +58,7 @@ class DeployReport:
             "precision": self.precision,
             "memory_bytes": self.memory_bytes,
             "notes": list(self.notes),
+            "lowering": None if self.lowering is None else self.lowering.to_json(),
         }
 
 
@@ -73,7 +78,12 @@ class Phases:
             self._seconds[name] = time.perf_counter() - start
 
     def report(
-        self, parity: Sequence[ParityReport], precision: str, notes: Sequence[str], memory_bytes: int = 0
+        self,
+        parity: Sequence[ParityReport],
+        precision: str,
+        notes: Sequence[str],
+        memory_bytes: int = 0,
+        lowering: PrecisionOutcome | None = None,
     ) -> DeployReport:
         """The report, with the phases so far."""
         return DeployReport(
@@ -82,4 +92,5 @@ class Phases:
             precision=precision,
             memory_bytes=memory_bytes,
             notes=tuple(notes),
+            lowering=lowering,
         )

@@ -1,0 +1,87 @@
+"""Calibration data: inputs in the form of sample_input, and what a user's metric says of the answers to them.
+
+Enters: whatever the user passed. Leaves: tensors in the signature's order, or a typed error before any work is done.
+Apart from `lowering` because it knows nothing of precisions' graphs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from torch2engine.config import Precision
+from torch2engine.deployed import Deployed
+from torch2engine.errors import InputError
+from torch2engine.spec import Signature
+from torch2engine.tree import as_inputs, bind, unflatten
+
+__all__ = ["Metric", "check_calibration", "tensors"]
+
+
+def check_calibration(precision: Precision, calibration: object) -> None:
+    """Refuse, before any work, calibration data that nothing would read or that can't be read.
+
+    Raises:
+        InputError: naming what is wrong.
+    """
+    if calibration is None:
+        if precision.budget is not None and precision.budget.metric is not None:
+            raise InputError("calibration", got="None", allowed="the batches that Budget.metric is to judge")
+        return
+    if not precision.changes_graph:
+        raise InputError(
+            "calibration",
+            got=f"given with precision {precision.dtype!r}",
+            allowed="data for 'fp16', 'bf16', 'int8' or 'fp8'",
+            fix="leave it out",
+        )
+    if isinstance(calibration, (torch.Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
+        raise InputError(
+            "calibration",
+            got=f"a {type(cast('object', calibration)).__name__}",
+            allowed="an iterable of inputs, each in the form of sample_input",
+            fix="calibration=[sample] for a single one",
+        )
+    once = isinstance(calibration, Iterator)
+    if once and precision.budget is not None and precision.budget.metric is not None:
+        raise InputError(
+            "calibration",
+            got="an iterator, which can be read once",
+            allowed="with Budget.metric, data that can be read again",
+            fix="pass a list or a DataLoader",
+        )
+
+
+def tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
+    """A batch's tensors in the signature's order.
+
+    Raises:
+        InputError: it is not in the form of sample_input.
+    """
+    given = as_inputs(batch)
+    return cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A user's metric over the calibration data."""
+
+    call: Callable[[Any, Any], float]
+    floor: float
+    signature: Signature
+    batches: Iterable[Any]
+
+    def __call__(self, module: Deployed[Any]) -> float:
+        """The mean over all batches; NaN without any."""
+        values: list[float] = []
+        for batch in self.batches:
+            leaves = tensors(self.signature, batch)
+            answer = module.infer([leaf.detach().to(module.device) for leaf in leaves])
+            outputs = unflatten(self.signature.output, [answer[spec.name] for spec in self.signature.outputs])
+            values.append(float(self.call(outputs, batch)))
+        return float(np.mean(values)) if values else math.nan

@@ -1,0 +1,345 @@
+"""A float32 `OnnxArtifact` + `Precision` → a typed or quantised one that has been judged, and what it cost.
+
+Enters: the exported model, examples with the reference's answers, calibration data. Leaves: the graph that TensorRT
+will build. Above the stages because it composes them: it lowers, judges, and where a budget allows lowers again.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from torch2engine._calibration import Metric, tensors
+from torch2engine.artifact import OnnxArtifact, scratch_folder
+from torch2engine.cases import Case
+from torch2engine.config import QUANTIZED, Budget, Precision, Tolerance
+from torch2engine.deployed import Deployed, torch_dtype
+from torch2engine.errors import InputError, ParityError
+from torch2engine.ort_module import StrictModule
+from torch2engine.parity import ParityReport
+from torch2engine.precision._model import load, modules
+from torch2engine.precision.account import account
+from torch2engine.precision.cast import cast as cast_graph
+from torch2engine.precision.cast import out_of_range
+from torch2engine.precision.outcome import PrecisionOutcome
+from torch2engine.precision.quantize import quantize
+from torch2engine.precision.ranges import absolute_maxima
+from torch2engine.precision.sensitivity import Mixtures, distance
+from torch2engine.spec import Signature, TensorSpec
+from torch2engine.stages import judge
+
+__all__ = ["Lowered", "lower"]
+
+# A metric judges instead; what is not finite fails all the same.
+_UNBOUNDED = Tolerance(rel_l2=1e6, max_rel=1e6, mismatch=1.0)
+_NO_MORE = "lower the floor, allow more rebuilds, or ask for a higher precision"
+_LOG = logging.getLogger("torch2engine.precision")
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph in a low precision.
+
+    Args:
+        artifact: the graph.
+        outcome: which nodes are low, and why others are not.
+        parity: PyTorch against it, rounded after every operator.
+        examples: what it was judged on, in its own dtypes.
+        tolerance: what the engine must hold as well; without bounds where a metric judges.
+        notes: what a user should know.
+        metric: of whatever is deployed in its place; None without one.
+    """
+
+    artifact: OnnxArtifact
+    outcome: PrecisionOutcome
+    parity: ParityReport
+    examples: Sequence[Case]
+    tolerance: Tolerance
+    notes: tuple[str, ...] = ()
+    metric: Metric | None = None
+
+    def hold(self, module: Deployed[Any]) -> tuple[str, ...]:
+        """Ask the metric, if there is one, of the deployed module too; a sentence on it.
+
+        Raises:
+            ParityError: it is below the floor.
+        """
+        if self.metric is None:
+            return ()
+        value = self.metric(module)
+        told = f"Budget.metric of {module.runtime} is {value:.4g}, its floor {self.metric.floor:.4g}"
+        if not value >= self.metric.floor:
+            raise ParityError(f"parity, {told}", report=self.parity, fix="ask for a higher precision")
+        return (told,)
+
+
+def lower(
+    artifact: OnnxArtifact,
+    precision: Precision,
+    examples: Sequence[Case],
+    calibration: Iterable[Any] | None = None,
+    *,
+    tolerance: Tolerance | None = None,
+    flavour: str | None = None,
+) -> Lowered:
+    """Type or quantise a graph, and judge what came out.
+
+    Args:
+        artifact: in float32.
+        precision: what is asked, and what it may cost.
+        examples: from `cases`; also the calibration data where there is no other.
+        calibration: inputs in the form of sample_input; read once, or for Budget.metric once more for each graph.
+        tolerance: when the graph counts as equal; by default `Tolerance.default` of the precision.
+        flavour: that will build it, for what that can't; None: any.
+
+    Returns:
+        the first graph that holds the budget, or the tolerance where there is no budget.
+
+    Raises:
+        InputError: a model that is not in float32, a path in keep_fp32 that no module has, or calibration data that
+            does not fit.
+        InstallationError: no ModelOpt.
+        UnsupportedOperatorError: the flavour can't build such a graph.
+        ExportError: ModelOpt failed.
+        ParityError: the graph does not hold the tolerance, or no graph the budget.
+    """
+    if artifact.precision not in ("fp32", "tf32"):
+        raise InputError(
+            "precision",
+            got=f"{precision.dtype!r} for a model that computes in {artifact.precision} itself",
+            allowed="a float32 model",
+            fix="deploy model.float(), or leave precision out",
+        )
+    return _Lowering(artifact, precision, examples, calibration, tolerance, flavour)()
+
+
+class _Lowering:
+    """One call of `lower`."""
+
+    def __init__(
+        self,
+        artifact: OnnxArtifact,
+        precision: Precision,
+        examples: Sequence[Case],
+        calibration: Iterable[Any] | None,
+        tolerance: Tolerance | None,
+        flavour: str | None,
+    ) -> None:
+        self._artifact, self._precision, self._flavour = artifact, precision, flavour
+        if precision.dtype in QUANTIZED:  # whose ranges are those of real data, which random values are not
+            examples = [example for example in examples if not example.name.endswith("random")]
+        self._examples, self._calibration = examples, calibration
+        budget = precision.budget
+        bounds = budget.tolerance if budget is not None else None
+        # Weights in int4 alone leave the dtype as it was, but answer as roughly as int8.
+        judged_as = "int8" if precision.weights else precision.dtype
+        self._bounds = bounds or tolerance or Tolerance.default(judged_as)
+        self._metric: Metric | None = None
+        if budget is not None and budget.metric is not None and budget.floor is not None:
+            assert calibration is not None, "check_calibration has seen to it"
+            self._metric = Metric(budget.metric, budget.floor, artifact.signature, calibration)
+            self._bounds = _UNBOUNDED
+        self._of_node = modules(load(artifact.onnx_path))
+        self._attempts: list[str] = []
+        self._errors: dict[str, float] | None = None
+        self._maxima: dict[str, float] = {}
+
+    def __call__(self) -> Lowered:
+        reasons = self._asked()
+        if self._precision.dtype not in QUANTIZED:
+            self._maxima = absolute_maxima(self._artifact.onnx_path, self._batches())
+            for name, largest in self._too_large().items():
+                reasons.setdefault(name, f"reaches {largest:.3g}, which float16 can't hold with room to spare")
+        lowered = self._made(reasons)
+        budget = self._precision.budget
+        if budget is None:
+            lowered.parity.raise_if_failed()
+            return lowered
+        return self._search(lowered, reasons, budget)
+
+    def _too_large(self) -> dict[str, float]:
+        """Nodes out of the type's range: name -> the largest value in the node's module."""
+        found = out_of_range(self._artifact.onnx_path, self._precision.dtype, self._maxima)
+        of_module: dict[str, float] = {}
+        for name, largest in found.items():
+            module = self._of_node[name]
+            of_module[module] = max(largest, of_module.get(module, 0.0))
+        return {name: of_module[self._of_node[name]] for name in found}
+
+    def _asked(self) -> dict[str, str]:
+        """Nodes of modules that keep_fp32 names: name -> reason.
+
+        Raises:
+            InputError: a path that fits no module.
+        """
+        reasons: dict[str, str] = {}
+        known = sorted(set(self._of_node.values()))
+        for pattern in self._precision.keep_fp32:
+            fitting = {m for m in known if fnmatch.fnmatchcase(m, pattern) or fnmatch.fnmatchcase(m, f"{pattern}.*")}
+            if not fitting:
+                raise InputError(
+                    "Precision.keep_fp32",
+                    got=f"no module is called {pattern!r}",
+                    allowed="the graph has " + ", ".join(repr(module) for module in known[:20]),
+                )
+            reasons |= {name: "asked by keep_fp32" for name, module in self._of_node.items() if module in fitting}
+        return reasons
+
+    def _batches(self) -> Iterator[Arrays]:
+        """Calibration data as arrays by input name, one batch at a time."""
+        signature = self._artifact.signature
+        if self._calibration is None:
+            for example in self._examples:
+                yield self._arrays(example.inputs)
+            return
+        for batch in self._calibration:
+            leaves = tensors(signature, batch)
+            signature.resolve([leaf.shape for leaf in leaves])
+            yield self._arrays(leaves)
+
+    def _arrays(self, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
+        specs = self._artifact.signature.inputs
+        return {
+            spec.name: np.ascontiguousarray(leaf.detach().cpu().numpy())
+            for spec, leaf in zip(specs, leaves, strict=True)
+        }
+
+    def _made(self, reasons: Mapping[str, str]) -> Lowered:
+        """Lower all but these nodes, and judge."""
+        precision, source = self._precision, self._artifact.onnx_path
+        owner = scratch_folder()
+        target = Path(owner.path) / "model.onnx"
+        notes: tuple[str, ...] = ()
+        if precision.dtype in QUANTIZED or precision.weights:
+            notes = quantize(source, target, precision, self._batches(), keep=tuple(reasons), flavour=self._flavour)
+            source = target
+        if precision.dtype in ("fp16", "bf16"):
+            cast_graph(source, target, precision.dtype, keep=tuple(reasons), low_io=precision.low_io)
+        artifact = OnnxArtifact(
+            owner.path,
+            owner=owner,
+            signature=_retyped(self._artifact.signature, precision),
+            profiles=self._artifact.profiles,
+            precision=precision.dtype,
+            versions=self._artifact.versions,
+        )
+        outcome = account(load(target), precision.dtype, reasons, self._attempts, self._errors)
+        examples = [_as_typed(example, artifact.signature) for example in self._examples]
+        parity = judge(StrictModule(artifact), examples, self._bounds)
+        return Lowered(artifact, outcome, parity, examples, self._bounds, notes, self._metric)
+
+    # Budget
+
+    def _search(self, lowered: Lowered, reasons: dict[str, str], budget: Budget) -> Lowered:
+        """Put the worst modules back to float32 until the budget holds.
+
+        Raises:
+            ParityError: it does not after all rebuilds.
+        """
+        order: list[str] | None = None
+        back, step = 0, 1
+        for attempt in range(1, budget.rebuilds + 1):
+            holds, told = self._verdict(lowered)
+            self._tell(f"graph {attempt}: {told}" + (", which holds the budget" if holds else ""))
+            if holds:
+                return replace(lowered, outcome=replace(lowered.outcome, attempts=tuple(self._attempts)))
+            if attempt == budget.rebuilds:
+                break
+            example = self._hardest(lowered)
+            if order is None:
+                order = self._worst(reasons, example)
+            if back >= len(order):
+                self._tell("every module that matters is in float32 already")
+                break
+            following = max(self._enough(order, back, reasons, example), min(back + step, len(order)))
+            step *= 2
+            for module in order[back:following]:
+                error = 0.0 if self._errors is None else self._errors[module]
+                self._tell(f"'{module}' goes back to float32: alone in {self._precision.dtype} it costs {error:.2e}")
+                for name, owner in self._of_node.items():
+                    if owner == module:
+                        reasons.setdefault(name, f"costs {error:.2e} alone, more than the budget has")
+            back = following
+            lowered = self._made(reasons)
+        tried = replace(lowered.parity, notes=(*lowered.parity.notes, *self._attempts))
+        tried.raise_if_failed()
+        raise ParityError(f"parity, {self._attempts[-1]}", report=tried, fix=_NO_MORE)
+
+    def _hardest(self, lowered: Lowered) -> Arrays:
+        """The example that the graph answered worst."""
+        worst = lowered.parity.worst
+        case = self._examples[0].name if worst is None else worst.case
+        return self._arrays(next(example for example in self._examples if example.name == case).inputs)
+
+    def _tell(self, text: str) -> None:
+        self._attempts.append(text)
+        _LOG.info(text)
+
+    def _verdict(self, lowered: Lowered) -> tuple[bool, str]:
+        """Whether a graph holds the budget, and in which words."""
+        if self._metric is not None:
+            value = self._metric(StrictModule(lowered.artifact))
+            finite = lowered.parity.passed
+            return finite and value >= self._metric.floor, f"metric {value:.4g}, floor {self._metric.floor:.4g}"
+        worst = lowered.parity.worst
+        error = math.nan if worst is None else worst.rel_l2
+        return lowered.parity.passed, f"rel-l2 {error:.2e}, bound {self._bounds.rel_l2:.2e}"
+
+    def _mixtures(self, reasons: Mapping[str, str]) -> Mixtures:
+        source, dtype = self._artifact.onnx_path, self._precision.dtype
+        if not self._maxima:
+            self._maxima = absolute_maxima(source, (self._arrays(example.inputs) for example in self._examples))
+        return Mixtures(source, dtype, tuple(reasons), self._maxima)
+
+    def _worst(self, reasons: Mapping[str, str], example: Arrays) -> list[str]:
+        """Modules that cost anything, the worst first."""
+        with self._mixtures(reasons) as mixtures:
+            self._errors = mixtures.errors([example])
+        return [module for module, error in self._errors.items() if error > 0]
+
+    def _enough(self, order: Sequence[str], back: int, reasons: Mapping[str, str], example: Arrays) -> int:
+        """How many of the worst modules to put back: one more, or as many as the bound seems to need."""
+        if self._metric is not None:
+            return back + 1
+        with self._mixtures(reasons) as mixtures:
+            exact = mixtures(example, ())
+            for count in range(back + 1, len(order) + 1):
+                low = set(mixtures.modules) - set(order[:count])
+                if distance(exact, mixtures(example, low)) <= self._bounds.rel_l2:
+                    return count
+        return len(order)
+
+
+def _retyped(signature: Signature, precision: Precision) -> Signature:
+    if not precision.low_io:
+        return signature
+    dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision.dtype]
+
+    def typed(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, dtype=dtype) if spec.dtype == "float32" else spec
+
+    return replace(
+        signature,
+        inputs=tuple(typed(spec) for spec in signature.inputs),
+        outputs=tuple(typed(spec) for spec in signature.outputs),
+    )
+
+
+def _as_typed(example: Case, signature: Signature) -> Case:
+    """An example in the dtypes of a lowered signature."""
+    inputs = tuple(
+        leaf.to(torch_dtype(spec.dtype)) for leaf, spec in zip(example.inputs, signature.inputs, strict=True)
+    )
+    outputs = {spec.name: example.outputs[spec.name].to(torch_dtype(spec.dtype)) for spec in signature.outputs}
+    return replace(example, inputs=inputs, outputs=outputs)

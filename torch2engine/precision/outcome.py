@@ -1,0 +1,62 @@
+"""What became of a model's nodes and modules in a low precision, as data.
+
+Enters: counts and reasons. Leaves: text and JSON. A room of its own because reports travel with deployed modules, which
+need no ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+__all__ = ["KeptModule", "PrecisionOutcome"]
+
+
+@dataclass(frozen=True)
+class KeptModule:
+    """A torch module with nodes that stay in float32.
+
+    Args:
+        module: its path; "" is the model itself.
+        nodes: how many of its nodes.
+        reason: e.g. "reaches 3.1e+06, which float16 can't hold with room to spare".
+    """
+
+    module: str
+    nodes: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"'{self.module}' ({self.nodes} node{'s' if self.nodes != 1 else ''}): {self.reason}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionOutcome:
+    """How a graph was lowered.
+
+    Args:
+        dtype: what was asked, e.g. "fp16".
+        nodes: nodes that compute with floating-point numbers.
+        low: those of them that compute in the low precision; for "int8" and "fp8" those with quantised inputs.
+        kept: what stayed in float32 by a rule, by demand or to hold the budget.
+        attempts: what a budget's search tried, a sentence each.
+        errors: relative L2 error when one module alone is low, largest first; empty unless a search asked.
+    """
+
+    dtype: str
+    nodes: int
+    low: int
+    kept: tuple[KeptModule, ...] = ()
+    attempts: tuple[str, ...] = ()
+    errors: Mapping[str, float] | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{self.dtype}: {self.low} of {self.nodes} nodes"]
+        lines += [f"  float32 in {kept}" for kept in self.kept]
+        lines += [f"  {attempt}" for attempt in self.attempts]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for json.dumps."""
+        return {**asdict(self), "errors": None if self.errors is None else dict(self.errors)}
