@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from torch2engine.module import TRTModule, load
     from torch2engine.ort_module import ORTModule
     from torch2engine.parity import ParityReport
+    from torch2engine.precisions import precision_report, sensitivity
     from torch2engine.spec import Axis, Profile
     from torch2engine.stages import check, export
     from torch2engine.tree import Inputs
@@ -79,6 +80,8 @@ __all__ = [
     "deploy",
     "export",
     "load",
+    "precision_report",
+    "sensitivity",
     "testing",
 ]
 
@@ -97,6 +100,8 @@ _ROOMS = {
     "load": "module",
     "ORTModule": "ort_module",
     "ParityReport": "parity",
+    "precision_report": "precisions",
+    "sensitivity": "precisions",
     "Axis": "spec",
     "Profile": "spec",
     "check": "stages",

@@ -7,12 +7,13 @@ Apart from `lowering` because it knows nothing of precisions' graphs.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from torch2engine.config import Precision
 from torch2engine.deployed import Deployed
@@ -20,7 +21,7 @@ from torch2engine.errors import InputError
 from torch2engine.spec import Signature
 from torch2engine.tree import as_inputs, bind, unflatten
 
-__all__ = ["Metric", "check_calibration", "tensors"]
+__all__ = ["Metric", "arrays", "check_calibration", "tensors"]
 
 
 def check_calibration(precision: Precision, calibration: object) -> None:
@@ -65,6 +66,13 @@ def tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
     """
     given = as_inputs(batch)
     return cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
+
+
+def arrays(signature: Signature, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """Tensors as arrays on the CPU by input name; 16-bit floats as float32, for which numpy has no bfloat16."""
+    halves = (torch.float16, torch.bfloat16)
+    plain = [leaf.detach().cpu().float() if leaf.dtype in halves else leaf.detach().cpu() for leaf in leaves]
+    return {spec.name: np.ascontiguousarray(leaf.numpy()) for spec, leaf in zip(signature.inputs, plain, strict=True)}
 
 
 @dataclass(frozen=True)

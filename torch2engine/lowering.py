@@ -14,11 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from torch2engine._calibration import Metric, tensors
+from torch2engine._calibration import Metric, arrays, tensors
 from torch2engine.artifact import OnnxArtifact, scratch_folder
 from torch2engine.cases import Case
 from torch2engine.config import QUANTIZED, Budget, Precision, Tolerance
@@ -200,20 +198,16 @@ class _Lowering:
         """Calibration data as arrays by input name, one batch at a time."""
         signature = self._artifact.signature
         if self._calibration is None:
-            for example in self._examples:
-                yield self._arrays(example.inputs)
+            yield from self._own_batches()
             return
         for batch in self._calibration:
             leaves = tensors(signature, batch)
             signature.resolve([leaf.shape for leaf in leaves])
-            yield self._arrays(leaves)
+            yield arrays(self._artifact.signature, leaves)
 
-    def _arrays(self, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
-        specs = self._artifact.signature.inputs
-        return {
-            spec.name: np.ascontiguousarray(leaf.detach().cpu().numpy())
-            for spec, leaf in zip(specs, leaves, strict=True)
-        }
+    def _own_batches(self) -> Iterator[Arrays]:
+        for example in self._examples:
+            yield arrays(self._artifact.signature, example.inputs)
 
     def _made(self, reasons: Mapping[str, str]) -> Lowered:
         """Lower all but these nodes, and judge."""
@@ -280,7 +274,9 @@ class _Lowering:
         """The example that the graph answered worst."""
         worst = lowered.parity.worst
         case = self._examples[0].name if worst is None else worst.case
-        return self._arrays(next(example for example in self._examples if example.name == case).inputs)
+        return arrays(
+            self._artifact.signature, next(example for example in self._examples if example.name == case).inputs
+        )
 
     def _tell(self, text: str) -> None:
         self._attempts.append(text)
@@ -299,7 +295,9 @@ class _Lowering:
     def _mixtures(self, reasons: Mapping[str, str]) -> Mixtures:
         source, dtype = self._artifact.onnx_path, self._precision.dtype
         if not self._maxima:
-            self._maxima = absolute_maxima(source, (self._arrays(example.inputs) for example in self._examples))
+            self._maxima = absolute_maxima(
+                source, (arrays(self._artifact.signature, example.inputs) for example in self._examples)
+            )
         return Mixtures(source, dtype, tuple(reasons), self._maxima)
 
     def _worst(self, reasons: Mapping[str, str], example: Arrays) -> list[str]:
