@@ -121,7 +121,7 @@ def test_sensitivity_names_the_planted_overflow() -> None:
     assert sorted(infinite) == ["blocks.2.mlp.fc2.narrow", "blocks.2.mlp.fc2.wide"]
     assert errors == sorted(errors, reverse=True)
     lines = str(found).splitlines()
-    assert lines[0].split("  ")[-1] == "error if it alone is fp16"
+    assert lines[0].split(maxsplit=1) == ["module", "error if it alone is fp16"]
     assert lines[1].split() == [infinite[0], "inf"]
 
 

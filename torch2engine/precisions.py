@@ -98,7 +98,9 @@ def precision_report(deployed: Deployed[Any] | OnnxArtifact | EngineArtifact) ->
         InputError: anything else.
         ArtifactError: an engine that was saved without its ONNX.
     """
-    artifact = deployed._artifact if isinstance(deployed, Deployed) else deployed  # pyright: ignore[reportPrivateUsage]  # kin
+    artifact: Any = deployed
+    if isinstance(deployed, Deployed):
+        artifact = deployed._artifact  # pyright: ignore[reportPrivateUsage]  # kin of it
     if not isinstance(cast("object", artifact), (OnnxArtifact, EngineArtifact)):
         raise InputError(
             "precision_report",
