@@ -13,7 +13,15 @@ from typing import Any
 
 from torch2engine.reference import innermost_user_frame
 
-__all__ = ["MODULE_KEY", "SOURCE_KEY", "module_path", "name_axes", "name_tensors", "record_origins"]
+__all__ = [
+    "MODULE_KEY",
+    "SOURCE_KEY",
+    "drop_saturation",
+    "module_path",
+    "name_axes",
+    "name_tensors",
+    "record_origins",
+]
 
 MODULE_KEY = "torch2engine.module"
 SOURCE_KEY = "torch2engine.source"
@@ -52,6 +60,21 @@ def name_tensors(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> N
                 taken.add(value.name)
     for value, name in zip(ours, wanted, strict=True):
         value.name = name
+
+
+def drop_saturation(graph: Any) -> None:
+    """Remove Clip behind QuantizeLinear, which saturates by itself; no flavour clips int8.
+
+    Args:
+        graph: onnx_ir.Graph, changed in place.
+    """
+    import onnx_ir
+
+    for node in list(graph):
+        before = node.inputs[0].producer() if node.op_type == "Clip" and node.inputs[0] is not None else None
+        if before is not None and before.op_type == "QuantizeLinear":
+            onnx_ir.convenience.replace_all_uses_with(node.outputs[0], node.inputs[0])
+            graph.remove(node, safe=True)
 
 
 def _separate_outputs(graph: Any) -> None:

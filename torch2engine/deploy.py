@@ -19,7 +19,7 @@ from torch2engine.capture import capture
 from torch2engine.cases import cases
 from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.export import export_onnx
-from torch2engine.lowering import lower
+from torch2engine.lowering import lower, settled
 from torch2engine.module import TRTModule
 from torch2engine.ort_module import ORTModule
 from torch2engine.preserve import undisturbed
@@ -96,6 +96,7 @@ def deploy(
         checked = judge(module, examples, tolerance, notes)
         checked.raise_if_failed()
     reports, notes, lowered = [checked], captured.notes, None
+    asked = settled(asked, artifact)
     if asked.changes_graph:
         with phases("precision"):
             flavour = None if runtime == "onnxruntime" else trt.find(config.flavour).name

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 
 from torch2engine import _graph, _program
+from torch2engine._fake_quant import as_operators
 from torch2engine._guards import record_guards, tied, translate
 from torch2engine.artifact import OnnxArtifact, scratch_folder
 from torch2engine.errors import DynamicAxisError, ExportError, UnsupportedOperatorError
@@ -81,14 +82,16 @@ def export_onnx(captured: Captured) -> OnnxArtifact:
 
 
 def _exported(captured: Captured) -> OnnxArtifact:
-    with _quiet():
+    with _quiet(), as_operators(captured.reference.model) as quantized:
         program, source_of = _trace(captured)
         symbols = _symbols(program, captured.signature, source_of)
         signature = replace(captured.signature, outputs=_outputs(program, captured.signature, symbols))
         _check_output_axes(signature, captured.output_axes)
-        precision = _program.lowest_precision(program) or captured.precision
+        precision = quantized or _program.lowest_precision(program) or captured.precision
         model = _to_onnx(program, precision)
         graph = model.model.graph
+        if quantized:
+            _graph.drop_saturation(graph)
         _graph.name_tensors(graph, [s.name for s in signature.inputs], [s.name for s in signature.outputs])
         _graph.name_axes(graph, symbols, [s.shape for s in (*signature.inputs, *signature.outputs)])
         _graph.record_origins(graph, _forward_source(captured.reference.model))

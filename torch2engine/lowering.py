@@ -35,7 +35,7 @@ from torch2engine.precision.sensitivity import Mixtures, distance
 from torch2engine.spec import Signature, TensorSpec
 from torch2engine.stages import judge
 
-__all__ = ["Lowered", "lower"]
+__all__ = ["Lowered", "lower", "settled"]
 
 # A metric judges instead; what is not finite fails all the same.
 _UNBOUNDED = Tolerance(rel_l2=1e6, max_rel=1e6, mismatch=1.0)
@@ -82,6 +82,18 @@ class Lowered:
         return (told,)
 
 
+def settled(precision: Precision, artifact: OnnxArtifact) -> Precision:
+    """What is left to be done.
+
+    A half model that was asked for in half is that already, and one with quantisers of its own is deployed in theirs.
+    """
+    if artifact.precision in QUANTIZED and not precision.changes_graph:
+        return Precision(artifact.precision)
+    if artifact.precision not in QUANTIZED and precision.dtype == artifact.precision and precision.weights is None:
+        return Precision()
+    return precision
+
+
 def lower(
     artifact: OnnxArtifact,
     precision: Precision,
@@ -112,7 +124,8 @@ def lower(
         ExportError: ModelOpt failed.
         ParityError: the graph does not hold the tolerance, or no graph the budget.
     """
-    if artifact.precision not in ("fp32", "tf32"):
+    own = artifact.precision in QUANTIZED and artifact.precision == precision.dtype
+    if artifact.precision not in ("fp32", "tf32") and not own:
         raise InputError(
             "precision",
             got=f"{precision.dtype!r} for a model that computes in {artifact.precision} itself",
