@@ -21,6 +21,8 @@ from onnx_models import relu
 
 import torch2engine
 from torch2engine import errors
+from torch2engine.config import LOW_PRECISIONS, PRECISIONS, Precision, Tolerance
+from torch2engine.precision.quantize import quantize
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -95,6 +97,25 @@ def test_console_block_that_lies_is_found() -> None:
     assert run_console(Block("pycon", 1, raises.format(64)), {}) == ""
     assert "axis is 64" in run_console(Block("pycon", 1, raises.format(32)), {})
     assert run_console(Block("pycon", 1, raises.format(64).replace("raise ", "")), {}) != ""
+
+
+def test_table_of_precisions_has_the_default_tolerances() -> None:
+    """Every precision has its row, with the bounds that `Tolerance.default` gives it."""
+    rows = re.findall(r'^\| `"(\w+)"` \|.*\| (\S+) \| (\S+) \|$', README, re.M)
+    assert [word for word, *_ in rows] == [*PRECISIONS, *LOW_PRECISIONS]
+    found = {word: (float(whole), float(place)) for word, whole, place in rows}
+    assert found == {word: (bounds.rel_l2, bounds.max_rel) for word in found if (bounds := Tolerance.default(word))}
+
+
+def test_int8_convolution_is_refused_for_tensorrt_rtx_as_shown(tmp_path: Path) -> None:
+    """The text on int8 convolutions is the error's first line, for a model like the first example's."""
+    model = torch.nn.Sequential()
+    model.add_module("conv", torch.nn.Conv2d(3, 4, 3))
+    artifact = torch2engine.export(model, torch.rand(1, 3, 8, 8))
+    with pytest.raises(errors.UnsupportedOperatorError) as caught:
+        quantize(artifact.onnx_path, tmp_path / "model.onnx", Precision("int8"), (), flavour="tensorrt_rtx")
+    shown = next(block.text for block in blocks("text") if "in int8" in block.text)
+    assert " ".join(shown.split()) == str(caught.value).splitlines()[0]
 
 
 def test_error_texts_are_shown_for_several_kinds_of_error() -> None:
