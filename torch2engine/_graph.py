@@ -144,6 +144,7 @@ def record_origins(graph: Any, root: str) -> None:
     nodes = list(_nodes(graph))
     for node in nodes:
         module, source = _origin(node.metadata_props)
+        module = _before_fusion(node) or module
         for key in [key for key in node.metadata_props if key.startswith("pkg.torch.onnx.")]:
             del node.metadata_props[key]
         if source:
@@ -157,6 +158,14 @@ def record_origins(graph: Any, root: str) -> None:
     for node in nodes:
         node.metadata_props.setdefault(MODULE_KEY, "")
         node.metadata_props.setdefault(SOURCE_KEY, root)
+
+
+def _before_fusion(node: Any) -> str:
+    """The path of a convolution that has swallowed its BatchNorm and carries that one's name; else ""."""
+    if not node.metadata_props.get("pkg.onnxscript.rewriter.rule_name", "").startswith("FuseBatchNorm"):
+        return ""
+    weight = node.inputs[1]
+    return "" if weight is None or not weight.name else weight.name.rpartition(".")[0]
 
 
 def _inherit(node: Any) -> None:

@@ -8,6 +8,7 @@ exporters change a model without an error is closed.
 from __future__ import annotations
 
 import gc
+import importlib
 import inspect
 import logging
 import re
@@ -299,7 +300,9 @@ def _to_onnx(program: torch.export.ExportedProgram, precision: str) -> torch.onn
     if "fallback" in inspect.signature(cast("Any", torch.onnx.export)).parameters:  # gone since torch 2.12
         options["fallback"] = False
     try:
-        model: Any = torch.onnx.export(program, (), None, **options)
+        with _exact_rewrites() as exact:
+            rewrite = options["optimize"] = rewrite and exact
+            model: Any = torch.onnx.export(program, (), None, **options)
     except Exception as error:
         raise _untranslatable(error, program) from error
     assert model is not None
@@ -311,6 +314,27 @@ def _to_onnx(program: torch.export.ExportedProgram, precision: str) -> torch.onn
     if opset != OPSET:
         raise ExportError("torch.onnx", got=f"the graph came out in opset {opset}", allowed=f"opset {OPSET}")
     return model
+
+
+@contextmanager
+def _exact_rewrites() -> Generator[bool]:
+    """Leave out the rewrite rules that take a constant near 0 for 0, or near 1 for 1.
+
+    onnxscript 0.7 drops `+ 1e-8`, without which a norm of zeros divides by zero. Gives False where its rules can't be
+    chosen.
+    """
+    rewriter = cast("Any", importlib.import_module("onnxscript.rewriter"))
+    try:
+        loose = {id(rule) for rule in importlib.import_module("onnxscript.rewriter.rules.common._no_op").rules}
+        before = rewriter._DEFAULT_REWRITE_RULES
+    except (ImportError, AttributeError):  # other versions
+        yield False
+        return
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if id(rule) not in loose)
+    try:
+        yield True
+    finally:
+        rewriter._DEFAULT_REWRITE_RULES = before
 
 
 _NO_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>")
