@@ -21,6 +21,7 @@ from torch2engine.precision import cast as room
 from torch2engine.precision._model import load, modules, origins
 from torch2engine.precision.cast import LARGEST, cast, out_of_range
 
+LIMIT = LARGEST["fp16"]
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 DTYPES = pytest.mark.parametrize("dtype", sorted(LOW))
 
@@ -81,13 +82,15 @@ def test_nodes_keep_names_and_origins(artifact: t2e.OnnxArtifact, tmp_path: Path
 
 
 def test_values_out_of_range_are_found(artifact: t2e.OnnxArtifact) -> None:
-    """A node counts by its inputs and its outputs, for float16 alone."""
-    maxima = {"input": 1.0, "relu": LARGEST, "linear": LARGEST * 1.01}
+    """A node counts by its inputs and its outputs; bfloat16 has nearly float32's range, but not its lowest value."""
+    maxima = {"input": 1.0, "relu": LIMIT, "linear": LIMIT * 1.01}
     assert out_of_range(artifact.onnx_path, "fp16", maxima) == {
-        "node_linear": LARGEST * 1.01,
-        "node_gelu": LARGEST * 1.01,
+        "node_linear": LIMIT * 1.01,
+        "node_gelu": LIMIT * 1.01,
     }
     assert out_of_range(artifact.onnx_path, "bf16", maxima) == {}
+    assert set(out_of_range(artifact.onnx_path, "bf16", {"linear": 3.4028e38})) == {"node_linear", "node_gelu"}
+    assert out_of_range(artifact.onnx_path, "fp32", {"linear": 1e38}) == {}
 
 
 def test_modelopt_says_nothing(artifact: t2e.OnnxArtifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -98,3 +98,38 @@ def test_low_inputs_outputs_and_subgraphs_are_rounded(tmp_path: Path) -> None:
     x = np.array([300, 1.5, 0, -7], dtype=np.float32)
     assert answer(path, tmp_path, c=np.array(True), x=x).tolist() == [np.inf, 2.25, 0, 49]
     assert answer(path, tmp_path, c=np.array(False), x=x).tolist() == [600, 3, 0, -14]
+
+
+def test_branches_without_recorded_types_are_rounded(tmp_path: Path) -> None:
+    """Types inside a branch are inferred: sqrt(1000²) overflows in float16."""
+    inside = [
+        helper.make_node("Mul", ["x", "x"], ["square"], name="square"),
+        helper.make_node("Sqrt", ["square"], ["then_y"], name="root"),
+    ]
+    then = helper.make_graph(inside, "then", [], [helper.make_tensor_value_info("then_y", HALF, [1])])
+    other = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["else_y"])],
+        "else",
+        [],
+        [helper.make_tensor_value_info("else_y", HALF, [1])],
+    )
+    node = helper.make_node("If", ["c"], ["y"], then_branch=then, else_branch=other)
+    inputs = [helper.make_tensor_value_info("c", TensorProto.BOOL, []), helper.make_tensor_value_info("x", HALF, [1])]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", HALF, [1])])
+    path = tmp_path / "if.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), path)
+    x = np.array([1000], dtype=np.float32)
+    assert answer(path, tmp_path, c=np.array(True), x=x).tolist() == [np.inf]
+    assert answer(path, tmp_path, c=np.array(False), x=x).tolist() == [1000]
+
+
+def test_scattered_sums_are_rounded(tmp_path: Path) -> None:
+    """ScatterND may add up, and then it computes."""
+    node = helper.make_node("ScatterND", ["x", "i", "u"], ["y"], name="sum", reduction="add")
+    values = {"x": (HALF, [2]), "i": (TensorProto.INT64, [4, 1]), "u": (HALF, [4])}
+    inputs = [helper.make_tensor_value_info(name, *spec) for name, spec in values.items()]
+    graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", HALF, [2])])
+    path = tmp_path / "scatter.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10), path)
+    x, updates = np.zeros(2, np.float32), np.full(4, 60000, np.float32)
+    assert answer(path, tmp_path, x=x, i=np.zeros((4, 1), np.int64), u=updates).tolist() == [np.inf, 0]

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torch2engine.config import Precision
-from torch2engine.deployed import Deployed
+from torch2engine.config import QUANTIZED, Precision, RuntimeConfig
+from torch2engine.deployed import Deployed, torch_dtype
 from torch2engine.errors import InputError
 from torch2engine.spec import Signature
 from torch2engine.tree import as_inputs, bind, unflatten
@@ -24,12 +24,20 @@ from torch2engine.tree import as_inputs, bind, unflatten
 __all__ = ["Metric", "arrays", "check_calibration", "tensors"]
 
 
-def check_calibration(precision: Precision, calibration: object) -> None:
-    """Refuse, before any work, calibration data that nothing would read or that can't be read.
+def check_calibration(
+    precision: Precision, calibration: object, runtime_config: RuntimeConfig = RuntimeConfig()
+) -> None:
+    """Refuse, before any work, what does not go together, and calibration data that can't be read.
 
     Raises:
         InputError: naming what is wrong.
     """
+    if precision.low_io and runtime_config.out_of_range == "eager":
+        raise InputError(
+            "Precision.low_io",
+            got="True with out_of_range='eager'",
+            allowed="one of them: PyTorch's model takes its own dtypes",
+        )
     if calibration is None:
         if precision.budget is not None and precision.budget.metric is not None:
             raise InputError("calibration", got="None", allowed="the batches that Budget.metric is to judge")
@@ -48,12 +56,12 @@ def check_calibration(precision: Precision, calibration: object) -> None:
             allowed="an iterable of inputs, each in the form of sample_input",
             fix="calibration=[sample] for a single one",
         )
-    once = isinstance(calibration, Iterator)
-    if once and precision.budget is not None and precision.budget.metric is not None:
+    again = precision.budget is not None and (precision.dtype in QUANTIZED or precision.budget.metric is not None)
+    if again and isinstance(calibration, Iterator):
         raise InputError(
             "calibration",
             got="an iterator, which can be read once",
-            allowed="with Budget.metric, data that can be read again",
+            allowed="with Budget.metric, and with a budget for 'int8' or 'fp8', data that can be read again",
             fix="pass a list or a DataLoader",
         )
 
@@ -89,7 +97,18 @@ class Metric:
         values: list[float] = []
         for batch in self.batches:
             leaves = tensors(self.signature, batch)
-            answer = module.infer([leaf.detach().to(module.device) for leaf in leaves])
+            specs = module.signature.inputs
+            given = [
+                leaf.detach().to(module.device, torch_dtype(spec.dtype) if leaf.is_floating_point() else None)
+                for leaf, spec in zip(leaves, specs, strict=True)
+            ]
+            answer = module.infer(given)
             outputs = unflatten(self.signature.output, [answer[spec.name] for spec in self.signature.outputs])
-            values.append(float(self.call(outputs, batch)))
+            value = cast("Any", self.call)(outputs, batch)
+            try:
+                values.append(float(value))
+            except (TypeError, ValueError) as error:
+                raise InputError(
+                    "Budget.metric", got=f"it returned {value!r}", allowed="a number for each batch"
+                ) from error
         return float(np.mean(values)) if values else math.nan

@@ -277,6 +277,8 @@ class Budget:
         if (self.metric is None) != (self.floor is None):
             given, missing = ("floor", "metric") if self.metric is None else ("metric", "floor")
             raise InputError("Budget", got=f"{given} without {missing}", allowed="both or neither")
+        if self.metric is not None and self.tolerance is not None:
+            raise InputError("Budget", got="a metric and a tolerance", allowed="one of them: the metric judges instead")
         if self.metric is not None and not callable(cast("object", self.metric)):
             raise InputError("Budget.metric", got=repr(self.metric), allowed="a callable given (outputs, batch)")
         if self.floor is not None and not _is_finite(self.floor):
@@ -328,11 +330,18 @@ class Precision:
             of_kind("Precision.budget", self.budget, Budget)
         if not _is_finite(self.percentile) or not 50 < self.percentile <= 100:
             raise InputError("Precision.percentile", got=repr(self.percentile), allowed="a number above 50 up to 100")
-        if self.weights is not None and self.dtype in QUANTIZED:
+        if self.weights is not None and self.dtype in ("tf32", *QUANTIZED):
             raise InputError(
                 "Precision.weights",
                 got=f"{self.weights!r} with dtype {self.dtype!r}",
                 allowed="weights alone beside 'fp32', 'fp16' or 'bf16'",
+            )
+        if self.weights is not None and self.budget is not None:
+            raise InputError(
+                "Precision.budget",
+                got=f"a budget with weights={self.weights!r}",
+                allowed="a search among modules that are low in their dtype",
+                fix="leave out the budget, and name modules in keep_fp32",
             )
         if self.low_io and self.dtype not in ("fp16", "bf16"):
             raise InputError("Precision.low_io", got=f"True with dtype {self.dtype!r}", allowed="'fp16' or 'bf16'")

@@ -14,12 +14,13 @@ from torch import nn
 
 from torch2engine import trt
 from torch2engine._calibration import check_calibration
+from torch2engine._lowered import settled
 from torch2engine.build import Progress, build
 from torch2engine.capture import capture
 from torch2engine.cases import cases
 from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.export import export_onnx
-from torch2engine.lowering import lower, settled
+from torch2engine.lowering import lower
 from torch2engine.module import TRTModule
 from torch2engine.ort_module import ORTModule
 from torch2engine.preserve import undisturbed
@@ -81,7 +82,7 @@ def deploy(
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
     asked = Precision.of(precision)
-    check_calibration(asked, calibration)
+    check_calibration(asked, calibration, runtime_config)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
     kept = model if runtime_config.out_of_range == "eager" else None
     with undisturbed(model):
@@ -93,34 +94,27 @@ def deploy(
             examples, notes = cases(captured)
     with phases("check"):
         module = ORTModule(artifact, None, runtime_config.on_cpu(), kept)  # onnxruntime.InferenceSession
-        checked = judge(module, examples, tolerance, notes)
-        checked.raise_if_failed()
-    reports, notes, lowered = [checked], captured.notes, None
+        checked = judge(module, examples, tolerance, notes).raise_if_failed()
     asked = settled(asked, artifact)
-    if asked.changes_graph:
-        with phases("precision"):
-            flavour = None if runtime == "onnxruntime" else trt.find(config.flavour).name
-            lowered = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour)
-            artifact, examples, tolerance = lowered.artifact, lowered.examples, lowered.tolerance
-            reports, notes = [*reports, lowered.parity], (*notes, *lowered.notes)
-            module = ORTModule(artifact, None, runtime_config.on_cpu(), kept)
-    outcome = None if lowered is None else lowered.outcome
+    with phases("precision", when=asked.changes_graph):
+        flavour = None if runtime == "onnxruntime" else trt.find(config.flavour).name
+        low = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour)
+    reports, notes = [checked, *low.reports], (*captured.notes, *low.notes)
     if runtime == "onnxruntime":
-        notes = (*notes, *prove_split(module, examples, tolerance))
-        module.report = phases.report(reports, module.precision, notes, lowering=outcome)
+        module = ORTModule(low.artifact, None, runtime_config.on_cpu(), kept)
+        notes = (*notes, *prove_split(module, low.examples, tolerance))
+        module.report = phases.report(reports, module.precision, notes, lowering=low.outcome)
         return module
     target = target_device(captured)
     with phases("build"), torch.cuda.device(target):  # build_serialized_network
         torch.cuda.empty_cache()  # the builder is another process and needs the memory
         float32 = "tf32" if asked.dtype == "tf32" else None
-        engine = build(artifact, precision=float32, config=config, progress=progress)
+        engine = build(low.artifact, precision=float32, config=config, progress=progress)
     with phases("parity"):
         module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
-        reports.append(judge(module, examples, tolerance))
-        reports[-1].raise_if_failed()
-        if lowered is not None:
-            notes = (*notes, *lowered.hold(module))
-        notes = (*notes, *prove_split(module, examples, tolerance), *precision_notes(asked.dtype, module))
-    module.report = phases.report(reports, module.precision, notes, module.memory_bytes, outcome)
+        reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
+        notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
+        notes = (*notes, *precision_notes(asked.dtype, module))
+    module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome)
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

@@ -6,6 +6,7 @@
     │   └── DynamicAxisError         an axis that the model pins down
     ├── UnsupportedOperatorError     every unsupported node at once
     ├── BuildError                   TensorRT's own lines; out of memory named as such
+    │   └── PrecisionError           nothing computes in the precision that was asked
     ├── ParityError                  carries the ParityReport
     ├── InputError (ValueError)
     │   ├── ShapeError
@@ -35,6 +36,7 @@ __all__ = [
     "InputError",
     "InstallationError",
     "ParityError",
+    "PrecisionError",
     "RefitError",
     "ShapeError",
     "Torch2EngineError",
@@ -185,6 +187,10 @@ class BuildError(Torch2EngineError):
 
     def _message(self) -> str:
         return "\n".join([super()._message(), *(f"  {line}" for line in self.log)])
+
+
+class PrecisionError(BuildError):
+    """What was built, or would be, does not compute in the precision that was asked."""
 
 
 class ParityError(Torch2EngineError):

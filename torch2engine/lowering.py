@@ -17,12 +17,13 @@ from typing import Any
 from numpy.typing import NDArray
 
 from torch2engine._calibration import Metric, arrays, tensors
+from torch2engine._lowered import as_typed, check_low, check_types, retyped
 from torch2engine.artifact import OnnxArtifact, scratch_folder
 from torch2engine.cases import Case
 from torch2engine.config import QUANTIZED, Budget, Precision, Tolerance
-from torch2engine.deployed import Deployed, torch_dtype
+from torch2engine.deployed import Deployed
 from torch2engine.errors import InputError, ParityError
-from torch2engine.ort_module import StrictModule
+from torch2engine.ort_module import ORTModule, StrictModule
 from torch2engine.parity import ParityReport
 from torch2engine.precision._model import load, modules
 from torch2engine.precision.account import account
@@ -32,14 +33,15 @@ from torch2engine.precision.outcome import PrecisionOutcome
 from torch2engine.precision.quantize import quantize
 from torch2engine.precision.ranges import absolute_maxima
 from torch2engine.precision.sensitivity import Mixtures, distance
-from torch2engine.spec import Signature, TensorSpec
 from torch2engine.stages import judge
 
-__all__ = ["Lowered", "lower", "settled"]
+__all__ = ["Lowered", "lower"]
 
 # A metric judges instead; what is not finite fails all the same.
 _UNBOUNDED = Tolerance(rel_l2=1e6, max_rel=1e6, mismatch=1.0)
 _NO_MORE = "lower the floor, allow more rebuilds, or ask for a higher precision"
+_NAMES = {"fp16": "float16", "bf16": "bfloat16"}
+_ROOM = {"fp16": " with room to spare", "bf16": ""}
 _LOG = logging.getLogger("torch2engine.precision")
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -47,23 +49,23 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Lowered:
-    """A graph in a low precision.
+    """A graph in the precision that was asked.
 
     Args:
         artifact: the graph.
-        outcome: which nodes are low, and why others are not.
-        parity: PyTorch against it, rounded after every operator.
         examples: what it was judged on, in its own dtypes.
         tolerance: what the engine must hold as well; without bounds where a metric judges.
+        outcome: which nodes are low, and why others are not; None for a graph that was left as it is.
+        reports: PyTorch against it, rounded after every operator, and against ONNX Runtime where that is to answer.
         notes: what a user should know.
         metric: of whatever is deployed in its place; None without one.
     """
 
     artifact: OnnxArtifact
-    outcome: PrecisionOutcome
-    parity: ParityReport
     examples: Sequence[Case]
-    tolerance: Tolerance
+    tolerance: Tolerance | None
+    outcome: PrecisionOutcome | None = None
+    reports: tuple[ParityReport, ...] = ()
     notes: tuple[str, ...] = ()
     metric: Metric | None = None
 
@@ -78,20 +80,8 @@ class Lowered:
         value = self.metric(module)
         told = f"Budget.metric of {module.runtime} is {value:.4g}, its floor {self.metric.floor:.4g}"
         if not value >= self.metric.floor:
-            raise ParityError(f"parity, {told}", report=self.parity, fix="ask for a higher precision")
+            raise ParityError(f"parity, {told}", report=self.reports[0], fix="ask for a higher precision")
         return (told,)
-
-
-def settled(precision: Precision, artifact: OnnxArtifact) -> Precision:
-    """What is left to be done.
-
-    A half model that was asked for in half is that already, and one with quantisers of its own is deployed in theirs.
-    """
-    if artifact.precision in QUANTIZED and not precision.changes_graph:
-        return Precision(artifact.precision)
-    if artifact.precision not in QUANTIZED and precision.dtype == artifact.precision and precision.weights is None:
-        return Precision()
-    return precision
 
 
 def lower(
@@ -111,10 +101,11 @@ def lower(
         examples: from `cases`; also the calibration data where there is no other.
         calibration: inputs in the form of sample_input; read once, or for Budget.metric once more for each graph.
         tolerance: when the graph counts as equal; by default `Tolerance.default` of the precision.
-        flavour: that will build it, for what that can't; None: any.
+        flavour: that will build it, for what that can't; None: ONNX Runtime answers.
 
     Returns:
-        the first graph that holds the budget, or the tolerance where there is no budget.
+        the first graph that holds the budget, or the tolerance where there is no budget; what was given for "fp32" and
+        "tf32", which are the builder's business.
 
     Raises:
         InputError: a model that is not in float32, a path in keep_fp32 that no module has, or calibration data that
@@ -124,6 +115,8 @@ def lower(
         ExportError: ModelOpt failed.
         ParityError: the graph does not hold the tolerance, or no graph the budget.
     """
+    if not precision.changes_graph:
+        return Lowered(artifact, examples, tolerance)
     own = artifact.precision in QUANTIZED and artifact.precision == precision.dtype
     if artifact.precision not in ("fp32", "tf32") and not own:
         raise InputError(
@@ -132,7 +125,12 @@ def lower(
             allowed="a float32 model",
             fix="deploy model.float(), or leave precision out",
         )
-    return _Lowering(artifact, precision, examples, calibration, tolerance, flavour)()
+    lowered = _Lowering(artifact, precision, examples, calibration, tolerance, flavour)()
+    if flavour is not None:
+        return lowered
+    # Its own float16 is not the strict judge's, and it lacks some operators in it.
+    own_answers = judge(ORTModule(lowered.artifact), lowered.examples, lowered.tolerance).raise_if_failed()
+    return replace(lowered, reports=(*lowered.reports, own_answers))
 
 
 class _Lowering:
@@ -168,14 +166,17 @@ class _Lowering:
 
     def __call__(self) -> Lowered:
         reasons = self._asked()
-        if self._precision.dtype not in QUANTIZED:
+        check_types(self._artifact.onnx_path, self._precision)
+        if self._precision.dtype in ("fp16", "bf16"):
             self._maxima = absolute_maxima(self._artifact.onnx_path, self._batches())
+            dtype = self._precision.dtype
             for name, largest in self._too_large().items():
-                reasons.setdefault(name, f"reaches {largest:.3g}, which float16 can't hold with room to spare")
+                reasons.setdefault(name, f"reaches {largest:.3g}, which {_NAMES[dtype]} can't hold{_ROOM[dtype]}")
         lowered = self._made(reasons)
+        check_low(lowered.outcome, self._precision)
         budget = self._precision.budget
         if budget is None:
-            lowered.parity.raise_if_failed()
+            lowered.reports[0].raise_if_failed()
             return lowered
         return self._search(lowered, reasons, budget)
 
@@ -229,22 +230,24 @@ class _Lowering:
         target = Path(owner.path) / "model.onnx"
         notes: tuple[str, ...] = ()
         if precision.dtype in QUANTIZED or precision.weights:
-            notes = quantize(source, target, precision, self._batches(), keep=tuple(reasons), flavour=self._flavour)
+            # Four bits are a matter of the weights: what is too large for float16 may have them all the same.
+            keep = tuple(self._asked() if precision.weights else reasons)
+            notes = quantize(source, target, precision, self._batches(), keep=keep, flavour=self._flavour)
             source = target
         if precision.dtype in ("fp16", "bf16"):
             cast_graph(source, target, precision.dtype, keep=tuple(reasons), low_io=precision.low_io)
         artifact = OnnxArtifact(
             owner.path,
             owner=owner,
-            signature=_retyped(self._artifact.signature, precision),
+            signature=retyped(self._artifact.signature, precision),
             profiles=self._artifact.profiles,
             precision=precision.dtype,
             versions=self._artifact.versions,
         )
         outcome = account(load(target), precision.dtype, reasons, self._attempts, self._errors)
-        examples = [_as_typed(example, artifact.signature) for example in self._examples]
+        examples = [as_typed(example, artifact.signature, precision.dtype) for example in self._examples]
         parity = judge(StrictModule(artifact), examples, self._bounds)
-        return Lowered(artifact, outcome, parity, examples, self._bounds, notes, self._metric)
+        return Lowered(artifact, examples, self._bounds, outcome, (parity,), notes, self._metric)
 
     # Budget
 
@@ -260,6 +263,7 @@ class _Lowering:
             holds, told = self._verdict(lowered)
             self._tell(f"graph {attempt}: {told}" + (", which holds the budget" if holds else ""))
             if holds:
+                assert lowered.outcome is not None, "every graph made here has one"
                 return replace(lowered, outcome=replace(lowered.outcome, attempts=tuple(self._attempts)))
             if attempt == budget.rebuilds:
                 break
@@ -279,13 +283,13 @@ class _Lowering:
                         reasons.setdefault(name, f"costs {error:.2e} alone, more than the budget has")
             back = following
             lowered = self._made(reasons)
-        tried = replace(lowered.parity, notes=(*lowered.parity.notes, *self._attempts))
+        tried = replace(lowered.reports[0], notes=(*lowered.reports[0].notes, *self._attempts))
         tried.raise_if_failed()
         raise ParityError(f"parity, {self._attempts[-1]}", report=tried, fix=_NO_MORE)
 
     def _hardest(self, lowered: Lowered) -> Arrays:
         """The example that the graph answered worst."""
-        worst = lowered.parity.worst
+        worst = lowered.reports[0].worst
         case = self._examples[0].name if worst is None else worst.case
         return arrays(
             self._artifact.signature, next(example for example in self._examples if example.name == case).inputs
@@ -299,11 +303,11 @@ class _Lowering:
         """Whether a graph holds the budget, and in which words."""
         if self._metric is not None:
             value = self._metric(StrictModule(lowered.artifact))
-            finite = lowered.parity.passed
+            finite = all(row.nonfinite_candidate <= row.nonfinite_reference for row in lowered.reports[0].rows)
             return finite and value >= self._metric.floor, f"metric {value:.4g}, floor {self._metric.floor:.4g}"
-        worst = lowered.parity.worst
+        worst = lowered.reports[0].worst
         error = math.nan if worst is None else worst.rel_l2
-        return lowered.parity.passed, f"rel-l2 {error:.2e}, bound {self._bounds.rel_l2:.2e}"
+        return lowered.reports[0].passed, f"rel-l2 {error:.2e}, bound {self._bounds.rel_l2:.2e}"
 
     def _mixtures(self, reasons: Mapping[str, str]) -> Mixtures:
         source, dtype = self._artifact.onnx_path, self._precision.dtype
@@ -330,27 +334,3 @@ class _Lowering:
                 if distance(exact, mixtures(example, low)) <= self._bounds.rel_l2:
                     return count
         return len(order)
-
-
-def _retyped(signature: Signature, precision: Precision) -> Signature:
-    if not precision.low_io:
-        return signature
-    dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision.dtype]
-
-    def typed(spec: TensorSpec) -> TensorSpec:
-        return replace(spec, dtype=dtype) if spec.dtype == "float32" else spec
-
-    return replace(
-        signature,
-        inputs=tuple(typed(spec) for spec in signature.inputs),
-        outputs=tuple(typed(spec) for spec in signature.outputs),
-    )
-
-
-def _as_typed(example: Case, signature: Signature) -> Case:
-    """An example in the dtypes of a lowered signature."""
-    inputs = tuple(
-        leaf.to(torch_dtype(spec.dtype)) for leaf, spec in zip(example.inputs, signature.inputs, strict=True)
-    )
-    outputs = {spec.name: example.outputs[spec.name].to(torch_dtype(spec.dtype)) for spec in signature.outputs}
-    return replace(example, inputs=inputs, outputs=outputs)

@@ -123,14 +123,14 @@ class ParityReport:
             )
         return self.add(other.rows, notes=other.notes)
 
-    def raise_if_failed(self) -> None:
-        """Return if the candidate passed.
+    def raise_if_failed(self) -> ParityReport:
+        """Return this report if the candidate passed.
 
         Raises:
             ParityError: naming the outputs and cases that failed, and why; it carries this report and shows it.
         """
         if self.passed:
-            return
+            return self
         failed = [f"output '{row.name}'{_of_case(row.case)}: {row.reason}" for row in self.failures]
         more = f" | and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
         why = (" | ".join(failed[:_NAMED]) or "nothing was compared") + more

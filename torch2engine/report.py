@@ -69,13 +69,14 @@ class Phases:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str) -> Generator[None]:
-        """Time the body under `name`."""
+    def __call__(self, name: str, when: bool = True) -> Generator[None]:
+        """Time the body under `name`; leave no trace unless `when`."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[name] = time.perf_counter() - start
+            if when:
+                self._seconds[name] = time.perf_counter() - start
 
     def report(
         self,

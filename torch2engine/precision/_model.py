@@ -144,6 +144,8 @@ def quietly(what: str) -> Generator[None]:
         ExportError: it failed.
     """
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    root, silent = logging.getLogger(), logging.NullHandler()
+    root.addHandler(silent)  # AutoCast logs to the root logger too, which would give it a handler for good
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -170,3 +172,5 @@ def quietly(what: str) -> Generator[None]:
             got=f"ModelOpt failed: {type(error).__name__}: {error}",
             fix="keep the modules that it stumbles over in Precision(keep_fp32=[...])",
         ) from error
+    finally:
+        root.removeHandler(silent)

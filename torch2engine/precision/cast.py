@@ -18,9 +18,12 @@ from torch2engine.precision._model import load, origins, quietly, restore_origin
 
 __all__ = ["LARGEST", "cast", "out_of_range"]
 
-# An eighth of float16's 65504, since other data may be larger than what was seen. AutoCast's own 512 would leave the
-# residual stream of trained transformers in float32, although its rounding is relative.
-LARGEST = 8188.0
+# fp16: an eighth of 65504, since other data may be larger than what was seen; AutoCast's own 512 would leave the
+# residual stream of trained transformers in float32, although its rounding is relative. bf16: what rounds to infinity,
+# as float32's lowest value does, with which masks are made.
+LARGEST = {"fp16": 8188.0, "bf16": 3.38e38}
+# AutoCast (0.47) leaves branches as they are, and writes loops that no reader takes.
+_CONTROL_FLOW = ("If", "Loop", "Scan")
 
 
 def out_of_range(source: Path, dtype: str, maxima: Mapping[str, float]) -> dict[str, float]:
@@ -28,15 +31,15 @@ def out_of_range(source: Path, dtype: str, maxima: Mapping[str, float]) -> dict[
 
     Args:
         source: the float32 model.
-        dtype: "fp16" or "bf16"; bfloat16 has float32's range, so there is none.
+        dtype: "fp16" or "bf16"; with another none is.
         maxima: largest absolute value by tensor.
     """
-    if dtype == "bf16":
+    if dtype not in LARGEST:
         return {}
     found: dict[str, float] = {}
     for node in load(source).graph.node:
         largest = max((maxima.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
-        if largest > LARGEST:
+        if largest > LARGEST[dtype]:
             found[node.name] = largest
     return found
 
@@ -62,6 +65,7 @@ def cast(source: Path, target: Path, dtype: str, *, keep: Collection[str] = (), 
             str(source),
             low_precision_type=dtype,
             nodes_to_exclude=[f"{re.escape(name)}$" for name in keep],
+            op_types_to_exclude=list(_CONTROL_FLOW),
             data_max=np.inf,  # `keep` has been found on real data
             keep_io_types=not low_io,
         )

@@ -42,6 +42,8 @@ def absolute_maxima(source: Path, batches: Iterable[Mapping[str, NDArray[Any]]])
         made = [value.name for value in model.graph.input]
         made += [name for node in model.graph.node for name in node.output]
         names = [name for name in made if name in known]
+        if not names:
+            return {}
         watch(model, names, reduced=True)
         save(model, watched)
         del model

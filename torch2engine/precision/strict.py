@@ -21,7 +21,7 @@ __all__ = ["EXACT_OPS", "strict"]
 EXACT_OPS = frozenset(
     {
         *("Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Max", "MaxPool", "Min"),
-        *("Relu", "Reshape", "ScatterND", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
+        *("Relu", "Reshape", "Slice", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze", "Where"),
     }
 )
 
@@ -39,7 +39,10 @@ def strict(source: Path, target: Path) -> None:
     import onnx
 
     model = load(source)
-    _Twin(onnx).rewrite(model.graph, types(model))
+    known = types(model)
+    if any(attribute.HasField("g") for node in model.graph.node for attribute in node.attribute):
+        model = onnx.shape_inference.infer_shapes(model)  # the types inside branches and loops
+    _Twin(onnx).rewrite(model.graph, known)
     save(model, target)
 
 

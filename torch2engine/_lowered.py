@@ -1,0 +1,113 @@
+"""What may be lowered, and what a lowered model is asked and answers.
+
+Enters: a precision, a graph, a signature, examples. Leaves: refusals, and the same in the low dtypes. Apart from
+`lowering`, which makes and judges graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from torch2engine.artifact import OnnxArtifact
+from torch2engine.cases import Case
+from torch2engine.config import QUANTIZED, Precision
+from torch2engine.deployed import torch_dtype
+from torch2engine.errors import InputError, PrecisionError
+from torch2engine.precision._model import load, modules, types
+from torch2engine.precision.outcome import PrecisionOutcome
+from torch2engine.spec import Signature, TensorSpec
+
+__all__ = ["as_typed", "check_low", "check_types", "retyped", "settled"]
+
+
+def settled(precision: Precision, artifact: OnnxArtifact) -> Precision:
+    """What is left to be done.
+
+    A half model that was asked for in half is that already, and one with quantisers of its own is deployed in theirs.
+    """
+    if artifact.precision in QUANTIZED and not precision.changes_graph:
+        return Precision(artifact.precision)
+    if artifact.precision not in QUANTIZED and precision.dtype == artifact.precision and precision.weights is None:
+        return Precision()
+    return precision
+
+
+def check_low(outcome: PrecisionOutcome | None, precision: Precision) -> None:
+    """Refuse a graph in which nothing is low, whoever wanted it so.
+
+    Raises:
+        PrecisionError: with the reasons.
+    """
+    if outcome is None or outcome.low or precision.weights is not None:
+        return
+    word = precision.dtype
+    why = "; ".join(map(str, outcome.kept[:4])) or "none has an operator that this precision changes"
+    raise PrecisionError(
+        f"precision '{word}'",
+        got=f"none of the graph's {outcome.nodes} floating-point nodes would compute in it: {why}",
+        allowed="at least one that does",
+        fix="leave precision out, or look at calibration data and keep_fp32",
+    )
+
+
+def check_types(path: Path, precision: Precision) -> None:
+    """Refuse float64, which AutoCast would round to less.
+
+    Raises:
+        InputError: naming the modules.
+    """
+    from onnx import TensorProto
+
+    model = load(path)
+    of_node = modules(model)
+    double = {name for name, number in types(model).items() if number == TensorProto.DOUBLE}
+    found = {of_node[node.name] for node in model.graph.node if double.intersection((*node.input, *node.output))}
+    if found and precision.dtype in ("fp16", "bf16"):
+        raise InputError(
+            f"precision '{precision.dtype}'",
+            got="float64 in " + ", ".join(repr(module) for module in sorted(found)[:8]),
+            allowed="a model that computes in float32",
+            fix="deploy model.float(), or convert to float64 outside of the model",
+        )
+
+
+def retyped(signature: Signature, precision: Precision) -> Signature:
+    """The signature with float32 ends in the low type, if that was asked."""
+    if not precision.low_io:
+        return signature
+    dtype = {"fp16": "float16", "bf16": "bfloat16"}[precision.dtype]
+
+    def typed(spec: TensorSpec) -> TensorSpec:
+        return replace(spec, dtype=dtype) if spec.dtype == "float32" else spec
+
+    return replace(
+        signature,
+        inputs=tuple(typed(spec) for spec in signature.inputs),
+        outputs=tuple(typed(spec) for spec in signature.outputs),
+    )
+
+
+def as_typed(example: Case, signature: Signature, word: str) -> Case:
+    """An example in the dtypes of a lowered signature.
+
+    Raises:
+        InputError: an answer that the dtype can't hold.
+    """
+    inputs = tuple(
+        leaf.to(torch_dtype(spec.dtype)) for leaf, spec in zip(example.inputs, signature.inputs, strict=True)
+    )
+    outputs: dict[str, torch.Tensor] = {}
+    for spec in signature.outputs:
+        exact = example.outputs[spec.name]
+        outputs[spec.name] = typed = exact.to(torch_dtype(spec.dtype))
+        if exact.is_floating_point() and not typed.isfinite().equal(exact.isfinite()):
+            raise InputError(
+                "Precision.low_io",
+                got=f"output '{spec.name}' reaches {float(exact[exact.isfinite()].abs().max()):.3g}",
+                allowed=f"answers that {word} can hold",
+                fix="leave low_io out",
+            )
+    return replace(example, inputs=inputs, outputs=outputs)
