@@ -36,7 +36,7 @@ demo: .venv/stamp
 	@.venv/bin/python examples/quickstart.py
 
 test: .venv/stamp
-	@.venv/bin/python -m pytest -m "not gpu" $(PYTEST)
+	@.venv/bin/python -m pytest -m "not gpu" -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
 
 check: .venv/stamp
 	@echo '· ruff check'
