@@ -311,10 +311,8 @@ class _Lowering:
 
     def _mixtures(self, reasons: Mapping[str, str]) -> Mixtures:
         source, dtype = self._artifact.onnx_path, self._precision.dtype
-        if not self._maxima:
-            self._maxima = absolute_maxima(
-                source, (arrays(self._artifact.signature, example.inputs) for example in self._examples)
-            )
+        if not self._maxima:  # of a quantised precision, for which check_calibration wants data that can be read again
+            self._maxima = absolute_maxima(source, self._batches())
         return Mixtures(source, dtype, tuple(reasons), self._maxima)
 
     def _worst(self, reasons: Mapping[str, str], example: Arrays) -> list[str]:
