@@ -172,6 +172,14 @@ def test_graph_in_which_nothing_is_low_is_refused(dtype: str) -> None:
     assert isinstance(kept.value, t2e.BuildError)
 
 
+def test_budget_that_only_float32_holds_is_refused() -> None:
+    """A search that puts everything back to float32 has not found a low graph, though it holds the bound."""
+    budget = t2e.Budget(tolerance=t2e.Tolerance(rel_l2=1e-6, max_rel=1e-5))
+    with pytest.raises(t2e.PrecisionError) as caught:
+        deploy(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), t2e.Precision("fp16", budget=budget))
+    assert "more than the budget has" in str(caught.value)
+
+
 def test_module_without_arithmetic_is_refused() -> None:
     """An embedding's index arithmetic has no float16."""
 

@@ -113,6 +113,7 @@ def lower(
         InstallationError: no ModelOpt.
         UnsupportedOperatorError: the flavour can't build such a graph.
         ExportError: ModelOpt failed.
+        PrecisionError: nothing would compute in the precision, not even where a budget holds.
         ParityError: the graph does not hold the tolerance, or no graph the budget.
     """
     if not precision.changes_graph:
@@ -255,6 +256,7 @@ class _Lowering:
         """Put the worst modules back to float32 until the budget holds.
 
         Raises:
+            PrecisionError: it holds in float32 alone.
             ParityError: it does not after all rebuilds.
         """
         order: list[str] | None = None
@@ -263,6 +265,7 @@ class _Lowering:
             holds, told = self._verdict(lowered)
             self._tell(f"graph {attempt}: {told}" + (", which holds the budget" if holds else ""))
             if holds:
+                check_low(lowered.outcome, self._precision)  # or a budget that only float32 holds would pass as low
                 assert lowered.outcome is not None, "every graph made here has one"
                 return replace(lowered, outcome=replace(lowered.outcome, attempts=tuple(self._attempts)))
             if attempt == budget.rebuilds:

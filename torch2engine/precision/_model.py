@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 MODULE_KEY, SOURCE_KEY = "torch2engine.module", "torch2engine.source"  # as `export` writes them
-# Protobuf holds 2 GiB; the graph itself needs room beside the weights.
 _TALKATIVE = ("modelopt", "modelopt.onnx", "modelopt.onnx.autocast", "onnx_graphsurgeon", "onnxslim")
+# Protobuf holds 2 GiB; the graph itself needs room beside the weights.
 _EXTERNAL_ABOVE_BYTES = 1_800_000_000
 
 
