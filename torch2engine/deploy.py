@@ -23,6 +23,7 @@ from torch2engine.export import export_onnx
 from torch2engine.lowering import lower
 from torch2engine.module import TRTModule
 from torch2engine.ort_module import ORTModule
+from torch2engine.precisions import verified
 from torch2engine.preserve import undisturbed
 from torch2engine.reference import unwrap
 from torch2engine.report import Phases
@@ -78,7 +79,8 @@ def deploy(
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
         ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
         BuildError: TensorRT failed.
-        PrecisionError: nothing would compute in the precision that was asked.
+        PrecisionError: nothing would compute in the precision that was asked, or TensorRT computes more than a tenth
+            of what the graph has in it otherwise.
         ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
@@ -114,8 +116,9 @@ def deploy(
     with phases("parity"):
         module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
         reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
+        computed, told = verified(module, asked) if asked.changes_graph else (None, ())
         notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
-        notes = (*notes, *precision_notes(asked.dtype, module))
-    module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome)
+        notes = (*notes, *told, *precision_notes(asked.dtype, module))
+    module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome, computed)
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

@@ -194,6 +194,18 @@ class TRTModule(Benchmarked[EngineArtifact]):
         live = self._live
         return 0 if live is None else live.memory_bytes
 
+    def layers(self) -> str:
+        """What TensorRT's inspector tells of the engine's layers: JSON in TensorRT's words, which change by version.
+
+        `torch2engine.precision_report` reads it.
+
+        Raises:
+            DeviceError, InstallationError, ArtifactError: as `bind`.
+        """
+        live = self.bind()._live
+        assert live is not None, "bind has made it"
+        return live.engine.layers()
+
     def warmup(self, shapes: Iterable[Mapping[str, int]] | None = None) -> None:
         """Answer zeros at some shapes, so that calls to come find kernels, contexts and CUDA graphs ready.
 

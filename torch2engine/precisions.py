@@ -5,8 +5,9 @@ Enters: what deploy() gave or what it is given. Leaves: tables. Above the stages
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -19,53 +20,23 @@ from torch2engine.capture import capture
 from torch2engine.cases import cases
 from torch2engine.config import LOW_PRECISIONS, Precision
 from torch2engine.deployed import Deployed
-from torch2engine.errors import ArtifactError, InputError
+from torch2engine.errors import ArtifactError, InputError, PrecisionError
 from torch2engine.export import export_onnx
-from torch2engine.precision.macs import Product, products
+from torch2engine.module import TRTModule
+from torch2engine.precision.layers import computed_in, read_layers
+from torch2engine.precision.macs import products
 from torch2engine.precision.ranges import absolute_maxima
 from torch2engine.precision.sensitivity import Mixtures
+from torch2engine.precision.shares import UNKNOWN, PrecisionReport, Product, table
 from torch2engine.preserve import undisturbed
 from torch2engine.reference import unwrap
 
-__all__ = ["PrecisionReport", "Sensitivity", "precision_report", "sensitivity"]
+__all__ = ["PrecisionReport", "Sensitivity", "precision_report", "sensitivity", "verified"]
 
-
-@dataclass(frozen=True)
-class PrecisionReport:
-    """What the products of a model (convolutions, matrix products, recurrent layers) are computed in.
-
-    It tells of the graph that TensorRT builds from, at the opt sizes of the first profile. Printed, it is a table.
-
-    Args:
-        products: one for each such node, in the graph's order.
-    """
-
-    products: tuple[Product, ...]
-
-    def share(self, precision: str) -> float:
-        """Share of the multiply-adds in "fp32", "fp16", "bf16", "int8" or "fp8"; 0 for a model without any."""
-        total = sum(product.multiply_adds for product in self.products)
-        return sum(one.multiply_adds for one in self.products if one.precision == precision) / total if total else 0.0
-
-    def __str__(self) -> str:
-        rows: dict[tuple[str, str], list[int]] = {}
-        for one in self.products:
-            row = rows.setdefault((one.module, one.precision), [0, 0])
-            row[0] += 1
-            row[1] += one.multiply_adds
-        cells = [["module", "precision", "products", "multiply-adds"]]
-        cells += [[module or "(model)", word, str(n), f"{macs:,}"] for (module, word), (n, macs) in rows.items()]
-        words = dict.fromkeys(one.precision for one in self.products)
-        title = ", ".join(f"{100 * self.share(word):.1f} % of the multiply-adds in {word}" for word in words)
-        return "\n".join([title or "no products", *_table(cells)])
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data, ready for json.dumps."""
-        words = sorted({one.precision for one in self.products})
-        return {
-            "shares": {word: self.share(word) for word in words},
-            "products": [vars(one) for one in self.products],
-        }
+# What of a low graph's multiply-adds the engine must do in the low type. TensorRT has no 8-bit kernel for a few
+# shapes of convolution (in TensorRT-RTX 1.6 those of three channels, and depthwise ones), which are small parts of a
+# network; where they are not, the user is to say that they may stay wide.
+_TAKEN = 0.9
 
 
 @dataclass(frozen=True)
@@ -83,20 +54,20 @@ class Sensitivity:
 
     def __str__(self) -> str:
         cells = [["module", f"error if it alone is {self.precision}"]]
-        return "\n".join(
-            _table([*cells, *([name or "(model)", f"{error:.2e}"] for name, error in self.errors.items())])
-        )
+        return "\n".join(table([*cells, *([name or "(model)", f"{error:.2e}"] for name, error in self.errors.items())]))
 
 
 def precision_report(deployed: Deployed[Any] | OnnxArtifact | EngineArtifact) -> PrecisionReport:
     """Tell what each module's products are computed in.
 
     Args:
-        deployed: what deploy() or load() gave, or an artifact.
+        deployed: what deploy() or load() gave, or an artifact. A TRTModule is bound to its GPU and asked for its
+            engine's layers; of anything else the graph is read.
 
     Raises:
         InputError: anything else.
         ArtifactError: an engine that was saved without its ONNX.
+        DeviceError, InstallationError: a TRTModule without its GPU.
     """
     artifact: Any = deployed
     if isinstance(deployed, Deployed):
@@ -119,7 +90,77 @@ def precision_report(deployed: Deployed[Any] | OnnxArtifact | EngineArtifact) ->
     profiles = artifact.profiles
     opt = None if not profiles else [profiles[0].sizes(1)]
     inputs = next(iter(zeros(artifact.signature, profiles, opt, torch.device("cpu"))))
-    return PrecisionReport(products(path, arrays(artifact.signature, inputs)))
+    found = products(path, arrays(artifact.signature, inputs))
+    return _of_engine(found, deployed.layers()) if isinstance(deployed, TRTModule) else PrecisionReport(found)
+
+
+def _of_engine(found: Sequence[Product], text: str) -> PrecisionReport:
+    layers = read_layers(text)
+    engine = computed_in(layers, [one.name for one in found])
+    counted = Counter(layer.precision for layer in layers if layer.precision)
+    return PrecisionReport(
+        tuple(replace(one, engine=engine.get(one.name, UNKNOWN)) for one in found), dict(sorted(counted.items()))
+    )
+
+
+def verified(module: TRTModule, precision: Precision) -> tuple[PrecisionReport, tuple[str, ...]]:
+    """Make sure that an engine computes in the low type what its graph has in it.
+
+    Args:
+        module: the engine, with its ONNX.
+        precision: what was asked; one that changes the graph.
+
+    Returns:
+        the report, and what the user should know.
+
+    Raises:
+        PrecisionError: as `check_taken`.
+    """
+    report = precision_report(module)
+    return report, check_taken(report, precision.dtype, module.runtime)
+
+
+def check_taken(report: PrecisionReport, word: str, runtime: str) -> tuple[str, ...]:
+    """Hold what an engine computes in against its graph.
+
+    Args:
+        report: of an engine.
+        word: the low precision that was asked.
+        runtime: whose engine it is, for the messages.
+
+    Returns:
+        what the user should know: products that are not computed in it, or of which TensorRT does not tell.
+
+    Raises:
+        PrecisionError: they are more than a tenth of the multiply-adds that the graph has in this precision.
+    """
+    asked = [one for one in report.products if one.precision == word]
+    lost = [one for one in asked if one.engine not in (word, UNKNOWN)]
+    unknown = [one for one in asked if one.engine == UNKNOWN]
+    notes = [f"{runtime} does not tell what it computes these in: {_named(unknown)}"] if unknown else []
+    if lost:
+        taken = 1 - sum(one.multiply_adds for one in lost) / sum(one.multiply_adds for one in asked)
+        told = f"{100 * taken:.1f} % of the multiply-adds that the graph has in {word}, not {_named(lost)}"
+        if taken < _TAKEN:
+            raise PrecisionError(
+                f"precision '{word}'",
+                got=f"{runtime} computes in it {told}",
+                allowed=f"at least {100 * _TAKEN:.0f} %",
+                fix="name these modules in Precision(keep_fp32=[...]) if they may stay as they are, or take another "
+                "precision",
+            )
+        notes.append(f"{runtime} computes in {word} {told}")
+    return tuple(notes)
+
+
+def _named(products: Sequence[Product]) -> str:
+    """The modules, each with what it is computed in; those with the most work first."""
+    work: dict[str, int] = {}
+    for one in products:
+        told = f"'{one.module}'" + ("" if one.engine == UNKNOWN else f" (in {one.engine})")
+        work[told] = work.get(told, 0) + one.multiply_adds
+    names = sorted(work, key=lambda told: -work[told])
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def sensitivity(
@@ -157,8 +198,3 @@ def sensitivity(
     maxima = absolute_maxima(artifact.onnx_path, batches)
     with Mixtures(artifact.onnx_path, asked.dtype, (), maxima) as mixtures:
         return Sensitivity(asked.dtype, mixtures.errors(batches))
-
-
-def _table(cells: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]

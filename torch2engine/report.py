@@ -14,6 +14,7 @@ from typing import Any
 
 from torch2engine.parity import ParityReport
 from torch2engine.precision.outcome import PrecisionOutcome
+from torch2engine.precision.shares import PrecisionReport
 
 __all__ = ["DeployReport", "Phases"]
 
@@ -29,6 +30,8 @@ class DeployReport:
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
         notes: what a user should know.
         lowering: how the graph came to a low precision; None where it was not changed.
+        computed: what the engine computes in, as TensorRT tells of its layers; None where the graph was not changed,
+            and of ONNX Runtime.
     """
 
     parity: tuple[ParityReport, ...]
@@ -37,6 +40,7 @@ class DeployReport:
     memory_bytes: int = 0
     notes: tuple[str, ...] = ()
     lowering: PrecisionOutcome | None = None
+    computed: PrecisionReport | None = None
 
     @property
     def passed(self) -> bool:
@@ -47,7 +51,9 @@ class DeployReport:
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
         memory = f", {self.memory_bytes / 2**20:.0f} MiB working memory" if self.memory_bytes else ""
         lines = [f"{self.precision}{memory}; {phases}"]
-        lines += [*([] if self.lowering is None else [str(self.lowering)]), *map(str, self.parity)]
+        lines += [] if self.lowering is None else [str(self.lowering)]
+        lines += [] if self.computed is None else [f"engine: {self.computed.summary()}"]
+        lines += map(str, self.parity)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def to_json(self) -> dict[str, Any]:
@@ -59,6 +65,7 @@ class DeployReport:
             "memory_bytes": self.memory_bytes,
             "notes": list(self.notes),
             "lowering": None if self.lowering is None else self.lowering.to_json(),
+            "computed": None if self.computed is None else self.computed.to_json(),
         }
 
 
@@ -85,6 +92,7 @@ class Phases:
         notes: Sequence[str],
         memory_bytes: int = 0,
         lowering: PrecisionOutcome | None = None,
+        computed: PrecisionReport | None = None,
     ) -> DeployReport:
         """The report, with the phases so far."""
         return DeployReport(
@@ -94,4 +102,5 @@ class Phases:
             memory_bytes=memory_bytes,
             notes=tuple(notes),
             lowering=lowering,
+            computed=computed,
         )

@@ -19,6 +19,7 @@ from torch2engine.errors import ExportError, InstallationError
 __all__ = [
     "MODULE_KEY",
     "SOURCE_KEY",
+    "bare",
     "floats",
     "load",
     "modules",
@@ -69,22 +70,29 @@ def save(model: Any, path: Path) -> None:
         raise
 
 
+def bare(model: Any) -> Any:
+    """A copy of the main graph without the large weights' values, for inference: protobuf can't pass on 2 GiB."""
+    import onnx
+
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    for part in ("node", "input", "output", "value_info"):
+        getattr(copy.graph, part).extend(getattr(model.graph, part))
+    for tensor in model.graph.initializer:
+        # Types and shapes tell enough; small ones may be shapes themselves.
+        small = tensor if len(tensor.raw_data) <= 1024 else onnx.TensorProto(name=tensor.name, dims=tensor.dims)
+        copy.graph.initializer.add().CopyFrom(small)
+        copy.graph.initializer[-1].data_type = tensor.data_type
+    copy.graph.name = "bare"
+    return copy
+
+
 def types(model: Any) -> dict[str, int]:
     """Element type of every tensor of the main graph; the exporters don't write down every one, so it is inferred."""
     import onnx
 
-    bare = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
-    for part in ("node", "input", "output", "value_info"):
-        getattr(bare.graph, part).extend(getattr(model.graph, part))
-    for tensor in model.graph.initializer:
-        # Types and shapes tell enough, and protobuf can't pass on 2 GiB; small ones may be shapes themselves.
-        small = tensor if len(tensor.raw_data) <= 1024 else onnx.TensorProto(name=tensor.name, dims=tensor.dims)
-        bare.graph.initializer.add().CopyFrom(small)
-        bare.graph.initializer[-1].data_type = tensor.data_type
-    bare.graph.name = "types"
-    graph = cast("Any", onnx).shape_inference.infer_shapes(bare).graph
+    graph = cast("Any", onnx).shape_inference.infer_shapes(bare(model)).graph
     found = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
-    return found | {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return found | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
 
 
 def floats(model: Any) -> set[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,35 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.ort import Session
-from torch2engine.precision._model import load, modules, save, types
+from torch2engine.precision._model import bare, load, modules, save, types
+from torch2engine.precision.shares import Product
 from torch2engine.precision.strict import strict
 
-__all__ = ["Product", "products"]
+__all__ = ["products"]
 
 _PREFIX = "torch2engine.shape/"
 _RECURRENT = ("GRU", "LSTM", "RNN")
 _PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *_RECURRENT)
 
 Shape = Sequence[int]
-
-
-@dataclass(frozen=True)
-class Product:
-    """A node that multiplies and adds.
-
-    Args:
-        name: the node's.
-        op: e.g. "Conv".
-        module: its torch module's path.
-        precision: "fp32", "fp16", "bf16", "int8" or "fp8", as the graph has it.
-        multiply_adds: how many.
-    """
-
-    name: str
-    op: str
-    module: str
-    precision: str
-    multiply_adds: int
 
 
 def products(source: Path, inputs: Mapping[str, NDArray[Any]]) -> tuple[Product, ...]:
@@ -58,7 +39,9 @@ def products(source: Path, inputs: Mapping[str, NDArray[Any]]) -> tuple[Product,
     model = load(source)
     chosen = [node for node in model.graph.node if node.op_type in _PRODUCTS]
     names = sorted({name for node in chosen for name in (*node.input, node.output[0]) if name})
-    shapes = _shapes(source, names, inputs)
+    shapes = _inferred(model, {name: array.shape for name, array in inputs.items()})
+    if unknown := [name for name in names if name not in shapes]:
+        shapes |= _seen(source, unknown, inputs)
     of_node, low = modules(model), _types(model)
     return tuple(
         Product(
@@ -72,8 +55,31 @@ def products(source: Path, inputs: Mapping[str, NDArray[Any]]) -> tuple[Product,
     )
 
 
-def _shapes(source: Path, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
-    """Shapes of tensors, by running the model: where sizes are computed no inference knows them."""
+def _inferred(model: Any, sizes: Mapping[str, Shape]) -> dict[str, tuple[int, ...]]:
+    """Shapes that ONNX's inference finds, given those of the inputs."""
+    from onnx import helper, shape_inference
+
+    small = bare(model)
+    graph = small.graph
+    del graph.value_info[:]  # and the outputs' are of other sizes
+    for value in graph.output:
+        value.type.tensor_type.ClearField("shape")
+    for value in graph.input:
+        kind = value.type.tensor_type.elem_type
+        value.CopyFrom(helper.make_tensor_value_info(value.name, kind, sizes[value.name]))
+    inferred = shape_inference.infer_shapes(small, data_prop=True).graph
+    found = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for value in (*inferred.value_info, *inferred.input, *inferred.output):
+        if not value.type.tensor_type.HasField("shape"):
+            continue
+        dims = value.type.tensor_type.shape.dim
+        if all(dim.HasField("dim_value") for dim in dims):
+            found[value.name] = tuple(dim.dim_value for dim in dims)
+    return found
+
+
+def _seen(source: Path, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]) -> dict[str, tuple[int, ...]]:
+    """Shapes when the model runs, for those that depend on values."""
     from onnx import TensorProto, helper
 
     with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:

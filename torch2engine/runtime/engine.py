@@ -177,6 +177,17 @@ class Engine:
         """Device memory, in bytes, that a context needs for the largest shapes of a profile, without weights."""
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
 
+    def layers(self) -> str:
+        """The engine inspector's account of the layers, as JSON; its words differ from version to version."""
+        rt = self._rt
+        with rt.running:
+            mark = rt.log.mark()
+            inspector: trt.EngineInspector = trt.check(
+                self._engine.create_engine_inspector(), "engine inspector", rt, since=mark
+            )
+            text: str = inspector.get_engine_information(rt.api.LayerInformationFormat.JSON)
+        return text
+
     def runtime_cache(self) -> bytes:
         """What TensorRT-RTX compiled so far, for an artifact; empty for TensorRT, which compiles when it builds."""
         rt = self._rt
