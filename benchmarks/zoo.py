@@ -1,10 +1,12 @@
-"""The models that the benchmarks time: half precision, on the GPU, one dynamic batch axis.
+"""The models that the benchmarks time: on the GPU, one dynamic batch axis.
 
-Enters: nothing. Leaves: modules with random weights whose signal neither fades nor grows, and inputs at a batch size.
+Enters: nothing. Leaves: modules with random weights whose signal neither fades nor grows, and inputs at a batch size;
+`ENTRIES` in half precision, `FLOATS` in float32.
 """
 
 from __future__ import annotations
 
+import functools
 import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ import torch2engine as t2e
 from benchmarks.call_overhead import rows, tiny
 from benchmarks.evidence import REPOSITORY
 
-__all__ = ["BATCH", "ENTRIES", "Entry"]
+__all__ = ["BATCH", "ENTRIES", "FLOATS", "Entry"]
 
 BATCH = t2e.Axis("batch", 1, 8, 32)
 TOKENS = 128
@@ -30,18 +32,20 @@ class Entry:
     Args:
         make: gives the model, in inference mode.
         inputs: gives inputs at a batch size, by forward's names.
+        batch: the sizes that it is built for.
     """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[int], dict[str, torch.Tensor]]
+    batch: t2e.Axis = BATCH
 
     def axes(self) -> dict[str, Any]:
         """dynamic_axes of every input."""
-        return {name: {0: BATCH} for name in self.inputs(1)}
+        return {name: {0: self.batch} for name in self.inputs(1)}
 
 
-def _images(batch: int) -> dict[str, torch.Tensor]:
-    return {"x": torch.randn(batch, 3, 224, 224, dtype=torch.half, device="cuda")}
+def _images(batch: int, dtype: torch.dtype = torch.half) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(batch, 3, 224, 224, dtype=dtype, device="cuda")}
 
 
 def _texts(batch: int) -> dict[str, torch.Tensor]:
@@ -50,7 +54,11 @@ def _texts(batch: int) -> dict[str, torch.Tensor]:
     return {"input_ids": torch.randint(0, 1000, (batch, TOKENS), device="cuda"), "attention_mask": mask}
 
 
-def _torchvision(name: str) -> Callable[[], nn.Module]:
+def _series(batch: int) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(batch, 64, 256, device="cuda")}
+
+
+def _torchvision(name: str, dtype: torch.dtype = torch.half) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         import torchvision
 
@@ -58,7 +66,7 @@ def _torchvision(name: str) -> Callable[[], nn.Module]:
         # zero, and an answer of zeros says nothing.
         settle = runpy.run_path(str(REPOSITORY / "tests" / "gpu" / "models.py"))["settle"]
         model = getattr(torchvision.models, name)().cuda()
-        return settle(model, _images(2)["x"].float()).half().eval()
+        return settle(model, _images(2, torch.float32)["x"]).to(dtype).eval()
 
     return make
 
@@ -74,10 +82,22 @@ class _Encoder(nn.Module):
         return self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
-def _bert() -> nn.Module:
+def _bert(dtype: torch.dtype = torch.half) -> nn.Module:
     import transformers
 
-    return _Encoder(transformers.BertModel(transformers.BertConfig()).cuda()).half().eval()
+    return _Encoder(transformers.BertModel(transformers.BertConfig()).cuda()).to(dtype).eval()
+
+
+class _Lstm(nn.Module):
+    """Two layers in both directions, and an answer for each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(256, 512, num_layers=2, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(1024, 256)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0])
 
 
 ENTRIES = {
@@ -85,4 +105,14 @@ ENTRIES = {
     "resnet50": Entry(_torchvision("resnet50"), _images),
     "vit_b_16": Entry(_torchvision("vit_b_16"), _images),
     "bert": Entry(_bert, _texts),
+}
+
+_FEW = t2e.Axis("batch", 1, 8, 8)  # what is larger takes the judge on the CPU long
+_FLOAT_IMAGES = functools.partial(_images, dtype=torch.float32)
+FLOATS = {
+    "vit_b_16": Entry(_torchvision("vit_b_16", torch.float32), _FLOAT_IMAGES, _FEW),
+    "bert": Entry(functools.partial(_bert, torch.float32), _texts, _FEW),
+    "convnext_tiny": Entry(_torchvision("convnext_tiny", torch.float32), _FLOAT_IMAGES, _FEW),
+    "resnet50": Entry(_torchvision("resnet50", torch.float32), _FLOAT_IMAGES, _FEW),
+    "lstm": Entry(lambda: _Lstm().cuda().eval(), _series, _FEW),
 }

@@ -16,7 +16,7 @@ import torch
 from benchmarks import peers, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 
-SCRIPTS = ("call_overhead", "models", "stress")
+SCRIPTS = ("call_overhead", "models", "stress", "precision")
 
 # Evidence
 

@@ -1,0 +1,137 @@
+"""Whole float32 models in every precision: how right the engine is, how much of it is low, and how fast.
+
+    python -m benchmarks.precision --out DIR
+
+Enters: a GPU. Leaves: precision.json. Every model is deployed in each precision by a process of its own, several at a
+time, since most of that is the CPU's work; then the engines of a model are timed side by side in one process, with
+nothing beside it. TF32 is a matter of the process (see `NVIDIA_TF32_OVERRIDE`), so it is built and timed apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks import _script
+from benchmarks.evidence import REPOSITORY, Evidence
+from benchmarks.models import listed
+from benchmarks.zoo import FLOATS
+
+__all__ = ["PRECISIONS", "main"]
+
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
+BATCHES = (1, 8)
+COMPARED_AT = 8  # the batch size of speedup_over_fp32
+CORES = 4  # for each deploying process
+TIMEOUT_S = 400
+
+
+def _run(words: Sequence[str], tf32: bool, cores: str = "") -> dict[str, Any]:
+    """A worker's answer.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
+    if not tf32:
+        environment["NVIDIA_TF32_OVERRIDE"] = "0"
+    command = [sys.executable, "-m", "benchmarks.precision_worker", f"--cores={cores}", *words]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+class Run:
+    """The benchmark of some models.
+
+    Args:
+        evidence: takes the figures.
+        options: the script's.
+        folder: where the engines go.
+    """
+
+    def __init__(self, evidence: Evidence, options: argparse.Namespace, folder: Path) -> None:
+        self.evidence, self.options, self.folder = evidence, options, folder
+        self.failures: list[str] = []
+        cores = sorted(os.sched_getaffinity(0))
+        self.slots: queue.Queue[str] = queue.Queue()
+        for first in range(0, max(len(cores) - CORES, 0) + 1, CORES):
+            self.slots.put(",".join(map(str, cores[first : first + CORES])))
+
+    def __call__(self) -> None:
+        jobs = [(model, precision) for model in self.options.models for precision in PRECISIONS]
+        with ThreadPoolExecutor(self.slots.qsize()) as pool:
+            built = dict(zip(jobs, pool.map(lambda job: self.deploy(*job), jobs), strict=True))
+        for model in self.options.models:
+            there = [precision for precision in PRECISIONS if built[model, precision]]
+            alike = [precision for precision in there if precision != "tf32"]
+            self.time(model, alike, tf32=False)
+            if "tf32" in there:
+                self.time(model, ["tf32"], tf32=True)
+            self.speedups(model, there)
+        if self.failures:  # last, so that the file of the failed run has all that did not fail
+            raise RuntimeError("\n".join(self.failures))
+
+    def deploy(self, model: str, precision: str) -> bool:
+        """Deploy and save; False, with the reason kept, for what is refused."""
+        cores = self.slots.get()
+        try:
+            words = ["deploy", model, precision, str(self.folder / f"{model}.{precision}")]
+            found = _run(words, tf32=precision == "tf32", cores=cores)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            self.failures.append(f"{model}.{precision}: {error}")
+            return False
+        finally:
+            self.slots.put(cores)
+        name = f"{model}.{precision}"
+        print(f"{name}: after {self.evidence.elapsed_s:.0f} s", flush=True)
+        self.evidence.samples.setdefault("deployed", {})[name] = found["told"]
+        if "refused" in found:
+            self.evidence.samples.setdefault("left_out", {})[name] = found["refused"]
+            return False
+        for figure, value in found["figures"].items():
+            self.evidence.figure(f"{name}.{figure}", value)
+        return True
+
+    def time(self, model: str, precisions: Sequence[str], tf32: bool) -> None:
+        folders = [str(self.folder / f"{model}.{precision}") for precision in precisions]
+        batches = ",".join(map(str, BATCHES))
+        words = ["time", model, ",".join(precisions), batches, str(self.options.rounds), *folders]
+        found = _run(words, tf32=tf32)
+        for figure, value in found["figures"].items():
+            self.evidence.figure(f"{model}.{figure}", value)
+
+    def speedups(self, model: str, precisions: Sequence[str]) -> None:
+        figures: Mapping[str, float] = self.evidence.figures
+        for precision in precisions:
+            here, base = (figures[f"{model}.{word}.b{COMPARED_AT}.device_us"] for word in (precision, "fp32"))
+            self.evidence.figure(f"{model}.{precision}.speedup_over_fp32", base / here)
+
+
+def body(evidence: Evidence, options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Run(evidence, options, Path(folder))()
+
+
+def main() -> None:
+    parser = _script.options(__doc__)
+    parser.add_argument("--models", type=listed(tuple(FLOATS)), default=",".join(FLOATS), help="which models")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of each interleaved measurement")
+    _script.run("precision", body, parser)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""One step of `benchmarks.precision` in a process of its own: deploy a model in one precision, or time its engines.
+
+Enters: words on the command line. Leaves: JSON on the last line. Apart because a process's environment decides on TF32,
+and because deploying is the CPU's work that several processes share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import torch2engine as t2e
+from benchmarks.zoo import FLOATS
+from torch2engine.bench import measure
+from torch2engine.config import Tolerance
+from torch2engine.parity import compare
+
+__all__ = ["main"]
+
+WARM_CALLS = 12
+# fp8 is built and timed wherever it leads; whether deploy would take it by default is a figure.
+LOOSE = Tolerance(rel_l2=10.0, max_rel=1e6)
+
+
+def _model(name: str) -> torch.nn.Module:
+    torch.manual_seed(0)
+    return FLOATS[name].make()
+
+
+def deploy(name: str, precision: str, folder: Path) -> dict[str, Any]:
+    """Deploy, save, and tell what came out."""
+    entry, model = FLOATS[name], _model(name)
+    loose = LOOSE if precision == "fp8" else None
+    try:
+        module = t2e.deploy(model, entry.inputs(8), entry.axes(), precision=precision, tolerance=loose)
+    except (t2e.BuildError, t2e.ParityError, t2e.UnsupportedOperatorError) as error:
+        return {"refused": f"{type(error).__name__}: {str(error)[:600]}", "told": ""}
+    assert isinstance(module, t2e.TRTModule) and module.report is not None
+    engine = module.report.parity[-1]
+    default = Tolerance.default(precision)
+    figures = {
+        "rel_l2": max(row.rel_l2 for row in engine.rows),
+        "default_rel_l2": default.rel_l2,
+        "plan_mib": os.path.getsize(module.save(folder) / "model.plan") / 2**20,
+        "deploy_s": sum(module.report.seconds.values()),
+    }
+    shares = t2e.precision_report(module)
+    figures["mac_share"] = shares.share("fp32" if precision == "tf32" else precision)
+    total = sum(shares.layers.values())
+    figures["layer_share"] = shares.layers.get("fp32" if precision == "tf32" else precision, 0) / total
+    notes = "".join(f"; {note}" for note in module.report.notes)
+    seconds = ", ".join(f"{phase} {taken:.1f} s" for phase, taken in module.report.seconds.items())
+    return {"figures": figures, "told": f"{shares.summary()}; {seconds}{notes}"}
+
+
+def time(name: str, precisions: list[str], batches: list[int], rounds: int, folders: list[Path]) -> dict[str, Any]:
+    """Time engines, and PyTorch as it is, interleaved; each answers right before."""
+    entry, model = FLOATS[name], _model(name)
+    modules = {word: t2e.load(folder) for word, folder in zip(precisions, folders, strict=True)}
+    figures: dict[str, float] = {}
+    for batch in batches:
+        inputs = entry.inputs(batch)
+        torch.cuda.synchronize()
+        expected = model(**inputs)
+        calls: dict[str, Any] = {"eager": functools.partial(model, **inputs)}
+        for word, module in modules.items():
+            calls[word] = functools.partial(module, **inputs)
+            for _ in range(WARM_CALLS):
+                calls[word]()
+            answer = calls[word]()
+            torch.cuda.synchronize()
+            bounds = LOOSE if word == "fp8" else Tolerance.default(word)
+            rows = compare({"output": expected}, {"output": answer}, bounds, case=f"batch {batch}")
+            assert all(row.passed for row in rows), f"{name} in {word}, batch {batch}: {rows}"
+        if precisions == ["tf32"]:
+            del calls["eager"]
+        for word, timing in measure(calls, device="cuda", rounds=rounds).items():
+            figures[f"{word}.b{batch}.host_us"] = timing.host_us
+            assert timing.device_us is not None
+            figures[f"{word}.b{batch}.device_us"] = timing.device_us
+    return {"figures": figures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--cores", default="", help="CPU cores to keep to")
+    steps = parser.add_subparsers(dest="step", required=True)
+    one = steps.add_parser("deploy")
+    for word in ("model", "precision"):
+        one.add_argument(word)
+    one.add_argument("folder", type=Path)
+    one = steps.add_parser("time")
+    for word in ("model", "precisions", "batches"):
+        one.add_argument(word)
+    one.add_argument("rounds", type=int)
+    one.add_argument("folders", type=Path, nargs="+")
+    options = parser.parse_args()
+    if options.cores:
+        cores = [int(core) for core in options.cores.split(",")]
+        os.sched_setaffinity(0, cores)
+        torch.set_num_threads(len(cores))
+    with torch.no_grad():
+        if options.step == "deploy":
+            answer = deploy(options.model, options.precision, options.folder)
+        else:
+            batches = [int(batch) for batch in options.batches.split(",")]
+            answer = time(options.model, options.precisions.split(","), batches, options.rounds, options.folders)
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
