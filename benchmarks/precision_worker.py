@@ -24,8 +24,11 @@ from torch2engine.parity import compare
 __all__ = ["main"]
 
 WARM_CALLS = 12
-# fp8 is built and timed wherever it leads; whether deploy would take it by default is a figure.
 LOOSE = Tolerance(rel_l2=10.0, max_rel=1e6)
+# Built and timed wherever they lead, with the error as a figure: fp8, which deploy may refuse by default, and TF32,
+# in which TensorRT-RTX 1.6.1 answers ResNet-50 at batch 1 differently from call to call.
+UNBOUNDED = ("fp8", "tf32")
+WRONG = 0.5  # such an answer's time is of no interest
 
 
 def _model(name: str) -> torch.nn.Module:
@@ -36,17 +39,18 @@ def _model(name: str) -> torch.nn.Module:
 def deploy(name: str, precision: str, folder: Path) -> dict[str, Any]:
     """Deploy, save, and tell what came out."""
     entry, model = FLOATS[name], _model(name)
-    loose = LOOSE if precision == "fp8" else None
+    tolerance = LOOSE if precision in UNBOUNDED else None
     try:
-        module = t2e.deploy(model, entry.inputs(8), entry.axes(), precision=precision, tolerance=loose)
+        module = t2e.deploy(model, entry.inputs(8), entry.axes(), precision=precision, tolerance=tolerance)
     except (t2e.BuildError, t2e.ParityError, t2e.UnsupportedOperatorError) as error:
         return {"refused": f"{type(error).__name__}: {str(error)[:600]}", "told": ""}
     assert isinstance(module, t2e.TRTModule) and module.report is not None
-    engine = module.report.parity[-1]
-    default = Tolerance.default(precision)
+    rel_l2 = max(row.rel_l2 for row in module.report.parity[-1].rows)
+    if rel_l2 > WRONG:
+        return {"refused": f"the engine is wrong: relative L2 error {rel_l2:.2g}", "told": ""}
     figures = {
-        "rel_l2": max(row.rel_l2 for row in engine.rows),
-        "default_rel_l2": default.rel_l2,
+        "rel_l2": rel_l2,
+        "default_rel_l2": Tolerance.default(precision).rel_l2,
         "plan_mib": os.path.getsize(module.save(folder) / "model.plan") / 2**20,
         "deploy_s": sum(module.report.seconds.values()),
     }
@@ -75,9 +79,10 @@ def time(name: str, precisions: list[str], batches: list[int], rounds: int, fold
                 calls[word]()
             answer = calls[word]()
             torch.cuda.synchronize()
-            bounds = LOOSE if word == "fp8" else Tolerance.default(word)
-            rows = compare({"output": expected}, {"output": answer}, bounds, case=f"batch {batch}")
-            assert all(row.passed for row in rows), f"{name} in {word}, batch {batch}: {rows}"
+            bounds = LOOSE if word in UNBOUNDED else Tolerance.default(word)
+            (row,) = compare({"output": expected}, {"output": answer}, bounds, case=f"batch {batch}")
+            assert row.passed, f"{name} in {word}: {row}"
+            figures[f"{word}.b{batch}.rel_l2"] = row.rel_l2
         if precisions == ["tf32"]:
             del calls["eager"]
         for word, timing in measure(calls, device="cuda", rounds=rounds).items():

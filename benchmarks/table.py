@@ -1,7 +1,7 @@
 """The README's tables of speed, made from the evidence: `python -m benchmarks.table`, or with `--check`.
 
-Enters: call_overhead.json and models.json. Leaves: the README with the text between `<!-- speed -->` and
-`<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A peer that is faster than
+Enters: call_overhead.json, models.json and precision.json. Leaves: the README with the text between `<!-- speed -->`
+and `<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A peer that is faster than
 torch2engine needs its reason in `REASONS`, or no table is made.
 """
 
@@ -44,6 +44,14 @@ TITLES = {
     "vit_b_16": "ViT-B/16",
     "bert": "BERT-base, 128 tokens",
 }
+FLOAT_TITLES = {
+    "resnet50": "ResNet-50",
+    "vit_b_16": "ViT-B/16",
+    "bert": "BERT-base, 128 tokens",
+    "convnext_tiny": "ConvNeXt-T",
+    "lstm": "LSTM, 2 layers, 64 steps",
+}
+PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 # Candidate -> heading; the first two are ours, the third is what both stand on.
 CANDIDATES = {
     "t2e_default": "torch2engine",
@@ -117,6 +125,37 @@ def _calls(evidence: Mapping[str, Any]) -> list[str]:
         f"Host time per call, median ({_origin(evidence)}, `call_overhead.json`):",
         "",
         *_rows(cells),
+    ]
+
+
+def _precisions(evidence: Mapping[str, Any]) -> list[str]:
+    """What each precision costs and gives, for whole models."""
+    figures: Mapping[str, float] = evidence["figures"]
+    left_out: Mapping[str, str] = evidence["samples"].get("left_out", {})
+    head = ["float32 model, precision", "rel_l2", "multiply-adds in it", "batch 1, µs", "batch 8, µs", "× fp32"]
+    cells, notes = [head], []
+    for model, title in FLOAT_TITLES.items():
+        for word in PRECISIONS:
+            name = f"{model}.{word}"
+            if name in left_out:
+                notes.append(f"{title} in {word}: {left_out[name].partition(chr(10))[0]}.")
+                cells.append([f"{title}, {word}", *["–"] * 5])
+                continue
+            if f"{name}.rel_l2" not in figures:
+                raise TableError(f"{name} is missing, and nothing says why")
+            error, bound = figures[f"{name}.rel_l2"], figures[f"{name}.default_rel_l2"]
+            share = "" if word in ("fp32", "tf32") else f"{100 * figures[f'{name}.mac_share']:.1f} %"
+            times = [_time(figures[f"{name}.b{batch}.device_us"]) for batch in (1, 8)]
+            beyond = " (refused by default)" if error > bound else ""
+            speedup = f"{figures[f'{name}.speedup_over_fp32']:.2f}"
+            cells.append([f"{title}, {word}", f"{error:.1e}{beyond}", share, *times, speedup])
+    return [
+        f"Float32 models in each precision ({_origin(evidence)}, `precision.json`): relative L2 error of the engine, "
+        "what TensorRT says that its layers compute in the precision, GPU time per call, and speed at batch 8 against "
+        "fp32 (TF32 off, as for all but tf32):",
+        "",
+        *_rows(cells),
+        *(line for note in notes for line in ("", note)),
     ]
 
 
@@ -213,9 +252,12 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
             one that is missing for none.
     """
     calls, models = _read(results / "call_overhead.json"), _read(results / "models.json")
+    precisions = _read(results / "precision.json")
     parts = [_calls(calls)] if calls is not None else []
     if models is not None:
         parts.append(_Models(models, reasons).lines())
+    if precisions is not None:
+        parts.append(_precisions(precisions))
     return "\n\n".join("\n".join(part) for part in parts)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import peers, stress, table, zoo
+from benchmarks import peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 
 SCRIPTS = ("call_overhead", "models", "stress", "precision")
@@ -224,6 +224,23 @@ def whole(**peers: float) -> dict[str, Any]:
     return sheet("models", figures)
 
 
+def precisions(**left_out: str) -> dict[str, Any]:
+    """Made-up evidence of precision: each next type has ten times the error and half the time."""
+    figures: dict[str, float] = {}
+    for model in table.FLOAT_TITLES:
+        for index, word in enumerate(table.PRECISIONS):
+            found = {
+                "rel_l2": 1e-5 * 10**index,
+                "default_rel_l2": 0.05,
+                "mac_share": 0.975,
+                "b1.device_us": 100 / 2**index,
+                "b8.device_us": 800 / 2**index,
+                "speedup_over_fp32": 2.0**index,
+            }
+            figures |= {f"{model}.{word}.{name}": value for name, value in found.items()}
+    return sheet("precision", figures, left_out=left_out)
+
+
 def published(folder: Path, *sheets: dict[str, Any]) -> Path:
     """A folder with this evidence."""
     for data in sheets:
@@ -302,6 +319,31 @@ def test_missing_peer_needs_its_reason(tmp_path: Path) -> None:
     assert text.count("– (1)") == 2
     assert "\n(1) Polygraphy: can't run: OSError: no libcudart\n" in text
     assert text.count("| – |") == 1
+
+
+def test_table_of_precisions(tmp_path: Path) -> None:
+    """A row for each model and precision; what deploy would refuse says so, what was left out says why."""
+    data = precisions(**{"lstm.fp8": "ParityError: relative L2 is 1\nmore"})
+    text = table.generate(published(tmp_path, data))
+    rows = [line for line in text.splitlines() if line.startswith("| ResNet-50")]
+    assert rows == [
+        "| ResNet-50, fp32 | 1.0e-05 |  | 100 | 800 | 1.00 |",
+        "| ResNet-50, tf32 | 1.0e-04 |  | 50.0 | 400 | 2.00 |",
+        "| ResNet-50, fp16 | 1.0e-03 | 97.5 % | 25.0 | 200 | 4.00 |",
+        "| ResNet-50, bf16 | 1.0e-02 | 97.5 % | 12.5 | 100 | 8.00 |",
+        "| ResNet-50, fp8 | 1.0e-01 (refused by default) | 97.5 % | 6.2 | 50.0 | 16.00 |",
+    ]
+    assert "| LSTM, 2 layers, 64 steps, fp8 | – | – | – | – | – |" in text
+    assert "\nLSTM, 2 layers, 64 steps in fp8: ParityError: relative L2 is 1." in text
+    del data["figures"]["bert.fp16.rel_l2"]
+    with pytest.raises(table.TableError, match=r"bert\.fp16 is missing, and nothing says why"):
+        table.generate(published(tmp_path, data))
+
+
+def test_table_knows_every_precision_and_model() -> None:
+    """Whatever precision.py may time has its rows."""
+    assert set(table.FLOAT_TITLES) == set(zoo.FLOATS)
+    assert table.PRECISIONS == precision.PRECISIONS
 
 
 @pytest.mark.parametrize(

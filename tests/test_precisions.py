@@ -18,6 +18,10 @@ from torch import nn
 import torch2engine as t2e
 from tests.onnx_models import FLOAT, save
 from tests.precision_models import trained
+from torch2engine._calibration import arrays
+from torch2engine._prepare import zeros
+from torch2engine.precision import macs
+from torch2engine.precision._model import load
 from torch2engine.precision.macs import products
 
 Axis = t2e.Axis
@@ -71,6 +75,26 @@ def test_einsum_and_gemm_are_counted(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", nodes, ends, {"e": (FLOAT, [2, 3, 5]), "g": (FLOAT, [5, 5])})
     given = {name: np.ones(shape, np.float32) for name, (_, shape) in ends.items()}
     assert [one.multiply_adds for one in products(path, given)] == [2 * 3 * 4 * 5, 5 * 4 * 5]
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "lstm"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_inferred_shapes_are_those_of_a_run(name: str, precision: str) -> None:
+    """Nothing is run to count, but where sizes depend on values."""
+    subject = trained(name)
+    module = t2e.deploy(subject.model, subject.sample, subject.axes, precision=precision, runtime="onnxruntime")
+    artifact = module._artifact
+    leaves = next(iter(zeros(artifact.signature, artifact.profiles, None, torch.device("cpu"))))
+    given = arrays(artifact.signature, leaves)
+    path = artifact.onnx_path
+    assert path is not None
+    model = load(path)
+    inferred = macs._inferred(model, {key: array.shape for key, array in given.items()})
+    names = [name for node in model.graph.node if node.op_type in macs._PRODUCTS for name in node.input if name]
+    seen = macs._seen(path, sorted(set(names)), given)
+    known = [name for name in seen if name in inferred]
+    assert {name: inferred[name] for name in known} == {name: seen[name] for name in known}
+    assert len(known) >= len(seen) - 2
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp8"])

@@ -11,6 +11,7 @@ import pytest
 
 from torch2engine.config import Tolerance
 from torch2engine.parity import ParityReport, compare
+from torch2engine.precision.shares import PrecisionReport, Product
 from torch2engine.report import DeployReport, Phases
 
 TOLERANCE = Tolerance(rel_l2=1e-3, max_rel=1e-2, abs=1e-6)
@@ -51,6 +52,17 @@ def test_text_leaves_out_memory_on_the_cpu() -> None:
     """Nothing is said about device memory where there is none."""
     report = DeployReport(parity=(table("a vs b"),), seconds={"check": 1.0}, precision="fp32")
     assert str(report).startswith("fp32; check 1.0 s\na vs b: passed")
+
+
+def test_text_and_json_tell_what_the_engine_computes_in() -> None:
+    """Between the graph's account and the comparisons."""
+    products = (Product("a", "Gemm", "head", "fp16", 30, "fp16"), Product("b", "Conv", "stem", "fp16", 10, "fp32"))
+    computed = PrecisionReport(products, {"fp16": 3, "fp32": 1})
+    report = DeployReport(parity=(table("a vs b"),), seconds={"check": 1.0}, precision="fp16", computed=computed)
+    assert str(report).splitlines()[1] == (
+        "engine: 75.0 % of the multiply-adds in fp16, 25.0 % of the multiply-adds in fp32; layers: 3 in fp16, 1 in fp32"
+    )
+    assert json.loads(json.dumps(report.to_json()))["computed"]["shares"] == {"fp16": 0.75, "fp32": 0.25}
 
 
 def test_json_has_every_field() -> None:

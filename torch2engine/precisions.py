@@ -33,9 +33,9 @@ from torch2engine.reference import unwrap
 
 __all__ = ["PrecisionReport", "Sensitivity", "precision_report", "sensitivity", "verified"]
 
-# What of a low graph's multiply-adds the engine must do in the low type. TensorRT has no 8-bit kernel for a few
-# shapes of convolution (in TensorRT-RTX 1.6 those of three channels, and depthwise ones), which are small parts of a
-# network; where they are not, the user is to say that they may stay wide.
+# What of a low graph's multiply-adds the engine must do in the low type. TensorRT-RTX 1.6 has no fp8 kernel for some
+# convolutions (ResNet-50's first, ConvNeXt's depthwise ones, transposed ones) and quietly computes them in float32:
+# mostly a small part of a network, and where it is not the user is to say that they may stay so.
 _TAKEN = 0.9
 
 
