@@ -304,3 +304,34 @@ def test_operator_that_onnx_runtime_has_not_in_float16_fails_the_deploy() -> Non
     with pytest.raises(t2e.Torch2EngineError) as caught:
         deploy(Scattered())
     assert "ScatterElements" in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "fp8"])
+def test_progress_is_told_of_calibration(dtype: str) -> None:
+    """Every batch, with the number of all where the data has a length; one more than done where it has none."""
+    model, data = nn.Sequential(nn.Linear(8, 8), nn.Tanh()), [X, X, X]
+    events: list[tuple[Any, ...]] = []
+
+    def listen(*event: Any) -> None:
+        events.append(event[:3])
+
+    deploy(model, dtype, calibration=data, progress=listen)
+    assert events == [("calibration", step, 3) for step in range(4)]
+    events.clear()
+    deploy(model, dtype, calibration=(batch for batch in data), progress=listen)
+    assert events == [("calibration", 0, 1), ("calibration", 1, 2), ("calibration", 2, 3), ("calibration", 3, 3)]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8", "fp8"])
+def test_progress_may_cancel_calibration(dtype: str) -> None:
+    """By False, or by whatever it raises, which comes out as it is."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+    with pytest.raises(t2e.BuildError) as caught:
+        deploy(model, dtype, calibration=[X, X], progress=lambda phase, step, steps, seconds: step < 1)
+    assert str(caught.value) == "calibration: cancelled, progress returned False in 'calibration'"
+
+    def fail(*event: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        deploy(model, dtype, calibration=[X, X], progress=fail)

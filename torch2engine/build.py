@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
 
 from torch2engine import device
@@ -18,8 +17,7 @@ from torch2engine._build_process import compile_in_child
 from torch2engine._build_source import Profiles, Source, resolve
 from torch2engine.artifact import EngineArtifact, Hardware, OnnxArtifact, ScratchFolder, scratch_folder
 from torch2engine.config import BuildConfig, float32_arithmetic
-from torch2engine.errors import BuildError
-from torch2engine.progress import Progress, reporting
+from torch2engine.progress import Progress, Reporter, reporting
 from torch2engine.spec import Profile
 
 __all__ = ["build"]
@@ -78,13 +76,7 @@ def build(
             progress=report is not None,
         )
         with _LOCK:
-            started = time.monotonic()
-
-            def on_phase(phase: str, step: int, steps: int) -> None:
-                if report is not None and report(phase, step, steps, time.monotonic() - started) is False:
-                    raise BuildError("build", got=f"cancelled, progress returned False in '{phase}'")
-
-            facts = compile_in_child(request, on_phase)
+            facts = compile_in_child(request, Reporter("build", report))
     return _artifact(model, owner, facts)
 
 

@@ -68,7 +68,8 @@ def deploy(
         config: how TensorRT builds.
         runtime_config: how the deployed module answers. Under out_of_range="eager" it keeps `model`; under "split" it
             is proved now that an axis can be split. ONNX Runtime has out_of_range only.
-        progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds).
+        progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds), as `build` says; it
+            is told of calibration and of building.
 
     Returns:
         a TRTModule on the sample's GPU (for a CPU sample, PyTorch's current one), or an ORTModule; `report` has the
@@ -101,7 +102,7 @@ def deploy(
     asked = settled(asked, artifact)
     with phases("precision", when=asked.changes_graph):
         flavour = None if runtime == "onnxruntime" else trt.find(config.flavour).name
-        low = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour)
+        low = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour, progress=progress)
     reports, notes = [checked, *low.reports], (*captured.notes, *low.notes)
     if runtime == "onnxruntime":
         module = ORTModule(low.artifact, None, runtime_config.on_cpu(), kept)

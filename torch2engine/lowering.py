@@ -11,6 +11,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from torch2engine.precision.outcome import PrecisionOutcome
 from torch2engine.precision.quantize import quantize
 from torch2engine.precision.ranges import absolute_maxima
 from torch2engine.precision.sensitivity import Mixtures, distance
+from torch2engine.progress import Progress, Reporter, reporting
 from torch2engine.stages import judge
 
 __all__ = ["Lowered", "lower"]
@@ -92,6 +94,7 @@ def lower(
     *,
     tolerance: Tolerance | None = None,
     flavour: str | None = None,
+    progress: Progress = None,
 ) -> Lowered:
     """Type or quantise a graph, and judge what came out.
 
@@ -102,6 +105,7 @@ def lower(
         calibration: inputs in the form of sample_input; read once, or for Budget.metric once more for each graph.
         tolerance: when the graph counts as equal; by default `Tolerance.default` of the precision.
         flavour: that will build it, for what that can't; None: ONNX Runtime answers.
+        progress: as for `build`; told of every batch of `calibration`, in a phase of that name.
 
     Returns:
         the first graph that holds the budget, or the tolerance where there is no budget; what was given for "fp32" and
@@ -115,6 +119,7 @@ def lower(
         ExportError: ModelOpt failed.
         PrecisionError: nothing would compute in the precision, not even where a budget holds.
         ParityError: the graph does not hold the tolerance, or no graph the budget.
+        BuildError: progress returned False.
     """
     if not precision.changes_graph:
         return Lowered(artifact, examples, tolerance)
@@ -126,7 +131,9 @@ def lower(
             allowed="a float32 model",
             fix="deploy model.float(), or leave precision out",
         )
-    lowered = _Lowering(artifact, precision, examples, calibration, tolerance, flavour)()
+    with reporting(progress) as report:
+        told = Reporter("calibration", report)
+        lowered = _Lowering(artifact, precision, examples, calibration, tolerance, flavour, told)()
     if flavour is not None:
         return lowered
     # Its own float16 is not the strict judge's, and it lacks some operators in it.
@@ -145,8 +152,10 @@ class _Lowering:
         calibration: Iterable[Any] | None,
         tolerance: Tolerance | None,
         flavour: str | None,
+        report: Reporter,
     ) -> None:
         self._artifact, self._precision, self._flavour = artifact, precision, flavour
+        self._report = report
         if precision.dtype in QUANTIZED:  # whose ranges are those of real data, which random values are not
             examples = [example for example in examples if not example.name.endswith("random")]
         self._examples, self._calibration = examples, calibration
@@ -215,10 +224,13 @@ class _Lowering:
         if self._calibration is None:
             yield from self._own_batches()
             return
-        for batch in self._calibration:
+        known, done = length_hint(self._calibration), 0  # a DataLoader may have a length that it can't tell
+        for done, batch in enumerate(self._calibration, 1):
+            self._report("calibration", done - 1, max(known, done))
             leaves = tensors(signature, batch)
             signature.resolve([leaf.shape for leaf in leaves])
             yield arrays(self._artifact.signature, leaves)
+        self._report("calibration", done, done)
 
     def _own_batches(self) -> Iterator[Arrays]:
         for example in self._examples:

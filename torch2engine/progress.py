@@ -6,13 +6,14 @@ because every stage that takes minutes reports in the same form, and only here i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, cast
 
-from torch2engine.errors import InputError
+from torch2engine.errors import BuildError, InputError
 
-__all__ = ["Progress", "Report", "reporting"]
+__all__ = ["Progress", "Report", "Reporter", "reporting"]
 
 
 class Report(Protocol):
@@ -59,6 +60,28 @@ def reporting(progress: Progress) -> Generator[Report | None, None, None]:
             allowed="True, None or a callable",
             fix="e.g. progress=lambda phase, step, steps, seconds: None",
         )
+
+
+class Reporter:
+    """Reports the steps of a piece of work, with the seconds since this was made.
+
+    Args:
+        subject: the work, for the error.
+        report: who is told; None for nobody.
+    """
+
+    def __init__(self, subject: str, report: Report | None) -> None:
+        self._subject, self._report = subject, report
+        self._started = time.monotonic()
+
+    def __call__(self, phase: str, step: int, steps: int) -> None:
+        """Report one step.
+
+        Raises:
+            BuildError: the answer was to cancel.
+        """
+        if self._report is not None and self._report(phase, step, steps, time.monotonic() - self._started) is False:
+            raise BuildError(self._subject, got=f"cancelled, progress returned False in '{phase}'")
 
 
 class _Bar:
