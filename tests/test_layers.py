@@ -143,9 +143,9 @@ def test_tensorrt_10_says_it_otherwise() -> None:
 
 @pytest.mark.parametrize("separator", ["\x1e", "\x1f", ""])
 def test_names_of_nodes_may_hold_brackets(separator: str) -> None:
-    """As PyTorch's do in lists of modules."""
+    """As PyTorch's do in lists of modules, and a remark may follow."""
     names = ("node_a[0]", "b [x] c", "/layers.0/Conv")
-    metadata = separator.join(f"[ONNX Layer: {name}]" for name in names)
+    metadata = separator.join(f"[ONNX Layer: {name}]" for name in names) + "__gemm_from_conv1x1"
     entry = {"Name": "l", "LayerType": "kgen", "Metadata": metadata}
     assert read_layers(json.dumps({"Layers": [entry]}))[0].nodes == names
 

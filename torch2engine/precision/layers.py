@@ -15,8 +15,9 @@ from typing import Any, cast
 
 __all__ = ["Layer", "computed_in", "read_layers"]
 
-# Entries are parted by unit or record separators.
-_NODE = re.compile(r"\[ONNX Layer: (.*?)\](?=[\x1e\x1f]|\[ONNX Layer: |$)")
+# Entries are parted by unit or record separators, and the last may have a remark behind it ("__gemm_from_conv1x1").
+_ENTRY = re.compile(r"[\x1e\x1f]|(?=\[ONNX Layer: )")
+_NODE = re.compile(r"\[ONNX Layer: (.*)\]")
 # TensorRT 11 and RTX say "Half"; TensorRT 10 may say "Channel major FP16 format where channel % 8 == 0". See
 # https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
 _TYPES = (
@@ -107,7 +108,11 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
     else:
         written = [_type(tensor) for tensor in entry.get("Outputs", ())]
         precision = _widest(kind for kind, _ in read) or _widest(written)
-    return Layer(name, kind, tuple(_NODE.findall(str(entry.get("Metadata", "")))), precision, multiplies)
+    return Layer(name, kind, _nodes(str(entry.get("Metadata", ""))), precision, multiplies)
+
+
+def _nodes(metadata: str) -> tuple[str, ...]:
+    return tuple(match[1] for part in _ENTRY.split(metadata) if (match := _NODE.match(part)))
 
 
 def _arithmetic(read: Sequence[tuple[str, int]], weight: str) -> str:
