@@ -77,11 +77,10 @@ class Run:
             built = dict(zip(jobs, pool.map(lambda job: self.deploy(*job), jobs), strict=True))
         for model in self.options.models:
             there = [precision for precision in PRECISIONS if built[model, precision]]
-            alike = [precision for precision in there if precision != "tf32"]
-            self.time(model, alike, tf32=False)
-            if "tf32" in there:
-                self.time(model, ["tf32"], tf32=True)
-            self.speedups(model, there)
+            try:
+                self.times(model, there)
+            except (RuntimeError, subprocess.TimeoutExpired) as error:
+                self.failures.append(f"{model}: {error}")
         if self.failures:  # last, so that the file of the failed run has all that did not fail
             raise RuntimeError("\n".join(self.failures))
 
@@ -105,6 +104,14 @@ class Run:
         for figure, value in found["figures"].items():
             self.evidence.figure(f"{name}.{figure}", value)
         return True
+
+    def times(self, model: str, precisions: Sequence[str]) -> None:
+        if alike := [precision for precision in precisions if precision != "tf32"]:
+            self.time(model, alike, tf32=False)
+        if "tf32" in precisions:
+            self.time(model, ["tf32"], tf32=True)
+        if "fp32" in precisions:
+            self.speedups(model, precisions)
 
     def time(self, model: str, precisions: Sequence[str], tf32: bool) -> None:
         folders = [str(self.folder / f"{model}.{precision}") for precision in precisions]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,14 @@ WIDER = {"Half": "Float", "BFloat16": "Float", "FP8": "Half", "Int8": "Half", "F
 WORDS = {"Half": "fp16", "Float": "fp32"}
 
 
-def account(name: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """An engine's account, and what its graph has each product in."""
+def account(name: str) -> tuple[dict[str, Any], tuple[Product, ...]]:
+    """An engine's account, and its graph's products."""
     data = json.loads(INSPECTED[name].read_text(encoding="utf-8"))
-    return data, {node: precision for node, (_, precision) in data["products"].items()}
+    return data, tuple(Product(node, op, "", precision, 1) for node, (op, precision) in data["products"].items())
+
+
+def found_in(data: dict[str, Any], graph: tuple[Product, ...]) -> dict[str, str]:
+    return computed_in(read_layers(json.dumps(data)), graph)
 
 
 @pytest.mark.parametrize("name", INSPECTED)
@@ -40,29 +45,28 @@ def test_every_product_of_a_real_engine_is_found(name: str) -> None:
     """Convolutions, products with and without weights, fused attention, recurrent layers; mixed with float32."""
     data, graph = account(name)
     assert len(graph) >= 3
-    assert computed_in(read_layers(json.dumps(data)), graph) == {**graph, **DIFFERS.get(name, {})}
+    assert found_in(data, graph) == {**{one.name: one.precision for one in graph}, **DIFFERS.get(name, {})}
 
 
 @pytest.mark.parametrize("name", [name for name in INSPECTED if not name.startswith("lstm")])
 def test_a_product_that_is_computed_in_another_type_is_seen(name: str) -> None:
     """The layer of each product in turn is given another type, as if a cast had been folded away."""
     data, graph = account(name)
-    before = computed_in(read_layers(json.dumps(data)), graph)
-    for node in graph:
+    before = found_in(data, graph)
+    for node in before:
         changed = copy.deepcopy(data)
         others = set()
         new = ""
         for layer, parsed in zip(changed["Layers"], read_layers(json.dumps(data)), strict=True):
             if node in parsed.nodes and parsed.multiplies:
-                others |= {other for other in graph if other in parsed.nodes}
+                others |= {other for other in before if other in parsed.nodes}
                 old = layer["Inputs"][0]["Datatype"]
                 for tensor in (*layer["Inputs"], *layer["Constants"]):
                     if tensor["Datatype"] == old:
                         tensor["Datatype"] = WIDER[old]
                 new = WORDS[WIDER[old]]
         assert new
-        found = computed_in(read_layers(json.dumps(changed)), graph)
-        assert found == {**before, **dict.fromkeys(others, new)}
+        assert found_in(changed, graph) == {**before, **dict.fromkeys(others, new)}
 
 
 def test_a_recurrent_layer_whose_products_are_wide_is_seen() -> None:
@@ -71,8 +75,10 @@ def test_a_recurrent_layer_whose_products_are_wide_is_seen() -> None:
     loose = next(layer for layer in data["Layers"] if layer["LayerType"] == "gemm" and not layer["Metadata"])
     for tensor in (*loose["Inputs"], *loose["Constants"]):
         tensor["Datatype"] = "Float"
-    found = computed_in(read_layers(json.dumps(data)), graph)
-    assert found == {"node_LSTM_66": "fp32", "node_LSTM_127": "fp32", "node_linear": "fp16"}
+    assert found_in(data, graph) == {"node_LSTM_66": "fp32", "node_LSTM_127": "fp32", "node_linear": "fp16"}
+    # If the graph has one of them in float32 itself, nobody can tell whose the wide one is.
+    mixed = tuple(replace(one, precision="fp32") if one.name == "node_LSTM_127" else one for one in graph)
+    assert found_in(data, mixed) == {"node_LSTM_66": "unknown", "node_LSTM_127": "unknown", "node_linear": "fp16"}
 
 
 def tensor(kind: str, *dims: int) -> dict[str, Any]:
@@ -150,10 +156,20 @@ def test_names_of_nodes_may_hold_brackets(separator: str) -> None:
     assert read_layers(json.dumps({"Layers": [entry]}))[0].nodes == names
 
 
-@pytest.mark.parametrize("text", ["", '{"Layers": []}', '{"Layers": ["conv1 + relu1"]}', "{}"])
+NOTHING = ("", "{}", "[]", "no JSON", '{"Layers": null}', '{"Layers": ["conv1 + relu1"]}', '{"Layers": [{}]}')
+NULLS = '{"Layers": [{"Name": null, "Inputs": null, "Outputs": null, "Constants": null, "Metadata": null}]}'
+
+
+@pytest.mark.parametrize("text", [*NOTHING, NULLS])
 def test_without_details_nothing_is_claimed(text: str) -> None:
-    """An engine that was built without detailed profiling verbosity has names of layers alone."""
-    assert computed_in(read_layers(text), ["conv1"]) == {}
+    """An engine that was built without detailed profiling verbosity, or words that nobody knows."""
+    assert computed_in(read_layers(text), [Product("conv1", "Conv", "", "fp16", 1)]) == {"conv1": "unknown"}
+
+
+def test_layer_of_no_known_kind_proves_nothing() -> None:
+    """What surrounds a product may well be wide where it is not."""
+    layer = read_one(LayerType="Myelin", Inputs=[tensor("Float", -1, 8)], Outputs=[tensor("Float", -1, 8)])
+    assert computed_in([layer], [Product("n", "MatMul", "", "fp16", 1)]) == {"n": "unknown"}
 
 
 def product(engine: str, multiply_adds: int, module: str = "head", precision: str = "fp16") -> Product:
@@ -167,22 +183,41 @@ def test_engine_that_stays_in_float32_is_refused() -> None:
     with pytest.raises(t2e.PrecisionError) as caught:
         check_taken(report, "fp16", "TensorRT 11")
     assert str(caught.value) == (
-        "precision 'fp16': TensorRT 11 computes in it 10.0 % of the multiply-adds that the graph has in fp16, "
-        "not 'head' (in fp32), 'stem' (in fp32), at least 90 %; name these modules in Precision(keep_fp32=[...]) if "
-        "they may stay as they are, or take another precision"
+        "precision 'fp16': TensorRT 11 computes 10.0 % of the multiply-adds that the graph has in fp16 in it, "
+        "not 'head' (in fp32), 'stem' (in fp32), at least 90 %; take Precision('fp16', keep_fp32=['head', 'stem']) if "
+        "these may stay as they are, or another precision"
     )
+
+
+def test_engine_of_which_nothing_is_known_but_that_it_has_no_such_layer_is_refused() -> None:
+    """Without a name on any layer their types still tell."""
+    unknown = (product("unknown", 5),)
+    assert len(check_taken(PrecisionReport(unknown, {"fp16": 1, "fp32": 9}), "fp16", "TRT")) == 1
+    assert len(check_taken(PrecisionReport(unknown, {}), "fp16", "TRT")) == 1
+    with pytest.raises(t2e.PrecisionError, match=r"computes 0\.0 % .*it does not tell of 'head'"):
+        check_taken(PrecisionReport(unknown, {"fp32": 10}), "fp16", "TRT")
 
 
 def test_islands_and_small_parts_are_allowed() -> None:
     """What the graph itself has in float32 is not asked for; less than a tenth is told, as is what is not known."""
+
+    def told(*products: Product) -> tuple[str, ...]:
+        return check_taken(PrecisionReport(products), "fp16", "TRT")
+
     island = product("fp32", 900, "norm", "fp32")
-    assert check_taken(PrecisionReport((island, product("fp16", 10))), "fp16", "TRT") == ()
-    told = check_taken(PrecisionReport((product("fp16", 95), product("fp32", 5, "stem"))), "fp16", "TRT")
-    assert told == (
-        "TRT computes in fp16 95.0 % of the multiply-adds that the graph has in fp16, not 'stem' (in fp32)",
+    assert told(island, product("fp16", 10)) == ()
+    share = "TRT computes {} % of the multiply-adds that the graph has in fp16 in it"
+    assert told(product("fp16", 95), product("fp32", 5, "")) == (share.format("95.0") + ", not (model) (in fp32)",)
+    assert told(product("unknown", 95), product("fp16", 5, "stem")) == (
+        share.format("5.0") + "; it does not tell of 'head'",
     )
-    told = check_taken(PrecisionReport((product("unknown", 95), product("fp16", 5, "stem"))), "fp16", "TRT")
-    assert told == ("TRT does not tell what it computes these in: 'head'",)
+    assert told(product("unknown", 20), product("fp32", 5, "stem"), product("fp16", 75, "neck")) == (
+        share.format("75.0") + ", not 'stem' (in fp32); it does not tell of 'head'",
+    )
+    assert len(told(product("fp32", 0))) == 1  # without entries there is no work that could be elsewhere
+    assert told(island) == (
+        "there is no convolution or matrix product in fp16 outside of branches and loops to verify",
+    )
 
 
 def test_report_tells_graph_and_engine() -> None:

@@ -322,6 +322,16 @@ def test_progress_is_told_of_calibration(dtype: str) -> None:
     assert events == [("calibration", 0, 1), ("calibration", 1, 2), ("calibration", 2, 3), ("calibration", 3, 3)]
 
 
+def test_length_that_data_can_not_tell_is_no_error() -> None:
+    """As a DataLoader's over a stream."""
+
+    class Endless(list[torch.Tensor]):
+        def __len__(self) -> int:
+            raise NotImplementedError
+
+    deploy(nn.Sequential(nn.Linear(8, 8), nn.Tanh()), calibration=Endless([X]))
+
+
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "fp8"])
 def test_progress_may_cancel_calibration(dtype: str) -> None:
     """By False, or by whatever it raises, which comes out as it is."""

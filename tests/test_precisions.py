@@ -90,7 +90,13 @@ def test_inferred_shapes_are_those_of_a_run(name: str, precision: str) -> None:
     assert path is not None
     model = load(path)
     inferred = macs._inferred(model, {key: array.shape for key, array in given.items()})
-    names = [name for node in model.graph.node if node.op_type in macs._PRODUCTS for name in node.input if name]
+    names = [
+        name
+        for node in model.graph.node
+        if node.op_type in macs._PRODUCTS
+        for name in (*node.input, node.output[0])
+        if name
+    ]
     seen = macs._seen(path, sorted(set(names)), given)
     known = [name for name in seen if name in inferred]
     assert {name: inferred[name] for name in known} == {name: seen[name] for name in known}

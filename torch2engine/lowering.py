@@ -141,6 +141,14 @@ def lower(
     return replace(lowered, reports=(*lowered.reports, own_answers))
 
 
+def _length(batches: Iterable[Any]) -> int:
+    """How many there are; 0 where nobody knows."""
+    try:
+        return length_hint(batches)
+    except Exception:  # a user's own, and what progress shows is no reason to fail
+        return 0
+
+
 class _Lowering:
     """One call of `lower`."""
 
@@ -224,7 +232,7 @@ class _Lowering:
         if self._calibration is None:
             yield from self._own_batches()
             return
-        known, done = length_hint(self._calibration), 0  # a DataLoader may have a length that it can't tell
+        known, done = _length(self._calibration), 0
         for done, batch in enumerate(self._calibration, 1):
             self._report("calibration", done - 1, max(known, done))
             leaves = tensors(signature, batch)

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from torch2engine._calibration import arrays, check_calibration, tensors
 from torch2engine._prepare import zeros
 from torch2engine.artifact import EngineArtifact, OnnxArtifact
 from torch2engine.capture import capture
-from torch2engine.cases import cases
+from torch2engine.cases import Case, cases
 from torch2engine.config import LOW_PRECISIONS, Precision
 from torch2engine.deployed import Deployed
 from torch2engine.errors import ArtifactError, InputError, PrecisionError
@@ -90,34 +92,38 @@ def precision_report(deployed: Deployed[Any] | OnnxArtifact | EngineArtifact) ->
     profiles = artifact.profiles
     opt = None if not profiles else [profiles[0].sizes(1)]
     inputs = next(iter(zeros(artifact.signature, profiles, opt, torch.device("cpu"))))
-    found = products(path, arrays(artifact.signature, inputs))
-    return _of_engine(found, deployed.layers()) if isinstance(deployed, TRTModule) else PrecisionReport(found)
+    return _report(deployed, path, arrays(artifact.signature, inputs))
 
 
-def _of_engine(found: Sequence[Product], text: str) -> PrecisionReport:
-    layers = read_layers(text)
-    engine = computed_in(layers, [one.name for one in found])
+def _report(deployed: object, path: Path, inputs: Mapping[str, NDArray[Any]]) -> PrecisionReport:
+    found = products(path, inputs)
+    if not isinstance(deployed, TRTModule):
+        return PrecisionReport(found)
+    layers = read_layers(deployed.layers())
+    engine = computed_in(layers, found)
     counted = Counter(layer.precision for layer in layers if layer.precision)
-    return PrecisionReport(
-        tuple(replace(one, engine=engine.get(one.name, UNKNOWN)) for one in found), dict(sorted(counted.items()))
-    )
+    return PrecisionReport(tuple(replace(one, engine=engine[one.name]) for one in found), dict(sorted(counted.items())))
 
 
-def verified(module: TRTModule, precision: Precision) -> tuple[PrecisionReport, tuple[str, ...]]:
+def verified(module: TRTModule, examples: Sequence[Case]) -> tuple[PrecisionReport | None, tuple[str, ...]]:
     """Make sure that an engine computes in the low type what its graph has in it.
 
     Args:
         module: the engine, with its ONNX.
-        precision: what was asked; one that changes the graph.
+        examples: from `cases`; multiply-adds are counted at the sizes of the one at opt.
 
     Returns:
-        the report, and what the user should know.
+        the report, None for an engine in float32; and what the user should know.
 
     Raises:
         PrecisionError: as `check_taken`.
     """
-    report = precision_report(module)
-    return report, check_taken(report, precision.dtype, module.runtime)
+    path = module._artifact.onnx_path  # pyright: ignore[reportPrivateUsage]  # kin of it
+    if module.precision not in LOW_PRECISIONS or path is None:
+        return None, ()
+    example = next((one for one in examples if one.name.endswith("opt")), examples[0])
+    report = _report(module, path, arrays(module.signature, example.inputs))
+    return report, check_taken(report, module.precision, module.runtime)
 
 
 def check_taken(report: PrecisionReport, word: str, runtime: str) -> tuple[str, ...]:
@@ -132,32 +138,42 @@ def check_taken(report: PrecisionReport, word: str, runtime: str) -> tuple[str, 
         what the user should know: products that are not computed in it, or of which TensorRT does not tell.
 
     Raises:
-        PrecisionError: they are more than a tenth of the multiply-adds that the graph has in this precision.
+        PrecisionError: they are more than a tenth of the multiply-adds that the graph has in this precision, or
+            TensorRT tells of none of them and has no layer in it.
     """
     asked = [one for one in report.products if one.precision == word]
+    if not asked:
+        return (f"there is no convolution or matrix product in {word} outside of branches and loops to verify",)
     lost = [one for one in asked if one.engine not in (word, UNKNOWN)]
     unknown = [one for one in asked if one.engine == UNKNOWN]
-    notes = [f"{runtime} does not tell what it computes these in: {_named(unknown)}"] if unknown else []
-    if lost:
-        taken = 1 - sum(one.multiply_adds for one in lost) / sum(one.multiply_adds for one in asked)
-        told = f"{100 * taken:.1f} % of the multiply-adds that the graph has in {word}, not {_named(lost)}"
-        if taken < _TAKEN:
-            raise PrecisionError(
-                f"precision '{word}'",
-                got=f"{runtime} computes in it {told}",
-                allowed=f"at least {100 * _TAKEN:.0f} %",
-                fix="name these modules in Precision(keep_fp32=[...]) if they may stay as they are, or take another "
-                "precision",
-            )
-        notes.append(f"{runtime} computes in {word} {told}")
-    return tuple(notes)
+    if not lost and not unknown:
+        return ()
+    work = sum(one.multiply_adds for one in asked) or 1
+    away, untold = (sum(one.multiply_adds for one in some) / work for some in (lost, unknown))
+    told = (
+        f"{runtime} computes {100 * (1 - away - untold):.1f} % of the multiply-adds that the graph has in {word} in it"
+    )
+    told += f", not {_named(lost)}" if lost else ""
+    told += f"; it does not tell of {_named(unknown)}" if unknown else ""
+    nothing = len(unknown) == len(asked) and bool(report.layers) and word not in report.layers
+    if away <= 1 - _TAKEN and not nothing:
+        return (told,)
+    modules = sorted({one.module for one in lost})
+    raise PrecisionError(
+        f"precision '{word}'",
+        got=told,
+        allowed=f"at least {100 * _TAKEN:.0f} %",
+        fix=f"take Precision('{word}', keep_fp32={modules}) if these may stay as they are, or another precision",
+    )
 
 
 def _named(products: Sequence[Product]) -> str:
     """The modules, each with what it is computed in; those with the most work first."""
     work: dict[str, int] = {}
     for one in products:
-        told = f"'{one.module}'" + ("" if one.engine == UNKNOWN else f" (in {one.engine})")
+        told = (f"'{one.module}'" if one.module else "(model)") + (
+            "" if one.engine == UNKNOWN else f" (in {one.engine})"
+        )
         work[told] = work.get(told, 0) + one.multiply_adds
     names = sorted(work, key=lambda told: -work[told])
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

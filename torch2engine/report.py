@@ -30,8 +30,7 @@ class DeployReport:
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
         notes: what a user should know.
         lowering: how the graph came to a low precision; None where it was not changed.
-        computed: what the engine computes in, as TensorRT tells of its layers; None where the graph was not changed,
-            and of ONNX Runtime.
+        computed: what a low engine computes in, as TensorRT tells of its layers; None in float32 and of ONNX Runtime.
     """
 
     parity: tuple[ParityReport, ...]

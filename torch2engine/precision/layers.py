@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from torch2engine.precision.shares import RECURRENT, UNKNOWN, Product
+
 __all__ = ["Layer", "computed_in", "read_layers"]
 
 # Entries are parted by unit or record separators, and the last may have a remark behind it ("__gemm_from_conv1x1").
@@ -56,42 +58,45 @@ class Layer:
 
 
 def read_layers(text: str) -> tuple[Layer, ...]:
-    """Read the inspector's JSON.
+    """Read the inspector's JSON; nothing, if it is in words that are not known.
 
     Args:
         text: of a whole engine; one that was built without detailed profiling verbosity has names alone.
     """
-    entries = cast("list[Any]", json.loads(text).get("Layers", [])) if text else []
-    return tuple(_layer(cast("dict[str, Any]", entry)) for entry in entries if isinstance(entry, dict))
+    try:
+        entries = cast("list[Any]", json.loads(text, strict=False)["Layers"]) if text else []
+        return tuple(_layer(cast("dict[str, Any]", entry)) for entry in entries if isinstance(entry, dict))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return ()
 
 
-def computed_in(layers: Sequence[Layer], names: Iterable[str]) -> dict[str, str]:
-    """What products are computed in; those that no layer names are left out.
+def computed_in(layers: Sequence[Layer], products: Sequence[Product]) -> dict[str, str]:
+    """What products are computed in, by their nodes' names; "unknown" where TensorRT does not tell.
 
     Args:
         layers: of the engine.
-        names: of ONNX nodes that multiply.
+        products: of the graph.
     """
-    wanted = set(names)
-    of_node: dict[str, list[Layer]] = {name: [] for name in wanted}
-    unnamed: set[str] = set()  # the products inside loops, such as a recurrent layer's, name no node
+    of_node: dict[str, list[Layer]] = {one.name: [] for one in products}
+    loose: set[str] = set()  # those inside loops, such as a recurrent layer's, name no product
     for layer in layers:
-        mine = wanted.intersection(layer.nodes)
+        mine = of_node.keys() & set(layer.nodes)
         for name in mine:
             of_node[name].append(layer)
         if not mine and layer.multiplies == _SURELY:
-            unnamed.add(layer.precision)
+            loose.add(layer.precision)
+    asked = {one.precision for one in products if one.op in RECURRENT}
     found: dict[str, str] = {}
-    for name, around in of_node.items():
+    for one in products:
+        around = of_node[one.name]
         surest = max((layer.multiplies for layer in around), default=_NOT)
         if surest != _NOT:
             kinds = {layer.precision for layer in around if layer.multiplies == surest}
-        else:
-            kinds = {layer.precision for layer in around}
-            if around:
-                kinds |= unnamed
-        if widest := _widest(kinds):
-            found[name] = widest
+        elif one.op in RECURRENT and around and not (len(loose) > 1 and loose <= asked):
+            kinds = {layer.precision for layer in around} | loose
+        else:  # of several recurrent layers in several types nobody says which is whose
+            kinds = set[str]()
+        found[one.name] = _widest(kinds) or UNKNOWN
     return found
 
 
@@ -102,13 +107,13 @@ def _layer(entry: Mapping[str, Any]) -> Layer:
         multiplies = _SURELY
     elif _FUSED.search(kind) or _ATTENTION.search(name):
         multiplies = _MAYBE
-    read = [(_type(tensor), _sides(tensor)) for tensor in entry.get("Inputs", ())]
+    read = [(_type(tensor), _sides(tensor)) for tensor in entry.get("Inputs") or ()]
     if multiplies != _NOT:
         precision = _arithmetic([one for one in read if one[0]], _weight(entry))
     else:
-        written = [_type(tensor) for tensor in entry.get("Outputs", ())]
+        written = [_type(tensor) for tensor in entry.get("Outputs") or ()]
         precision = _widest(kind for kind, _ in read) or _widest(written)
-    return Layer(name, kind, _nodes(str(entry.get("Metadata", ""))), precision, multiplies)
+    return Layer(name, kind, _nodes(str(entry.get("Metadata") or "")), precision, multiplies)
 
 
 def _nodes(metadata: str) -> tuple[str, ...]:
@@ -132,7 +137,7 @@ def _weight(entry: Mapping[str, Any]) -> str:
     """Type of the largest constant that is no mere vector, or ""."""
     if isinstance(entry.get("Weights"), dict):  # TensorRT 10
         return _typed(entry["Weights"].get("Type", ""))
-    tensors = [tensor for tensor in entry.get("Constants", ()) if _sides(tensor) > 1]
+    tensors = [tensor for tensor in entry.get("Constants") or () if _sides(tensor) > 1]
     return _type(max(tensors, key=_size)) if tensors else ""
 
 
@@ -145,12 +150,12 @@ def _typed(words: object) -> str:
 
 
 def _sides(tensor: Mapping[str, Any]) -> int:
-    return sum(size != 1 for size in tensor.get("Dimensions", ()))
+    return sum(size != 1 for size in tensor.get("Dimensions") or ())
 
 
 def _size(tensor: Mapping[str, Any]) -> int:
     size = 1
-    for side in tensor.get("Dimensions", ()):
+    for side in tensor.get("Dimensions") or ():
         size *= abs(int(side))
     return size
 

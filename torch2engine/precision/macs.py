@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from torch2engine.ort import Session
 from torch2engine.precision._model import bare, load, modules, save, types
-from torch2engine.precision.shares import Product
+from torch2engine.precision.shares import RECURRENT, Product
 from torch2engine.precision.strict import strict
 
 __all__ = ["products"]
 
 _PREFIX = "torch2engine.shape/"
-_RECURRENT = ("GRU", "LSTM", "RNN")
-_PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *_RECURRENT)
+_PRODUCTS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *RECURRENT)
 
 Shape = Sequence[int]
 
@@ -49,7 +48,7 @@ def products(source: Path, inputs: Mapping[str, NDArray[Any]]) -> tuple[Product,
             op=node.op_type,
             module=of_node[node.name],
             precision=low[node.input[0]],
-            multiply_adds=_count(node, [shapes.get(name, ()) for name in node.input], shapes[node.output[0]]),
+            multiply_adds=_count(node, [shapes.get(name, ()) for name in node.input], shapes.get(node.output[0], ())),
         )
         for node in chosen
     )
@@ -119,7 +118,7 @@ def _count(node: Any, given: Sequence[Shape], made: Shape) -> int:
         return math.prod(made) * math.prod(given[1][1:])
     if node.op_type == "ConvTranspose":
         return math.prod(given[0]) * math.prod(given[1][1:])
-    if node.op_type in _RECURRENT:  # (steps, batch, inputs); weights (directions, gates * hidden, inputs or hidden)
+    if node.op_type in RECURRENT:  # (steps, batch, inputs); weights (directions, gates * hidden, inputs or hidden)
         return given[0][0] * given[0][1] * (math.prod(given[1]) + math.prod(given[2]))
     if node.op_type == "Einsum":
         return _einsum(node, given)

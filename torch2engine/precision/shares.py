@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["PrecisionReport", "Product", "table"]
+__all__ = ["RECURRENT", "UNKNOWN", "PrecisionReport", "Product", "table"]
 
 UNKNOWN = "unknown"
+RECURRENT = ("GRU", "LSTM", "RNN")
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class PrecisionReport:
     """What the products of a model (convolutions, matrix products, recurrent layers) are computed in.
 
     Of a TRTModule it tells what TensorRT's inspector says that the engine does, else what the graph asks for; counted
-    at the opt sizes of the first profile. Printed, it is a table.
+    at the opt sizes of the first profile, without those inside branches and loops. Printed, it is a table.
 
     Args:
         products: one for each such node, in the graph's order.

@@ -186,6 +186,7 @@ class Engine:
                 self._engine.create_engine_inspector(), "engine inspector", rt, since=mark
             )
             text: str = inspector.get_engine_information(rt.api.LayerInformationFormat.JSON)
+            del inspector  # while nothing else runs in TensorRT
         return text
 
     def runtime_cache(self) -> bytes:

@@ -1,0 +1,77 @@
+"""Made-up evidence, in the form of what the benchmarks write.
+
+Enters: figures. Leaves: sheets, and folders that hold them. A room of its own because the tests of the form and those
+of the README's tables start from the same.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import table
+
+
+def sheet(name: str, figures: dict[str, float], **samples: Any) -> dict[str, Any]:
+    """Evidence of that name with these figures."""
+    return {
+        "schema": 1,
+        "name": name,
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "clean": True,
+        "gpu": "NVIDIA H200",
+        "gpu_count": 1,
+        "driver": "580.1",
+        "versions": {"torch": "2.11.0", "tensorrt_rtx": "1.6.1.120"},
+        "started": "2026-01-01T00:00:00Z",
+        "seconds": 1.5,
+        "figures": figures,
+        "samples": samples,
+        "tests": [],
+    }
+
+
+def overhead() -> dict[str, Any]:
+    """Made-up evidence of call_overhead."""
+    names = {name for name, _, _, _ in table.CALLS} | {base for _, _, base, _ in table.CALLS}
+    return sheet("call_overhead", {f"tiny.{name}.host_us": 20.0 + index for index, name in enumerate(sorted(names))})
+
+
+def whole(**peers: float) -> dict[str, Any]:
+    """Made-up evidence of models: ours takes 100 µs of the GPU and 40 of the host, peers the given times half of it."""
+    figures = {
+        f"resnet50.{name}": value
+        for name, value in (("context_mib_b1", 31.3), ("context_mib_engine", 131.8), ("warm_start_s", 0.31))
+    }
+    figures["resnet50.cold_start_s"] = 3.2
+    for batch in (8, 32, 1):
+        for name in table.CANDIDATES:
+            device_us = peers.get(name, 100.0 if name in ("raw", "t2e_default", "t2e_static_graph") else 250.0)
+            figures[f"resnet50.b{batch}.{name}.device_us"] = device_us
+            figures[f"resnet50.b{batch}.{name}.host_us"] = 0.4 * device_us
+    return sheet("models", figures)
+
+
+def precisions(**left_out: str) -> dict[str, Any]:
+    """Made-up evidence of precision: each next type has ten times the error and half the time."""
+    figures: dict[str, float] = {}
+    for model in table.FLOAT_TITLES:
+        for index, word in enumerate(table.PRECISIONS):
+            found = {
+                "rel_l2": 1e-5 * 10**index,
+                "default_rel_l2": 0.05,
+                "mac_share": 0.975,
+                "b1.device_us": 100 / 2**index,
+                "b8.device_us": 800 / 2**index,
+                "speedup_over_fp32": 2.0**index,
+            }
+            figures |= {f"{model}.{word}.{name}": value for name, value in found.items()}
+    return sheet("precision", figures, left_out=left_out)
+
+
+def published(folder: Path, *sheets: dict[str, Any]) -> Path:
+    """A folder with this evidence."""
+    for data in sheets:
+        (folder / f"{data['name']}.json").write_text(json.dumps(data))
+    return folder
