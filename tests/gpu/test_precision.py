@@ -7,8 +7,8 @@ refused. Apart because what TensorRT makes of a graph shows on a GPU only.
 
 from __future__ import annotations
 
+import importlib
 import pickle
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch2engine.parity import ParityReport
 from torch2engine.testing import assert_parity
 
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
-DEPLOY = sys.modules["torch2engine.deploy"]  # which the function of that name hides
+DEPLOY = importlib.import_module("torch2engine.deploy")  # which the function of that name hides
 LOOSE = t2e.Tolerance(rel_l2=0.3, max_rel=3.0)  # for random weights in 8 bits and less
 Maker = Callable[[int], dict[str, torch.Tensor]]
 
