@@ -7,8 +7,10 @@ imports, crashes and signals need a process that nothing has touched.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,10 @@ from typing import Any
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# Engines of tests go to a cache of this run, here and in processes that tests start.
+_CACHE = tempfile.TemporaryDirectory(prefix="torch2engine-tests-")
+os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
 @pytest.fixture(scope="session")

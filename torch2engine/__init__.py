@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch2engine import testing
     from torch2engine.artifact import EngineArtifact, OnnxArtifact
     from torch2engine.build import build
+    from torch2engine.cache import EngineCache
     from torch2engine.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
     from torch2engine.deploy import deploy
     from torch2engine.errors import (
@@ -58,6 +59,7 @@ __all__ = [
     "DtypeError",
     "DynamicAxisError",
     "EngineArtifact",
+    "EngineCache",
     "ExportError",
     "InputError",
     "Inputs",
@@ -92,6 +94,7 @@ _ROOMS = {
     "EngineArtifact": "artifact",
     "OnnxArtifact": "artifact",
     "build": "build",
+    "EngineCache": "cache",
     "Budget": "config",
     "BuildConfig": "config",
     "Precision": "config",

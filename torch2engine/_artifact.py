@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex, TypeVar
 
 from torch2engine._content import Content, disk_errors
-from torch2engine._folder import identity, previous, put_folder, read_file, write_file
+from torch2engine._folder import identity, previous, put_folder, read_file, scratch_folder, write_file
 from torch2engine._manifest import LIMIT_BYTES, NAME, Facts, canonical, claimed_files, compose, parse
 from torch2engine.errors import ArtifactError
 from torch2engine.spec import Profile, Signature
@@ -137,6 +137,18 @@ class Artifact:
             # Through a symbolic link the folder that it points to is replaced, never the link.
             put_folder(Path(os.path.realpath(target)), self._write, lambda there: _check_replaceable(there, overwrite))
         return target
+
+    def linked(self: A) -> A:
+        """The same artifact in a scratch folder, where it outlives the folder that it lies in now.
+
+        Raises:
+            ArtifactError: a file can neither be linked nor copied.
+        """
+        owner = scratch_folder()
+        self._content.link_into(owner.path)
+        content = Content(folder=owner.path, owner=owner, names=self.files)
+        content.inherit(self._content)
+        return self.from_parts(self._facts, content)
 
     def _write(self, folder: Path) -> None:
         records = self._content.copy_into(folder)

@@ -34,6 +34,7 @@ __all__ = [
     "read_and_record",
     "read_file",
     "record_file",
+    "remove_abandoned",
     "scratch_folder",
     "write_file",
 ]
@@ -195,7 +196,7 @@ def put_folder(path: Path, write: Callable[[Path], None], check_replaceable: Cal
         OSError: the disk refused; `path` is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path)
     staging, lock = _make_staging(path)
     try:
         write(staging)
@@ -267,7 +268,7 @@ def _make_staging(path: Path) -> tuple[Path, int]:
         # Another save took it for abandoned before it was locked.
 
 
-def _remove_abandoned(path: Path) -> None:
+def remove_abandoned(path: Path) -> None:
     """Remove what killed processes left of their saves to `path`; a running save holds a lock."""
     for folder in list(path.parent.glob(f"{glob.escape(_staging_prefix(path))}*")):
         with contextlib.suppress(OSError):

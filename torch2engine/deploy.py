@@ -15,7 +15,8 @@ from torch import nn
 from torch2engine import trt
 from torch2engine._calibration import check_calibration
 from torch2engine._lowered import settled
-from torch2engine.build import Progress, build
+from torch2engine.build import obtain
+from torch2engine.cache import Cache
 from torch2engine.capture import capture
 from torch2engine.cases import cases
 from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
@@ -25,6 +26,7 @@ from torch2engine.module import TRTModule
 from torch2engine.ort_module import ORTModule
 from torch2engine.precisions import verified
 from torch2engine.preserve import undisturbed
+from torch2engine.progress import Progress
 from torch2engine.reference import unwrap
 from torch2engine.report import Phases
 from torch2engine.stages import choose_runtime, judge, precision_notes, prove_split, target_device
@@ -44,6 +46,7 @@ def deploy(
     runtime: str = "tensorrt",
     config: BuildConfig = BuildConfig(),
     runtime_config: RuntimeConfig = RuntimeConfig(),
+    cache: Cache = True,
     progress: Progress = None,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
@@ -68,6 +71,8 @@ def deploy(
         config: how TensorRT builds.
         runtime_config: how the deployed module answers. Under out_of_range="eager" it keeps `model`; under "split" it
             is proved now that an axis can be split. ONNX Runtime has out_of_range only.
+        cache: True keeps the engine in the user's cache folder and takes it from there when the same one is wanted
+            again (every check is made all the same); a folder or an `EngineCache` for another place; False for none.
         progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds), as `build` says; it
             is told of calibration and of building.
 
@@ -113,13 +118,14 @@ def deploy(
     with phases("build"), torch.cuda.device(target):  # build_serialized_network
         torch.cuda.empty_cache()  # the builder is another process and needs the memory
         float32 = "tf32" if asked.dtype == "tf32" else None
-        engine = build(low.artifact, precision=float32, config=config, progress=progress)
-    with phases("parity"):
-        module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
+        built = obtain(low.artifact, precision=float32, config=config, cache=cache, progress=progress)
+    with phases("parity"), built.proving():
+        module = TRTModule(built.engine, runtime_config=runtime_config, reference=kept).bind(target)
         reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
         computed, told = verified(module, low.examples)
         notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
         notes = (*notes, *told, *precision_notes(asked.dtype, module))
     module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome, computed)
+    built.keep(module.compiled())
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

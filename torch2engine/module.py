@@ -243,6 +243,11 @@ class TRTModule(Benchmarked[EngineArtifact]):
 
     save.__doc__ = Deployed.save.__doc__
 
+    def compiled(self) -> EngineArtifact:
+        """The engine as `save` would write it: with the kernels that TensorRT-RTX compiled so far."""
+        self._keep_kernels()
+        return self._artifact
+
     def _keep_kernels(self) -> None:
         """Put the kernels that TensorRT-RTX compiled so far into the artifact."""
         live = self._live

@@ -98,13 +98,14 @@ def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.Mon
     sample = inputs(8)
     exact = t2e.export(model, sample, dict.fromkeys(sample, BATCH))
 
-    def build(source: t2e.OnnxArtifact, **options: Any) -> Any:
-        engine = t2e.build(exact, **options)
-        folder = Path(engine.folder)
-        (folder / "model.onnx").write_bytes(source.onnx_path.read_bytes())
-        return engine
+    real = DEPLOY.obtain
 
-    monkeypatch.setattr(DEPLOY, "build", build)
+    def obtain(source: t2e.OnnxArtifact, **options: Any) -> Any:
+        built = real(exact, **{**options, "cache": False})
+        (Path(built.engine.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
+        return built
+
+    monkeypatch.setattr(DEPLOY, "obtain", obtain)
     with pytest.raises(t2e.PrecisionError) as caught:
         deployed(model, sample, "fp16")
     assert isinstance(caught.value, t2e.BuildError)
@@ -232,7 +233,7 @@ def test_int8_convolution_on_rtx_is_refused_before_anything_is_built(monkeypatch
     def build(*args: Any, **options: Any) -> None:
         raise AssertionError("something was built")
 
-    monkeypatch.setattr(DEPLOY, "build", build)
+    monkeypatch.setattr(DEPLOY, "obtain", build)
     with pytest.raises(t2e.UnsupportedOperatorError, match=r"can't build 1 convolution in int8.*take precision='fp8'"):
         deployed(model, sample, "int8")
 

@@ -1,0 +1,69 @@
+"""The engine cache under deploy(), on a real GPU.
+
+Enters: a small network, deployed again and again. Leaves: proof that the second time nothing is built or compiled, that
+the answers are the same, and that an engine that parity refuses is not kept. Apart from the CPU tests because parity
+and compiled kernels need engines that run.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import TINY_AXES, Tiny, tiny_inputs
+
+import torch2engine as t2e
+
+BUILD = importlib.import_module("torch2engine.build")  # which the function of that name hides
+
+
+def never(*args: Any) -> None:
+    raise AssertionError("built")
+
+
+def test_second_deploy_takes_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its kernels, and every comparison made again; other weights are another engine."""
+    torch.manual_seed(0)
+    model, cache = Tiny().cuda().eval(), t2e.EngineCache(tmp_path)
+    first = t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=cache)
+    (entry,) = cache.entries()
+    assert (entry.path / "runtime.cache").stat().st_size > 0
+    monkeypatch.setattr(BUILD, "compile_in_child", never)
+    second = t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=tmp_path)
+    assert isinstance(first, t2e.TRTModule)
+    assert isinstance(second, t2e.TRTModule)
+    assert second.report is not None
+    assert second.report.passed
+    assert len(second.report.parity) == 2
+    inputs = tiny_inputs(5)
+    assert torch.equal(first(*inputs)["logits"], second(*inputs)["logits"])
+    with torch.no_grad():
+        model.head.bias.add_(1e-3)
+    with pytest.raises(AssertionError, match="built"):
+        t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=cache)
+    with pytest.raises(AssertionError, match="built"):
+        t2e.deploy(Tiny().cuda().eval(), tiny_inputs(), TINY_AXES, cache=False)
+    assert len(cache.entries()) == 1
+
+
+def test_engine_that_parity_refuses_is_not_kept(tmp_path: Path) -> None:
+    """Neither the one that was built, nor one that was found."""
+    torch.manual_seed(0)
+    model, cache = Tiny().cuda().eval(), t2e.EngineCache(tmp_path)
+    stage = importlib.import_module("torch2engine.deploy")
+    real = stage.judge
+    wrong = t2e.Tolerance(rel_l2=1e-12, max_rel=1e-12, abs=0.0)
+
+    def strict(module: Any, examples: Any, tolerance: Any = None, *rest: Any) -> Any:
+        return real(module, examples, wrong if isinstance(module, t2e.TRTModule) else tolerance, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "judge", strict)
+        with pytest.raises(t2e.ParityError):
+            t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=cache)
+    assert cache.entries() == ()
+    t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=cache)
+    assert len(cache.entries()) == 1
