@@ -7,6 +7,7 @@ Leaves: proof that nothing but the same build is ever found, once, whole, and th
 from __future__ import annotations
 
 import importlib
+import os
 import random
 import signal
 import subprocess
@@ -47,7 +48,14 @@ def key(number: int) -> str:
     return key_of({"number": number})
 
 
-def never() -> EngineArtifact:
+def taken(cache: EngineCache, name: str) -> EngineArtifact:
+    """The entry, which must be there."""
+    found = cache.take(name)
+    assert found is not None
+    return found
+
+
+def never(*args: Any) -> EngineArtifact:
     """A build that must not happen."""
     raise AssertionError("built")
 
@@ -62,7 +70,7 @@ def filled(cache: EngineCache, tmp_path: Path, count: int) -> list[str]:
     keys = [key(number) for number in range(count)]
     for number, name in enumerate(keys):
         made = fresh_engine(tmp_path / f"made{number}", plan=bytes([number]) * 10_000)
-        assert cache.engine(name, lambda made=made: made)[1] is False
+        cache.store(name, made)
         time.sleep(0.01)
     return keys
 
@@ -71,13 +79,22 @@ def filled(cache: EngineCache, tmp_path: Path, count: int) -> list[str]:
 
 
 def test_same_build_is_found_and_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second build takes the very bytes of the first, the plan's, the ONNX's and every fact."""
+    """The second build takes the very bytes of the first, and keeps the ONNX that it was given."""
     path = onnx_models.matmul(tmp_path)
     first = t2e.build(path, RANGES, cache=tmp_path / "cache")
-    monkeypatch.setattr(BUILD, "compile_in_child", lambda *args: never())
+    monkeypatch.setattr(BUILD, "compile_in_child", never)
     second = t2e.build(path, RANGES, cache=tmp_path / "cache")
     assert second.read_plan() == first.read_plan()
     assert second.manifest() == first.manifest()
+    (entry,) = EngineCache(tmp_path / "cache").entries()
+    assert sorted(file.name for file in entry.path.iterdir()) == ["manifest.json", "model.plan"]
+    model = onnx.load(path)
+    model.graph.node[0].metadata_props.add(key="source", value="elsewhere.py:3")
+    onnx.save(model, path)
+    third = t2e.build(path, RANGES, cache=tmp_path / "cache")
+    assert third.read_plan() == first.read_plan()
+    assert third.onnx_path is not None
+    assert third.onnx_path.read_bytes() == path.read_bytes()
     with pytest.raises(AssertionError, match="built"):
         t2e.build(path, RANGES)
 
@@ -109,6 +126,56 @@ def other_weight(path: Path) -> None:
     onnx.save(model, path)
 
 
+def other_subgraph(path: Path) -> None:
+    model = onnx.load(path)
+    branches = [attribute.g for attribute in model.graph.node[0].attribute]
+    branches[0].node[0].op_type = "Neg"
+    onnx.save(model, path)
+
+
+def remarks(path: Path) -> None:
+    """Sources and texts on everything that can have some."""
+    model = onnx.load(path)
+    parts = [model, model.graph, *model.graph.node, *model.graph.input]
+    for graph in [part.g for node in model.graph.node for part in node.attribute if part.HasField("g")]:
+        parts += [graph, *graph.node]
+    for part in parts:
+        part.doc_string = "said"
+        part.metadata_props.add(key="source", value="elsewhere.py:3")
+    onnx.save(model, path)
+
+
+def branches(folder: Path) -> Path:
+    """y = -(-x) or y = |x|."""
+    ends = onnx.helper.make_tensor_value_info("y", onnx_models.FLOAT, ["batch", 4])
+    parts = [
+        onnx.helper.make_graph([onnx.helper.make_node(op, ["x"], ["y"], name=op)], op, [], [ends])
+        for op in ("Abs", "Identity")
+    ]
+    node = onnx.helper.make_node("If", ["c"], ["y"], name="if", then_branch=parts[0], else_branch=parts[1])
+    inputs = {"x": (onnx_models.FLOAT, ["batch", 4])}
+    weights = {"c": np.array(True)}
+    return onnx_models.save(folder / "if.onnx", [node], inputs, {"y": (onnx_models.FLOAT, ["batch", 4])}, weights)
+
+
+@pytest.mark.parametrize("make", [gemm, branches])
+def test_remarks_are_not_part_of_the_build(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Source lines and texts, also of nodes in branches; what is in a branch is."""
+    path = make(tmp_path)
+    before = found_key(path)
+    remarks(path)
+    assert found_key(path) == before
+    if make is branches:
+        other_subgraph(path)
+        assert found_key(path) != before
+
+
+def test_naming_the_only_flavour_is_no_change(tmp_path: Path) -> None:
+    """None means the one that is installed."""
+    path = gemm(tmp_path)
+    assert found_key(path, config=t2e.BuildConfig(flavour="tensorrt_rtx")) == found_key(path)
+
+
 def gpu(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
     """Another GPU than the one of the first build."""
     from torch2engine.device import Gpu
@@ -135,9 +202,9 @@ CHANGES: dict[str, Any] = {
     "profiles": {"ranges": [RANGES, RANGES]},
     "precision": {"precision": "tf32"},
     "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
-    "flavour": {"config": t2e.BuildConfig(flavour="tensorrt_rtx")},
     "TensorRT's version": {"world": flavour(version="1.6.2.1")},
     "TF32 of the process": {"environment": "1"},
+    "TF32 of a process with plain TensorRT": {"environment": "1", "before": flavour(name="tensorrt")},
     "GPU": {"world": gpu()},
     "GPU's name": {"world": gpu(name="NVIDIA H100"), "before": gpu()},
     "compute capability": {"world": gpu(compute_capability=(9, 1)), "before": gpu()},
@@ -177,38 +244,74 @@ def test_driver_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found_key(path) == before
 
 
-def test_export_in_another_process_is_the_same_build(run_python: Callable[[str], Any]) -> None:
-    """Exports are equal byte for byte, or no process would find another's engine."""
-    code = (
-        "import json, torch, torch2engine as t2e\n"
-        "torch.manual_seed(0)\n"
-        "m = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4), torch.nn.GELU()).eval()\n"
-        "a = t2e.export(m, torch.randn(4, 1, 8, 8), {'input': {0: t2e.Axis('batch', 1, 4, 8)}})\n"
-        "print(json.dumps(a.manifest()['files']))"
-    )
-    assert run_python(code) == run_python(code)
+SOURCE = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)
+    def forward(self, x):
+        return torch.nn.functional.gelu(self.norm(self.conv(x)))
+"""
 
 
-def test_failed_build_stores_nothing(cache: EngineCache) -> None:
-    """The error comes out as it is, and the next one tries again."""
-    with pytest.raises(AssertionError, match="built"):
-        cache.engine(key(0), never)
-    assert cache.entries() == ()
+def test_export_in_another_place_is_the_same_build(run_python: Callable[[str], Any], tmp_path: Path) -> None:
+    """Another process, another folder and other lines: else no restarted notebook would find its engine."""
+
+    def fingerprint(place: str, text: str) -> Any:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "net.py").write_text(text)
+        return run_python(
+            f"import json, sys; sys.path.insert(0, {str(tmp_path / place)!r})\n"
+            "import torch, torch2engine as t2e, net\n"
+            "from torch2engine._build_source import fingerprint\n"
+            "torch.manual_seed(0)\n"
+            "a = t2e.export(net.Net().eval(), torch.randn(4, 1, 8, 8), {'x': {0: t2e.Axis('batch', 1, 4, 8)}})\n"
+            "print(json.dumps(fingerprint(a)))"
+        )
+
+    assert fingerprint("one", SOURCE) == fingerprint("two", "# a line more\n" + SOURCE)
 
 
 # Wrong engines
 
 
-def test_engine_that_is_found_wrong_is_forgotten(cache: EngineCache, tmp_path: Path) -> None:
-    """If parity fails, the same wrong engine is not handed out again."""
-    (name,) = filled(cache, tmp_path, 1)
-    built = BUILD.Built(cache.engine(name, never)[0], cache, name, True)
-    with built.proving():
-        pass
-    assert len(cache.entries()) == 1
-    with pytest.raises(t2e.BuildError), built.proving():
-        raise t2e.BuildError("parity")
-    assert cache.entries() == ()
+class Judge:
+    """Wants an engine and fails, or not, before it is kept."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.path, self.cache = onnx_models.matmul(tmp_path), EngineCache(tmp_path / "cache")
+
+    def __call__(self, error: Exception | None = None) -> EngineArtifact:
+        with BUILD.obtaining(self.path, RANGES, cache=self.cache) as wanted:
+            engine = wanted()
+            if error is not None:
+                raise error
+            wanted.keep(engine)
+            return engine
+
+
+@pytest.mark.parametrize("error", [t2e.BuildError("parity"), RuntimeError("CUDA error")])
+def test_engine_that_is_found_wrong_is_not_found_again(error: Exception, tmp_path: Path) -> None:
+    """Neither the one that was built just now, nor one from the cache."""
+    judge = Judge(tmp_path)
+    with pytest.raises(type(error)):
+        judge(error)
+    assert judge.cache.entries() == ()
+    judge()
+    assert len(judge.cache.entries()) == 1
+    with pytest.raises(type(error)):
+        judge(error)
+    assert judge.cache.entries() == ()
+
+
+def test_wrong_input_is_not_the_engines_fault(tmp_path: Path) -> None:
+    """The entry stays."""
+    judge = Judge(tmp_path)
+    judge()
+    with pytest.raises(t2e.InputError):
+        judge(t2e.InputError("out_of_range"))
+    assert len(judge.cache.entries()) == 1
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -221,39 +324,84 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_damaged_entry_is_built_anew(damage: Callable[[Path], object], cache: EngineCache, tmp_path: Path) -> None:
-    """With a warning, and stored again."""
+def test_damaged_entry_is_removed(damage: Callable[[Path], object], cache: EngineCache, tmp_path: Path) -> None:
+    """With a warning, also where warnings are errors; and it counts as long as it is there."""
     (name,) = filled(cache, tmp_path, 1)
     damage(cache.folder / name)
-    made = fresh_engine(tmp_path / "anew", plan=b"anew")
-    with pytest.warns(UserWarning, match="an engine in the cache is damaged and is built anew"):
-        found, there = cache.engine(name, lambda: made)
-    assert (found.read_plan(), there) == (b"anew" + TAIL, False)
-    assert cache.engine(name, never)[0].read_plan() == b"anew" + TAIL
+    assert [entry.key for entry in cache.entries()] == [name]
+    with pytest.warns(UserWarning, match="an engine in the cache was damaged and is built anew"):
+        assert cache.take(name) is None
+    assert cache.take(name) is None
+    assert cache.entries() == ()
+    cache.store(name, fresh_engine(tmp_path / "anew", plan=b"anew"))
+    assert taken(cache, name).read_plan() == b"anew" + TAIL
+
+
+def test_full_temporary_folder_is_not_the_entrys_fault(
+    cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays for when there is room again."""
+    (name,) = filled(cache, tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+        assert cache.take(name) is None
+    assert "can't be taken" in caplog.text
+    assert taken(cache, name).read_plan() == bytes(10_000) + TAIL
 
 
 # Several processes
 
 
-def test_threads_that_want_the_same_engine_build_it_once(cache: EngineCache, tmp_path: Path) -> None:
-    """The others wait and take it."""
-    calls: list[int] = []
+def test_threads_that_want_the_same_engine_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait until the first has found it right, and are told so."""
+    judge, builds, told = Judge(tmp_path), list[int](), list[str]()
+    real = BUILD.compile_in_child
 
-    def build() -> EngineArtifact:
-        calls.append(1)
-        time.sleep(0.2)
-        return fresh_engine(tmp_path / f"made{len(calls)}", plan=b"one")
+    def counted(*args: Any) -> Any:
+        builds.append(1)
+        time.sleep(0.3)
+        return real(*args)
 
-    found: list[bytes] = []
-    threads = [
-        threading.Thread(target=lambda: found.append(cache.engine(key(0), build)[0].read_plan())) for _ in range(8)
-    ]
+    monkeypatch.setattr(BUILD, "compile_in_child", counted)
+    found: list[str] = []
+
+    def run() -> None:
+        options = {"cache": judge.cache, "progress": lambda phase, *_: told.append(phase)}
+        found.append(t2e.build(judge.path, RANGES, **options).plan_sha256)
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(calls) == 1
-    assert found == [b"one" + TAIL] * 8
+    assert len(builds) == 1
+    assert len(found) == 6
+    assert len(set(found)) == 1
+    assert "waiting for another process" in told
+
+
+def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
+    """By progress, as a build can."""
+    judge = Judge(tmp_path)
+    with BUILD.obtaining(judge.path, RANGES, cache=judge.cache) as wanted:
+        wanted()
+        with pytest.raises(t2e.BuildError, match="cancelled, progress returned False in 'waiting for another process'"):
+            t2e.build(judge.path, RANGES, cache=judge.cache, progress=lambda *_: False)
+
+
+def test_lock_does_not_live_on_in_a_fork(cache: EngineCache) -> None:
+    """A worker that was forked during a build may stay for hours."""
+    with cache.building(key(0)):
+        child = os.fork()
+        if not child:  # pragma: no cover
+            time.sleep(30)
+            os._exit(0)
+    try:
+        with cache.building(key(0), lambda: pytest.fail("waited")):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 RACER = """
@@ -296,8 +444,12 @@ print("ready", flush=True)
 draw = random.Random(seed)
 while True:
     n = draw.randrange(8)
-    cache.engine(key_of({"number": n}), lambda: made[n])
-    cache.update(key_of({"number": n}), made[n].with_runtime_cache(bytes(1000)))
+    key = key_of({"number": n})
+    with cache.building(key):
+        cache.store(key, made[n])
+    cache.take(key)
+    if n == 3:
+        cache.remove(key)
 """
 
 
@@ -316,10 +468,11 @@ def test_killed_processes_leave_a_good_cache(tmp_path: Path, repository: Path) -
     assert entries
     for entry in entries:
         number = next(number for number in range(8) if key(number) == entry.key)
-        assert cache.engine(entry.key, never)[0].read_plan() == bytes([number]) * 300_000 + TAIL
+        assert taken(cache, entry.key).read_plan() == bytes([number]) * 300_000 + TAIL
     cache.prune()
-    assert {path.name.removesuffix(".lock") for path in cache.folder.iterdir()} <= {key(n) for n in range(8)}
+    assert {path.name for path in cache.folder.iterdir()} <= {"locks", *(key(n) for n in range(8))}
     assert cache.clear() > 0
+    assert [path.name for path in cache.folder.iterdir()] == ["locks"]
 
 
 # Bounds
@@ -329,13 +482,12 @@ def test_least_recently_used_goes_first(cache: EngineCache, tmp_path: Path) -> N
     """What was just taken counts as used; the one that was just stored stays whatever the bound."""
     first, second, third = filled(cache, tmp_path, 3)
     size = cache.entries()[0].size_bytes
-    time.sleep(0.01)
-    cache.engine(first, never)
+    taken(cache, first)
     assert [entry.key for entry in cache.entries()] == [second, third, first]
     assert cache.prune(2 * size) == size
     assert [entry.key for entry in cache.entries()] == [third, first]
     small = EngineCache(cache.folder.parent, max_bytes=1)
-    small.engine(key(9), lambda: fresh_engine(tmp_path / "large", plan=bytes(20_000)))
+    small.store(key(9), fresh_engine(tmp_path / "large", plan=bytes(20_000)))
     assert [entry.key for entry in cache.entries()] == [key(9)]
     assert cache.clear() > 20_000
     assert cache.entries() == ()
@@ -345,61 +497,69 @@ def test_least_recently_used_goes_first(cache: EngineCache, tmp_path: Path) -> N
 def test_engine_outlives_its_entry(cache: EngineCache, tmp_path: Path) -> None:
     """What was taken can be run, saved and loaded after the entry has gone."""
     (name,) = filled(cache, tmp_path, 1)
-    taken, _ = cache.engine(name, never)
-    cache.clear()
-    assert taken.read_plan() == bytes(10_000) + TAIL
-    assert EngineArtifact.load(taken.save(tmp_path / "saved.t2e")).read_plan() == bytes(10_000) + TAIL
-
-
-def test_entry_in_use_is_not_removed(cache: EngineCache, tmp_path: Path) -> None:
-    """As long as another one builds or reads it."""
-    (name,) = filled(cache, tmp_path, 1)
-    with cache._locked(name) as usable:
-        assert usable
-        assert cache.clear() == 0
-        assert cache.remove(name) is False
+    found = taken(cache, name)
     assert cache.remove(name) is True
+    assert cache.remove(name) is False
+    assert found.read_plan() == bytes(10_000) + TAIL
+    assert EngineArtifact.load(found.save(tmp_path / "saved.t2e")).read_plan() == bytes(10_000) + TAIL
 
 
-def test_compiled_kernels_are_kept(cache: EngineCache, tmp_path: Path) -> None:
-    """Once: the first deploy's kernels join the entry, and who finds some writes none."""
-    (name,) = filled(cache, tmp_path, 1)
-    plain, _ = cache.engine(name, never)
-    BUILD.Built(plain, cache, name, True).keep(plain)
-    assert cache.engine(name, never)[0].read_runtime_cache() == b""
-    BUILD.Built(plain, cache, name, True).keep(plain.with_runtime_cache(b"kernels"))
-    found, _ = cache.engine(name, never)
-    assert found.read_runtime_cache() == b"kernels"
-    assert found.read_plan() == plain.read_plan()
-    BUILD.Built(found, cache, name, True).keep(found.with_runtime_cache(b"others"))
-    assert cache.engine(name, never)[0].read_runtime_cache() == b"kernels"
-    cache.remove(name)
-    BUILD.Built(plain, cache, name, True).keep(plain.with_runtime_cache(b"kernels"))
-    assert cache.entries() == ()
+def kept(judge: Judge, kernels: bytes, driver: str | None = None) -> bytes:
+    """Keep the engine as found, with these kernels; the kernels that are found then."""
+    with BUILD.obtaining(judge.path, RANGES, cache=judge.cache) as wanted:
+        engine = wanted()
+        if driver is not None:
+            hardware = replace(engine.hardware, driver=driver)
+            engine = EngineArtifact.from_parts(replace(engine._facts, hardware=hardware), engine._content)
+        wanted.keep(engine.with_runtime_cache(kernels))
+    (entry,) = judge.cache.entries()
+    return EngineArtifact.load(entry.path).read_runtime_cache()
+
+
+def test_compiled_kernels_are_kept(tmp_path: Path) -> None:
+    """The first ones, until a driver comes that does not take them."""
+    judge = Judge(tmp_path)
+    assert kept(judge, b"") == b""
+    assert kept(judge, b"kernels") == b"kernels"
+    assert kept(judge, b"others") == b"kernels"
+    assert kept(judge, b"newer", driver="600.1") == b"newer"
 
 
 # Options
 
 
-def test_folder_that_can_not_be_used_is_a_warning(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_the_way", ["folder", "entry"])
+def test_cache_that_can_not_be_used_is_told(in_the_way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The engine is built all the same."""
-    (tmp_path / "file").write_text("in the way")
-    made = fresh_engine(tmp_path / "made")
-    with pytest.warns(UserWarning, match="can't be used, engines are built anew"):
-        assert EngineCache(tmp_path / "file").engine(key(0), lambda: made) == (made, False)
+    judge = Judge(tmp_path)
+    if in_the_way == "folder":
+        (tmp_path / "cache").write_text("in the way")
+        assert judge().plan_path.exists()
+        assert "can't be used" in caplog.text
+        return
+    judge.cache.folder.mkdir(parents=True)
+    (judge.cache.folder / key(0)).write_text("in the way")
+    judge.cache.store(key(0), fresh_engine(tmp_path / "made"))
+    assert "can't keep an engine" in caplog.text
 
 
-def test_disk_that_refuses_an_entry_is_a_warning(cache: EngineCache, tmp_path: Path) -> None:
-    """What was built is handed out."""
-    cache.folder.mkdir(parents=True)
-    (cache.folder / key(0)).write_text("in the way")
-    made = fresh_engine(tmp_path / "made")
-    with pytest.warns(UserWarning, match="a file is there already"):
-        assert cache.engine(key(0), lambda: made) == (made, False)
+def test_folder_that_everybody_may_write_to_is_not_used(
+    cache: EngineCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine is code."""
+    (name,) = filled(cache, tmp_path, 1)
+    assert cache.folder.stat().st_mode & 0o077 == 0
+    cache.folder.chmod(0o777)
+    assert cache.take(name) is None
+    cache.store(key(1), fresh_engine(tmp_path / "made"))
+    assert len(cache.entries()) == 1
+    assert "everybody may write to it" in caplog.text
+    cache.folder.chmod(0o700)
+    taken(cache, name)
 
 
 def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the XDG variable says."""
+    """As the XDG variable says; and ~ is the user's home."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     found = cache_of(True)
     assert found is not None
@@ -407,15 +567,18 @@ def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cache_of(False) is cache_of(None) is None
     assert cache_of(found) is found
     assert cache_of(str(tmp_path)) is not None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert EngineCache("~/engines").folder.parent == tmp_path / "engines"
 
 
 @pytest.mark.parametrize(
     ("make", "text"),
     [
         (lambda: cache_of(3), "cache: 3, True, False, a folder or an EngineCache"),
+        (lambda: EngineCache(""), "EngineCache.folder: '', a folder, or None for the user's cache folder"),
         (lambda: EngineCache(max_bytes=0), "EngineCache.max_bytes: 0, a positive int, in bytes"),
         (lambda: EngineCache(max_bytes=True), "EngineCache.max_bytes: True, a positive int, in bytes"),
-        (lambda: EngineCache("x").engine("../y", never), "cache key: '../y', 64 hex digits, as key_of gives them"),
+        (lambda: EngineCache("x").take("../y"), "cache key: '../y', 64 hex digits, as key_of gives them"),
     ],
 )
 def test_wrong_options_are_refused(make: Callable[[], object], text: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
-NAMES = ["budget.py", "fp16.py", "int8.py", "qat.py", "quickstart.py"]
+NAMES = ["budget.py", "ddp.py", "fp16.py", "int8.py", "qat.py", "quickstart.py"]
 MOST_LINES = 60
 
 
@@ -99,6 +99,17 @@ def test_fp16_has_the_accuracy_of_float32_in_half_the_bytes(outputs: Mapping[str
     assert lowered is not None
     assert lowered[1] == lowered[2]
     assert "PyTorch vs ONNX Runtime, rounding after every operator: passed, 4 of 4 outputs passed" in printed
+
+
+def test_two_ranks_evaluate_what_rank_0_deployed(outputs: Mapping[str, str]) -> None:
+    """After each epoch both load the newest weights, and read as many digits as the model in training."""
+    pattern = r"^rank (\d), epoch (\d): (\d+) of 1792 digits, the model in training (\d+)$"
+    found = sorted(tuple(map(int, line)) for line in re.findall(pattern, outputs["ddp.py"], re.M))
+    assert [line[:2] for line in found] == [(rank, epoch) for rank in (0, 1) for epoch in (0, 1, 2)]
+    assert all(abs(count - wanted) <= 1 for _, _, count, wanted in found)
+    counts = [count for _, _, count, _ in found]
+    assert counts[:3] == counts[3:]
+    assert counts[0] < counts[2] > 0.93 * 1792
 
 
 def test_int8_costs_a_point_at_most_in_a_quarter_of_the_bytes(outputs: Mapping[str, str]) -> None:

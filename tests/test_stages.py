@@ -331,4 +331,4 @@ def test_deploy_and_the_stages_are_one_road(monkeypatch: pytest.MonkeyPatch) -> 
     names = ("capture", "export_onnx", "cases", "ORTModule", "judge")
     same: Callable[[str], bool] = lambda name: getattr(deploy_room, name) is getattr(ROOM, name)  # noqa: E731
     assert all(map(same, names))
-    assert deploy_room.build is t2e.build
+    assert deploy_room.obtaining is t2e.build.__globals__["obtaining"]

@@ -138,6 +138,10 @@ class Artifact:
             put_folder(Path(os.path.realpath(target)), self._write, lambda there: _check_replaceable(there, overwrite))
         return target
 
+    def link_into(self, folder: Path) -> None:
+        """Give the files a second name in another folder, by hard links where possible, else copy them."""
+        self._content.link_into(folder)
+
     def linked(self: A) -> A:
         """The same artifact in a scratch folder, where it outlives the folder that it lies in now.
 

@@ -7,6 +7,7 @@ has become an artifact by then, its signature read from the graph, its bytes a c
 
 from __future__ import annotations
 
+import hashlib
 import keyword
 import re
 import shutil
@@ -23,7 +24,7 @@ from torch2engine.config import PRECISIONS, choice
 from torch2engine.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree
 
-__all__ = ["Profiles", "Source", "resolve"]
+__all__ = ["Profiles", "Source", "fingerprint", "resolve"]
 
 Ranges: TypeAlias = "Profile | Mapping[str, Sequence[int]]"
 Profiles: TypeAlias = "Ranges | Sequence[Ranges] | None"
@@ -297,3 +298,37 @@ def _spec(value: Any, subject: str, axes: _AxisNames) -> TensorSpec:
         key = f"named {wanted}" if dim.dim_param else f"unnamed {unnamed}"
         shape.append(axes.name(wanted, key, f"dimension {position} of {subject}"))
     return TensorSpec(value.name, _DTYPES.get(member, member.lower()), tuple(shape))
+
+
+def fingerprint(artifact: OnnxArtifact) -> dict[str, str]:
+    """What TensorRT reads of a model, as SHA-256 by file: without remarks such as source lines, which it does not."""
+    found = {name: entry["sha256"] for name, entry in artifact.manifest()["files"].items()}
+    model = onnx.load(str(artifact.onnx_path), load_external_data=False)
+    _strip(model)
+    for function in model.functions:
+        _strip(function)
+        _strip_nodes(function.node)
+    _strip_graph(model.graph)
+    found[artifact.onnx_path.name] = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    return found
+
+
+def _strip(part: Any) -> None:
+    part.ClearField("doc_string")
+    del part.metadata_props[:]
+
+
+def _strip_graph(graph: Any) -> None:
+    _strip(graph)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        _strip(value)
+    _strip_nodes(graph.node)
+
+
+def _strip_nodes(nodes: Any) -> None:
+    for node in nodes:
+        _strip(node)
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
+                _strip_graph(graph)

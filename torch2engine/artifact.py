@@ -216,6 +216,10 @@ class EngineArtifact(Artifact):
         """
         return self.from_parts(self._facts, self._content.replaced(RUNTIME_CACHE, bytes(data) or None))
 
+    def without_onnx(self) -> EngineArtifact:
+        """The same engine without the ONNX files that it was built from."""
+        return self.from_parts(self._facts, self._content.replaced(ONNX, None).replaced(ONNX_DATA, None))
+
     def check_hardware(self, current: Hardware) -> None:
         """Refuse to run where TensorRT would refuse, before it sees a byte.
 

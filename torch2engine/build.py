@@ -9,25 +9,25 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from torch2engine import device, trt
-from torch2engine._build_plan import PlanFacts, PlanRequest
+from torch2engine._build_plan import PlanRequest
 from torch2engine._build_process import compile_in_child
-from torch2engine._build_source import Profiles, Source, resolve
+from torch2engine._build_source import Profiles, Source, fingerprint, resolve
 from torch2engine._version import __version__
 from torch2engine.artifact import EngineArtifact, Hardware, OnnxArtifact, ScratchFolder, scratch_folder
 from torch2engine.cache import Cache, EngineCache, cache_of, key_of
-from torch2engine.config import BuildConfig, float32_arithmetic
-from torch2engine.errors import Torch2EngineError
+from torch2engine.config import BuildConfig, float32_arithmetic, tf32_override
+from torch2engine.errors import InputError, InstallationError
 from torch2engine.progress import Progress, Report, Reporter, reporting
 from torch2engine.spec import Profile
 
-__all__ = ["Built", "build", "obtain"]
+__all__ = ["Wanted", "build", "obtaining"]
 
 _DEFAULTS = BuildConfig()
 # Builders that run side by side disturb each other's timings and double the memory needed.
@@ -69,42 +69,75 @@ def build(
         UnsupportedOperatorError: lists every node that TensorRT can't build.
         BuildError: TensorRT failed; `log` holds its lines, `out_of_memory` tells whether they name memory.
     """
-    return obtain(source, profiles, precision=precision, config=config, cache=cache, progress=progress).engine
+    with obtaining(source, profiles, precision=precision, config=config, cache=cache, progress=progress) as wanted:
+        engine = wanted()
+        wanted.keep(engine)
+    return engine
 
 
-@dataclass(frozen=True)
-class Built:
-    """An engine and where it came from.
+class Wanted:
+    """An engine that is found or built when this is called, and kept when its caller finds it right.
 
     Args:
-        engine: the engine.
-        cache: where it is kept; None for nowhere.
-        key: of its entry.
-        found: whether it was there already.
+        model: what to build from.
+        config: how.
+        cache: where it may be; None for nowhere.
+        report: of the build's progress.
     """
 
-    engine: EngineArtifact
-    cache: EngineCache | None = None
-    key: str = ""
-    found: bool = False
+    def __init__(self, model: Source, config: BuildConfig, cache: EngineCache | None, report: Report | None) -> None:
+        self._model, self._config, self._cache, self._report = model, config, cache, report
+        self._here = "" if cache is None else key_of(_facts(model, config))
+        self._held = ExitStack()
+        self._found: EngineArtifact | None = None
 
-    @contextmanager
-    def proving(self) -> Generator[None]:
-        """Forget the entry if the body fails: what was found wrong is not to be found again."""
-        try:
-            yield
-        except Torch2EngineError:
-            if self.cache is not None:
-                self.cache.remove(self.key)
-            raise
+    def __call__(self) -> EngineArtifact:
+        """The engine."""
+        if self._cache is None:
+            return _built(self._model, self._config, self._report)
+        found = self._cache.take(self._here)
+        if found is None:
+            waiting = Reporter("build", self._report)
+            self._held.enter_context(
+                self._cache.building(self._here, lambda: waiting("waiting for another process", 0, 1))
+            )
+            found = self._cache.take(self._here)
+        if found is None:
+            return _built(self._model, self._config, self._report)
+        self._held.close()
+        self._found = found
+        return _adopted(self._model, found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know."""
+        return ("the engine was built before and comes from the cache",) if self._found is not None else ()
 
     def keep(self, engine: EngineArtifact) -> None:
-        """Keep the engine as it is now, with kernels compiled since, unless its entry has some already."""
-        if self.cache is not None and engine.read_runtime_cache() and not self.engine.read_runtime_cache():
-            self.cache.update(self.key, engine)
+        """Keep the engine that was found right, with the kernels that TensorRT-RTX compiled meanwhile.
+
+        One that was found stays as it is, unless it has no kernels, or those of a driver that is not here any more.
+        """
+        if self._cache is None:
+            return
+        old = self._found
+        same = old is not None and old.hardware.driver == engine.hardware.driver
+        if same and old is not None and (old.read_runtime_cache() or not engine.read_runtime_cache()):
+            return
+        self._cache.store(self._here, engine)
+
+    def forget(self) -> None:
+        """What was found is wrong."""
+        if self._cache is not None and self._found is not None:
+            self._cache.remove(self._here)
+
+    def close(self) -> None:
+        """Let others build it."""
+        self._held.close()
 
 
-def obtain(
+@contextmanager
+def obtaining(
     source: OnnxArtifact | str | Path,
     profiles: Profiles = None,
     *,
@@ -112,64 +145,42 @@ def obtain(
     config: BuildConfig = _DEFAULTS,
     cache: Cache = None,
     progress: Progress = None,
-) -> Built:
-    """As `build`, and tell where the engine came from."""
+) -> Generator[Wanted]:
+    """As `build`, for a caller who looks at the engine before it is kept.
+
+    Who wants the same engine meanwhile waits. If the body fails, a found engine is forgotten, unless what failed is
+    the user's input or installation.
+    """
     store = cache_of(cache)
     with reporting(progress) as report:
-        model = resolve(source, profiles, precision)
-        make = _maker(model, config, report)
-        if store is None:
-            return Built(make())
-        key = key_of(_facts(model, config))
-        engine, found = store.engine(key, make)
-        return Built(engine, store, key, found)
+        wanted = Wanted(resolve(source, profiles, precision), config, store, report)
+        try:
+            yield wanted
+        except (InputError, InstallationError):
+            raise
+        except Exception:
+            wanted.forget()
+            raise
+        finally:
+            wanted.close()
 
 
-def _maker(model: Source, config: BuildConfig, report: Report | None) -> Callable[[], EngineArtifact]:
-    def make() -> EngineArtifact:
-        owner = scratch_folder()
-        folder = Path(owner.path)
-        request = PlanRequest(
-            onnx_path=str(model.artifact.onnx_path),
-            plan_path=str(folder / "model.plan"),
-            signature=model.signature,
-            profiles=model.profiles or (Profile({}),),
-            precision=model.precision,
-            flavour=config.flavour,
-            workspace_bytes=config.workspace_bytes,
-            gpu_index=device.current_index(),
-            log_level=logging.getLogger("torch2engine.tensorrt").getEffectiveLevel(),
-            progress=report is not None,
-        )
-        with _LOCK:
-            facts = compile_in_child(request, Reporter("build", report))
-        return _artifact(model, owner, facts)
-
-    return make
-
-
-def _facts(model: Source, config: BuildConfig) -> dict[str, Any]:
-    """Everything that decides what TensorRT makes.
-
-    The driver is not in it: a plan runs under every driver, and compiled kernels that another one made are not taken.
-    """
-    rt = trt.find(config.flavour)
-    gpus, index = device.gpus(), device.current_index() or 0
-    gpu = gpus[index] if index < len(gpus) else None
-    return {
-        "torch2engine": __version__,
-        "onnx": model.artifact.manifest()["files"],  # whole bytes by their SHA-256: node arguments and weights too
-        "signature": model.signature.to_json(),
-        "profiles": [profile.to_json() for profile in model.profiles],
-        "precision": float32_arithmetic(rt.name, model.precision),
-        "asked": model.precision,
-        "config": asdict(config),
-        "flavour": [rt.name, rt.version],
-        "gpu": None if gpu is None else [gpu.name, list(gpu.compute_capability)],
-    }
-
-
-def _artifact(model: Source, owner: ScratchFolder, facts: PlanFacts) -> EngineArtifact:
+def _built(model: Source, config: BuildConfig, report: Report | None) -> EngineArtifact:
+    owner = scratch_folder()
+    request = PlanRequest(
+        onnx_path=str(model.artifact.onnx_path),
+        plan_path=str(owner.path / "model.plan"),
+        signature=model.signature,
+        profiles=model.profiles or (Profile({}),),
+        precision=model.precision,
+        flavour=config.flavour,
+        workspace_bytes=config.workspace_bytes,
+        gpu_index=device.current_index(),
+        log_level=logging.getLogger("torch2engine.tensorrt").getEffectiveLevel(),
+        progress=report is not None,
+    )
+    with _LOCK:
+        facts = compile_in_child(request, Reporter("build", report))
     capability = facts.compute_capability
     hardware = Hardware(
         flavour=facts.flavour,
@@ -178,13 +189,52 @@ def _artifact(model: Source, owner: ScratchFolder, facts: PlanFacts) -> EngineAr
         compute_capability=None if capability is None else (capability[0], capability[1]),
         driver=facts.driver,
     )
+    return _artifact(model, owner, hardware)
+
+
+def _adopted(model: Source, found: EngineArtifact) -> EngineArtifact:
+    """A found engine beside this model's own ONNX, whose modules and source lines may be others."""
+    owner = scratch_folder()
+    found.link_into(owner.path)
+    return _artifact(model, owner, replace(found.hardware, driver=_driver()))
+
+
+def _driver() -> str | None:
+    gpu = _gpu()
+    return None if gpu is None else gpu.driver
+
+
+def _gpu() -> device.Gpu | None:
+    gpus, index = device.gpus(), device.current_index() or 0
+    return gpus[index] if index < len(gpus) else None
+
+
+def _facts(model: Source, config: BuildConfig) -> dict[str, Any]:
+    """Everything that decides what TensorRT makes.
+
+    The driver is not in it: a plan runs under every driver, and compiled kernels that another one made are not taken.
+    """
+    rt, gpu = trt.find(config.flavour), _gpu()
+    return {
+        "torch2engine": __version__,
+        "onnx": fingerprint(model.artifact),
+        "signature": model.signature.to_json(),
+        "profiles": [profile.to_json() for profile in model.profiles],
+        "precision": model.precision,
+        "tf32": tf32_override(),
+        "config": {**asdict(config), "flavour": [rt.name, rt.version]},
+        "gpu": None if gpu is None else [gpu.name, list(gpu.compute_capability)],
+    }
+
+
+def _artifact(model: Source, owner: ScratchFolder, hardware: Hardware) -> EngineArtifact:
     return EngineArtifact.from_onnx(
         model.artifact,
         owner.path,
         hardware=hardware,
         signature=model.signature,
         profiles=model.profiles,
-        precision=float32_arithmetic(facts.flavour, model.precision),
-        versions={facts.flavour: facts.flavour_version},
+        precision=float32_arithmetic(hardware.flavour, model.precision),
+        versions={hardware.flavour: hardware.flavour_version},
         owner=owner,
     )

@@ -1,7 +1,8 @@
 """Engines that were built before, by everything that decides what TensorRT makes.
 
-Enters: facts, and a way to build. Leaves: an engine, built now or then; the same bytes either way. A room of its own
-because several processes share the store, and any of them may be killed at any moment.
+Enters: a key, and engines that their makers found right. Leaves: engines without their ONNX, which differs in what
+TensorRT does not look at. A room of its own because several processes share the store, and any may be killed at any
+moment: entries appear and go by one rename each, so that reading needs no lock.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -31,8 +33,9 @@ __all__ = ["Cache", "CacheEntry", "EngineCache", "cache_of", "key_of"]
 # Another layout, or another way to build from the same facts, is another number.
 _VERSION = 1
 _KEY = re.compile(r"[0-9a-f]{64}")
-_TRASH = ".trash-"
+_TRASH, _LOCKS = ".trash-", "locks"
 _MAX_BYTES = 20 << 30
+_POLL_S = 0.1
 _LOG = logging.getLogger("torch2engine.cache")
 
 Cache: TypeAlias = "EngineCache | str | Path | bool | None"
@@ -46,7 +49,7 @@ class CacheEntry:
         key: what it is found by, 64 hex digits.
         size_bytes: of its files.
         used: when it was last stored or taken, in seconds since 1970.
-        path: its folder, which `torch2engine.load` reads.
+        path: its folder.
     """
 
     key: str
@@ -58,16 +61,13 @@ class CacheEntry:
 class EngineCache:
     """A folder of engines, shared by threads and processes of one machine.
 
-    An entry appears whole or not at all. One process builds an engine, others that want the same one wait for it. What
-    is damaged is removed with a warning and built anew.
-
     Args:
-        folder: None means "torch2engine" in the user's cache folder (`XDG_CACHE_HOME`, else ``~/.cache``). What others
-            may write to is no place for it: an engine is code.
+        folder: None means "torch2engine" in the user's cache folder (`XDG_CACHE_HOME`, else ``~/.cache``). An engine is
+            code: a folder that everybody may write to is not used.
         max_bytes: beyond it the engines that were used least recently go.
 
     Raises:
-        InputError: a size that is no positive int.
+        InputError: an empty folder name, or a size that is no positive int.
     """
 
     def __init__(self, folder: str | Path | None = None, max_bytes: int = _MAX_BYTES) -> None:
@@ -78,7 +78,9 @@ class EngineCache:
             import platformdirs
 
             folder = platformdirs.user_cache_path("torch2engine")
-        self._folder = Path(folder).absolute() / f"engines-{_VERSION}"
+        elif not str(folder):
+            raise InputError("EngineCache.folder", got="''", allowed="a folder, or None for the user's cache folder")
+        self._folder = Path(folder).expanduser().absolute() / f"engines-{_VERSION}"
         self._max_bytes = max_bytes
 
     @property
@@ -86,45 +88,83 @@ class EngineCache:
         """Where the entries lie."""
         return self._folder
 
-    def engine(self, key: str, build: Callable[[], EngineArtifact]) -> tuple[EngineArtifact, bool]:
-        """Take an engine, or build and store it.
+    def take(self, key: str) -> EngineArtifact | None:
+        """An engine, which stays whatever becomes of its entry; None if there is none.
 
-        Args:
-            key: from `key_of`.
-            build: called if there is none; what it raises is raised here, and nothing is stored.
-
-        Returns:
-            the engine, which stays whatever becomes of the entry; and whether it was there.
+        An entry that is damaged is removed, with a warning.
         """
-        with self._locked(key) as usable:
-            found = self._take(key) if usable else None
-            if found is not None:
-                return found, True
-            made = build()
-            if usable:
-                self._store(key, made)
-        if usable:
-            self.prune(keep=key)
-        return made, False
+        path = self._folder / _checked(key)
+        try:
+            if not path.is_dir() or not self._is_safe():
+                return None
+            found = EngineArtifact.load(path)
+        except (ArtifactError, OSError) as error:
+            if self._discard(path):  # else somebody else has just removed it
+                warnings.warn(f"an engine in the cache was damaged and is built anew: {error}", stacklevel=2)
+            return None
+        try:
+            found = found.linked()
+        except ArtifactError as error:
+            _LOG.warning("an engine in the cache can't be taken and is built anew: %s", error)
+            return None
+        with contextlib.suppress(OSError):  # a cache that can only be read
+            os.utime(path / NAME)
+        return found
 
-    def update(self, key: str, engine: EngineArtifact) -> None:
-        """Put an engine in an entry's place, with kernels that TensorRT-RTX has compiled since, say."""
-        with self._locked(key) as usable:
-            if usable and (self._folder / key).is_dir():
-                self._store(key, engine)
+    def store(self, key: str, engine: EngineArtifact) -> None:
+        """Put an engine into the cache, in another one's place if there is one, and keep to the bound.
+
+        Where that fails the logger ``torch2engine.cache`` says so.
+        """
+        path = self._folder / _checked(key)
+        try:
+            if not self._is_ready():
+                return
+            engine.without_onnx().save(path)
+        except (ArtifactError, OSError) as error:
+            _LOG.warning("the engine cache '%s' can't keep an engine: %s", self._folder, error)
+            return
+        self.prune(keep=key)
 
     def remove(self, key: str) -> bool:
-        """Remove an entry; False if there is none, or a process is just building or reading it."""
-        with self._locked(key, wait=False) as free:
-            return free and self._discard(self._folder / key)
+        """Remove an entry; False if there is none."""
+        return self._discard(self._folder / _checked(key))
+
+    @contextlib.contextmanager
+    def building(self, key: str, waiting: Callable[[], object] = lambda: None) -> Generator[None]:
+        """Let nobody else build this engine meanwhile, on file systems that have locks.
+
+        Args:
+            key: the engine's.
+            waiting: called ten times a second as long as somebody else does; what it raises ends the wait.
+        """
+        lock = self._open_lock(_checked(key))
+        try:
+            while lock is not None:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    waiting()
+                    time.sleep(_POLL_S)
+                except OSError:
+                    break
+            yield
+        finally:
+            if lock is not None:
+                with contextlib.suppress(OSError):
+                    fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone leaves it to a process forked meanwhile
+                os.close(lock)
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """What is there, the least recently used first."""
         found: list[CacheEntry] = []
-        for path in self._paths():
+        for path in self._children(_KEY.fullmatch):
             with contextlib.suppress(OSError):  # another process may just be removing it
-                size = sum(file.stat().st_size for file in path.iterdir())
-                found.append(CacheEntry(key=path.name, size_bytes=size, used=(path / NAME).stat().st_mtime, path=path))
+                files = {file.name: file.stat() for file in path.iterdir()}
+                used = files[NAME] if NAME in files else path.stat()
+                size = sum(status.st_size for status in files.values())
+                found.append(CacheEntry(key=path.name, size_bytes=size, used=used.st_mtime, path=path))
         return tuple(sorted(found, key=lambda entry: entry.used))
 
     def prune(self, max_bytes: int | None = None, keep: str = "") -> int:
@@ -137,7 +177,11 @@ class EngineCache:
         Returns:
             the bytes that were freed.
         """
-        self._sweep()
+        for path in self._children(lambda name: name.startswith(".")):
+            if path.name.startswith(_TRASH):
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                remove_abandoned(self._folder / path.name[1:65])
         entries = self.entries()
         total = sum(entry.size_bytes for entry in entries)
         bound = self._max_bytes if max_bytes is None else max_bytes
@@ -150,63 +194,36 @@ class EngineCache:
         return freed
 
     def clear(self) -> int:
-        """Remove every engine that no process is building or reading; the bytes that were freed."""
+        """Remove every engine; the bytes that were freed."""
         return self.prune(0)
 
-    def _paths(self) -> list[Path]:
-        if not self._folder.is_dir():
+    def _children(self, wanted: Callable[[str], object]) -> list[Path]:
+        try:
+            return [path for path in self._folder.iterdir() if wanted(path.name) and path.is_dir()]
+        except OSError:
             return []
-        return [path for path in self._folder.iterdir() if _KEY.fullmatch(path.name) and path.is_dir()]
 
-    @contextlib.contextmanager
-    def _locked(self, key: str, wait: bool = True) -> Generator[bool]:
-        """Hold a key's lock, which goes with the process; False where the folder can't be used, or nobody waits."""
-        if not _KEY.fullmatch(key):
-            raise InputError("cache key", got=repr(key), allowed="64 hex digits, as key_of gives them")
+    def _is_safe(self) -> bool:
+        mode = self._folder.stat().st_mode
+        if mode & stat.S_IWOTH:
+            _LOG.warning("the engine cache '%s' is not used: everybody may write to it", self._folder)
+        return not mode & stat.S_IWOTH
+
+    def _is_ready(self) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self._is_safe()
+
+    def _open_lock(self, key: str) -> int | None:
+        """A lock file that a few keys share, so that there are not ever more of them; None where there can be none."""
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(self._folder / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            if not self._is_ready():
+                return None
+            locks = self._folder / _LOCKS
+            locks.mkdir(exist_ok=True)
+            return os.open(locks / key[:3], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            self._unusable(error)
-            yield False
-            return
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not wait:
-                    yield False
-                    return
-                _LOG.info("another process builds this engine; waiting for it")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks: the same engine may be built twice, and stored whole
-                pass
-            yield True
-        finally:
-            os.close(lock)
-
-    def _unusable(self, error: Exception) -> None:
-        warnings.warn(f"the engine cache '{self._folder}' can't be used, engines are built anew: {error}", stacklevel=4)
-
-    def _take(self, key: str) -> EngineArtifact | None:
-        path = self._folder / key
-        if not path.is_dir():
+            _LOG.warning("the engine cache '%s' can't be used: %s", self._folder, error)
             return None
-        try:
-            found = EngineArtifact.load(path).linked()
-            now = time.time()
-            os.utime(path / NAME, (now, now))
-        except (ArtifactError, OSError) as error:
-            warnings.warn(f"an engine in the cache is damaged and is built anew: {error}", stacklevel=4)
-            self._discard(path)
-            return None
-        return found
-
-    def _store(self, key: str, engine: EngineArtifact) -> None:
-        try:
-            engine.save(self._folder / key)
-        except ArtifactError as error:
-            self._unusable(error)
 
     def _discard(self, path: Path) -> bool:
         """Remove a folder so that nobody sees half of it."""
@@ -218,15 +235,11 @@ class EngineCache:
         shutil.rmtree(aside, ignore_errors=True)
         return True
 
-    def _sweep(self) -> None:
-        """Remove what killed processes left."""
-        if not self._folder.is_dir():
-            return
-        for path in list(self._folder.iterdir()):
-            if path.name.startswith(_TRASH):
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name.startswith("."):
-                remove_abandoned(self._folder / path.name[1:65])
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key):
+        raise InputError("cache key", got=repr(key), allowed="64 hex digits, as key_of gives them")
+    return key
 
 
 def cache_of(cache: object) -> EngineCache | None:

@@ -45,6 +45,11 @@ _METHODS = ("max", "percentile", "entropy")
 TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 
 
+def tf32_override() -> str | None:
+    """What the environment says of TF32, by which TensorRT and CUDA's libraries choose their kernels; None: nothing."""
+    return os.environ.get(TF32_OVERRIDE)
+
+
 def float32_arithmetic(flavour: str, precision: str) -> str:
     """What float32 convolutions and matrix products are computed in, whatever was asked.
 

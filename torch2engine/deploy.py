@@ -15,7 +15,7 @@ from torch import nn
 from torch2engine import trt
 from torch2engine._calibration import check_calibration
 from torch2engine._lowered import settled
-from torch2engine.build import obtain
+from torch2engine.build import obtaining
 from torch2engine.cache import Cache
 from torch2engine.capture import capture
 from torch2engine.cases import cases
@@ -115,17 +115,18 @@ def deploy(
         module.report = phases.report(reports, module.precision, notes, lowering=low.outcome)
         return module
     target = target_device(captured)
-    with phases("build"), torch.cuda.device(target):  # build_serialized_network
-        torch.cuda.empty_cache()  # the builder is another process and needs the memory
-        float32 = "tf32" if asked.dtype == "tf32" else None
-        built = obtain(low.artifact, precision=float32, config=config, cache=cache, progress=progress)
-    with phases("parity"), built.proving():
-        module = TRTModule(built.engine, runtime_config=runtime_config, reference=kept).bind(target)
-        reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
-        computed, told = verified(module, low.examples)
-        notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
-        notes = (*notes, *told, *precision_notes(asked.dtype, module))
+    float32 = "tf32" if asked.dtype == "tf32" else None
+    with obtaining(low.artifact, precision=float32, config=config, cache=cache, progress=progress) as wanted:
+        with phases("build"), torch.cuda.device(target):  # build_serialized_network
+            torch.cuda.empty_cache()  # the builder is another process and needs the memory
+            engine = wanted()
+        with phases("parity"):
+            module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
+            reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
+            computed, told = verified(module, low.examples)
+            notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
+            notes = (*notes, *told, *precision_notes(asked.dtype, module), *wanted.notes)
+        wanted.keep(module.compiled())
     module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome, computed)
-    built.keep(module.compiled())
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

@@ -10,7 +10,8 @@ from __future__ import annotations
 import importlib
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +99,21 @@ def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.Mon
     sample = inputs(8)
     exact = t2e.export(model, sample, dict.fromkeys(sample, BATCH))
 
-    real = DEPLOY.obtain
+    real = DEPLOY.obtaining
 
-    def obtain(source: t2e.OnnxArtifact, **options: Any) -> Any:
-        built = real(exact, **{**options, "cache": False})
-        (Path(built.engine.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
-        return built
+    @contextmanager
+    def obtaining(source: t2e.OnnxArtifact, **options: Any) -> Iterator[Any]:
+        with real(exact, **{**options, "cache": False}) as wanted:
 
-    monkeypatch.setattr(DEPLOY, "obtain", obtain)
+            def engine() -> Any:
+                built = wanted()
+                (Path(built.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
+                return built
+
+            engine.keep, engine.notes = wanted.keep, ()  # type: ignore[attr-defined]  # as a Wanted has
+            yield engine
+
+    monkeypatch.setattr(DEPLOY, "obtaining", obtaining)
     with pytest.raises(t2e.PrecisionError) as caught:
         deployed(model, sample, "fp16")
     assert isinstance(caught.value, t2e.BuildError)
@@ -233,7 +241,7 @@ def test_int8_convolution_on_rtx_is_refused_before_anything_is_built(monkeypatch
     def build(*args: Any, **options: Any) -> None:
         raise AssertionError("something was built")
 
-    monkeypatch.setattr(DEPLOY, "obtain", build)
+    monkeypatch.setattr(DEPLOY, "obtaining", build)
     with pytest.raises(t2e.UnsupportedOperatorError, match=r"can't build 1 convolution in int8.*take precision='fp8'"):
         deployed(model, sample, "int8")
 
