@@ -26,7 +26,15 @@ from torch2engine._manifest import Facts, Hardware
 from torch2engine.errors import ArtifactError
 from torch2engine.spec import Profile, Signature
 
-__all__ = ["EngineArtifact", "Hardware", "OnnxArtifact", "ScratchFolder", "load_artifact", "scratch_folder"]
+__all__ = [
+    "WEIGHTS",
+    "EngineArtifact",
+    "Hardware",
+    "OnnxArtifact",
+    "ScratchFolder",
+    "load_artifact",
+    "scratch_folder",
+]
 
 
 class OnnxArtifact(Artifact):

@@ -8,7 +8,6 @@ exporters change a model without an error is closed.
 from __future__ import annotations
 
 import gc
-import importlib
 import inspect
 import logging
 import re
@@ -21,14 +20,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import onnxscript.optimizer
 import torch
 from torch import nn
 
 from torch2engine import _graph, _program
 from torch2engine._fake_quant import as_operators
+from torch2engine._folder import write_file
 from torch2engine._guards import record_guards, tied, translate
-from torch2engine.artifact import OnnxArtifact, scratch_folder
+from torch2engine._optimize import exact_rewrites, optimize
+from torch2engine._weight_graph import Weights
+from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.errors import DynamicAxisError, ExportError, UnsupportedOperatorError
 from torch2engine.reference import Captured, Reference, flatten_result, resized, user_source
 from torch2engine.spec import Axis, Signature, TensorSpec
@@ -64,8 +65,13 @@ class _FlatModule(nn.Module):
         return tuple(flat.leaves)
 
 
-def export_onnx(captured: Captured) -> OnnxArtifact:
+def export_onnx(captured: Captured, refittable: bool = False) -> OnnxArtifact:
     """Export to ONNX; run it inside `undisturbed(model)`.
+
+    Args:
+        captured: the settled call.
+        refittable: write down in weights.json how the graph's weights follow from parameters and buffers, whose values
+            then decide nothing about the graph.
 
     Returns:
         an artifact in a scratch folder: model.onnx, with model.onnx.data beside it above 2 GB.
@@ -76,20 +82,20 @@ def export_onnx(captured: Captured) -> OnnxArtifact:
         UnsupportedOperatorError: operators without an ONNX form.
     """
     try:
-        return _exported(captured)
+        return _exported(captured, refittable)
     finally:
         # torch's exported programs are reference cycles that hold the model, its weights and the sample.
         gc.collect()
 
 
-def _exported(captured: Captured) -> OnnxArtifact:
+def _exported(captured: Captured, refittable: bool) -> OnnxArtifact:
     with _quiet(), as_operators(captured.reference.model) as quantized:
         program, source_of = _trace(captured)
         symbols = _symbols(program, captured.signature, source_of)
         signature = replace(captured.signature, outputs=_outputs(program, captured.signature, symbols))
         _check_output_axes(signature, captured.output_axes)
         precision = quantized or _program.lowest_precision(program) or captured.precision
-        model = _to_onnx(program, precision)
+        model, weights = _to_onnx(program, precision, captured.reference.model if refittable else None)
         graph = model.model.graph
         if quantized:
             _graph.drop_saturation(graph)
@@ -98,14 +104,16 @@ def _exported(captured: Captured) -> OnnxArtifact:
         _graph.record_origins(graph, _forward_source(captured.reference.model))
         owner = scratch_folder()
         path = Path(owner.path) / "model.onnx"
-        weights = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
+        size = sum(v.const_value.nbytes for v in graph.initializers.values() if v.const_value is not None)
         # Saved at once: an ONNXProgram reads the live weights when it is saved.
         model.save(
             str(path),
             include_initializers=True,
             keep_initializers_as_inputs=False,
-            external_data=weights > _EXTERNAL_ABOVE_BYTES,
+            external_data=size > _EXTERNAL_ABOVE_BYTES,
         )
+        if weights is not None:
+            write_file(path.with_name(WEIGHTS), weights.program().to_json())
     _verify(path, signature)
     return OnnxArtifact(
         owner.path,
@@ -274,7 +282,10 @@ def _check_output_axes(signature: Signature, wanted: Mapping[str, Mapping[int, s
                 )
 
 
-def _to_onnx(program: torch.export.ExportedProgram, precision: str) -> torch.onnx.ONNXProgram:
+def _to_onnx(
+    program: torch.export.ExportedProgram, precision: str, refitted: nn.Module | None
+) -> tuple[torch.onnx.ONNXProgram, Weights | None]:
+    """The graph, and if the module is to be refitted how its weights follow from it."""
     # The rewrite rules fold BatchNorm into a convolution as float32 where it is bfloat16, and in its own dtype where
     # the convolution has another (onnxscript 0.7): fold only constants there.
     rewrite = precision != "bf16" and not _program.has_mixed_norm(program)
@@ -299,42 +310,24 @@ def _to_onnx(program: torch.export.ExportedProgram, precision: str) -> torch.onn
     }
     if "fallback" in inspect.signature(cast("Any", torch.onnx.export)).parameters:  # gone since torch 2.12
         options["fallback"] = False
-    try:
-        with _exact_rewrites() as exact:
-            rewrite = options["optimize"] = rewrite and exact
+    weights: Weights | None = None
+    with exact_rewrites() as exact:
+        try:
+            rewrite = (rewrite or refitted is not None) and exact
+            options["optimize"] = rewrite and refitted is None
             model: Any = torch.onnx.export(program, (), None, **options)
-    except Exception as error:
-        raise _untranslatable(error, program) from error
-    assert model is not None
-    if not rewrite:
-        onnxscript.optimizer.inline(model.model)
-        onnxscript.optimizer.fold_constants(model.model)
-        onnxscript.optimizer.remove_unused_nodes(model.model)
+        except Exception as error:
+            raise _untranslatable(error, program) from error
+        assert model is not None
+        if refitted is not None:
+            weights = Weights(model.model, refitted)
+            weights.optimize(partial(optimize, model.model, rewrite))
+        elif not rewrite:
+            optimize(model.model, rewrite)
     opset = model.model.opset_imports.get("")
     if opset != OPSET:
         raise ExportError("torch.onnx", got=f"the graph came out in opset {opset}", allowed=f"opset {OPSET}")
-    return model
-
-
-@contextmanager
-def _exact_rewrites() -> Generator[bool]:
-    """Leave out the rewrite rules that take a constant near 0 for 0, or near 1 for 1.
-
-    onnxscript 0.7 drops `+ 1e-8`, without which a norm of zeros divides by zero. Gives False where its rules can't be
-    chosen.
-    """
-    rewriter = cast("Any", importlib.import_module("onnxscript.rewriter"))
-    try:
-        loose = {id(rule) for rule in importlib.import_module("onnxscript.rewriter.rules.common._no_op").rules}
-        before = rewriter._DEFAULT_REWRITE_RULES
-    except (ImportError, AttributeError):  # other versions
-        yield False
-        return
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if id(rule) not in loose)
-    try:
-        yield True
-    finally:
-        rewriter._DEFAULT_REWRITE_RULES = before
+    return model, weights
 
 
 _NO_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>")
