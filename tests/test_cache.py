@@ -380,6 +380,31 @@ def test_threads_that_want_the_same_engine_build_it_once(tmp_path: Path, monkeyp
     assert "waiting for another process" in told
 
 
+def test_locks_leave_nothing_and_are_for_one_key_each(cache: EngineCache) -> None:
+    """A build within another, of a metric say, waits for nobody."""
+    with cache.building(key(0)), cache.building(key(1), lambda: pytest.fail("waited")):
+        assert len(list((cache.folder / "locks").iterdir())) == 2
+    assert list((cache.folder / "locks").iterdir()) == []
+
+
+def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """deploy makes its GPU current after it began to look."""
+    from torch2engine.device import Gpu
+
+    gpus = [Gpu(index, name, (9, 0), "580.1", 1) for index, name in enumerate(["one", "two"])]
+    monkeypatch.setattr(BUILD.device, "gpus", lambda: gpus)
+    path, names = onnx_models.matmul(tmp_path), list[str]()
+    real = BUILD.key_of
+    monkeypatch.setattr(BUILD, "key_of", lambda facts: names.append(facts["gpu"][0]) or real(facts))
+    with BUILD.obtaining(path, RANGES, cache=tmp_path / "cache") as wanted:
+        monkeypatch.setattr(BUILD.device, "current_index", lambda: 1)
+        monkeypatch.setattr(BUILD, "_built", lambda *args: None)
+        wanted()
+    assert names == ["two"]
+
+
 def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
     """By progress, as a build can."""
     judge = Judge(tmp_path)

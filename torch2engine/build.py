@@ -87,7 +87,7 @@ class Wanted:
 
     def __init__(self, model: Source, config: BuildConfig, cache: EngineCache | None, report: Report | None) -> None:
         self._model, self._config, self._cache, self._report = model, config, cache, report
-        self._here = "" if cache is None else key_of(_facts(model, config))
+        self._here = ""
         self._held = ExitStack()
         self._found: EngineArtifact | None = None
 
@@ -95,6 +95,7 @@ class Wanted:
         """The engine."""
         if self._cache is None:
             return _built(self._model, self._config, self._report)
+        self._here = key_of(_facts(self._model, self._config))  # now, since the GPU is the current one
         found = self._cache.take(self._here)
         if found is None:
             waiting = Reporter("build", self._report)

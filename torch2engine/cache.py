@@ -138,7 +138,8 @@ class EngineCache:
             key: the engine's.
             waiting: called ten times a second as long as somebody else does; what it raises ends the wait.
         """
-        lock = self._open_lock(_checked(key))
+        place = self._folder / _LOCKS / _checked(key)
+        lock = self._open_lock(place)
         try:
             while lock is not None:
                 try:
@@ -153,6 +154,7 @@ class EngineCache:
         finally:
             if lock is not None:
                 with contextlib.suppress(OSError):
+                    place.unlink()  # who waits on it goes on; who comes now finds the entry
                     fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone leaves it to a process forked meanwhile
                 os.close(lock)
 
@@ -213,14 +215,13 @@ class EngineCache:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self._is_safe()
 
-    def _open_lock(self, key: str) -> int | None:
-        """A lock file that a few keys share, so that there are not ever more of them; None where there can be none."""
+    def _open_lock(self, place: Path) -> int | None:
+        """The lock's descriptor; None where there can be none."""
         try:
             if not self._is_ready():
                 return None
-            locks = self._folder / _LOCKS
-            locks.mkdir(exist_ok=True)
-            return os.open(locks / key[:3], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            place.parent.mkdir(exist_ok=True)
+            return os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             _LOG.warning("the engine cache '%s' can't be used: %s", self._folder, error)
             return None
