@@ -49,7 +49,7 @@ def work(rank: int, folder: str) -> None:
             t2e.deploy(model, x[:64], AXES, runtime="tensorrt" if gpus else "onnxruntime").save(f"{folder}/{epoch}.t2e")
         dist.barrier()
         found, wanted = right(t2e.load(f"{folder}/{epoch}.t2e", device), x, y), right(model.eval(), x, y)
-        print(f"rank {rank}, epoch {epoch}: {found} of 1792 digits, the model in training {wanted}")
+        print(f"rank {rank}, epoch {epoch}: {found} of 1792 digits, the model in training {wanted}\n", end="")  # in one
         assert abs(found - wanted) <= 1, "a digit on the edge may fall to either side"
     dist.destroy_process_group()
 
