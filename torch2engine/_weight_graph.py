@@ -7,7 +7,7 @@ they are, values of the program, or constants; no rule looked at a parameter's v
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import onnx_ir as ir
@@ -15,7 +15,6 @@ import torch
 from onnx_ir import tensor_adapters
 from torch import nn
 
-from torch2engine.errors import ExportError
 from torch2engine.weights import OPERATORS, Step, WeightProgram
 
 __all__ = ["Weights"]
@@ -23,10 +22,15 @@ __all__ = ["Weights"]
 PREFIX = "model."  # of the module inside what is exported
 # Convolution or matrix product that a BatchNorm behind it can be part of -> the axis of its weight's outputs.
 _FOLDED = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
+# A graph that spreads a parameter out does so when it runs: neither its file nor a refit shall carry that.
+_MOST_GROWTH, _SMALL = 2, 4096
+_LARGEST_CONSTANT = 65_536
 
 
 class Weights:
     """The weights of one exported graph.
+
+    What the program can't work out, or had better not, stays in the graph, as does the parameter that it starts from.
 
     Args:
         model: ir.Model, changed in place.
@@ -35,19 +39,22 @@ class Weights:
 
     def __init__(self, model: Any, module: nn.Module) -> None:
         self._graph = model.graph
-        live = dict(module.named_parameters(remove_duplicate=False)) | dict(
+        self._tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False)) | dict(
             module.named_buffers(remove_duplicate=False)
         )
-        self._tensors: dict[str, torch.Tensor] = live
         self._sources: dict[Any, str] = {}
         for value in list(self._graph.initializers.values()):
             path = value.name.removeprefix(PREFIX)
-            if value.name.startswith(PREFIX) and path in live:
+            if value.name.startswith(PREFIX) and path in self._tensors:
                 self._sources[value] = path
-        self._steps: list[tuple[str, list[Any], Any, dict[str, Any]]] = []
         self._names: dict[Any, str] = {}
-        self._program: WeightProgram | None = None
+        self._known: dict[Any, torch.Tensor] = {}  # values that follow from parameters, as they are now
+        self._constants: dict[str, torch.Tensor] = {}
+        self._steps: list[Step] = []
+        self._edge: list[Any] = []  # values of steps that the graph reads
+        self._replaced: dict[Any, Any] = {}
 
+    @torch.no_grad()
     def optimize(self, optimize: Callable[[], object]) -> None:
         """Run an optimiser that sees parameters as inputs, whose values nobody knows."""
         graph = self._graph
@@ -62,8 +69,10 @@ class Weights:
         for value, tensor in held.items():
             value.const_value = tensor
             graph.register_initializer(value)
+        self._known = {value: self._tensors[path].detach().cpu() for value, path in self._sources.items()}
+        taken = [node for node in graph if self._take(node)]
         self._fold_norms()
-        self._split()
+        self._place(taken)
 
     def program(self) -> WeightProgram:
         """The program, under the names that the graph's weights have now."""
@@ -75,122 +84,27 @@ class Weights:
                 weights[value.name] = self._name(produced[value])
             else:
                 fixed.append(value.name)
-        used = {name for step in self._compiled for name in step.inputs} | set(weights.values())
+        needed, steps = set(weights.values()), list[Step]()
+        for step in reversed(self._steps):
+            if step.output in needed:
+                needed.update(step.inputs)
+                steps.append(step)
         sources = {
             path: (tuple(self._tensors[path].shape), self._tensors[path].dtype)
             for path in self._sources.values()
-            if path in used
+            if path in needed
         }
-        return WeightProgram(
-            sources=sources,
-            shared=self._shared(sources),
-            constants=self._constants,
-            steps=tuple(self._compiled),
-            weights=weights,
-            fixed=tuple(fixed),
-        )
-
-    def _shared(self, sources: dict[str, Any]) -> tuple[tuple[str, ...], ...]:
         groups: dict[int, list[str]] = {}
         for path, tensor in self._tensors.items():
             groups.setdefault(id(tensor), []).append(path)
-        return tuple(tuple(group) for group in groups.values() if len(group) > 1 and set(group) & set(sources))
-
-    # BatchNorm
-
-    def _fold_norms(self) -> None:
-        """Make BatchNorm part of the product before it, as steps of the program."""
-        for node in list(self._graph):
-            if node.op_type != "BatchNormalization" or any(value not in self._sources for value in node.inputs[1:]):
-                continue
-            product = node.inputs[0].producer()
-            if product is None or not self._takes_norm(product) or len(list(node.inputs[0].uses())) != 1:
-                continue
-            if len({value.dtype for value in (*product.inputs[1:], *node.inputs[1:]) if value is not None}) > 1:
-                continue  # it would be rounded where the model does not
-            epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-            gamma, beta, mean, variance = node.inputs[1:]
-            bias = product.inputs[2] if len(product.inputs) > 2 else None
-            axis = _FOLDED[product.op_type]
-            weight = self._step("FoldedWeight", [product.inputs[1], gamma, variance], epsilon=epsilon, axis=axis)
-            shift = self._step("FoldedBias", [bias, gamma, beta, mean, variance], epsilon=epsilon)
-            folded = ir.Node(
-                "",
-                product.op_type,
-                [product.inputs[0], weight, shift],
-                attributes=list(product.attributes.values()),
-                name=product.name,
-                metadata_props=dict(product.metadata_props),
-            )
-            made, last = folded.outputs[0], node.outputs[0]
-            made.shape, made.type = last.shape, last.type
-            self._graph.insert_before(product, folded)
-            ir.convenience.replace_all_uses_with(last, made, replace_graph_outputs=True)
-            self._graph.remove([node, product], safe=True)
-            made.name = last.name
-
-    def _takes_norm(self, product: Any) -> bool:
-        attributes = product.attributes
-
-        def number(name: str, default: float) -> float:
-            return attributes[name].value if name in attributes else default
-
-        weights = [value for value in product.inputs[1:] if value is not None]
-        if product.op_type not in _FOLDED or any(value not in self._sources for value in weights):
-            return False
-        if product.op_type == "Gemm":
-            return number("transB", 0) == 1 and number("alpha", 1.0) == number("beta", 1.0) == 1.0
-        return product.op_type == "Conv" or number("group", 1) == 1
-
-    def _step(self, op: str, inputs: list[Any], **attributes: Any) -> Any:
-        """A value that a step makes."""
-        value = ir.Value(name=f"{inputs[1].name}/{op}")
-        self._steps.append((op, inputs, value, attributes))
-        return value
-
-    # Parameters alone
-
-    def _split(self) -> None:
-        """Take what depends on parameters alone out of the graph, and put its values there."""
-        graph = self._graph
-        derived = {*self._sources, *(value for _, _, value, _ in self._steps)}
-        inside: list[Any] = []
-        for node in graph:
-            inputs = [value for value in node.inputs if value is not None]
-            known = all(value in derived or _constant(value) is not None for value in inputs)
-            if known and any(value in derived for value in inputs) and node.op_type not in ("Shape", "Size"):
-                self._check(node)
-                inside.append(node)
-                derived.update(node.outputs)
-                attributes = {name: _plain(name, part) for name, part in node.attributes.items()}
-                self._steps.append((node.op_type, list(node.inputs), node.outputs[0], attributes))
-        self._compile()
-        values = self._run()
-        inner = set(inside)
-        edge = [out for node in inside for out in node.outputs if _leaves(out, inner, graph)]
-        edge += [value for op, _, value, _ in self._steps if op in ("FoldedWeight", "FoldedBias")]
-        self._replaced: dict[Any, Any] = {}
-        for value in edge:
-            tensor = values[self._name(value)].contiguous().cpu().clone()
-            new = ir.Value(name=value.name, shape=ir.Shape(tensor.shape), type=_type(tensor))
-            new.const_value = tensor_adapters.TorchTensor(tensor, name=value.name)
-            ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
-            self._replaced[value] = new
-        graph.remove(inside, safe=True)
-        for new in self._replaced.values():
-            graph.register_initializer(new)
-        for value in list(graph.initializers.values()):
-            if not value.uses() and value not in graph.outputs:
-                graph.initializers.pop(value.name)
-
-    def _check(self, node: Any) -> None:
-        if node.op_type not in OPERATORS or node.domain or len(node.outputs) != 1:
-            raise ExportError(
-                "refittable weights",
-                got=f"{node.op_type} works on parameters alone, and a refit does not know how to do that",
-                allowed=", ".join(sorted(OPERATORS)),
-                fix="work this out in a buffer beforehand, or deploy without refittable=True",
-            )
+        return WeightProgram(
+            sources=sources,
+            shared=tuple(tuple(group) for group in groups.values() if len(group) > 1 and set(group) & sources.keys()),
+            constants={name: tensor for name, tensor in self._constants.items() if name in needed},
+            steps=tuple(reversed(steps)),
+            weights=weights,
+            fixed=tuple(fixed),
+        )
 
     def _name(self, value: Any) -> str:
         """A value's name in the program, which later names in the graph don't change."""
@@ -198,32 +112,126 @@ class Weights:
             return self._sources[value]
         return self._names.setdefault(value, f"%{len(self._names)}")
 
-    def _compile(self) -> None:
-        self._constants: dict[str, torch.Tensor] = {}
-        self._compiled: list[Step] = []
-        for op, inputs, output, attributes in self._steps:
-            names = tuple("" if value is None else self._name(value) for value in inputs)
-            for value, name in zip(inputs, names, strict=True):
-                if value is not None and value not in self._sources and (held := _constant(value)) is not None:
-                    self._constants[name] = torch.tensor(held.numpy())
-            self._compiled.append(Step(op, names, self._name(output), attributes))
+    def _tensor(self, value: Any) -> torch.Tensor | None:
+        """A value that a parameter or nothing at all decides, as it is now; None for one that inputs decide."""
+        if value is None or value in self._known:
+            return self._known.get(value)
+        held = value.const_value
+        if held is None and (maker := value.producer()) is not None and maker.op_type == "Constant":
+            held = ir.convenience.get_const_tensor(value)
+        if held is None or held.nbytes > _LARGEST_CONSTANT:
+            return None
+        raw, dtype = bytearray(held.tobytes()), tensor_adapters.to_torch_dtype(held.dtype)
+        flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        return flat.reshape(tuple(held.shape.numpy()))
 
-    def _run(self) -> dict[str, torch.Tensor]:
-        wanted = {step.output: step.output for step in self._compiled}
-        program = WeightProgram({}, (), self._constants, tuple(self._compiled), wanted, ())
-        return program.run({path: self._tensors[path].detach().cpu() for path in self._sources.values()})
+    def _step(self, op: str, inputs: Sequence[Any], output: Any, attributes: dict[str, Any]) -> bool:
+        """Make a step, if its operator can do that."""
+        tensors = [self._tensor(value) for value in inputs]
+        try:
+            made = OPERATORS[op](cast("list[torch.Tensor]", tensors), attributes)
+        except (RuntimeError, TypeError, IndexError, ValueError):
+            return False
+        size = sum(self._known[value].numel() for value in inputs if value in self._known)
+        if made.numel() > max(_MOST_GROWTH * size, _SMALL):
+            return False
+        names = tuple("" if value is None else self._name(value) for value in inputs)
+        for value, name, tensor in zip(inputs, names, tensors, strict=True):
+            if tensor is not None and value not in self._known:
+                self._constants[name] = tensor
+        self._known[output] = made
+        self._steps.append(Step(op, names, self._name(output), attributes))
+        return True
 
+    def _take(self, node: Any) -> bool:
+        """Whether a node is a step of the program from now on."""
+        inputs = [value for value in node.inputs if value is not None]
+        derived = [value for value in inputs if value in self._known]
+        if not derived or node.op_type not in OPERATORS or node.domain or len(node.outputs) != 1:
+            return False
+        # ONNX counts in integers otherwise than PyTorch, and no weight is one.
+        if not all(self._known[value].is_floating_point() for value in derived):
+            return False
+        if any(self._tensor(value) is None for value in inputs):
+            return False
+        attributes = {name: _plain(name, part) for name, part in node.attributes.items()}
+        return self._step(node.op_type, list(node.inputs), node.outputs[0], attributes)
 
-def _constant(value: Any) -> Any:
-    """The tensor of a value that no parameter decides, or None."""
-    held = value.const_value
-    if held is None and (maker := value.producer()) is not None and maker.op_type == "Constant":
-        held = ir.convenience.get_const_tensor(value)
-    return held
+    # BatchNorm
 
+    def _fold_norms(self) -> None:
+        """Make BatchNorm part of the product before it, as steps of the program."""
+        for node in list(self._graph):
+            if node.op_type != "BatchNormalization" or len(node.outputs) != 1:
+                continue
+            product = node.inputs[0].producer()
+            if product is None or not self._takes_norm(product, node):
+                continue
+            epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+            gamma, beta, mean, variance = node.inputs[1:]
+            bias = product.inputs[2] if len(product.inputs) > 2 else None
+            weight, shift = (ir.Value(name=f"{node.name}/{what}{len(self._steps)}") for what in ("weight", "bias"))
+            axis = {"epsilon": epsilon, "axis": _FOLDED[product.op_type]}
+            made = self._step("FoldedWeight", [product.inputs[1], gamma, variance], weight, axis)
+            made = made and self._step("FoldedBias", [bias, gamma, beta, mean, variance], shift, {"epsilon": epsilon})
+            if made:
+                self._edge += [weight, shift]
+                self._put(product, node, weight, shift)
 
-def _leaves(value: Any, inside: set[Any], graph: Any) -> bool:
-    return value in graph.outputs or any(use.node not in inside for use in value.uses())
+    def _put(self, product: Any, norm: Any, weight: Any, bias: Any) -> None:
+        """One product in the place of a product and its norm."""
+        folded = ir.Node(
+            "",
+            product.op_type,
+            [product.inputs[0], weight, bias],
+            attributes=list(product.attributes.values()),
+            name=product.name,
+            metadata_props=dict(product.metadata_props),
+        )
+        made, last = folded.outputs[0], norm.outputs[0]
+        made.shape, made.type = last.shape, last.type
+        self._graph.insert_before(product, folded)
+        ir.convenience.replace_all_uses_with(last, made, replace_graph_outputs=True)
+        self._graph.remove([norm, product], safe=True)
+        made.name = last.name
+
+    def _takes_norm(self, product: Any, norm: Any) -> bool:
+        between, attributes = norm.inputs[0], product.attributes
+
+        def number(name: str, default: float) -> float:
+            return attributes[name].value if name in attributes else default
+
+        if product.op_type not in _FOLDED or len(list(between.uses())) != 1 or between in self._graph.outputs:
+            return False
+        tensors = [self._tensor(value) for value in (*product.inputs[1:], *norm.inputs[1:]) if value is not None]
+        if len({None if tensor is None else tensor.dtype for tensor in tensors}) != 1 or tensors[0] is None:
+            return False  # inputs decide some, or it would be rounded where the model does not
+        if product.op_type == "Gemm":
+            return number("transB", 0) == 1 and number("alpha", 1.0) == number("beta", 1.0) == 1.0
+        return product.op_type == "Conv" or number("group", 1) == 1
+
+    # The graph
+
+    def _place(self, taken: Sequence[Any]) -> None:
+        """Take the nodes that became steps out of the graph, and put their values there."""
+        graph, inside = self._graph, set(taken)
+        for node in taken:
+            (value,) = node.outputs
+            if value in graph.outputs or any(use.node not in inside for use in value.uses()):
+                self._edge.append(value)
+        for value in self._edge:
+            tensor = self._known[value].contiguous().clone()
+            kind = ir.TensorType(tensor_adapters.from_torch_dtype(tensor.dtype))
+            new = ir.Value(name=value.name, shape=ir.Shape(tensor.shape), type=kind)
+            new.const_value = tensor_adapters.TorchTensor(tensor, name=value.name)
+            ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
+            self._replaced[value] = new
+        graph.remove(taken, safe=True)
+        for new in self._replaced.values():
+            graph.register_initializer(new)
+        for value in list(graph.initializers.values()):
+            if not value.uses() and value not in graph.outputs:
+                graph.initializers.pop(value.name)
 
 
 def _plain(name: str, attribute: Any) -> Any:
@@ -231,7 +239,3 @@ def _plain(name: str, attribute: Any) -> Any:
     if name == "to":
         return tensor_adapters.to_torch_dtype(ir.DataType(value))
     return tuple(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else value
-
-
-def _type(tensor: torch.Tensor) -> Any:
-    return ir.TensorType(tensor_adapters.from_torch_dtype(tensor.dtype))

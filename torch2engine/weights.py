@@ -52,7 +52,8 @@ class WeightProgram:
         constants: value name -> tensor on the CPU that no parameter decides, such as the bounds of a slice.
         steps: in the order in which they are worked out.
         weights: name of a weight in the graph -> name of the value that it is.
-        fixed: names of the graph's weights that follow from no parameter.
+        fixed: names of the graph's weights that follow from no parameter or buffer: numbers in the code, and tensors
+            that no module has registered.
     """
 
     sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -167,7 +168,7 @@ class WeightProgram:
                 weights=found["weights"],
                 fixed=tuple(found["fixed"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ArtifactError("weight program", got=f"it can't be read ({error})", fix="deploy again") from error
 
 
@@ -250,6 +251,8 @@ def _keep(attributes: Attributes) -> bool:
 def _reduce(function: Callable[..., torch.Tensor]) -> Callable[[Tensors, Attributes], torch.Tensor]:
     def reduce(x: Tensors, attributes: Attributes) -> torch.Tensor:
         axes = _axes(x)
+        if not axes and attributes.get("noop_with_empty_axes", 0):
+            raise ValueError("a reduction that does nothing")
         return function(x[0], tuple(range(x[0].ndim)) if axes is None else tuple(axes), _keep(attributes))
 
     return reduce
@@ -263,22 +266,35 @@ def _each(function: Callable[..., torch.Tensor]) -> Callable[[Tensors, Attribute
     return lambda x, _: function(*x)
 
 
+def _scale(gamma: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """BatchNorm's factor, in float32 at least."""
+    wide = torch.promote_types(gamma.dtype, torch.float32)
+    return gamma.to(wide) / torch.sqrt(variance.to(wide) + epsilon)
+
+
 def _fold_weight(x: Tensors, attributes: Attributes) -> torch.Tensor:
-    """A convolution's weight with BatchNorm's scale in it: weight, gamma, variance."""
+    """A convolution's weight with BatchNorm's factor in it: weight, gamma, variance."""
     weight, gamma, variance = x
-    scale = gamma.float() * torch.rsqrt(variance.float() + attributes["epsilon"])
+    scale = _scale(gamma, variance, attributes["epsilon"])
     sides = [1] * weight.ndim
     sides[attributes["axis"]] = -1
-    return (weight.float() * scale.reshape(sides)).to(weight.dtype)
+    return (weight.to(scale.dtype) * scale.reshape(sides)).to(weight.dtype)
 
 
 def _fold_bias(x: Tensors, attributes: Attributes) -> torch.Tensor:
     """A convolution's bias with BatchNorm in it: bias or None, gamma, beta, mean, variance."""
     gamma, beta, mean, variance = x[1:]
     bias = cast("torch.Tensor | None", x[0])
-    scale = gamma.float() * torch.rsqrt(variance.float() + attributes["epsilon"])
-    before = mean.float() if bias is None else mean.float() - bias.float()
-    return (beta.float() - before * scale).to(beta.dtype)
+    scale = _scale(gamma, variance, attributes["epsilon"])
+    before = mean.to(scale.dtype) if bias is None else mean.to(scale.dtype) - bias.to(scale.dtype)
+    return (beta.to(scale.dtype) - before * scale).to(beta.dtype)
+
+
+def _gather(x: Tensors, attributes: Attributes) -> torch.Tensor:
+    data, indices = x
+    axis = attributes.get("axis", 0) % data.ndim
+    chosen = data.index_select(axis, cast("torch.Tensor", indices % data.shape[axis]).reshape(-1).to(data.device))
+    return chosen.reshape([*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]])
 
 
 # What programs may consist of: ONNX's operators, in opset 22, and the folding of BatchNorm.
@@ -287,9 +303,11 @@ OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
     "Add": _each(torch.add),
     "Cast": lambda x, attributes: x[0].to(attributes["to"]),
     "Concat": lambda x, attributes: torch.cat(list(x), attributes["axis"]),
+    "Cos": _each(torch.cos),
     "Div": _each(torch.div),
     "Exp": _each(torch.exp),
     "Expand": lambda x, _: x[0] * torch.ones(_ints(x[1]) or [], dtype=x[0].dtype, device=x[0].device),
+    "Gather": _gather,
     "Identity": lambda x, _: x[0],
     "Log": _each(torch.log),
     "MatMul": _each(torch.matmul),
@@ -303,6 +321,7 @@ OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
     "Relu": _each(torch.relu),
     "Reshape": _reshape,
     "Sigmoid": _each(torch.sigmoid),
+    "Sin": _each(torch.sin),
     "Slice": _slice,
     "Softplus": _each(nn.functional.softplus),
     "Sqrt": _each(torch.sqrt),
@@ -314,4 +333,6 @@ OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
     "FoldedWeight": _fold_weight,
     "FoldedBias": _fold_bias,
 }
-_READ_SIZES = frozenset({"Expand", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"})
+_READ_SIZES = frozenset(
+    {"Expand", "Gather", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
+)
