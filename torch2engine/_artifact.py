@@ -6,6 +6,8 @@ that there only the difference between an ONNX model and an engine is left to re
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import pickle
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -294,14 +296,16 @@ def _check_replaceable(path: Path, overwrite: bool) -> None:
             path=str(path),
         )
     allowed = "only a torch2engine artifact is replaced"
+    before, claimed = identity(path), None
+    got = "a folder without a torch2engine manifest is there already"
     if not path.is_dir():
-        raise ArtifactError(subject, got="a file is there already", allowed=allowed, fix=fix, path=str(path))
-    try:
-        claimed = claimed_files(read_file(path / NAME, LIMIT_BYTES))
-    except OSError:
-        claimed = None
+        got = "a file is there already"
+    else:
+        with contextlib.suppress(OSError):
+            claimed = claimed_files(read_file(path / NAME, LIMIT_BYTES))
     if claimed is None:
-        got = "a folder without a torch2engine manifest is there already"
+        if before is None or identity(path) != before:
+            raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(path))  # whoever saves looks again
         raise ArtifactError(subject, got=got, allowed=allowed, fix=fix, path=str(path))
     foreign = sorted({entry.name for entry in path.iterdir()} - claimed - {NAME, *ALL_FILES})
     if foreign:
