@@ -366,7 +366,7 @@ def test_threads_that_want_the_same_engine_build_it_once(tmp_path: Path, monkeyp
     found: list[str] = []
 
     def run() -> None:
-        options = {"cache": judge.cache, "progress": lambda phase, *_: told.append(phase)}
+        options = {"cache": judge.cache, "progress": lambda phase, step, *_: told.append(f"{phase} {step}")}
         found.append(t2e.build(judge.path, RANGES, **options).plan_sha256)
 
     threads = [threading.Thread(target=run) for _ in range(6)]
@@ -377,7 +377,8 @@ def test_threads_that_want_the_same_engine_build_it_once(tmp_path: Path, monkeyp
     assert len(builds) == 1
     assert len(found) == 6
     assert len(set(found)) == 1
-    assert "waiting for another process" in told
+    assert "waiting for another process 0" in told
+    assert "waiting for another process 1" in told
 
 
 def test_locks_leave_nothing_and_are_for_one_key_each(cache: EngineCache) -> None:
@@ -412,6 +413,14 @@ def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
         wanted()
         with pytest.raises(t2e.BuildError, match="cancelled, progress returned False in 'waiting for another process'"):
             t2e.build(judge.path, RANGES, cache=judge.cache, progress=lambda *_: False)
+        # Who gave up has not taken the lock from who builds.
+        told: list[str] = []
+        with (
+            pytest.raises(ZeroDivisionError),
+            judge.cache.building(wanted._here, lambda: told.append("waits") or 1 / 0),
+        ):
+            pass
+        assert told == ["waits"]
 
 
 def test_lock_does_not_live_on_in_a_fork(cache: EngineCache) -> None:
@@ -548,6 +557,10 @@ def test_compiled_kernels_are_kept(tmp_path: Path) -> None:
     assert kept(judge, b"kernels") == b"kernels"
     assert kept(judge, b"others") == b"kernels"
     assert kept(judge, b"newer", driver="600.1") == b"newer"
+    # This machine has no driver: a build alone, which compiles nothing, does not pass those on as its own.
+    assert t2e.build(judge.path, RANGES, cache=judge.cache).read_runtime_cache() == b""
+    (entry,) = judge.cache.entries()
+    assert EngineArtifact.load(entry.path).read_runtime_cache() == b""
 
 
 # Options

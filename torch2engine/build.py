@@ -98,10 +98,15 @@ class Wanted:
         self._here = key_of(_facts(self._model, self._config))  # now, since the GPU is the current one
         found = self._cache.take(self._here)
         if found is None:
-            waiting = Reporter("build", self._report)
-            self._held.enter_context(
-                self._cache.building(self._here, lambda: waiting("waiting for another process", 0, 1))
-            )
+            tell, waited = Reporter("build", self._report), list[str]()
+
+            def waiting() -> None:
+                waited[:] = ["waiting for another process"]
+                tell(waited[0], 0, 1)
+
+            self._held.enter_context(self._cache.building(self._here, waiting))
+            for phase in waited:
+                tell(phase, 1, 1)
             found = self._cache.take(self._here)
         if found is None:
             return _built(self._model, self._config, self._report)
@@ -195,9 +200,11 @@ def _built(model: Source, config: BuildConfig, report: Report | None) -> EngineA
 
 def _adopted(model: Source, found: EngineArtifact) -> EngineArtifact:
     """A found engine beside this model's own ONNX, whose modules and source lines may be others."""
-    owner = scratch_folder()
+    owner, driver = scratch_folder(), _driver()
+    if driver != found.hardware.driver:
+        found = found.with_runtime_cache(b"")  # they would pass for this driver's
     found.link_into(owner.path)
-    return _artifact(model, owner, replace(found.hardware, driver=_driver()))
+    return _artifact(model, owner, replace(found.hardware, driver=driver))
 
 
 def _driver() -> str | None:

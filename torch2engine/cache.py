@@ -139,11 +139,12 @@ class EngineCache:
             waiting: called ten times a second as long as somebody else does; what it raises ends the wait.
         """
         place = self._folder / _LOCKS / _checked(key)
-        lock = self._open_lock(place)
+        lock, held = self._open_lock(place), False
         try:
             while lock is not None:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = True
                     break
                 except BlockingIOError:
                     waiting()
@@ -152,10 +153,12 @@ class EngineCache:
                     break
             yield
         finally:
-            if lock is not None:
+            if lock is not None and held:
                 with contextlib.suppress(OSError):
                     place.unlink()  # who waits on it goes on; who comes now finds the entry
+                with contextlib.suppress(OSError):
                     fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone leaves it to a process forked meanwhile
+            if lock is not None:
                 os.close(lock)
 
     def entries(self) -> tuple[CacheEntry, ...]:
