@@ -408,6 +408,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"runtime_config": {"streams": 2}},
         "runtime_config: {'streams': 2}, a RuntimeConfig; pass t2e.RuntimeConfig(...)",
     ),
+    "cache": ({"cache": 3}, "cache: 3, True, False, a folder or an EngineCache"),
 }
 
 
@@ -415,9 +416,11 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
 def test_unknown_option_is_refused_with_the_list(what: str) -> None:
     """A word that deploy doesn't know is an InputError that lists those it knows."""
     options, text = OPTIONS[what]
+    calls = Counting.calls
     with pytest.raises(InputError) as caught:
-        t2e.deploy(seeded(Mlp), sample(4, 6), **{"runtime": "onnxruntime", **options})
+        t2e.deploy(Counting(), sample(4, 6), **{"runtime": "onnxruntime", **options})
     assert str(caught.value) == text
+    assert Counting.calls == calls, "refused before any work"
 
 
 def test_deployed_module_is_refused() -> None:

@@ -16,7 +16,7 @@ from torch2engine import trt
 from torch2engine._calibration import check_calibration
 from torch2engine._lowered import settled
 from torch2engine.build import obtaining
-from torch2engine.cache import Cache
+from torch2engine.cache import Cache, cache_of
 from torch2engine.capture import capture
 from torch2engine.cases import cases
 from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
@@ -92,6 +92,7 @@ def deploy(
     """
     asked = Precision.of(precision)
     check_calibration(asked, calibration, runtime_config)
+    store = cache_of(cache)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
     kept = model if runtime_config.out_of_range == "eager" else None
     with undisturbed(model):
@@ -116,7 +117,7 @@ def deploy(
         return module
     target = target_device(captured)
     float32 = "tf32" if asked.dtype == "tf32" else None
-    with obtaining(low.artifact, precision=float32, config=config, cache=cache, progress=progress) as wanted:
+    with obtaining(low.artifact, precision=float32, config=config, cache=store, progress=progress) as wanted:
         with phases("build"), torch.cuda.device(target):  # build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine = wanted()
@@ -126,7 +127,8 @@ def deploy(
             computed, told = verified(module, low.examples)
             notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
             notes = (*notes, *told, *precision_notes(asked.dtype, module), *wanted.notes)
-        wanted.keep(module.compiled())
+        general = runtime_config.kernel_specialization == "none"
+        wanted.keep(module.compiled() if general else engine)  # who takes it may not want kernels for these shapes
     module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome, computed)
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module
