@@ -30,8 +30,8 @@ def right(network: nn.Module, x: torch.Tensor, y: torch.Tensor) -> int:
 
 def work(rank: int, folder: str) -> None:
     device = torch.device("cuda", rank) if gpus else torch.device("cpu")
-    backend, place = "nccl" if gpus else "gloo", f"file://{folder}/ranks"
-    dist.init_process_group(backend, place, rank=rank, world_size=2)
+    backend, bound = ("nccl", device) if gpus else ("gloo", None)
+    dist.init_process_group(backend, f"file://{folder}/ranks", rank=rank, world_size=2, device_id=bound)
     torch.manual_seed(0)
     images, labels = load_digits(return_X_y=True)
     x = torch.tensor(images[rank:1792:2] / 16, dtype=torch.float32, device=device)
