@@ -4,7 +4,7 @@
 
 Enters: a GPU. Leaves: precision.json. Every model is deployed in each precision by a process of its own, several at a
 time, since most of that is the CPU's work; then the engines of a model are timed side by side in one process, with
-nothing beside it. TF32 is a matter of the process (see `NVIDIA_TF32_OVERRIDE`), so it is built and timed apart.
+nothing beside it. TF32 is a matter of the process (see `NVIDIA_TF32_OVERRIDE`), so those are built and timed in others.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["PRECISIONS", "main"]
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 BATCHES = (1, 8)
 COMPARED_AT = 8  # the batch size of speedup_over_fp32
-CORES = 4  # for each deploying process
+CORES = 2  # for each deploying process: most of what it does is one thread's work
 TIMEOUT_S = 400
 
 
@@ -75,12 +75,12 @@ class Run:
         jobs = [(model, precision) for model in self.options.models for precision in PRECISIONS]
         with ThreadPoolExecutor(self.slots.qsize()) as pool:
             built = dict(zip(jobs, pool.map(lambda job: self.deploy(*job), jobs), strict=True))
-        for model in self.options.models:
-            there = [precision for precision in PRECISIONS if built[model, precision]]
-            try:
-                self.times(model, there)
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
-                self.failures.append(f"{model}: {error}")
+        models = self.options.models
+        there = {model: [word for word in PRECISIONS if built[model, word] and word != "tf32"] for model in models}
+        self.times(there, tf32=False)
+        self.times({model: ["tf32"] for model in models if built[model, "tf32"]}, tf32=True)
+        for model in models:
+            self.speedups(model)
         if self.failures:  # last, so that the file of the failed run has all that did not fail
             raise RuntimeError("\n".join(self.failures))
 
@@ -96,7 +96,7 @@ class Run:
         finally:
             self.slots.put(cores)
         name = f"{model}.{precision}"
-        print(f"{name}: after {self.evidence.elapsed_s:.0f} s", flush=True)
+        print(f"{name}: after {self.evidence.elapsed_s:.0f} s; {found['told'] or found['refused']}", flush=True)
         self.evidence.samples.setdefault("deployed", {})[name] = found["told"]
         if "refused" in found:
             self.evidence.samples.setdefault("left_out", {})[name] = found["refused"]
@@ -105,27 +105,27 @@ class Run:
             self.evidence.figure(f"{name}.{figure}", value)
         return True
 
-    def times(self, model: str, precisions: Sequence[str]) -> None:
-        if alike := [precision for precision in precisions if precision != "tf32"]:
-            self.time(model, alike, tf32=False)
-        if "tf32" in precisions:
-            self.time(model, ["tf32"], tf32=True)
-        if "fp32" in precisions:
-            self.speedups(model, precisions)
-
-    def time(self, model: str, precisions: Sequence[str], tf32: bool) -> None:
-        folders = [str(self.folder / f"{model}.{precision}") for precision in precisions]
+    def times(self, precisions: Mapping[str, Sequence[str]], tf32: bool) -> None:
+        """Time the engines of all models, in a process."""
+        wanted = {model: words for model, words in precisions.items() if words}
         batches = ",".join(map(str, BATCHES))
-        words = ["time", model, ",".join(precisions), batches, str(self.options.rounds), *folders]
-        found = _run(words, tf32=tf32)
+        words = ["time", json.dumps(wanted), batches, str(self.options.rounds), str(self.folder)]
+        try:
+            found = _run(words, tf32=tf32)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            self.failures.append(str(error))
+            return
+        self.failures += found["failures"]
         for figure, value in found["figures"].items():
-            self.evidence.figure(f"{model}.{figure}", value)
+            self.evidence.figure(figure, value)
 
-    def speedups(self, model: str, precisions: Sequence[str]) -> None:
-        figures: Mapping[str, float] = self.evidence.figures
-        for precision in precisions:
-            here, base = (figures[f"{model}.{word}.b{COMPARED_AT}.device_us"] for word in (precision, "fp32"))
-            self.evidence.figure(f"{model}.{precision}.speedup_over_fp32", base / here)
+    def speedups(self, model: str) -> None:
+        figures: Mapping[str, float] = dict(self.evidence.figures)
+        base = figures.get(f"{model}.fp32.b{COMPARED_AT}.device_us")
+        for precision in PRECISIONS:
+            here = figures.get(f"{model}.{precision}.b{COMPARED_AT}.device_us")
+            if base and here:
+                self.evidence.figure(f"{model}.{precision}.speedup_over_fp32", base / here)
 
 
 def body(evidence: Evidence, options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""One step of `benchmarks.precision` in a process of its own: deploy a model in one precision, or time its engines.
+"""One step of `benchmarks.precision` in a process of its own: deploy a model in one precision, or time engines.
 
 Enters: words on the command line. Leaves: JSON on the last line. Apart because a process's environment decides on TF32,
 and because deploying is the CPU's work that several processes share.
@@ -63,10 +63,24 @@ def deploy(name: str, precision: str, folder: Path) -> dict[str, Any]:
     return {"figures": figures, "told": f"{shares.summary()}; {seconds}{notes}"}
 
 
-def time(name: str, precisions: list[str], batches: list[int], rounds: int, folders: list[Path]) -> dict[str, Any]:
+def time(precisions: dict[str, list[str]], batches: list[int], rounds: int, folder: Path) -> dict[str, Any]:
+    """Time the engines of several models, one model after the other."""
+    figures: dict[str, float] = {}
+    failures: list[str] = []
+    for name, words in precisions.items():
+        try:
+            found = _timed(name, words, batches, rounds, folder)
+        except (AssertionError, t2e.Torch2EngineError) as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+            continue
+        figures |= {f"{name}.{figure}": value for figure, value in found.items()}
+    return {"figures": figures, "failures": failures}
+
+
+def _timed(name: str, precisions: list[str], batches: list[int], rounds: int, folder: Path) -> dict[str, float]:
     """Time engines, and PyTorch as it is, interleaved; each answers right before."""
     entry, model = FLOATS[name], _model(name)
-    modules = {word: t2e.load(folder) for word, folder in zip(precisions, folders, strict=True)}
+    modules = {word: t2e.load(folder / f"{name}.{word}") for word in precisions}
     figures: dict[str, float] = {}
     for batch in batches:
         inputs = entry.inputs(batch)
@@ -89,7 +103,7 @@ def time(name: str, precisions: list[str], batches: list[int], rounds: int, fold
             figures[f"{word}.b{batch}.host_us"] = timing.host_us
             assert timing.device_us is not None
             figures[f"{word}.b{batch}.device_us"] = timing.device_us
-    return {"figures": figures}
+    return figures
 
 
 def main() -> None:
@@ -101,10 +115,10 @@ def main() -> None:
         one.add_argument(word)
     one.add_argument("folder", type=Path)
     one = steps.add_parser("time")
-    for word in ("model", "precisions", "batches"):
-        one.add_argument(word)
+    one.add_argument("precisions", type=json.loads, help="JSON: model -> its precisions")
+    one.add_argument("batches")
     one.add_argument("rounds", type=int)
-    one.add_argument("folders", type=Path, nargs="+")
+    one.add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.cores:
         cores = [int(core) for core in options.cores.split(",")]
@@ -115,7 +129,7 @@ def main() -> None:
             answer = deploy(options.model, options.precision, options.folder)
         else:
             batches = [int(batch) for batch in options.batches.split(",")]
-            answer = time(options.model, options.precisions.split(","), batches, options.rounds, options.folders)
+            answer = time(options.precisions, batches, options.rounds, options.folder)
     print(json.dumps(answer))
 
 

@@ -124,7 +124,7 @@ def deploy(
         with phases("parity"):
             module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
             reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
-            computed, told = verified(module, low.examples)
+            computed, told = verified(module, low.artifact.precision, low.examples)
             notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
             notes = (*notes, *told, *precision_notes(asked.dtype, module), *wanted.notes)
         general = runtime_config.kernel_specialization == "none"

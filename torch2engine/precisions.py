@@ -36,8 +36,8 @@ from torch2engine.reference import unwrap
 __all__ = ["PrecisionReport", "Sensitivity", "precision_report", "sensitivity", "verified"]
 
 # What of a low graph's multiply-adds the engine must do in the low type. TensorRT-RTX 1.6 has no fp8 kernel for some
-# convolutions (ResNet-50's first, ConvNeXt's depthwise ones, transposed ones) and quietly computes them in float32:
-# mostly a small part of a network, and where it is not the user is to say that they may stay so.
+# convolutions (ResNet-50's first, ConvNeXt's depthwise ones) and quietly computes them in float32: mostly a small part
+# of a network, and where it is not the user is to say that they may stay so.
 _TAKEN = 0.9
 
 
@@ -105,25 +105,26 @@ def _report(deployed: object, path: Path, inputs: Mapping[str, NDArray[Any]]) ->
     return PrecisionReport(tuple(replace(one, engine=engine[one.name]) for one in found), dict(sorted(counted.items())))
 
 
-def verified(module: TRTModule, examples: Sequence[Case]) -> tuple[PrecisionReport | None, tuple[str, ...]]:
+def verified(module: TRTModule, asked: str, examples: Sequence[Case]) -> tuple[PrecisionReport | None, tuple[str, ...]]:
     """Make sure that an engine computes in the low type what its graph has in it.
 
     Args:
         module: the engine, with its ONNX.
+        asked: the graph's precision, whatever the engine is called.
         examples: from `cases`; multiply-adds are counted at the sizes of the one at opt.
 
     Returns:
-        the report, None for an engine in float32; and what the user should know.
+        the report, None for a graph in float32; and what the user should know.
 
     Raises:
         PrecisionError: as `check_taken`.
     """
     path = module._artifact.onnx_path  # pyright: ignore[reportPrivateUsage]  # kin of it
-    if module.precision not in LOW_PRECISIONS or path is None:
+    if asked not in LOW_PRECISIONS or path is None:
         return None, ()
     example = next((one for one in examples if one.name.endswith("opt")), examples[0])
     report = _report(module, path, arrays(module.signature, example.inputs))
-    return report, check_taken(report, module.precision, module.runtime)
+    return report, check_taken(report, asked, module.runtime)
 
 
 def check_taken(report: PrecisionReport, word: str, runtime: str) -> tuple[str, ...]:

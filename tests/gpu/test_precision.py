@@ -174,25 +174,42 @@ def test_budget_is_held_by_the_engine() -> None:
     assert any(note.startswith(f"Budget.metric of {module.runtime}") for note in module.report.notes)
 
 
-def test_transposed_convolutions_in_fp8_are_told() -> None:
-    """TensorRT-RTX has no such kernel: a small part is a note, a large one an error that says what to keep."""
+class Stem(nn.Module):
+    """ResNet-50's first convolution, for which TensorRT-RTX 1.6 has no fp8 kernel, and larger ones behind it."""
+
+    def __init__(self, behind: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 64, 7, stride=2, padding=3)
+        self.behind = nn.Sequential(*[nn.Conv2d(64, 64, 3, padding=1) for _ in range(behind)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.behind(self.stem(x).relu())
+
+
+def test_what_fp8_kernels_are_missing_for_is_told() -> None:
+    """A small part is a note, a large one an error that says what to keep; keeping it is taken."""
     torch.manual_seed(0)
-    layers = {
-        "first": nn.Conv2d(16, 64, 3, padding=1),
-        "up": nn.ConvTranspose2d(64, 16, 2, stride=2),
-        "last": nn.Conv2d(16, 128, 3),
-    }
-    model = nn.Sequential()
-    for name, layer in layers.items():
-        model.add_module(name, layer)
-    model.cuda().eval()
-    sample = {"input": torch.randn(8, 16, 12, 12, device="cuda")}
-    module = deployed(model, sample, "fp8", tolerance=LOOSE)
+    sample = {"x": torch.randn(8, 3, 224, 224, device="cuda")}
+    module = deployed(Stem(4).cuda().eval(), sample, "fp8", tolerance=LOOSE)
     assert module.report is not None
-    assert any("not 'up' (in fp32)" in note for note in module.report.notes)
-    alone, sample = nn.Sequential(layers["up"]).eval(), {"input": torch.randn(8, 64, 12, 12, device="cuda")}
-    with pytest.raises(t2e.PrecisionError, match=r"not '0' \(in fp32\).*keep_fp32"):
+    assert any("not 'stem' (in fp32)" in note for note in module.report.notes)
+    alone = Stem(1).cuda().eval()
+    with pytest.raises(t2e.PrecisionError, match=r"not 'stem' \(in fp32\).*keep_fp32=\['stem'\]"):
         deployed(alone, sample, "fp8", tolerance=LOOSE)
+    kept = deployed(alone, sample, t2e.Precision("fp8", keep_fp32=["stem"]), tolerance=LOOSE)
+    assert kept.report is not None and kept.report.computed is not None
+    assert {one.module: one.engine for one in kept.report.computed.products} == {"stem": "fp32", "behind.0": "fp8"}
+
+
+def test_transposed_convolutions_stay_out_of_fp8() -> None:
+    """TensorRT-RTX builds them and can't run them: the graph leaves them in float32 and says so."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(16, 64, 3, padding=1), nn.ConvTranspose2d(64, 16, 2, stride=2), nn.ReLU())
+    sample = {"input": torch.randn(8, 16, 12, 12, device="cuda")}
+    module = deployed(model.cuda().eval(), sample, "fp8", tolerance=LOOSE)
+    assert module.report is not None and module.report.computed is not None
+    assert {one.module: one.engine for one in module.report.computed.products} == {"0": "fp8", "1": "fp32"}
+    assert any("'1': stays in float32, a transposed convolution" in note for note in module.report.notes)
 
 
 def test_low_io_on_the_engine() -> None:

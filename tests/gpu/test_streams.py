@@ -159,6 +159,7 @@ def test_ordering_tests_can_fail(
 
     with monkeypatch.context() as patch:
         patch.setattr(Lane, wait, lambda *arguments: None)
-        assert count() > 0
+        # Other processes use the GPU too, so not every race is lost.
+        assert any(count() > 0 for _ in range(5))
     torch.cuda.synchronize()
     assert count() == 0

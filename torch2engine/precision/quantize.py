@@ -157,6 +157,8 @@ def _select(targets: Sequence[_Target], low: str) -> tuple[list[_Target], list[s
     for one in targets:
         if one.node.op_type in _CONVOLUTIONS and one.constants[1] is None:
             reason = "a convolution whose weight is computed"
+        elif low == "fp8" and one.node.op_type == "ConvTranspose":
+            reason = "a transposed convolution, for which TensorRT-RTX builds fp8 engines that can't run"
         elif low == "int8" and len(one.activations) == 2:
             reason = "a product of two activations, which int8 would spoil"
         elif any(value is not None and not np.isfinite(value).all() for value in one.constants):
