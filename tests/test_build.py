@@ -88,7 +88,7 @@ def test_build_sets_tf32_by_precision_alone(precision: str, allowed: bool) -> No
     builder = rt.api.Builder(rt.logger)
     flag = rt.api.BuilderFlag.TF32
     assert builder.create_builder_config().get_flag(flag)
-    request = SimpleNamespace(precision=precision, workspace_bytes=None)
+    request = SimpleNamespace(precision=precision, workspace_bytes=None, refittable=False)
     attempt = _build_plan._Attempt(rt, cast("Any", request), rt.log.mark())
     assert _build_plan._configure(attempt, builder).get_flag(flag) is allowed
 

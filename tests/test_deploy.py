@@ -308,8 +308,8 @@ def test_onnx_that_was_damaged_is_a_parity_error_with_the_table(
     """One weight, or one node, gone wrong between export and check is found in every case."""
     real = ROOM.export_onnx
 
-    def damaged(captured: Any) -> OnnxArtifact:
-        artifact = real(captured)
+    def damaged(*args: Any) -> OnnxArtifact:
+        artifact = real(*args)
         model = onnx.load(artifact.onnx_path)
         damage(model.graph)
         onnx.save(model, artifact.onnx_path)

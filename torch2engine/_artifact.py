@@ -108,6 +108,10 @@ class Artifact:
         artifact._content.verify()
         return artifact
 
+    def without_weights(self: A) -> A:
+        """The same without the way in which its weights follow from a module's, if it has that."""
+        return self.from_parts(self._facts, self._content.replaced(WEIGHTS, None)) if WEIGHTS in self.files else self
+
     def read(self, name: str) -> bytes:
         """One file's bytes, checked against the manifest.
 

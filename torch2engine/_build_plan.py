@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch2engine import device, trt
-from torch2engine.errors import BuildError, DynamicAxisError, InputError
+from torch2engine.errors import BuildError, DynamicAxisError, InputError, InstallationError
 from torch2engine.spec import Profile, Signature, TensorSpec
 
 __all__ = ["PhaseReport", "PlanFacts", "PlanRequest", "compile_plan"]
@@ -46,6 +46,7 @@ class PlanRequest:
         gpu_index: the device to build on, as CUDA counts; None for CUDA's default.
         log_level: the Python logging level from which TensorRT's lines are wanted.
         progress: whether phases are to be reported.
+        refittable: whether weights can be replaced later; needs a GPU.
     """
 
     onnx_path: str
@@ -58,6 +59,7 @@ class PlanRequest:
     gpu_index: int | None = None
     log_level: int = logging.WARNING
     progress: bool = False
+    refittable: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -113,6 +115,8 @@ def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         BuildError: anything else, with TensorRT's own lines.
     """
     rt = trt.find(request.flavour)
+    if request.refittable:
+        _check_gpu(rt)
     if request.gpu_index:
         device.make_current(request.gpu_index)
     attempt = _Attempt(rt, request, rt.log.mark())
@@ -141,6 +145,21 @@ def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         compute_capability=gpu.compute_capability,
         driver=gpu.driver,
     )
+
+
+def _check_gpu(rt: trt.TensorRT) -> None:
+    """Without a GPU TensorRT-RTX 1.6 builds engines, but fails on refittable ones in words that don't say why.
+
+    Raises:
+        InstallationError: there is no GPU.
+    """
+    if not device.gpus():
+        raise InstallationError(
+            "BuildConfig.refittable",
+            got=f"True for {rt.title} on a machine without a GPU",
+            allowed="refittable engines are built on a GPU only",
+            fix="build on the machine that runs the engine, or leave refittable out",
+        )
 
 
 def make_network(rt: trt.TensorRT, builder: trt.Builder) -> trt.INetworkDefinition:
@@ -233,6 +252,8 @@ def _configure(attempt: _Attempt, builder: trt.Builder) -> trt.IBuilderConfig:
         config.set_flag(rt.api.BuilderFlag.TF32)
     else:
         config.clear_flag(rt.api.BuilderFlag.TF32)  # builders start with it on
+    if request.refittable:
+        config.set_flag(rt.api.BuilderFlag.REFIT)
     # names, shapes and formats of every layer stay readable in the engine
     config.profiling_verbosity = rt.api.ProfilingVerbosity.DETAILED
     if request.workspace_bytes is not None:

@@ -8,6 +8,7 @@ has become an artifact by then, its signature read from the graph, its bytes a c
 from __future__ import annotations
 
 import hashlib
+import json
 import keyword
 import re
 import shutil
@@ -19,7 +20,8 @@ from typing import Any, TypeAlias, cast
 import onnx as _typed_onnx
 
 from torch2engine import trt
-from torch2engine.artifact import OnnxArtifact, scratch_folder
+from torch2engine._manifest import canonical
+from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.config import PRECISIONS, choice
 from torch2engine.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree
@@ -300,15 +302,29 @@ def _spec(value: Any, subject: str, axes: _AxisNames) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES.get(member, member.lower()), tuple(shape))
 
 
-def fingerprint(artifact: OnnxArtifact) -> dict[str, str]:
-    """What TensorRT reads of a model, as SHA-256 by file: without remarks such as source lines, which it does not."""
-    found = {name: entry["sha256"] for name, entry in artifact.manifest()["files"].items()}
-    model = onnx.load(str(artifact.onnx_path), load_external_data=False)
+def fingerprint(artifact: OnnxArtifact, refittable: bool = False) -> dict[str, str]:
+    """What TensorRT reads of a model, as SHA-256 by file: without remarks such as source lines, which it does not.
+
+    Args:
+        artifact: the model.
+        refittable: whoever takes the engine refits it, so the values of weights that it can replace don't matter.
+    """
+    files = artifact.manifest()["files"]
+    found = {name: entry["sha256"] for name, entry in files.items() if name != WEIGHTS}
+    model = onnx.load(str(artifact.onnx_path), load_external_data=refittable)
     _strip(model)
     for function in model.functions:
         _strip(function)
         _strip_nodes(function.node)
     _strip_graph(model.graph)
+    if refittable:
+        found = {}  # external data are in the model by now
+        program = json.loads(artifact.read(WEIGHTS))
+        del program["fingerprint"]  # of values
+        found[WEIGHTS] = hashlib.sha256(canonical(program)).hexdigest()
+        for tensor in model.graph.initializer:
+            if tensor.name in program["weights"]:
+                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type))
     found[artifact.onnx_path.name] = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     return found
 

@@ -359,14 +359,18 @@ class Lane:
             plan.memory = None  # it will work in the graph's own
             return self.plans.pop(shapes)
 
+    def rest(self) -> None:
+        """Wait for the lane's work and let go of contexts and graphs; its lock is held. Later calls make them anew."""
+        self._done.synchronize()
+        for plan in self.plans.values():
+            plan.clear()
+        self._free.clear()
+        self._contexts = 0
+
     def close(self) -> None:
         """Wait for the lane's work and let go of everything; it answers no more."""
         with self.lock:
             self.is_closed = True
-            self._done.synchronize()
-            for plan in self.plans.values():
-                plan.clear()
+            self.rest()
             self.plans.clear()
-            self._free.clear()
-            self._contexts = 0
             self._memory = None

@@ -13,14 +13,14 @@ import torch
 
 from torch2engine.artifact import OnnxArtifact
 from torch2engine.cases import Case
-from torch2engine.config import QUANTIZED, Precision
+from torch2engine.config import QUANTIZED, BuildConfig, Precision
 from torch2engine.deployed import torch_dtype
 from torch2engine.errors import InputError, PrecisionError
 from torch2engine.precision._model import load, modules, types
 from torch2engine.precision.outcome import PrecisionOutcome
 from torch2engine.spec import Signature, TensorSpec
 
-__all__ = ["as_typed", "check_low", "check_types", "retyped", "settled"]
+__all__ = ["as_typed", "check_low", "check_refittable", "check_types", "retyped_signature", "settled"]
 
 
 def settled(precision: Precision, artifact: OnnxArtifact) -> Precision:
@@ -33,6 +33,24 @@ def settled(precision: Precision, artifact: OnnxArtifact) -> Precision:
     if artifact.precision not in QUANTIZED and precision.dtype == artifact.precision and precision.weights is None:
         return Precision()
     return precision
+
+
+def check_refittable(precision: Precision, config: BuildConfig) -> None:
+    """Refuse precisions whose graphs hold weights that don't follow from the module's one by one.
+
+    Raises:
+        InputError: an 8-bit or 4-bit precision, or low inputs and outputs.
+    """
+    if not config.refittable:
+        return
+    low_bits = precision.dtype in QUANTIZED or precision.weights is not None
+    if low_bits or precision.low_io:
+        raise InputError(
+            "BuildConfig.refittable",
+            got="True with " + (repr(precision.weights or precision.dtype) if low_bits else "low_io=True"),
+            allowed="'fp32', 'tf32', 'fp16' or 'bf16', with the model's own inputs and outputs",
+            fix="leave refittable out, or take another precision",
+        )
 
 
 def check_low(outcome: PrecisionOutcome | None, precision: Precision) -> None:
@@ -74,7 +92,7 @@ def check_types(path: Path, precision: Precision) -> None:
         )
 
 
-def retyped(signature: Signature, precision: Precision) -> Signature:
+def retyped_signature(signature: Signature, precision: Precision) -> Signature:
     """The signature with float32 ends in the low type, if that was asked."""
     if not precision.low_io:
         return signature

@@ -15,6 +15,7 @@ import torch
 from onnx_ir import tensor_adapters
 from torch import nn
 
+from torch2engine._fingerprint import fingerprints
 from torch2engine.weights import OPERATORS, Step, WeightProgram
 
 __all__ = ["Weights"]
@@ -104,6 +105,7 @@ class Weights:
             steps=tuple(reversed(steps)),
             weights=weights,
             fixed=tuple(fixed),
+            fingerprint=fingerprints({path: self._tensors[path] for path in sources}),
         )
 
     def _name(self, value: Any) -> str:

@@ -228,6 +228,16 @@ class EngineArtifact(Artifact):
         """The same engine without the ONNX files that it was built from."""
         return self.from_parts(self._facts, self._content.replaced(ONNX, None).replaced(ONNX_DATA, None))
 
+    def refitted(self, plan: bytes, weights: bytes) -> EngineArtifact:
+        """The same engine with other weights, without the ONNX files, which hold the old ones.
+
+        Args:
+            plan: TensorRT's, of the engine as it is now.
+            weights: the weight program, which tells what weights these are.
+        """
+        content = self.without_onnx()._content.replaced(PLAN, plan)
+        return self.from_parts(self._facts, content.replaced(WEIGHTS, weights))
+
     def check_hardware(self, current: Hardware) -> None:
         """Refuse to run where TensorRT would refuse, before it sees a byte.
 

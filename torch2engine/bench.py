@@ -27,7 +27,7 @@ from torch2engine.reference import Reference, outputs_by_name, unwrap
 from torch2engine.spec import Profile, Signature, TensorSpec
 from torch2engine.tree import as_inputs, bind
 
-__all__ = ["BenchmarkReport", "BenchmarkRow", "Benchmarked", "Timing", "benchmark", "measure"]
+__all__ = ["BenchmarkReport", "BenchmarkRow", "Benchmarked", "Timing", "benchmark", "made_inputs", "measure"]
 
 _SEED = 20170727
 
@@ -224,6 +224,11 @@ def _compared(
         report = report.add(compare(expected, answer, bounds, case=case))
     report.raise_if_failed()
     return report
+
+
+def made_inputs(module: Deployed[Any], device: torch.device) -> dict[str, list[torch.Tensor]]:
+    """Inputs at min, opt and max of a module's first profile, by the case's name: random floats, integers of 0."""
+    return _cases(module, None, None, device)
 
 
 def _cases(

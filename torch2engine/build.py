@@ -20,7 +20,14 @@ from torch2engine._build_plan import PlanRequest
 from torch2engine._build_process import compile_in_child
 from torch2engine._build_source import Profiles, Source, fingerprint, resolve
 from torch2engine._version import __version__
-from torch2engine.artifact import EngineArtifact, Hardware, OnnxArtifact, ScratchFolder, scratch_folder
+from torch2engine.artifact import (
+    WEIGHTS,
+    EngineArtifact,
+    Hardware,
+    OnnxArtifact,
+    ScratchFolder,
+    scratch_folder,
+)
 from torch2engine.cache import Cache, EngineCache, cache_of, key_of
 from torch2engine.config import BuildConfig, float32_arithmetic, tf32_override
 from torch2engine.errors import InputError, InstallationError
@@ -159,7 +166,7 @@ def obtaining(
     """
     store = cache_of(cache)
     with reporting(progress) as report:
-        wanted = Wanted(resolve(source, profiles, precision), config, store, report)
+        wanted = Wanted(_fitting(resolve(source, profiles, precision), config), config, store, report)
         try:
             yield wanted
         except (InputError, InstallationError):
@@ -169,6 +176,24 @@ def obtaining(
             raise
         finally:
             wanted.close()
+
+
+def _fitting(model: Source, config: BuildConfig) -> Source:
+    """The model with its weight program if the engine is to be refittable, without it if not.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not config.refittable:
+        return replace(model, artifact=model.artifact.without_weights())
+    if WEIGHTS not in model.artifact.files:
+        raise InputError(
+            "BuildConfig.refittable",
+            got="True for an ONNX model that does not tell how its weights follow from a module's",
+            allowed="what export(..., refittable=True) gave",
+            fix="deploy the module with this config, or export it so",
+        )
+    return model
 
 
 def _built(model: Source, config: BuildConfig, report: Report | None) -> EngineArtifact:
@@ -184,6 +209,7 @@ def _built(model: Source, config: BuildConfig, report: Report | None) -> EngineA
         gpu_index=device.current_index(),
         log_level=logging.getLogger("torch2engine.tensorrt").getEffectiveLevel(),
         progress=report is not None,
+        refittable=config.refittable,
     )
     with _LOCK:
         facts = compile_in_child(request, Reporter("build", report))
@@ -203,8 +229,10 @@ def _adopted(model: Source, found: EngineArtifact) -> EngineArtifact:
     owner, driver = scratch_folder(), _driver()
     if driver != found.hardware.driver:
         found = found.with_runtime_cache(b"")  # they would pass for this driver's
+    # What the plan holds is told by the weight program that came with it.
+    own = replace(model, artifact=model.artifact.without_weights())
     found.link_into(owner.path)
-    return _artifact(model, owner, replace(found.hardware, driver=driver))
+    return _artifact(own, owner, replace(found.hardware, driver=driver))
 
 
 def _driver() -> str | None:
@@ -225,7 +253,7 @@ def _facts(model: Source, config: BuildConfig) -> dict[str, Any]:
     rt, gpu = trt.find(config.flavour), _gpu()
     return {
         "torch2engine": __version__,
-        "onnx": fingerprint(model.artifact),
+        "onnx": fingerprint(model.artifact, config.refittable),
         "signature": model.signature.to_json(),
         "profiles": [profile.to_json() for profile in model.profiles],
         "precision": model.precision,

@@ -93,15 +93,21 @@ class BuildConfig:
         flavour: "tensorrt", "tensorrt_rtx", or None for the one that is installed (TensorRT where both are).
         workspace_bytes: the most device memory, in bytes, that a layer may use while it runs and while the builder
             tries tactics; None leaves TensorRT's own limit (all of the device's memory).
+        refittable: build an engine that `TRTModule.refit` can give other weights. Off, because the build takes longer
+            (TensorRT-RTX 1.6 on an H200: ResNet-50 in half precision 15 s or more instead of under 1 s); calls are as
+            fast. TensorRT builds such an engine only where there is a GPU. Not for int8, fp8 and int4.
 
     Raises:
-        InputError: an unknown flavour, or a workspace that is no positive int.
+        InputError: an unknown flavour, a workspace that is no positive int, or a refittable that is no bool.
     """
 
     flavour: str | None = None
     workspace_bytes: int | None = None
+    refittable: bool = False
 
     def __post_init__(self) -> None:
+        if not isinstance(cast("object", self.refittable), bool):
+            raise InputError("BuildConfig.refittable", got=repr(self.refittable), allowed="True or False")
         if self.flavour is not None:
             choice("BuildConfig.flavour", self.flavour, FLAVOURS)
         size = cast("object", self.workspace_bytes)

@@ -14,7 +14,7 @@ from torch import nn
 
 from torch2engine import trt
 from torch2engine._calibration import check_calibration
-from torch2engine._lowered import settled
+from torch2engine._lowered import check_refittable, settled
 from torch2engine.build import obtaining
 from torch2engine.cache import Cache, cache_of
 from torch2engine.capture import capture
@@ -94,12 +94,13 @@ def deploy(
     check_calibration(asked, calibration, runtime_config)
     store = cache_of(cache)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
+    check_refittable(asked, config)
     kept = model if runtime_config.out_of_range == "eager" else None
     with undisturbed(model):
         with phases("capture"):
             captured = capture(model, sample_input, dynamic_axes, profiles)
         with phases("export"):
-            artifact = export_onnx(captured)  # torch.onnx.export
+            artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
         with phases("reference"):
             examples, notes = cases(captured)
     with phases("check"):
@@ -111,7 +112,7 @@ def deploy(
         low = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour, progress=progress)
     reports, notes = [checked, *low.reports], (*captured.notes, *low.notes)
     if runtime == "onnxruntime":
-        module = ORTModule(low.artifact, None, runtime_config.on_cpu(), kept)
+        module = low.own(ORTModule(low.artifact, None, runtime_config.on_cpu(), kept), model)
         notes = (*notes, *prove_split(module, low.examples, tolerance))
         module.report = phases.report(reports, module.precision, notes, lowering=low.outcome)
         return module
@@ -122,7 +123,7 @@ def deploy(
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine = wanted()
         with phases("parity"):
-            module = TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target)
+            module = low.own(TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target), model)
             reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
             computed, told = verified(module, low.artifact.precision, low.examples)
             notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))

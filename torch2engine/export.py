@@ -30,7 +30,7 @@ from torch2engine._guards import record_guards, tied, translate
 from torch2engine._optimize import exact_rewrites, optimize
 from torch2engine._weight_graph import Weights
 from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
-from torch2engine.errors import DynamicAxisError, ExportError, UnsupportedOperatorError
+from torch2engine.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.reference import Captured, Reference, flatten_result, resized, user_source
 from torch2engine.spec import Axis, Signature, TensorSpec
 
@@ -94,6 +94,13 @@ def _exported(captured: Captured, refittable: bool) -> OnnxArtifact:
         symbols = _symbols(program, captured.signature, source_of)
         signature = replace(captured.signature, outputs=_outputs(program, captured.signature, symbols))
         _check_output_axes(signature, captured.output_axes)
+        if quantized and refittable:
+            raise InputError(
+                "BuildConfig.refittable",
+                got=f"True for a model with {quantized} quantisers of its own",
+                allowed="a model whose weights are in the graph as they are",
+                fix="leave refittable out",
+            )
         precision = quantized or _program.lowest_precision(program) or captured.precision
         model, weights = _to_onnx(program, precision, captured.reference.model if refittable else None)
         graph = model.model.graph

@@ -13,13 +13,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import length_hint
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
+from torch import nn
 
 from torch2engine._calibration import Metric, arrays, tensors
-from torch2engine._lowered import as_typed, check_low, check_types, retyped
-from torch2engine.artifact import OnnxArtifact, scratch_folder
+from torch2engine._folder import write_file
+from torch2engine._lowered import as_typed, check_low, check_types, retyped_signature
+from torch2engine._weight_types import retyped
+from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.cases import Case
 from torch2engine.config import QUANTIZED, Budget, Precision, Tolerance
 from torch2engine.deployed import Deployed
@@ -35,7 +38,9 @@ from torch2engine.precision.quantize import quantize
 from torch2engine.precision.ranges import absolute_maxima
 from torch2engine.precision.sensitivity import Mixtures, distance
 from torch2engine.progress import Progress, Reporter, reporting
+from torch2engine.refit import Refittable
 from torch2engine.stages import judge
+from torch2engine.weights import WeightProgram
 
 __all__ = ["Lowered", "lower"]
 
@@ -46,6 +51,7 @@ _NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 _ROOM = {"fp16": " with room to spare", "bf16": ""}
 _LOG = logging.getLogger("torch2engine.precision")
 
+R = TypeVar("R", bound=Refittable[Any])
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -70,6 +76,16 @@ class Lowered:
     reports: tuple[ParityReport, ...] = ()
     notes: tuple[str, ...] = ()
     metric: Metric | None = None
+
+    def own(self, module: R, model: nn.Module) -> R:
+        """Settle what a module can be refitted from, if it was asked for so.
+
+        Raises:
+            RefitError: not all of its weights follow from the model.
+        """
+        if WEIGHTS in self.artifact.files:
+            module.own(model, [(example.name, example.inputs) for example in self.examples], self.tolerance)
+        return module
 
     def hold(self, module: Deployed[Any]) -> tuple[str, ...]:
         """Ask the metric, if there is one, of the deployed module too; a sentence on it.
@@ -257,10 +273,13 @@ class _Lowering:
             source = target
         if precision.dtype in ("fp16", "bf16"):
             cast_graph(source, target, precision.dtype, keep=tuple(reasons), low_io=precision.low_io)
+        if WEIGHTS in self._artifact.files:
+            program = WeightProgram.from_json(self._artifact.read(WEIGHTS))
+            write_file(target.with_name(WEIGHTS), retyped(program, self._artifact.onnx_path, target).to_json())
         artifact = OnnxArtifact(
             owner.path,
             owner=owner,
-            signature=retyped(self._artifact.signature, precision),
+            signature=retyped_signature(self._artifact.signature, precision),
             profiles=self._artifact.profiles,
             precision=precision.dtype,
             versions=self._artifact.versions,

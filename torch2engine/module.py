@@ -19,12 +19,13 @@ from torch2engine._live import Live, not_prepared
 from torch2engine._prepare import zeros
 from torch2engine._torch import is_traced
 from torch2engine.artifact import EngineArtifact, OnnxArtifact, load_artifact
-from torch2engine.bench import Benchmarked
 from torch2engine.config import RuntimeConfig
 from torch2engine.deployed import Deployed
 from torch2engine.errors import DeviceError, InstallationError
+from torch2engine.refit import Refittable
 from torch2engine.report import DeployReport
 from torch2engine.tree import bind, unflatten
+from torch2engine.weights import WeightProgram
 
 __all__ = ["TRTModule", "load", "require_cuda"]
 
@@ -46,7 +47,7 @@ def require_cuda() -> None:
         )
 
 
-class TRTModule(Benchmarked[EngineArtifact]):
+class TRTModule(Refittable[EngineArtifact]):
     """A TensorRT engine in the model's place.
 
     Threads may share it. It binds to a device on its first call, or by `.to(device)`; it can be pickled, deep-copied
@@ -67,6 +68,7 @@ class TRTModule(Benchmarked[EngineArtifact]):
 
     _device: torch.device | None
     _live: Live | None
+    _program_now: WeightProgram | None  # of weights that are in the live engine and not in the artifact
     _binding: threading.Lock
     _positional: int
     _names: list[str]
@@ -84,10 +86,12 @@ class TRTModule(Benchmarked[EngineArtifact]):
         wanted = None if device is None else _cuda_device(device)
         # "cuda" without a number is any of them, like None
         self._device = None if wanted is None or cast("int | None", wanted.index) is None else wanted
+        self._forget_weights()
         self._reset()
 
     def _reset(self) -> None:
         self.__dict__["_live"] = None
+        self.__dict__["_program_now"] = None
         if self.__dict__.get("_binding") is None:
             self.__dict__["_binding"] = threading.Lock()
         parameters = self.signature.parameters
@@ -102,6 +106,10 @@ class TRTModule(Benchmarked[EngineArtifact]):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return super().forward(*args, **kwargs)
+        if self._tracked is not None:
+            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+                raise not_prepared("of a module that tracks a model", "end it with track(None) first")
+            self._follow()
         live = self._live
         if live is None or is_traced() is not None:
             return super().forward(*args, **kwargs)
@@ -156,6 +164,7 @@ class TRTModule(Benchmarked[EngineArtifact]):
         with self._binding:
             live = self._live
             if live is None or live.device != wanted:
+                self._settle()
                 self._live = Live(self._artifact, wanted, self._runtime_config)
                 self._device = wanted
         return self
@@ -249,10 +258,45 @@ class TRTModule(Benchmarked[EngineArtifact]):
         return self._artifact
 
     def _keep_kernels(self) -> None:
-        """Put the kernels that TensorRT-RTX compiled so far into the artifact."""
+        """Put the kernels that TensorRT-RTX compiled so far into the artifact, and weights that came since."""
+        self._settle()
         live = self._live
         if live is not None and live.is_usable and (kernels := live.engine.runtime_cache()):
             self.__dict__["_artifact"] = self._artifact.with_runtime_cache(kernels)
+
+    def _settle(self) -> None:
+        """Put the weights of the last refit into the artifact.
+
+        Raises:
+            DeviceError: this is a fork of the process that has them.
+        """
+        live, program = self._live, self._program_now
+        if live is None or program is None:
+            return
+        live.engine.check_process()
+        self.__dict__["_artifact"] = self._artifact.refitted(live.engine.serialized(), program.to_json())
+        self.__dict__["_program_now"] = None
+
+    # Refit
+
+    def _weights_device(self) -> torch.device:
+        self.bind()
+        assert self._device is not None, "bind has set it"
+        return self._device
+
+    def _check_coverage(self, program: WeightProgram) -> None:
+        live = self.bind()._live
+        assert live is not None, "bind has made it"
+        live.engine.check_weights(program.weights, program.fixed)
+
+    def _take(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
+        live = self.bind()._live
+        assert live is not None, "bind has made it"
+        live.refit(new)
+        self.__dict__["_program_now"] = program
+
+    def _stop(self) -> None:
+        self._reset()  # calls find no engine, look why, and say so; the next refit starts from the artifact's
 
     def _check_process(self) -> None:
         live = self._live
@@ -260,6 +304,7 @@ class TRTModule(Benchmarked[EngineArtifact]):
             live.engine.check_process()
 
     def _check_ready(self) -> None:
+        self._check_weights()
         self._check_process()
         if self._live is None and torch.cuda.is_current_stream_capturing():
             raise not_prepared("that nothing prepared: the engine is not on the GPU yet")

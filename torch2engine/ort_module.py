@@ -17,15 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from torch2engine._folder import write_file
 from torch2engine._prepare import zeros
-from torch2engine.artifact import OnnxArtifact
-from torch2engine.bench import Benchmarked
+from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.config import RuntimeConfig
 from torch2engine.deployed import torch_dtype
 from torch2engine.errors import DeviceError
 from torch2engine.ort import Session
+from torch2engine.precision._model import put_weights
 from torch2engine.precision.strict import strict
+from torch2engine.refit import Refittable
 from torch2engine.report import DeployReport
+from torch2engine.weights import WeightProgram
 
 __all__ = ["ORTModule", "StrictModule"]
 
@@ -37,7 +40,7 @@ def _array(tensor: torch.Tensor) -> NDArray[Any]:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-class ORTModule(Benchmarked[OnnxArtifact]):
+class ORTModule(Refittable[OnnxArtifact]):
     """The exported model on ONNX Runtime's CPU provider, in the model's place.
 
     Args:
@@ -62,11 +65,15 @@ class ORTModule(Benchmarked[OnnxArtifact]):
     ) -> None:
         super().__init__(artifact, report, runtime_config, reference)
         runtime_config.check_cpu("ORTModule")
+        self._forget_weights()
         self._reset()
 
     def _reset(self) -> None:
-        self.__dict__["_session"] = None
-        self.__dict__["_opening"] = threading.Lock()
+        self.__dict__.setdefault("_opening", None)
+        if self.__dict__["_opening"] is None:
+            self.__dict__["_opening"] = threading.Lock()
+        with self._opening:
+            self.__dict__["_session"] = None
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +89,14 @@ class ORTModule(Benchmarked[OnnxArtifact]):
     def runtime(self) -> str:
         return "ONNX Runtime"
 
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._follow()
+        return super().forward(*args, **kwargs)
+
+    forward.__doc__ = Refittable.forward.__doc__
+
     def _check_ready(self) -> None:
+        self._check_weights()
         process, _ = self._opened()
         if process != os.getpid():
             raise DeviceError(
@@ -99,8 +113,31 @@ class ORTModule(Benchmarked[OnnxArtifact]):
         return [torch.from_numpy(outputs[spec.name]).to(torch_dtype(spec.dtype)) for spec in self.signature.outputs]
 
     def _swap(self, artifact: OnnxArtifact) -> None:
-        self.__dict__["_artifact"] = artifact
-        self._reset()
+        with self._opening:  # or a thread that opens a session would keep the old model's
+            self.__dict__["_artifact"] = artifact
+            self.__dict__["_session"] = None
+
+    def _check_coverage(self, program: WeightProgram) -> None:
+        """The program is the graph's own."""
+
+    def _weights_device(self) -> torch.device:
+        return _CPU
+
+    def _take(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
+        owner, old = scratch_folder(), self._artifact
+        # float32 holds a bfloat16 exactly, and numpy has none.
+        put_weights(old.onnx_path, owner.path / "model.onnx", {name: _array(tensor) for name, tensor in new.items()})
+        write_file(owner.path / WEIGHTS, program.to_json())
+        self._swap(
+            OnnxArtifact(
+                owner.path,
+                owner=owner,
+                signature=old.signature,
+                profiles=old.profiles,
+                precision=old.precision,
+                versions=old.versions,
+            )
+        )
 
     def warmup(self, shapes: Iterable[Mapping[str, int]] | None = None) -> None:
         """Answer zeros at some shapes, so that the first real call finds the session open.
@@ -121,10 +158,11 @@ class ORTModule(Benchmarked[OnnxArtifact]):
             return self._session
 
     def _open(self) -> Session:
-        return Session(self._artifact.onnx_path)
+        artifact = self._artifact  # held, with its files, whatever a refit makes of the attribute meanwhile
+        return Session(artifact.onnx_path)
 
     def _travels(self, name: str) -> bool:
-        return name.startswith("model.onnx")
+        return name.startswith("model.onnx") or name == WEIGHTS
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_session": None, "_opening": None}
@@ -145,9 +183,10 @@ class StrictModule(ORTModule):
         return "ONNX Runtime, rounding after every operator"
 
     def _open(self) -> Session:
+        artifact = self._artifact
         with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
             twin = Path(folder) / "model.onnx"
-            strict(self._artifact.onnx_path, twin)
+            strict(artifact.onnx_path, twin)
             return Session(twin, as_it_is=True)
 
     def _infer(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:

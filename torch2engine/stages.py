@@ -47,11 +47,13 @@ def export(
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
     profiles: Sequence[Any] | None = None,
+    refittable: bool = False,
 ) -> OnnxArtifact:
     """Export a module to ONNX, without judging or building it.
 
     Args:
         model, sample_input, dynamic_axes, profiles: as for `deploy`.
+        refittable: write down how the graph's weights follow from the module's, for BuildConfig(refittable=True).
 
     Returns:
         the artifact; `save` keeps it, `torch2engine.build` makes an engine of it.
@@ -61,7 +63,7 @@ def export(
     """
     model = unwrap(model)
     with undisturbed(model):
-        return export_onnx(capture(model, sample_input, dynamic_axes, profiles))
+        return export_onnx(capture(model, sample_input, dynamic_axes, profiles), refittable)
 
 
 def check(

@@ -54,6 +54,7 @@ class WeightProgram:
         weights: name of a weight in the graph -> name of the value that it is.
         fixed: names of the graph's weights that follow from no parameter or buffer: numbers in the code, and tensors
             that no module has registered.
+        fingerprint: path of each source -> number of the values that the graph, or its engine, holds.
     """
 
     sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -62,6 +63,7 @@ class WeightProgram:
     steps: tuple[Step, ...]
     weights: Mapping[str, str]
     fixed: tuple[str, ...]
+    fingerprint: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The module's parameters and buffers that count, by path, as they are: not copied.
@@ -135,6 +137,7 @@ class WeightProgram:
             ],
             "weights": dict(self.weights),
             "fixed": list(self.fixed),
+            "fingerprint": dict(self.fingerprint),
         }
         return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
@@ -167,6 +170,7 @@ class WeightProgram:
                 steps=tuple(steps),
                 weights=found["weights"],
                 fixed=tuple(found["fixed"]),
+                fingerprint=found["fingerprint"],
             )
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ArtifactError("weight program", got=f"it can't be read ({error})", fix="deploy again") from error

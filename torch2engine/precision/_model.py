@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from numpy.typing import NDArray
+
 from torch2engine.errors import ExportError, InstallationError
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "load",
     "modules",
     "origins",
+    "put_weights",
     "quietly",
     "restore_origins",
     "save",
@@ -68,6 +71,23 @@ def save(model: Any, path: Path) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def put_weights(source: Path, target: Path, weights: Mapping[str, NDArray[Any]]) -> None:
+    """Write a model with other values for some of its weights.
+
+    Args:
+        source, target: ONNX files.
+        weights: name -> values of the weight's shape, which become its type.
+    """
+    from onnx import helper, numpy_helper
+
+    model = load(source)
+    for tensor in model.graph.initializer:
+        if tensor.name in weights:
+            values = weights[tensor.name].astype(helper.tensor_dtype_to_np_dtype(tensor.data_type))
+            tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    save(model, target)
 
 
 def bare(model: Any) -> Any:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch2engine import device, trt
 from torch2engine.artifact import EngineArtifact, Hardware
 from torch2engine.config import TF32_OVERRIDE, float32_arithmetic
-from torch2engine.errors import ArtifactError, DeviceError, InputError
+from torch2engine.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.runtime.context import FREE_MEMORY, Context
 from torch2engine.spec import TensorSpec
 
 __all__ = ["Engine"]
 
 _logger = logging.getLogger("torch2engine.runtime")
+_PARTS = ("_refitter", "_config", "_cache", "_engine", "_runtime")  # in the order in which they go
 
 
 class Engine:
@@ -75,6 +77,7 @@ class Engine:
         self._process = os.getpid()
         self.inputs, self.outputs = self._tensors()
         self._cache: trt.IRuntimeCache = None
+        self._refitter: trt.Refitter = None
         with rt.running:
             self._config: trt.IRuntimeConfig = self._configure(kernel_specialization, artifact.read_runtime_cache())
 
@@ -170,7 +173,7 @@ class Engine:
     def __del__(self) -> None:
         # In the order in which they must go: contexts are gone, since they hold the engine's users.
         if os.getpid() == self._process and not sys.is_finalizing():
-            held = {name: self.__dict__.pop(name, None) for name in ("_config", "_cache", "_engine", "_runtime")}
+            held = {name: self.__dict__.pop(name, None) for name in _PARTS}
             self._rt.running.retire(held)
 
     def memory_bytes(self, profile: int) -> int:
@@ -189,6 +192,94 @@ class Engine:
             del inspector  # while nothing else runs in TensorRT
         return text
 
+    def check_weights(self, given: Collection[str], fixed: Collection[str]) -> None:
+        """Make sure that every weight of the engine is one that a refit gives, or one that never changes.
+
+        Args:
+            given: names of weights that follow from a module.
+            fixed: names of those that don't.
+
+        Raises:
+            RefitError: names those that are neither, or that are given and that the engine has not.
+        """
+        rt = self._rt
+        with rt.running:
+            refitter = self._make_refitter()
+            names = set(refitter.get_all_weights())
+        unknown, lost = sorted(names - set(given) - set(fixed)), sorted(set(given) - names)
+        if unknown or lost:
+            got = [f"its weights {_listed(unknown)} follow from nothing in the module"] if unknown else []
+            got += [f"TensorRT worked {_listed(lost)} into something else"] if lost else []
+            raise RefitError(
+                "engine",
+                got=" and ".join(got),
+                allowed="an engine whose weights are the graph's",
+                fix="deploy it without BuildConfig(refittable=True)",
+            )
+
+    def refit(self, weights: Mapping[str, tuple[str, int, int]], stream: int, wait: Callable[[], object]) -> None:
+        """Put other weights into the engine, of which no context may be running.
+
+        Args:
+            weights: name -> (dtype, address on the engine's device, number of elements); all that the engine has but
+                the fixed ones.
+            stream: handle of the CUDA stream to work on.
+            wait: waits for it.
+
+        Raises:
+            RefitError: TensorRT refuses one, or needs more of them; the engine may be half-way.
+        """
+        rt, api = self._rt, self._rt.api
+        with rt.running:
+            mark = rt.log.mark()
+            refitter = self._make_refitter()
+            try:
+                for name, (dtype, address, count) in weights.items():
+                    one: trt.Weights = api.Weights(rt.dtype(dtype), address, count)
+                    taken = refitter.set_named_weights(name, one, api.TensorLocation.DEVICE)
+                    trt.check(taken, f"weight '{name}'", rt, error=RefitError, since=mark)
+                if missing := refitter.get_missing_weights():
+                    raise RefitError(
+                        "engine",
+                        got=f"TensorRT also wants {_listed(sorted(missing))}",
+                        allowed="the weights that follow from the module",
+                        fix="deploy the model again",
+                    )
+                done = refitter.refit_cuda_engine_async(stream)
+                wait()
+                trt.check(done, "refit", rt, error=RefitError, since=mark)
+            finally:
+                for name in weights:  # or TensorRT would keep addresses that are soon somebody else's
+                    refitter.unset_named_weights(name)
+
+    def _make_refitter(self) -> trt.Refitter:
+        """The engine's refitter, made once.
+
+        Raises:
+            RefitError: the plan was not built for it.
+        """
+        rt = self._rt
+        if self._refitter is None:
+            if not self._engine.refittable:
+                raise RefitError(
+                    "engine",
+                    got="its plan was built without BuildConfig(refittable=True)",
+                    allowed="one that was built with it",
+                    fix="build or deploy it again with that",
+                )
+            mark = rt.log.mark()
+            made = rt.api.Refitter(self._engine, rt.logger)
+            self._refitter = trt.check(made, "refitter", rt, error=RefitError, since=mark)
+        return self._refitter
+
+    def serialized(self) -> bytes:
+        """The plan as it is now, refits included."""
+        rt = self._rt
+        with rt.running:
+            mark = rt.log.mark()
+            data: trt.IHostMemory = trt.check(self._engine.serialize(), "plan", rt, since=mark)
+            return bytes(data)
+
     def runtime_cache(self) -> bytes:
         """What TensorRT-RTX compiled so far, for an artifact; empty for TensorRT, which compiles when it builds."""
         rt = self._rt
@@ -198,6 +289,11 @@ class Engine:
             mark = rt.log.mark()
             data: trt.IHostMemory = trt.check(self._cache.serialize(), "runtime cache", rt, since=mark)
             return bytes(data)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(f"'{name}'" for name in names[:8]) + more
 
 
 def _other_tf32(got: str) -> ArtifactError:

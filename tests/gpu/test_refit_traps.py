@@ -1,0 +1,35 @@
+"""Every trap that a refit can step into, on engines.
+
+Enters: the models of `tests.weight_models`. Leaves: proof that an engine follows each of them. Apart from `test_refit`
+so that the builds, which take seconds each, run side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from test_refit import BOUNDS, change, deployed, error
+
+import torch2engine as t2e
+from tests.weight_models import MODELS
+
+CASES = [(name, "fp16") for name in MODELS] + [("norms", "fp32"), ("norms", "bf16"), ("parametrized", "fp32")]
+
+
+@pytest.mark.parametrize(("name", "precision"), CASES, ids=[".".join(case) for case in CASES])
+def test_traps_are_followed(name: str, precision: str, figure: Callable[[str, float], None]) -> None:
+    """Wrong by far before the refit, right after it, with all weights changed; on inputs nobody has checked."""
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    model, x = model.cuda().eval(), x.cuda()
+    module = deployed(model, x, precision, tolerance=t2e.Tolerance.default("bf16"))
+    assert error(model, module, x) < BOUNDS[precision]
+    change(model)
+    assert module.stale() and error(model, module, x) > 2 * BOUNDS[precision]
+    assert module.refit().parity is not None
+    unseen = torch.roll(x, 1, 0) if not x.is_floating_point() else torch.randn_like(x)
+    found = error(model, module, unseen)
+    figure(f"refit.{name}.{precision}.rel_l2", found)
+    assert found < BOUNDS[precision] and not module.stale()

@@ -1,0 +1,96 @@
+"""Tensors → a 64-bit number of each one's values, by which a change of any of them shows.
+
+Enters: parameters and buffers, on any device. Leaves: numbers, equal on every device. Apart from `refit` because
+nothing else can tell: a version counter does not move when values are written through `.data`, by a CUDA graph of the
+optimizer or by a kernel of one's own, and it moves when nothing has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+
+__all__ = ["fingerprints"]
+
+_PIECE = 1 << 22  # elements that are weighed at once, in 100 MiB of temporaries
+_MASK = (1 << 64) - 1
+_FACTOR = 0x9E3779B97F4A7C15  # odd, and without small multiples that are small: Knuth's golden ratio
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_Piece = tuple[str, torch.Tensor]  # of which tensor, its elements' bits
+
+
+@torch.no_grad()
+def fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """The number of each tensor: the sum of its elements' bits, each times an odd number of its place, modulo 2⁶⁴.
+
+    One element can't change without changing it; several that do leave it the same once in 2⁶⁴. Waits for the GPU.
+
+    Args:
+        tensors: by name, dense, on any devices, of any strides.
+    """
+    found = dict.fromkeys(tensors, 0)
+    for device in {tensor.device for tensor in tensors.values()}:
+        here = {name: tensor for name, tensor in tensors.items() if tensor.device == device}
+        names, sums = _sums(here, device)
+        for name, part in zip(names, sums, strict=True):
+            found[name] = (found[name] * _FACTOR + part) & _MASK
+    return found
+
+
+def _sums(tensors: Mapping[str, torch.Tensor], device: torch.device) -> tuple[list[str], list[int]]:
+    """The weighted sum of every piece, in order."""
+    names: list[str] = []
+    sums: list[torch.Tensor] = []
+    factors: torch.Tensor | None = None
+    for group in _groups(tensors):
+        if factors is None:
+            longest = max(_bits(tensor).numel() for tensor in tensors.values())
+            factors = _factors(min(longest, _PIECE), device)
+        names += [name for name, _ in group]
+        sums.append(_weighed([piece for _, piece in group], factors))
+    return names, cast("list[int]", torch.cat(sums).tolist()) if sums else []
+
+
+def _groups(tensors: Mapping[str, torch.Tensor]) -> list[list[_Piece]]:
+    """Pieces of one integer type, together not much more than `_PIECE` elements: few kernels do for many tensors."""
+    full: list[list[_Piece]] = []
+    open_: dict[torch.dtype, tuple[list[_Piece], int]] = {}
+    for name, tensor in tensors.items():
+        pieces = cast("tuple[torch.Tensor, ...]", _bits(tensor).split(_PIECE)) if tensor.numel() else ()
+        for piece in pieces:
+            group, size = open_.get(piece.dtype, ([], 0))
+            group.append((name, piece))
+            size += piece.numel()
+            if size >= _PIECE:
+                full.append(group)
+                group, size = [], 0
+            open_[piece.dtype] = (group, size)
+    return full + [group for group, _ in open_.values() if group]
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    flat = plain.detach().resolve_neg().reshape(-1)
+    return flat.view(_INTEGERS[flat.element_size()])
+
+
+def _factors(count: int, device: torch.device) -> torch.Tensor:
+    """Odd numbers without a pattern, or changes that follow one would cancel each other out."""
+    mixed = torch.arange(1, count + 1, dtype=torch.int64, device=device)
+    for _ in range(2):
+        mixed *= _FACTOR - (1 << 64)  # the same number modulo 2⁶⁴, in int64's range
+        mixed ^= mixed >> 29
+    return mixed.bitwise_or_(1)
+
+
+def _weighed(pieces: list[torch.Tensor], factors: torch.Tensor) -> torch.Tensor:
+    sizes = [piece.numel() for piece in pieces]
+    weighed = torch.cat(pieces).to(torch.int64)
+    weighed *= torch.cat([factors[:size] for size in sizes])
+    total = weighed.cumsum(0)
+    ends = torch.tensor(sizes).cumsum(0).sub_(1).to(factors.device)
+    upto = total[ends]
+    return torch.diff(upto, prepend=upto.new_zeros(1))

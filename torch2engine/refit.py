@@ -1,0 +1,320 @@
+"""Live weights → a deployed module: `refit`, `stale` and `track`.
+
+Enters: the PyTorch module whose weights have changed. Leaves: the deployed module with them, without an export or a
+build. A room of its own because what makes a refit right is the same for an engine and for ONNX Runtime: that every
+weight is worked out anew from the module's own, and that nothing else answers meanwhile or afterwards.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from torch2engine._fingerprint import fingerprints
+from torch2engine.artifact import WEIGHTS
+from torch2engine.bench import Benchmarked, made_inputs
+from torch2engine.config import Tolerance
+from torch2engine.deployed import AnyArtifact
+from torch2engine.errors import ParityError, RefitError
+from torch2engine.parity import ParityReport, compare
+from torch2engine.preserve import undisturbed
+from torch2engine.reference import Reference, outputs_by_name, unwrap
+from torch2engine.weights import WeightProgram
+
+__all__ = ["Refit", "Refittable"]
+
+_SUBJECT = "refit"
+_FIRST = threading.Lock()  # of several threads that come first one reads the program
+_REDEPLOY = "refit it with weights that it answers rightly with, or deploy the model again"
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What a refit did.
+
+    Args:
+        changed: paths of the parameters and buffers whose values were others than the engine's; nothing was done
+            where there are none.
+        seconds: that it took, verification included.
+        parity: the comparison with the model, if it was made.
+    """
+
+    changed: tuple[str, ...]
+    seconds: float
+    parity: ParityReport | None = None
+
+
+@dataclass
+class _Weights:
+    """What a deployed module knows of the weights that it holds."""
+
+    program: WeightProgram
+    held: Mapping[str, int]  # fingerprints
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    source: weakref.ReferenceType[nn.Module] | None = None
+    samples: Sequence[tuple[str, Sequence[torch.Tensor]]] = ()
+    tolerance: Tolerance | None = None
+    is_verified: bool = False
+    broken: str = ""
+
+
+class Refittable(Benchmarked[AnyArtifact]):
+    """A deployed module that takes other weights, if it was deployed with BuildConfig(refittable=True)."""
+
+    _weights: _Weights | None
+    _tracked: nn.Module | None
+
+    def _forget_weights(self) -> None:
+        """Know nothing but the artifact, and follow no model."""
+        self.__dict__["_weights"] = None
+        self.__dict__["_tracked"] = None
+
+    def _known(self) -> _Weights:
+        weights = self._weights
+        if weights is not None:
+            return weights
+        if WEIGHTS not in self._artifact.files:
+            raise RefitError(
+                type(self).__name__,
+                got="it was not deployed to be refitted",
+                allowed="a module of deploy(..., config=BuildConfig(refittable=True))",
+                fix="deploy the model again with that",
+            )
+        with _FIRST:
+            if self._weights is None:
+                program = WeightProgram.from_json(self._artifact.read(WEIGHTS))
+                self.__dict__["_weights"] = _Weights(program, program.fingerprint)
+            return cast("_Weights", self._weights)
+
+    def set_extra_state(self, state: Any) -> None:
+        super().set_extra_state(state)
+        self._forget_weights()
+
+    set_extra_state.__doc__ = Benchmarked.set_extra_state.__doc__
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check_weights()
+        return {**super().__getstate__(), "_weights": None, "_tracked": None}
+
+    def save(self, path: str | Path, overwrite: bool = True) -> Path:
+        self._check_weights()
+        return super().save(path, overwrite)
+
+    save.__doc__ = Benchmarked.save.__doc__
+
+    def get_extra_state(self) -> dict[str, Any]:
+        self._check_weights()
+        return super().get_extra_state()
+
+    get_extra_state.__doc__ = Benchmarked.get_extra_state.__doc__
+
+    def refit(self, model: nn.Module | None = None, *, verify: bool | None = None) -> Refit:
+        """Take over a model's weights as they are now.
+
+        What the engine holds follows from parameters and buffers as it did when it was exported: BatchNorm folded into
+        convolutions, weights cast, transposed, tied, parametrised. Calls in flight end with the old weights, later ones
+        see the new; other threads' calls wait meanwhile. The next call of each shape makes its context, and its CUDA
+        graph, anew.
+
+        Args:
+            model: of the structure that was deployed, on any device; by default the one that was deployed (or is
+                tracked), as long as it lives. It is only read.
+            verify: True compares the answers with the model's on the inputs that deploy used (random ones, for a module
+                that was loaded); False trusts them; None does so the first time, and afterwards only looks whether all
+                weights are finite. Until a comparison has passed, calls in other threads may see the new weights.
+
+        Returns:
+            what changed. Where nothing did, nothing is done.
+
+        Raises:
+            RefitError: not deployed to be refitted; a parameter or buffer is missing or has another shape or dtype, or
+                is not tied any more; a weight is not finite in the engine's type: the old weights stay. Or the answers
+                differ from the model's, or TensorRT failed half-way: every call then raises it, until a refit succeeds.
+            InputError: no module.
+        """
+        start = perf_counter()
+        weights = self._known()
+        with weights.lock:
+            live = self._live_model(weights, model)
+            tensors = weights.program.tensors(live)
+            now = fingerprints(tensors)
+            changed = tuple(path for path, number in now.items() if number != weights.held.get(path))
+            wanted = verify if verify is not None else not weights.is_verified
+            if changed or weights.broken:
+                self._replace(weights, tensors, now, check=verify is not False)
+            elif not verify:
+                return Refit((), perf_counter() - start)
+            parity = self._compare(weights, live) if wanted else None
+            return Refit(changed, perf_counter() - start, parity)
+
+    def stale(self, model: nn.Module | None = None) -> bool:
+        """Whether a model's weights are others than this module's, by the values of all that count.
+
+        Exact for whatever may change them: optimizer steps, load_state_dict, moving averages, running statistics,
+        assignment to `.data`, writes through it. Version counters are not asked, since they miss the last. It reads
+        every weight once and waits for the GPU.
+
+        Args:
+            model: as for `refit`.
+
+        Raises:
+            RefitError, InputError: as `refit`.
+        """
+        weights = self._known()
+        with weights.lock:
+            tensors = weights.program.tensors(self._live_model(weights, model))
+            return bool(weights.broken) or fingerprints(tensors) != dict(weights.held)
+
+    def track(self, model: nn.Module | None) -> None:
+        """Follow a model: each call looks whether this module is stale, and refits it first.
+
+        Args:
+            model: as for `refit`; it is kept alive. None ends it. Copies of this module follow nothing.
+
+        Raises:
+            RefitError, InputError: as `refit`.
+        """
+        if model is not None:
+            weights = self._known()
+            weights.program.tensors(unwrap(model))
+        self.__dict__["_tracked"] = model
+
+    def own(
+        self, model: nn.Module, samples: Sequence[tuple[str, Sequence[torch.Tensor]]], tolerance: Tolerance | None
+    ) -> None:
+        """Settle a module that was just deployed: what it came from, and that its engine holds that one's weights.
+
+        An engine from a cache may hold other ones.
+
+        Args:
+            model: that was deployed.
+            samples: inputs by the case's name, to verify refits on; copied to the CPU.
+            tolerance: when they count as equal; None means the precision's.
+
+        Raises:
+            RefitError: a weight of the engine does not follow from the model.
+        """
+        weights = self._known()
+        weights.source = weakref.ref(model)
+        weights.samples = [(name, [leaf.detach().cpu() for leaf in leaves]) for name, leaves in samples]
+        weights.tolerance = tolerance
+        self._check_coverage(weights.program)
+        self.refit(model, verify=False)
+
+    @abstractmethod
+    def _check_coverage(self, program: WeightProgram) -> None:
+        """Refuse a program that does not give every weight that can be given."""
+
+    @abstractmethod
+    def _take(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
+        """Answer with these weights from now on; they may be a parameter's own memory."""
+
+    @abstractmethod
+    def _weights_device(self) -> torch.device:
+        """Where `_take` wants them."""
+
+    def _stop(self) -> None:
+        """Have the next call look at `_check_weights`."""
+
+    def _follow(self) -> None:
+        """Refit before a call, if a model is tracked and has changed."""
+        if self._tracked is not None:
+            self.refit(self._tracked)
+
+    def _check_weights(self) -> None:
+        """Refuse to answer with weights that were found wrong."""
+        weights = self._weights
+        if weights is not None and weights.broken:
+            raise RefitError(type(self).__name__, got=weights.broken, allowed="right ones", fix=_REDEPLOY)
+
+    def _live_model(self, weights: _Weights, model: nn.Module | None) -> nn.Module:
+        if model is None:
+            model = self._tracked or (weights.source() if weights.source is not None else None)
+        if model is None:
+            raise RefitError(
+                _SUBJECT,
+                got="no model was given, and the one that was deployed is not alive or not known here",
+                allowed="a model of the same structure",
+                fix="pass it",
+            )
+        return unwrap(model)
+
+    @torch.no_grad()
+    def _replace(
+        self, weights: _Weights, tensors: Mapping[str, torch.Tensor], now: Mapping[str, int], check: bool
+    ) -> None:
+        device = self._weights_device()
+        new = weights.program.run({path: tensor.to(device) for path, tensor in tensors.items()})
+        if check:
+            _check_finite(new)
+        try:
+            self._take(new, replace(weights.program, fingerprint=now))
+        except BaseException as error:
+            self._break(weights, f"its refit failed half-way: {error}")
+            raise
+        weights.held, weights.broken = now, ""
+
+    def _break(self, weights: _Weights, reason: str) -> None:
+        weights.broken, weights.is_verified = reason, False
+        self._stop()
+
+    def _compare(self, weights: _Weights, model: nn.Module) -> ParityReport:
+        """Hold the answers against the model's.
+
+        Raises:
+            RefitError: they differ.
+        """
+        signature = self.signature
+        reference, bounds = Reference(model, signature.parameters), weights.tolerance
+        report = ParityReport((), f"PyTorch vs {self.runtime}, refitted", bounds or Tolerance.default(self.precision))
+        names = [spec.name for spec in signature.outputs]
+        there = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+        here = self._weights_device()
+        samples = weights.samples or list(made_inputs(self, here).items())
+        with undisturbed(model):
+            for name, leaves in samples:
+                flat = reference([leaf.to(there, copy=True) for leaf in leaves])
+                expected = outputs_by_name(flat, signature.output, names)
+                answer = self.infer([leaf.to(here, copy=True) for leaf in leaves])
+                report = report.add(compare(expected, answer, report.tolerance, case=name))
+        try:
+            report.raise_if_failed()
+        except ParityError as error:
+            self._break(weights, "its answers after a refit differ from the model's")
+            raise RefitError(
+                _SUBJECT,
+                got=f"the answers differ from the model's\n{error}",
+                allowed="answers like the model's",
+                fix=_REDEPLOY,
+            ) from error
+        weights.is_verified = True
+        return report
+
+
+def _check_finite(new: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights that would make every answer NaN, before the engine has them.
+
+    Raises:
+        RefitError: names them.
+    """
+    floats = {name: tensor for name, tensor in new.items() if tensor.is_floating_point() and tensor.numel()}
+    if not floats:
+        return
+    fine = torch.stack([tensor.isfinite().all() for tensor in floats.values()])
+    if not bool(fine.all()):
+        wrong = [name for name, good in zip(floats, cast("list[bool]", fine.tolist()), strict=True) if not good]
+        raise RefitError(
+            "weights " + ", ".join(f"'{name}'" for name in wrong[:8]),
+            got="NaN or infinity in the engine's type",
+            allowed="finite weights; the engine keeps its own",
+            fix="mend the model, or pass verify=False to have it all the same",
+        )
