@@ -11,18 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import queue
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from benchmarks import _script
-from benchmarks.evidence import REPOSITORY, Evidence
+from benchmarks._worker import Cores, answer
+from benchmarks.evidence import Evidence
 from benchmarks.models import listed
 from benchmarks.zoo import FLOATS
 
@@ -32,26 +29,7 @@ PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 BATCHES = (1, 8)
 COMPARED_AT = 8  # the batch size of speedup_over_fp32
 CORES = 2  # for each deploying process: most of what it does is one thread's work
-TIMEOUT_S = 400
-
-
-def _run(words: Sequence[str], tf32: bool, cores: str = "") -> dict[str, Any]:
-    """A worker's answer.
-
-    Raises:
-        RuntimeError: it failed; with the end of what it printed.
-    """
-    environment = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
-    if not tf32:
-        environment["NVIDIA_TF32_OVERRIDE"] = "0"
-    command = [sys.executable, "-m", "benchmarks.precision_worker", f"--cores={cores}", *words]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)} failed ({done.returncode}):\n{done.stderr[-2000:]}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
+WORKER = "benchmarks.precision_worker"
 
 
 class Run:
@@ -66,14 +44,11 @@ class Run:
     def __init__(self, evidence: Evidence, options: argparse.Namespace, folder: Path) -> None:
         self.evidence, self.options, self.folder = evidence, options, folder
         self.failures: list[str] = []
-        cores = sorted(os.sched_getaffinity(0))
-        self.slots: queue.Queue[str] = queue.Queue()
-        for first in range(0, max(len(cores) - CORES, 0) + 1, CORES):
-            self.slots.put(",".join(map(str, cores[first : first + CORES])))
+        self.cores = Cores(CORES)
 
     def __call__(self) -> None:
         jobs = [(model, precision) for model in self.options.models for precision in PRECISIONS]
-        with ThreadPoolExecutor(self.slots.qsize()) as pool:
+        with ThreadPoolExecutor(self.cores.count) as pool:
             built = dict(zip(jobs, pool.map(lambda job: self.deploy(*job), jobs), strict=True))
         models = self.options.models
         there = {model: [word for word in PRECISIONS if built[model, word] and word != "tf32"] for model in models}
@@ -86,15 +61,13 @@ class Run:
 
     def deploy(self, model: str, precision: str) -> bool:
         """Deploy and save; False, with the reason kept, for what is refused."""
-        cores = self.slots.get()
+        words = ["deploy", model, precision, str(self.folder / f"{model}.{precision}")]
         try:
-            words = ["deploy", model, precision, str(self.folder / f"{model}.{precision}")]
-            found = _run(words, tf32=precision == "tf32", cores=cores)
+            with self.cores.share() as cores:
+                found = answer(WORKER, words, tf32=precision == "tf32", cores=cores)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             self.failures.append(f"{model}.{precision}: {error}")
             return False
-        finally:
-            self.slots.put(cores)
         name = f"{model}.{precision}"
         print(f"{name}: after {self.evidence.elapsed_s:.0f} s; {found['told'] or found['refused']}", flush=True)
         self.evidence.samples.setdefault("deployed", {})[name] = found["told"]
@@ -111,7 +84,7 @@ class Run:
         batches = ",".join(map(str, BATCHES))
         words = ["time", json.dumps(wanted), batches, str(self.options.rounds), str(self.folder)]
         try:
-            found = _run(words, tf32=tf32)
+            found = answer(WORKER, words, tf32=tf32)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             self.failures.append(str(error))
             return

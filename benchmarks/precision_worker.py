@@ -6,7 +6,6 @@ and because deploying is the CPU's work that several processes share.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import os
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 import torch2engine as t2e
+from benchmarks._worker import keep_to, parser
 from benchmarks.zoo import FLOATS
 from torch2engine.bench import measure
 from torch2engine.config import Tolerance
@@ -107,9 +107,8 @@ def _timed(name: str, precisions: list[str], batches: list[int], rounds: int, fo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cores", default="", help="CPU cores to keep to")
-    steps = parser.add_subparsers(dest="step", required=True)
+    made = parser(__doc__)
+    steps = made.add_subparsers(dest="step", required=True)
     one = steps.add_parser("deploy")
     for word in ("model", "precision"):
         one.add_argument(word)
@@ -119,11 +118,8 @@ def main() -> None:
     one.add_argument("batches")
     one.add_argument("rounds", type=int)
     one.add_argument("folder", type=Path)
-    options = parser.parse_args()
-    if options.cores:
-        cores = [int(core) for core in options.cores.split(",")]
-        os.sched_setaffinity(0, cores)
-        torch.set_num_threads(len(cores))
+    options = made.parse_args()
+    keep_to(options.cores)
     with torch.no_grad():
         if options.step == "deploy":
             answer = deploy(options.model, options.precision, options.folder)

@@ -17,7 +17,7 @@ from benchmarks import peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from tests.benchmark_sheets import overhead, precisions, published, sheet, whole
 
-SCRIPTS = ("call_overhead", "models", "stress", "precision")
+SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit")
 
 # Evidence
 

@@ -16,7 +16,17 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
-NAMES = ["budget.py", "ddp.py", "fp16.py", "int8.py", "qat.py", "quickstart.py"]
+NAMES = [
+    "budget.py",
+    "ddp.py",
+    "ema_swap.py",
+    "eval_while_training.py",
+    "fp16.py",
+    "int8.py",
+    "lora_swap.py",
+    "qat.py",
+    "quickstart.py",
+]
 MOST_LINES = 60
 
 
@@ -147,6 +157,31 @@ def test_readme_shows_what_the_budget_prints(outputs: Mapping[str, str]) -> None
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     shown = next(block for block in re.findall(r"```text\n(.*?)```", readme, re.S) if "goes back to float32" in block)
     assert without_numbers(shown) == without_numbers(outputs["budget.py"].split("\n\n")[0])
+
+
+def test_engine_reads_as_many_digits_as_the_model_in_training(outputs: Mapping[str, str]) -> None:
+    """After each of five epochs, by a refit whose time is told."""
+    pattern = r"^epoch (\d): PyTorch (\d+), ONNX Runtime (\d+) of 450, refit in [\d.]+ ms$"
+    found = [tuple(map(int, line)) for line in re.findall(pattern, outputs["eval_while_training.py"], re.M)]
+    assert [epoch for epoch, _, _ in found] == [0, 1, 2, 3, 4]
+    assert all(abs(wanted - count) <= 1 for _, wanted, count in found)
+    assert found[0][1] < found[-1][1] > 0.9 * 450
+
+
+def test_raw_and_averaged_weights_are_swapped(outputs: Mapping[str, str]) -> None:
+    """Four epochs, each with both accuracies, which differ."""
+    found = re.findall(r"^epoch \d: (\d+) of 450 with the raw weights, (\d+) with", outputs["ema_swap.py"], re.M)
+    assert len(found) == 4
+    assert any(raw != averaged for raw, averaged in found)
+
+
+def test_adapters_are_swapped_without_a_drift(outputs: Mapping[str, str]) -> None:
+    """Fifty times, at float32's error, and back to the very answers of the beginning."""
+    pattern = r"50 swaps, [\d.]+ ms each \(median\); largest error ([\d.e-]+), drift ([\d.]+)\n"
+    found = re.fullmatch(pattern, outputs["lora_swap.py"])
+    assert found is not None
+    assert float(found[1]) < 1e-5
+    assert float(found[2]) == 0
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -1,0 +1,90 @@
+"""Processes of a benchmark that has several at a time: what they answer, and which cores each may use.
+
+Enters: a module of this package with its words. Leaves: the JSON on the last line that it prints. Apart because a
+process decides on TF32 by its environment, and because workers that share all cores slow each other down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from benchmarks.evidence import REPOSITORY
+
+__all__ = ["Cores", "answer", "keep_to", "parser"]
+
+TIMEOUT_S = 400
+
+
+def answer(module: str, words: Sequence[str], tf32: bool, cores: str = "") -> dict[str, Any]:
+    """Run a worker.
+
+    Args:
+        module: e.g. "benchmarks.precision_worker".
+        words: its command line.
+        tf32: whether TF32 is allowed there.
+        cores: numbers of the CPU cores that it keeps to, with commas; "" for all.
+
+    Raises:
+        RuntimeError: it failed; with the end of what it printed.
+    """
+    environment = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
+    if not tf32:
+        environment["NVIDIA_TF32_OVERRIDE"] = "0"
+    command = [sys.executable, "-m", module, f"--cores={cores}", *words]
+    done = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words)} failed ({done.returncode}):\n{done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+class Cores:
+    """Shares the machine's cores out.
+
+    Args:
+        size: cores in a share.
+    """
+
+    def __init__(self, size: int) -> None:
+        cores = sorted(os.sched_getaffinity(0))
+        shares = [cores[first : first + size] for first in range(0, max(len(cores) - size, 0) + 1, size)]
+        self.count = len(shares)
+        self._free: queue.Queue[str] = queue.Queue()
+        for share in shares:
+            self._free.put(",".join(map(str, share)))
+
+    @contextmanager
+    def share(self) -> Generator[str]:
+        """One share, for nobody else meanwhile."""
+        cores = self._free.get()
+        try:
+            yield cores
+        finally:
+            self._free.put(cores)
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """A worker's parser, with `--cores`."""
+    made = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    made.add_argument("--cores", default="", help="CPU cores to keep to")
+    return made
+
+
+def keep_to(cores: str) -> None:
+    """Use these cores alone."""
+    if cores:
+        numbers = [int(core) for core in cores.split(",")]
+        os.sched_setaffinity(0, numbers)
+        torch.set_num_threads(len(numbers))
