@@ -202,6 +202,7 @@ CHANGES: dict[str, Any] = {
     "profiles": {"ranges": [RANGES, RANGES]},
     "precision": {"precision": "tf32"},
     "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
+    "refittable": {"config": t2e.BuildConfig(refittable=True)},
     "TensorRT's version": {"world": flavour(version="1.6.2.1")},
     "TF32 of the process": {"environment": "1"},
     "TF32 of a process with plain TensorRT": {"environment": "1", "before": flavour(name="tensorrt")},

@@ -20,6 +20,8 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.weight_models import MODELS
+from torch2engine._build_source import fingerprint
+from torch2engine._fingerprint import fingerprints
 from torch2engine._weight_types import retyped
 from torch2engine.artifact import WEIGHTS
 from torch2engine.refit import Refit
@@ -282,7 +284,7 @@ def test_other_structures_are_refused() -> None:
     for other, text in (
         (net(5), r"'\w+\.\w+': is torch.float32 \[\d.*\], torch.float32 \[\d.*\], as it was deployed"),
         (half, "'head.bias': is torch.float16"),
-        (less, "'head.bias': the model has it no more"),
+        (less, "'head.bias': the model has it not"),
     ):
         with pytest.raises(t2e.RefitError, match=text):
             module.refit(other)
@@ -397,6 +399,230 @@ def test_engines_are_refittable_on_a_gpu_only() -> None:
             t2e.build(source, {"batch": (1, 8, 32)}, config=CONFIG)
 
 
+class Gate(nn.Module):
+    """Rows are independent until the gate opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.fc = nn.Parameter(torch.zeros(1)), nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x + self.gate * x.mean(0, keepdim=True))
+
+
+def test_split_is_proved_anew_for_new_weights() -> None:
+    """Rows that have begun to influence each other are not split any more."""
+    torch.manual_seed(0)
+    model, x = Gate().eval(), torch.randn(16, 4)
+    config = t2e.RuntimeConfig(out_of_range="split")
+    axes = {"x": {0: t2e.Axis("batch", 1, 4, 8)}}
+    module = t2e.deploy(model, x[:4], axes, runtime="onnxruntime", config=CONFIG, runtime_config=config)
+    assert error(model, module, x) < 1e-5
+    with torch.no_grad():
+        model.gate.fill_(1.0)
+    module.refit()
+    with pytest.raises(t2e.ParityError, match=r"influence each other"):
+        module(x)
+
+
+def test_sizes_out_of_range_are_answered_with_the_refitted_weights() -> None:
+    """Under "eager" too, if it was another model than the one deployed."""
+    first, second = net(), net()
+    change(second)
+    config = t2e.RuntimeConfig(out_of_range="eager")
+    axes = {"x": {0: t2e.Axis("batch", 1, 4, 8)}}
+    module = t2e.deploy(first, X, axes, runtime="onnxruntime", config=CONFIG, runtime_config=config)
+    module.refit(second)
+    with pytest.warns(UserWarning, match=r"PyTorch"):
+        assert error(second, module, torch.randn(20, 1, 8, 8)) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_tracking_survives_compilation() -> None:
+    """A compiled caller's calls are followed like others."""
+    model = net()
+    module = deployed(model)
+    module.track(model)
+    compiled = torch.compile(lambda x: module(x) + 0, backend="eager")
+    for _ in range(3):
+        change(model)
+        with torch.no_grad():
+            wanted = model(X)
+            assert (compiled(X) - wanted).norm() < 1e-5 * wanted.norm()
+
+
+def test_callers_arithmetic_is_not_taken() -> None:
+    """Weights that are products of parameters are worked out in their own dtype under autocast."""
+
+    class Lora(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.a, self.b = (nn.Parameter(torch.randn(*size)) for size in ((32, 32), (32, 4), (4, 32)))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ (self.w + self.a @ self.b)
+
+    torch.manual_seed(0)
+    model, x = Lora().eval(), torch.randn(8, 32)
+    module = deployed(model, x)
+    change(model)
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        module.refit()
+    assert error(model, module, x) < 1e-6
+
+
+def test_new_parameter_is_refused() -> None:
+    """What the deployed graph knows nothing of can't be followed."""
+    model = nn.Sequential(nn.Linear(4, 3, bias=False)).eval()
+    module = deployed(model, torch.randn(8, 4))
+    model[0].bias = nn.Parameter(torch.ones(3))
+    for attempt in (module.refit, module.stale):
+        with pytest.raises(t2e.RefitError, match=r"'0.bias': a parameter that was not there"):
+            attempt()
+
+
+def test_model_without_values_is_refused() -> None:
+    """Parameters on the meta device."""
+    module = deployed(net())
+    for attempt in (module.refit, module.stale):
+        with pytest.raises(t2e.RefitError, match=r"'conv.bias': it is on the meta device"):
+            attempt(net().to("meta"))
+
+
+def test_infinite_masks_may_stay() -> None:
+    """A buffer's own infinities are meant; a weight's are not."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+            self.register_buffer("mask", torch.full((4, 4), -torch.inf).triu(1))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.softmax(self.fc(x).unsqueeze(-1) + self.mask, -1).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Masked().eval(), torch.randn(8, 4)
+    module = deployed(model, x)
+    with torch.no_grad():
+        model.fc.weight.mul_(2)
+    module.refit()
+    assert error(model, module, x) < 1e-5
+    with torch.no_grad():
+        model.fc.weight[0] = torch.inf
+    with pytest.raises(t2e.RefitError, match=r"^weights 'fc.weight'"):
+        module.refit()
+
+
+def test_comparison_that_did_not_end_is_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A retry after an interruption compares, though nothing has changed since."""
+    model = net()
+    module = deployed(model)
+    change(model)
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(t2e.ORTModule, "infer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            module.refit()
+    again = module.refit()
+    assert again.changed == () and again.parity is not None
+    assert module.refit().parity is None
+
+
+def test_full_disk_leaves_the_old_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error is typed, and the module answers as before."""
+    model = net()
+    module = deployed(model)
+    before = module(X)
+    change(model)
+
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("torch2engine.ort_module.put_weights", full)
+        with pytest.raises(t2e.ArtifactError, match=r"No space left on device"):
+            module.refit()
+    assert torch.equal(module(X), before) and module.stale()
+    module.refit()
+    assert error(model, module, X) < 1e-5
+
+
+def test_refits_of_a_judged_model_are_compared_within_bounds() -> None:
+    """A budget's metric leaves no bounds of its own; the precision's are taken."""
+
+    class Scaled(Net):
+        bonus = 1.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * self.bonus
+
+    model = Scaled().eval()
+    budget = t2e.Budget(metric=lambda outputs, batch: 1.0, floor=0.5)
+    module = t2e.deploy(
+        model,
+        X,
+        {"x": BATCH},
+        precision=t2e.Precision("fp16", budget=budget),
+        calibration=[X],
+        runtime="onnxruntime",
+        config=CONFIG,
+    )
+    change(model)
+    model.bonus = 5.0
+    with pytest.raises(t2e.RefitError, match=r"answers differ"):
+        module.refit()
+
+
+# Fingerprints
+
+
+def test_fingerprints_see_what_cancels_out() -> None:
+    """Signs, powers of two, permutations, in every dtype; pieces and strides don't matter."""
+    torch.manual_seed(0)
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.int8):
+        x = torch.randn(64, 6).mul(50).to(dtype)
+        others = [x, -x, x * 2, x.flip(0), x.roll(1, 1), x.t(), torch.zeros_like(x)]
+        others.append(torch.cat([-x[:2], x[2:]]))
+        found = fingerprints({str(index): other for index, other in enumerate(others)})
+        assert len(set(found.values())) == len(others)
+        assert fingerprints({"": x.t().contiguous().t()})[""] == found["0"]
+    flags = {"yes": torch.tensor([True]), "no": torch.tensor([False]), "none": torch.empty(0)}
+    assert len(set(fingerprints(flags).values())) == 2
+    assert fingerprints({}) == {}
+
+
+def test_fingerprints_of_large_tensors_see_every_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a tensor comes in pieces, and pieces of several tensors together."""
+    monkeypatch.setattr("torch2engine._fingerprint._PIECE", 16)
+    torch.manual_seed(0)
+    tensors = {"a": torch.randn(70), "b": torch.randn(3), "c": torch.randn(33).half(), "d": torch.randn(17)}
+    before = fingerprints(tensors)
+    for name, tensor in tensors.items():
+        for index in range(len(tensor)):
+            kept = tensor[index].clone()
+            tensor[index] += 1
+            after = fingerprints(tensors)
+            assert [key for key in before if before[key] != after[key]] == [name]
+            tensor[index] = kept
+    assert fingerprints(tensors) == before
+
+
+# Cache
+
+
+def test_only_who_refits_may_be_given_other_weights() -> None:
+    """The key of a refittable engine leaves weights out for deploy() alone."""
+    first, second, third = net(), net(), net(5)
+    change(second)
+    artifacts = [t2e.export(model, X, {"x": BATCH}, refittable=True) for model in (first, second, third)]
+    whole, blank = ([fingerprint(one, refits) for one in artifacts] for refits in (False, True))
+    assert whole[0] != whole[1] and blank[0] == blank[1] and blank[0] != blank[2]
+
+
 # Types
 
 
@@ -416,6 +642,17 @@ def test_program_of_another_graph_is_refused(tmp_path: Path) -> None:
         onnx.save(graph, tmp_path / "other.onnx")
         with pytest.raises(t2e.RefitError, match=f"'head.weight': {text}"):
             retyped(program, artifact.onnx_path, tmp_path / "other.onnx")
+
+
+def test_rounding_of_tiny_weights_is_known() -> None:
+    """AutoCast rounds what float16 can't hold away from zero."""
+    model = net()
+    with torch.no_grad():
+        model.head.weight[0, 0] = 1e-9
+    module = deployed(model, precision="fp16")
+    change(model)
+    module.refit()
+    assert error(model, module, X) < 5e-3
 
 
 def test_copies_of_a_weight_are_followed(tmp_path: Path) -> None:

@@ -176,7 +176,10 @@ def test_missing_parameter_is_refused() -> None:
     model.head.bias = None
     with pytest.raises(t2e.RefitError) as caught:
         program.tensors(model)
-    assert str(caught.value) == "'head.bias': the model has it no more, the structure that was deployed"
+    assert str(caught.value) == (
+        "'head.bias': the model has it not, the structure that was deployed; pass the module inside, if this one wraps "
+        "it, or deploy the model again"
+    )
 
 
 def test_other_shape_or_dtype_is_refused() -> None:

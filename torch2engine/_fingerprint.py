@@ -7,7 +7,7 @@ optimizer or by a kernel of one's own, and it moves when nothing has changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from typing import cast
 
 import torch
@@ -24,9 +24,10 @@ _Piece = tuple[str, torch.Tensor]  # of which tensor, its elements' bits
 
 @torch.no_grad()
 def fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-    """The number of each tensor: the sum of its elements' bits, each times an odd number of its place, modulo 2⁶⁴.
+    """The number of each tensor: the sum, modulo 2⁶⁴, of its elements' bits, each mixed with a number of its place.
 
-    One element can't change without changing it; several that do leave it the same once in 2⁶⁴. Waits for the GPU.
+    One element can't change without changing it, and several leave it the same by chance alone, about once in 2⁶⁴.
+    Waits for the GPU.
 
     Args:
         tensors: by name, dense, on any devices, of any strides.
@@ -47,28 +48,28 @@ def _sums(tensors: Mapping[str, torch.Tensor], device: torch.device) -> tuple[li
     factors: torch.Tensor | None = None
     for group in _groups(tensors):
         if factors is None:
-            longest = max(_bits(tensor).numel() for tensor in tensors.values())
-            factors = _factors(min(longest, _PIECE), device)
+            longest = max(tensor.numel() for tensor in tensors.values())
+            factors = _factors(min(2 * longest, _PIECE), device)  # complex numbers are two
         names += [name for name, _ in group]
         sums.append(_weighed([piece for _, piece in group], factors))
     return names, cast("list[int]", torch.cat(sums).tolist()) if sums else []
 
 
-def _groups(tensors: Mapping[str, torch.Tensor]) -> list[list[_Piece]]:
+def _groups(tensors: Mapping[str, torch.Tensor]) -> Generator[list[_Piece]]:
     """Pieces of one integer type, together not much more than `_PIECE` elements: few kernels do for many tensors."""
-    full: list[list[_Piece]] = []
-    open_: dict[torch.dtype, tuple[list[_Piece], int]] = {}
+    held: dict[torch.dtype, tuple[list[_Piece], int]] = {}
     for name, tensor in tensors.items():
-        pieces = cast("tuple[torch.Tensor, ...]", _bits(tensor).split(_PIECE)) if tensor.numel() else ()
-        for piece in pieces:
-            group, size = open_.get(piece.dtype, ([], 0))
+        if not tensor.numel():
+            continue
+        for piece in cast("tuple[torch.Tensor, ...]", _bits(tensor).split(_PIECE)):
+            group, size = held.pop(piece.dtype, ([], 0))
             group.append((name, piece))
-            size += piece.numel()
-            if size >= _PIECE:
-                full.append(group)
-                group, size = [], 0
-            open_[piece.dtype] = (group, size)
-    return full + [group for group, _ in open_.values() if group]
+            if size + piece.numel() >= _PIECE:
+                yield group
+            else:
+                held[piece.dtype] = (group, size + piece.numel())
+    for group, _ in held.values():
+        yield group
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
@@ -88,9 +89,13 @@ def _factors(count: int, device: torch.device) -> torch.Tensor:
 
 def _weighed(pieces: list[torch.Tensor], factors: torch.Tensor) -> torch.Tensor:
     sizes = [piece.numel() for piece in pieces]
-    weighed = torch.cat(pieces).to(torch.int64)
-    weighed *= torch.cat([factors[:size] for size in sizes])
-    total = weighed.cumsum(0)
+    mixed = torch.cat(pieces).to(torch.int64)
+    # Bits that change in step, such as signs, must not cancel each other out in the sum.
+    mixed *= torch.cat([factors[:size] for size in sizes])
+    mixed ^= (mixed >> 32) & 0xFFFFFFFF
+    mixed *= _FACTOR - (1 << 64)
+    mixed ^= (mixed >> 29) & ((1 << 35) - 1)
+    total = mixed.cumsum(0)
     ends = torch.tensor(sizes).cumsum(0).sub_(1).to(factors.device)
     upto = total[ends]
     return torch.diff(upto, prepend=upto.new_zeros(1))

@@ -95,9 +95,11 @@ class Lane:
             ShapeError: TensorRT refuses the shapes.
         """
         with self.lock:
+            if self.is_closed:
+                return None
             plan = self.plans.get(shapes)
             if plan is None:
-                if profile is None or self.is_closed:
+                if profile is None:
                     return None
                 plan = self._add(shapes, profile)
             if handle != self._last:

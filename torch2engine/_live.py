@@ -92,6 +92,7 @@ class Live:
         self._streams = _Streams(device)
         # What the user's CUDA graphs run in: nothing else touches these as long as the engine lives.
         self._captured: dict[tuple[int, int, _Shapes], Plan] = {}
+        self.is_spoilt = False  # by a refit that failed half-way
         self._dtypes = [torch_dtype(spec.dtype) for spec in artifact.signature.inputs]
         with torch.cuda.device(device):
             torch.cuda.init()
@@ -145,7 +146,8 @@ class Live:
             addresses = [tensor.data_ptr() for tensor in inputs]
             handle = stream_handle(self._index)
             if is_capturing():
-                return self._capture(shapes, addresses, handle)
+                with self._lock:
+                    return self._capture(shapes, addresses, handle)
             outputs = None
             while outputs is None:  # a lane may be closed by trim() just now
                 outputs = self._lane(handle).answer(shapes, profile, inputs, addresses, handle)
@@ -154,6 +156,10 @@ class Live:
     def _lane(self, handle: int) -> Lane:
         """The stream's lane; a new one, or if there are enough the one that was idle for the longest time."""
         with self._lock:
+            if self.is_spoilt:
+                raise RefitError(
+                    "engine", got="a refit failed half-way", fix="refit it again, or deploy the model again"
+                )
             lane = self._lanes.get(handle)
             if lane is not None and lane.is_closed:  # by a trim() that was interrupted
                 lane.close()
@@ -202,6 +208,20 @@ class Live:
         context.enqueue(handle)
         return outputs
 
+    def check_refittable(self) -> None:
+        """Refuse a refit that would crash the process later on.
+
+        Raises:
+            RefitError: a CUDA graph of the user's holds a call.
+        """
+        if self._captured:
+            raise RefitError(
+                "refit",
+                got="CUDA graphs of yours hold calls of this module, and launching them afterwards would crash",
+                allowed="a module that is in no such graph",
+                fix="drop these graphs and call the module's trim(); capture them again after the refit",
+            )
+
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put other weights into the engine, while nothing of it runs.
 
@@ -212,23 +232,24 @@ class Live:
             weights: by name, all that can be replaced; contiguous, on the engine's device, ready on the current stream.
 
         Raises:
-            RefitError: TensorRT refuses them, or a CUDA graph of the user's holds a call.
+            RefitError: a CUDA graph of the user's holds a call; or TensorRT refuses the weights: `is_spoilt` then.
         """
-        if self._captured:
-            raise RefitError(
-                "refit",
-                got="CUDA graphs of yours hold calls of this module, and launching them afterwards would crash",
-                allowed="a module that is in no such graph",
-                fix="drop these graphs and call the module's trim(); capture them again after the refit",
-            )
         with self._lock, torch.cuda.device(self.device), unhindered(), ExitStack() as held:
             for lane in self._lanes.values():
                 held.enter_context(lane.lock)  # whoever is in a call ends it, whoever comes waits
+            self.check_refittable()
+            for lane in self._lanes.values():
                 lane.rest()
             stream = torch.cuda.current_stream()
             stream.synchronize()
             places = {name: (dtype_name(one.dtype), one.data_ptr(), one.numel()) for name, one in weights.items()}
+            self.is_spoilt = True
+            for lane in self._lanes.values():
+                lane.is_closed = True  # if this fails nobody gets an answer from what is left
             self.engine.refit(places, stream.cuda_stream, stream.synchronize)
+            for lane in self._lanes.values():
+                lane.is_closed = False
+            self.is_spoilt = False
 
     @property
     def is_usable(self) -> bool:

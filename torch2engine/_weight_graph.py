@@ -40,9 +40,9 @@ class Weights:
 
     def __init__(self, model: Any, module: nn.Module) -> None:
         self._graph = model.graph
-        self._tensors: dict[str, torch.Tensor] = dict(module.named_parameters(remove_duplicate=False)) | dict(
-            module.named_buffers(remove_duplicate=False)
-        )
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        self._parameters = tuple(parameters)
+        self._tensors: dict[str, torch.Tensor] = parameters | dict(module.named_buffers(remove_duplicate=False))
         self._sources: dict[Any, str] = {}
         for value in list(self._graph.initializers.values()):
             path = value.name.removeprefix(PREFIX)
@@ -106,6 +106,7 @@ class Weights:
             weights=weights,
             fixed=tuple(fixed),
             fingerprint=fingerprints({path: self._tensors[path] for path in sources}),
+            parameters=self._parameters,
         )
 
     def _name(self, value: Any) -> str:

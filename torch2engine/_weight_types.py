@@ -44,7 +44,7 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
             fixed.append(tensor.name)
             continue
         was, now = _tensor(old[name]), _tensor(tensor)
-        if was.shape != now.shape or not torch.equal(was.to(now.dtype), now):
+        if was.shape != now.shape or not _same(was, now):
             raise _lost(name, "has other values in the typed graph than its own, rounded")
         seen.add(name)
         value = program.weights[name]
@@ -55,6 +55,15 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
     if missing := [name for name in program.weights if name not in seen]:
         raise _lost(missing[0], "became part of a constant")
     return replace(program, steps=(*program.steps, *casts.values()), weights=weights, fixed=tuple(fixed))
+
+
+def _same(was: torch.Tensor, now: torch.Tensor) -> bool:
+    """Whether a tensor is another one, rounded; AutoCast rounds what is too small away from zero."""
+    rounded = was.to(now.dtype)
+    if torch.equal(rounded, now) or not now.is_floating_point():
+        return torch.equal(rounded, now)
+    limits = torch.finfo(now.dtype)
+    return torch.allclose(rounded.double(), now.double(), rtol=0.0, atol=limits.smallest_normal * limits.eps)
 
 
 def _original(name: str, known: Any) -> str:

@@ -228,14 +228,15 @@ class EngineArtifact(Artifact):
         """The same engine without the ONNX files that it was built from."""
         return self.from_parts(self._facts, self._content.replaced(ONNX, None).replaced(ONNX_DATA, None))
 
-    def refitted(self, plan: bytes, weights: bytes) -> EngineArtifact:
-        """The same engine with other weights, without the ONNX files, which hold the old ones.
+    def refitted(self, plan: bytes, weights: bytes, keep_onnx: bool = False) -> EngineArtifact:
+        """The same engine with other weights.
 
         Args:
             plan: TensorRT's, of the engine as it is now.
             weights: the weight program, which tells what weights these are.
+            keep_onnx: keep the ONNX files, which mostly hold the old ones.
         """
-        content = self.without_onnx()._content.replaced(PLAN, plan)
+        content = (self if keep_onnx else self.without_onnx())._content.replaced(PLAN, plan)
         return self.from_parts(self._facts, content.replaced(WEIGHTS, weights))
 
     def check_hardware(self, current: Hardware) -> None:

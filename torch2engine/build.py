@@ -90,10 +90,14 @@ class Wanted:
         config: how.
         cache: where it may be; None for nowhere.
         report: of the build's progress.
+        refits: whether who gets a refittable engine refits it, so that its weights may be others.
     """
 
-    def __init__(self, model: Source, config: BuildConfig, cache: EngineCache | None, report: Report | None) -> None:
+    def __init__(
+        self, model: Source, config: BuildConfig, cache: EngineCache | None, report: Report | None, refits: bool
+    ) -> None:
         self._model, self._config, self._cache, self._report = model, config, cache, report
+        self._refits = refits and config.refittable
         self._here = ""
         self._held = ExitStack()
         self._found: EngineArtifact | None = None
@@ -102,7 +106,7 @@ class Wanted:
         """The engine."""
         if self._cache is None:
             return _built(self._model, self._config, self._report)
-        self._here = key_of(_facts(self._model, self._config))  # now, since the GPU is the current one
+        self._here = key_of(_facts(self._model, self._config, self._refits))  # now, since the GPU is the current one
         found = self._cache.take(self._here)
         if found is None:
             tell, waited = Reporter("build", self._report), list[str]()
@@ -158,15 +162,18 @@ def obtaining(
     config: BuildConfig = _DEFAULTS,
     cache: Cache = None,
     progress: Progress = None,
+    refits: bool = False,
 ) -> Generator[Wanted]:
     """As `build`, for a caller who looks at the engine before it is kept.
+
+    With `refits` a refittable engine from the cache may hold other weights than the source.
 
     Who wants the same engine meanwhile waits. If the body fails, a found engine is forgotten, unless what failed is
     the user's input or installation.
     """
     store = cache_of(cache)
     with reporting(progress) as report:
-        wanted = Wanted(_fitting(resolve(source, profiles, precision), config), config, store, report)
+        wanted = Wanted(_fitting(resolve(source, profiles, precision), config), config, store, report, refits)
         try:
             yield wanted
         except (InputError, InstallationError):
@@ -245,7 +252,7 @@ def _gpu() -> device.Gpu | None:
     return gpus[index] if index < len(gpus) else None
 
 
-def _facts(model: Source, config: BuildConfig) -> dict[str, Any]:
+def _facts(model: Source, config: BuildConfig, refits: bool = False) -> dict[str, Any]:
     """Everything that decides what TensorRT makes.
 
     The driver is not in it: a plan runs under every driver, and compiled kernels that another one made are not taken.
@@ -253,7 +260,7 @@ def _facts(model: Source, config: BuildConfig) -> dict[str, Any]:
     rt, gpu = trt.find(config.flavour), _gpu()
     return {
         "torch2engine": __version__,
-        "onnx": fingerprint(model.artifact, config.refittable),
+        "onnx": fingerprint(model.artifact, refits),
         "signature": model.signature.to_json(),
         "profiles": [profile.to_json() for profile in model.profiles],
         "precision": model.precision,

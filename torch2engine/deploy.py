@@ -118,7 +118,9 @@ def deploy(
         return module
     target = target_device(captured)
     float32 = "tf32" if asked.dtype == "tf32" else None
-    with obtaining(low.artifact, precision=float32, config=config, cache=store, progress=progress) as wanted:
+    with obtaining(
+        low.artifact, None, precision=float32, config=config, cache=store, progress=progress, refits=True
+    ) as wanted:
         with phases("build"), torch.cuda.device(target):  # build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine = wanted()

@@ -84,7 +84,8 @@ class Lowered:
             RefitError: not all of its weights follow from the model.
         """
         if WEIGHTS in self.artifact.files:
-            module.own(model, [(example.name, example.inputs) for example in self.examples], self.tolerance)
+            bounds = None if self.metric is not None else self.tolerance  # a metric leaves none
+            module.own(model, [(example.name, example.inputs) for example in self.examples], bounds)
         return module
 
     def hold(self, module: Deployed[Any]) -> tuple[str, ...]:

@@ -15,39 +15,23 @@ import torch
 from torch import nn
 
 from torch2engine import trt
+from torch2engine._engine_refit import RefittableEngine, require_cuda
 from torch2engine._live import Live, not_prepared
 from torch2engine._prepare import zeros
 from torch2engine._torch import is_traced
 from torch2engine.artifact import EngineArtifact, OnnxArtifact, load_artifact
 from torch2engine.config import RuntimeConfig
 from torch2engine.deployed import Deployed
-from torch2engine.errors import DeviceError, InstallationError
-from torch2engine.refit import Refittable
+from torch2engine.errors import DeviceError
 from torch2engine.report import DeployReport
 from torch2engine.tree import bind, unflatten
-from torch2engine.weights import WeightProgram
 
 __all__ = ["TRTModule", "load", "require_cuda"]
 
 _WARM_CALLS = 5  # enough for a CUDA graph at addresses that recur
 
 
-def require_cuda() -> None:
-    """Make sure that PyTorch can use a GPU.
-
-    Raises:
-        InstallationError: a CPU build of PyTorch, or no GPU.
-    """
-    if not torch.cuda.is_available():
-        raise InstallationError(
-            "PyTorch",
-            got=f"torch {torch.__version__} sees no CUDA device",
-            allowed="TRTModule works on CUDA tensors",
-            fix="install a CUDA build of torch on a machine with a GPU, or deploy with runtime='onnxruntime'",
-        )
-
-
-class TRTModule(Refittable[EngineArtifact]):
+class TRTModule(RefittableEngine):
     """A TensorRT engine in the model's place.
 
     Threads may share it. It binds to a device on its first call, or by `.to(device)`; it can be pickled, deep-copied
@@ -66,10 +50,6 @@ class TRTModule(Refittable[EngineArtifact]):
         reference: the PyTorch module that answers under out_of_range="eager".
     """
 
-    _device: torch.device | None
-    _live: Live | None
-    _program_now: WeightProgram | None  # of weights that are in the live engine and not in the artifact
-    _binding: threading.Lock
     _positional: int
     _names: list[str]
     _bare: bool
@@ -92,6 +72,7 @@ class TRTModule(Refittable[EngineArtifact]):
     def _reset(self) -> None:
         self.__dict__["_live"] = None
         self.__dict__["_program_now"] = None
+        self.__dict__["_onnx_agrees"] = False
         if self.__dict__.get("_binding") is None:
             self.__dict__["_binding"] = threading.Lock()
         parameters = self.signature.parameters
@@ -106,12 +87,8 @@ class TRTModule(Refittable[EngineArtifact]):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return super().forward(*args, **kwargs)
-        if self._tracked is not None:
-            if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-                raise not_prepared("of a module that tracks a model", "end it with track(None) first")
-            self._follow()
         live = self._live
-        if live is None or is_traced() is not None:
+        if live is None or self._tracked is not None or is_traced() is not None:
             return super().forward(*args, **kwargs)
         outputs = live.quick(self._leaves(args, kwargs))
         if outputs is None:
@@ -161,7 +138,7 @@ class TRTModule(Refittable[EngineArtifact]):
         require_cuda()
         if wanted is None or cast("int | None", wanted.index) is None:
             wanted = torch.device("cuda", torch.cuda.current_device())
-        with self._binding:
+        with self._settled(), self._binding:
             live = self._live
             if live is None or live.device != wanted:
                 self._settle()
@@ -177,6 +154,7 @@ class TRTModule(Refittable[EngineArtifact]):
             with self._binding:
                 live = self._live
                 if live is None:
+                    self._check_weights()
                     live = self._live = Live(self._artifact, device, self._runtime_config)
                     self._device = device
         if live.device != device:
@@ -247,15 +225,17 @@ class TRTModule(Refittable[EngineArtifact]):
             live.trim()
 
     def save(self, path: str | Path, overwrite: bool = True) -> Path:
-        self._keep_kernels()
-        return super().save(path, overwrite)
+        with self._settled():
+            self._keep_kernels()
+            return super().save(path, overwrite)
 
     save.__doc__ = Deployed.save.__doc__
 
     def compiled(self) -> EngineArtifact:
         """The engine as `save` would write it: with the kernels that TensorRT-RTX compiled so far."""
-        self._keep_kernels()
-        return self._artifact
+        with self._settled():
+            self._keep_kernels()
+            return self._artifact
 
     def _keep_kernels(self) -> None:
         """Put the kernels that TensorRT-RTX compiled so far into the artifact, and weights that came since."""
@@ -263,40 +243,6 @@ class TRTModule(Refittable[EngineArtifact]):
         live = self._live
         if live is not None and live.is_usable and (kernels := live.engine.runtime_cache()):
             self.__dict__["_artifact"] = self._artifact.with_runtime_cache(kernels)
-
-    def _settle(self) -> None:
-        """Put the weights of the last refit into the artifact.
-
-        Raises:
-            DeviceError: this is a fork of the process that has them.
-        """
-        live, program = self._live, self._program_now
-        if live is None or program is None:
-            return
-        live.engine.check_process()
-        self.__dict__["_artifact"] = self._artifact.refitted(live.engine.serialized(), program.to_json())
-        self.__dict__["_program_now"] = None
-
-    # Refit
-
-    def _weights_device(self) -> torch.device:
-        self.bind()
-        assert self._device is not None, "bind has set it"
-        return self._device
-
-    def _check_coverage(self, program: WeightProgram) -> None:
-        live = self.bind()._live
-        assert live is not None, "bind has made it"
-        live.engine.check_weights(program.weights, program.fixed)
-
-    def _take(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
-        live = self.bind()._live
-        assert live is not None, "bind has made it"
-        live.refit(new)
-        self.__dict__["_program_now"] = program
-
-    def _stop(self) -> None:
-        self._reset()  # calls find no engine, look why, and say so; the next refit starts from the artifact's
 
     def _check_process(self) -> None:
         live = self._live
@@ -313,19 +259,22 @@ class TRTModule(Refittable[EngineArtifact]):
         return self._bound(inputs[0].device).run(profile, inputs)
 
     def get_extra_state(self) -> dict[str, Any]:
-        self._keep_kernels()
-        return super().get_extra_state()
+        with self._settled():
+            self._keep_kernels()
+            return super().get_extra_state()
 
     def _travels(self, name: str) -> bool:
         return not name.startswith("model.onnx")
 
     def __getstate__(self) -> dict[str, Any]:
         # A device index means nothing in another process, and live engines can't travel.
-        self._keep_kernels()
-        return {**super().__getstate__(), "_device": None, "_live": None, "_binding": None}
+        with self._settled():
+            self._keep_kernels()
+            return {**super().__getstate__(), "_device": None, "_live": None, "_binding": None, "_program_now": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._forget_weights()
         self._reset()
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from torch2engine._content import disk_errors
 from torch2engine._folder import write_file
 from torch2engine._prepare import zeros
 from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
@@ -89,12 +91,6 @@ class ORTModule(Refittable[OnnxArtifact]):
     def runtime(self) -> str:
         return "ONNX Runtime"
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._follow()
-        return super().forward(*args, **kwargs)
-
-    forward.__doc__ = Refittable.forward.__doc__
-
     def _check_ready(self) -> None:
         self._check_weights()
         process, _ = self._opened()
@@ -120,24 +116,28 @@ class ORTModule(Refittable[OnnxArtifact]):
     def _check_coverage(self, program: WeightProgram) -> None:
         """The program is the graph's own."""
 
-    def _weights_device(self) -> torch.device:
+    def _weights_device(self, near: torch.device) -> torch.device:
         return _CPU
 
-    def _take(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
+    def _offer(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> Callable[[], None]:
         owner, old = scratch_folder(), self._artifact
         # float32 holds a bfloat16 exactly, and numpy has none.
-        put_weights(old.onnx_path, owner.path / "model.onnx", {name: _array(tensor) for name, tensor in new.items()})
-        write_file(owner.path / WEIGHTS, program.to_json())
-        self._swap(
-            OnnxArtifact(
-                owner.path,
-                owner=owner,
-                signature=old.signature,
-                profiles=old.profiles,
-                precision=old.precision,
-                versions=old.versions,
-            )
+        arrays = {name: _array(tensor) for name, tensor in new.items()}
+        with disk_errors(owner.path):
+            put_weights(old.onnx_path, owner.path / "model.onnx", arrays)
+            write_file(owner.path / WEIGHTS, program.to_json())
+        artifact = OnnxArtifact(
+            owner.path,
+            owner=owner,
+            signature=old.signature,
+            profiles=old.profiles,
+            precision=old.precision,
+            versions=old.versions,
         )
+        return partial(self._swap, artifact)
+
+    def _stop(self) -> None:
+        self._reset()
 
     def warmup(self, shapes: Iterable[Mapping[str, int]] | None = None) -> None:
         """Answer zeros at some shapes, so that the first real call finds the session open.
@@ -169,6 +169,7 @@ class ORTModule(Refittable[OnnxArtifact]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._forget_weights()
         self._reset()
 
 

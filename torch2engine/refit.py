@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 import weakref
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any, cast
@@ -20,20 +21,20 @@ import torch
 from torch import nn
 
 from torch2engine._fingerprint import fingerprints
+from torch2engine._out_of_range import OutOfRange
 from torch2engine.artifact import WEIGHTS
 from torch2engine.bench import Benchmarked, made_inputs
 from torch2engine.config import Tolerance
 from torch2engine.deployed import AnyArtifact
 from torch2engine.errors import ParityError, RefitError
 from torch2engine.parity import ParityReport, compare
-from torch2engine.preserve import undisturbed
+from torch2engine.preserve import exact_arithmetic, undisturbed
 from torch2engine.reference import Reference, outputs_by_name, unwrap
 from torch2engine.weights import WeightProgram
 
 __all__ = ["Refit", "Refittable"]
 
 _SUBJECT = "refit"
-_FIRST = threading.Lock()  # of several threads that come first one reads the program
 _REDEPLOY = "refit it with weights that it answers rightly with, or deploy the model again"
 
 
@@ -59,11 +60,11 @@ class _Weights:
 
     program: WeightProgram
     held: Mapping[str, int]  # fingerprints
-    lock: threading.RLock = field(default_factory=threading.RLock)
     source: weakref.ReferenceType[nn.Module] | None = None
     samples: Sequence[tuple[str, Sequence[torch.Tensor]]] = ()
     tolerance: Tolerance | None = None
     is_verified: bool = False
+    is_due: bool = False  # a comparison that was to be made and did not end
     broken: str = ""
 
 
@@ -72,11 +73,15 @@ class Refittable(Benchmarked[AnyArtifact]):
 
     _weights: _Weights | None
     _tracked: nn.Module | None
+    # Held by whoever changes the weights, or reads them for a copy; the first of all locks that a thread takes.
+    _refitting: threading.RLock
 
     def _forget_weights(self) -> None:
         """Know nothing but the artifact, and follow no model."""
         self.__dict__["_weights"] = None
         self.__dict__["_tracked"] = None
+        if self.__dict__.get("_refitting") is None:
+            self.__dict__["_refitting"] = threading.RLock()
 
     def _known(self) -> _Weights:
         weights = self._weights
@@ -89,33 +94,58 @@ class Refittable(Benchmarked[AnyArtifact]):
                 allowed="a module of deploy(..., config=BuildConfig(refittable=True))",
                 fix="deploy the model again with that",
             )
-        with _FIRST:
+        with self._refitting:
             if self._weights is None:
                 program = WeightProgram.from_json(self._artifact.read(WEIGHTS))
                 self.__dict__["_weights"] = _Weights(program, program.fingerprint)
             return cast("_Weights", self._weights)
 
+    @contextmanager
+    def _settled(self) -> Generator[None]:
+        """Keep the weights as they are meanwhile, and refuse wrong ones.
+
+        Raises:
+            RefitError: they were found wrong.
+        """
+        with self._refitting:
+            self._check_weights()
+            yield
+
     def set_extra_state(self, state: Any) -> None:
-        super().set_extra_state(state)
-        self._forget_weights()
+        with self._refitting:
+            super().set_extra_state(state)
+            self._forget_weights()
 
     set_extra_state.__doc__ = Benchmarked.set_extra_state.__doc__
 
     def __getstate__(self) -> dict[str, Any]:
-        self._check_weights()
-        return {**super().__getstate__(), "_weights": None, "_tracked": None}
+        with self._settled():
+            return {**super().__getstate__(), "_weights": None, "_tracked": None, "_refitting": None}
 
     def save(self, path: str | Path, overwrite: bool = True) -> Path:
-        self._check_weights()
-        return super().save(path, overwrite)
+        with self._settled():
+            return super().save(path, overwrite)
 
     save.__doc__ = Benchmarked.save.__doc__
 
     def get_extra_state(self) -> dict[str, Any]:
-        self._check_weights()
-        return super().get_extra_state()
+        with self._settled():
+            return super().get_extra_state()
 
     get_extra_state.__doc__ = Benchmarked.get_extra_state.__doc__
+
+    def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._follow()
+        return super()._answer(args, kwargs)
+
+    def _follow(self) -> None:
+        """Refit before a call, if a model is tracked and has changed."""
+        if self._tracked is not None:
+            self._check_follows()
+            self.refit(self._tracked)
+
+    def _check_follows(self) -> None:
+        """Refuse a call that can't be preceded by a refit."""
 
     def refit(self, model: nn.Module | None = None, *, verify: bool | None = None) -> Refit:
         """Take over a model's weights as they are now.
@@ -143,25 +173,24 @@ class Refittable(Benchmarked[AnyArtifact]):
         """
         start = perf_counter()
         weights = self._known()
-        with weights.lock:
+        with self._refitting:
             live = self._live_model(weights, model)
             tensors = weights.program.tensors(live)
             now = fingerprints(tensors)
             changed = tuple(path for path, number in now.items() if number != weights.held.get(path))
-            wanted = verify if verify is not None else not weights.is_verified
             if changed or weights.broken:
-                self._replace(weights, tensors, now, check=verify is not False)
-            elif not verify:
-                return Refit((), perf_counter() - start)
-            parity = self._compare(weights, live) if wanted else None
+                due = not weights.is_verified if verify is None else verify
+                self._replace(weights, live, tensors, now, check=verify is not False)
+                weights.is_due = due
+            parity = self._compare(weights, live) if verify or (verify is None and weights.is_due) else None
             return Refit(changed, perf_counter() - start, parity)
 
     def stale(self, model: nn.Module | None = None) -> bool:
         """Whether a model's weights are others than this module's, by the values of all that count.
 
-        Exact for whatever may change them: optimizer steps, load_state_dict, moving averages, running statistics,
-        assignment to `.data`, writes through it. Version counters are not asked, since they miss the last. It reads
-        every weight once and waits for the GPU.
+        Exact for whatever may change parameters and registered buffers: optimizer steps, load_state_dict, moving
+        averages, running statistics, assignment to `.data`, writes through it. Version counters are not asked, since
+        they miss the last. It reads every weight once and waits for the GPU.
 
         Args:
             model: as for `refit`.
@@ -170,12 +199,12 @@ class Refittable(Benchmarked[AnyArtifact]):
             RefitError, InputError: as `refit`.
         """
         weights = self._known()
-        with weights.lock:
+        with self._refitting:
             tensors = weights.program.tensors(self._live_model(weights, model))
             return bool(weights.broken) or fingerprints(tensors) != dict(weights.held)
 
     def track(self, model: nn.Module | None) -> None:
-        """Follow a model: each call looks whether this module is stale, and refits it first.
+        """Follow a model: each call of this module (not of `infer`) looks whether it is stale, and refits it first.
 
         Args:
             model: as for `refit`; it is kept alive. None ends it. Copies of this module follow nothing.
@@ -215,20 +244,24 @@ class Refittable(Benchmarked[AnyArtifact]):
         """Refuse a program that does not give every weight that can be given."""
 
     @abstractmethod
-    def _take(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
-        """Answer with these weights from now on; they may be a parameter's own memory."""
+    def _offer(self, new: Mapping[str, torch.Tensor], program: WeightProgram) -> Callable[[], None]:
+        """Make everything ready for these weights, which may be a parameter's own memory.
+
+        Returns:
+            what puts them in place; if that fails and `_is_spoilt`, nothing must answer any more.
+        """
 
     @abstractmethod
-    def _weights_device(self) -> torch.device:
-        """Where `_take` wants them."""
+    def _weights_device(self, near: torch.device) -> torch.device:
+        """Where `_offer` wants them, for a model that is there."""
+
+    @property
+    def _is_spoilt(self) -> bool:
+        """Whether a refit that failed has left the weights half-way."""
+        return False
 
     def _stop(self) -> None:
-        """Have the next call look at `_check_weights`."""
-
-    def _follow(self) -> None:
-        """Refit before a call, if a model is tracked and has changed."""
-        if self._tracked is not None:
-            self.refit(self._tracked)
+        """Have every later call look at `_check_weights`."""
 
     def _check_weights(self) -> None:
         """Refuse to answer with weights that were found wrong."""
@@ -248,20 +281,31 @@ class Refittable(Benchmarked[AnyArtifact]):
             )
         return unwrap(model)
 
-    @torch.no_grad()
     def _replace(
-        self, weights: _Weights, tensors: Mapping[str, torch.Tensor], now: Mapping[str, int], check: bool
+        self,
+        weights: _Weights,
+        model: nn.Module,
+        tensors: Mapping[str, torch.Tensor],
+        now: Mapping[str, int],
+        check: bool,
     ) -> None:
-        device = self._weights_device()
-        new = weights.program.run({path: tensor.to(device) for path, tensor in tensors.items()})
+        device = self._weights_device(_device_of(model))
+        program = weights.program
+        with exact_arithmetic():  # whatever the caller has chosen for training
+            new = program.run({path: tensor.to(device) for path, tensor in tensors.items()})
         if check:
-            _check_finite(new)
+            _check_finite(program, tensors, new)
+        put = self._offer(new, replace(program, fingerprint=now))
         try:
-            self._take(new, replace(weights.program, fingerprint=now))
+            put()
         except BaseException as error:
-            self._break(weights, f"its refit failed half-way: {error}")
+            if self._is_spoilt:
+                self._break(weights, f"its refit failed half-way: {error}")
             raise
         weights.held, weights.broken = now, ""
+        if self._reference is not None and self._reference is not model:
+            self.__dict__["_reference"] = model  # or sizes out of range would be answered with another's weights
+        self._outside = OutOfRange(self._runtime_config.out_of_range, self._reference)  # old weights proved old things
 
     def _break(self, weights: _Weights, reason: str) -> None:
         weights.broken, weights.is_verified = reason, False
@@ -277,8 +321,8 @@ class Refittable(Benchmarked[AnyArtifact]):
         reference, bounds = Reference(model, signature.parameters), weights.tolerance
         report = ParityReport((), f"PyTorch vs {self.runtime}, refitted", bounds or Tolerance.default(self.precision))
         names = [spec.name for spec in signature.outputs]
-        there = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-        here = self._weights_device()
+        there = _device_of(model)
+        here = self._weights_device(there)
         samples = weights.samples or list(made_inputs(self, here).items())
         with undisturbed(model):
             for name, leaves in samples:
@@ -296,22 +340,33 @@ class Refittable(Benchmarked[AnyArtifact]):
                 allowed="answers like the model's",
                 fix=_REDEPLOY,
             ) from error
-        weights.is_verified = True
+        weights.is_verified, weights.is_due = True, False
         return report
 
 
-def _check_finite(new: Mapping[str, torch.Tensor]) -> None:
+def _device_of(model: nn.Module) -> torch.device:
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _check_finite(program: WeightProgram, tensors: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> None:
     """Refuse weights that would make every answer NaN, before the engine has them.
+
+    An infinity that a buffer has itself, as masks do, may stay.
 
     Raises:
         RefitError: names them.
     """
     floats = {name: tensor for name, tensor in new.items() if tensor.is_floating_point() and tensor.numel()}
-    if not floats:
+    if not floats or bool(torch.stack([tensor.isfinite().all() for tensor in floats.values()]).all()):
         return
-    fine = torch.stack([tensor.isfinite().all() for tensor in floats.values()])
-    if not bool(fine.all()):
-        wrong = [name for name, good in zip(floats, cast("list[bool]", fine.tolist()), strict=True) if not good]
+    buffers = {path: tensor for path, tensor in tensors.items() if path not in program.parameters}
+    masks = {path for path, tensor in buffers.items() if tensor.is_floating_point() and bool(tensor.isinf().any())}
+    wrong = [
+        name
+        for name, tensor in floats.items()
+        if bool(tensor.isnan().any()) or (bool(tensor.isinf().any()) and not masks & program.sources_of(name))
+    ]
+    if wrong:
         raise RefitError(
             "weights " + ", ".join(f"'{name}'" for name in wrong[:8]),
             got="NaN or infinity in the engine's type",

@@ -55,6 +55,7 @@ class WeightProgram:
         fixed: names of the graph's weights that follow from no parameter or buffer: numbers in the code, and tensors
             that no module has registered.
         fingerprint: path of each source -> number of the values that the graph, or its engine, holds.
+        parameters: paths of all parameters that the module had; empty if nobody wrote them down.
     """
 
     sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -64,18 +65,28 @@ class WeightProgram:
     weights: Mapping[str, str]
     fixed: tuple[str, ...]
     fingerprint: Mapping[str, int] = field(default_factory=dict[str, int])
+    parameters: tuple[str, ...] = ()
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The module's parameters and buffers that count, by path, as they are: not copied.
 
         Raises:
-            RefitError: one is missing, has another shape or dtype, or is no longer the tensor that it was one with.
+            RefitError: one is missing, has another shape or dtype, has no values, or is no longer the tensor that it
+                was one with; or there is a new parameter.
         """
-        live = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        live = parameters | dict(model.named_buffers(remove_duplicate=False))
         for path, (shape, dtype) in self.sources.items():
             tensor = live.get(path)
             if tensor is None:
-                raise RefitError(f"'{path}'", got="the model has it no more", allowed="the structure that was deployed")
+                raise RefitError(
+                    f"'{path}'",
+                    got="the model has it not",
+                    allowed="the structure that was deployed",
+                    fix="pass the module inside, if this one wraps it, or deploy the model again",
+                )
+            if tensor.is_meta:
+                raise RefitError(f"'{path}'", got="it is on the meta device, without values", fix="load its values")
             if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
                 raise RefitError(
                     f"'{path}'",
@@ -83,6 +94,13 @@ class WeightProgram:
                     allowed=f"{dtype} {list(shape)}, as it was deployed",
                     fix="deploy the model again",
                 )
+        if self.parameters and (new := sorted(parameters.keys() - set(self.parameters))):
+            raise RefitError(
+                ", ".join(f"'{path}'" for path in new[:8]),
+                got="a parameter that was not there",
+                allowed="the structure that was deployed",
+                fix="deploy the model again",
+            )
         for group in self.shared:
             if len({id(live.get(path)) for path in group}) > 1:
                 raise RefitError(
@@ -109,6 +127,19 @@ class WeightProgram:
             inputs = [self._value(name, values, step.op, device) for name in step.inputs]
             values[step.output] = OPERATORS[step.op](inputs, step.attributes)
         return {name: values[value].contiguous() for name, value in self.weights.items()}
+
+    def sources_of(self, weight: str) -> set[str]:
+        """The paths that a weight follows from."""
+        makers = {step.output: step for step in self.steps}
+        found: set[str] = set()
+        waiting = [self.weights[weight]]
+        while waiting:
+            value = waiting.pop()
+            if value in self.sources:
+                found.add(value)
+            elif value in makers:
+                waiting += [name for name in makers[value].inputs if name]
+        return found
 
     def _value(self, name: str, values: dict[str, torch.Tensor], op: str, device: torch.device) -> Any:
         if not name:
@@ -138,6 +169,7 @@ class WeightProgram:
             "weights": dict(self.weights),
             "fixed": list(self.fixed),
             "fingerprint": dict(self.fingerprint),
+            "parameters": list(self.parameters),
         }
         return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
@@ -171,6 +203,7 @@ class WeightProgram:
                 weights=found["weights"],
                 fixed=tuple(found["fixed"]),
                 fingerprint=found["fingerprint"],
+                parameters=tuple(found["parameters"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ArtifactError("weight program", got=f"it can't be read ({error})", fix="deploy again") from error
