@@ -75,7 +75,7 @@ class Folded(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.second(self.first((self.conv(x) + self.zero) * self.one))
-        weight = torch.eye(4) + self.low_rank[0] @ self.low_rank[1]
+        weight = torch.eye(4, device=x.device) + self.low_rank[0] @ self.low_rank[1]
         picked = torch.cat([self.frozen[:2], self.frozen[2:].exp().sqrt()]).reshape(2, 2).t().reshape(-1)
         return (x @ weight) * self.scale + self.shift + picked
 

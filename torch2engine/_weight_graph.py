@@ -169,8 +169,9 @@ class Weights:
                 continue
             product = node.inputs[0].producer()
             if product is None or not self._takes_norm(product, node):
+                self._spread(node)
                 continue
-            epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
+            epsilon = _epsilon(node)
             gamma, beta, mean, variance = node.inputs[1:]
             bias = product.inputs[2] if len(product.inputs) > 2 else None
             weight, shift = (ir.Value(name=f"{node.name}/{what}{len(self._steps)}") for what in ("weight", "bias"))
@@ -180,6 +181,44 @@ class Weights:
             if made:
                 self._edge += [weight, shift]
                 self._put(product, node, weight, shift)
+
+    def _spread(self, norm: Any) -> None:
+        """Make a BatchNorm that no product takes a product and a sum.
+
+        Of the four tensors of a BatchNorm TensorRT's parser makes two of its own, which nobody could replace.
+        """
+        x, gamma, beta, mean, variance = norm.inputs
+        tensors = [self._tensor(value) for value in norm.inputs[1:]]
+        if x.shape is None or x.dtype is None or any(tensor is None for tensor in tensors):
+            return
+        dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+        if dtypes != {tensor_adapters.to_torch_dtype(x.dtype)} or not set(norm.inputs[1:]) & self._known.keys():
+            return
+        sides = [-1] + [1] * (len(x.shape) - 2)
+        ones = self._constant(torch.ones([cast("Any", tensors[0]).numel(), *sides[1:]], dtype=dtypes.pop()), norm)
+        scale, flat, shift = (ir.Value(name=f"{norm.name}/{what}") for what in ("scale", "sum", "shift"))
+        epsilon = _epsilon(norm)
+        made = self._step("FoldedWeight", [ones, gamma, variance], scale, {"epsilon": epsilon, "axis": 0})
+        made = made and self._step("FoldedBias", [None, gamma, beta, mean, variance], flat, {"epsilon": epsilon})
+        if not made or not self._step("Reshape", [flat, self._constant(torch.tensor(sides), norm)], shift, {}):
+            return
+        self._edge += [scale, shift]
+        last, props = norm.outputs[0], dict(norm.metadata_props)
+        product = ir.Node("", "Mul", [x, scale], name=f"{norm.name}/product", metadata_props=props)
+        made_sum = ir.Node("", "Add", [product.outputs[0], shift], name=norm.name, metadata_props=dict(props))
+        for value in (product.outputs[0], made_sum.outputs[0]):
+            value.shape, value.type = last.shape, last.type
+        product.outputs[0].name = f"{last.name}/product"
+        self._graph.insert_before(norm, [product, made_sum])
+        ir.convenience.replace_all_uses_with(last, made_sum.outputs[0], replace_graph_outputs=True)
+        self._graph.remove(norm, safe=True)
+        made_sum.outputs[0].name = last.name
+
+    def _constant(self, tensor: torch.Tensor, near: Any) -> Any:
+        """A value of the program that nothing decides."""
+        value = ir.Value(name=f"{near.name}/constant{len(self._constants)}")
+        value.const_value = tensor_adapters.TorchTensor(tensor)
+        return value
 
     def _put(self, product: Any, norm: Any, weight: Any, bias: Any) -> None:
         """One product in the place of a product and its norm."""
@@ -242,3 +281,7 @@ def _plain(name: str, attribute: Any) -> Any:
     if name == "to":
         return tensor_adapters.to_torch_dtype(ir.DataType(value))
     return tuple(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else value
+
+
+def _epsilon(norm: Any) -> float:
+    return float(norm.attributes["epsilon"].as_float()) if "epsilon" in norm.attributes else 1e-5

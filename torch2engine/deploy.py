@@ -119,7 +119,7 @@ def deploy(
     target = target_device(captured)
     float32 = "tf32" if asked.dtype == "tf32" else None
     with obtaining(
-        low.artifact, None, precision=float32, config=config, cache=store, progress=progress, refits=True
+        low.artifact, precision=float32, config=config, cache=store, progress=progress, refits=True
     ) as wanted:
         with phases("build"), torch.cuda.device(target):  # build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory

@@ -17,6 +17,7 @@ import torch
 from benchmarks.evidence import Evidence, rounded
 from torch2engine import _torch
 
+SLOW = ("test_precision.py", "test_refit_traps.py", "test_zoo.py")
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker("gpu")
+    items.sort(key=lambda item: item.path.name not in SLOW)  # or their last ones would be waited for at the end
 
 
 class Recorder:

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("refit")  # one build does for all
 
 CONFIG = t2e.BuildConfig(refittable=True)
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
-BOUNDS = {"fp32": 2e-4, "fp16": 5e-3, "bf16": 4e-2}
+BOUNDS = {"fp32": 2e-4, "fp16": 1e-2, "bf16": 4e-2}
 
 
 class Net(nn.Module):
@@ -57,9 +57,12 @@ def images(batch: int = 8) -> torch.Tensor:
 
 @torch.no_grad()
 def change(model: nn.Module) -> None:
+    """Another value for all that counts, of about the same size: what fp16 holds was settled at deploy."""
     for tensor in {id(part): part for part in (*model.parameters(), *model.buffers())}.values():
         if tensor.is_floating_point():
-            tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.2 * torch.rand_like(tensor))
+            tensor.mul_(0.7 + 0.6 * torch.rand_like(tensor))
+    for part in model.parameters():
+        part.add_(0.02 * torch.randn_like(part))
 
 
 def error(model: nn.Module, module: nn.Module, x: torch.Tensor) -> float:
@@ -118,7 +121,7 @@ def test_training_loop_is_followed(saved: Path, figure: Callable[[str, float], N
     for step in range(50):
         model.train()
         optimizer.zero_grad()
-        model(images(16)).square().mean().backward()
+        (model(images(16)) - 1).square().mean().backward()
         optimizer.step()
         module.refit(model)
         model.eval()
@@ -311,8 +314,11 @@ def test_tracked_model_is_followed_at_every_call(saved: Path) -> None:
             part.data.mul_(1.1)
         assert error(model, module, x) < BOUNDS["fp16"]
     torch.cuda.synchronize()
-    with pytest.raises(t2e.InputError, match=r"track\(None\)"), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        module(x)
+    graph, side = torch.cuda.CUDAGraph(), torch.empty(1, device="cuda")
+    with torch.cuda.graph(graph):
+        side.zero_()  # PyTorch warns of empty graphs
+        with pytest.raises(t2e.InputError, match=r"track\(None\)"):
+            module(x)
     module.track(None)
     change(model)
     assert error(model, module, x) > 2 * BOUNDS["fp16"]

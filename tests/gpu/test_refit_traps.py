@@ -15,7 +15,7 @@ from test_refit import BOUNDS, change, deployed, error
 import torch2engine as t2e
 from tests.weight_models import MODELS
 
-CASES = [(name, "fp16") for name in MODELS] + [("norms", "fp32"), ("norms", "bf16"), ("parametrized", "fp32")]
+CASES = [(name, "fp16") for name in MODELS] + [("norms", "fp32"), ("transformer", "bf16"), ("parametrized", "fp32")]
 
 
 @pytest.mark.parametrize(("name", "precision"), CASES, ids=[".".join(case) for case in CASES])
@@ -24,6 +24,10 @@ def test_traps_are_followed(name: str, precision: str, figure: Callable[[str, fl
     torch.manual_seed(0)
     model, x = MODELS[name]()
     model, x = model.cuda().eval(), x.cuda()
+    if name == "gru":  # of whose biases TensorRT's parser makes others
+        with pytest.raises(t2e.RefitError, match=r"its weights 'tmp_weight_\d+'.* follow from nothing in the module"):
+            deployed(model, x, precision, tolerance=t2e.Tolerance.default("bf16"))
+        return
     module = deployed(model, x, precision, tolerance=t2e.Tolerance.default("bf16"))
     assert error(model, module, x) < BOUNDS[precision]
     change(model)
