@@ -24,6 +24,7 @@ from torch2engine._build_source import fingerprint
 from torch2engine._fingerprint import fingerprints
 from torch2engine._weight_types import retyped
 from torch2engine.artifact import WEIGHTS
+from torch2engine.preserve import undisturbed
 from torch2engine.refit import Refit
 from torch2engine.testing import assert_parity
 from torch2engine.weights import WeightProgram
@@ -574,6 +575,99 @@ def test_refits_of_a_judged_model_are_compared_within_bounds() -> None:
     change(model)
     model.bonus = 5.0
     with pytest.raises(t2e.RefitError, match=r"answers differ"):
+        module.refit()
+
+
+def test_two_locks_are_taken_in_one_order() -> None:
+    """A tracked module called inside another model's verification, beside one that refits: nobody waits for ever."""
+
+    class Outer(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.__dict__["inner"] = inner
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+    models = [net(), net()]
+    inner = deployed(models[0])
+    inner.track(models[0])
+    outer = Outer(inner)
+
+    def calls() -> None:
+        for _ in range(20):
+            change(models[0])
+            inner(X)
+
+    def verifies() -> None:
+        for _ in range(20):
+            with undisturbed(outer):
+                outer(X)
+
+    threads = [threading.Thread(target=target, daemon=True) for target in (calls, verifies)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+
+
+def test_split_answers_are_of_one_set_of_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refit between two chunks of a call has the call answered anew."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(32, 4)
+    config = t2e.RuntimeConfig(out_of_range="split")
+    axes = {"input": {0: t2e.Axis("batch", 1, 4, 8)}}
+    module = t2e.deploy(model, x[:4], axes, runtime="onnxruntime", config=CONFIG, runtime_config=config)
+    real, done = module._infer, []
+
+    def between(*args: object) -> list[torch.Tensor]:
+        if len(done) == 2:
+            change(model)
+            worker = threading.Thread(target=lambda: module.refit(model, verify=False))
+            worker.start()
+            worker.join(60)
+        done.append(1)
+        return real(*args)
+
+    monkeypatch.setattr(module, "_infer", between)
+    with torch.no_grad():
+        answer, wanted = module(x), model(x)
+    assert (answer - wanted).norm() < 1e-6 * wanted.norm()
+    assert len(done) > 4
+
+
+def test_eager_answers_with_the_model_that_was_given_last() -> None:
+    """Also if its weights are the module's already."""
+    model = net()
+    config = t2e.RuntimeConfig(out_of_range="eager")
+    axes = {"x": {0: t2e.Axis("batch", 1, 4, 8)}}
+    module = t2e.deploy(model, X, axes, runtime="onnxruntime", config=CONFIG, runtime_config=config)
+    average = copy.deepcopy(model)
+    change(model)
+    assert module.refit(average).changed == ()
+    with pytest.warns(UserWarning, match=r"PyTorch"):
+        assert error(average, module, torch.randn(20, 1, 8, 8)) < 1e-5
+
+
+def test_tolerance_of_a_refit_may_be_given(tmp_path: Path) -> None:
+    """A loaded module knows no other than its precision's."""
+    model = net()
+    module = t2e.load(deployed(model).save(tmp_path / "m.t2e"))
+    change(model)
+    with pytest.raises(t2e.RefitError, match=r"answers differ"):
+        module.refit(model, tolerance=t2e.Tolerance(rel_l2=0, max_rel=0, abs=0))
+    assert module.refit(model, tolerance=t2e.Tolerance(rel_l2=1e-3)).parity is not None
+    with pytest.raises(t2e.InputError, match=r"tolerance"):
+        module.refit(model, tolerance=0.1)  # type: ignore[arg-type]
+
+
+def test_model_without_parameters_may_not_get_one() -> None:
+    """Buffers alone: a parameter is new all the same."""
+    model = nn.Sequential(nn.BatchNorm1d(4, affine=False)).eval()
+    module = deployed(model, torch.randn(8, 4))
+    model[0].register_parameter("extra", nn.Parameter(torch.ones(1)))
+    with pytest.raises(t2e.RefitError, match=r"'0.extra': a parameter that was not there"):
         module.refit()
 
 

@@ -233,7 +233,42 @@ def test_shared_norms_and_convolutions(tmp_path: Path) -> None:
     change(model)
     assert distance(refitted(artifact, model, tmp_path), model, x) < 1e-5
     nodes = [node.op_type for node in onnx.load(artifact.onnx_path).graph.node]
-    assert (nodes.count("BatchNormalization"), nodes.count("Mul")) == (0, 1)
+    assert [nodes.count(op) for op in ("BatchNormalization", "Sub", "Mul")] == [0, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"momentum": None}, {"eps": 0.5}], ids=str)
+@pytest.mark.parametrize("rank", [2, 3, 4, 5])
+def test_norms_alone_keep_their_digits(rank: int, options: dict[str, Any], dtype: torch.dtype, tmp_path: Path) -> None:
+    """With a mean sixty times as large as the deviation, of every rank; before and after a change."""
+    torch.manual_seed(0)
+    kind = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[rank - 2]
+    model = nn.Sequential(kind(3, **options), nn.ReLU()).eval()
+    model[0].running_mean.fill_(300)
+    model[0].running_var.fill_(25)
+    x = (torch.randn(8, 3, *[2] * (rank - 2)) * 5 + 300).to(dtype)
+    artifact = exported(model.to(dtype), x)
+    assert "BatchNormalization" not in [node.op_type for node in onnx.load(artifact.onnx_path).graph.node]
+    bound = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+    for _ in range(2):
+        program = program_of(artifact)
+        new = program.run(program.tensors(model))
+        found = ((x - new[_named(new, "sub")]) * new[_named(new, "mul")] + new[_named(new, "add")]).relu()
+        with torch.no_grad():
+            assert (found.float() - model(x).float()).norm() < bound * model(x).float().norm()
+            model[0].running_mean.mul_(1.01)
+            model[0].running_var.mul_(2)
+
+
+def _named(names: Any, end: str) -> str:
+    return next(name for name in names if name.endswith(f"/{end}"))
+
+
+def test_wide_norms_are_spread() -> None:
+    """More channels than a small constant has elements."""
+    model = nn.Sequential(nn.BatchNorm1d(20_000), nn.ReLU()).eval()
+    program = program_of(exported(model, torch.randn(8, 20_000)))
+    assert len(program.weights) == 3
 
 
 def test_constants_of_half_models_are_read(tmp_path: Path) -> None:
@@ -373,4 +408,4 @@ def test_operators_are_onnx_runtimes(op: str, inputs: list[Any], attributes: dic
 
 def test_every_operator_is_tried() -> None:
     """The table above has them all; the folding of BatchNorm is tried on models."""
-    assert {op for op, _, _ in CASES} | {"FoldedWeight", "FoldedBias"} == OPERATORS.keys()
+    assert {op for op, _, _ in CASES} | {"FoldedWeight", "FoldedBias", "NormScale"} == OPERATORS.keys()

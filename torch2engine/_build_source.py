@@ -310,7 +310,7 @@ def fingerprint(artifact: OnnxArtifact, refittable: bool = False) -> dict[str, s
         refittable: whoever takes the engine refits it, so the values of weights that it can replace don't matter.
     """
     files = artifact.manifest()["files"]
-    found = {name: entry["sha256"] for name, entry in files.items() if name != WEIGHTS}
+    found = {name: entry["sha256"] for name, entry in files.items()}
     model = onnx.load(str(artifact.onnx_path), load_external_data=refittable)
     _strip(model)
     for function in model.functions:

@@ -17,7 +17,7 @@ from torch import nn
 from torch2engine._live import Live, not_prepared
 from torch2engine.artifact import EngineArtifact
 from torch2engine.config import Tolerance
-from torch2engine.errors import InstallationError
+from torch2engine.errors import InstallationError, RefitError
 from torch2engine.refit import Refittable
 from torch2engine.weights import WeightProgram
 
@@ -72,7 +72,7 @@ class RefittableEngine(Refittable[EngineArtifact]):
         self.__dict__["_program_now"] = None
 
     def _check_follows(self) -> None:
-        if self._live is not None and torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             raise not_prepared("of a module that tracks a model", "end it with track(None) first")
 
     def _weights_device(self, near: torch.device) -> torch.device:
@@ -98,6 +98,8 @@ class RefittableEngine(Refittable[EngineArtifact]):
     def _put(self, live: Live, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
         live.refit(new)
         with self._binding:
+            if self._live is not None and self._live is not live:
+                raise RefitError("refit", got="another thread has bound the module meanwhile", fix="refit it again")
             self._live, self._device = live, live.device
             self.__dict__["_program_now"] = program
             self.__dict__["_onnx_agrees"] = False
@@ -116,5 +118,8 @@ class RefittableEngine(Refittable[EngineArtifact]):
         return live is not None and live.is_spoilt
 
     def _stop(self) -> None:
-        with self._binding:  # the next call finds no engine, looks why, and says so
-            self._reset()
+        with self._binding:
+            if self._live is not None and self._live.is_captured:
+                self._live.spoil()  # the user's graphs need it until trim()
+            else:
+                self._reset()  # the next call finds no engine, looks why, and says so

@@ -222,6 +222,19 @@ class Live:
                 fix="drop these graphs and call the module's trim(); capture them again after the refit",
             )
 
+    @property
+    def is_captured(self) -> bool:
+        """Whether CUDA graphs of the user's hold calls."""
+        return bool(self._captured)
+
+    def spoil(self) -> None:
+        """Answer no more calls until a refit; what the user has captured goes on."""
+        with self._lock:
+            self.is_spoilt = True
+            for lane in self._lanes.values():
+                with lane.lock:
+                    lane.is_closed = True
+
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put other weights into the engine, while nothing of it runs.
 

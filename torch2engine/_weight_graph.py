@@ -183,7 +183,7 @@ class Weights:
                 self._put(product, node, weight, shift)
 
     def _spread(self, norm: Any) -> None:
-        """Make a BatchNorm that no product takes a product and a sum.
+        """Make a BatchNorm that no product takes (x - mean) · scale + beta, in this order, which loses no digits.
 
         Of the four tensors of a BatchNorm TensorRT's parser makes two of its own, which nobody could replace.
         """
@@ -194,25 +194,24 @@ class Weights:
         dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
         if dtypes != {tensor_adapters.to_torch_dtype(x.dtype)} or not set(norm.inputs[1:]) & self._known.keys():
             return
-        sides = [-1] + [1] * (len(x.shape) - 2)
-        ones = self._constant(torch.ones([cast("Any", tensors[0]).numel(), *sides[1:]], dtype=dtypes.pop()), norm)
-        scale, flat, shift = (ir.Value(name=f"{norm.name}/{what}") for what in ("scale", "sum", "shift"))
-        epsilon = _epsilon(norm)
-        made = self._step("FoldedWeight", [ones, gamma, variance], scale, {"epsilon": epsilon, "axis": 0})
-        made = made and self._step("FoldedBias", [None, gamma, beta, mean, variance], flat, {"epsilon": epsilon})
-        if not made or not self._step("Reshape", [flat, self._constant(torch.tensor(sides), norm)], shift, {}):
+        flat = ir.Value(name=f"{norm.name}/flat")
+        if not self._step("NormScale", [gamma, variance], flat, {"epsilon": _epsilon(norm)}):
             return
-        self._edge += [scale, shift]
-        last, props = norm.outputs[0], dict(norm.metadata_props)
-        product = ir.Node("", "Mul", [x, scale], name=f"{norm.name}/product", metadata_props=props)
-        made_sum = ir.Node("", "Add", [product.outputs[0], shift], name=norm.name, metadata_props=dict(props))
-        for value in (product.outputs[0], made_sum.outputs[0]):
-            value.shape, value.type = last.shape, last.type
-        product.outputs[0].name = f"{last.name}/product"
-        self._graph.insert_before(norm, [product, made_sum])
-        ir.convenience.replace_all_uses_with(last, made_sum.outputs[0], replace_graph_outputs=True)
+        sides = self._constant(torch.tensor([-1] + [1] * (len(x.shape) - 2)), norm)
+        parts = {op: ir.Value(name=f"{norm.name}/{op.lower()}") for op in ("Sub", "Mul", "Add")}
+        for part, source in zip(parts.values(), (mean, flat, beta), strict=True):
+            if not self._step("Reshape", [source, sides], part, {}):
+                return
+        self._edge += parts.values()
+        last, value = norm.outputs[0], x
+        for op, part in parts.items():
+            node = ir.Node("", op, [value, part], name=f"{norm.name}/{op}", metadata_props=dict(norm.metadata_props))
+            value = node.outputs[0]
+            value.name, value.shape, value.type = f"{norm.name}/{op.lower()}ed", last.shape, last.type
+            self._graph.insert_before(norm, node)
+        ir.convenience.replace_all_uses_with(last, value, replace_graph_outputs=True)
         self._graph.remove(norm, safe=True)
-        made_sum.outputs[0].name = last.name
+        value.name = last.name
 
     def _constant(self, tensor: torch.Tensor, near: Any) -> Any:
         """A value of the program that nothing decides."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
@@ -182,7 +182,7 @@ class Deployed(Sealed, Generic[AnyArtifact]):
             if self._runtime_config.out_of_range == "error":
                 raise
             self._check_ready()
-            return self._outside.answer(self._inside(), leaves, sizes, error)
+            return self._answer_outside(leaves, sizes, error)
         self._check_ready()
         with torch.no_grad():
             inputs = [
@@ -191,6 +191,12 @@ class Deployed(Sealed, Generic[AnyArtifact]):
             ]
             outputs = self._infer(inputs, profile)
         return {spec.name: output for spec, output in zip(signature.outputs, outputs, strict=True)}
+
+    def _answer_outside(
+        self, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
+    ) -> dict[str, torch.Tensor]:
+        """Answer sizes outside every profile, as the policy says."""
+        return self._outside.answer(self._inside(), leaves, sizes, error)
 
     def _inside(self) -> Inside:
         return Inside(self.signature, self._artifact.profiles, self.precision, self.runtime, self.infer)

@@ -22,20 +22,21 @@ from torch import nn
 
 from torch2engine._fingerprint import fingerprints
 from torch2engine._out_of_range import OutOfRange
+from torch2engine._refit_checks import check_finite, device_of
 from torch2engine.artifact import WEIGHTS
 from torch2engine.bench import Benchmarked, made_inputs
-from torch2engine.config import Tolerance
+from torch2engine.config import Tolerance, of_kind
 from torch2engine.deployed import AnyArtifact
-from torch2engine.errors import ParityError, RefitError
+from torch2engine.errors import ParityError, RefitError, ShapeError
 from torch2engine.parity import ParityReport, compare
-from torch2engine.preserve import exact_arithmetic, undisturbed
+from torch2engine.preserve import alone, exact_arithmetic, undisturbed
 from torch2engine.reference import Reference, outputs_by_name, unwrap
 from torch2engine.weights import WeightProgram
 
 __all__ = ["Refit", "Refittable"]
 
 _SUBJECT = "refit"
-_REDEPLOY = "refit it with weights that it answers rightly with, or deploy the model again"
+_REDEPLOY = "refit it with weights that it answers rightly with (or a wider tolerance=), or deploy the model again"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Refittable(Benchmarked[AnyArtifact]):
 
     _weights: _Weights | None
     _tracked: nn.Module | None
+    _turn: int  # odd while weights are being replaced
     # Held by whoever changes the weights, or reads them for a copy; the first of all locks that a thread takes.
     _refitting: threading.RLock
 
@@ -80,6 +82,7 @@ class Refittable(Benchmarked[AnyArtifact]):
         """Know nothing but the artifact, and follow no model."""
         self.__dict__["_weights"] = None
         self.__dict__["_tracked"] = None
+        self.__dict__["_turn"] = 0
         if self.__dict__.get("_refitting") is None:
             self.__dict__["_refitting"] = threading.RLock()
 
@@ -147,7 +150,9 @@ class Refittable(Benchmarked[AnyArtifact]):
     def _check_follows(self) -> None:
         """Refuse a call that can't be preceded by a refit."""
 
-    def refit(self, model: nn.Module | None = None, *, verify: bool | None = None) -> Refit:
+    def refit(
+        self, model: nn.Module | None = None, *, verify: bool | None = None, tolerance: Tolerance | None = None
+    ) -> Refit:
         """Take over a model's weights as they are now.
 
         What the engine holds follows from parameters and buffers as it did when it was exported: BatchNorm folded into
@@ -161,6 +166,8 @@ class Refittable(Benchmarked[AnyArtifact]):
             verify: True compares the answers with the model's on the inputs that deploy used (random ones, for a module
                 that was loaded); False trusts them; None does so the first time, and afterwards only looks whether all
                 weights are finite. Until a comparison has passed, calls in other threads may see the new weights.
+            tolerance: when the answers count as equal; by default deploy's, and the precision's for a module that was
+                loaded or that a metric judged.
 
         Returns:
             what changed. Where nothing did, nothing is done.
@@ -173,17 +180,56 @@ class Refittable(Benchmarked[AnyArtifact]):
         """
         start = perf_counter()
         weights = self._known()
-        with self._refitting:
+        if tolerance is not None:
+            of_kind("tolerance", tolerance, Tolerance)
+        if not verify and not self._is_due(weights, model, verify):
+            return Refit((), perf_counter() - start)
+        with alone(), self._refitting:  # in this order, which others take too
             live = self._live_model(weights, model)
             tensors = weights.program.tensors(live)
             now = fingerprints(tensors)
             changed = tuple(path for path, number in now.items() if number != weights.held.get(path))
             if changed or weights.broken:
                 due = not weights.is_verified if verify is None else verify
-                self._replace(weights, live, tensors, now, check=verify is not False)
+                self._replace(weights, tensors, now, device_of(live), check=verify is not False)
                 weights.is_due = due
-            parity = self._compare(weights, live) if verify or (verify is None and weights.is_due) else None
+            self._refer_to(live)
+            compares = verify or (verify is None and weights.is_due)
+            parity = self._compare(weights, live, tolerance or weights.tolerance) if compares else None
             return Refit(changed, perf_counter() - start, parity)
+
+    def _is_due(self, weights: _Weights, model: nn.Module | None, verify: bool | None) -> bool:
+        """Whether a refit has anything to do."""
+        with self._refitting:
+            live = self._live_model(weights, model)
+            if weights.broken or (verify is None and weights.is_due):
+                return True
+            if self._reference is not None and self._reference is not live:
+                return True
+            return fingerprints(weights.program.tensors(live)) != dict(weights.held)
+
+    def _refer_to(self, model: nn.Module) -> None:
+        """Have sizes out of range answered with the weights that the others are answered with."""
+        if self._reference is not None and self._reference is not model:
+            self.__dict__["_reference"] = model
+            self._outside = OutOfRange(self._runtime_config.out_of_range, model)
+
+    def _answer_outside(
+        self, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
+    ) -> dict[str, torch.Tensor]:
+        while True:  # until all chunks of one answer are answered with the same weights
+            turn = self._turn
+            if turn % 2:
+                with self._refitting:
+                    continue
+            try:
+                answer = super()._answer_outside(leaves, sizes, error)
+            except ParityError:
+                if turn == self._turn:
+                    raise
+                continue
+            if turn == self._turn:
+                return answer
 
     def stale(self, model: nn.Module | None = None) -> bool:
         """Whether a model's weights are others than this module's, by the values of all that count.
@@ -284,44 +330,44 @@ class Refittable(Benchmarked[AnyArtifact]):
     def _replace(
         self,
         weights: _Weights,
-        model: nn.Module,
         tensors: Mapping[str, torch.Tensor],
         now: Mapping[str, int],
+        near: torch.device,
         check: bool,
     ) -> None:
-        device = self._weights_device(_device_of(model))
-        program = weights.program
+        device, program = self._weights_device(near), weights.program
         with exact_arithmetic():  # whatever the caller has chosen for training
             new = program.run({path: tensor.to(device) for path, tensor in tensors.items()})
         if check:
-            _check_finite(program, tensors, new)
+            check_finite(program, tensors, new)
         put = self._offer(new, replace(program, fingerprint=now))
+        self.__dict__["_turn"] += 1
         try:
             put()
         except BaseException as error:
             if self._is_spoilt:
                 self._break(weights, f"its refit failed half-way: {error}")
             raise
+        finally:
+            self.__dict__["_turn"] += 1
         weights.held, weights.broken = now, ""
-        if self._reference is not None and self._reference is not model:
-            self.__dict__["_reference"] = model  # or sizes out of range would be answered with another's weights
         self._outside = OutOfRange(self._runtime_config.out_of_range, self._reference)  # old weights proved old things
 
     def _break(self, weights: _Weights, reason: str) -> None:
         weights.broken, weights.is_verified = reason, False
         self._stop()
 
-    def _compare(self, weights: _Weights, model: nn.Module) -> ParityReport:
+    def _compare(self, weights: _Weights, model: nn.Module, bounds: Tolerance | None) -> ParityReport:
         """Hold the answers against the model's.
 
         Raises:
             RefitError: they differ.
         """
         signature = self.signature
-        reference, bounds = Reference(model, signature.parameters), weights.tolerance
+        reference = Reference(model, signature.parameters)
         report = ParityReport((), f"PyTorch vs {self.runtime}, refitted", bounds or Tolerance.default(self.precision))
         names = [spec.name for spec in signature.outputs]
-        there = _device_of(model)
+        there = device_of(model)
         here = self._weights_device(there)
         samples = weights.samples or list(made_inputs(self, here).items())
         with undisturbed(model):
@@ -342,34 +388,3 @@ class Refittable(Benchmarked[AnyArtifact]):
             ) from error
         weights.is_verified, weights.is_due = True, False
         return report
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-def _check_finite(program: WeightProgram, tensors: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]) -> None:
-    """Refuse weights that would make every answer NaN, before the engine has them.
-
-    An infinity that a buffer has itself, as masks do, may stay.
-
-    Raises:
-        RefitError: names them.
-    """
-    floats = {name: tensor for name, tensor in new.items() if tensor.is_floating_point() and tensor.numel()}
-    if not floats or bool(torch.stack([tensor.isfinite().all() for tensor in floats.values()]).all()):
-        return
-    buffers = {path: tensor for path, tensor in tensors.items() if path not in program.parameters}
-    masks = {path for path, tensor in buffers.items() if tensor.is_floating_point() and bool(tensor.isinf().any())}
-    wrong = [
-        name
-        for name, tensor in floats.items()
-        if bool(tensor.isnan().any()) or (bool(tensor.isinf().any()) and not masks & program.sources_of(name))
-    ]
-    if wrong:
-        raise RefitError(
-            "weights " + ", ".join(f"'{name}'" for name in wrong[:8]),
-            got="NaN or infinity in the engine's type",
-            allowed="finite weights; the engine keeps its own",
-            fix="mend the model, or pass verify=False to have it all the same",
-        )

@@ -55,7 +55,7 @@ class WeightProgram:
         fixed: names of the graph's weights that follow from no parameter or buffer: numbers in the code, and tensors
             that no module has registered.
         fingerprint: path of each source -> number of the values that the graph, or its engine, holds.
-        parameters: paths of all parameters that the module had; empty if nobody wrote them down.
+        parameters: paths of all parameters that the module had; None if nobody wrote them down.
     """
 
     sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -65,7 +65,7 @@ class WeightProgram:
     weights: Mapping[str, str]
     fixed: tuple[str, ...]
     fingerprint: Mapping[str, int] = field(default_factory=dict[str, int])
-    parameters: tuple[str, ...] = ()
+    parameters: tuple[str, ...] | None = None
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """The module's parameters and buffers that count, by path, as they are: not copied.
@@ -94,7 +94,7 @@ class WeightProgram:
                     allowed=f"{dtype} {list(shape)}, as it was deployed",
                     fix="deploy the model again",
                 )
-        if self.parameters and (new := sorted(parameters.keys() - set(self.parameters))):
+        if self.parameters is not None and (new := sorted(parameters.keys() - set(self.parameters))):
             raise RefitError(
                 ", ".join(f"'{path}'" for path in new[:8]),
                 got="a parameter that was not there",
@@ -169,7 +169,7 @@ class WeightProgram:
             "weights": dict(self.weights),
             "fixed": list(self.fixed),
             "fingerprint": dict(self.fingerprint),
-            "parameters": list(self.parameters),
+            "parameters": None if self.parameters is None else list(self.parameters),
         }
         return (json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n").encode("ascii")
 
@@ -203,7 +203,7 @@ class WeightProgram:
                 weights=found["weights"],
                 fixed=tuple(found["fixed"]),
                 fingerprint=found["fingerprint"],
-                parameters=tuple(found["parameters"]),
+                parameters=None if found["parameters"] is None else tuple(found["parameters"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ArtifactError("weight program", got=f"it can't be read ({error})", fix="deploy again") from error
@@ -309,6 +309,11 @@ def _scale(gamma: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch
     return gamma.to(wide) / torch.sqrt(variance.to(wide) + epsilon)
 
 
+def _norm_scale(x: Tensors, attributes: Attributes) -> torch.Tensor:
+    """BatchNorm's factor in the model's own type: gamma, variance."""
+    return _scale(x[0], x[1], attributes["epsilon"]).to(x[0].dtype)
+
+
 def _fold_weight(x: Tensors, attributes: Attributes) -> torch.Tensor:
     """A convolution's weight with BatchNorm's factor in it: weight, gamma, variance."""
     weight, gamma, variance = x
@@ -369,6 +374,7 @@ OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
     "Unsqueeze": _unsqueeze,
     "FoldedWeight": _fold_weight,
     "FoldedBias": _fold_bias,
+    "NormScale": _norm_scale,
 }
 _READ_SIZES = frozenset(
     {"Expand", "Gather", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
