@@ -105,6 +105,16 @@ def _fixed(artifact: OnnxArtifact, program: WeightProgram) -> list[torch.Tensor]
     return [torch.tensor(onnx.numpy_helper.to_array(tensors[name])) for name in program.fixed]
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_everything_happens_where_the_parameters_are(name: str) -> None:
+    """Constants go there; nothing stays behind. A device without values shows it on a machine without a GPU."""
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    program = program_of(exported(model.eval(), x))
+    there = {path: tensor.to("meta") for path, tensor in program.tensors(model).items()}
+    assert {tensor.device.type for tensor in program.run(there).values()} == {"meta"}
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_dtypes_stay_themselves(dtype: torch.dtype) -> None:
     """Folding happens in float32 at least and is rounded once."""

@@ -58,12 +58,13 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
 
 
 def _same(was: torch.Tensor, now: torch.Tensor) -> bool:
-    """Whether a tensor is another one, rounded; AutoCast rounds what is too small away from zero."""
+    """Whether a tensor is another one, rounded; AutoCast makes the least positive number of all that are too small."""
     rounded = was.to(now.dtype)
     if torch.equal(rounded, now) or not now.is_floating_point():
         return torch.equal(rounded, now)
     limits = torch.finfo(now.dtype)
-    return torch.allclose(rounded.double(), now.double(), rtol=0.0, atol=limits.smallest_normal * limits.eps)
+    least = limits.smallest_normal * limits.eps
+    return torch.allclose(rounded.double(), now.double(), rtol=0.0, atol=2 * least)
 
 
 def _original(name: str, known: Any) -> str:

@@ -124,7 +124,9 @@ class WeightProgram:
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         values = dict(tensors)
         for step in self.steps:
-            inputs = [self._value(name, values, step.op, device) for name in step.inputs]
+            # Sizes and axes behind the data are read as numbers, which takes no trip to the GPU where they stay here.
+            here = [index > 0 and step.op in _READ_SIZES for index in range(len(step.inputs))]
+            inputs = [self._value(*one, values, device) for one in zip(step.inputs, here, strict=True)]
             values[step.output] = OPERATORS[step.op](inputs, step.attributes)
         return {name: values[value].contiguous() for name, value in self.weights.items()}
 
@@ -141,14 +143,13 @@ class WeightProgram:
                 waiting += [name for name in makers[value].inputs if name]
         return found
 
-    def _value(self, name: str, values: dict[str, torch.Tensor], op: str, device: torch.device) -> Any:
+    def _value(self, name: str, stays: bool, values: Mapping[str, torch.Tensor], device: torch.device) -> Any:
         if not name:
             return None
         if name in values:
             return values[name]
         constant = self.constants[name]
-        # Sizes and axes are read as numbers, which takes no trip to the GPU where they stay here.
-        return constant if op in _READ_SIZES else constant.to(device)
+        return constant if stays else constant.to(device)
 
     def to_json(self) -> bytes:
         """The program as a file's bytes."""

@@ -173,7 +173,9 @@ class Engine:
     def __del__(self) -> None:
         # In the order in which they must go: contexts are gone, since they hold the engine's users.
         if os.getpid() == self._process and not sys.is_finalizing():
-            held = {name: self.__dict__.pop(name, None) for name in _PARTS}
+            parts = {name: self.__dict__.pop(name, None) for name in _PARTS}
+            held = {name: part for name, part in parts.items() if part is not None}
+            del parts
             self._rt.running.retire(held)
 
     def memory_bytes(self, profile: int) -> int:
