@@ -1,8 +1,8 @@
 """The README's tables of speed, made from the evidence: `python -m benchmarks.table`, or with `--check`.
 
-Enters: call_overhead.json, models.json and precision.json. Leaves: the README with the text between `<!-- speed -->`
-and `<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A peer that is faster than
-torch2engine needs its reason in `REASONS`, or no table is made.
+Enters: call_overhead.json, models.json, precision.json and refit.json. Leaves: the README with the text between
+`<!-- speed -->` and `<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A
+peer that is faster than torch2engine needs its reason in `REASONS`, or no table is made.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ FLOAT_TITLES = {
     "convnext_tiny": "ConvNeXt-T",
     "lstm": "LSTM, 2 layers, 64 steps",
 }
+REFIT_TITLES = {**FLOAT_TITLES, "efficientnet_b0": "EfficientNet-B0"}
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 # Candidate -> heading; the first two are ours, the third is what both stand on.
 CANDIDATES = {
@@ -159,6 +160,33 @@ def _precisions(evidence: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _refits(evidence: Mapping[str, Any]) -> list[str]:
+    """How engines follow models in training, and what it costs to do without."""
+    figures: Mapping[str, float] = evidence["figures"]
+    cells = [
+        ["float32 model, fp16 engine", "refit, ms", "next call, ms", "off the model", "off an engine built afresh"]
+    ]
+    for model, title in REFIT_TITLES.items():
+        try:
+            times = [f"{figures[f'{model}.{name}']:.1f}" for name in ("refit_ms", "first_call_ms")]
+            errors = [f"{figures[f'{model}.{name}']:.1e}" for name in ("rel_l2", "refit_vs_rebuild_rel_l2")]
+        except KeyError as error:
+            raise TableError(f"refit.json: {error} is missing") from None
+        cells.append([title, *times, *errors])
+    deploy, parser = figures["resnet50.deploy_s"], figures["resnet50.reexport_lower_parser_refit_s"]
+    speedup = figures["resnet50.refit_speedup_over_deploy"]
+    return [
+        f"Engines that follow a model in training ({_origin(evidence)}, `refit.json`): a refit after each of "
+        f"{evidence['samples']['options']['steps']} optimizer steps, medians; relative L2 error of the answers, the "
+        "largest one:",
+        "",
+        *_rows(cells),
+        "",
+        f"Without a refit ResNet-50 takes {deploy:.1f} s to deploy again, {speedup:.0f} times as long, or "
+        f"{parser:.1f} s to export, to lower and to hand to TensorRT's refitter of ONNX files.",
+    ]
+
+
 class _Models:
     """The table of whole models, with its notes."""
 
@@ -252,12 +280,14 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
             one that is missing for none.
     """
     calls, models = _read(results / "call_overhead.json"), _read(results / "models.json")
-    precisions = _read(results / "precision.json")
+    precisions, refits = _read(results / "precision.json"), _read(results / "refit.json")
     parts = [_calls(calls)] if calls is not None else []
     if models is not None:
         parts.append(_Models(models, reasons).lines())
     if precisions is not None:
         parts.append(_precisions(precisions))
+    if refits is not None:
+        parts.append(_refits(refits))
     return "\n\n".join("\n".join(part) for part in parts)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
-from tests.benchmark_sheets import overhead, precisions, published, sheet, whole
+from tests.benchmark_sheets import overhead, precisions, published, refits, sheet, whole
 
 SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit")
 
@@ -281,6 +281,20 @@ def test_table_knows_every_precision_and_model() -> None:
     """Whatever precision.py may time has its rows."""
     assert set(table.FLOAT_TITLES) == set(zoo.FLOATS)
     assert table.PRECISIONS == precision.PRECISIONS
+
+
+def test_table_of_refits(tmp_path: Path) -> None:
+    """A row for each model, and what it costs to do without; a model that is missing is told."""
+    text = table.generate(published(tmp_path, refits()))
+    assert "| ResNet-50 | 12.3 | 30.0 | 2.0e-03 | 1.0e-05 |" in text
+    assert "| EfficientNet-B0 | 17.3 | 35.0 |" in text
+    assert "a refit after each of 50 optimizer steps" in text
+    assert "ResNet-50 takes 24.7 s to deploy again, 2000 times as long, or 15.0 s" in text
+    assert set(table.REFIT_TITLES) == set(zoo.REFITTED)
+    data = refits()
+    del data["figures"]["bert.rel_l2"]
+    with pytest.raises(table.TableError, match=r"refit\.json: 'bert\.rel_l2' is missing"):
+        table.generate(published(tmp_path, data))
 
 
 @pytest.mark.parametrize(
