@@ -7,6 +7,7 @@ exactly, that it tells when it does not, and that what can't be followed is refu
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import pickle
 import threading
@@ -56,7 +57,19 @@ def net(width: int = 4) -> Net:
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
+@functools.cache
+def once() -> t2e.ORTModule:
+    module = t2e.deploy(net(), X, {"x": BATCH}, runtime="onnxruntime", config=CONFIG)
+    assert isinstance(module, t2e.ORTModule)
+    return module
+
+
 def deployed(model: nn.Module, x: torch.Tensor = X, precision: str = "fp32") -> t2e.ORTModule:
+    """The model, deployed; for those of `net()` as deploy() leaves them, without an export for each."""
+    if type(model) is Net and x is X and precision == "fp32" and model.conv.out_channels == 4:
+        module = t2e.ORTModule(once()._artifact)
+        module.own(model, [("opt", [X])], None)
+        return module
     name = next(iter(inspect.signature(model.forward).parameters))
     tolerance = t2e.Tolerance.default("bf16") if precision != "fp32" else None
     module = t2e.deploy(
