@@ -99,7 +99,12 @@ class RefittableEngine(Refittable[EngineArtifact]):
         live.refit(new)
         with self._binding:
             if self._live is not None and self._live is not live:
-                raise RefitError("refit", got="another thread has bound the module meanwhile", fix="refit it again")
+                raise RefitError(
+                    "refit",
+                    got="another thread has bound the module meanwhile",
+                    allowed="a module that stays where it is during a refit",
+                    fix="refit it again",
+                )
             self._live, self._device = live, live.device
             self.__dict__["_program_now"] = program
             self.__dict__["_onnx_agrees"] = False

@@ -14,7 +14,7 @@ import torch
 
 __all__ = ["fingerprints"]
 
-_PIECE = 1 << 22  # elements that are weighed at once, in 100 MiB of temporaries
+_PIECE = 1 << 22  # elements that are weighed at once, or up to twice as many, in at most 300 MiB of temporaries
 _MASK = (1 << 64) - 1
 _FACTOR = 0x9E3779B97F4A7C15  # odd, and without small multiples that are small: Knuth's golden ratio
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -56,7 +56,7 @@ def _sums(tensors: Mapping[str, torch.Tensor], device: torch.device) -> tuple[li
 
 
 def _groups(tensors: Mapping[str, torch.Tensor]) -> Generator[list[_Piece]]:
-    """Pieces of one integer type, together not much more than `_PIECE` elements: few kernels do for many tensors."""
+    """Pieces of one integer type, together fewer than twice `_PIECE` elements: few kernels do for many tensors."""
     held: dict[torch.dtype, tuple[list[_Piece], int]] = {}
     for name, tensor in tensors.items():
         if not tensor.numel():

@@ -158,7 +158,10 @@ class Live:
         with self._lock:
             if self.is_spoilt:
                 raise RefitError(
-                    "engine", got="a refit failed half-way", fix="refit it again, or deploy the model again"
+                    "engine",
+                    got="a refit failed half-way",
+                    allowed="one whose weights are whole",
+                    fix="refit it again, or deploy the model again",
                 )
             lane = self._lanes.get(handle)
             if lane is not None and lane.is_closed:  # by a trim() that was interrupted

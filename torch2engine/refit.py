@@ -176,7 +176,8 @@ class Refittable(Benchmarked[AnyArtifact]):
             RefitError: not deployed to be refitted; a parameter or buffer is missing or has another shape or dtype, or
                 is not tied any more; a weight is not finite in the engine's type: the old weights stay. Or the answers
                 differ from the model's, or TensorRT failed half-way: every call then raises it, until a refit succeeds.
-            InputError: no module.
+            InputError: no module, or a tolerance that is none.
+            DeviceError, InstallationError, ArtifactError: the engine can't be made live, or the new weights not stored.
         """
         start = perf_counter()
         weights = self._known()

@@ -86,7 +86,12 @@ class WeightProgram:
                     fix="pass the module inside, if this one wraps it, or deploy the model again",
                 )
             if tensor.is_meta:
-                raise RefitError(f"'{path}'", got="it is on the meta device, without values", fix="load its values")
+                raise RefitError(
+                    f"'{path}'",
+                    got="it is on the meta device, without values",
+                    allowed="a tensor with values, on the CPU or a GPU",
+                    fix="load its values",
+                )
             if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
                 raise RefitError(
                     f"'{path}'",

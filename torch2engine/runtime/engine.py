@@ -206,8 +206,7 @@ class Engine:
         """
         rt = self._rt
         with rt.running:
-            refitter = self._make_refitter()
-            names = set(refitter.get_all_weights())
+            names = set(self._make_refitter().get_all_weights())
         unknown, lost = sorted(names - set(given) - set(fixed)), sorted(set(given) - names)
         if unknown or lost:
             got = [f"its weights {_listed(unknown)} follow from nothing in the module"] if unknown else []
@@ -253,6 +252,7 @@ class Engine:
             finally:
                 for name in weights:  # or TensorRT would keep addresses that are soon somebody else's
                     refitter.unset_named_weights(name)
+                del refitter  # an error's frame must not hold it longer than the engine lives
 
     def _make_refitter(self) -> trt.Refitter:
         """The engine's refitter, made once.
