@@ -3,7 +3,7 @@
     python -m benchmarks.refit --out DIR
 
 Enters: a GPU. Leaves: refit.json. Each model has a process of its own, several at a time, since most of a deploy is the
-CPU's work; so refits are timed on a busy machine, and ResNet-50's peers on an idle one.
+CPU's work; so refits are timed on a busy machine, and ResNet-50 with all that it is compared with on an idle one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from benchmarks.zoo import REFITTED
 
 __all__ = ["main"]
 
-CORES = 3  # for each process
-WITH_PEERS = "resnet50"
+CORES = 4  # for each process
+ALONE = "resnet50"
 
 
 class Run:
@@ -43,9 +43,13 @@ class Run:
 
     def __call__(self) -> None:
         with ThreadPoolExecutor(self.cores.count) as pool:
-            list(pool.map(self.follow, self.options.models))
-        if WITH_PEERS in self.options.models:
-            self.work(["peers", WITH_PEERS, str(self.folder / WITH_PEERS)], "")
+            list(pool.map(self.follow, [model for model in self.options.models if model != ALONE]))
+        if ALONE in self.options.models:
+            place = str(self.folder / ALONE)
+            self.work(["follow", ALONE, place, str(self.options.steps)], "")
+            self.work(["peers", ALONE, place], "")
+            self.work(["again", ALONE, place], "")
+            self.work(["again", ALONE, place, "--keyed"], "")
             figures = self.evidence.figures
             if {"resnet50.deploy_s", "resnet50.refit_ms"} <= figures.keys():
                 speedup = 1e3 * figures["resnet50.deploy_s"] / figures["resnet50.refit_ms"]

@@ -26,7 +26,7 @@ from torch2engine.config import PRECISIONS, choice
 from torch2engine.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree
 
-__all__ = ["Profiles", "Source", "fingerprint", "resolve"]
+__all__ = ["Profiles", "Source", "fingerprint", "resolve", "without_values"]
 
 Ranges: TypeAlias = "Profile | Mapping[str, Sequence[int]]"
 Profiles: TypeAlias = "Ranges | Sequence[Ranges] | None"
@@ -317,16 +317,28 @@ def fingerprint(artifact: OnnxArtifact, refittable: bool = False) -> dict[str, s
         _strip(function)
         _strip_nodes(function.node)
     _strip_graph(model.graph)
-    if refittable:
-        found = {}  # external data are in the model by now
-        program = json.loads(artifact.read(WEIGHTS))
-        del program["fingerprint"]  # of values
-        found[WEIGHTS] = hashlib.sha256(canonical(program)).hexdigest()
-        for tensor in model.graph.initializer:
-            if tensor.name in program["weights"]:
-                tensor.CopyFrom(onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type))
+    if refittable:  # external data are in the model by now
+        found = {WEIGHTS: hashlib.sha256(_emptied(model, artifact)).hexdigest()}
     found[artifact.onnx_path.name] = hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
     return found
+
+
+def without_values(artifact: OnnxArtifact) -> dict[str, str]:
+    """A refittable model as SHA-256 by file, remarks included, without the values of weights that can be replaced."""
+    model = onnx.load(str(artifact.onnx_path))
+    program = _emptied(model, artifact)
+    files = {WEIGHTS: program, artifact.onnx_path.name: model.SerializeToString(deterministic=True)}
+    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+
+
+def _emptied(model: Any, artifact: OnnxArtifact) -> bytes:
+    """Take the values of replaceable weights out of a model; how they follow from the module's."""
+    program = json.loads(artifact.read(WEIGHTS))
+    del program["fingerprint"]  # of values
+    for tensor in model.graph.initializer:
+        if tensor.name in program["weights"]:
+            tensor.CopyFrom(onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type))
+    return canonical(program)
 
 
 def _strip(part: Any) -> None:

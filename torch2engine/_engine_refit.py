@@ -117,6 +117,12 @@ class RefittableEngine(Refittable[EngineArtifact]):
 
     own.__doc__ = Refittable.own.__doc__
 
+    def own_earlier(
+        self, model: nn.Module, samples: Sequence[tuple[str, Sequence[torch.Tensor]]], tolerance: Tolerance | None
+    ) -> None:
+        """As `own`, where plan and ONNX are of one earlier deploy, whose weights may have been others."""
+        super().own(model, samples, tolerance)
+
     @property
     def _is_spoilt(self) -> bool:
         live = self._live

@@ -6,21 +6,33 @@ Enters: a precision, a graph, a signature, examples. Leaves: refusals, and the s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from torch2engine._calibration import check_calibration
 from torch2engine.artifact import OnnxArtifact
 from torch2engine.cases import Case
-from torch2engine.config import QUANTIZED, BuildConfig, Precision
+from torch2engine.config import QUANTIZED, BuildConfig, Precision, RuntimeConfig, Tolerance, of_kind
 from torch2engine.deployed import torch_dtype
 from torch2engine.errors import InputError, PrecisionError
 from torch2engine.precision._model import load, modules, types
 from torch2engine.precision.outcome import PrecisionOutcome
 from torch2engine.spec import Signature, TensorSpec
 
-__all__ = ["as_typed", "check_low", "check_refittable", "check_types", "retyped_signature", "settled"]
+__all__ = [
+    "as_typed",
+    "asked_for",
+    "bounds_of",
+    "check_low",
+    "check_refittable",
+    "check_types",
+    "judged_on",
+    "retyped_signature",
+    "settled",
+]
 
 
 def settled(precision: Precision, artifact: OnnxArtifact) -> Precision:
@@ -33,6 +45,35 @@ def settled(precision: Precision, artifact: OnnxArtifact) -> Precision:
     if artifact.precision not in QUANTIZED and precision.dtype == artifact.precision and precision.weights is None:
         return Precision()
     return precision
+
+
+def bounds_of(precision: Precision, tolerance: Tolerance | None) -> Tolerance:
+    """When a lowered graph counts as equal: by its budget, else as asked, else by its precision's default."""
+    budget = precision.budget
+    # Weights in int4 alone leave the dtype as it was, but answer as roughly as int8.
+    judged_as = "int8" if precision.weights else precision.dtype
+    return (budget.tolerance if budget is not None else None) or tolerance or Tolerance.default(judged_as)
+
+
+def judged_on(examples: Sequence[Case], precision: Precision) -> Sequence[Case]:
+    """The examples that a precision is judged on: without random ones for ranges that are those of real data."""
+    if precision.dtype not in QUANTIZED:
+        return examples
+    return [example for example in examples if not example.name.endswith("random")]
+
+
+def asked_for(precision: object, calibration: object, config: BuildConfig, runtime_config: RuntimeConfig) -> Precision:
+    """deploy's precision, once everything that is asked with it goes together.
+
+    Raises:
+        InputError: no precision, or what `check_calibration` and `check_refittable` refuse.
+    """
+    asked = Precision.of(precision)
+    of_kind("config", config, BuildConfig)
+    of_kind("runtime_config", runtime_config, RuntimeConfig)
+    check_calibration(asked, calibration, runtime_config)
+    check_refittable(asked, config)
+    return asked
 
 
 def check_refittable(precision: Precision, config: BuildConfig) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "Record",
     "claimed_files",
     "compose",
+    "packed",
     "parse",
 ]
 
@@ -131,7 +132,7 @@ class Facts:
         """The fields as JSON values."""
         data: dict[str, Any] = {
             "kind": self.kind,
-            "signature": _packed(self.signature.to_json()),
+            "signature": packed(self.signature.to_json()),
             "profiles": [profile.to_json() for profile in self.profiles],
             "precision": self.precision,
             "versions": dict(self.versions),
@@ -259,14 +260,15 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _packed(value: Any) -> Any:
+def packed(value: Any) -> Any:
+    """JSON values with what JSON can't say spelt out."""
     # JSON has no NaN or infinity, yet a model's default argument may be one (a mask's fill value, say).
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     if isinstance(value, dict):
-        return {key: _packed(item) for key, item in cast("dict[str, Any]", value).items()}
+        return {key: packed(item) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_packed(item) for item in cast("list[Any]", value)]
+        return [packed(item) for item in cast("list[Any]", value)]
     return value
 
 

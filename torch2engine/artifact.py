@@ -228,6 +228,11 @@ class EngineArtifact(Artifact):
         """The same engine without the ONNX files that it was built from."""
         return self.from_parts(self._facts, self._content.replaced(ONNX, None).replaced(ONNX_DATA, None))
 
+    def has_model_of(self, other: EngineArtifact) -> bool:
+        """Whether the ONNX files and the weight program that the other has beside its plan are here, byte for byte."""
+        names = [name for name in (ONNX, ONNX_DATA, WEIGHTS) if name in other.files]
+        return all(name in self.files and self._content.record(name) == other._content.record(name) for name in names)
+
     def refitted(self, plan: bytes, weights: bytes, keep_onnx: bool = False) -> EngineArtifact:
         """The same engine with other weights.
 

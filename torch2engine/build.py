@@ -19,6 +19,7 @@ from torch2engine import device, trt
 from torch2engine._build_plan import PlanRequest
 from torch2engine._build_process import compile_in_child
 from torch2engine._build_source import Profiles, Source, fingerprint, resolve
+from torch2engine._manifest import packed
 from torch2engine._version import __version__
 from torch2engine.artifact import (
     WEIGHTS,
@@ -34,7 +35,7 @@ from torch2engine.errors import InputError, InstallationError
 from torch2engine.progress import Progress, Report, Reporter, reporting
 from torch2engine.spec import Profile
 
-__all__ = ["Wanted", "build", "obtaining"]
+__all__ = ["Wanted", "build", "circumstances", "driver", "obtaining"]
 
 _DEFAULTS = BuildConfig()
 # Builders that run side by side disturb each other's timings and double the memory needed.
@@ -78,7 +79,7 @@ def build(
     """
     with obtaining(source, profiles, precision=precision, config=config, cache=cache, progress=progress) as wanted:
         engine = wanted()
-        wanted.keep(engine)
+        wanted.keep(engine.without_onnx())  # whoever wants it again has the file
     return engine
 
 
@@ -126,6 +127,11 @@ class Wanted:
         return _adopted(self._model, found)
 
     @property
+    def key(self) -> str:
+        """What the engine is kept under; "" before this was called, and without a cache."""
+        return self._here
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know."""
         return ("the engine was built before and comes from the cache",) if self._found is not None else ()
@@ -133,12 +139,15 @@ class Wanted:
     def keep(self, engine: EngineArtifact) -> None:
         """Keep the engine that was found right, with the kernels that TensorRT-RTX compiled meanwhile.
 
-        One that was found stays as it is, unless it has no kernels, or those of a driver that is not here any more.
+        Kernels for single shapes are nothing for it: who takes it may not want them.
+
+        One that was found stays as it is, unless it has no kernels, or those of a driver that is not here any more, or
+        its ONNX is another in what TensorRT does not look at.
         """
         if self._cache is None:
             return
         old = self._found
-        same = old is not None and old.hardware.driver == engine.hardware.driver
+        same = old is not None and old.hardware.driver == engine.hardware.driver and old.has_model_of(engine)
         if same and old is not None and (old.read_runtime_cache() or not engine.read_runtime_cache()):
             return
         self._cache.store(self._here, engine)
@@ -157,8 +166,8 @@ class Wanted:
 def obtaining(
     source: OnnxArtifact | str | Path,
     profiles: Profiles = None,
-    *,
     precision: str | None = None,
+    *,
     config: BuildConfig = _DEFAULTS,
     cache: Cache = None,
     progress: Progress = None,
@@ -233,16 +242,17 @@ def _built(model: Source, config: BuildConfig, report: Report | None) -> EngineA
 
 def _adopted(model: Source, found: EngineArtifact) -> EngineArtifact:
     """A found engine beside this model's own ONNX, whose modules and source lines may be others."""
-    owner, driver = scratch_folder(), _driver()
-    if driver != found.hardware.driver:
+    owner, here = scratch_folder(), driver()
+    if here != found.hardware.driver:
         found = found.with_runtime_cache(b"")  # they would pass for this driver's
     # What the plan holds is told by the weight program that came with it.
     own = replace(model, artifact=model.artifact.without_weights())
-    found.link_into(owner.path)
-    return _artifact(own, owner, replace(found.hardware, driver=driver))
+    found.without_onnx().link_into(owner.path)
+    return _artifact(own, owner, replace(found.hardware, driver=here))
 
 
-def _driver() -> str | None:
+def driver() -> str | None:
+    """The driver of the current GPU; None without one."""
     gpu = _gpu()
     return None if gpu is None else gpu.driver
 
@@ -257,13 +267,24 @@ def _facts(model: Source, config: BuildConfig, refits: bool = False) -> dict[str
 
     The driver is not in it: a plan runs under every driver, and compiled kernels that another one made are not taken.
     """
+    return {
+        **circumstances(config),
+        "onnx": fingerprint(model.artifact, refits),
+        "signature": packed(model.signature.to_json()),
+        "profiles": [profile.to_json() for profile in model.profiles],
+        "precision": model.precision,
+    }
+
+
+def circumstances(config: BuildConfig) -> dict[str, Any]:
+    """What decides, beside the model, what TensorRT makes; the current GPU is part of it.
+
+    Raises:
+        InstallationError: no usable TensorRT.
+    """
     rt, gpu = trt.find(config.flavour), _gpu()
     return {
         "torch2engine": __version__,
-        "onnx": fingerprint(model.artifact, refits),
-        "signature": model.signature.to_json(),
-        "profiles": [profile.to_json() for profile in model.profiles],
-        "precision": model.precision,
         "tf32": tf32_override(),
         "config": {**asdict(config), "flavour": [rt.name, rt.version]},
         "gpu": None if gpu is None else [gpu.name, list(gpu.compute_capability)],

@@ -1,8 +1,8 @@
 """Engines that were built before, by everything that decides what TensorRT makes.
 
-Enters: a key, and engines that their makers found right. Leaves: engines without their ONNX, which differs in what
-TensorRT does not look at. A room of its own because several processes share the store, and any may be killed at any
-moment: entries appear and go by one rename each, so that reading needs no lock.
+Enters: a key, and engines that their makers found right. Leaves: engines, and what was found out about them for a
+whole request. A room of its own because several processes share the store, and any may be killed at any moment: entries
+and notes appear and go by one rename each, so that reading needs no lock.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import json
 import logging
 import os
 import re
@@ -33,9 +34,11 @@ __all__ = ["Cache", "CacheEntry", "EngineCache", "cache_of", "key_of"]
 # Another layout, or another way to build from the same facts, is another number.
 _VERSION = 1
 _KEY = re.compile(r"[0-9a-f]{64}")
-_TRASH, _LOCKS = ".trash-", "locks"
+_TRASH, _LOCKS, _NOTES = ".trash-", "locks", "notes"
+_ENGINE = "engine"  # in a note: the key of the engine that it is about
 _MAX_BYTES = 20 << 30
 _POLL_S = 0.1
+_SETTLED_S = 60.0
 _LOG = logging.getLogger("torch2engine.cache")
 
 Cache: TypeAlias = "EngineCache | str | Path | bool | None"
@@ -120,7 +123,7 @@ class EngineCache:
         try:
             if not self._is_ready():
                 return
-            engine.without_onnx().save(path)
+            engine.save(path)
         except (ArtifactError, OSError) as error:
             _LOG.warning("the engine cache '%s' can't keep an engine: %s", self._folder, error)
             return
@@ -129,6 +132,49 @@ class EngineCache:
     def remove(self, key: str) -> bool:
         """Remove an entry; False if there is none."""
         return self._discard(self._folder / _checked(key))
+
+    def note(self, key: str, engine: str, facts: Mapping[str, Any]) -> None:
+        """Keep what was found out about an engine for a request, as long as the engine stays.
+
+        Where that fails the logger ``torch2engine.cache`` says so.
+
+        Args:
+            key: the request's.
+            engine: the engine's key.
+            facts: JSON values.
+        """
+        data = canonical({"facts": facts, _ENGINE: _checked(engine)})
+        place = self._folder / _NOTES / _checked(key)
+        aside = place.with_name(f".{key}-{secrets.token_hex(8)}")
+        try:
+            if not self._is_ready():
+                return
+            place.parent.mkdir(exist_ok=True)
+            try:
+                aside.write_bytes(hashlib.sha256(data).hexdigest().encode("ascii") + b"\n" + data)
+                aside.replace(place)
+            finally:
+                aside.unlink(missing_ok=True)
+        except OSError as error:
+            _LOG.warning("the engine cache '%s' can't keep a note: %s", self._folder, error)
+
+    def noted(self, key: str) -> tuple[str, dict[str, Any]] | None:
+        """An engine's key and what was noted of it for a request; None where nothing was, or it can't be read."""
+        try:
+            if not self._is_safe():
+                return None
+            digest, _, data = (self._folder / _NOTES / _checked(key)).read_bytes().partition(b"\n")
+            if hashlib.sha256(data).hexdigest().encode("ascii") != digest:
+                return None  # a machine that lost power amid it
+            found = json.loads(data)
+        except OSError:
+            return None
+        return found[_ENGINE], found["facts"]
+
+    def forget(self, key: str) -> None:
+        """Remove the note of a request, if there is one."""
+        with contextlib.suppress(OSError):
+            (self._folder / _NOTES / _checked(key)).unlink()
 
     @contextlib.contextmanager
     def building(self, key: str, waiting: Callable[[], object] = lambda: None) -> Generator[None]:
@@ -196,7 +242,17 @@ class EngineCache:
                 break
             if entry.key != keep and self.remove(entry.key):
                 freed += entry.size_bytes
+        self._prune_notes()
         return freed
+
+    def _prune_notes(self) -> None:
+        """Remove notes of engines that are gone, and what killed processes left."""
+        with contextlib.suppress(OSError):
+            for path in (self._folder / _NOTES).iterdir():
+                found = self.noted(path.name) if _KEY.fullmatch(path.name) else None
+                is_new = time.time() - path.stat().st_mtime < _SETTLED_S  # somebody may just be writing it
+                if not is_new and (found is None or not (self._folder / found[0]).is_dir()):
+                    path.unlink(missing_ok=True)
 
     def clear(self) -> int:
         """Remove every engine; the bytes that were freed."""
@@ -246,13 +302,17 @@ def _checked(key: str) -> str:
     return key
 
 
-def cache_of(cache: object) -> EngineCache | None:
-    """The cache that a `cache` argument means.
+def cache_of(cache: object, cache_key: object = None) -> EngineCache | None:
+    """The cache that a `cache` argument means, and a look at the `cache_key` beside it.
 
     Raises:
-        InputError: something else.
+        InputError: something else, or a key that is no text or has no cache.
     """
+    if cache_key is not None and (not isinstance(cache_key, str) or not cache_key):
+        raise InputError("cache_key", got=repr(cache_key), allowed="a text that names the model's code, or None")
     if cache is None or cache is False:
+        if cache_key is not None:
+            raise InputError("cache_key", got=f"{cache_key!r} without a cache", allowed="one beside cache=True")
         return None
     if isinstance(cache, EngineCache):
         return cache

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from torch2engine import trt
-from torch2engine._calibration import check_calibration
-from torch2engine._lowered import check_refittable, settled
+from torch2engine._lowered import asked_for, settled
 from torch2engine.build import obtaining
 from torch2engine.cache import Cache, cache_of
 from torch2engine.capture import capture
@@ -27,6 +26,7 @@ from torch2engine.ort_module import ORTModule
 from torch2engine.precisions import verified
 from torch2engine.preserve import undisturbed
 from torch2engine.progress import Progress
+from torch2engine.recall import Recall
 from torch2engine.reference import unwrap
 from torch2engine.report import Phases
 from torch2engine.stages import choose_runtime, judge, precision_notes, prove_split, target_device
@@ -47,6 +47,7 @@ def deploy(
     config: BuildConfig = BuildConfig(),
     runtime_config: RuntimeConfig = RuntimeConfig(),
     cache: Cache = True,
+    cache_key: str | None = None,
     progress: Progress = None,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
@@ -72,7 +73,11 @@ def deploy(
         runtime_config: how the deployed module answers. Under out_of_range="eager" it keeps `model`; under "split" it
             is proved now that an axis can be split. ONNX Runtime has out_of_range only.
         cache: True keeps the engine in the user's cache folder and takes it from there when the same one is wanted
-            again (every check is made all the same); a folder or an `EngineCache` for another place; False for none.
+            again: the model is exported, and if that gives the same graph the engine is compared with the model once
+            more and nothing else is done. A folder or an `EngineCache` for another place; False for none.
+        cache_key: a text of your own, with which not even the export is made: your promise that the model's code is the
+            same, and calibration data are. Weights and everything else that is passed here are looked at all the same
+            (a refittable engine gets the model's own), and the engine is compared with the model.
         progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds), as `build` says; it
             is told of calibration and of building.
 
@@ -90,21 +95,22 @@ def deploy(
         ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
-    asked = Precision.of(precision)
-    check_calibration(asked, calibration, runtime_config)
-    store = cache_of(cache)
+    asked, store = asked_for(precision, calibration, config, runtime_config), cache_of(cache, cache_key)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
-    check_refittable(asked, config)
-    kept = model if runtime_config.out_of_range == "eager" else None
+    recall = Recall(store if runtime == "tensorrt" else None, model, asked, tolerance, config, runtime_config, phases)
     with undisturbed(model):
         with phases("capture"):
             captured = capture(model, sample_input, dynamic_axes, profiles)
+        if cache_key is not None and (module := recall.by_key(cache_key, captured)) is not None:
+            return module
         with phases("export"):
             artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
         with phases("reference"):
             examples, notes = cases(captured)
+        if calibration is None and (module := recall.by_graph(artifact, captured, examples)) is not None:
+            return module
     with phases("check"):
-        module = ORTModule(artifact, None, runtime_config.on_cpu(), kept)  # onnxruntime.InferenceSession
+        module = ORTModule(artifact, None, runtime_config.on_cpu(), recall.kept)  # onnxruntime.InferenceSession
         checked = judge(module, examples, tolerance, notes).raise_if_failed()
     asked = settled(asked, artifact)
     with phases("precision", when=asked.changes_graph):
@@ -112,26 +118,23 @@ def deploy(
         low = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour, progress=progress)
     reports, notes = [checked, *low.reports], (*captured.notes, *low.notes)
     if runtime == "onnxruntime":
-        module = low.own(ORTModule(low.artifact, None, runtime_config.on_cpu(), kept), model)
+        module = low.own(ORTModule(low.artifact, None, runtime_config.on_cpu(), recall.kept), model)
         notes = (*notes, *prove_split(module, low.examples, tolerance))
         module.report = phases.report(reports, module.precision, notes, lowering=low.outcome)
         return module
-    target = target_device(captured)
-    float32 = "tf32" if asked.dtype == "tf32" else None
-    with obtaining(
-        low.artifact, precision=float32, config=config, cache=store, progress=progress, refits=True
-    ) as wanted:
+    target, float32 = target_device(captured), "tf32" if asked.dtype == "tf32" else None
+    with obtaining(low.artifact, None, float32, config=config, cache=store, progress=progress, refits=True) as wanted:
         with phases("build"), torch.cuda.device(target):  # build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine = wanted()
         with phases("parity"):
-            module = low.own(TRTModule(engine, runtime_config=runtime_config, reference=kept).bind(target), model)
+            module = low.own(TRTModule(engine, None, None, runtime_config, recall.kept).bind(target), model)
             reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
             computed, told = verified(module, low.artifact.precision, low.examples)
-            notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance))
-            notes = (*notes, *told, *precision_notes(asked.dtype, module), *wanted.notes)
-        general = runtime_config.kernel_specialization == "none"
-        wanted.keep(module.compiled() if general else engine)  # who takes it may not want kernels for these shapes
+            notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance), *told)
+            notes = (*notes, *precision_notes(asked.dtype, module), *wanted.notes)
+        wanted.keep(module.compiled() if runtime_config.kernel_specialization == "none" else engine)
+        recall.keep(wanted, low, computed, (*low.notes, *told))
     module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome, computed)
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

@@ -20,7 +20,7 @@ from torch import nn
 
 from torch2engine._calibration import Metric, arrays, tensors
 from torch2engine._folder import write_file
-from torch2engine._lowered import as_typed, check_low, check_types, retyped_signature
+from torch2engine._lowered import as_typed, bounds_of, check_low, check_types, judged_on, retyped_signature
 from torch2engine._weight_types import retyped
 from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.cases import Case
@@ -181,14 +181,9 @@ class _Lowering:
     ) -> None:
         self._artifact, self._precision, self._flavour = artifact, precision, flavour
         self._report = report
-        if precision.dtype in QUANTIZED:  # whose ranges are those of real data, which random values are not
-            examples = [example for example in examples if not example.name.endswith("random")]
-        self._examples, self._calibration = examples, calibration
+        self._examples, self._calibration = judged_on(examples, precision), calibration
+        self._bounds = bounds_of(precision, tolerance)
         budget = precision.budget
-        bounds = budget.tolerance if budget is not None else None
-        # Weights in int4 alone leave the dtype as it was, but answer as roughly as int8.
-        judged_as = "int8" if precision.weights else precision.dtype
-        self._bounds = bounds or tolerance or Tolerance.default(judged_as)
         self._metric: Metric | None = None
         if budget is not None and budget.metric is not None and budget.floor is not None:
             assert calibration is not None, "check_calibration has seen to it"

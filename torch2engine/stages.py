@@ -173,15 +173,15 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
     return "tensorrt"
 
 
-def precision_notes(asked: str, module: Deployed[Any]) -> tuple[str, ...]:
-    """Say, and warn, where the engine computes in less than was asked."""
+def precision_notes(asked: str, module: Deployed[Any], depth: int = 3) -> tuple[str, ...]:
+    """Say, and warn, where the engine computes in less than was asked; `depth` is the warning's stacklevel."""
     if (asked, module.precision) != ("fp32", "tf32"):
         return ()
     note = (
         f"precision='fp32' was asked, but {module.runtime} computes float32 convolutions and matrix products in TF32 "
         f"unless {TF32_OVERRIDE}=0 is in the environment when Python starts"
     )
-    warnings.warn(note, stacklevel=3)
+    warnings.warn(note, stacklevel=depth)
     return (note,)
 
 

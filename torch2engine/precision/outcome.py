@@ -60,3 +60,11 @@ class PrecisionOutcome:
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for json.dumps."""
         return {**asdict(self), "errors": None if self.errors is None else dict(self.errors)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PrecisionOutcome:
+        """The inverse of `to_json`."""
+        fields = dict(data)
+        fields["kept"] = tuple(KeptModule(**module) for module in data["kept"])
+        fields["attempts"] = tuple(data["attempts"])
+        return cls(**fields)

@@ -91,6 +91,11 @@ class PrecisionReport:
             "products": [vars(one) for one in self.products],
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PrecisionReport:
+        """The inverse of `to_json`."""
+        return cls(tuple(Product(**one) for one in data["products"]), data["layers"])
+
 
 def table(cells: Sequence[Sequence[str]]) -> list[str]:
     """Lines of aligned columns."""

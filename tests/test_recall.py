@@ -1,0 +1,237 @@
+"""`torch2engine.recall`: what a request to deploy is found by.
+
+Enters: small models and everything that deploy() is given. Leaves: proof that the same request in another process has
+the same key, that each single change has another, and that options that make no sense are refused. Whether the engine
+that is found is right is seen on a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from torch2engine import recall as room
+from torch2engine.cache import EngineCache, key_of
+from torch2engine.capture import capture
+from torch2engine.export import export_onnx
+from torch2engine.preserve import undisturbed
+from torch2engine.recall import Recall
+from torch2engine.report import Phases
+
+BUILD = importlib.import_module("torch2engine.build")  # which the function of that name hides
+BATCH = t2e.Axis("batch", 1, 4, 8)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("shift", torch.ones(2), persistent=False)
+
+    def forward(self, x: torch.Tensor, factor: float = float("nan")) -> torch.Tensor:
+        return self.head(self.body(x).relu()) + self.shift
+
+
+class Twin(Net):
+    """The same under another name."""
+
+
+def net(kind: type[nn.Module] = Net, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return kind().eval()
+
+
+def keys(
+    model: nn.Module,
+    cache_key: str = "net 1",
+    axis: t2e.Axis = BATCH,
+    sample: torch.Tensor | None = None,
+    profiles: Any = None,
+    **options: Any,
+) -> tuple[str, str]:
+    """What a deploy is found by: under its cache_key, and by its export."""
+    asked = {
+        "asked": t2e.Precision(),
+        "tolerance": None,
+        "config": t2e.BuildConfig(),
+        "runtime_config": t2e.RuntimeConfig(),
+        **options,
+    }
+    recall = Recall(None, model, phases=Phases(), **asked)
+    with undisturbed(model):
+        captured = capture(model, torch.ones(4, 4) if sample is None else sample, {"x": {0: axis}}, profiles)
+        artifact = export_onnx(captured, recall.config.refittable)
+    request = recall._request(captured)
+    facts = recall._promised(cache_key), recall._exported(artifact)
+    return key_of({**request, **facts[0]}), key_of({**request, **facts[1]})
+
+
+def changed(path: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = net()
+        tensor = {**dict(model.named_parameters()), **dict(model.named_buffers())}[path]
+        with torch.no_grad():
+            tensor.view(-1)[0] += 1
+        return model
+
+    return make
+
+
+def other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_version", lambda library: "0.0.1")
+
+
+def torch2engine_of_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BUILD, "__version__", "0.0.0")
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "weight": {"model": changed("body.weight")},
+    "buffer": {"model": changed("shift")},
+    "opt": {"axis": t2e.Axis("batch", 1, 5, 8)},
+    "max": {"axis": t2e.Axis("batch", 1, 4, 9)},
+    "axis's name": {"axis": t2e.Axis("rows", 1, 4, 8)},
+    "profiles": {"profiles": [{"batch": (1, 4, 8)}, {"batch": (1, 4, 8)}]},
+    "precision": {"asked": t2e.Precision("fp16")},
+    "keep_fp32": {"asked": t2e.Precision(keep_fp32=["head"])},
+    "budget": {"asked": t2e.Precision("fp16", budget=t2e.Budget(tolerance=t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)))},
+    "tolerance": {"tolerance": t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)},
+    "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
+    "refittable": {"config": t2e.BuildConfig(refittable=True)},
+    "libraries": {"world": other_libraries},
+    "torch2engine": {"world": torch2engine_of_tomorrow},
+    "TF32": {"environment": "1"},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_single_change_misses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever decides about graph and engine is in both keys, and what does not matter in neither."""
+    change = dict(CHANGES[name])
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    before = keys(net())
+    assert keys(net(), sample=torch.randn(4, 4)) == before
+    make = change.pop("model", net)
+    change.pop("world", lambda monkeypatch: None)(monkeypatch)
+    if "environment" in change:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", change.pop("environment"))
+    after = keys(make(), **change)
+    assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_key_promises_no_more_than_the_code() -> None:
+    """Another key and another class miss, though what they export is the same but for the class's name."""
+    before = keys(net())
+    assert keys(net(), cache_key="net 2")[0] != before[0]
+    assert keys(net(), cache_key="net 2")[1] == before[1]
+    assert keys(net(Twin))[0] != before[0]
+
+
+def test_weights_of_refittable_engines_do_not_count() -> None:
+    """Whoever takes the engine refits it; their shapes and dtypes do."""
+    options = {"config": t2e.BuildConfig(refittable=True)}
+    before = keys(net(), **options)
+    assert keys(net(seed=1), **options) == before
+    model = net()
+    model.head = nn.Linear(4, 3)
+    model.shift = torch.ones(3)
+    wider = keys(model, **options)
+    assert wider[0] != before[0] and wider[1] != before[1]
+
+
+def test_another_process_asks_by_the_same_key(run_python: Callable[[str], Any]) -> None:
+    """Nothing of a process, such as an address or the order of a set, gets into them."""
+    here = keys(net())
+    code = "import json, test_recall; print(json.dumps(test_recall.keys(test_recall.net())))"
+    done = run_python(f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}")
+    assert done == list(here)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"cache_key": 7}, "cache_key: got 7; allowed: a text that names the model's code, or None"),
+        ({"cache_key": ""}, "cache_key: got ''; allowed: a text"),
+        ({"cache_key": "a", "cache": False}, "cache_key: got 'a' without a cache; allowed: one beside cache=True"),
+    ],
+)
+def test_key_that_is_none_is_refused(options: dict[str, Any], text: str) -> None:
+    """Before any work is done."""
+    with pytest.raises(t2e.InputError) as caught:
+        t2e.deploy(net(), torch.ones(4, 4), runtime="onnxruntime", **options)
+    error = caught.value
+    assert f"{error.subject}: got {error.got}; allowed: {error.allowed}".startswith(text)
+
+
+# What is noted of an engine
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache")
+
+
+def test_note_is_found_until_it_is_forgotten(cache: EngineCache) -> None:
+    """It says which engine it is about, and what was found out."""
+    request, engine = key_of({"n": 1}), key_of({"n": 2})
+    assert cache.noted(request) is None
+    cache.note(request, engine, {"notes": ["é", 1, None]})
+    assert cache.noted(request) == (engine, {"notes": ["é", 1, None]})
+    assert [path.name for path in (cache.folder / "notes").iterdir()] == [request]
+    cache.forget(request)
+    cache.forget(request)
+    assert cache.noted(request) is None
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", lambda data: data.replace(b"1", b"2", 1)])
+def test_damaged_note_is_none(damage: Callable[[bytes], bytes], cache: EngineCache) -> None:
+    """A machine that lost power may leave part of one."""
+    request = key_of({"n": 1})
+    cache.note(request, key_of({"n": 2}), {"number": 1})
+    path = cache.folder / "notes" / request
+    path.write_bytes(damage(path.read_bytes()))
+    assert cache.noted(request) is None
+
+
+def test_notes_go_with_their_engines(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pruning removes those whose engine is not there, once nobody can be about to store it."""
+    request = key_of({"n": 1})
+    cache.note(request, key_of({"n": 2}), {})
+    cache.prune()
+    assert cache.noted(request) is not None
+    monkeypatch.setattr(importlib.import_module("torch2engine.cache"), "_SETTLED_S", -1.0)
+    cache.prune()
+    assert cache.noted(request) is None
+
+
+def test_folder_that_everybody_may_write_to_has_no_notes(cache: EngineCache) -> None:
+    """They decide which code runs."""
+    request = key_of({"n": 1})
+    cache.note(request, key_of({"n": 2}), {})
+    cache.folder.chmod(0o777)
+    assert cache.noted(request) is None
+
+
+def test_report_parts_go_through_a_note() -> None:
+    """What is told of lowering and of the engine's types comes back as it was."""
+    from torch2engine.precision.outcome import KeptModule, PrecisionOutcome
+    from torch2engine.precision.shares import PrecisionReport, Product
+
+    outcome = PrecisionOutcome(
+        dtype="fp16", nodes=3, low=2, kept=(KeptModule("head", 1, "asked"),), attempts=("one",), errors={"head": 0.5}
+    )
+    again = json.loads(json.dumps(outcome.to_json()))
+    assert PrecisionOutcome.from_json(again) == outcome
+    assert PrecisionOutcome.from_json(replace(outcome, errors=None).to_json()).errors is None
+    report = PrecisionReport((Product("a", "Conv", "body", "fp16", 7, "fp16"),), {"fp16": 2})
+    assert PrecisionReport.from_json(json.loads(json.dumps(report.to_json()))) == report
