@@ -6,7 +6,7 @@ from `refit`, which decides when to look.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -15,6 +15,8 @@ from torch2engine.errors import RefitError
 from torch2engine.weights import WeightProgram
 
 __all__ = ["check_finite", "device_of"]
+
+_PIECE = 1 << 24  # elements that are looked at together, in at most 64 MiB of temporaries
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -31,7 +33,7 @@ def check_finite(program: WeightProgram, tensors: Mapping[str, torch.Tensor], ne
         RefitError: names them.
     """
     floats = {name: tensor for name, tensor in new.items() if tensor.is_floating_point() and tensor.numel()}
-    if not floats or bool(torch.stack([tensor.isfinite().all() for tensor in floats.values()]).all()):
+    if _all_finite(list(floats.values())):
         return
     buffers = {path: tensor for path, tensor in tensors.items() if path not in (program.parameters or ())}
     masks = {path for path, tensor in buffers.items() if tensor.is_floating_point() and bool(tensor.isinf().any())}
@@ -47,3 +49,18 @@ def check_finite(program: WeightProgram, tensors: Mapping[str, torch.Tensor], ne
             allowed="finite weights; the engine keeps its own",
             fix="mend the model, or pass verify=False to have it all the same",
         )
+
+
+def _all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all elements are; few kernels do for many tensors, whose launches would take longer than the work."""
+    found: list[torch.Tensor] = []
+    for dtype in {tensor.dtype for tensor in tensors}:
+        waiting = [tensor.reshape(-1) for tensor in tensors if tensor.dtype == dtype]
+        while waiting:
+            group = [waiting.pop()]
+            size = len(group[0])
+            while waiting and size + len(waiting[-1]) <= _PIECE:
+                group.append(waiting.pop())
+                size += len(group[-1])
+            found.append((group[0] if len(group) == 1 else torch.cat(group)).isfinite().all())
+    return not found or bool(torch.stack(found).all())

@@ -28,6 +28,7 @@ from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.lowering import Lowered
 from torch2engine.module import TRTModule
+from torch2engine.parity import ParityReport
 from torch2engine.precision.outcome import PrecisionOutcome
 from torch2engine.precision.shares import PrecisionReport
 from torch2engine.reference import Captured
@@ -38,6 +39,25 @@ __all__ = ["Recall"]
 
 _LIBRARIES = ("nvidia-modelopt", "onnx", "onnxruntime", "onnxscript", "torch")
 _FOUND = "engine and graph were made before and come from the cache; the graph was compared with ONNX Runtime then"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A module that answers like the model, and what is to be told of it."""
+
+    module: TRTModule
+    parity: ParityReport
+    notes: tuple[str, ...]
+    outcome: PrecisionOutcome | None
+    computed: PrecisionReport | None
+
+    def __call__(self, phases: Phases) -> TRTModule:
+        """The module, with its report."""
+        module = self.module
+        facts = (module.precision, self.notes, module.memory_bytes, self.outcome, self.computed)
+        module.report = phases.report([self.parity], *facts)
+        module.trim()
+        return module
 
 
 @dataclass
@@ -81,7 +101,8 @@ class Recall:
         if self.cache is None:
             return None
         with self.phases("recall"):
-            return self._find(self._promised(cache_key), captured, None)
+            found = self._find(self._promised(cache_key), captured, None)
+        return None if found is None else found(self.phases)
 
     def by_graph(self, artifact: OnnxArtifact, captured: Captured, examples: Sequence[Case]) -> TRTModule | None:
         """The module of an earlier deploy whose export came out the same, remarks such as source lines included.
@@ -94,7 +115,8 @@ class Recall:
         if self.cache is None:
             return None
         with self.phases("recall"):
-            return self._find(self._exported(artifact), captured, examples)
+            found = self._find(self._exported(artifact), captured, examples)
+        return None if found is None else found(self.phases)
 
     def keep(self, wanted: Wanted, low: Lowered, computed: PrecisionReport | None, notes: Sequence[str]) -> None:
         """Note what the long road led to, for whoever asks the same again."""
@@ -108,7 +130,7 @@ class Recall:
             assert self.cache is not None, "only a cache gives keys"
             self.cache.note(key, wanted.key, facts)
 
-    def _find(self, facts: Mapping[str, Any], captured: Captured, examples: Sequence[Case] | None) -> TRTModule | None:
+    def _find(self, facts: Mapping[str, Any], captured: Captured, examples: Sequence[Case] | None) -> _Found | None:
         assert self.cache is not None, "the callers look"
         with torch.cuda.device(target := target_device(captured)):  # whose facts are in the key
             key = key_of({**self._request(captured), **facts})
@@ -163,7 +185,7 @@ class Recall:
             "libraries": {name: found for name in _LIBRARIES if (found := _version(name))},
         }
 
-    def _judged(self, module: TRTModule, low: Lowered, facts: Mapping[str, Any], notes: Sequence[str]) -> TRTModule:
+    def _judged(self, module: TRTModule, low: Lowered, facts: Mapping[str, Any], notes: Sequence[str]) -> _Found:
         """The module with the model's weights, if it answers like the model.
 
         Raises:
@@ -176,10 +198,7 @@ class Recall:
         notes = (*notes, *facts["notes"], *prove_split(module, low.examples, self.tolerance))
         notes = (*notes, *precision_notes(self.asked.dtype, module, 6), _FOUND)
         computed = None if facts["computed"] is None else PrecisionReport.from_json(facts["computed"])
-        memory = module.memory_bytes
-        module.report = self.phases.report([report], module.precision, notes, memory, low.outcome, computed)
-        module.trim()
-        return module
+        return _Found(module, report, notes, low.outcome, computed)
 
     def _low(self, engine: EngineArtifact, facts: Mapping[str, Any], examples: Sequence[Case]) -> Lowered:
         artifact = OnnxArtifact(

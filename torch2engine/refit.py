@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from torch2engine._fingerprint import fingerprints
+from torch2engine._fingerprint import Look, fingerprints, look
 from torch2engine._out_of_range import OutOfRange
 from torch2engine._refit_checks import check_finite, device_of
 from torch2engine.artifact import WEIGHTS
@@ -183,12 +183,15 @@ class Refittable(Benchmarked[AnyArtifact]):
         weights = self._known()
         if tolerance is not None:
             of_kind("tolerance", tolerance, Tolerance)
-        if not verify and not self._is_due(weights, model, verify):
-            return Refit((), perf_counter() - start)
+        seen = None
+        if not verify:
+            due, seen = self._is_due(weights, model, verify)
+            if not due:
+                return Refit((), perf_counter() - start)
         with alone(), self._refitting:  # in this order, which others take too
             live = self._live_model(weights, model)
             tensors = weights.program.tensors(live)
-            now = fingerprints(tensors)
+            now = look(tensors, seen).numbers
             changed = tuple(path for path, number in now.items() if number != weights.held.get(path))
             if changed or weights.broken:
                 due = not weights.is_verified if verify is None else verify
@@ -199,15 +202,16 @@ class Refittable(Benchmarked[AnyArtifact]):
             parity = self._compare(weights, live, tolerance or weights.tolerance) if compares else None
             return Refit(changed, perf_counter() - start, parity)
 
-    def _is_due(self, weights: _Weights, model: nn.Module | None, verify: bool | None) -> bool:
-        """Whether a refit has anything to do."""
+    def _is_due(self, weights: _Weights, model: nn.Module | None, verify: bool | None) -> tuple[bool, Look | None]:
+        """Whether a refit has anything to do, and what was seen of the weights, if it was looked at them."""
         with self._refitting:
             live = self._live_model(weights, model)
             if weights.broken or (verify is None and weights.is_due):
-                return True
+                return True, None
             if self._reference is not None and self._reference is not live:
-                return True
-            return fingerprints(weights.program.tensors(live)) != dict(weights.held)
+                return True, None
+            seen = look(weights.program.tensors(live))
+            return dict(seen.numbers) != dict(weights.held), seen
 
     def _refer_to(self, model: nn.Module) -> None:
         """Have sizes out of range answered with the weights that the others are answered with."""
