@@ -51,16 +51,16 @@ def answer(module: str, words: Sequence[str], tf32: bool, cores: str = "") -> di
 
 
 class Cores:
-    """Shares the machine's cores out.
+    """Shares the machine's cores out, as evenly as they go.
 
     Args:
-        size: cores in a share.
+        count: of shares; fewer where there are not as many cores.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, count: int) -> None:
         cores = sorted(os.sched_getaffinity(0))
-        shares = [cores[first : first + size] for first in range(0, max(len(cores) - size, 0) + 1, size)]
-        self.count = len(shares)
+        self.count = min(max(count, 1), len(cores))
+        shares = sorted((cores[first :: self.count] for first in range(self.count)), key=len, reverse=True)
         self._free: queue.Queue[str] = queue.Queue()
         for share in shares:
             self._free.put(",".join(map(str, share)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,7 @@ class Run:
     def __init__(self, evidence: Evidence, options: argparse.Namespace, folder: Path) -> None:
         self.evidence, self.options, self.folder = evidence, options, folder
         self.failures: list[str] = []
-        self.cores = Cores(CORES)
+        self.cores = Cores(len(os.sched_getaffinity(0)) // CORES)
 
     def __call__(self) -> None:
         jobs = [(model, precision) for model in self.options.models for precision in PRECISIONS]

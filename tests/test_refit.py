@@ -752,14 +752,23 @@ def test_program_of_another_graph_is_refused(tmp_path: Path) -> None:
 
 
 def test_rounding_of_tiny_weights_is_known() -> None:
-    """AutoCast rounds what float16 can't hold away from zero."""
-    model = net()
+    """AutoCast rounds what float16 can't hold away from zero, and so does a refit, to the bit."""
+    import onnx
+
+    model, small = net(), torch.tensor([1e-9, -1e-9, 5e-8, -5e-8])
     with torch.no_grad():
-        model.head.weight[0] = torch.tensor([1e-9, -1e-9, 5e-8, -5e-8])
+        model.head.weight[0] = small
     module = deployed(model, precision="fp16")
     change(model)
+    with torch.no_grad():
+        model.head.weight[1] = small.flip(0)
     module.refit()
     assert error(model, module, X) < 5e-3
+    held, built = (
+        {tensor.name: tensor.raw_data for tensor in onnx.load(one._artifact.onnx_path).graph.initializer}
+        for one in (module, deployed(model, precision="fp16"))
+    )
+    assert held == built
 
 
 def test_copies_of_a_weight_are_followed(tmp_path: Path) -> None:

@@ -417,4 +417,12 @@ def test_operators_are_onnx_runtimes(op: str, inputs: list[Any], attributes: dic
 
 def test_every_operator_is_tried() -> None:
     """The table above has them all; the folding of BatchNorm is tried on models."""
-    assert {op for op, _, _ in CASES} | {"FoldedWeight", "FoldedBias", "NormScale"} == OPERATORS.keys()
+    assert {op for op, _, _ in CASES} | {"FoldedWeight", "FoldedBias", "NormScale", "CastHalf"} == OPERATORS.keys()
+
+
+def test_half_is_what_autocast_writes() -> None:
+    """Rounded to even, but what would become zero becomes the least positive number."""
+    least = 2.0**-24
+    x = torch.tensor([0.0, least / 4, -least / 4, 0.9 * least, -0.9 * least, -least, 1.1 * least, 1 + 2**-11, 1e6])
+    expected = torch.tensor([0.0, least, least, least, least, -least, least, 1.0, float("inf")]).half()
+    assert torch.equal(OPERATORS["CastHalf"]([x], {}), expected)

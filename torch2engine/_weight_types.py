@@ -15,7 +15,7 @@ import torch
 
 from torch2engine.errors import RefitError
 from torch2engine.precision._model import load
-from torch2engine.weights import Step, WeightProgram
+from torch2engine.weights import OPERATORS, Step, WeightProgram
 
 __all__ = ["retyped"]
 
@@ -44,27 +44,26 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
             fixed.append(tensor.name)
             continue
         was, now = _tensor(old[name]), _tensor(tensor)
-        if was.shape != now.shape or not _same(was, now):
+        step = _rounding(program.weights[name], was.dtype, now.dtype)
+        rounded = was if step is None else OPERATORS[step.op]([was], step.attributes)
+        if not torch.equal(rounded, now):
             raise _lost(name, "has other values in the typed graph than its own, rounded")
         seen.add(name)
         value = program.weights[name]
-        if was.dtype != now.dtype:
-            step = Step("Cast", (value,), f"{value}@{str(now.dtype).removeprefix('torch.')}", {"to": now.dtype})
-            value = casts.setdefault((value, now.dtype), step).output
-        weights[tensor.name] = value
+        weights[tensor.name] = value if step is None else casts.setdefault((value, now.dtype), step).output
     if missing := [name for name in program.weights if name not in seen]:
         raise _lost(missing[0], "became part of a constant")
     return replace(program, steps=(*program.steps, *casts.values()), weights=weights, fixed=tuple(fixed))
 
 
-def _same(was: torch.Tensor, now: torch.Tensor) -> bool:
-    """Whether a tensor is another one, rounded; AutoCast makes the least positive number of all that are too small."""
-    rounded = was.to(now.dtype)
-    if torch.equal(rounded, now) or not now.is_floating_point():
-        return torch.equal(rounded, now)
-    limits = torch.finfo(now.dtype)
-    least = limits.smallest_normal * limits.eps
-    return torch.allclose(rounded.double(), now.double(), rtol=0.0, atol=2 * least)
+def _rounding(value: str, was: torch.dtype, now: torch.dtype) -> Step | None:
+    """What gives a value another type; None where it has it."""
+    if was == now:
+        return None
+    output = f"{value}@{str(now).removeprefix('torch.')}"
+    if (was, now) == (torch.float32, torch.float16):
+        return Step("CastHalf", (value,), output)
+    return Step("Cast", (value,), output, {"to": now})
 
 
 def _original(name: str, known: Any) -> str:

@@ -338,6 +338,13 @@ def _fold_bias(x: Tensors, attributes: Attributes) -> torch.Tensor:
     return (beta.to(scale.dtype) - before * scale).to(beta.dtype)
 
 
+def _cast_half(x: Tensors, _: Attributes) -> torch.Tensor:
+    """A float32 tensor in float16 as ModelOpt's AutoCast (0.47) writes it: what is not zero, but less than the least
+    number, becomes that number, whatever its sign."""
+    least = 2.0**-24
+    return torch.where(x[0].abs() < least, x[0].ne(0) * least, x[0]).to(torch.float16)
+
+
 def _gather(x: Tensors, attributes: Attributes) -> torch.Tensor:
     data, indices = x
     axis = attributes.get("axis", 0) % data.ndim
@@ -345,7 +352,7 @@ def _gather(x: Tensors, attributes: Attributes) -> torch.Tensor:
     return chosen.reshape([*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]])
 
 
-# What programs may consist of: ONNX's operators, in opset 22, and the folding of BatchNorm.
+# What programs may consist of: ONNX's operators, in opset 22, the folding of BatchNorm, and AutoCast's rounding.
 OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
     "Abs": _each(torch.abs),
     "Add": _each(torch.add),
@@ -381,6 +388,7 @@ OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
     "FoldedWeight": _fold_weight,
     "FoldedBias": _fold_bias,
     "NormScale": _norm_scale,
+    "CastHalf": _cast_half,
 }
 _READ_SIZES = frozenset(
     {"Expand", "Gather", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
