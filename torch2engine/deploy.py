@@ -29,6 +29,7 @@ from torch2engine.preserve import undisturbed
 from torch2engine.progress import Progress
 from torch2engine.reference import unwrap
 from torch2engine.report import Phases
+from torch2engine.spec import Preprocess
 from torch2engine.stages import choose_runtime, judge, precision_notes, prove_split, target_device
 
 __all__ = ["deploy"]
@@ -48,6 +49,7 @@ def deploy(
     runtime_config: RuntimeConfig = RuntimeConfig(),
     cache: Cache = True,
     progress: Progress = None,
+    preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
 
@@ -75,6 +77,9 @@ def deploy(
             again (every check is made all the same); a folder or an `EngineCache` for another place; False for none.
         progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds), as `build` says; it
             is told of calibration and of building.
+        preprocess: makes normalisation and layout part of the engine, which then takes images as bytes: `sample_input`,
+            `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names, and the reference is `model`
+            behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
 
     Returns:
         a TRTModule on the sample's GPU (for a CPU sample, PyTorch's current one), or an ORTModule; `report` has the
@@ -98,7 +103,7 @@ def deploy(
     kept = model if runtime_config.out_of_range == "eager" else None
     with undisturbed(model):
         with phases("capture"):
-            captured = capture(model, sample_input, dynamic_axes, profiles)
+            captured = capture(model, sample_input, dynamic_axes, profiles, preprocess)
         with phases("export"):
             artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
         with phases("reference"):
