@@ -1,7 +1,7 @@
 """How bytes become a model's input, as data: `Preprocess`, which `spec` hands on.
 
-Enters: what a user says of images. Leaves: validated numbers, JSON-able, and the same arithmetic for PyTorch's answer and
-for the graph. Apart from `spec` only for its length.
+Enters: what a user says of images. Leaves: validated numbers, JSON-able, and one arithmetic for PyTorch's answers and
+the graph. Apart from `spec` only for its length.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ from typing import Any, cast
 
 from torch2engine.errors import DtypeError, InputError, ShapeError
 
-__all__ = ["Preprocess", "by_input"]
+__all__ = ["ORIGIN", "Preprocess", "by_input"]
+
+ORIGIN = "(preprocess)"  # where nodes come from that no module of the model made; no module can be called so
 
 LAYOUTS = ("NHWC", "NCHW")
+_DIMENSIONS = {"N": "batch", "H": "height", "W": "width", "C": "channels"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +105,7 @@ class Preprocess:
             DtypeError, ShapeError: naming the input, what came and what is allowed.
         """
         subject = f"input '{name}'"
-        order = ", ".join({"N": "batch", "H": "height", "W": "width", "C": "channels"}[letter] for letter in self.layout)
+        order = ", ".join(_DIMENSIONS[letter] for letter in self.layout)
         if dtype != "uint8":
             raise DtypeError(
                 subject,

@@ -95,9 +95,8 @@ def deploy(
         ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
-    asked = Precision.of(precision)
+    asked, store = Precision.of(precision), cache_of(cache)
     check_calibration(asked, calibration, runtime_config)
-    store = cache_of(cache)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
     check_refittable(asked, config)
     kept = model if runtime_config.out_of_range == "eager" else None
