@@ -1,7 +1,7 @@
 """A file that tf2onnx wrote of a Keras model: ONNX from elsewhere, with everything that is odd about it.
 
-Enters: tests/keras/cnn.onnx and Keras' answers, which tests/keras/make.py made with TensorFlow. Leaves: proof that such
-a file builds as it stands and means what Keras meant.
+Enters: tests/keras_cnn/cnn.onnx and Keras' answers, which the script beside them made with TensorFlow. Leaves: proof
+that such a file builds as it stands and means what Keras meant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch2engine.errors import DynamicAxisError
 from torch2engine.ort import Session
 from torch2engine.spec import Axis, TensorSpec
 
-FOLDER = Path(__file__).resolve().parent / "keras"
+FOLDER = Path(__file__).resolve().parent / "keras_cnn"
 PATH = FOLDER / "cnn.onnx"
 BATCH = "unk__52"  # tf2onnx's name for a dimension that has none
 

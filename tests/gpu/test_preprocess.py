@@ -1,7 +1,7 @@
 """Engines that take bytes: exact, calibrated, refitted, and answered for by the model behind the same arithmetic.
 
-Enters: images of uint8 on the GPU. Leaves: proof that the engine normalises like PyTorch in every precision, captured or
-not. Apart because whether TensorRT computes an input of uint8 rightly shows on a GPU only.
+Enters: images of uint8 on the GPU. Leaves: proof that the engine normalises like PyTorch in every precision, captured
+or not. Apart because whether TensorRT computes an input of uint8 rightly shows on a GPU only.
 """
 
 from __future__ import annotations

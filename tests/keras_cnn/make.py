@@ -1,9 +1,9 @@
 """Write cnn.onnx and answers.npz beside this file, with TensorFlow and tf2onnx, which the tests do without.
 
-    pip install tensorflow-cpu tf2onnx && python tests/keras/make.py
+    pip install tensorflow-cpu tf2onnx && python tests/keras_cnn/make.py
 
-Enters: nothing. Leaves: a small Keras CNN as tf2onnx writes it (NHWC input, a batch axis that it named, Transposes), and
-what Keras itself answers. A file of its own because a graph made by hand would be what we think that tf2onnx does.
+Enters: nothing. Leaves: a small Keras CNN as tf2onnx writes it (NHWC input, a batch axis that it named, Transposes),
+and what Keras itself answers. A file of its own because a graph made by hand would be what we think that tf2onnx does.
 """
 
 from __future__ import annotations
@@ -31,9 +31,8 @@ model = keras.Sequential(
 )
 chance = np.random.default_rng(0)
 for weight in model.weights:  # fresh ones are zeros and ones in part, which tf2onnx leaves out
-    weight.assign(
-        chance.uniform(0.1, 0.5, weight.shape) * chance.choice([1, 1, -1], weight.shape[-1]) ** (len(weight.shape) > 1)
-    )
+    signs = chance.choice([1, 1, -1], weight.shape) if len(weight.shape) > 1 else 1  # no variance is negative
+    weight.assign(chance.uniform(0.1, 0.5, weight.shape) * signs)
 images = chance.random((5, 8, 8, 3), np.float32)
 signature = [tf.TensorSpec([None, 8, 8, 3], tf.float32, name="image")]
 call = tf.function(lambda image: model(image, training=False), input_signature=signature)
