@@ -29,11 +29,13 @@ from torch2engine.spec import Axis
 BATCH = {0: Axis("batch", 1, 4, 8)}
 
 
-def captured(model: nn.Module, sample: Any, axes: Mapping[str, Any] | None = None, profiles: Any = None) -> Captured:
+def captured(
+    model: nn.Module, sample: Any, axes: Mapping[str, Any] | None = None, profiles: Any = None, preprocess: Any = None
+) -> Captured:
     """The settled call."""
     model = unwrap(model)
     with undisturbed(model):
-        return capture(model, sample, axes, profiles)
+        return capture(model, sample, axes, profiles, preprocess)
 
 
 def exported(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ NAMES = [
     "ema_swap.py",
     "eval_while_training.py",
     "fp16.py",
+    "from_tensorflow.py",
     "int8.py",
     "lora_swap.py",
     "qat.py",
@@ -120,6 +122,17 @@ def test_two_ranks_evaluate_what_rank_0_deployed(outputs: Mapping[str, str]) -> 
     counts = [count for _, _, count, _ in found]
     assert counts[:3] == counts[3:]
     assert counts[0] < counts[2] > 0.93 * 1792
+
+
+def test_keras_file_is_answered_and_built(outputs: Mapping[str, str]) -> None:
+    """With TensorFlow or without, ONNX Runtime agrees with Keras, an engine is built, and what was skipped is said."""
+    printed = outputs["from_tensorflow.py"]
+    assert ("the export is skipped" in printed) == (importlib.util.find_spec("tensorflow") is None)
+    difference = re.search(r"^ONNX Runtime and Keras differ by ([\d.e-]+)$", printed, re.M)
+    assert difference is not None
+    assert float(difference[1]) < 1e-4
+    assert re.search(r"^built from tf2onnx .*: image: float32\[unk__\d+, \d+, \d+, 3\]$", printed, re.M)
+    assert printed.endswith("running it takes a GPU, so its answers are not compared here\n")
 
 
 def test_int8_costs_a_point_at_most_in_a_quarter_of_the_bytes(outputs: Mapping[str, str]) -> None:

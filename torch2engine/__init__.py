@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from torch2engine.ort_module import ORTModule
     from torch2engine.parity import ParityReport
     from torch2engine.precisions import precision_report, sensitivity
-    from torch2engine.spec import Axis, Profile
+    from torch2engine.spec import Axis, Preprocess, Profile
     from torch2engine.stages import check, export
     from torch2engine.tree import Inputs
 
@@ -70,6 +70,7 @@ __all__ = [
     "ParityReport",
     "Precision",
     "PrecisionError",
+    "Preprocess",
     "Profile",
     "RefitError",
     "RuntimeConfig",
@@ -108,6 +109,7 @@ _ROOMS = {
     "precision_report": "precisions",
     "sensitivity": "precisions",
     "Axis": "spec",
+    "Preprocess": "spec",
     "Profile": "spec",
     "check": "stages",
     "export": "stages",

@@ -179,7 +179,7 @@ class OutOfRange:
         ]
         try:
             with undisturbed(self._reference):
-                flat = Reference(self._reference, signature.parameters)(inputs)
+                flat = Reference(self._reference, signature.parameters, signature.preprocess)(inputs)
                 found = outputs_by_name(flat, signature.output, [spec.name for spec in signature.outputs])
                 # While the module's buffers, which may be among them, still have this answer's values.
                 answer = {

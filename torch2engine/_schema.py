@@ -12,7 +12,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, cast
 
+from torch2engine._preprocess import Preprocess
 from torch2engine.config import FLAVOURS
+from torch2engine.errors import InputError
 
 __all__ = ["FILE_NAME", "KINDS", "PRECISIONS", "Wrong", "check_facts", "fields", "integer", "text"]
 
@@ -161,7 +163,8 @@ def _profile(value: object, where: str, axes: Sequence[str]) -> None:
 
 def _tensor(value: object, where: str) -> tuple[str, list[str]]:
     """Check one tensor; return its name and its symbolic dimensions."""
-    members = fields(value, where, ("name", "dtype", "shape"))
+    optional = ("preprocess",) if isinstance(value, dict) and "preprocess" in value else ()
+    members = fields(cast("object", value), where, ("name", "dtype", "shape", *optional))
     dims: list[str] = []
     for item, dim in _items(members["shape"], f"{where}.shape"):
         if isinstance(dim, str):
@@ -170,7 +173,17 @@ def _tensor(value: object, where: str) -> tuple[str, list[str]]:
             integer(dim, item)
     if not isinstance(members["dtype"], str) or members["dtype"] not in _DTYPES:
         raise _wrong(members["dtype"], f"{where}.dtype", "a dtype as PyTorch spells it, e.g. 'float32'")
+    if optional:
+        _preprocess(members["preprocess"], f"{where}.preprocess")
     return text(members["name"], f"{where}.name"), dims
+
+
+def _preprocess(value: object, where: str) -> None:
+    members = fields(value, where, ("mean", "std", "scale", "layout"))
+    try:
+        Preprocess.from_json(members)
+    except InputError as error:
+        raise _wrong(members, where, f"what Preprocess takes ({error})") from None
 
 
 def _parameter(value: object, where: str) -> None:

@@ -14,9 +14,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from torch2engine._preprocess import by_input
 from torch2engine.errors import DynamicAxisError, ExportError, InputError
 from torch2engine.reference import Captured, Reference
-from torch2engine.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec
+from torch2engine.spec import Axis, Dim, Parameter, Preprocess, Profile, Signature, TensorSpec
 from torch2engine.tree import Inputs, as_inputs, flatten
 
 __all__ = ["capture"]
@@ -35,6 +36,7 @@ def capture(
     sample_input: Any,
     dynamic_axes: Mapping[str, Any] | None = None,
     profiles: Sequence[Any] | None = None,
+    preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> Captured:
     """Settle names, dtypes, axes, profiles and structure of a call; run inside `undisturbed(model)`.
 
@@ -44,9 +46,10 @@ def capture(
         dynamic_axes: {input: {dimension: name or Axis}} or {input: [dimension, ...]}; entries for outputs are kept
             for export to check.
         profiles: {axis name: (min, opt, max)} dicts; by default one, from the axes.
+        preprocess: what becomes of an input of bytes before the model gets it; for several, by name.
 
     Raises:
-        InputError: the sample does not fit forward's parameters or holds no tensor.
+        InputError: the sample does not fit forward's parameters or `preprocess`, or holds no tensor.
         DynamicAxisError: an unknown input, dimension or axis, or contradicting ranges; lists the valid ones.
         ExportError: the model itself fails on the sample, or answers the same input in two ways.
     """
@@ -55,13 +58,17 @@ def capture(
         raise InputError(
             "sample_input", got="no tensor in it", allowed="at least one tensor", fix="pass what forward takes"
         )
-    reference = Reference(model, parameters)
+    prepare = by_input(preprocess, names)
+    for name, leaf in zip(names, leaves, strict=True):
+        if name in prepare:
+            prepare[name].check(name, _dtype(leaf), leaf.shape)
+    reference = Reference(model, parameters, [prepare.get(name) for name in names])
     flat, notes = _answer(reference, leaves, names)
     output_names = [f"output.{name}" if name in names else name for name in flat.names]
     wanted, output_axes = _wanted_axes(dynamic_axes or {}, names, leaves, output_names)
     axes, profiles_ = _resolve(wanted, names, leaves, profiles)
     inputs = tuple(
-        TensorSpec(name, _dtype(leaf), _dims(leaf, wanted.get(name, {}), axes))
+        TensorSpec(name, _dtype(leaf), _dims(leaf, wanted.get(name, {}), axes), prepare.get(name))
         for name, leaf in zip(names, leaves, strict=True)
     )
     outputs = tuple(

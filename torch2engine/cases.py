@@ -51,9 +51,10 @@ def cases(captured: Captured) -> tuple[list[Case], tuple[str, ...]]:
     generator = torch.Generator().manual_seed(_SEED)
     steps = {axis.name: axis.multiple_of for axis in captured.signature.axes}
     for name, sizes, is_random in _sizes(captured.profiles, steps):
-        shapes = [spec.sized(sizes) for spec in captured.signature.inputs]
-        make = _random if is_random else _perturbed
-        inputs = tuple(make(leaf, shape, generator) for leaf, shape in zip(captured.sample, shapes, strict=True))
+        inputs = tuple(
+            _made(leaf, spec.sized(sizes), generator, is_random, spec.preprocess is not None)
+            for leaf, spec in zip(captured.sample, captured.signature.inputs, strict=True)
+        )
         try:
             flat = captured.reference(inputs)
         except ExportError as error:
@@ -97,6 +98,16 @@ def _between(profile: Profile, steps: Mapping[str, int]) -> dict[str, int]:
         middle = low + (high - low) // (2 * step) * step
         sizes[name] = middle if middle != opt else min(high, middle + step)
     return sizes
+
+
+def _made(
+    leaf: torch.Tensor, shape: Sequence[int], generator: torch.Generator, is_random: bool, is_image: bool
+) -> torch.Tensor:
+    if not is_image:
+        return (_random if is_random else _perturbed)(leaf, shape, generator)
+    if is_random:  # any byte may come, whatever the sample shows
+        return torch.randint(256, tuple(shape), generator=generator, device="cpu").to(leaf.device, leaf.dtype)
+    return _perturbed(leaf.float(), shape, generator).round().to(leaf.dtype)
 
 
 def _perturbed(leaf: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:

@@ -29,6 +29,7 @@ from torch2engine.progress import Progress
 from torch2engine.recall import Recall
 from torch2engine.reference import unwrap
 from torch2engine.report import Phases
+from torch2engine.spec import Preprocess
 from torch2engine.stages import choose_runtime, judge, precision_notes, prove_split, target_device
 
 __all__ = ["deploy"]
@@ -49,6 +50,7 @@ def deploy(
     cache: Cache = True,
     cache_key: str | None = None,
     progress: Progress = None,
+    preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
 
@@ -80,6 +82,9 @@ def deploy(
             (a refittable engine gets the model's own), and the engine is compared with the model.
         progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds), as `build` says; it
             is told of calibration and of building.
+        preprocess: makes normalisation and layout part of the engine, which then takes images as bytes: `sample_input`,
+            `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names, and the reference is `model`
+            behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
 
     Returns:
         a TRTModule on the sample's GPU (for a CPU sample, PyTorch's current one), or an ORTModule; `report` has the
@@ -100,7 +105,7 @@ def deploy(
     recall = Recall(store if runtime == "tensorrt" else None, model, asked, tolerance, config, runtime_config, phases)
     with undisturbed(model):
         with phases("capture"):
-            captured = capture(model, sample_input, dynamic_axes, profiles)
+            captured = capture(model, sample_input, dynamic_axes, profiles, preprocess)
         if cache_key is not None and (module := recall.by_key(cache_key, captured)) is not None:
             return module
         with phases("export"):

@@ -53,9 +53,10 @@ class _FlatModule(nn.Module):
 
     def forward(self, leaves: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         (captured,) = self._captured
-        args, kwargs = Reference(self.model, captured.signature.parameters).arguments(leaves)
+        signature = captured.signature
+        args, kwargs = Reference(self.model, signature.parameters, signature.preprocess).arguments(leaves)
         flat = flatten_result(self.model(*args, **kwargs))
-        if flat.tree != captured.signature.output:
+        if flat.tree != signature.output:
             raise ExportError(
                 "model",
                 got="its result has another structure while it is exported than when it is called",

@@ -21,6 +21,7 @@ from torch import nn
 from torch2engine._calibration import Metric, arrays, tensors
 from torch2engine._folder import write_file
 from torch2engine._lowered import as_typed, bounds_of, check_low, check_types, judged_on, retyped_signature
+from torch2engine._preprocess import ORIGIN
 from torch2engine._weight_types import retyped
 from torch2engine.artifact import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.cases import Case
@@ -220,12 +221,13 @@ class _Lowering:
         return {name: of_module[self._of_node[name]] for name in found}
 
     def _asked(self) -> dict[str, str]:
-        """Nodes of modules that keep_fp32 names: name -> reason.
+        """Nodes of modules that keep_fp32 names, and of `preprocess`: name -> reason.
 
         Raises:
             InputError: a path that fits no module.
         """
-        reasons: dict[str, str] = {}
+        # A mean rounded to 16 bits is wrong in every pixel alike.
+        reasons = {name: "makes the input of bytes" for name, module in self._of_node.items() if module == ORIGIN}
         known = sorted(set(self._of_node.values()))
         for pattern in self._precision.keep_fp32:
             fitting = {m for m in known if fnmatch.fnmatchcase(m, pattern) or fnmatch.fnmatchcase(m, f"{pattern}.*")}

@@ -32,6 +32,7 @@ from torch2engine.precision.sensitivity import Mixtures
 from torch2engine.precision.shares import UNKNOWN, PrecisionReport, Product, table
 from torch2engine.preserve import undisturbed
 from torch2engine.reference import unwrap
+from torch2engine.spec import Preprocess
 
 __all__ = ["PrecisionReport", "Sensitivity", "precision_report", "sensitivity", "verified"]
 
@@ -187,11 +188,12 @@ def sensitivity(
     *,
     precision: str | Precision = "fp16",
     calibration: Iterable[Any] | None = None,
+    preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> Sensitivity:
     """Find out which modules a low precision harms, each alone, on the CPU.
 
     Args:
-        model, sample_input, dynamic_axes: as for `deploy`.
+        model, sample_input, dynamic_axes, preprocess: as for `deploy`.
         precision: "fp16", "bf16", "int8" or "fp8"; of a `Precision` its dtype counts. 8-bit types are tried with one
             scale for each tensor, which is enough to compare modules by.
         calibration: the inputs to measure on, in the form of sample_input; the sample by default.
@@ -205,7 +207,7 @@ def sensitivity(
     check_calibration(asked, calibration)
     model = unwrap(model)
     with undisturbed(model):
-        captured = capture(model, sample_input, dynamic_axes)
+        captured = capture(model, sample_input, dynamic_axes, None, preprocess)
         artifact = export_onnx(captured)
         examples, _ = cases(captured)
     signature = artifact.signature

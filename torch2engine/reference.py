@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from torch2engine.errors import ExportError, InputError
-from torch2engine.spec import Parameter, Profile, Signature, Tree
+from torch2engine.spec import Parameter, Preprocess, Profile, Signature, Tree
 from torch2engine.tree import Flat, flatten, unflatten
 
 __all__ = [
@@ -83,14 +83,22 @@ class Reference:
     Args:
         model: the unwrapped module.
         parameters: forward's captured parameters, whose trees take the inputs.
+        preprocess: what becomes of each input before the model gets it; empty, or None for one: nothing.
     """
 
-    def __init__(self, model: nn.Module, parameters: Sequence[Parameter]) -> None:
+    def __init__(
+        self, model: nn.Module, parameters: Sequence[Parameter], preprocess: Sequence[Preprocess | None] = ()
+    ) -> None:
         self.model = model
         self._parameters = parameters
+        self._preprocess = preprocess if any(preprocess) else ()
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """forward's args and kwargs around these tensors."""
+        """forward's args and kwargs around these tensors, or what `preprocess` makes of them."""
+        if self._preprocess:
+            dtype = _float_dtype(self.model)
+            pairs = zip(leaves, self._preprocess, strict=True)
+            leaves = [leaf if step is None else step(leaf).to(dtype) for leaf, step in pairs]
         iterator = iter(leaves)
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
@@ -110,6 +118,11 @@ class Reference:
                 args.append(value)
         return args, kwargs
 
+    def call(self, leaves: Sequence[torch.Tensor]) -> Any:
+        """The model's own result."""
+        args, kwargs = self.arguments(leaves)
+        return self.model(*args, **kwargs)
+
     def __call__(self, leaves: Sequence[torch.Tensor]) -> Flat:
         """Answer on clones of `leaves`, since models write into their inputs; call it inside `undisturbed`.
 
@@ -120,9 +133,8 @@ class Reference:
 
     def run(self, leaves: Sequence[torch.Tensor]) -> Flat:
         """As `__call__`, on `leaves` themselves."""
-        args, kwargs = self.arguments(leaves)
         try:
-            result = self.model(*args, **kwargs)
+            result = self.call(leaves)
         except Exception as error:
             shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves)
             raise ExportError(
@@ -132,6 +144,12 @@ class Reference:
                 source=user_source(error),
             ) from error
         return flatten_result(result)
+
+
+def _float_dtype(model: nn.Module) -> torch.dtype:
+    """What a model's first layer works in."""
+    dtypes = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()))
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
 def flatten_result(result: Any) -> Flat:

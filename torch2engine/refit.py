@@ -369,7 +369,7 @@ class Refittable(Benchmarked[AnyArtifact]):
             RefitError: they differ.
         """
         signature = self.signature
-        reference = Reference(model, signature.parameters)
+        reference = Reference(model, signature.parameters, signature.preprocess)
         report = ParityReport((), f"PyTorch vs {self.runtime}, refitted", bounds or Tolerance.default(self.precision))
         names = [spec.name for spec in signature.outputs]
         there = device_of(model)

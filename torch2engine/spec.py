@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
+from torch2engine._preprocess import Preprocess
 from torch2engine._structure import Parameter, Tree
 from torch2engine.errors import DtypeError, DynamicAxisError, ShapeError
 
-__all__ = ["Axis", "Dim", "Parameter", "Profile", "Signature", "TensorSpec", "Tree", "lossless_cast"]
+__all__ = ["Axis", "Dim", "Parameter", "Preprocess", "Profile", "Signature", "TensorSpec", "Tree", "lossless_cast"]
 
 Dim: TypeAlias = "int | str"
 Range: TypeAlias = "tuple[int, int, int]"
@@ -141,11 +142,13 @@ class TensorSpec:
         dtype: as PyTorch spells it without the prefix, e.g. ``"float16"``.
         shape: an int per static dimension; for an input an axis name per dynamic one; for an output a name or an
             expression over axis names, e.g. ``"2*batch"`` (for people to read; memory comes from the engine's word).
+        preprocess: what the graph makes of an input before the model gets it; None: nothing.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    preprocess: Preprocess | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -155,11 +158,13 @@ class TensorSpec:
         return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
 
     def to_json(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        data: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        return data if self.preprocess is None else {**data, "preprocess": self.preprocess.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
-        return cls(data["name"], data["dtype"], tuple(data["shape"]))
+        preprocess = Preprocess.from_json(data["preprocess"]) if "preprocess" in data else None
+        return cls(data["name"], data["dtype"], tuple(data["shape"]), preprocess)
 
 
 @dataclass(frozen=True)
@@ -233,6 +238,11 @@ class Signature:
     def axis(self, name: str) -> Axis:
         """The axis of that name."""
         return next(axis for axis in self.axes if axis.name == name)
+
+    @property
+    def preprocess(self) -> tuple[Preprocess | None, ...]:
+        """What becomes of each input before the model gets it."""
+        return tuple(spec.preprocess for spec in self.inputs)
 
     def check_dtype(self, spec: TensorSpec, dtype: str) -> None:
         """Refuse a dtype that is neither the input's own nor cast to it without loss.

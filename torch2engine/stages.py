@@ -37,6 +37,7 @@ from torch2engine.ort_module import ORTModule, StrictModule
 from torch2engine.parity import ParityReport, compare
 from torch2engine.preserve import undisturbed
 from torch2engine.reference import Captured, unwrap
+from torch2engine.spec import Preprocess
 
 __all__ = ["check", "choose_runtime", "export", "judge", "precision_notes", "prove_split", "target_device"]
 
@@ -48,11 +49,12 @@ def export(
     *,
     profiles: Sequence[Any] | None = None,
     refittable: bool = False,
+    preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> OnnxArtifact:
     """Export a module to ONNX, without judging or building it.
 
     Args:
-        model, sample_input, dynamic_axes, profiles: as for `deploy`.
+        model, sample_input, dynamic_axes, profiles, preprocess: as for `deploy`.
         refittable: write down how the graph's weights follow from the module's, for BuildConfig(refittable=True).
 
     Returns:
@@ -63,7 +65,7 @@ def export(
     """
     model = unwrap(model)
     with undisturbed(model):
-        return export_onnx(capture(model, sample_input, dynamic_axes, profiles), refittable)
+        return export_onnx(capture(model, sample_input, dynamic_axes, profiles, preprocess), refittable)
 
 
 def check(
@@ -85,7 +87,8 @@ def check(
     """
     model = unwrap(model)
     with undisturbed(model):
-        captured = capture(model, sample_input)
+        prepare = {spec.name: spec.preprocess for spec in artifact.signature.inputs if spec.preprocess is not None}
+        captured = capture(model, sample_input, preprocess=prepare)
         ours = [(spec.name, spec.dtype) for spec in captured.signature.inputs]
         theirs = [(spec.name, spec.dtype) for spec in artifact.signature.inputs]
         if ours != theirs:
