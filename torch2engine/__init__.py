@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from torch2engine.ort_module import ORTModule
     from torch2engine.parity import ParityReport
     from torch2engine.precisions import precision_report, sensitivity
+    from torch2engine.runtime.processor import Processor
     from torch2engine.spec import Axis, Profile
     from torch2engine.stages import check, export
     from torch2engine.tree import Inputs
@@ -70,6 +71,7 @@ __all__ = [
     "ParityReport",
     "Precision",
     "PrecisionError",
+    "Processor",
     "Profile",
     "RefitError",
     "RuntimeConfig",
@@ -107,6 +109,7 @@ _ROOMS = {
     "ParityReport": "parity",
     "precision_report": "precisions",
     "sensitivity": "precisions",
+    "Processor": "runtime.processor",
     "Axis": "spec",
     "Profile": "spec",
     "check": "stages",
