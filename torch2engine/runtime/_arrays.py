@@ -14,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from torch2engine.artifact import EngineArtifact
 from torch2engine.errors import DtypeError, InputError, InstallationError, ShapeError
 from torch2engine.spec import Profile, Signature, TensorSpec
 from torch2engine.tree import Leaves, bind
@@ -108,7 +107,7 @@ def _by_name(names: Sequence[str], items: Mapping[Any, Any]) -> list[Any]:
                 fix=f"pass {name}",
             )
         if not _fits(items[name]):
-            got = f"a {type(items[name]).__name__}"
+            got = f"a {type(cast('object', items[name])).__name__}"
             raise InputError(f"input '{name}'", name=name, got=got, allowed=ARRAYS.allowed, fix=ARRAYS.fix)
     return [items[name] for name in names]
 
@@ -120,15 +119,16 @@ def checked_dtype(signature: Signature, spec: TensorSpec, leaf: Any) -> Array:
         DtypeError: it does not.
     """
     array: Array = np.asarray(leaf)
-    signature.check_dtype(spec, str(array.dtype.name), ".astype('{}')")
+    dtype: Any = array.dtype
+    signature.check_dtype(spec, dtype.name, ".astype('{}')")
     return array
 
 
-def check(artifact: EngineArtifact, given: object) -> Call:
+def check(signature: Signature, profiles: Sequence[Profile], given: object) -> Call:
     """Hold a call against the signature and the profiles.
 
     Args:
-        artifact: the engine.
+        signature, profiles: the engine's.
         given: one array; a list or tuple of the arguments by position; a Mapping of them by name, or of the inputs by
             their own names (``"batch.ids"``).
 
@@ -137,14 +137,13 @@ def check(artifact: EngineArtifact, given: object) -> Call:
         DtypeError: a dtype that can't be cast without loss.
         ShapeError: a rank or size that no profile allows.
     """
-    signature = artifact.signature
     arrays = [
         checked_dtype(signature, spec, leaf)
         for spec, leaf in zip(signature.inputs, leaves(signature, given), strict=True)
     ]
     shapes = tuple(array.shape for array in arrays)
     sizes = signature.resolve(shapes)
-    profile = signature.select_profile(artifact.profiles, sizes) if artifact.profiles else 0
+    profile = signature.select_profile(profiles, sizes) if profiles else 0
     return Call(tuple(arrays), shapes, profile)
 
 

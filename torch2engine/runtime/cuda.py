@@ -51,7 +51,8 @@ def _driver() -> Any:
     try:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
-        got = "it is not installed" if error.name == "pycuda" else f"it needs the module {error.name}, which is missing"
+        own = (error.name or "").partition(".")[0] == "pycuda"
+        got = "it is not installed" if own else f"it needs the module {error.name}, which is missing"
         raise InstallationError("pycuda", got=got, fix=fix) from error
     except (ImportError, OSError) as error:  # its shared library, made for another CUDA or numpy
         raise InstallationError("pycuda", got=f"it can't be loaded: {error}", fix=fix) from error
@@ -83,7 +84,13 @@ def _find(index: int, process: int, driver: Any) -> Cuda:
             got=f"no context can be made: {error}",
             fix="see with `nvidia-smi` whether its memory is full or another process holds it exclusively",
         ) from error
+    _leave(context)  # or pycuda would release it when Python ends, under whatever is then still on the GPU
     return Cuda(index, driver, context)
+
+
+def _leave(made: object) -> None:
+    """Never let go of an object of pycuda's: where its context can't be made current, its destructor would abort."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
 
 
 class Cuda:
@@ -188,7 +195,10 @@ class _Owned:
     def __del__(self) -> None:
         # As for every destructor here, Python may be ending, or the constructor may have failed.
         made = self.__dict__.pop("_made", None)
-        if made is None or self._cuda.is_gone:
+        if made is None:
+            return
+        if self._cuda.is_gone:
+            _leave(made)
             return
         with self._cuda, unhindered():
             self._free(made)

@@ -13,11 +13,9 @@ import threading
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Generator, Iterable, Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from torch2engine import device as gpu
 from torch2engine.artifact import EngineArtifact, OnnxArtifact, load_artifact
 from torch2engine.config import RuntimeConfig, choice, of_kind
 from torch2engine.errors import ArtifactError, InputError
@@ -74,7 +72,6 @@ class Processor:
         _check_int("streams", streams, 1)
         _check_config(runtime_config)
         self._artifact = _engine(source)
-        gpu.require_gpu(device)
         self._pipeline = Pipeline(self._artifact, device, streams, allocation, runtime_config)
         self._turns = threading.BoundedSemaphore(_BESIDE * streams)
         # At the latest when Python ends, while CUDA is still there.
@@ -119,7 +116,8 @@ class Processor:
             DeviceError: in a fork of the process that made the Processor.
             BuildError: TensorRT or the GPU fails, mostly for want of memory.
         """
-        call, wanted = check(self._artifact, inputs), read_out(self.signature, out)
+        call = check(self.signature, self._artifact.profiles, inputs)
+        wanted = read_out(self.signature, out)
         with self._turns:
             return self._pipeline.finish(self._pipeline.start(call, wanted, blocking=False))
 
@@ -157,7 +155,7 @@ class Processor:
             while True:
                 while more and len(under_way) < depth:
                     try:
-                        call = check(self._artifact, next(source))
+                        call = check(self.signature, self._artifact.profiles, next(source))
                         under_way.append(self._pipeline.start(call, {}, blocking=True))
                     except StopIteration:
                         more = False
@@ -236,9 +234,15 @@ class Processor:
         return made
 
     def compiled(self) -> EngineArtifact:
-        """The engine with the kernels that TensorRT-RTX compiled so far; saved, it starts in a fraction of the time."""
+        """The engine with the kernels that TensorRT-RTX compiled so far; saved, it starts in a fraction of the time.
+
+        Raises:
+            InputError: closed.
+        """
+        engine = self._pipeline.engine()
+        engine.check_process()
         with self._pipeline.cuda:
-            kernels = self._pipeline.engine().runtime_cache()
+            kernels = engine.runtime_cache()
         return self._artifact.with_runtime_cache(kernels) if kernels else self._artifact
 
     def close(self) -> None:
@@ -266,8 +270,10 @@ def _engine(source: object) -> EngineArtifact:
         ArtifactError: corrupt, foreign, or an exported model.
         InputError: neither a path nor an engine.
     """
-    where = str(Path(cast("str", source))) if isinstance(source, (str, os.PathLike)) else ""
-    found = load_artifact(where, to_run=True) if where else source
+    where, found = "", source
+    if isinstance(source, (str, os.PathLike)):
+        where = os.fspath(cast("os.PathLike[str]", source))
+        found = load_artifact(where, to_run=True)
     if isinstance(found, OnnxArtifact):
         raise ArtifactError(
             f"artifact '{where}'" if where else "artifact",
