@@ -2,7 +2,8 @@
 
 Enters: an engine's artifact, then arrays. Leaves: arrays by name. Each call allocates device memory for every tensor,
 copies pageable arrays in, enqueues on one stream, waits, copies out, waits again, and frees. The context is made with
-TensorRT's own defaults. Apart because it imports nothing of torch2engine's runtime, which it is to be compared with.
+TensorRT's own defaults. Apart because of torch2engine's runtime, which it is held against, it takes no more than the
+primary context.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from torch2engine import trt
 from torch2engine.artifact import EngineArtifact
+from torch2engine.runtime import cuda
 
 __all__ = ["Tutorial"]
 
@@ -30,10 +32,8 @@ class Tutorial:
 
     def __init__(self, artifact: EngineArtifact, specialized: bool = True) -> None:
         self._cuda: Any = importlib.import_module("pycuda.driver")
-        self._cuda.init()
-        self._primary = self._cuda.Device(0).retain_primary_context()
-        self._primary.push()
-        try:
+        self._primary = cuda.find(0)
+        with self._primary:
             self._rt = trt.find(artifact.hardware.flavour)
             self._runtime = self._rt.api.Runtime(self._rt.logger)
             engine = self._check(self._runtime.deserialize_cuda_engine(artifact.read_plan()), "plan")
@@ -44,8 +44,6 @@ class Tutorial:
             self._context = self._check(engine.create_execution_context(config), "execution context")
             self._engine = engine
             self._stream = self._cuda.Stream()
-        finally:
-            self._primary.pop()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         modes = self._rt.api.TensorIOMode
         self._inputs = [name for name in names if engine.get_tensor_mode(name) == modes.INPUT]
@@ -60,31 +58,28 @@ class Tutorial:
             inputs = [inputs]
         if not isinstance(inputs, Mapping):
             inputs = dict(zip(self._inputs, inputs, strict=True))
-        self._primary.push()
-        try:
+        with self._primary:
             return self._infer(inputs)
-        finally:
-            self._primary.pop()
 
     def _infer(self, inputs: Mapping[str, Any]) -> OrderedDict[str, np.ndarray[Any, Any]]:
-        cuda, context, stream = self._cuda, self._context, self._stream
+        driver, context, stream = self._cuda, self._context, self._stream
         memory: list[Any] = []
         for name in self._inputs:
             array = np.ascontiguousarray(inputs[name])
             self._check(context.set_input_shape(name, array.shape), f"shape of '{name}'")
-            memory.append(cuda.mem_alloc(array.nbytes))
-            cuda.memcpy_htod_async(memory[-1], array, stream)
+            memory.append(driver.mem_alloc(array.nbytes))
+            driver.memcpy_htod_async(memory[-1], array, stream)
             self._check(context.set_tensor_address(name, int(memory[-1])), f"address of '{name}'")
         results: OrderedDict[str, np.ndarray[Any, Any]] = OrderedDict()
         for name in self._outputs:
             dtype = self._rt.api.nptype(self._engine.get_tensor_dtype(name))
             results[name] = np.empty(tuple(context.get_tensor_shape(name)), dtype)
-            memory.append(cuda.mem_alloc(results[name].nbytes))
+            memory.append(driver.mem_alloc(results[name].nbytes))
             self._check(context.set_tensor_address(name, int(memory[-1])), f"address of '{name}'")
         self._check(context.execute_async_v3(stream.handle), "enqueue")
         stream.synchronize()
         for array, one in zip(results.values(), memory[len(self._inputs) :], strict=True):
-            cuda.memcpy_dtoh_async(array, one, stream)
+            driver.memcpy_dtoh_async(array, one, stream)
         stream.synchronize()
         for one in memory:
             one.free()

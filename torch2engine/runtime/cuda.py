@@ -84,7 +84,7 @@ def _find(index: int, process: int, driver: Any) -> Cuda:
             got=f"no context can be made: {error}",
             fix="see with `nvidia-smi` whether its memory is full or another process holds it exclusively",
         ) from error
-    _leave(context)  # or pycuda would release it when Python ends, under whatever is then still on the GPU
+    _leave(context)  # pycuda 2026.1 ends it by cuCtxDetach, which is not for primary contexts
     return Cuda(index, driver, context)
 
 
