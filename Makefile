@@ -64,6 +64,7 @@ bench:
 	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.stress --out $(RESULTS)
 	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
 	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
+	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
 
 lock: build/uv/bin/uv
 	@echo '· resolving pyproject.toml'

@@ -34,6 +34,7 @@ DISTRIBUTIONS = (
     "transformers",
     "triton",
     "polygraphy",
+    "pycuda",
 )
 SCHEMA = 1
 FIELDS: dict[str, type] = {

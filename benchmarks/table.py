@@ -1,6 +1,6 @@
 """The README's tables of speed, made from the evidence: `python -m benchmarks.table`, or with `--check`.
 
-Enters: call_overhead.json, models.json, precision.json and refit.json. Leaves: the README with the text between
+Enters: the evidence of the benchmarks. Leaves: the README with the text between
 `<!-- speed -->` and `<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A
 peer that is faster than torch2engine needs its reason in `REASONS`, or no table is made.
 """
@@ -50,6 +50,14 @@ FLOAT_TITLES = {
     "bert": "BERT-base, 128 tokens",
     "convnext_tiny": "ConvNeXt-T",
     "lstm": "LSTM, 2 layers, 64 steps",
+}
+PROCESSOR_ROWS = {
+    "infer.b1": "`infer`, batch 1",
+    "infer.b8": "`infer`, batch 8",
+    "infer.b32": "`infer`, batch 32",
+    "infer_stream.b32": "`infer_stream`, batch 32",
+    "infer_stream_pinned.b32": "the same, arrays page-locked",
+    "infer_stream_uint8.b32": "the same, pageable uint8 images",
 }
 REFIT_TITLES = {**FLOAT_TITLES, "efficientnet_b0": "EfficientNet-B0"}
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
@@ -190,6 +198,33 @@ def _refits(evidence: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _processor(evidence: Mapping[str, Any]) -> list[str]:
+    """numpy in, numpy out, beside the usual way and the engine alone."""
+    figures: Mapping[str, float] = evidence["figures"]
+    cells = [["ResNet-50 in half precision, float32 images", "ms", "the tutorials' way, ms", "engine alone, ms"]]
+    try:
+        for row, title in PROCESSOR_ROWS.items():
+            usual = figures.get(f"{row}.tutorial_ms") or figures[f"{row}.ms"] * figures.get(
+                f"{row}.speedup_over_tutorial", 0
+            )
+            times = [figures[f"{row}.ms"], usual, figures[f"{row}.engine_ms"]]
+            cells.append([title, *(f"{time:.2f}" if time else "" for time in times)])
+        start, threads = figures["cold_start_s"], figures["processor.stress.threads"]
+        calls, wrong = figures["processor.stress.calls"], figures["processor.stress.wrong"]
+    except KeyError as error:
+        raise TableError(f"processor.json: {error} is missing") from None
+    return [
+        f"`Processor`, numpy in and numpy out ({_origin(evidence)}, `processor.json`): medians; of a stream the time "
+        "for each item. The tutorials' way allocates, copies pageable memory and waits in every call; the engine alone "
+        "is TensorRT's enqueue with its inputs on the GPU:",
+        "",
+        *_rows(cells),
+        "",
+        f"A process without PyTorch has its first answer {start:.2f} s after its start. {calls:.0f} calls of "
+        f"{threads:.0f} threads, with a TRTModule's between them: {wrong:.0f} wrong.",
+    ]
+
+
 class _Models:
     """The table of whole models, with its notes."""
 
@@ -291,6 +326,8 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
         parts.append(_precisions(precisions))
     if refits is not None:
         parts.append(_refits(refits))
+    if (processor := _read(results / "processor.json")) is not None:
+        parts.append(_processor(processor))
     return "\n\n".join("\n".join(part) for part in parts)
 
 

@@ -15,9 +15,9 @@ import torch
 
 from benchmarks import peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
-from tests.benchmark_sheets import overhead, precisions, published, refits, sheet, whole
+from tests.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
 
-SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit")
+SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor")
 
 # Evidence
 
@@ -295,6 +295,22 @@ def test_table_of_refits(tmp_path: Path) -> None:
     data = refits()
     del data["figures"]["bert.rel_l2"]
     with pytest.raises(table.TableError, match=r"refit\.json: 'bert\.rel_l2' is missing"):
+        table.generate(published(tmp_path, data))
+
+
+def test_table_of_the_processor(tmp_path: Path) -> None:
+    """A row for each way to call, with what it is held against; a figure that is missing is told."""
+    text = table.generate(published(tmp_path, processor()))
+    assert "| `infer`, batch 1 | 2.00 | 4.00 | 1.90 |" in text
+    assert "| `infer_stream`, batch 32 | 2.30 | 9.20 | 1.90 |" in text
+    assert "| the same, pageable uint8 images | 2.50 |  | 1.90 |" in text
+    assert (
+        "first answer 0.99 s after its start. 10000 calls of 4 threads, with a TRTModule's between them: 0 wrong"
+        in text
+    )
+    data = processor()
+    del data["figures"]["infer.b8.ms"]
+    with pytest.raises(table.TableError, match=r"processor\.json: 'infer\.b8\.ms' is missing"):
         table.generate(published(tmp_path, data))
 
 

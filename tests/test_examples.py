@@ -28,6 +28,7 @@ NAMES = [
     "lora_swap.py",
     "qat.py",
     "quickstart.py",
+    "serve_numpy.py",
 ]
 MOST_LINES = 60
 
@@ -195,6 +196,15 @@ def test_adapters_are_swapped_without_a_drift(outputs: Mapping[str, str]) -> Non
     assert found is not None
     assert float(found[1]) < 1e-5
     assert float(found[2]) == 0
+
+
+def test_served_arrays_are_read_as_well_as_tensors(outputs: Mapping[str, str]) -> None:
+    """Without a GPU the Processor says what is missing, and ONNX Runtime reads as many digits as PyTorch."""
+    first, last = outputs["serve_numpy.py"].splitlines()
+    assert first.startswith("no Processor here: NVIDIA driver: ")
+    found = re.fullmatch(r"(\d+) of 397 digits, PyTorch (\d+)", last)
+    assert found is not None
+    assert int(found[1]) == int(found[2]) > 0.85 * 397
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

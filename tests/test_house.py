@@ -78,6 +78,13 @@ def tensorrt_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
             yield f"line {line}: imports {module}, which only trt.py may"
 
 
+def pycuda_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
+    """Only runtime/cuda.py imports pycuda."""
+    for line, module in imported(ast.parse(text)):
+        if module.partition(".")[0] == "pycuda" and name != "cuda.py":
+            yield f"line {line}: imports {module}, which only cuda.py may"
+
+
 def nothing_is_printed(name: str, text: str) -> Iterator[str]:
     """No print(), and nothing written to sys.stdout or sys.stderr."""
     for node in ast.walk(ast.parse(text)):
@@ -156,6 +163,7 @@ PACKAGE_RULES: list[Rule] = [
     file_is_short,
     functions_are_short,
     tensorrt_is_imported_in_one_place,
+    pycuda_is_imported_in_one_place,
     nothing_is_printed,
     environment_is_read_in_config,
     pickle_is_no_format,
@@ -171,6 +179,8 @@ OFFENCES: list[tuple[Rule, str]] = [
     (tensorrt_is_imported_in_one_place, "import tensorrt as trt\n"),
     (tensorrt_is_imported_in_one_place, "def f():\n    from tensorrt_rtx import Builder\n"),
     (tensorrt_is_imported_in_one_place, "importlib.import_module('tensorrt_rtx_bindings')\n"),
+    (pycuda_is_imported_in_one_place, "import pycuda.driver\n"),
+    (pycuda_is_imported_in_one_place, "importlib.import_module('pycuda.autoinit')\n"),
     (nothing_is_printed, "def f():\n    print('x')\n"),
     (nothing_is_printed, "sys.stderr.write('x')\n"),
     (environment_is_read_in_config, "x = os.environ['X']\n"),

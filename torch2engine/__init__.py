@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from torch2engine.ort_module import ORTModule
     from torch2engine.parity import ParityReport
     from torch2engine.precisions import precision_report, sensitivity
+    from torch2engine.runtime.processor import Processor
     from torch2engine.spec import Axis, Preprocess, Profile
     from torch2engine.stages import check, export
     from torch2engine.tree import Inputs
@@ -71,6 +72,7 @@ __all__ = [
     "Precision",
     "PrecisionError",
     "Preprocess",
+    "Processor",
     "Profile",
     "RefitError",
     "RuntimeConfig",
@@ -108,6 +110,7 @@ _ROOMS = {
     "ParityReport": "parity",
     "precision_report": "precisions",
     "sensitivity": "precisions",
+    "Processor": "runtime.processor",
     "Axis": "spec",
     "Preprocess": "spec",
     "Profile": "spec",

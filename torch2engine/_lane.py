@@ -16,7 +16,7 @@ from time import perf_counter
 import torch
 
 from torch2engine._plan import Copied, Plan, allocate
-from torch2engine._torch import is_alone
+from torch2engine._threads import is_alone
 from torch2engine.config import RuntimeConfig
 from torch2engine.errors import BuildError
 from torch2engine.runtime.context import Context

@@ -8,7 +8,6 @@ of torch appear here alone.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ from torch.autograd import forward_ad
 __all__ = [
     "current_device",
     "dual_level",
-    "is_alone",
     "is_capturing",
     "is_simulated",
     "is_traced",
@@ -58,33 +56,6 @@ is_traced: Callable[[], object] = getattr(_c, "_get_tracing_state", _is_traced)
 def dual_level() -> int:
     """The level of ``forward_ad.dual_level()`` that is entered; below 0 if none is."""
     return getattr(_ad, "_current_level", 0)
-
-
-# Their threads wait for queues and clocks, never for a whole device.
-_HARMLESS = (
-    *("torch.utils.data", "torch._inductor", "torch2engine", "multiprocessing.queues"),
-    *("tqdm", "rich", "ipykernel", "IPython"),
-)
-
-
-def is_alone() -> bool:
-    """Whether no other Python thread runs that may call ``torch.cuda.synchronize()``.
-
-    While any stream of a device is captured, a wait for the whole device fails in every thread, and breaks the capture
-    (CUDA 12 and 13, whatever the capture's mode).
-    """
-    here = threading.current_thread()
-    return all(thread is here or f"{_home(thread)}.".startswith(_prefixes()) for thread in threading.enumerate())
-
-
-def _prefixes() -> tuple[str, ...]:
-    return tuple(f"{name}." for name in _HARMLESS)
-
-
-def _home(thread: threading.Thread) -> str:
-    """The module that a thread's code is from."""
-    target: Any = vars(thread).get("_target")
-    return str(getattr(target, "__module__", None) or type(thread).__module__)
 
 
 def is_simulated() -> bool:

@@ -244,8 +244,13 @@ class Signature:
         """What becomes of each input before the model gets it."""
         return tuple(spec.preprocess for spec in self.inputs)
 
-    def check_dtype(self, spec: TensorSpec, dtype: str) -> None:
+    def check_dtype(self, spec: TensorSpec, dtype: str, by: str = ".to({})") -> None:
         """Refuse a dtype that is neither the input's own nor cast to it without loss.
+
+        Args:
+            spec: the input.
+            dtype: what came.
+            by: what casts it, for the message.
 
         Raises:
             DtypeError: naming the input, what came, what is allowed and how to mend it.
@@ -258,7 +263,7 @@ class Signature:
                 name=spec.name,
                 got=f"dtype is {dtype}",
                 allowed=f"the engine takes {spec.dtype}{also}",
-                fix=f"cast it yourself with .to({spec.dtype}) if the loss is meant",
+                fix=f"cast it yourself with {by.format(spec.dtype)} if the loss is meant",
             )
 
     def resolve(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:

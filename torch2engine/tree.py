@@ -18,7 +18,7 @@ from torch2engine._classes import find_class
 from torch2engine.errors import InputError
 from torch2engine.spec import Parameter, Tree
 
-__all__ = ["Flat", "Inputs", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
+__all__ = ["TENSORS", "Flat", "Inputs", "Leaves", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
 
 _CONSTANTS = (type(None), bool, int, float, str)
 _NUMBERS = (bool, int, float)
@@ -76,6 +76,18 @@ def is_tensor(value: Any) -> bool:
     """Tell whether `value` is a torch.Tensor, without importing torch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What a call's tensors are: `fits` tells one, `allowed` and `fix` are for who passes something else."""
+
+    fits: Callable[[Any], bool]
+    allowed: str
+    fix: str
+
+
+TENSORS = Leaves(is_tensor, "a torch.Tensor", "pass torch.as_tensor(...) on the engine's device")
 
 
 @dataclass(frozen=True)
@@ -222,8 +234,15 @@ def _rebuild(node: Tree, children: list[Any]) -> Any:
     return instance
 
 
-def bind(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+def bind(
+    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any], leaves_are: Leaves = TENSORS
+) -> list[Any]:
     """Match a call with the captured parameters.
+
+    Args:
+        parameters: the signature's.
+        args, kwargs: the call.
+        leaves_are: what stands where the sample had tensors.
 
     Returns:
         the tensors in the signature's order.
@@ -239,9 +258,9 @@ def bind(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[s
         elif parameter.tree is not None and parameter.kind == "var_keyword":  # callers know these by their own names
             items = _children(parameter.tree, given[parameter.name], parameter.name)
             for key, tree, item in zip(parameter.tree.keys, parameter.tree.children, items, strict=True):
-                _match(tree, item, str(key), leaves.append)
+                _match(tree, item, str(key), leaves.append, leaves_are)
         elif parameter.tree is not None:
-            _match(parameter.tree, given[parameter.name], parameter.name, leaves.append)
+            _match(parameter.tree, given[parameter.name], parameter.name, leaves.append, leaves_are)
         else:
             _check_default(parameter, given[parameter.name])
     return leaves
@@ -316,16 +335,11 @@ def _assign(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mappin
     return given
 
 
-def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None]) -> None:
+def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaves_are: Leaves) -> None:
     if tree.kind == "tensor":
-        if not is_tensor(value):
-            raise InputError(
-                f"input '{path}'",
-                name=path,
-                got=f"a {type(value).__name__}",
-                allowed="a torch.Tensor",
-                fix="pass torch.as_tensor(...) on the engine's device",
-            )
+        if not leaves_are.fits(value):
+            got = f"a {type(value).__name__}"
+            raise InputError(f"input '{path}'", name=path, got=got, allowed=leaves_are.allowed, fix=leaves_are.fix)
         add(value)
     elif tree.kind == "constant":
         if not _same_constant(value, tree.value):
@@ -338,7 +352,7 @@ def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None]) -> Non
             )
     else:
         for key, child, item in zip(tree.keys, tree.children, _children(tree, value, path), strict=True):
-            _match(child, item, f"{path}.{key}", add)
+            _match(child, item, f"{path}.{key}", add, leaves_are)
 
 
 def _children(tree: Tree, value: Any, path: str) -> list[Any]:

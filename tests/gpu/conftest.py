@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from benchmarks.evidence import Evidence, rounded
-from torch2engine import _torch
+from torch2engine import _threads
 
 SLOW = ("test_precision.py", "test_refit_traps.py", "test_zoo.py")
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,8 +79,8 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[[str, flo
 def _runners_threads_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest-xdist's own threads wait for no GPU, but "auto" can't know: without this it would make no graphs here."""
     here = threading.current_thread()
-    homes = {_torch._home(thread) for thread in threading.enumerate() if thread is not here}
-    monkeypatch.setattr(_torch, "_HARMLESS", (*_torch._HARMLESS, *homes))
+    homes = {_threads._home(thread) for thread in threading.enumerate() if thread is not here}
+    monkeypatch.setattr(_threads, "_HARMLESS", (*_threads._HARMLESS, *homes))
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,7 @@ class Graph:
     Args:
         enqueue: puts the work on a stream by its handle; called once.
         stream: handle of a stream without work of its own, not a default stream.
-        event: handle of an event that every launch records when the work is through.
+        event: handle of an event that every launch records when the work is through; 0 for none.
         index: the device's number.
 
     Raises:
@@ -81,7 +81,8 @@ class Graph:
         _call(driver.cuStreamBeginCapture_v2, stream, _THREAD_LOCAL)
         try:
             enqueue(stream)
-            _call(driver.cuEventRecordWithFlags, event, stream, _EXTERNAL)
+            if event:
+                _call(driver.cuEventRecordWithFlags, event, stream, _EXTERNAL)
         except BaseException as error:  # Ctrl-C too must not leave the stream capturing
             if driver.cuStreamEndCapture(stream, ctypes.byref(graph)) == 0:
                 driver.cuGraphDestroy(graph)

@@ -1,0 +1,86 @@
+"""The usual way to serve numpy arrays by TensorRT and pycuda, as tutorials have it: what Processor is held against.
+
+Enters: an engine's artifact, then arrays. Leaves: arrays by name. Each call allocates device memory for every tensor,
+copies pageable arrays in, enqueues on one stream, waits, copies out, waits again, and frees. The context is made with
+TensorRT's own defaults. Apart because of torch2engine's runtime, which it is held against, it takes no more than the
+primary context.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from torch2engine import trt
+from torch2engine.artifact import EngineArtifact
+from torch2engine.runtime import cuda
+
+__all__ = ["Tutorial"]
+
+
+class Tutorial:
+    """One engine, one context, one stream, for one thread.
+
+    Args:
+        artifact: the engine.
+        specialized: let TensorRT-RTX compile kernels for the shapes that come, as it does unless it is told not to.
+    """
+
+    def __init__(self, artifact: EngineArtifact, specialized: bool = True) -> None:
+        self._cuda: Any = importlib.import_module("pycuda.driver")
+        self._primary = cuda.find(0)
+        with self._primary:
+            self._rt = trt.find(artifact.hardware.flavour)
+            self._runtime = self._rt.api.Runtime(self._rt.logger)
+            engine = self._check(self._runtime.deserialize_cuda_engine(artifact.read_plan()), "plan")
+            config = self._check(engine.create_runtime_config(), "runtime config")
+            if self._rt.is_rtx and not specialized:
+                strategies = self._rt.api.DynamicShapesKernelSpecializationStrategy
+                config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
+            self._context = self._check(engine.create_execution_context(config), "execution context")
+            self._engine = engine
+            self._stream = self._cuda.Stream()
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        modes = self._rt.api.TensorIOMode
+        self._inputs = [name for name in names if engine.get_tensor_mode(name) == modes.INPUT]
+        self._outputs = [name for name in names if engine.get_tensor_mode(name) == modes.OUTPUT]
+
+    def _check(self, value: Any, what: str) -> Any:
+        return trt.check(value, what, self._rt)
+
+    def infer(self, inputs: Any) -> OrderedDict[str, np.ndarray[Any, Any]]:
+        """Answer one array, a list or a dict."""
+        if isinstance(inputs, np.ndarray):
+            inputs = [inputs]
+        if not isinstance(inputs, Mapping):
+            inputs = dict(zip(self._inputs, inputs, strict=True))
+        with self._primary:
+            return self._infer(inputs)
+
+    def _infer(self, inputs: Mapping[str, Any]) -> OrderedDict[str, np.ndarray[Any, Any]]:
+        driver, context, stream = self._cuda, self._context, self._stream
+        memory: list[Any] = []
+        for name in self._inputs:
+            array = np.ascontiguousarray(inputs[name])
+            self._check(context.set_input_shape(name, array.shape), f"shape of '{name}'")
+            memory.append(driver.mem_alloc(array.nbytes))
+            driver.memcpy_htod_async(memory[-1], array, stream)
+            self._check(context.set_tensor_address(name, int(memory[-1])), f"address of '{name}'")
+        results: OrderedDict[str, np.ndarray[Any, Any]] = OrderedDict()
+        for name in self._outputs:
+            dtype = self._rt.api.nptype(self._engine.get_tensor_dtype(name))
+            results[name] = np.empty(tuple(context.get_tensor_shape(name)), dtype)
+            memory.append(driver.mem_alloc(results[name].nbytes))
+            self._check(context.set_tensor_address(name, int(memory[-1])), f"address of '{name}'")
+        self._check(context.execute_async_v3(stream.handle), "enqueue")
+        stream.synchronize()
+        for array, one in zip(results.values(), memory[len(self._inputs) :], strict=True):
+            driver.memcpy_dtoh_async(array, one, stream)
+        stream.synchronize()
+        for one in memory:
+            one.free()
+        return results

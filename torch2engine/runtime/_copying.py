@@ -1,0 +1,136 @@
+"""Copies from array to array in host memory, by several threads where one would keep the GPU waiting.
+
+Enters: arrays of one shape. Leaves: the target filled. Apart because one core copies some 10 GB/s, a fifth of what a
+GPU takes in: a batch of images would otherwise take longer to stage than to answer.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Copier", "pieces"]
+
+_MOST_THREADS = 6
+_PIECE_BYTES = 1 << 20
+
+Array = npt.NDArray[Any]
+
+
+def pieces(target: Array, source: Array, most: int) -> list[tuple[Array, Array]]:
+    """Split a copy into at most that many of about one size, none of them small.
+
+    Args:
+        target, source: of one shape; any strides, even another dtype.
+        most: at least 1.
+    """
+    count = min(most, target.nbytes // _PIECE_BYTES)
+    if count < 2 or not target.flags.c_contiguous:  # whose flat form would be a copy
+        return [(target, source)]
+    if source.flags.c_contiguous:
+        target, source = target.reshape(-1), source.reshape(-1)
+    count = min(count, len(target))
+    bounds = [len(target) * index // count for index in range(count + 1)]
+    return [(target[low:high], source[low:high]) for low, high in itertools.pairwise(bounds)]
+
+
+def _copy(target: Array, source: Array) -> None:
+    # Whether the values survive the cast was decided before; numpy's own rules differ for dtypes that are not its own.
+    np.copyto(target, source, casting="unsafe")
+
+
+class _Together:
+    """Pieces that several threads copy, the caller among them, who so depends on none of the others."""
+
+    def __init__(self, parts: Sequence[tuple[Array, Array]]) -> None:
+        self._lock = threading.Lock()
+        self._parts = iter(parts)
+        self._left = len(parts)
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        """Copy pieces until there are no more to take."""
+        while True:
+            with self._lock:
+                part = next(self._parts, None)
+            if part is None:
+                return
+            try:
+                _copy(*part)
+            except BaseException as error:
+                self._error = error
+            with self._lock:
+                self._left -= 1
+                if not self._left:
+                    self._done.set()
+
+    def finish(self) -> None:
+        """Copy and wait for those who help."""
+        try:
+            self.work()
+        finally:  # an interrupt must not leave anybody writing to memory that is then used again
+            self._done.wait()
+        if self._error is not None:
+            try:
+                raise self._error
+            finally:
+                self._error = None
+
+
+class Copier:
+    """Threads that help to copy; they are made at the first large copy and end with `close`.
+
+    Args:
+        threads: how many may copy at once, the caller's included; None for one per core, at most six.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._count = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
+        self._lock = threading.Lock()
+        self._work: queue.SimpleQueue[_Together | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+
+    def copy(self, pairs: Sequence[tuple[Array, Array]]) -> None:
+        """Copy each source into its target, and return when all is done.
+
+        Args:
+            pairs: (target, source) of one shape; targets don't overlap.
+        """
+        parts = [part for target, source in pairs for part in pieces(target, source, self._count)]
+        if len(parts) == len(pairs):
+            for part in parts:
+                _copy(*part)
+            return
+        together = _Together(parts)
+        self._start()
+        for _ in range(self._count - 1):
+            self._work.put(together)
+        together.finish()
+
+    def _start(self) -> None:
+        with self._lock:
+            while len(self._threads) < self._count - 1:
+                thread = threading.Thread(target=_serve, args=(self._work,), name="torch2engine copy", daemon=True)
+                self._threads.append(thread)
+                thread.start()
+
+    def close(self) -> None:
+        """Let the threads end; copies go on without them, or with new ones."""
+        with self._lock:
+            for _ in self._threads:
+                self._work.put(None)
+            self._threads.clear()
+
+
+def _serve(work: queue.SimpleQueue[_Together | None]) -> None:
+    while (one := work.get()) is not None:
+        one.work()
+        del one  # or its arrays would be kept until the next copy
