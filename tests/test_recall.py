@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -61,6 +62,7 @@ def keys(
 ) -> tuple[str, str]:
     """What a deploy is found by: under its cache_key, and by its export."""
     asked = {
+        "calibrated": False,
         "asked": t2e.Precision(),
         "tolerance": None,
         "config": t2e.BuildConfig(),
@@ -72,8 +74,9 @@ def keys(
         captured = capture(model, torch.ones(4, 4) if sample is None else sample, {"x": {0: axis}}, profiles)
         artifact = export_onnx(captured, recall.config.refittable)
     request = recall._request(captured)
-    facts = recall._promised(cache_key), recall._exported(artifact)
-    return key_of({**request, **facts[0]}), key_of({**request, **facts[1]})
+    promised = recall._promised(cache_key)
+    assert promised is not None
+    return key_of({**request, **promised}), key_of({**request, **recall._exported(artifact)})
 
 
 def changed(path: str) -> Callable[[], nn.Module]:
@@ -105,6 +108,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "precision": {"asked": t2e.Precision("fp16")},
     "keep_fp32": {"asked": t2e.Precision(keep_fp32=["head"])},
     "budget": {"asked": t2e.Precision("fp16", budget=t2e.Budget(tolerance=t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)))},
+    "calibration": {"calibrated": True},
     "tolerance": {"tolerance": t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)},
     "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
     "refittable": {"config": t2e.BuildConfig(refittable=True)},
@@ -127,6 +131,71 @@ def test_every_single_change_misses(name: str, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", change.pop("environment"))
     after = keys(make(), **change)
     assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_sample_counts_as_far_as_lowering_takes_something_from_it() -> None:
+    """Its size never, its magnitude for half precision, its values for ranges of 8 bits."""
+    samples = [torch.ones(4, 4), torch.full((5, 4), 1.5), torch.full((4, 4), 1000.0)]
+    full, half, eight = (
+        [keys(net(), sample=sample, asked=t2e.Precision(word)) for sample in samples]
+        for word in ("fp32", "fp16", "int8")
+    )
+    assert full[0] == full[1] == full[2]
+    assert half[0] == half[1] and half[0][0] != half[2][0] and half[0][1] != half[2][1]
+    assert len({key for pair in eight for key in pair}) == 6
+
+
+@pytest.mark.parametrize("name", ["epsilon", "form", "table", "tensor"])
+def test_settings_of_modules_are_no_part_of_the_promise(name: str) -> None:
+    """Numbers, words, tuples and tensors in attributes are looked at; the training flag is not."""
+    model, other = net(), net()
+    for one in (model, other):
+        one.norm = nn.LayerNorm(4)
+        one.form, one.table, one.cut = nn.GELU(), (1, 2.5), torch.ones(2)
+    if name == "epsilon":
+        other.norm.eps = 1e-3
+    elif name == "form":
+        other.form = nn.GELU("tanh")
+    elif name == "table":
+        other.table = (1, 2.6)
+    else:
+        other.cut = torch.tensor([1.0, 1.1])
+    before = keys(model)
+    assert keys(model.train()) == before
+    assert keys(other)[0] != before[0]
+
+
+def odd_meta(model: Any) -> None:
+    model.odd = nn.Parameter(torch.empty(2, device="meta"))
+
+
+def odd_sparse(model: Any) -> None:
+    model.register_buffer("odd", torch.eye(3).to_sparse())
+
+
+def odd_quantized(model: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.13 deprecates them
+        model.register_buffer("odd", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+
+
+@pytest.mark.parametrize("add", [odd_meta, odd_sparse, odd_quantized])
+def test_tensors_without_plain_values_have_no_key(add: Callable[[Any], None]) -> None:
+    """They take the long road, which knows what to say of them."""
+    model = net()
+    add(model)
+    recall = Recall(
+        None, model, t2e.Precision(), None, t2e.BuildConfig(), t2e.RuntimeConfig(), calibrated=False, phases=Phases()
+    )
+    assert recall._promised("net 1") is None
+
+
+def test_conjugated_parameters_have_a_key() -> None:
+    """Their values are those that are seen."""
+    one, other = net(), net()
+    one.odd = torch.tensor([1 + 2j]).conj()
+    other.odd = torch.tensor([1 - 2j])
+    assert keys(one) == keys(other)
 
 
 def test_key_promises_no_more_than_the_code() -> None:
@@ -162,6 +231,7 @@ def test_another_process_asks_by_the_same_key(run_python: Callable[[str], Any]) 
     [
         ({"cache_key": 7}, "cache_key: got 7; allowed: a text that names the model's code, or None"),
         ({"cache_key": ""}, "cache_key: got ''; allowed: a text"),
+        ({"tolerance": 1e-3}, "tolerance: got 0.001; allowed: a Tolerance or None"),
         ({"cache_key": "a", "cache": False}, "cache_key: got 'a' without a cache; allowed: one beside cache=True"),
     ],
 )

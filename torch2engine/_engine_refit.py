@@ -119,9 +119,10 @@ class RefittableEngine(Refittable[EngineArtifact]):
 
     def own_earlier(
         self, model: nn.Module, samples: Sequence[tuple[str, Sequence[torch.Tensor]]], tolerance: Tolerance | None
-    ) -> None:
-        """As `own`, where plan and ONNX are of one earlier deploy, whose weights may have been others."""
+    ) -> bool:
+        """As `own`, where plan and ONNX are of one earlier deploy; whether the weights were others."""
         super().own(model, samples, tolerance)
+        return self._program_now is not None
 
     @property
     def _is_spoilt(self) -> bool:

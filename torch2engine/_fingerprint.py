@@ -97,7 +97,7 @@ def _groups(tensors: Mapping[str, torch.Tensor]) -> Generator[list[_Piece]]:
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    plain = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     flat = plain.detach().resolve_neg().reshape(-1)
     return flat.view(_INTEGERS[flat.element_size()])
 

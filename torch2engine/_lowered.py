@@ -15,7 +15,7 @@ import torch
 from torch2engine._calibration import check_calibration
 from torch2engine.artifact import OnnxArtifact
 from torch2engine.cases import Case
-from torch2engine.config import QUANTIZED, BuildConfig, Precision, RuntimeConfig, Tolerance, of_kind
+from torch2engine.config import QUANTIZED, BuildConfig, Precision, RuntimeConfig, Tolerance, check_tolerance, of_kind
 from torch2engine.deployed import torch_dtype
 from torch2engine.errors import InputError, PrecisionError
 from torch2engine.precision._model import load, modules, types
@@ -62,13 +62,16 @@ def judged_on(examples: Sequence[Case], precision: Precision) -> Sequence[Case]:
     return [example for example in examples if not example.name.endswith("random")]
 
 
-def asked_for(precision: object, calibration: object, config: BuildConfig, runtime_config: RuntimeConfig) -> Precision:
+def asked_for(
+    precision: object, calibration: object, tolerance: object, config: BuildConfig, runtime_config: RuntimeConfig
+) -> Precision:
     """deploy's precision, once everything that is asked with it goes together.
 
     Raises:
-        InputError: no precision, or what `check_calibration` and `check_refittable` refuse.
+        InputError: no precision or tolerance, or what `check_calibration` and `check_refittable` refuse.
     """
     asked = Precision.of(precision)
+    check_tolerance(tolerance)
     of_kind("config", config, BuildConfig)
     of_kind("runtime_config", runtime_config, RuntimeConfig)
     check_calibration(asked, calibration, runtime_config)

@@ -39,6 +39,7 @@ _ENGINE = "engine"  # in a note: the key of the engine that it is about
 _MAX_BYTES = 20 << 30
 _POLL_S = 0.1
 _SETTLED_S = 60.0
+_OLD_S = 90 * 24 * 3600.0
 _LOG = logging.getLogger("torch2engine.cache")
 
 Cache: TypeAlias = "EngineCache | str | Path | bool | None"
@@ -169,7 +170,12 @@ class EngineCache:
             found = json.loads(data)
         except OSError:
             return None
-        return found[_ENGINE], found["facts"]
+        return found[_ENGINE], found["facts"]  # read by who has the same version: that is in the key
+
+    def touch(self, key: str) -> None:
+        """Let a note pass for a new one, since it was of use."""
+        with contextlib.suppress(OSError):
+            os.utime(self._folder / _NOTES / _checked(key))
 
     def forget(self, key: str) -> None:
         """Remove the note of a request, if there is one."""
@@ -245,18 +251,24 @@ class EngineCache:
         self._prune_notes()
         return freed
 
-    def _prune_notes(self) -> None:
-        """Remove notes of engines that are gone, and what killed processes left."""
-        with contextlib.suppress(OSError):
-            for path in (self._folder / _NOTES).iterdir():
-                found = self.noted(path.name) if _KEY.fullmatch(path.name) else None
-                is_new = time.time() - path.stat().st_mtime < _SETTLED_S  # somebody may just be writing it
-                if not is_new and (found is None or not (self._folder / found[0]).is_dir()):
-                    path.unlink(missing_ok=True)
-
     def clear(self) -> int:
         """Remove every engine; the bytes that were freed."""
         return self.prune(0)
+
+    def _prune_notes(self) -> None:
+        """Remove notes of engines that are gone, old ones, and what killed processes left."""
+        try:
+            paths = list((self._folder / _NOTES).iterdir())
+        except OSError:
+            return
+        for path in paths:
+            with contextlib.suppress(OSError):
+                age_s = time.time() - path.stat().st_mtime
+                if age_s < _SETTLED_S:
+                    continue  # somebody may just be storing its engine
+                found = self.noted(path.name) if _KEY.fullmatch(path.name) else None
+                if found is None or age_s > _OLD_S or not (self._folder / found[0]).is_dir():
+                    path.unlink(missing_ok=True)
 
     def _children(self, wanted: Callable[[str], object]) -> list[Path]:
         try:

@@ -26,6 +26,7 @@ __all__ = [
     "Precision",
     "RuntimeConfig",
     "Tolerance",
+    "check_tolerance",
     "choice",
     "float32_arithmetic",
     "of_kind",
@@ -83,6 +84,21 @@ def of_kind(subject: str, value: object, kind: type) -> None:
     """
     if not isinstance(value, kind):
         raise InputError(subject, got=repr(value), allowed=f"a {kind.__name__}", fix=f"pass t2e.{kind.__name__}(...)")
+
+
+def check_tolerance(value: object) -> None:
+    """Refuse what is neither a Tolerance nor None.
+
+    Raises:
+        InputError: showing one.
+    """
+    if value is not None and not isinstance(value, Tolerance):
+        raise InputError(
+            "tolerance",
+            got=repr(value),
+            allowed="a Tolerance or None",
+            fix="e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

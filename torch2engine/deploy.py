@@ -100,19 +100,20 @@ def deploy(
         ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
-    asked, store = asked_for(precision, calibration, config, runtime_config), cache_of(cache, cache_key)
+    asked, store = asked_for(precision, calibration, tolerance, config, runtime_config), cache_of(cache, cache_key)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
-    recall = Recall(store if runtime == "tensorrt" else None, model, asked, tolerance, config, runtime_config, phases)
+    known = store if runtime == "tensorrt" else None
+    recall = Recall(known, model, asked, tolerance, config, runtime_config, calibration is not None, phases)
     with undisturbed(model):
         with phases("capture"):
             captured = capture(model, sample_input, dynamic_axes, profiles, preprocess)
-        if cache_key is not None and (module := recall.by_key(cache_key, captured)) is not None:
+        if (module := recall.by_key(cache_key, captured)) is not None:
             return module
         with phases("export"):
             artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
         with phases("reference"):
             examples, notes = cases(captured)
-        if calibration is None and (module := recall.by_graph(artifact, captured, examples)) is not None:
+        if (module := recall.by_graph(artifact, captured, (examples, notes))) is not None:
             return module
     with phases("check"):
         module = ORTModule(artifact, None, runtime_config.on_cpu(), recall.kept)  # onnxruntime.InferenceSession
@@ -138,8 +139,7 @@ def deploy(
             computed, told = verified(module, low.artifact.precision, low.examples)
             notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance), *told)
             notes = (*notes, *precision_notes(asked.dtype, module), *wanted.notes)
-        wanted.keep(module.compiled() if runtime_config.kernel_specialization == "none" else engine)
-        recall.keep(wanted, low, computed, (*low.notes, *told))
+        recall.keep(wanted, module, engine, low.outcome, computed, (*low.notes, *told))
     module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome, computed)
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

@@ -24,7 +24,8 @@ class DeployReport:
     """The account of one deploy().
 
     Args:
-        parity: PyTorch against ONNX Runtime, then PyTorch against the engine.
+        parity: PyTorch against ONNX Runtime, then PyTorch against the engine; that alone where the engine was found by
+            what was asked, which the note "...come from the cache..." tells.
         seconds: wall time per phase, in order.
         precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.

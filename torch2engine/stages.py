@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,6 +26,7 @@ from torch2engine.config import (
     BuildConfig,
     RuntimeConfig,
     Tolerance,
+    check_tolerance,
     choice,
     of_kind,
 )
@@ -118,13 +119,7 @@ def judge(
     Raises:
         InputError: a tolerance that is none.
     """
-    if tolerance is not None and not isinstance(cast("object", tolerance), Tolerance):
-        raise InputError(
-            "tolerance",
-            got=repr(tolerance),
-            allowed="a Tolerance or None",
-            fix="e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)",
-        )
+    check_tolerance(tolerance)
     bounds = tolerance or Tolerance.default(candidate.precision)
     report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds, tuple(notes))
     for example in examples:

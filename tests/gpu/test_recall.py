@@ -48,7 +48,7 @@ def test_same_export_spares_the_steps_up_to_the_engine(precision: str, tmp_path:
     first, long = deployed(net(), tmp_path, precision=precision)
     second, short = deployed(net(), tmp_path, precision=precision)
     assert {"check", "build", "parity"} <= long.keys()
-    assert set(short) == {"capture", "export", "reference", "recall"}
+    assert set(short) == {"capture", "export", "reference", "recall", "parity"}
     inputs = tiny_inputs(5)
     assert torch.equal(first(*inputs)["logits"], second(*inputs)["logits"])
     assert first.report is not None and second.report is not None
@@ -66,7 +66,7 @@ def test_key_spares_the_export(tmp_path: Path) -> None:
     """With the caller's promise nothing is exported; the same key for other weights, or for another call, is."""
     _, long = deployed(net(), tmp_path, cache_key="tiny 1")
     module, short = deployed(net(), tmp_path, cache_key="tiny 1")
-    assert "export" in long and set(short) == {"capture", "recall"}
+    assert "export" in long and set(short) == {"capture", "recall", "parity"}
     assert error(module, net()) < 1e-4
     for options in ({"cache_key": "tiny 2"}, {"cache_key": "tiny 1", "precision": "fp16"}):
         assert "export" in deployed(net(), tmp_path, **options)[1]
@@ -136,3 +136,31 @@ def test_calibration_data_are_read_unless_promised(tmp_path: Path) -> None:
     assert len(reads) == 2
     _, short = deployed(net(), tmp_path, precision="fp16", calibration=batches(), cache_key="tiny")
     assert len(reads) == 2 and "export" not in short
+
+
+def test_cached_weights_never_lie_beside_other_ones(tmp_path: Path) -> None:
+    """What is kept of a refitted engine is whole, whichever kernels it was deployed for."""
+    lazy = t2e.RuntimeConfig(kernel_specialization="lazy")
+    deployed(net(), tmp_path, config=REFITTABLE, runtime_config=lazy)
+    tolerance = t2e.Tolerance(rel_l2=1e-3, max_rel=1e-2)  # another request for the same engine
+    deployed(net(1), tmp_path, config=REFITTABLE, runtime_config=lazy, tolerance=tolerance)
+    found, _ = deployed(net(), tmp_path, config=REFITTABLE)
+    saved = found.save(tmp_path / "saved.t2e")
+    assert error(t2e.load(saved), net()) < 1e-4
+    if (saved / "model.onnx").exists():
+        again = t2e.TRTModule(t2e.build(saved / "model.onnx", {"batch": (1, 8, 32)}))
+        x, scale = tiny_inputs(7)
+        with torch.no_grad():
+            expected = net()(x, scale)["logits"]
+        got = again(x, scale)["logits"]
+        assert float((got - expected).norm() / expected.norm()) < 1e-4
+
+
+def test_kernels_are_made_where_the_cache_has_none(tmp_path: Path) -> None:
+    """An engine that was first deployed for single shapes gets general kernels once, and then is found with them."""
+    deployed(net(), tmp_path, runtime_config=t2e.RuntimeConfig(kernel_specialization="eager"))
+    (entry,) = t2e.EngineCache(tmp_path).entries()
+    assert not (entry.path / "runtime.cache").exists()
+    assert "build" in deployed(net(), tmp_path)[1]
+    assert (entry.path / "runtime.cache").exists()
+    assert "build" not in deployed(net(), tmp_path)[1]
