@@ -30,7 +30,7 @@ class Tutorial:
         specialized: let TensorRT-RTX compile kernels for the shapes that come, as it does unless it is told not to.
     """
 
-    def __init__(self, artifact: EngineArtifact, specialized: bool = True) -> None:
+    def __init__(self, artifact: EngineArtifact, specialized: bool) -> None:
         self._cuda: Any = importlib.import_module("pycuda.driver")
         self._primary = cuda.find(0)
         with self._primary:

@@ -97,6 +97,7 @@ class Copier:
         self._lock = threading.Lock()
         self._work: queue.SimpleQueue[_Together | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._is_closed = False
 
     def copy(self, pairs: Sequence[tuple[Array, Array]]) -> None:
         """Copy each source into its target, and return when all is done.
@@ -105,26 +106,28 @@ class Copier:
             pairs: (target, source) of one shape; targets don't overlap.
         """
         parts = [part for target, source in pairs for part in pieces(target, source, self._count)]
-        if len(parts) == len(pairs):
+        if len(parts) == len(pairs) or not self._start():
             for part in parts:
                 _copy(*part)
             return
         together = _Together(parts)
-        self._start()
         for _ in range(self._count - 1):
             self._work.put(together)
         together.finish()
 
-    def _start(self) -> None:
+    def _start(self) -> bool:
+        """Have the threads; False once it was closed."""
         with self._lock:
-            while len(self._threads) < self._count - 1:
+            while not self._is_closed and len(self._threads) < self._count - 1:
                 thread = threading.Thread(target=_serve, args=(self._work,), name="torch2engine copy", daemon=True)
                 self._threads.append(thread)
                 thread.start()
+            return not self._is_closed
 
     def close(self) -> None:
-        """Let the threads end; copies go on without them, or with new ones."""
+        """Let the threads end; copies go on without them."""
         with self._lock:
+            self._is_closed = True
             for _ in self._threads:
                 self._work.put(None)
             self._threads.clear()

@@ -8,12 +8,15 @@ and so TensorRT and PyTorch, use too: with any other, pointers of one side would
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
+import importlib.util
 import os
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
@@ -34,6 +37,7 @@ _NON_BLOCKING = 1
 _BLOCKING_SYNC = 1
 _MEMORY_TYPE, _RANGE_START, _RANGE_SIZE = 2, 11, 12
 _HOST = 1
+_CURAND = "libcurand.so.10"
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
 
 _lock = threading.Lock()
@@ -48,6 +52,7 @@ def _driver() -> Any:
     fix = (
         "`pip install torch2engine[processor]`, or on a host that only serves `pip install -r requirements/serving.txt`"
     )
+    _load_curand()
     try:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
@@ -56,6 +61,19 @@ def _driver() -> Any:
         raise InstallationError("pycuda", got=got, fix=fix) from error
     except (ImportError, OSError) as error:  # its shared library, made for another CUDA or numpy
         raise InstallationError("pycuda", got=f"it can't be loaded: {error}", fix=fix) from error
+
+
+def _load_curand() -> None:
+    """Load the library that pycuda (2026.1) is linked with, which NVIDIA's wheels keep where no loader looks."""
+    with contextlib.suppress(OSError):
+        ctypes.CDLL(_CURAND)
+        return
+    spec = importlib.util.find_spec("nvidia")
+    for root in (spec.submodule_search_locations or ()) if spec is not None else ():
+        for path in sorted(Path(root).glob(f"*/lib/{_CURAND}")):
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(str(path))
+                return
 
 
 def find(index: int) -> Cuda:

@@ -109,6 +109,7 @@ class Lane:
         self._free = list(spare)
         self._contexts = len(self._free)
         self._memory: Memory | None = None
+        self._none = cuda.memory(0)
         self._inputs = cuda.memory(room.inputs)
         self._outputs = cuda.memory(room.outputs)
         self._found: dict[str, Memory] = {}  # of outputs that TensorRT asks memory for
@@ -364,4 +365,4 @@ class Lane:
         self._free.clear()
         self._found.clear()
         self._memory = None
-        self._inputs = self._outputs = self._cuda.memory(0)
+        self._inputs = self._outputs = self._none

@@ -55,10 +55,12 @@ class Pipeline:
             numpy_dtype(spec)
         self.cuda = cuda.find(index)
         self._copier = Copier()
-        self._lock = threading.Lock()
+        # The garbage collector may end a stream of calls in a thread that holds it.
+        self._lock = threading.RLock()
         self._turns = itertools.count()
         self._tickets: list[Ticket] = []
-        self._kept = max(_LEAST_TICKETS, 2 * streams)
+        self._kept = {blocking: max(_LEAST_TICKETS, 2 * streams) for blocking in (True, False)}
+        self._under_way = {True: 0, False: 0}
         self._room = Room()
         self.last: Timings | None = None
         self._lanes: list[Lane] = []
@@ -196,14 +198,24 @@ class Pipeline:
         with self._lock:
             for index, ticket in enumerate(self._tickets):
                 if ticket.blocking is blocking:
+                    self._count(blocking)
                     return self._tickets.pop(index)
-        return Ticket(self.cuda, blocking)
+        ticket = Ticket(self.cuda, blocking)
+        with self._lock:
+            self._count(blocking)
+        return ticket
+
+    def _count(self, blocking: bool) -> None:
+        self._under_way[blocking] += 1
+        self._kept[blocking] = max(self._kept[blocking], self._under_way[blocking])  # so many may come again
 
     def _give_back(self, ticket: Ticket, lane: Lane | None) -> None:
         with self._lock:
             if lane is not None:
                 lane.waiting -= 1
-            if self._lanes and len(self._tickets) < self._kept:
+            self._under_way[ticket.blocking] -= 1
+            alike = sum(one.blocking is ticket.blocking for one in self._tickets)
+            if self._lanes and alike < self._kept[ticket.blocking]:
                 self._tickets.append(ticket)
 
     def close(self) -> None:
@@ -216,7 +228,7 @@ class Pipeline:
         self._copier.close()
         with self.cuda, unhindered():
             for lane in lanes:
-                with lane.lock:
+                with lane.lock, contextlib.suppress(Exception):  # the others are given back all the same
                     lane.close()
             lanes.clear()
             tickets.clear()
