@@ -193,7 +193,7 @@ def _refits(evidence: Mapping[str, Any]) -> list[str]:
         "",
         f"Without a refit ResNet-50 takes {deploy:.1f} s to deploy again, {speedup:.0f} times as long, or "
         f"{parser:.1f} s to export, to lower and to hand to TensorRT's refitter of ONNX files. In a new process, with "
-        f"its engine in the cache, deploy takes {cached:.1f} s beside the export, and {keyed:.1f} s in all with other "
+        f"its engine in the cache, deploy takes {cached:.2f} s beside the export, and {keyed:.2f} s in all with other "
         "weights under a `cache_key`.",
     ]
 
@@ -215,8 +215,8 @@ def _processor(evidence: Mapping[str, Any]) -> list[str]:
         raise TableError(f"processor.json: {error} is missing") from None
     return [
         f"`Processor`, numpy in and numpy out ({_origin(evidence)}, `processor.json`): medians; of a stream the time "
-        "for each item. The tutorials' way allocates, copies pageable memory and waits in every call; the engine alone "
-        "is TensorRT's enqueue with its inputs on the GPU:",
+        "for each item. The tutorials' way takes its memory anew in every call, and waits; the engine alone is "
+        "TensorRT's enqueue with its inputs on the GPU:",
         "",
         *_rows(cells),
         "",

@@ -1,9 +1,8 @@
 """The usual way to serve numpy arrays by TensorRT and pycuda, as tutorials have it: what Processor is held against.
 
-Enters: an engine's artifact, then arrays. Leaves: arrays by name. Each call allocates device memory for every tensor,
-copies pageable arrays in, enqueues on one stream, waits, copies out, waits again, and frees. The context is made with
-TensorRT's own defaults. Apart because of torch2engine's runtime, which it is held against, it takes no more than the
-primary context.
+Enters: an engine's artifact, then arrays. Leaves: arrays by name. Each call takes page-locked and device memory for
+every tensor, stages the inputs, enqueues copies and engine on one stream, waits, and gives the memory back. Apart
+because of torch2engine's runtime, which it is held against, it takes no more than the primary context.
 """
 
 from __future__ import annotations
@@ -62,25 +61,30 @@ class Tutorial:
             return self._infer(inputs)
 
     def _infer(self, inputs: Mapping[str, Any]) -> OrderedDict[str, np.ndarray[Any, Any]]:
-        driver, context, stream = self._cuda, self._context, self._stream
-        memory: list[Any] = []
+        context, stream = self._context, self._stream
+        held: list[tuple[Any, Any]] = []
         for name in self._inputs:
-            array = np.ascontiguousarray(inputs[name])
+            array = np.asarray(inputs[name])
             self._check(context.set_input_shape(name, array.shape), f"shape of '{name}'")
-            memory.append(driver.mem_alloc(array.nbytes))
-            driver.memcpy_htod_async(memory[-1], array, stream)
-            self._check(context.set_tensor_address(name, int(memory[-1])), f"address of '{name}'")
-        results: OrderedDict[str, np.ndarray[Any, Any]] = OrderedDict()
-        for name in self._outputs:
-            dtype = self._rt.api.nptype(self._engine.get_tensor_dtype(name))
-            results[name] = np.empty(tuple(context.get_tensor_shape(name)), dtype)
-            memory.append(driver.mem_alloc(results[name].nbytes))
-            self._check(context.set_tensor_address(name, int(memory[-1])), f"address of '{name}'")
+            host, memory = self._taken(name, array.shape)
+            host[...] = array
+            self._cuda.memcpy_htod_async(memory, host, stream)
+            held.append((host, memory))
+        results = OrderedDict(
+            (name, self._taken(name, tuple(context.get_tensor_shape(name)))) for name in self._outputs
+        )
         self._check(context.execute_async_v3(stream.handle), "enqueue")
+        for host, memory in results.values():
+            self._cuda.memcpy_dtoh_async(host, memory, stream)
         stream.synchronize()
-        for array, one in zip(results.values(), memory[len(self._inputs) :], strict=True):
-            driver.memcpy_dtoh_async(array, one, stream)
-        stream.synchronize()
-        for one in memory:
-            one.free()
-        return results
+        for _, memory in (*held, *results.values()):
+            memory.free()
+        # Copies, which are small: page-locked memory is given back in here, where the context is current.
+        return OrderedDict((name, np.array(host)) for name, (host, _) in results.items())
+
+    def _taken(self, name: str, shape: tuple[int, ...]) -> tuple[Any, Any]:
+        """Page-locked and device memory for a tensor."""
+        host = self._cuda.pagelocked_empty(shape, self._rt.api.nptype(self._engine.get_tensor_dtype(name)))
+        memory = self._cuda.mem_alloc(host.nbytes)
+        self._check(self._context.set_tensor_address(name, int(memory)), f"address of '{name}'")
+        return host, memory

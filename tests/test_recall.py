@@ -305,3 +305,22 @@ def test_report_parts_go_through_a_note() -> None:
     assert PrecisionOutcome.from_json(replace(outcome, errors=None).to_json()).errors is None
     report = PrecisionReport((Product("a", "Conv", "body", "fp16", 7, "fp16"),), {"fp16": 2})
     assert PrecisionReport.from_json(json.loads(json.dumps(report.to_json()))) == report
+
+
+def test_hashes_are_there_when_they_are_asked_for(cache: EngineCache) -> None:
+    """Worked out beside something else they are the same, and a file that is gone is told by who asks."""
+    model = net()
+    recall = Recall(
+        cache, model, t2e.Precision(), None, t2e.BuildConfig(), t2e.RuntimeConfig(), calibrated=False, phases=Phases()
+    )
+    first, second = (t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}}) for _ in range(2))
+    assert recall.exported(first) is first
+    assert recall._hashing is not None
+    recall._hashing.join()
+    assert recall._exported(first) == recall._exported(second)
+    third = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
+    third.onnx_path.unlink()
+    recall.exported(third)
+    recall._hashing.join()
+    with pytest.raises(t2e.ArtifactError):
+        recall._exported(third)

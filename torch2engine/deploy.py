@@ -110,7 +110,7 @@ def deploy(
         if (module := recall.by_key(cache_key, captured)) is not None:
             return module
         with phases("export"):
-            artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
+            artifact = recall.exported(export_onnx(captured, config.refittable))  # torch.onnx.export
         with phases("reference"):
             examples, notes = cases(captured)
         if (module := recall.by_graph(artifact, captured, (examples, notes))) is not None:

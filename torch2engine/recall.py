@@ -7,8 +7,10 @@ road is taken. A room of its own because what must be equal for a shortcut to be
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeAlias, cast
@@ -70,6 +72,7 @@ class Recall:
         if budget is not None and budget.metric is not None:  # which has to see the engine's answers to its batches
             self.cache = None
         self._keys: list[str] = []
+        self._hashing: threading.Thread | None = None
 
     @property
     def kept(self) -> nn.Module | None:
@@ -90,6 +93,13 @@ class Recall:
             found = None if facts is None else self._find(facts, captured)
         return None if found is None else self._answering(found, captured, cases(captured))
 
+    def exported(self, artifact: OnnxArtifact) -> OnnxArtifact:
+        """What was exported; its files are hashed while the GPU answers the cases."""
+        if self.cache is not None and not self.calibrated and not self.config.refittable:
+            self._hashing = threading.Thread(target=_hashed, args=(artifact,), name="torch2engine hash", daemon=True)
+            self._hashing.start()
+        return artifact
+
     def by_graph(self, artifact: OnnxArtifact, captured: Captured, examples: Examples) -> TRTModule | None:
         """The module of an earlier deploy whose export came out the same, remarks such as source lines included.
 
@@ -101,6 +111,8 @@ class Recall:
         if self.calibrated or self.cache is None:  # nobody knows whether the data are the same
             return None
         with self.phases("recall"):
+            if self._hashing is not None:
+                self._hashing.join()
             found = self._find(self._exported(artifact), captured)
         return None if found is None else self._answering(found, captured, examples)
 
@@ -218,12 +230,11 @@ class Recall:
 
     def _exported(self, artifact: OnnxArtifact) -> dict[str, Any]:
         """What tells an exported model from others."""
-        files = artifact.manifest()["files"]
-        graph = {name: entry["sha256"] for name, entry in files.items()}
-        return {
-            "graph": without_values(artifact) if self.config.refittable else graph,
-            "precision": artifact.precision,
-        }
+        if self.config.refittable:
+            graph = without_values(artifact)
+        else:
+            graph = {name: entry["sha256"] for name, entry in artifact.manifest()["files"].items()}
+        return {"graph": graph, "precision": artifact.precision}
 
     def _request(self, captured: Captured) -> dict[str, Any]:
         """Everything but the model itself that decides about the graph that is built, and what is built of it."""
@@ -263,6 +274,11 @@ class _Found:
     key: str
     engine: EngineArtifact
     facts: Mapping[str, Any]
+
+
+def _hashed(artifact: OnnxArtifact) -> None:
+    with suppress(Torch2EngineError):  # who needs the hashes asks again, and hears it
+        artifact.manifest()
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
