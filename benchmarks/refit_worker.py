@@ -42,11 +42,9 @@ def _deployed(
     name: str, model: nn.Module, config: t2e.BuildConfig, cache: Path | None = None, key: str | None = None
 ) -> tuple[t2e.TRTModule, float]:
     """The engine in half precision, and the seconds that it took."""
-    entry = REFITTED[name]
+    entry, deploy = REFITTED[name], t2e.deploy  # which imports its room
     inputs, start = entry.inputs(2), time.perf_counter()
-    module = t2e.deploy(
-        model, inputs, entry.axes(), precision="fp16", config=config, cache=cache or False, cache_key=key
-    )
+    module = deploy(model, inputs, entry.axes(), precision="fp16", config=config, cache=cache or False, cache_key=key)
     assert isinstance(module, t2e.TRTModule)
     return module, time.perf_counter() - start
 

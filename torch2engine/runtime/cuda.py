@@ -8,7 +8,6 @@ and so TensorRT and PyTorch, use too: with any other, pointers of one side would
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib
@@ -65,15 +64,15 @@ def _driver() -> Any:
 
 def _load_curand() -> None:
     """Load the library that pycuda (2026.1) is linked with, which NVIDIA's wheels keep where no loader looks."""
-    with contextlib.suppress(OSError):
-        ctypes.CDLL(_CURAND)
-        return
     spec = importlib.util.find_spec("nvidia")
-    for root in (spec.submodule_search_locations or ()) if spec is not None else ():
-        for path in sorted(Path(root).glob(f"*/lib/{_CURAND}")):
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(str(path))
-                return
+    folders = list(spec.submodule_search_locations or ()) if spec is not None else []
+    found = [str(path) for folder in folders for path in sorted(Path(folder).glob(f"*/lib/{_CURAND}"))]
+    for name in (_CURAND, *found):  # the loader's own first
+        try:
+            ctypes.CDLL(name)
+        except OSError:
+            continue
+        break
 
 
 def find(index: int) -> Cuda:
