@@ -217,7 +217,10 @@ def test_model_gets_its_own_dtype(dtype: torch.dtype) -> None:
 
 def test_call_with_floats_is_refused() -> None:
     """What was normalised already is not normalised again."""
-    text = "input 'x': dtype is float32, the engine takes uint8; cast it yourself with .to(uint8) if the loss is meant"
+    text = (
+        "input 'x': dtype is float32, the engine takes uint8; "
+        "pass the image's bytes as they were decoded: the engine normalises them"
+    )
     assert refusal(DtypeError, once(), formula(images()).permute(0, 2, 3, 1)) == text
 
 
@@ -364,6 +367,17 @@ def test_benchmark_times_eager_with_its_preprocessing() -> None:
         ({"mean": "0.5"}, "Preprocess.mean: '0.5', a finite number, or one for each channel"),
         ({"mean": True}, "Preprocess.mean: True, a finite number, or one for each channel"),
         ({"mean": None}, "Preprocess.mean: None, a finite number, or one for each channel"),
+        ({"mean": {0.5}}, "Preprocess.mean: {0.5}, a finite number, or one for each channel"),
+        ({"mean": {0: 0.5}}, "Preprocess.mean: {0: 0.5}, a finite number, or one for each channel"),
+        ({"mean": b"a"}, "Preprocess.mean: b'a', a finite number, or one for each channel"),
+        ({"mean": ["0.5"]}, "Preprocess.mean: ['0.5'], a finite number, or one for each channel"),
+        ({"std": [True]}, "Preprocess.std: [True], a finite number above 0, or one for each channel"),
+        ({"std": 10**400}, f"Preprocess.std: {10**400}, a finite number above 0, or one for each channel"),
+        (
+            {"mean": (123.7, 116.3, 103.5), "std": 58.0},
+            "Preprocess.mean: 123.7, while x * scale is at most 1, a mean in units of x * scale; "
+            "pass scale=1 for a mean and std of bytes",
+        ),
         ({"scale": 0}, "Preprocess.scale: 0, a finite number above 0"),
         ({"scale": (1, 2)}, "Preprocess.scale: (1, 2), a finite number above 0"),
         ({"layout": "HWC"}, "Preprocess.layout: 'HWC', one of 'NHWC', 'NCHW'"),
@@ -391,7 +405,7 @@ def test_impossible_numbers_are_refused(options: dict[str, Any], text: str) -> N
             images(8, 8, 3),
             ShapeError,
             "input 'x': shape [8, 8, 3] has 3 dimensions, Preprocess takes NHWC, (batch, height, width, channels); "
-            "add the missing dimension, e.g. with unsqueeze(0), or put several into one",
+            "unsqueeze(0) adds a batch, unsqueeze(-1) channels",
         ),
         (
             images(2, 3, 8, 8),
@@ -441,7 +455,53 @@ def test_preprocess_that_fits_no_input_is_refused(preprocess: Any, text: str) ->
 def test_image_with_too_many_channels_fails_in_the_model() -> None:
     """One number for all channels says nothing of their count; the model does."""
     text = refusal(ExportError, t2e.export, net(), images(2, 8, 8, 4), preprocess=Preprocess())
-    assert "PyTorch itself fails on inputs of shape [2, 8, 8, 4]" in text
+    assert "PyTorch itself fails on inputs of shape [2, 8, 8, 4], of which preprocess= made [2, 4, 8, 8]" in text
+
+
+class Renamed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.net(images)
+
+
+def test_artifact_of_another_models_inputs_is_told_by_their_names() -> None:
+    """The message speaks of what check() was given."""
+    text = refusal(InputError, t2e.check, Renamed(), once()._artifact, images())
+    assert text.startswith("sample_input: inputs are images, the artifact's are [('x', 'uint8')]")
+
+
+class Turned(Preprocess):
+    """Does something else, which an engine that was loaded would not know of."""
+
+
+def test_subclass_is_refused() -> None:
+    """What is saved is a Preprocess, so nothing else may be computed."""
+    text = refusal(InputError, t2e.export, net(), images(), preprocess=Turned())
+    assert text.startswith("preprocess: a Turned, a Preprocess, or a dict of them by input")
+
+
+def test_calibration_data_are_bytes_too() -> None:
+    """Floats of an old loader are refused by name, whatever asks for them."""
+    text = refusal(
+        DtypeError,
+        t2e.deploy,
+        net(),
+        images(),
+        precision="fp16",
+        preprocess=IMAGENET,
+        calibration=[formula(images())],
+        runtime="onnxruntime",
+    )
+    assert text.startswith("input 'x': dtype is float32, the engine takes uint8; pass the image's bytes")
+
+
+def test_numbers_of_bytes_have_a_scale_of_one() -> None:
+    """The formula is the same as with numbers of 0 to 1."""
+    of_bytes = Preprocess(mean=[255 * one for one in MEAN], std=[255 * one for one in STD], scale=1)
+    torch.testing.assert_close(of_bytes(images()), IMAGENET(images()), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"std": 0.0}, {"mean": "0.5"}, {"layout": "HWC"}, {"gamma": 2.2}])

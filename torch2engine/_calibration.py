@@ -67,13 +67,16 @@ def check_calibration(
 
 
 def tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
-    """A batch's tensors in the signature's order.
+    """A batch's tensors in the signature's order and dtypes.
 
     Raises:
-        InputError: it is not in the form of sample_input.
+        InputError, DtypeError: it is not in the form of sample_input, or of a dtype that can't be cast without loss.
     """
     given = as_inputs(batch)
-    return cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
+    leaves = cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
+    for spec, leaf in zip(signature.inputs, leaves, strict=True):
+        signature.check_dtype(spec, str(leaf.dtype).removeprefix("torch."))
+    return [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
 
 
 def arrays(signature: Signature, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:

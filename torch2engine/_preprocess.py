@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeGuard, cast
 
 from torch2engine.errors import DtypeError, InputError, ShapeError
 
@@ -34,8 +34,8 @@ class Preprocess:
         layout: of the bytes, "NHWC" or "NCHW"; the model gets (batch, channels, height, width).
 
     Raises:
-        InputError: a number that is not finite, a std or scale that is not positive, as many means as there are no
-            stds, or an unknown layout.
+        InputError: a number that is not finite, a std or scale that is not positive, another number of means than of
+            stds, a mean that no byte times `scale` reaches, or an unknown layout.
 
     >>> Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).channels
     3
@@ -59,6 +59,14 @@ class Preprocess:
                 "Preprocess",
                 got=f"{lengths[0]} means and {lengths[1]} stds",
                 allowed="one number for all channels, or one for each",
+            )
+        largest = max(map(abs, cast("tuple[float, ...]", self.mean if isinstance(self.mean, tuple) else (self.mean,))))
+        if largest > 255 * self.scale * (1 + 1e-6):  # the same formula is on both sides of parity, which can't tell
+            raise InputError(
+                "Preprocess.mean",
+                got=f"{largest:g}, while x * scale is at most {255 * self.scale:g}",
+                allowed="a mean in units of x * scale",
+                fix="pass scale=1 for a mean and std of bytes",
             )
 
     @property
@@ -120,7 +128,7 @@ class Preprocess:
                 name=name,
                 got=f"shape {list(shape)} has {len(shape)} dimensions",
                 allowed=f"Preprocess takes {self.layout}, ({order})",
-                fix="add the missing dimension, e.g. with unsqueeze(0), or put several into one",
+                fix=f"unsqueeze(0) adds a batch, unsqueeze({self.layout.index('C') - 4}) channels",
             )
         found, wanted = shape[self.layout.index("C")], self.channels
         if wanted not in (None, found):
@@ -144,23 +152,30 @@ class Preprocess:
         return cls(**data)
 
 
-def _numbers(name: str, value: Any) -> float | tuple[float, ...]:
+def _numbers(name: str, given: object) -> float | tuple[float, ...]:
     """A float, or a tuple of them where `value` holds several."""
-    several = name != "scale"
+    value: Any = given
+    shown = repr(given)
+    several, positive = name != "scale", name in ("std", "scale")
+    wrong: tuple[type, ...] = (bool, str, bytes, set, frozenset, Mapping)  # sets have no order, and keys are no values
     try:
-        items = None if isinstance(value, (bool, str)) else tuple(value) if several else None
+        items: tuple[Any, ...] | None = tuple(value) if several and not isinstance(given, wrong) else None
     except TypeError:
         items = None
     try:
-        found = [float(item) for item in ([value] if items is None else items)]
-    except (TypeError, ValueError):
+        each: Any = [value] if items is None else items
+        found = [] if any(isinstance(item, wrong) for item in each) else [float(item) for item in each]
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor without values
         found = []
-    positive = name in ("std", "scale")
-    is_wrong = isinstance(value, (bool, str)) or not found or not all(map(math.isfinite, found))
-    if is_wrong or (positive and min(found) <= 0):
+    if not found or not all(map(math.isfinite, found)) or (positive and min(found) <= 0):
         one = "a finite number above 0" if positive else "a finite number"
-        raise InputError(f"Preprocess.{name}", got=repr(value), allowed=one + (", or one for each channel" * several))
+        raise InputError(f"Preprocess.{name}", got=shown, allowed=one + (", or one for each channel" * several))
     return found[0] if items is None else tuple(found)
+
+
+def _is_one(value: object) -> TypeGuard[Preprocess]:
+    """Whether it is a Preprocess itself: what a subclass does would be lost by whoever loads the engine."""
+    return type(value) is Preprocess
 
 
 def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
@@ -175,7 +190,7 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
     """
     if preprocess is None:
         return {}
-    if isinstance(preprocess, Preprocess):
+    if _is_one(preprocess):
         if len(names) != 1:
             raise InputError(
                 "preprocess",
@@ -200,6 +215,6 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
                 allowed=f"inputs are {', '.join(names)}",
                 fix="use one of these names",
             )
-        if not isinstance(one, Preprocess):
+        if not _is_one(one):
             raise InputError(f"preprocess[{name!r}]", got=f"a {type(one).__name__}", allowed="a Preprocess")
     return cast("dict[str, Preprocess]", dict(found))

@@ -115,7 +115,7 @@ def benchmark(
         model: what it was deployed from, on the module's device.
         sizes: axis sizes, one mapping for each input to be timed, e.g. ``[{"batch": 1}, {"batch": 32}]``; an axis that
             is left out has its opt size. By default min, opt and max of the first profile. Inputs are made: random
-            floats, True, integers that are 0, or 1 where the input's name ends in "mask".
+            floats, True, bytes of images, other integers that are 0, or 1 where the input's name ends in "mask".
         inputs: one input to be timed, in the form of deploy's sample_input, instead of `sizes`.
         tolerance: by default `Tolerance.default` of the module's precision.
         rounds, calls, warmup: as for `measure`.
@@ -233,7 +233,8 @@ def _compared(
 
 
 def made_inputs(module: Deployed[Any], device: torch.device) -> dict[str, list[torch.Tensor]]:
-    """Inputs at min, opt and max of a module's first profile, by the case's name: random floats, integers of 0."""
+    """Inputs at min, opt and max of a module's first profile, by the case's name: random floats and
+    bytes of images, other integers of 0."""
     return _cases(module, None, None, device)
 
 

@@ -118,6 +118,12 @@ class Reference:
                 args.append(value)
         return args, kwargs
 
+    def _made(self, leaves: Sequence[torch.Tensor]) -> str:
+        """What preprocessing makes of the shapes, for a message."""
+        steps = zip(leaves, self._preprocess, strict=False)
+        shapes = [list(step(leaf).shape) for leaf, step in steps if step is not None and leaf.ndim == 4]
+        return f", of which preprocess= made {', '.join(map(str, shapes))}" if shapes else ""
+
     def call(self, leaves: Sequence[torch.Tensor]) -> Any:
         """The model's own result."""
         args, kwargs = self.arguments(leaves)
@@ -136,7 +142,7 @@ class Reference:
         try:
             result = self.call(leaves)
         except Exception as error:
-            shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves)
+            shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) + self._made(leaves)
             raise ExportError(
                 "model",
                 got=f"PyTorch itself fails on inputs of shape {shapes}: {type(error).__name__}: {error}",

@@ -263,7 +263,9 @@ class Signature:
                 name=spec.name,
                 got=f"dtype is {dtype}",
                 allowed=f"the engine takes {spec.dtype}{also}",
-                fix=f"cast it yourself with {by.format(spec.dtype)} if the loss is meant",
+                fix="pass the image's bytes as they were decoded: the engine normalises them"
+                if spec.preprocess is not None
+                else f"cast it yourself with {by.format(spec.dtype)} if the loss is meant",
             )
 
     def resolve(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:

@@ -89,9 +89,14 @@ def check(
     model = unwrap(model)
     with undisturbed(model):
         prepare = {spec.name: spec.preprocess for spec in artifact.signature.inputs if spec.preprocess is not None}
-        captured = capture(model, sample_input, preprocess=prepare)
-        ours = [(spec.name, spec.dtype) for spec in captured.signature.inputs]
         theirs = [(spec.name, spec.dtype) for spec in artifact.signature.inputs]
+        try:
+            captured = capture(model, sample_input, preprocess=prepare)
+        except InputError as error:
+            if not error.subject.startswith("preprocess["):
+                raise
+            raise InputError("sample_input", got=error.allowed, allowed=f"the artifact's are {theirs}") from None
+        ours = [(spec.name, spec.dtype) for spec in captured.signature.inputs]
         if ours != theirs:
             raise InputError("sample_input", got=f"inputs {ours}", allowed=f"the artifact's are {theirs}")
         artifact.signature.resolve([leaf.shape for leaf in captured.sample])
