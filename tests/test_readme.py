@@ -69,6 +69,7 @@ def run_console(block: Block, names: dict[str, Any]) -> str:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A scratch folder to work in, with the ONNX file "from elsewhere", and deploy's default set to "auto"."""
     monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)  # models and data of the blocks are random
     relu(tmp_path).rename(tmp_path / "encoder.onnx")
     monkeypatch.setitem(torch2engine.deploy.__kwdefaults__, "runtime", "auto")
     with contextlib.ExitStack() as stack:
