@@ -4,8 +4,9 @@
 
 Enters: a GPU, pycuda. Leaves: processor.json. ResNet-50 in half precision takes float32 images (and, wrapped anew,
 uint8 ones): PyTorch's answers first, then time, of each way in turn. "Engine" is the GPU's time of the enqueue alone,
-back to back, its inputs on the GPU. Then threads share a Processor and a TRTModule of one engine; a wrong result makes
-the exit status 1.
+back to back, its inputs on the GPU. The engine has a profile for all batch sizes and one for each that is timed; the
+Processor chooses, the usual way knows but the first, and is timed with the Processor's choice as well. Then threads
+share a Processor and a TRTModule of one engine; a wrong result makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -13,26 +14,22 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 import torch2engine as t2e
-from benchmarks import _script, stress
+from benchmarks import _script, processor_stress
 from benchmarks.evidence import REPOSITORY, Evidence
+from benchmarks.processor_stress import Array, only
 from benchmarks.tutorial import Tutorial
 from benchmarks.zoo import BATCH, ENTRIES
 from torch2engine.bench import measure
@@ -46,10 +43,6 @@ PRECISION = "fp16"  # what the model computes in, and so its tolerance
 ARRAYS = 4  # asked in turn: more than a cache holds
 DEPTH = 4
 MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
-SHARE_OF_MODULE = 0.2
-MIB = 2**20
-
-Array = np.ndarray[Any, Any]
 
 
 class Floats(nn.Module):
@@ -88,15 +81,10 @@ def images(batch: int) -> list[Array]:
     return [np.random.default_rng(n).integers(0, 255, (batch, 224, 224, 3), np.uint8) for n in range(ARRAYS)]
 
 
-def build(model: nn.Module, sample: Array) -> t2e.EngineArtifact:
-    """The engine of a model for batches up to 32."""
-    return t2e.build(t2e.export(model.eval(), torch.from_numpy(sample).cuda(), {"images": {0: BATCH}}))
-
-
-def only(results: Mapping[str, Array]) -> Array:
-    """The value of the only output."""
-    (value,) = results.values()
-    return value
+def build(model: nn.Module, sample: Array, batches: Sequence[int]) -> t2e.EngineArtifact:
+    """The engine of a model for any batch up to 32, with kernels of their own for some."""
+    profiles = [{BATCH.name: BATCH.range}, *({BATCH.name: (batch, batch, batch)} for batch in batches)]
+    return t2e.build(t2e.export(model.eval(), torch.from_numpy(sample).cuda(), {"images": {0: BATCH}}), profiles)
 
 
 def check(model: nn.Module, arrays: Sequence[Array], ways: Mapping[str, Callable[[Array], Array]]) -> float:
@@ -106,11 +94,11 @@ def check(model: nn.Module, arrays: Sequence[Array], ways: Mapping[str, Callable
     return _script.parity(expected, answers, PRECISION, "PyTorch vs each way")[0]
 
 
-def engine_ms(artifact: t2e.EngineArtifact, array: Array, kernels: str, rounds: int) -> float:
+def engine_ms(artifact: t2e.EngineArtifact, array: Array, kernels: str, rounds: int, profile: int) -> float:
     """The GPU's time of an enqueue, back to back."""
     engine, stream = Engine(artifact, 0, kernels), torch.cuda.Stream()
     context = engine.make_context()
-    (shape,) = context.set_shapes(0, [array.shape], stream.cuda_stream)
+    (shape,) = context.set_shapes(profile, [array.shape], stream.cuda_stream)
     x = torch.from_numpy(array).cuda()
     y = torch.empty(shape, device="cuda")
     memory = torch.empty(max(256, context.memory_bytes()), dtype=torch.uint8, device="cuda")
@@ -174,16 +162,29 @@ class Bench:
         suffix: str,
     ) -> None:
         self.evidence, self.options, self.model, self.made, self.suffix = evidence, options, model, made, suffix
-        self.artifact = build(model, made(8)[0])
+        self.artifact = build(model, made(8)[0], options.batches)
         with self.processor("none") as processor:
             for batch in options.batches:
                 for x in made(batch):
                     processor.infer(x)
             self.artifact = processor.compiled()  # so that what follows starts warm
 
-    def usual(self) -> Tutorial:
-        """The tutorial's way, once its answers are right; with general kernels, as the Processor's."""
-        made = Tutorial(self.artifact, specialized=False)
+    def profile(self, batch: int) -> int:
+        """Whose kernels a Processor uses for a batch."""
+        return self.artifact.signature.select_profile(self.artifact.profiles, {BATCH.name: batch})
+
+    def engine_ms(self, batch: int, kernels: str = "none") -> float:
+        """Of the engine alone, as a Processor uses it."""
+        return engine_ms(self.artifact, self.made(batch)[0], kernels, self.options.rounds, self.profile(batch))
+
+    def usual(self, chooses: bool) -> Tutorial:
+        """The tutorial's way, once its answers are right; with kernels for any shape of a profile, as the Processor's.
+
+        Args:
+            chooses: the profile that the Processor would choose, not the first.
+        """
+        choose = (lambda shape: self.profile(shape[0])) if chooses else None
+        made = Tutorial(self.artifact, specialized=False, choose=choose)
         for batch in self.options.batches:
             for x in self.made(batch) * self.options.warm:
                 made.infer(x)
@@ -194,25 +195,30 @@ class Bench:
         config = t2e.RuntimeConfig(kernel_specialization=kernels)
         return t2e.Processor(self.artifact, streams=self.options.streams, runtime_config=config)
 
-    def calls(self, kernels: str, mark: str, tutorial: Tutorial) -> None:
-        """infer beside the tutorial's, and the engine alone."""
+    def calls(self, kernels: str, mark: str, tutorial: Tutorial, choosing: Tutorial) -> None:
+        """infer beside the tutorial's two ways, and the engine alone."""
         with self.processor(kernels) as processor:
             for batch in self.options.batches:
                 arrays, name = self.made(batch), f"infer{mark}.b{batch}"
                 ways: dict[str, Callable[[Array], Array]] = {
                     "tutorial": lambda x: only(tutorial.infer(x)),
+                    "choosing": lambda x: only(choosing.infer(x)),
                     "processor": lambda x: only(processor.infer(x)),
                 }
                 for _ in range(self.options.warm):
                     for way in ways.values():
                         way(arrays[0])
                 error = check(self.model, arrays, ways)
-                engine = engine_ms(self.artifact, arrays[0], kernels, self.options.rounds)
+                engine = self.engine_ms(batch, kernels)
+                wide = engine_ms(self.artifact, arrays[0], kernels, self.options.rounds, 0)
                 times = call_ms(ways, arrays, self.options.rounds)
                 parts = processor.timings()
                 error = max(error, check(self.model, arrays, ways))
                 self.record(name, times["processor"], engine, times["tutorial"])
                 self.evidence.figure(f"{name}.tutorial_ms", times["tutorial"])
+                self.evidence.figure(f"{name}.tutorial_same_profile_ms", times["choosing"])
+                self.evidence.figure(f"{name}.ratio_to_tutorial_same_profile", times["processor"] / times["choosing"])
+                self.evidence.figure(f"{name}.engine_all_sizes_ms", wide)
                 self.evidence.figure(f"{name}.rel_l2", error)
                 assert parts is not None
                 self.evidence.samples.setdefault("timings_ms", {})[name] = parts._asdict()
@@ -226,7 +232,7 @@ class Bench:
             for own, array in zip(pinned, arrays, strict=True):
                 own[:] = array
             error = check(self.model, arrays, {"infer_stream": lambda x: self.streamed(processor, x)})
-            engine = engine_ms(self.artifact, arrays[0], "none", self.options.rounds)
+            engine = self.engine_ms(batch)
             usual = None
             if tutorial is not None:
                 usual = call_ms({"tutorial": tutorial.infer}, arrays, self.options.rounds)["tutorial"]
@@ -275,144 +281,12 @@ class Bench:
         self.evidence.samples["cold_starts"] = found
 
 
-# Stress
-
-
-class Caller(threading.Thread):
-    """One of the threads that share a Processor and a TRTModule.
-
-    Args:
-        number: which one it is.
-        processor, module: of one engine.
-        known: arrays with PyTorch's answers.
-        calls: of the warm-up and of the run.
-        gate: where the threads and the main one meet before and after each.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        processor: t2e.Processor,
-        module: t2e.TRTModule,
-        known: Sequence[tuple[Array, Array]],
-        calls: tuple[int, int],
-        gate: threading.Barrier,
-    ) -> None:
-        super().__init__(daemon=True)
-        self.processor, self.module, self.known, self.calls, self.gate = processor, module, known, calls, gate
-        self.wrong = self.wrong_module = self.checks = 0
-        self.error: BaseException | None = None
-        self._random = random.Random(number)
-        self._kept: deque[tuple[Array, Array]] = deque()
-
-    def run(self) -> None:
-        try:
-            with torch.no_grad(), torch.cuda.stream(torch.cuda.Stream()):
-                for calls in self.calls:
-                    self.gate.wait()
-                    self.answer(calls)
-                    self.gate.wait()
-        except BaseException as error:
-            self.error = error
-            self.gate.abort()
-
-    def answer(self, calls: int) -> None:
-        while calls > 0:
-            if self._random.random() < 0.2:
-                asked = self._random.choices(self.known, k=min(calls, 20))
-                for results, (_, y) in zip(self.processor.infer_stream(self.handed(asked)), asked, strict=True):
-                    self.keep(only(results), y)
-                calls -= len(asked)
-                continue
-            x, y = self._random.choice(self.known)
-            given = x.copy()
-            out = np.empty_like(y) if self._random.random() < 0.3 else None
-            found = only(self.processor.infer(given, out=out))
-            given.fill(np.nan)
-            self.keep(found, y)
-            calls -= 1
-            if self._random.random() < SHARE_OF_MODULE:
-                theirs = self.module(torch.from_numpy(x).cuda()).cpu().numpy()
-                self.wrong_module += not np.allclose(theirs, y, **stress.BOUNDS)
-        while self._kept:
-            self.hold(*self._kept.popleft())
-
-    def handed(self, asked: Sequence[tuple[Array, Array]]) -> Iterator[Array]:
-        """Arrays that are spoilt as soon as the next one is asked for."""
-        for x, _ in asked:
-            given = x.copy()
-            yield given
-            given.fill(np.nan)
-
-    def keep(self, found: Array, expected: Array) -> None:
-        """Compare now, and again when later results have come."""
-        self.hold(found, expected)
-        self._kept.append((found, expected))
-        if len(self._kept) > stress.KEPT:
-            self.hold(*self._kept.popleft())
-
-    def hold(self, found: Array, expected: Array) -> None:
-        self.checks += 1
-        self.wrong += not np.allclose(found, expected, **stress.BOUNDS)
-
-
-def shared(evidence: Evidence, options: argparse.Namespace) -> None:
-    """Many calls by several threads: nothing may be wrong, and memory stays flat.
-
-    Raises:
-        RuntimeError: results were wrong.
-    """
-    torch.manual_seed(0)
-    model = stress.Network().cuda().eval()
-    examples = stress.examples(model, options.shapes, "cuda")
-    stress.prove_judge(examples)
-    axis = t2e.Axis("n", 1, options.shapes // 2, options.shapes)
-    artifact = t2e.build(t2e.export(model, examples[-1].x, {"x": {0: axis}}))
-    known = [(one.x.cpu().numpy(), one.y.cpu().numpy()) for one in examples]
-    gate = threading.Barrier(options.threads + 1)
-    warm, calls = (-(-total // options.threads) for total in (options.warmup_calls, options.calls))
-    looks: list[stress.Memory] = []
-    with t2e.Processor(artifact) as processor:
-        module = t2e.TRTModule(artifact)
-        callers = [Caller(n, processor, module, known, (warm, calls), gate) for n in range(options.threads)]
-        for caller in callers:
-            caller.start()
-        try:
-            for _ in range(2):
-                gate.wait()
-                gate.wait()
-                looks.append(stress.memory())
-        except threading.BrokenBarrierError as broken:
-            for caller in callers:
-                caller.join(30)
-            errors = [caller.error for caller in callers if caller.error is not None]
-            raise next((e for e in errors if not isinstance(e, threading.BrokenBarrierError)), broken) from None
-        for caller in callers:
-            caller.join()
-    wrong, theirs = (sum(getattr(caller, name) for caller in callers) for name in ("wrong", "wrong_module"))
-    found: dict[str, float] = {
-        "calls": calls * options.threads,
-        "checks": sum(caller.checks for caller in callers),
-        "wrong": wrong,
-        "wrong_of_module": theirs,
-        "threads": options.threads,
-        "shapes": options.shapes,
-        "device_growth_mib": (looks[1].device - looks[0].device) / MIB,
-        "host_growth_mib": (looks[1].host - looks[0].host) / MIB,
-    }
-    for name, value in found.items():
-        evidence.figure(f"processor.stress.{name}", value)
-    evidence.samples["stress"] = [asdict(look) for look in looks]
-    if wrong or theirs:
-        raise RuntimeError(f"{wrong} results of the Processor and {theirs} of the module were wrong")
-
-
 def body(evidence: Evidence, options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     model = ENTRIES["resnet50"].make()
     bench = Bench(evidence, options, Floats(model).cuda(), floats, "")
-    tutorial = bench.usual()
-    bench.calls("none", "", tutorial)
+    tutorial, choosing = bench.usual(False), bench.usual(True)
+    bench.calls("none", "", tutorial, choosing)
     print(f"infer after {evidence.elapsed_s:.0f} s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         bench.starts(Path(folder))
@@ -420,10 +294,10 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
     print(f"infer_stream after {evidence.elapsed_s:.0f} s", flush=True)
     Bench(evidence, options, Bytes(model).cuda(), images, "_uint8").streams(None)
     print(f"uint8 after {evidence.elapsed_s:.0f} s", flush=True)
-    shared(evidence, options)
+    processor_stress.shared(evidence, options)
     if options.eager:
         try:
-            bench.calls("eager", "_eager", tutorial)
+            bench.calls("eager", "_eager", tutorial, choosing)
         except ParityError as error:  # no default, and TensorRT-RTX 1.6.1 is known to be wrong with it at times
             evidence.samples["left_out"] = {"infer_eager": str(error).partition("\n")[0]}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,13 @@ class Tutorial:
     Args:
         artifact: the engine.
         specialized: let TensorRT-RTX compile kernels for the shapes that come, as it does unless it is told not to.
+        choose: the profile for the shape of the first input; by default the first one, for all.
     """
 
-    def __init__(self, artifact: EngineArtifact, specialized: bool) -> None:
+    def __init__(
+        self, artifact: EngineArtifact, specialized: bool, choose: Callable[[tuple[int, ...]], int] | None = None
+    ) -> None:
+        self._choose = choose
         self._cuda: Any = importlib.import_module("pycuda.driver")
         self._primary = cuda.find(0)
         with self._primary:
@@ -63,6 +67,10 @@ class Tutorial:
     def _infer(self, inputs: Mapping[str, Any]) -> OrderedDict[str, np.ndarray[Any, Any]]:
         context, stream = self._context, self._stream
         held: list[tuple[Any, Any]] = []
+        if self._choose is not None:
+            profile = self._choose(np.asarray(inputs[self._inputs[0]]).shape)
+            if profile != context.active_optimization_profile:
+                self._check(context.set_optimization_profile_async(profile, stream.handle), f"profile {profile}")
         for name in self._inputs:
             array = np.asarray(inputs[name])
             self._check(context.set_input_shape(name, array.shape), f"shape of '{name}'")

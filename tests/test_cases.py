@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests import deploy_models
 from tests.models import Conditional, Function, TwoInputs, captured, line_of
 from torch2engine.cases import Case, cases
 from torch2engine.errors import DynamicAxisError, ExportError
@@ -97,6 +98,24 @@ def test_cases_of_several_profiles_are_numbered() -> None:
         "profile 1 max": 8,
         "profile 1 random": 5,
     }
+
+
+@pytest.mark.parametrize(("fixed", "size"), [((), 5), ((5,), 4), ((4, 5, 6), 3), (tuple(range(1, 9)), 5)])
+def test_wide_profile_has_a_case_that_no_narrower_one_answers(fixed: tuple[int, ...], size: int) -> None:
+    """Its engine would go unseen if every case fell to a profile of one size within it."""
+    profiles = [{"n": (1, 4, 8)}, *({"n": (one, one, one)} for one in fixed)]
+    found, _ = run(DOUBLE, torch.randn(2, 3), {"x": {0: "n"}}, profiles)
+    name = "profile 0 random" if fixed else "random"
+    assert found[name].inputs[0].shape[0] == size
+
+
+def test_case_of_a_wide_profile_may_differ_in_one_axis_alone() -> None:
+    """With two axes it is enough that one of them lies outside the narrower profile."""
+    model = deploy_models.Pair()
+    axes = {name: {0: "batch", 1: "width"} for name in ("a", "b")}
+    profiles = [{"batch": (1, 4, 8), "width": (1, 4, 8)}, {"batch": (5, 5, 5), "width": (1, 4, 8)}]
+    found, _ = run(model, (torch.randn(2, 3), torch.randn(2, 3)), axes, profiles)
+    assert found["profile 0 random"].inputs[0].shape == (4, 5)
 
 
 def test_model_without_axes_has_the_sample_and_a_random_case() -> None:

@@ -183,6 +183,21 @@ def test_split_keeps_to_multiples_and_to_the_profile_of_the_largest_chunks(monke
     assert refusal(ShapeError, module, sample(38, 3), sample(38, 3)).endswith("pad axis 'batch' to a multiple of 4")
 
 
+def test_split_is_proved_by_sizes_that_have_a_profile_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A profile of one size allows no sums, but the wide one around it does."""
+    profiles = [{"batch": (8, 8, 8)}, {"batch": (1, 8, 8)}]
+    model = deploy_models.Pair()
+    axes = {name: {0: "batch"} for name in ("a", "b")}
+    module = splitting(model, (sample(4, 4), sample(4, 4)), axes, profiles)
+    assert module.prove_split([(sample(8, 4), sample(8, 4))]) == (
+        "axis 'batch' may be split: 8 entries answer like 5 + 3",
+    )
+    sizes = chunks_of(module, monkeypatch)
+    x = sample(19, 4)
+    close(module(x, x), model(x, x))
+    assert sizes == [7, 6, 6]
+
+
 def test_split_finds_the_profile_that_holds_the_other_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that only no profile allows together are cut to the one that holds the rest."""
     axes = {name: {0: "batch", 1: "width"} for name in ("a", "b")}

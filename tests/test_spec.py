@@ -224,13 +224,16 @@ PROFILES = [
 ]
 
 
-def test_select_profile_keeps_the_current_one_while_it_fits() -> None:
-    """Switching costs time, so the first profile that fits is taken only if the current one does not."""
-    sizes = {"batch": 1, "side": 64}
-    assert SIGNATURE.select_profile(PROFILES, sizes) == 0
-    assert SIGNATURE.select_profile(PROFILES, sizes, current=1) == 1
-    assert SIGNATURE.select_profile(PROFILES, {"batch": 2, "side": 64}, current=1) == 0
-    assert SIGNATURE.select_profile(PROFILES, {"batch": 16, "side": 32}, current=1) == 2
+def test_select_profile_takes_the_narrowest_that_fits() -> None:
+    """Its kernels are made for the fewest sizes; the order of the profiles only settles ties."""
+    for profiles in (PROFILES, PROFILES[::-1]):
+        found = {
+            sizes: profiles[SIGNATURE.select_profile(profiles, dict(zip(("batch", "side"), sizes, strict=True)))]
+            for sizes in ((1, 64), (1, 256), (2, 64), (16, 32))
+        }
+        assert found == {(1, 64): PROFILES[1], (1, 256): PROFILES[1], (2, 64): PROFILES[0], (16, 32): PROFILES[2]}
+    alike = [Profile({"batch": (1, 1, 2), "side": (64, 64, 64)}), Profile({"batch": (1, 2, 2), "side": (64, 64, 64)})]
+    assert SIGNATURE.select_profile(alike, {"batch": 1, "side": 64}) == 0
 
 
 @pytest.mark.parametrize(

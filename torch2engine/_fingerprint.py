@@ -85,7 +85,9 @@ def _groups(tensors: Mapping[str, torch.Tensor]) -> Generator[list[_Piece]]:
     for name, tensor in tensors.items():
         if not tensor.numel():
             continue
-        for piece in cast("tuple[torch.Tensor, ...]", _bits(tensor).split(_PIECE)):
+        bits = _bits(tensor)
+        whole = bits.numel() <= _PIECE
+        for piece in (bits,) if whole else cast("tuple[torch.Tensor, ...]", bits.split(_PIECE)):
             group, size = held.pop(piece.dtype, ([], 0))
             group.append((name, piece))
             if size + piece.numel() >= _PIECE:
@@ -98,7 +100,7 @@ def _groups(tensors: Mapping[str, torch.Tensor]) -> Generator[list[_Piece]]:
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    flat = plain.detach().resolve_neg().reshape(-1)
+    flat = plain.resolve_neg().reshape(-1)
     return flat.view(_INTEGERS[flat.element_size()])
 
 

@@ -203,7 +203,7 @@ class OutOfRange:
 
 
 def _proofs(inside: Inside, axis: str, calls: Sequence[Sequence[torch.Tensor]]) -> list[_Proof]:
-    """The calls whose size is the sum of two that their profile allows, the largest first.
+    """The calls whose size is the sum of two that a profile allows, the largest first.
 
     Raises:
         Unsplittable: there is none, or the axis is not in every output.
@@ -214,7 +214,8 @@ def _proofs(inside: Inside, axis: str, calls: Sequence[Sequence[torch.Tensor]]) 
     narrow: Unsplittable | None = None
     for leaves in calls:
         sizes = inside.signature.resolve([leaf.shape for leaf in leaves])
-        profile = inside.profiles[inside.signature.select_profile(inside.profiles, sizes)]
+        # The widest, since a profile of one size allows no sums.
+        profile = max((one for one in inside.profiles if one.contains(sizes)), key=lambda one: one.breadth)
         low, _, high = profile.ranges[axis]
         try:
             halves(high, low, step)

@@ -80,6 +80,7 @@ def cases(captured: Captured) -> tuple[list[Case], tuple[str, ...]]:
 def _sizes(profiles: Sequence[Profile], steps: Mapping[str, int]) -> Iterator[tuple[str, dict[str, int], bool]]:
     """(name, axis sizes, random values?) of every case, equal sizes once."""
     for index, profile in enumerate(profiles):
+        narrower = [one for one in profiles if one.breadth < profile.breadth]  # they answer what they hold
         prefix = f"profile {index} " if len(profiles) > 1 else ""
         seen: list[dict[str, int]] = []
         for which, word in enumerate(("min", "opt", "max")):
@@ -87,17 +88,29 @@ def _sizes(profiles: Sequence[Profile], steps: Mapping[str, int]) -> Iterator[tu
             if sizes not in seen:
                 seen.append(sizes)
                 yield prefix + (word if profile.ranges else "sample"), sizes, False
-        yield prefix + "random", _between(profile, steps), True
+        yield prefix + "random", _between(profile, narrower, steps), True
 
 
-def _between(profile: Profile, steps: Mapping[str, int]) -> dict[str, int]:
-    """Sizes strictly inside the profile where there are any, other than opt, in multiples of the axis's step."""
+def _between(profile: Profile, narrower: Sequence[Profile], steps: Mapping[str, int]) -> dict[str, int]:
+    """Sizes strictly inside the profile where there are any, other than opt, in multiples of the axis's step, and such
+    that no narrower profile answers them, if changing one axis helps."""
     sizes: dict[str, int] = {}
     for name, (low, opt, high) in profile.ranges.items():
         step = steps[name]
         middle = low + (high - low) // (2 * step) * step
         sizes[name] = middle if middle != opt else min(high, middle + step)
+    if not _any_holds(narrower, sizes):
+        return sizes
+    for name, (low, _, high) in profile.ranges.items():
+        near = sorted(range(low, high + 1, steps[name]), key=lambda size: abs(size - sizes[name]))
+        for size in near:
+            if not _any_holds(narrower, {**sizes, name: size}):
+                return {**sizes, name: size}
     return sizes
+
+
+def _any_holds(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> bool:
+    return any(profile.contains(sizes) for profile in profiles)
 
 
 def _made(

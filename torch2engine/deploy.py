@@ -67,7 +67,8 @@ def deploy(
             float32 model (inputs and outputs keep their dtypes) and need the extra `quantize`; a `Precision` says more.
         calibration: inputs in the form of sample_input, for those four: they show how large values become. Read once,
             one at a time. By default the sample at min, opt and max.
-        profiles: several ``{"batch": (min, opt, max)}``; by default one, from the axes.
+        profiles: several ``{"batch": (min, opt, max)}``, of which the narrowest that holds a call's sizes answers it;
+            by default one, from the axes.
         tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
             ONNX Runtime with one warning).

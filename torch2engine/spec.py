@@ -6,6 +6,7 @@ room shares. A room of its own, without torch, so that serving and training refu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -52,7 +53,8 @@ class Axis:
     Args:
         name: an identifier, e.g. ``"batch"``.
         min: smallest size, at least 1.
-        opt: the size TensorRT tunes for; None means the sample's size.
+        opt: the size TensorRT tunes for (TensorRT-RTX hardly: give that size a profile of its own); None means the
+            sample's size.
         max: largest size; None means the sample's size.
         multiple_of: every size must be a multiple of this; a min of 1 is raised to it.
 
@@ -203,6 +205,11 @@ class Profile:
         """Tell whether every axis's size lies in this profile."""
         return all(low <= sizes[name] <= high for name, (low, _, high) in self.ranges.items())
 
+    @property
+    def breadth(self) -> int:
+        """How many combinations of sizes it holds."""
+        return math.prod(high - low + 1 for low, _, high in self.ranges.values())
+
     def sizes(self, which: int) -> dict[str, int]:
         """Every axis's size at min (0), opt (1) or max (2)."""
         return {name: sizes[which] for name, sizes in self.ranges.items()}
@@ -311,18 +318,17 @@ class Signature:
                 )
         return sizes
 
-    def select_profile(self, profiles: Sequence[Profile], sizes: Mapping[str, int], current: int = 0) -> int:
-        """Find a profile that holds these sizes; the current one is kept while it fits.
+    def select_profile(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
+        """Find the narrowest profile that holds these sizes, since its kernels are made for the fewest; of several the
+        first.
 
         Raises:
             ShapeError: no profile holds them; the message names the axis, its range and how to widen it.
         """
-        if profiles[current].contains(sizes):
-            return current
-        for index, profile in enumerate(profiles):
-            if profile.contains(sizes):
-                return index
-        raise self._profile_error(profiles, sizes)
+        fitting = [index for index, profile in enumerate(profiles) if profile.contains(sizes)]
+        if not fitting:
+            raise self._profile_error(profiles, sizes)
+        return min(fitting, key=lambda index: profiles[index].breadth)
 
     def _profile_error(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> ShapeError:
         for name, size in sizes.items():

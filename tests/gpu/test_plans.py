@@ -123,9 +123,14 @@ def test_alternating_shapes(engines: Engines, graphs: bool | str) -> None:
 @torch.no_grad()
 @WAYS
 @pytest.mark.parametrize("contexts", [1, 16])
-def test_profiles_and_streams_alternate(graphs: bool | str, contexts: int) -> None:
-    """Calls that switch between profiles and between streams keep their answers."""
-    profiles = [{"batch": (1, 1, 1)}, {"batch": (2, 8, 16)}, {"batch": (17, 24, 32)}]
+@pytest.mark.parametrize(
+    "ranges",
+    [[(1, 1, 1), (2, 8, 16), (17, 24, 32)], [(1, 8, 32), (1, 1, 1), (5, 5, 5), (20, 20, 20)]],
+    ids=["apart", "within"],
+)
+def test_profiles_and_streams_alternate(ranges: list[tuple[int, int, int]], graphs: bool | str, contexts: int) -> None:
+    """Calls that switch between profiles and between streams keep their answers; the narrowest profile answers."""
+    profiles = [{"batch": one} for one in ranges]
     model = Tiny().cuda().eval()
     axes = {"x": {0: "batch"}, "scale": {0: "batch"}}
     deployed = t2e.deploy(model, tiny_inputs(), axes, profiles=profiles)
@@ -142,6 +147,13 @@ def test_profiles_and_streams_alternate(graphs: bool | str, contexts: int) -> No
         for name, wanted in model(*inputs).items():
             if isinstance(wanted, torch.Tensor):
                 torch.testing.assert_close(got[name], wanted, rtol=1e-3, atol=1e-4)
+    plans = [plan for lane in module._live._lanes.values() for plan in lane._plans.values()]
+    assert {plan.profile for plan in plans} == set(range(len(ranges)))
+    for plan in plans:
+        low, _, high = ranges[plan.profile]
+        size = plan.shapes[0][0]
+        assert low <= size <= high
+        assert not any(one == (size, size, size) for one in ranges if one != ranges[plan.profile])
 
 
 def test_working_memory_follows_the_shapes(engines: Engines) -> None:

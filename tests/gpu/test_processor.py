@@ -197,9 +197,9 @@ def test_page_locked_arrays_are_not_staged(double: t2e.Processor) -> None:
         assert np.array_equal(only(double._pipeline.finish(job)), array.astype(np.float32) * 2)
         return bool(job.direct)
 
-    ours = double.empty(n=2048)["x"]
-    ours[:] = rows(2048)
-    theirs = torch.empty(2048, 64, pin_memory=True).numpy()
+    ours = double.empty(n=4096)["x"]
+    ours[:] = rows(4096)
+    theirs = torch.empty(4096, 64, pin_memory=True).numpy()
     theirs[:] = ours
     assert [direct(ours), direct(theirs), direct(ours[512:])] == [True] * 3
     assert not any(direct(array) for array in (ours.copy(), ours[:8], ours[::2], ours.astype(np.float16)))
@@ -216,6 +216,17 @@ def reused(count: int, size: int) -> Iterator[Any]:
     for number in range(count):
         x.fill(number)
         yield x
+
+
+def test_one_call_at_a_time_keeps_to_one_stream(artifact: t2e.EngineArtifact) -> None:
+    """The next stream, with contexts and memory of its own, is for calls that come meanwhile."""
+    with t2e.Processor(artifact, streams=3) as processor:
+        lanes = processor._pipeline._lanes
+        for count in (7, 900, 7):
+            processor.infer(rows(count))
+        assert [len(lane._plans) for lane in lanes] == [2, 0, 0]
+        assert all(len(only(results)) == 7 for results in processor.infer_stream([rows(7)] * 12, depth=3))
+        assert [len(lane._plans) for lane in lanes] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4, 9])

@@ -7,7 +7,7 @@ must be given back in order, at the latest when Python ends, while the Processor
 from __future__ import annotations
 
 import contextlib
-import itertools
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ from torch2engine.runtime.lane import Lane, Room, closed
 
 __all__ = ["Pipeline"]
 
-_LARGE_BYTES = 1 << 16  # below that a copy costs less than asking CUDA whether it is needed
+_LARGE_BYTES = 3 << 18  # below that a copy costs about what asking CUDA whether it is needed does
 _LEAST_TICKETS = 8
 
 
@@ -57,7 +57,6 @@ class Pipeline:
         self._copier = Copier()
         # The garbage collector may end a stream of calls in a thread that holds it.
         self._lock = threading.RLock()
-        self._turns = itertools.count()
         self._tickets: list[Ticket] = []
         self._kept = {blocking: max(_LEAST_TICKETS, 2 * streams) for blocking in (True, False)}
         self._under_way = {True: 0, False: 0}
@@ -185,12 +184,11 @@ class Pipeline:
     # Who gets which lane and which ticket.
 
     def _choose(self) -> Lane:
-        """The lane with the fewest calls; among these the one whose turn it is."""
+        """The lane with the fewest calls; of several the first, whose contexts the caches know."""
         with self._lock:
             if not self._lanes:
                 raise closed()
-            first = next(self._turns) % len(self._lanes)
-            lane = min(self._lanes[first:] + self._lanes[:first], key=lambda lane: lane.waiting)
+            lane = min(self._lanes, key=lambda lane: lane.waiting)
             lane.waiting += 1
             return lane
 
@@ -236,4 +234,4 @@ class Pipeline:
 
 
 def _bytes(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize
