@@ -613,7 +613,10 @@ def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: cache_of(3), "cache: 3, True, False, a folder or an EngineCache"),
+        (
+            lambda: cache_of(3),
+            "cache: 3, True, False, a folder or an EngineCache; pass cache=True for the user's cache folder",
+        ),
         (lambda: EngineCache(""), "EngineCache.folder: '', a folder, or None for the user's cache folder"),
         (lambda: EngineCache(max_bytes=0), "EngineCache.max_bytes: 0, a positive int, in bytes"),
         (lambda: EngineCache(max_bytes=True), "EngineCache.max_bytes: True, a positive int, in bytes"),

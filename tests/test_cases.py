@@ -118,6 +118,30 @@ def test_case_of_a_wide_profile_may_differ_in_one_axis_alone() -> None:
     assert found["profile 0 random"].inputs[0].shape == (4, 5)
 
 
+def test_profiles_that_need_it_have_a_case_with_the_samples_values() -> None:
+    """Random values may be refused, so sizes of a profile's own come with the sample's values too."""
+    wide, crossing = {"batch": (1, 4, 8), "width": (1, 4, 8)}, {"batch": (1, 4, 8), "width": (4, 4, 4)}
+    corner = [{"batch": (size,) * 3, "width": (size,) * 3} for size in (1, 4, 8)]
+    across = {"batch": (5, 5, 5), "width": (1, 4, 8)}
+    axes = {name: {0: "batch", 1: "width"} for name in ("a", "b")}
+    found, _ = run(deploy_models.Pair(), (torch.randn(2, 3),) * 2, axes, [wide, crossing, across, *corner])
+    shapes = {name: tuple(case.inputs[0].shape) for name, case in found.items()}
+    for name in ("own", "random"):
+        batch, width = shapes[f"profile 0 {name}"]
+        assert batch != 5
+        assert width != 4
+    assert "profile 1 own" not in shapes
+
+
+def test_equal_profiles_are_settled_by_their_order() -> None:
+    """Where two are as narrow the first answers, and one that answers nothing is told of."""
+    found, notes = run(DOUBLE, torch.randn(2, 3), {"x": {0: "n"}}, [{"n": (1, 4, 8)}, {"n": (4, 8, 11)}])
+    assert found["profile 1 random"].inputs[0].shape[0] == 9
+    assert not notes
+    _, notes = run(DOUBLE, torch.randn(2, 3), {"x": {0: "n"}}, [{"n": (1, 4, 8)}, {"n": (1, 2, 8)}])
+    assert notes == ("profile 1 (n 1..8 (opt 2)) answers nothing: others that are as narrow hold all of its sizes",)
+
+
 def test_model_without_axes_has_the_sample_and_a_random_case() -> None:
     """The sample itself is a case, bit for bit."""
     sample = torch.randn(2, 3)

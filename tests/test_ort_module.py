@@ -161,6 +161,19 @@ def test_warmup_takes_the_axes_of_the_signature() -> None:
     close(module(sample(3, 6)), model(sample(3, 6)))
 
 
+def test_warmup_reaches_every_profile() -> None:
+    """Kernels for any size are prepared too where min, opt and max have profiles of their own."""
+    axes = {name: {0: "batch"} for name in ("a", "b")}
+    profiles = [{"batch": (1, 4, 8)}, *({"batch": (size, size, size)} for size in (1, 4, 8))]
+    x = torch.randn(4, 3)
+    module = ORTModule(t2e.export(deploy_models.Pair(), (x, x), axes, profiles=profiles))
+    seen: set[int] = set()
+    answer = module._infer
+    module.__dict__["_infer"] = lambda inputs, profile: seen.add(profile) or answer(inputs, profile)
+    module.warmup()
+    assert seen == {0, 1, 2, 3}
+
+
 def test_trimmed_module_answers_again() -> None:
     """After trim the session is gone, and a call opens another."""
     model, module = mlp()

@@ -198,6 +198,18 @@ def test_split_is_proved_by_sizes_that_have_a_profile_of_their_own(monkeypatch: 
     assert sizes == [7, 6, 6]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_split_is_proved_along_the_axis_that_is_split(turned: bool) -> None:
+    """Of the profiles that hold a call the one with the most sizes on that axis counts; calls outside are refused."""
+    axes = {name: {0: "batch", 1: "width"} for name in ("a", "b")}
+    profiles = [{"batch": (8, 8, 8), "width": (1, 4, 1000)}, {"batch": (1, 8, 8), "width": (4, 4, 4)}]
+    module = splitting(deploy_models.Pair(), (sample(8, 4), sample(8, 4)), axes, profiles[::-1] if turned else profiles)
+    notes = module.prove_split([(sample(8, 4), sample(8, 4))])
+    assert "axis 'batch' may be split: 8 entries answer like 5 + 3" in notes
+    outside = [(sample(9, 4), sample(9, 4))]
+    assert "axis 'batch' is 9, the engine allows" in refusal(ShapeError, module.prove_split, outside)
+
+
 def test_split_finds_the_profile_that_holds_the_other_axes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sizes that only no profile allows together are cut to the one that holds the rest."""
     axes = {name: {0: "batch", 1: "width"} for name in ("a", "b")}

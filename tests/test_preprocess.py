@@ -356,34 +356,47 @@ def test_benchmark_times_eager_with_its_preprocessing() -> None:
 
 # Refused
 
+LISTS = "; pass a float, or a list of floats"
+
 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"std": 0.0}, "Preprocess.std: 0.0, a finite number above 0, or one for each channel"),
-        ({"std": (1.0, 0.0)}, "Preprocess.std: (1.0, 0.0), a finite number above 0, or one for each channel"),
-        ({"mean": float("nan")}, "Preprocess.mean: nan, a finite number, or one for each channel"),
-        ({"mean": ()}, "Preprocess.mean: (), a finite number, or one for each channel"),
-        ({"mean": "0.5"}, "Preprocess.mean: '0.5', a finite number, or one for each channel"),
-        ({"mean": True}, "Preprocess.mean: True, a finite number, or one for each channel"),
-        ({"mean": None}, "Preprocess.mean: None, a finite number, or one for each channel"),
-        ({"mean": {0.5}}, "Preprocess.mean: {0.5}, a finite number, or one for each channel"),
-        ({"mean": {0: 0.5}}, "Preprocess.mean: {0: 0.5}, a finite number, or one for each channel"),
-        ({"mean": b"a"}, "Preprocess.mean: b'a', a finite number, or one for each channel"),
-        ({"mean": ["0.5"]}, "Preprocess.mean: ['0.5'], a finite number, or one for each channel"),
-        ({"std": [True]}, "Preprocess.std: [True], a finite number above 0, or one for each channel"),
-        ({"std": 10**400}, f"Preprocess.std: {10**400}, a finite number above 0, or one for each channel"),
+        ({"std": 0.0}, "Preprocess.std: 0.0, a finite number above 0, or one for each channel" + LISTS),
+        ({"std": (1.0, 0.0)}, "Preprocess.std: (1.0, 0.0), a finite number above 0, or one for each channel" + LISTS),
+        ({"mean": float("nan")}, "Preprocess.mean: nan, a finite number, or one for each channel" + LISTS),
+        ({"mean": ()}, "Preprocess.mean: (), a finite number, or one for each channel" + LISTS),
+        ({"mean": "0.5"}, "Preprocess.mean: '0.5', a finite number, or one for each channel" + LISTS),
+        ({"mean": True}, "Preprocess.mean: True, a finite number, or one for each channel" + LISTS),
+        ({"mean": None}, "Preprocess.mean: None, a finite number, or one for each channel" + LISTS),
+        ({"mean": {0.5}}, "Preprocess.mean: {0.5}, a finite number, or one for each channel" + LISTS),
+        ({"mean": {0: 0.5}}, "Preprocess.mean: {0: 0.5}, a finite number, or one for each channel" + LISTS),
+        ({"mean": b"a"}, "Preprocess.mean: b'a', a finite number, or one for each channel" + LISTS),
+        ({"mean": ["0.5"]}, "Preprocess.mean: ['0.5'], a finite number, or one for each channel" + LISTS),
+        ({"std": [True]}, "Preprocess.std: [True], a finite number above 0, or one for each channel" + LISTS),
+        ({"std": 10**400}, f"Preprocess.std: {10**400}, a finite number above 0, or one for each channel" + LISTS),
         (
             {"mean": (123.7, 116.3, 103.5), "std": 58.0},
             "Preprocess.mean: 123.7, while x * scale is at most 1, a mean in units of x * scale; "
             "pass scale=1 for a mean and std of bytes",
         ),
-        ({"scale": 0}, "Preprocess.scale: 0, a finite number above 0"),
-        ({"scale": (1, 2)}, "Preprocess.scale: (1, 2), a finite number above 0"),
-        ({"layout": "HWC"}, "Preprocess.layout: 'HWC', one of 'NHWC', 'NCHW'"),
+        (
+            {"scale": 0},
+            "Preprocess.scale: 0, a finite number above 0; pass 1 / 255 for floats of 0 to 1, or 1 for bytes",
+        ),
+        (
+            {"scale": (1, 2)},
+            "Preprocess.scale: (1, 2), a finite number above 0; pass 1 / 255 for floats of 0 to 1, or 1 for bytes",
+        ),
+        (
+            {"layout": "HWC"},
+            "Preprocess.layout: 'HWC', one of 'NHWC', 'NCHW'; say where the images have their channels; "
+            "a decoder gives 'NHWC'",
+        ),
         (
             {"mean": (0, 0, 0), "std": (1, 1)},
-            "Preprocess: 3 means and 2 stds, one number for all channels, or one for each",
+            "Preprocess: 3 means and 2 stds, one number for all channels, or one for each; "
+            "give as many of both as the images have channels",
         ),
     ],
 )
@@ -438,7 +451,7 @@ def test_sample_that_is_no_such_image_is_refused(sample: torch.Tensor, kind: typ
             {"left": IMAGENET},
             "preprocess['left']: no such input, inputs are batch.left, batch.right, weight; use one of these names",
         ),
-        ({"weight": 0.5}, "preprocess['weight']: a float, a Preprocess"),
+        ({"weight": 0.5}, "preprocess['weight']: a float, a Preprocess; leave the input out if it has none"),
         (
             nn.Identity(),
             "preprocess: a Identity, a Preprocess, or a dict of them by input; for another computation, deploy a "

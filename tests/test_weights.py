@@ -422,7 +422,10 @@ def test_every_operator_is_tried() -> None:
 
 def test_half_is_what_autocast_writes() -> None:
     """Rounded to even, but what would become zero becomes the least positive number."""
-    least = 2.0**-24
+    least, next_to = 2.0**-24, 2.0**-24 - 2.0**-48
     x = torch.tensor([0.0, least / 4, -least / 4, 0.9 * least, -0.9 * least, -least, 1.1 * least, 1 + 2**-11, 1e6])
-    expected = torch.tensor([0.0, least, least, least, least, -least, least, 1.0, float("inf")]).half()
-    assert torch.equal(OPERATORS["CastHalf"]([x], {}), expected)
+    x = torch.cat([x, torch.tensor([least, next_to, -next_to, 1e-45, -1e-45, -0.0, -1e6])])
+    expected = torch.tensor([0.0, least, least, least, least, -least, least, 1.0, float("inf")])
+    expected = torch.cat([expected, torch.tensor([least, least, least, least, least, 0.0, float("-inf")])]).half()
+    assert torch.equal(OPERATORS["CastHalf"]([x], {}).view(torch.int16), expected.view(torch.int16))
+    assert OPERATORS["CastHalf"]([torch.tensor([float("nan")])], {}).isnan().all()

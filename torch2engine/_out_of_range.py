@@ -214,9 +214,10 @@ def _proofs(inside: Inside, axis: str, calls: Sequence[Sequence[torch.Tensor]]) 
     narrow: Unsplittable | None = None
     for leaves in calls:
         sizes = inside.signature.resolve([leaf.shape for leaf in leaves])
-        # The widest, since a profile of one size allows no sums.
-        profile = max((one for one in inside.profiles if one.contains(sizes)), key=lambda one: one.breadth)
-        low, _, high = profile.ranges[axis]
+        inside.signature.select_profile(inside.profiles, sizes)  # which refuses sizes outside
+        # Not the profile that answers, since one of a single size allows no sums.
+        ranges = [profile.ranges[axis] for profile in inside.profiles if profile.contains(sizes)]
+        low, _, high = min(ranges, key=lambda one: (one[0], -one[2]))
         try:
             halves(high, low, step)
             proofs.append((Cut(axis, where, (), halves(sizes[axis], low, step)), leaves))

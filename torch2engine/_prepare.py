@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 
 import torch
 
+from torch2engine._profiles import corners
 from torch2engine.deployed import torch_dtype
 from torch2engine.errors import InputError
 from torch2engine.spec import Profile, Signature
@@ -28,14 +29,15 @@ def zeros(
     Args:
         signature: the inputs.
         profiles: where sizes that are not given come from: the first one's opt.
-        shapes: axis name -> size; None for min, opt and max of every profile.
+        shapes: axis name -> size; None for min, opt and max of every profile, and sizes of its own if others answer
+            these.
         device: where to make them.
 
     Raises:
         InputError: no such axis.
     """
     if shapes is None:
-        shapes = [profile.sizes(which) for profile in profiles for which in range(3)] or [{}]
+        shapes = [sizes for index in range(len(profiles)) for sizes in corners(signature, profiles, index)] or [{}]
     names = [axis.name for axis in signature.axes]
     for wanted in shapes:
         if unknown := [name for name in wanted if name not in names]:

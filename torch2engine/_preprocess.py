@@ -49,7 +49,8 @@ class Preprocess:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             allowed = "one of " + ", ".join(map(repr, LAYOUTS))
-            raise InputError("Preprocess.layout", got=repr(self.layout), allowed=allowed)
+            fix = "say where the images have their channels; a decoder gives 'NHWC'"
+            raise InputError("Preprocess.layout", got=repr(self.layout), allowed=allowed, fix=fix)
         for name in ("mean", "std", "scale"):
             # Frozen, so hashable too: lists, arrays and tensors become tuples.
             object.__setattr__(self, name, _numbers(name, getattr(self, name)))
@@ -59,6 +60,7 @@ class Preprocess:
                 "Preprocess",
                 got=f"{lengths[0]} means and {lengths[1]} stds",
                 allowed="one number for all channels, or one for each",
+                fix="give as many of both as the images have channels",
             )
         largest = max(map(abs, cast("tuple[float, ...]", self.mean if isinstance(self.mean, tuple) else (self.mean,))))
         if largest > 255 * self.scale * (1 + 1e-6):  # the same formula is on both sides of parity, which can't tell
@@ -169,7 +171,9 @@ def _numbers(name: str, given: object) -> float | tuple[float, ...]:
         found = []
     if not found or not all(map(math.isfinite, found)) or (positive and min(found) <= 0):
         one = "a finite number above 0" if positive else "a finite number"
-        raise InputError(f"Preprocess.{name}", got=shown, allowed=one + (", or one for each channel" * several))
+        allowed = one + ", or one for each channel" * several
+        fix = "pass " + ("a float, or a list of floats" if several else "1 / 255 for floats of 0 to 1, or 1 for bytes")
+        raise InputError(f"Preprocess.{name}", got=shown, allowed=allowed, fix=fix)
     return found[0] if items is None else tuple(found)
 
 
@@ -216,5 +220,10 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
                 fix="use one of these names",
             )
         if not _is_one(one):
-            raise InputError(f"preprocess[{name!r}]", got=f"a {type(one).__name__}", allowed="a Preprocess")
+            raise InputError(
+                f"preprocess[{name!r}]",
+                got=f"a {type(one).__name__}",
+                allowed="a Preprocess",
+                fix="leave the input out if it has none",
+            )
     return cast("dict[str, Preprocess]", dict(found))

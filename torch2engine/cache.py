@@ -32,7 +32,7 @@ from torch2engine.errors import ArtifactError, InputError
 __all__ = ["Cache", "CacheEntry", "EngineCache", "cache_of", "key_of"]
 
 # Another layout, or another way to build from the same facts, is another number.
-_VERSION = 1
+_VERSION = 2
 _KEY = re.compile(r"[0-9a-f]{64}")
 _TRASH, _LOCKS, _NOTES = ".trash-", "locks", "notes"
 _ENGINE = "engine"  # in a note: the key of the engine that it is about
@@ -321,10 +321,20 @@ def cache_of(cache: object, cache_key: object = None) -> EngineCache | None:
         InputError: something else, or a key that is no text or has no cache.
     """
     if cache_key is not None and (not isinstance(cache_key, str) or not cache_key):
-        raise InputError("cache_key", got=repr(cache_key), allowed="a text that names the model's code, or None")
+        raise InputError(
+            "cache_key",
+            got=repr(cache_key),
+            allowed="a text that names the model's code, or None",
+            fix="pass a name that you change with the model's code, e.g. 'resnet50-v1'",
+        )
     if cache is None or cache is False:
         if cache_key is not None:
-            raise InputError("cache_key", got=f"{cache_key!r} without a cache", allowed="one beside cache=True")
+            raise InputError(
+                "cache_key",
+                got=f"{cache_key!r} without a cache",
+                allowed="one beside cache=True",
+                fix="pass cache=True or a folder, or leave cache_key out",
+            )
         return None
     if isinstance(cache, EngineCache):
         return cache
@@ -332,7 +342,8 @@ def cache_of(cache: object, cache_key: object = None) -> EngineCache | None:
         return EngineCache()
     if isinstance(cache, (str, Path)):
         return EngineCache(cache)
-    raise InputError("cache", got=repr(cache), allowed="True, False, a folder or an EngineCache")
+    fix = "pass cache=True for the user's cache folder"
+    raise InputError("cache", got=repr(cache), allowed="True, False, a folder or an EngineCache", fix=fix)
 
 
 def key_of(facts: Mapping[str, Any]) -> str:

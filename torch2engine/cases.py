@@ -13,9 +13,10 @@ from typing import cast
 
 import torch
 
+from torch2engine._profiles import corners, own_sizes
 from torch2engine.errors import DynamicAxisError, ExportError
 from torch2engine.reference import Captured, outputs_by_name, resized
-from torch2engine.spec import Profile
+from torch2engine.spec import Profile, Signature
 
 __all__ = ["Case", "cases"]
 
@@ -27,7 +28,8 @@ class Case:
     """One input with its right answer.
 
     Args:
-        name: e.g. "min", "opt", "max", "random", with the profile's number in front where there are several.
+        name: e.g. "min", "opt", "max", "random", or "own" for sizes that no narrower profile answers; with the
+            profile's number in front where there are several.
         inputs: tensors in the signature's order, on the sample's device; never written to.
         outputs: the reference's answer by output name.
     """
@@ -49,8 +51,12 @@ def cases(captured: Captured) -> tuple[list[Case], tuple[str, ...]]:
     found: list[Case] = []
     notes: list[str] = []
     generator = torch.Generator().manual_seed(_SEED)
-    steps = {axis.name: axis.multiple_of for axis in captured.signature.axes}
-    for name, sizes, is_random in _sizes(captured.profiles, steps):
+    for index, profile in enumerate(captured.profiles):
+        if own_sizes(captured.signature, captured.profiles, index, profile.sizes(1)) is None:
+            notes.append(
+                f"profile {index} ({profile}) answers nothing: others that are as narrow hold all of its sizes"
+            )
+    for name, sizes, is_random in _sizes(captured.signature, captured.profiles):
         inputs = tuple(
             _made(leaf, spec.sized(sizes), generator, is_random, spec.preprocess is not None)
             for leaf, spec in zip(captured.sample, captured.signature.inputs, strict=True)
@@ -77,40 +83,28 @@ def cases(captured: Captured) -> tuple[list[Case], tuple[str, ...]]:
     return found, tuple(notes)
 
 
-def _sizes(profiles: Sequence[Profile], steps: Mapping[str, int]) -> Iterator[tuple[str, dict[str, int], bool]]:
-    """(name, axis sizes, random values?) of every case, equal sizes once."""
+def _sizes(signature: Signature, profiles: Sequence[Profile]) -> Iterator[tuple[str, dict[str, int], bool]]:
+    """(name, axis sizes, random values?) of every case, equal sizes once; every profile answers one with the sample's
+    values and the random one, if it answers any."""
     for index, profile in enumerate(profiles):
-        narrower = [one for one in profiles if one.breadth < profile.breadth]  # they answer what they hold
         prefix = f"profile {index} " if len(profiles) > 1 else ""
         seen: list[dict[str, int]] = []
-        for which, word in enumerate(("min", "opt", "max")):
-            sizes = profile.sizes(which)
+        for word, sizes in zip(("min", "opt", "max", "own"), corners(signature, profiles, index), strict=False):
             if sizes not in seen:
                 seen.append(sizes)
                 yield prefix + (word if profile.ranges else "sample"), sizes, False
-        yield prefix + "random", _between(profile, narrower, steps), True
+        between = _between(signature, profile)
+        yield prefix + "random", own_sizes(signature, profiles, index, between) or between, True
 
 
-def _between(profile: Profile, narrower: Sequence[Profile], steps: Mapping[str, int]) -> dict[str, int]:
-    """Sizes strictly inside the profile where there are any, other than opt, in multiples of the axis's step, and such
-    that no narrower profile answers them, if changing one axis helps."""
+def _between(signature: Signature, profile: Profile) -> dict[str, int]:
+    """Sizes strictly inside the profile where there are any, other than opt, in multiples of the axis's step."""
     sizes: dict[str, int] = {}
     for name, (low, opt, high) in profile.ranges.items():
-        step = steps[name]
+        step = signature.axis(name).multiple_of
         middle = low + (high - low) // (2 * step) * step
         sizes[name] = middle if middle != opt else min(high, middle + step)
-    if not _any_holds(narrower, sizes):
-        return sizes
-    for name, (low, _, high) in profile.ranges.items():
-        near = sorted(range(low, high + 1, steps[name]), key=lambda size: abs(size - sizes[name]))
-        for size in near:
-            if not _any_holds(narrower, {**sizes, name: size}):
-                return {**sizes, name: size}
     return sizes
-
-
-def _any_holds(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> bool:
-    return any(profile.contains(sizes) for profile in profiles)
 
 
 def _made(

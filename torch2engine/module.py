@@ -200,7 +200,7 @@ class TRTModule(RefittableEngine):
 
         Args:
             shapes: axis name -> size, e.g. ``[{"batch": 1}, {"batch": 8}]``; axes left out take the first profile's
-                opt. None: min, opt and max of every profile.
+                opt. None: min, opt and max of every profile, and a size of its own if others answer these.
 
         Raises:
             InputError: no such axis.

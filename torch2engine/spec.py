@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 from torch2engine._preprocess import Preprocess
@@ -205,9 +206,9 @@ class Profile:
         """Tell whether every axis's size lies in this profile."""
         return all(low <= sizes[name] <= high for name, (low, _, high) in self.ranges.items())
 
-    @property
+    @cached_property
     def breadth(self) -> int:
-        """How many combinations of sizes it holds."""
+        """How wide it is: the product of the numbers of sizes from min to max, steps not counted."""
         return math.prod(high - low + 1 for low, _, high in self.ranges.values())
 
     def sizes(self, which: int) -> dict[str, int]:
@@ -328,7 +329,7 @@ class Signature:
         fitting = [index for index, profile in enumerate(profiles) if profile.contains(sizes)]
         if not fitting:
             raise self._profile_error(profiles, sizes)
-        return min(fitting, key=lambda index: profiles[index].breadth)
+        return fitting[0] if len(fitting) == 1 else min(fitting, key=lambda index: profiles[index].breadth)
 
     def _profile_error(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> ShapeError:
         for name, size in sizes.items():

@@ -343,8 +343,9 @@ def _cast_half(x: Tensors, _: Attributes) -> torch.Tensor:
     """A float32 tensor in float16 as ModelOpt's AutoCast (0.47) writes it: what is not zero, but less than the least
     number, becomes that number, whatever its sign."""
     least = 2.0**-24
-    large = functional.hardshrink(x[0], least - 2.0**-48)  # float32's next smaller one; few kernels, of many weights
-    return large.add(x[0].ne(large), alpha=least).to(torch.float16)
+    given = x[0].float()
+    large = functional.hardshrink(given, least - 2.0**-48)  # float32's next smaller one; few kernels, of many weights
+    return large.add(given.ne(large), alpha=least).to(torch.float16)
 
 
 def _gather(x: Tensors, attributes: Attributes) -> torch.Tensor:

@@ -93,6 +93,21 @@ def test_engine_computes_as_asked(name: str, dtype: str, figure: Callable[[str, 
         assert_parity(model, module, fresh, tolerance=tolerance)
 
 
+@pytest.mark.parametrize("name", ["resnet", "bert"])
+def test_engine_of_several_profiles_computes_as_asked(name: str) -> None:
+    """TensorRT's account of profiles that hold one another is read right, and each of them answers like the model."""
+    model, inputs = made(name)
+    profiles = [{"batch": (1, 8, 32)}, *({"batch": (size, size, size)} for size in (1, 8, 32))]
+    module = deployed(model, inputs(8), "fp16", profiles=profiles)
+    assert module.report is not None
+    computed = module.report.computed
+    assert computed is not None
+    assert {one.name: one.engine for one in computed.products} == {one.name: one.precision for one in computed.products}
+    assert any(row.case == "profile 0 own" for row in module.report.parity[-1].rows)
+    for batch in (1, 5, 8, 32):
+        assert_parity(model, module, inputs(batch), precision="fp16")
+
+
 def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph was lowered and judged, but the builder is given the float32 one: parity passes, the layers tell."""
     model, inputs = made("vit")

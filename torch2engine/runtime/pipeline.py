@@ -87,7 +87,7 @@ class Pipeline:
         return [context]
 
     def start(self, call: Call, out: Mapping[str, Array], blocking: bool) -> Job:
-        """Enqueue a call; the caller's arrays may change afterwards, unless they are page-locked.
+        """Enqueue a call; the caller's arrays may change afterwards, unless they are large and page-locked.
 
         Args:
             call: checked.

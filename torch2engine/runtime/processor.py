@@ -43,7 +43,8 @@ class Processor:
     Args:
         source: the folder that `save` wrote, or the engine.
         device: the GPU's number as CUDA counts the visible devices.
-        streams: how many calls may run side by side on the GPU, each with device memory of its own.
+        streams: how many calls may run side by side on the GPU, each with contexts and device memory of its own, which
+            are made when so many calls first overlap.
         allocation: of the memory that outputs are written to. "max": for the largest shapes that any profile allows,
             once; "reuse": as large as the shapes that came so far; "exact": on the device anew for every call, which
             leaves nothing behind, waits for the GPU and rules out CUDA graphs.
@@ -209,7 +210,8 @@ class Processor:
         return rows()
 
     def empty(self, **sizes: int) -> Results:
-        """Page-locked arrays for inputs: `infer` and `infer_stream` copy them to the GPU without staging them.
+        """Page-locked arrays for inputs: `infer` and `infer_stream` copy those of 768 KiB and more to the GPU without
+        staging them.
 
         Args:
             sizes: of axes, by name; those left out take the first profile's opt.
