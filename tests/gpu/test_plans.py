@@ -147,7 +147,7 @@ def test_profiles_and_streams_alternate(ranges: list[tuple[int, int, int]], grap
         for name, wanted in model(*inputs).items():
             if isinstance(wanted, torch.Tensor):
                 torch.testing.assert_close(got[name], wanted, rtol=1e-3, atol=1e-4)
-    plans = [plan for lane in module._live._lanes.values() for plan in lane._plans.values()]
+    plans = [plan for lane in module._live._lanes.values() for plan in lane.plans.values()]
     assert {plan.profile for plan in plans} == set(range(len(ranges)))
     for plan in plans:
         assert plan.profile == module.signature.select_profile(

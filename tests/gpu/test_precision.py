@@ -117,15 +117,15 @@ def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.Mon
     real = DEPLOY.obtaining
 
     @contextmanager
-    def obtaining(source: t2e.OnnxArtifact, **options: Any) -> Iterator[Any]:
-        with real(exact, **{**options, "cache": False}) as wanted:
+    def obtaining(source: t2e.OnnxArtifact, *given: Any, **options: Any) -> Iterator[Any]:
+        with real(exact, *given, **{**options, "cache": False}) as wanted:
 
             def engine() -> Any:
                 built = wanted()
                 (Path(built.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
                 return built
 
-            engine.keep, engine.notes = wanted.keep, ()  # type: ignore[attr-defined]  # as a Wanted has
+            engine.notes = ()  # type: ignore[attr-defined]  # as a Wanted has
             yield engine
 
     monkeypatch.setattr(DEPLOY, "obtaining", obtaining)
