@@ -408,7 +408,10 @@ OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
         {"runtime_config": {"streams": 2}},
         "runtime_config: {'streams': 2}, a RuntimeConfig; pass t2e.RuntimeConfig(...)",
     ),
-    "cache": ({"cache": 3}, "cache: 3, True, False, a folder or an EngineCache"),
+    "cache": (
+        {"cache": 3},
+        "cache: 3, True, False, a folder or an EngineCache; pass cache=True for the user's cache folder",
+    ),
 }
 
 
