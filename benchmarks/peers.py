@@ -81,7 +81,9 @@ def polygraphy(engine: RawEngine, inputs: Inputs) -> Peer:
 
     plan = EngineFromBytes(bytes(engine.artifact.plan_buffer()))()
     config = engine.config(engine=plan)
-    runner = TrtRunner(engine.check(plan.create_execution_context(config), "Polygraphy's context"))
+    profile = engine.profile([inputs[spec.name].shape for spec in engine.artifact.signature.inputs])
+    made = engine.check(plan.create_execution_context(config), "Polygraphy's context")
+    runner = TrtRunner(made, optimization_profile=profile or None)
     runner.activate()
     call = functools.partial(runner.infer, dict(inputs), check_inputs=False, copy_outputs_to_host=False)
     name = engine.artifact.signature.outputs[0].name

@@ -39,7 +39,8 @@ class RawContext:
         check, signature = engine.check, engine.artifact.signature
         self.context = context
         self.inputs = tuple(inputs)
-        check(context.set_optimization_profile_async(0, stream.cuda_stream), "profile")
+        profile = engine.profile([tensor.shape for tensor in inputs])
+        check(context.set_optimization_profile_async(profile, stream.cuda_stream), f"profile {profile}")
         for spec, tensor in zip(signature.inputs, inputs, strict=True):
             check(context.set_input_shape(spec.name, tuple(tensor.shape)), f"shape of '{spec.name}'")
         self.memory_bytes = int(context.update_device_memory_size_for_shapes())
@@ -78,6 +79,11 @@ class RawEngine:
         self._runtime = self.rt.api.Runtime(self.rt.logger)
         self.engine = self.check(self._runtime.deserialize_cuda_engine(artifact.plan_buffer()), "plan")
         self._configs = {False: self.config(), True: None}
+
+    def profile(self, shapes: Sequence[Sequence[int]]) -> int:
+        """The profile that TRTModule uses for these shapes of the inputs."""
+        signature, profiles = self.artifact.signature, self.artifact.profiles
+        return signature.select_profile(profiles, signature.resolve(shapes)) if profiles else 0
 
     def check(self, value: Any, what: str) -> Any:
         """Refuse the None or False by which TensorRT says that something failed."""

@@ -250,8 +250,10 @@ class _Models:
         for _, batch, model in found:
             prefix = f"{model}.b{batch}"
             cells.append([f"{TITLES[model]}, {batch}", *(self.cell(prefix, name) for name in names)])
+        profiles = ", with a profile of its own for each batch" if "own_profiles" in self.evidence["samples"] else ""
+        kind = f"half precision{profiles}"
         return [
-            f"Time per call in µs, GPU / host, medians ({_origin(self.evidence)}, half precision, `models.json`):",
+            f"Time per call in µs, GPU / host, medians ({_origin(self.evidence)}, {kind}, `models.json`):",
             "",
             *_rows(cells),
             "",

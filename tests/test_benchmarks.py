@@ -215,6 +215,15 @@ def test_table_has_every_figure_and_where_it_comes_from(tmp_path: Path) -> None:
     assert "first answer 0.31 s after imports, 3.20 s without" in text
 
 
+def test_table_says_whether_batches_had_profiles_of_their_own(tmp_path: Path) -> None:
+    """Times of kernels for one size are not passed off as those for all."""
+    data = whole()
+    words = "half precision, with a profile of its own for each batch, `models.json`"
+    assert words not in table.generate(published(tmp_path, data))
+    data["samples"]["own_profiles"] = True
+    assert words in table.generate(published(tmp_path, data))
+
+
 def test_ratios_are_of_the_figures_beside_them(tmp_path: Path) -> None:
     """A ratio is the two times that stand in its row."""
     text = table.generate(published(tmp_path, overhead()))
