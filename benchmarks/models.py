@@ -93,7 +93,7 @@ class Run:
             self.starts("cold", cold, 1)
 
     def profiles(self) -> list[dict[str, tuple[int, int, int]]]:
-        """One for all sizes, and one of its own for each that is timed, as a user would have it who calls these most."""
+        """One for all sizes, and one for each that is timed, as a user has it who calls these most."""
         axis = self.entry.batch
         return [{axis.name: axis.range}, *({axis.name: (batch, batch, batch)} for batch in self.options.batches)]
 
