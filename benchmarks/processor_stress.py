@@ -25,6 +25,7 @@ __all__ = ["Array", "only", "shared"]
 SHARE_OF_MODULE = 0.2
 VISITS = 2  # of every input by every thread, before anything is measured
 MIB = 2**20
+MOST_GROWTH_MIB = 1
 
 Array = np.ndarray[Any, Any]
 
@@ -132,7 +133,7 @@ def shared(evidence: Evidence, options: argparse.Namespace) -> None:
     """Many calls by several threads: nothing may be wrong, and memory stays flat.
 
     Raises:
-        RuntimeError: results were wrong.
+        RuntimeError: results were wrong, or memory grew.
     """
     torch.manual_seed(0)
     model = stress.Network().cuda().eval()
@@ -177,3 +178,5 @@ def shared(evidence: Evidence, options: argparse.Namespace) -> None:
     evidence.samples["stress"] = [asdict(look) for look in looks]
     if wrong or theirs:
         raise RuntimeError(f"{wrong} results of the Processor and {theirs} of the module were wrong")
+    if (grown := max(found["device_growth_mib"], found["host_growth_mib"])) > MOST_GROWTH_MIB:
+        raise RuntimeError(f"memory grew by {grown:.1f} MiB, at most {MOST_GROWTH_MIB} are allowed")
