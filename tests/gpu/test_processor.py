@@ -27,7 +27,7 @@ from torch import nn
 import torch2engine as t2e
 from torch2engine import device
 from torch2engine.runtime._arrays import check
-from torch2engine.runtime._ticket import Job
+from torch2engine.runtime._ticket import Job, Timings
 from torch2engine.runtime.context import Context
 from torch2engine.runtime.cuda import Cuda
 
@@ -316,14 +316,17 @@ def test_map_pads_and_splits(tiny: tuple[nn.Module, t2e.TRTModule], double: t2e.
 def test_timings_tell_where_the_time_goes(double: t2e.Processor) -> None:
     """None before the first call; then parts of the GPU's clock, and of a large call the copies count."""
     assert (double.timings(), double.last_inference_ms) == (None, None)
-    for _ in range(5):
+    seen: list[Timings] = []
+    for _ in range(10):
         double.infer(rows(4096))
-    found = double.timings()
-    assert found is not None
-    assert min(found) >= 0
-    assert found.compute_ms == double.last_inference_ms
-    assert 0 < found.compute_ms < 1000  # other processes may use the GPU
-    assert 0.01 < found.copy_in_ms < 1000
+        found = double.timings()
+        assert found is not None
+        assert min(found) >= 0
+        assert found.compute_ms == double.last_inference_ms
+        seen.append(found)
+    # The best, since other processes may use the GPU.
+    assert 0 < min(found.compute_ms for found in seen) < 100
+    assert 0.01 < min(found.copy_in_ms for found in seen) < 100
 
 
 # Outputs whose shapes TensorRT finds out while it runs (TensorRT-RTX builds no such engine, but asks for memory alike)
