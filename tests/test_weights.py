@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -418,6 +419,43 @@ def test_operators_are_onnx_runtimes(op: str, inputs: list[Any], attributes: dic
 def test_every_operator_is_tried() -> None:
     """The table above has them all; the folding of BatchNorm is tried on models."""
     assert {op for op, _, _ in CASES} | {"FoldedWeight", "FoldedBias", "NormScale", "CastHalf"} == OPERATORS.keys()
+
+
+MANY = np.random.default_rng(1).random((64, 256), np.float32) + np.float32(0.5)
+ROW = np.random.default_rng(2).random(256, np.float32) + np.float32(0.5)
+EXACT: list[tuple[str, list[Any], dict[str, Any], Callable[..., Any]]] = [
+    *((op, [MANY], {}, getattr(np, op.lower())) for op in ("Cos", "Exp", "Log", "Reciprocal", "Sin", "Sqrt", "Tanh")),
+    *(("Pow", [MANY, exponent], {}, np.power) for exponent in (ROW, np.float32(2.5))),
+    ("Div", [MANY, ROW], {}, np.divide),
+    ("Sigmoid", [MANY], {}, lambda x: 1 / (1 + np.exp(-x))),
+    ("Softplus", [MANY], {}, lambda x: np.log1p(np.exp(x))),
+    ("MatMul", [MANY, MANY.T.copy()], {}, np.matmul),
+    ("ReduceL2", [MANY, np.array([1])], {}, lambda x, _: np.sqrt(np.square(x).sum(1, keepdims=True))),
+    ("ReduceMean", [MANY, np.array([1])], {}, lambda x, _: x.mean(1, keepdims=True)),
+    ("ReduceSum", [MANY, np.array([1])], {}, lambda x, _: x.sum(1, keepdims=True)),
+]
+
+
+@pytest.mark.parametrize(("op", "inputs", "attributes", "truth"), EXACT)
+def test_operators_are_rounded_once(op: str, inputs: list[Any], attributes: Any, truth: Callable[..., Any]) -> None:
+    """To the last bit what every device gives that works it out in float64: a half engine amplifies a wrong one."""
+    found = OPERATORS[op]([torch.tensor(array) for array in inputs], attributes)
+    wide = [array.astype(np.float64) if array.dtype == np.float32 else array for array in inputs]
+    np.testing.assert_array_equal(found.numpy(), truth(*wide).astype(np.float32))
+
+
+def test_folded_norms_are_rounded_as_ieee_demands() -> None:
+    """A square root that is right to the last bit, as a GPU's is and a CPU's vectors are not always."""
+    weight, mean, bias = MANY.T.copy(), ROW[::-1].copy(), ROW[::-1].copy() / 3
+    gamma, variance, beta = ROW, ROW * ROW[::-1], ROW - 1
+    root = np.sqrt((variance + np.float32(1e-5)).astype(np.float64))
+    scale = (gamma / root).astype(np.float32)
+    parts = [torch.tensor(array) for array in (weight, gamma, variance, bias, beta, mean)]
+    found = OPERATORS["FoldedWeight"](parts[:3], {"epsilon": 1e-5, "axis": 0})
+    np.testing.assert_array_equal(found.numpy(), weight * scale[:, None])
+    found = OPERATORS["FoldedBias"]([parts[3], *parts[1:2], *parts[4:], parts[2]], {"epsilon": 1e-5})
+    np.testing.assert_array_equal(found.numpy(), beta - (mean - bias) * scale)
+    np.testing.assert_array_equal(OPERATORS["NormScale"](parts[1:3], {"epsilon": 1e-5}).numpy(), scale)
 
 
 def test_half_is_what_autocast_writes() -> None:

@@ -6,14 +6,20 @@ so that the builds, which take seconds each, run side by side.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 import pytest
 import torch
-from test_refit import BOUNDS, change, deployed, error
+from test_refit import BATCH, BOUNDS, change, deployed, error
 
 import torch2engine as t2e
 from tests.weight_models import MODELS
+from torch2engine.artifact import WEIGHTS
+from torch2engine.capture import capture
+from torch2engine.export import export_onnx
+from torch2engine.preserve import undisturbed
+from torch2engine.weights import WeightProgram
 
 CASES = [(name, "fp16") for name in MODELS] + [("norms", "fp32"), ("transformer", "bf16"), ("parametrized", "fp32")]
 
@@ -37,3 +43,19 @@ def test_traps_are_followed(name: str, precision: str, figure: Callable[[str, fl
     found = error(model, module, unseen)
     figure(f"refit.{name}.{precision}.rel_l2", found)
     assert found < BOUNDS[precision] and not module.stale()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_are_the_same_wherever_they_are_worked_out(name: str) -> None:
+    """To the last bit: a deploy works them out on the CPU and a refit on the GPU, and halves amplify differences."""
+    torch.manual_seed(0)
+    model, x = MODELS[name]()
+    model.eval()
+    (parameter,) = inspect.signature(model.forward).parameters
+    with undisturbed(model):
+        program = WeightProgram.from_json(export_onnx(capture(model, x, {parameter: BATCH}), True).read(WEIGHTS))
+    for _ in range(8):
+        change(model)
+        here = program.run(program.tensors(model))
+        there = program.run({path: tensor.cuda() for path, tensor in program.tensors(model).items()})
+        assert not [weight for weight, value in here.items() if not torch.equal(value, there[weight].cpu())]
