@@ -2,10 +2,9 @@
 
     python -m benchmarks.refit --out DIR
 
-Enters: a GPU. Leaves: refit.json. Each model has a process of its own. Those with BatchNorm run alone: beside others,
-two engines of the same weights were found to round differently, probably since TensorRT times kernels when it builds a
-refittable engine. The rest run several at a time, as most of a deploy is the CPU's work, so their refits are timed on a
-busy machine. ResNet-50 is also compared with other ways.
+Enters: a GPU. Leaves: refit.json. Each model has a process of its own. ResNet-50 runs alone, and is also compared with
+other ways; the rest run several at a time, as most of a deploy is the CPU's work, so their refits are timed on a busy
+machine.
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ from benchmarks.zoo import REFITTED
 __all__ = ["main"]
 
 COMPARED = "resnet50"
-ALONE = (COMPARED, "efficientnet_b0")
 
 
 class Run:
@@ -41,14 +39,12 @@ class Run:
     def __init__(self, evidence: Evidence, options: argparse.Namespace, folder: Path) -> None:
         self.evidence, self.options, self.folder = evidence, options, folder
         self.failures: list[str] = []
-        self.together = [model for model in options.models if model not in ALONE]
+        self.together = [model for model in options.models if model != COMPARED]
         self.cores = Cores(len(self.together))
 
     def __call__(self) -> None:
-        for model in ALONE:
-            if model in self.options.models:
-                self.follow(model, "")
         if COMPARED in self.options.models:
+            self.follow(COMPARED, "")
             place = str(self.folder / COMPARED)
             self.work(["peers", COMPARED, place], "")
             self.work(["again", COMPARED, place], "")
