@@ -51,7 +51,7 @@ def test_weights_are_the_same_wherever_they_are_worked_out(name: str) -> None:
     torch.manual_seed(0)
     model, x = MODELS[name]()
     model.eval()
-    (parameter,) = inspect.signature(model.forward).parameters
+    parameter = next(iter(inspect.signature(model.forward).parameters))
     with undisturbed(model):
         program = WeightProgram.from_json(export_onnx(capture(model, x, {parameter: BATCH}), True).read(WEIGHTS))
     for _ in range(8):
