@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,10 @@ __all__ = ["alone", "exact_arithmetic", "undisturbed"]
 # The switches below are the process's, so a second thread would save the first one's settings as the user's. And
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
 _ONE_AT_A_TIME = threading.RLock()
+_BY_MKL = (
+    *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma", "log", "log10", "log1p"),
+    *("log2", "sin", "sinh", "cosh", "sqrt", "tan", "tanh"),
+)
 
 
 class _Snapshot:
@@ -138,11 +143,12 @@ def _plain_arithmetic() -> Generator[None]:
 
 @contextmanager
 def _full_float32() -> Generator[None]:
-    """Float32 computed in float32, not in TF32 or bfloat16, on CPU and GPU.
+    """Float32 computed in float32, not in TF32 or bfloat16 or by a sloppy kernel, on CPU and GPU.
 
     torch has two sets of switches, and reading an old one raises where a user has turned a new one: such are left as
     they are, since the new ones decide (torch 2.9 to 2.13).
     """
+    _settle_mkl()
     backends = torch.backends
     cudnn, mkldnn = backends.cudnn, backends.mkldnn
     switches: list[Any] = [backends.cuda.matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn]
@@ -163,6 +169,19 @@ def _full_float32() -> Generator[None]:
             switch.fp32_precision = "none"  # follow the backend's setting, unless that is another
             if switch.fp32_precision != precision:
                 switch.fp32_precision = precision
+
+
+@cache
+def _settle_mkl() -> None:
+    """Have oneMKL choose its kernels while one thread asks.
+
+    It chooses a function's at the first call (2024.2, in PyTorch 2.13), and where threads of one operation make
+    that call together, some compute with a kernel for low accuracy: cosines off by 1e-4 (pytorch/pytorch#188792).
+    """
+    for dtype in (torch.float32, torch.float64):
+        one = torch.full((1,), 0.5, dtype=dtype, device="cpu")
+        for name in _BY_MKL:
+            getattr(torch, name)(one)
 
 
 def _set_old(matmul: str | None, convolution: bool | None) -> None:
