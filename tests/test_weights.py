@@ -10,21 +10,23 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch2engine as t2e
 from tests.weight_models import MODELS, Shared, Strange, tiny
+from torch2engine._weight_operators import apply_to_many
 from torch2engine.artifact import WEIGHTS, OnnxArtifact
 from torch2engine.capture import capture
 from torch2engine.export import export_onnx
 from torch2engine.ort import Session
-from torch2engine.preserve import undisturbed
+from torch2engine.preserve import exact_arithmetic, undisturbed
 from torch2engine.weights import OPERATORS, Step, WeightProgram
 
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
@@ -421,6 +423,52 @@ def test_every_operator_is_tried() -> None:
     assert {op for op, _, _ in CASES} | {"FoldedWeight", "FoldedBias", "NormScale", "CastHalf"} == OPERATORS.keys()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_norms_that_are_folded_together_are_what_they_are_alone(dtype: torch.dtype) -> None:
+    """To the last bit, of any size and with or without a bias; and each begins where TensorRT may want it to."""
+    torch.manual_seed(0)
+    sizes = [3, 64, 1, 128, 100, 256, 1 << 20, 7]
+    rows = [[torch.rand(size, dtype=dtype) + 0.5 for _ in range(4)] for size in sizes]
+    biases = [torch.rand(size, dtype=dtype) if size % 2 == 0 else None for size in sizes]
+    weights = [torch.rand(size, 2, 1, dtype=dtype) for size in sizes]
+    halves = [torch.rand(3, size).T - 0.5 for size in sizes]
+    for op, inputs, attributes in (
+        ("FoldedBias", [[bias, *row] for bias, row in zip(biases, rows, strict=True)], {"epsilon": 1e-5}),
+        ("FoldedWeight", [[w, *row[:2]] for w, row in zip(weights, rows, strict=True)], {"epsilon": 1e-3, "axis": 0}),
+        ("CastHalf", [[half] for half in halves], {}),
+        ("CastHalf", [[torch.tensor(1e-9)], [torch.ones(0)], [torch.ones(2, 0)]], {}),
+    ):
+        together = apply_to_many(op, cast("Any", inputs), attributes)
+        for found, x in zip(together, inputs, strict=True):
+            right = OPERATORS[op](cast("Any", x), attributes)
+            assert (found.dtype, found.shape) == (right.dtype, right.shape)
+            assert torch.equal(found, right)
+            assert found.storage_offset() * found.element_size() % 256 == 0
+
+
+def test_many_small_weights_take_few_operations() -> None:
+    """A launch takes longer than the work on a small weight."""
+    layers = [layer for _ in range(20) for layer in (nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.ReLU())]
+    model = nn.Sequential(*layers).eval()
+    program = program_of(exported(model, torch.randn(8, 4, 4, 4)))
+    counted = Counted()
+    with counted:
+        program.run(program.tensors(model))
+    assert len(program.steps) >= 40  # a weight and a bias of each
+    # Each weight takes its own product, and a cast and views of it; the rest is done for all.
+    assert counted.calls < 10 * 20
+
+
+class Counted(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += func.__name__.partition(".")[0] not in {"view", "slice", "split", "split_with_sizes", "detach"}
+        return func(*args, **(kwargs or {}))
+
+
 MANY = np.random.default_rng(1).random((64, 256), np.float32) + np.float32(0.5)
 ROW = np.random.default_rng(2).random(256, np.float32) + np.float32(0.5)
 EXACT: list[tuple[str, list[Any], dict[str, Any], Callable[..., Any]]] = [
@@ -439,7 +487,8 @@ EXACT: list[tuple[str, list[Any], dict[str, Any], Callable[..., Any]]] = [
 @pytest.mark.parametrize(("op", "inputs", "attributes", "truth"), EXACT)
 def test_operators_are_rounded_once(op: str, inputs: list[Any], attributes: Any, truth: Callable[..., Any]) -> None:
     """To the last bit what every device gives that works it out in float64: a half engine amplifies a wrong one."""
-    found = OPERATORS[op]([torch.tensor(array) for array in inputs], attributes)
+    with exact_arithmetic():
+        found = OPERATORS[op]([torch.tensor(array) for array in inputs], attributes)
     wide = [array.astype(np.float64) if array.dtype == np.float32 else array for array in inputs]
     np.testing.assert_array_equal(found.numpy(), truth(*wide).astype(np.float32))
 
@@ -448,14 +497,16 @@ def test_folded_norms_are_rounded_as_ieee_demands() -> None:
     """A square root that is right to the last bit, as a GPU's is and a CPU's vectors are not always."""
     weight, mean, bias = MANY.T.copy(), ROW[::-1].copy(), ROW[::-1].copy() / 3
     gamma, variance, beta = ROW, ROW * ROW[::-1], ROW - 1
-    root = np.sqrt((variance + np.float32(1e-5)).astype(np.float64))
+    root = np.sqrt(variance.astype(np.float64) + 1e-5)
     scale = (gamma / root).astype(np.float32)
     parts = [torch.tensor(array) for array in (weight, gamma, variance, bias, beta, mean)]
-    found = OPERATORS["FoldedWeight"](parts[:3], {"epsilon": 1e-5, "axis": 0})
-    np.testing.assert_array_equal(found.numpy(), weight * scale[:, None])
-    found = OPERATORS["FoldedBias"]([parts[3], *parts[1:2], *parts[4:], parts[2]], {"epsilon": 1e-5})
-    np.testing.assert_array_equal(found.numpy(), beta - (mean - bias) * scale)
-    np.testing.assert_array_equal(OPERATORS["NormScale"](parts[1:3], {"epsilon": 1e-5}).numpy(), scale)
+    with exact_arithmetic():
+        folded = OPERATORS["FoldedWeight"](parts[:3], {"epsilon": 1e-5, "axis": 0})
+        added = OPERATORS["FoldedBias"]([parts[3], *parts[1:2], *parts[4:], parts[2]], {"epsilon": 1e-5})
+        alone = OPERATORS["NormScale"](parts[1:3], {"epsilon": 1e-5})
+    np.testing.assert_array_equal(folded.numpy(), weight * scale[:, None])
+    np.testing.assert_array_equal(added.numpy(), beta - (mean - bias) * scale)
+    np.testing.assert_array_equal(alone.numpy(), scale)
 
 
 def test_half_is_what_autocast_writes() -> None:

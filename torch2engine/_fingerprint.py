@@ -100,7 +100,8 @@ def _groups(tensors: Mapping[str, torch.Tensor]) -> Generator[list[_Piece]]:
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:
     plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    flat = plain.resolve_neg().reshape(-1)
+    flat = plain.resolve_neg()
+    flat = flat if flat.ndim == 1 else flat.reshape(-1)
     return flat.view(_INTEGERS[flat.element_size()])
 
 
@@ -117,7 +118,8 @@ def _weighed(pieces: list[torch.Tensor], factors: torch.Tensor) -> torch.Tensor:
     sizes = [piece.numel() for piece in pieces]
     mixed = torch.cat(pieces).to(torch.int64)
     # Bits that change in step, such as signs, must not cancel each other out in the sum.
-    mixed *= torch.cat([factors[:size] for size in sizes])
+    first = {size: factors[:size] for size in set(sizes)}
+    mixed *= torch.cat([first[size] for size in sizes])
     mixed ^= (mixed >> 32) & 0xFFFFFFFF
     mixed *= _FACTOR - (1 << 64)
     mixed ^= (mixed >> 29) & ((1 << 35) - 1)

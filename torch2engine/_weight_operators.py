@@ -14,10 +14,14 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch.nn import functional
 
-__all__ = ["OPERATORS", "READ_SIZES", "Attributes", "Tensors"]
+__all__ = ["OPERATORS", "READ_SIZES", "Attributes", "Tensors", "apply_to_many"]
 
 Tensors: TypeAlias = "Sequence[torch.Tensor]"
 Attributes: TypeAlias = "Mapping[str, Any]"
+
+_SMALL = 1 << 20  # elements; the work on more takes longer than a launch
+_MOST_JOINED = 1 << 24  # elements, in 64 MiB
+_ALIGNED = 128  # elements; of halves 256 bytes, as PyTorch aligns its own tensors at least
 
 
 def _ints(tensor: torch.Tensor | None) -> list[int] | None:
@@ -89,9 +93,7 @@ def _wide(function: Callable[..., torch.Tensor]) -> Callable[[Tensors, Attribute
 def _scale(gamma: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
     """BatchNorm's factor, in float32 at least."""
     wide = torch.promote_types(gamma.dtype, torch.float32)
-    root = torch.empty_like(variance, dtype=torch.float64)
-    torch.add(variance.to(wide), epsilon, out=root).sqrt_()  # `out` casts without a kernel of its own, of many norms
-    return torch.div(gamma, root, out=torch.empty_like(root, dtype=wide))
+    return (gamma / torch.sqrt(variance.double() + epsilon)).to(wide)
 
 
 def _norm_scale(x: Tensors, attributes: Attributes) -> torch.Tensor:
@@ -102,7 +104,10 @@ def _norm_scale(x: Tensors, attributes: Attributes) -> torch.Tensor:
 def _fold_weight(x: Tensors, attributes: Attributes) -> torch.Tensor:
     """A convolution's weight with BatchNorm's factor in it: weight, gamma, variance."""
     weight, gamma, variance = x
-    scale = _scale(gamma, variance, attributes["epsilon"])
+    return _scaled(weight, _scale(gamma, variance, attributes["epsilon"]), attributes)
+
+
+def _scaled(weight: torch.Tensor, scale: torch.Tensor, attributes: Attributes) -> torch.Tensor:
     sides = [1] * weight.ndim
     sides[attributes["axis"]] = -1
     return (weight.to(scale.dtype) * scale.reshape(sides)).to(weight.dtype)
@@ -122,7 +127,7 @@ def _cast_half(x: Tensors, _: Attributes) -> torch.Tensor:
     number, becomes that number, whatever its sign."""
     least = 2.0**-24
     given = x[0].float()
-    large = functional.hardshrink(given, least - 2.0**-48)  # float32's next smaller one; few kernels, of many weights
+    large = functional.hardshrink(given, least - 2.0**-48)  # float32's next smaller one
     return large.add(given.ne(large), alpha=least).to(torch.float16)
 
 
@@ -174,3 +179,70 @@ OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
 READ_SIZES = frozenset(
     {"Expand", "Gather", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
 )
+
+
+def apply_to_many(op: str, inputs: Sequence[Tensors], attributes: Attributes) -> list[torch.Tensor]:
+    """The operator's answers to each of several inputs, to the bit as one by one.
+
+    Networks have hundreds of small weights, and a launch takes longer than the work on one.
+    """
+    operator = OPERATORS[op]
+    if op == "FoldedWeight":
+        factors = [(gamma, variance) for _, gamma, variance in inputs]
+        scales = _joined(lambda x: _scale(x[0], x[1], attributes["epsilon"]), factors)
+        return [_scaled(x[0], scale, attributes) for x, scale in zip(inputs, scales, strict=True)]
+    if op in ("FoldedBias", "CastHalf"):
+        return _joined(lambda x: operator(x, attributes), inputs)
+    return [operator(x, attributes) for x in inputs]
+
+
+def _joined(function: Callable[[Tensors], torch.Tensor], inputs: Sequence[Tensors]) -> list[torch.Tensor]:
+    """A function that works element by element, of inputs whose tensors have one shape: small ones joined to one."""
+    found: dict[int, torch.Tensor] = {}
+    waiting: dict[tuple[torch.dtype | None, ...], tuple[dict[int, Tensors], int]] = {}
+    for index, x in enumerate(inputs):
+        size = x[-1].numel()  # the first may be left out
+        if size >= _SMALL:
+            found[index] = function(x)
+            continue
+        kind = tuple(part.dtype if part is not None else None for part in cast("Sequence[torch.Tensor | None]", x))
+        group, total = waiting.pop(kind, ({}, 0))
+        group[index] = x
+        if total + size >= _MOST_JOINED:
+            found |= _as_one(function, group)
+        else:
+            waiting[kind] = group, total + size
+    for group, _ in waiting.values():
+        found |= _as_one(function, group)
+    return [found[index] for index in range(len(inputs))]
+
+
+def _as_one(function: Callable[[Tensors], torch.Tensor], inputs: Mapping[int, Tensors]) -> dict[int, torch.Tensor]:
+    if len(inputs) == 1:
+        return {index: function(x) for index, x in inputs.items()}
+    shapes = [x[-1].shape for x in inputs.values()]
+    gaps = [-shape.numel() % _ALIGNED for shape in shapes]
+    answer = function([_row(column, gaps) for column in zip(*inputs.values(), strict=True)])
+    sizes = [shape.numel() + gap for shape, gap in zip(shapes, gaps, strict=True)]
+    found = zip(inputs, cast("Tensors", answer.split(sizes)), shapes, strict=True)
+    return {index: _cut(part, shape) for index, part, shape in found}
+
+
+def _cut(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """What has the shape from the front; views of what has it already take longer than to look."""
+    size = shape.numel()
+    whole = part if part.numel() == size else part[:size]
+    return whole if whole.shape == shape else whole.view(shape)
+
+
+def _row(tensors: Tensors, gaps: Sequence[int]) -> Any:
+    """One tensor with room behind each, so that what is cut out of it begins where a tensor may; None of Nones."""
+    if cast("torch.Tensor | None", tensors[0]) is None:
+        return None
+    room = {gap: tensors[0].new_zeros(gap) for gap in {*gaps}}
+    parts: list[torch.Tensor] = []
+    for tensor, gap in zip(tensors, gaps, strict=True):
+        parts.append(tensor if tensor.ndim == 1 else tensor.reshape(-1))
+        if gap:
+            parts.append(room[gap])
+    return torch.cat(parts)

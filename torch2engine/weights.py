@@ -10,12 +10,13 @@ import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import nn
 
-from torch2engine._weight_operators import OPERATORS, READ_SIZES, Attributes
+from torch2engine._weight_operators import OPERATORS, READ_SIZES, Attributes, apply_to_many
 from torch2engine.errors import ArtifactError, RefitError
 
 __all__ = ["OPERATORS", "Step", "WeightProgram"]
@@ -126,11 +127,10 @@ class WeightProgram:
         """
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
         values = dict(tensors)
-        for step in self.steps:
-            # Sizes and axes behind the data are read as numbers, which takes no trip to the GPU where they stay here.
-            here = [index > 0 and step.op in READ_SIZES for index in range(len(step.inputs))]
-            inputs = [self._value(*one, values, device) for one in zip(step.inputs, here, strict=True)]
-            values[step.output] = OPERATORS[step.op](inputs, step.attributes)
+        for group in self._groups:
+            inputs = [self._inputs(step, values, device) for step in group]
+            answers = apply_to_many(group[0].op, inputs, group[0].attributes)
+            values |= zip((step.output for step in group), answers, strict=True)
         return {name: values[value].contiguous() for name, value in self.weights.items()}
 
     def sources_of(self, weight: str) -> set[str]:
@@ -146,13 +146,27 @@ class WeightProgram:
                 waiting += [name for name in makers[value].inputs if name]
         return found
 
-    def _value(self, name: str, stays: bool, values: Mapping[str, torch.Tensor], device: torch.device) -> Any:
-        if not name:
-            return None
-        if name in values:
-            return values[name]
-        constant = self.constants[name]
-        return constant if stays else constant.to(device)
+    @cached_property
+    def _groups(self) -> list[list[Step]]:
+        """The steps, in an order in which they can be worked out, those of one operator and attributes together."""
+        depths: dict[str, int] = {}
+        groups: dict[tuple[int, str, str], list[Step]] = {}
+        for step in self.steps:
+            depth = depths[step.output] = 1 + max((depths.get(name, 0) for name in step.inputs), default=0)
+            groups.setdefault((depth, step.op, repr(sorted(step.attributes.items()))), []).append(step)
+        return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+
+    def _inputs(self, step: Step, values: Mapping[str, torch.Tensor], device: torch.device) -> list[Any]:
+        # Sizes and axes behind the data are read as numbers, which takes no trip to the GPU where they stay here.
+        reads = step.op in READ_SIZES
+        found: list[Any] = []
+        for index, name in enumerate(step.inputs):
+            if name and name not in values:
+                constant = self.constants[name]
+                found.append(constant if reads and index > 0 else constant.to(device))
+            else:
+                found.append(values[name] if name else None)
+        return found
 
     def to_json(self) -> bytes:
         """The program as a file's bytes."""
