@@ -75,7 +75,7 @@ def test_trained_models_stay_right(subject: Trained, dtype: str) -> None:
 
 @pytest.mark.parametrize(("dtype", "bound"), [("int8", 5e-2), ("fp8", 6e-2)])
 def test_trained_models_stay_right_when_quantised(subject: Trained, dtype: str, bound: float) -> None:
-    """Within the bound on unseen data; BERT in fp8 with one module in float32, without which the judge refuses it."""
+    """Within the bound on unseen data; BERT in fp8 may keep one module in float32, which the report then names."""
     module = deployed(subject, t2e.Precision(dtype, budget=t2e.Budget()))
     assert error(module, subject) <= bound
     assert module.precision == dtype
@@ -83,12 +83,15 @@ def test_trained_models_stay_right_when_quantised(subject: Trained, dtype: str, 
     assert told.low > 0
     types = {node.op_type for node in onnx.load(module._artifact.onnx_path).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= types
-    if (subject.name, dtype) != ("bert", "fp8"):
-        assert told.attempts == (told.attempts[0],)
-        return
-    assert [kept.module for kept in told.kept] == ["blocks.0.attention.qkv"]
-    with pytest.raises(t2e.ParityError):
-        deployed(subject, dtype)
+    # Which module the search keeps depends on how the CPU rounds, so only the promise is asserted.
+    most_kept = 1 if (subject.name, dtype) == ("bert", "fp8") else 0
+    modules = {name for name, part in subject.model.named_modules() if not list(part.children())}
+    assert len(told.kept) <= most_kept
+    assert all(kept.module in modules and kept.reason for kept in told.kept)
+    assert (len(told.attempts) > 1) == bool(told.kept)
+    if told.kept:  # the search kept it because the judge refuses the graph without it
+        with pytest.raises(t2e.ParityError):
+            deployed(subject, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
