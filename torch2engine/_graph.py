@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch2engine._package import PACKAGE_ROOT
 from torch2engine._preprocess import ORIGIN
 from torch2engine.reference import innermost_user_frame
 
@@ -186,7 +187,7 @@ def _origin(props: Mapping[str, str]) -> tuple[str, str]:
         scopes: list[str] = ast.literal_eval(props.get("pkg.torch.onnx.name_scopes", "[]"))
     except (ValueError, SyntaxError):
         scopes = []
-    if frames and Path(frames[-1][0]).is_relative_to(Path(__file__).parent):  # no module of the model's made it
+    if frames and Path(frames[-1][0]).is_relative_to(PACKAGE_ROOT):  # no module of the model's made it
         return ORIGIN, ORIGIN
     return module_path(scopes[-2] if len(scopes) > 1 else ""), innermost_user_frame(frames)
 

@@ -20,6 +20,7 @@ from torch2engine.capture import capture
 from torch2engine.cases import cases
 from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.export import export_onnx
+from torch2engine.judge import judge
 from torch2engine.lowering import lower
 from torch2engine.module import TRTModule
 from torch2engine.ort_module import ORTModule
@@ -30,7 +31,7 @@ from torch2engine.recall import Recall
 from torch2engine.reference import unwrap
 from torch2engine.report import Phases
 from torch2engine.spec import Preprocess
-from torch2engine.stages import choose_runtime, judge, precision_notes, prove_split, target_device
+from torch2engine.stages import choose_runtime, precision_notes, prove_split, target_device
 
 __all__ = ["deploy"]
 

@@ -10,7 +10,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 from torch import nn
@@ -22,9 +22,11 @@ from torch2engine._torch import is_simulated
 from torch2engine.artifact import EngineArtifact, OnnxArtifact
 from torch2engine.config import RuntimeConfig, Tolerance, of_kind
 from torch2engine.errors import ArtifactError, DeviceError, InputError, ShapeError
-from torch2engine.report import DeployReport
 from torch2engine.spec import Signature
 from torch2engine.tree import bind, unflatten
+
+if TYPE_CHECKING:
+    from torch2engine.report import DeployReport
 
 AnyArtifact = TypeVar("AnyArtifact", OnnxArtifact, EngineArtifact)
 

@@ -28,6 +28,7 @@ from torch2engine.cases import Case
 from torch2engine.config import QUANTIZED, Budget, Precision, Tolerance
 from torch2engine.deployed import Deployed
 from torch2engine.errors import InputError, ParityError
+from torch2engine.judge import judge
 from torch2engine.ort_module import ORTModule, StrictModule
 from torch2engine.parity import ParityReport
 from torch2engine.precision._model import load, modules
@@ -40,7 +41,6 @@ from torch2engine.precision.ranges import absolute_maxima
 from torch2engine.precision.sensitivity import Mixtures, distance
 from torch2engine.progress import Progress, Reporter, reporting
 from torch2engine.refit import Refittable
-from torch2engine.stages import judge
 from torch2engine.weights import WeightProgram
 
 __all__ = ["Lowered", "lower"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -23,8 +23,10 @@ from torch2engine.artifact import EngineArtifact, OnnxArtifact, load_artifact
 from torch2engine.config import RuntimeConfig
 from torch2engine.deployed import Deployed
 from torch2engine.errors import DeviceError
-from torch2engine.report import DeployReport
 from torch2engine.tree import bind, unflatten
+
+if TYPE_CHECKING:
+    from torch2engine.report import DeployReport
 
 __all__ = ["TRTModule", "load", "require_cuda"]
 

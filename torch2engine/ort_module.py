@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from numpy.typing import NDArray
@@ -29,8 +29,10 @@ from torch2engine.ort import Session
 from torch2engine.precision._model import put_weights
 from torch2engine.precision.strict import strict
 from torch2engine.refit import Refittable
-from torch2engine.report import DeployReport
 from torch2engine.weights import WeightProgram
+
+if TYPE_CHECKING:
+    from torch2engine.report import DeployReport
 
 __all__ = ["ORTModule", "StrictModule"]
 

@@ -28,13 +28,14 @@ from torch2engine.cache import EngineCache, key_of
 from torch2engine.cases import Case, cases
 from torch2engine.config import QUANTIZED, BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.errors import InputError, InstallationError, Torch2EngineError
+from torch2engine.judge import judge
 from torch2engine.module import TRTModule
 from torch2engine.parity import ParityReport
 from torch2engine.precision.outcome import PrecisionOutcome
 from torch2engine.precision.shares import PrecisionReport
 from torch2engine.reference import Captured
 from torch2engine.report import Phases
-from torch2engine.stages import judge, precision_notes, prove_split, target_device
+from torch2engine.stages import precision_notes, prove_split, target_device
 
 __all__ = ["Recall"]
 

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from torch2engine._package import PACKAGE_ROOT
 from torch2engine.errors import ExportError, InputError
 from torch2engine.spec import Parameter, Preprocess, Profile, Signature, Tree
 from torch2engine.tree import Flat, flatten, unflatten
@@ -33,7 +34,7 @@ __all__ = [
 
 # Frames in these folders are machinery, not the line that a user can mend.
 _FOREIGN = (
-    Path(__file__).parent,
+    PACKAGE_ROOT,
     *(Path(torch.__file__).parents[1] / name for name in ("torch", "onnxscript", "onnx_ir", "onnx", "sympy")),
 )
 _STDLIB = Path(sysconfig.get_paths()["stdlib"])

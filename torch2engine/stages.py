@@ -26,21 +26,21 @@ from torch2engine.config import (
     BuildConfig,
     RuntimeConfig,
     Tolerance,
-    check_tolerance,
     choice,
     of_kind,
 )
 from torch2engine.deployed import Deployed
 from torch2engine.errors import InputError, InstallationError
 from torch2engine.export import export_onnx
+from torch2engine.judge import judge
 from torch2engine.module import require_cuda
 from torch2engine.ort_module import ORTModule, StrictModule
-from torch2engine.parity import ParityReport, compare
+from torch2engine.parity import ParityReport
 from torch2engine.preserve import undisturbed
 from torch2engine.reference import Captured, unwrap
 from torch2engine.spec import Preprocess
 
-__all__ = ["check", "choose_runtime", "export", "judge", "precision_notes", "prove_split", "target_device"]
+__all__ = ["check", "choose_runtime", "export", "precision_notes", "prove_split", "target_device"]
 
 
 def export(
@@ -108,29 +108,6 @@ def check(
     floats = [spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)]
     typed = artifact.precision in LOW_PRECISIONS and "float32" in floats
     return judge(StrictModule(artifact) if typed else ORTModule(artifact), examples, tolerance, notes)
-
-
-def judge(
-    candidate: Deployed[Any], examples: Sequence[Case], tolerance: Tolerance | None = None, notes: Sequence[str] = ()
-) -> ParityReport:
-    """Compare the reference's answers with a deployed module's, case by case.
-
-    Args:
-        candidate: called with the examples' inputs, on its own device.
-        examples: from `cases`.
-        tolerance: by default `Tolerance.default` of the candidate's precision.
-        notes: kept in the report.
-
-    Raises:
-        InputError: a tolerance that is none.
-    """
-    check_tolerance(tolerance)
-    bounds = tolerance or Tolerance.default(candidate.precision)
-    report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds, tuple(notes))
-    for example in examples:
-        answer = candidate.infer([leaf.to(candidate.device, copy=True) for leaf in example.inputs])
-        report = report.add(compare(example.outputs, answer, bounds, case=example.name))
-    return report
 
 
 def prove_split(module: Deployed[Any], examples: Sequence[Case], tolerance: Tolerance | None = None) -> tuple[str, ...]:
