@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.evidence import Evidence
-from torch2engine import device
-from torch2engine.bench import Timing
-from torch2engine.config import Tolerance
-from torch2engine.errors import InstallationError
-from torch2engine.parity import ParityReport, compare
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import InstallationError
+from torch2engine.modules.benchmark import Timing
+from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.trt import gpu as device
 
 __all__ = ["options", "parity", "record", "run"]
 

@@ -24,8 +24,8 @@ import torch2engine as t2e
 from benchmarks import _script
 from benchmarks.evidence import Evidence
 from benchmarks.raw import RawEngine
-from torch2engine.artifact import EngineArtifact
-from torch2engine.bench import measure
+from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.modules.benchmark import measure
 
 __all__ = ["main", "tiny"]
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch2engine as t2e
-from torch2engine import device, trt
-from torch2engine.errors import InstallationError
+from torch2engine.core.errors import InstallationError
+from torch2engine.trt import gpu as device
+from torch2engine.trt import library as trt
 
 __all__ = ["FIELDS", "REPOSITORY", "Evidence", "commit", "complaints", "rounded"]
 

@@ -32,9 +32,9 @@ from benchmarks.evidence import REPOSITORY, Evidence
 from benchmarks.processor_stress import Array, only
 from benchmarks.tutorial import Tutorial
 from benchmarks.zoo import BATCH, ENTRIES
-from torch2engine.bench import measure
-from torch2engine.errors import ParityError
-from torch2engine.runtime.engine import Engine
+from torch2engine.core.errors import ParityError
+from torch2engine.modules.benchmark import measure
+from torch2engine.trt.engine import Engine
 
 __all__ = ["main"]
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from torch2engine import trt
-from torch2engine.artifact import EngineArtifact
+from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.trt import library as trt
 
 __all__ = ["RawContext", "RawEngine"]
 

@@ -16,11 +16,12 @@ from torch import nn
 import torch2engine as t2e
 from benchmarks._worker import keep_to, parser
 from benchmarks.zoo import REFITTED
-from torch2engine import lowering, trt
-from torch2engine.capture import capture
-from torch2engine.cases import cases
-from torch2engine.export import export_onnx
-from torch2engine.preserve import undisturbed
+from torch2engine.capture.cases import cases
+from torch2engine.capture.signature import capture
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.exporter.export import export_onnx
+from torch2engine.precision import lower as lowering
+from torch2engine.trt import library as trt
 
 __all__ = ["main"]
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from torch2engine import trt
-from torch2engine.artifact import EngineArtifact
-from torch2engine.runtime import cuda
+from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.processor import cuda
+from torch2engine.trt import library as trt
 
 __all__ = ["Tutorial"]
 

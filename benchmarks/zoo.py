@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,6 @@ from torch import nn
 
 import torch2engine as t2e
 from benchmarks.call_overhead import rows, tiny
-from benchmarks.evidence import REPOSITORY
 
 __all__ = ["BATCH", "ENTRIES", "FLOATS", "REFITTED", "Entry"]
 
@@ -63,9 +61,9 @@ def _torchvision(name: str, dtype: torch.dtype = torch.half) -> Callable[[], nn.
     def make() -> nn.Module:
         import torchvision
 
-        # The GPU suite's own, by its file, since tests are no package. It also gives ViT a head: torchvision's is all
-        # zero, and an answer of zeros says nothing.
-        settle = runpy.run_path(str(REPOSITORY / "tests" / "gpu" / "models.py"))["settle"]
+        # It also gives ViT a head: torchvision's is all zero, and an answer of zeros says nothing.
+        from tests.gpu.models import settle
+
         model = getattr(torchvision.models, name)().cuda()
         return settle(model, _images(2, torch.float32)["x"]).to(dtype).eval()
 

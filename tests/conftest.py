@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.support.paths import REPOSITORY
 
 # Engines of tests go to a cache of this run, here and in processes that tests start.
 _CACHE = tempfile.TemporaryDirectory(prefix="torch2engine-tests-")

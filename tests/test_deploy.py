@@ -13,20 +13,19 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import deploy_models
 import onnx
 import pytest
 import torch
-from deploy_models import BATCH, Baked, Mlp, Trainee, deploy, mlp, nested, pair, sample, seeded
 from torch import nn
 from transformers import BertConfig, BertModel
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 
 import torch2engine as t2e
-from torch2engine import device
-from torch2engine.artifact import OnnxArtifact
-from torch2engine.config import BuildConfig, RuntimeConfig, Tolerance
-from torch2engine.errors import (
+from tests.support import deploy_models
+from tests.support.deploy_models import BATCH, Baked, Mlp, Trainee, deploy, mlp, nested, pair, sample, seeded
+from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.core.config import BuildConfig, RuntimeConfig, Tolerance
+from torch2engine.core.errors import (
     DynamicAxisError,
     ExportError,
     InputError,
@@ -34,8 +33,9 @@ from torch2engine.errors import (
     ParityError,
     Torch2EngineError,
 )
-from torch2engine.ort_module import ORTModule
-from torch2engine.report import DeployReport
+from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.pipeline.report import DeployReport
+from torch2engine.trt import gpu as device
 
 ROOM: Any = importlib.import_module("torch2engine.deploy")
 

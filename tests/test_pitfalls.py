@@ -12,22 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import deploy_models
-import onnx_models
 import pytest
-import sample_artifacts
 import torch
-from conformance.bindings import load
-from conformance.check import check
-from deploy_models import BATCH, Mlp, engine, sample, seeded
 from onnx import helper
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine import device, trt
-from torch2engine.artifact import EngineArtifact, Hardware
-from torch2engine.config import BuildConfig
-from torch2engine.errors import (
+from tests.support import deploy_models, onnx_models, sample_artifacts
+from tests.support.conformance.bindings import load
+from tests.support.conformance.check import check
+from tests.support.deploy_models import BATCH, Mlp, engine, sample, seeded
+from tests.support.paths import REPOSITORY
+from torch2engine.artifact.artifacts import EngineArtifact, Hardware
+from torch2engine.core.config import BuildConfig
+from torch2engine.core.errors import (
     ArtifactError,
     DtypeError,
     DynamicAxisError,
@@ -36,6 +34,8 @@ from torch2engine.errors import (
     ShapeError,
     UnsupportedOperatorError,
 )
+from torch2engine.trt import gpu as device
+from torch2engine.trt import library as trt
 
 RTX = BuildConfig(flavour="tensorrt_rtx")
 
@@ -225,8 +225,8 @@ DEPLOY = """
 import json, sys
 sys.path[:0] = {folders!r}
 import torch, torch2engine as t2e
-from deploy_models import Mlp
-from torch2engine import device
+from tests.support.deploy_models import Mlp
+from torch2engine.trt import gpu as device
 try:
     t2e.deploy(Mlp(), torch.zeros(4, 6), config=t2e.BuildConfig(flavour={flavour!r}))
 except t2e.InstallationError as error:
@@ -236,7 +236,7 @@ except t2e.InstallationError as error:
 
 def deployed(folders: Sequence[Path], flavour: str, **environment: str) -> Any:
     """What the InstallationError of a deploy() in a fresh process says, and whether torch.onnx was at work by then."""
-    code = DEPLOY.format(folders=[*map(str, folders), str(Path(__file__).parent)], flavour=flavour)
+    code = DEPLOY.format(folders=[*map(str, folders), str(REPOSITORY)], flavour=flavour)
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -320,7 +320,7 @@ def test_pitfall_39_external_weights_go_wherever_the_model_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With weights beside the graph, check, save, load, build and a save of the engine lose none of them."""
-    monkeypatch.setattr(importlib.import_module("torch2engine.export"), "_EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr(importlib.import_module("torch2engine.exporter.export"), "_EXTERNAL_ABOVE_BYTES", 0)
     model = nn.Linear(64, 128).eval()
     artifact = t2e.export(model, sample(4, 64), {"input": {0: t2e.Axis("batch", 1, 4, 8)}})
     assert artifact.onnx_path.with_name("model.onnx.data").stat().st_size >= 4 * 64 * 128

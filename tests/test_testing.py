@@ -15,10 +15,11 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from torch2engine.config import Tolerance
-from torch2engine.errors import InputError, ParityError
+from tests.support.paths import REPOSITORY
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import InputError, ParityError
+from torch2engine.core.pytree import Inputs
 from torch2engine.testing import assert_parity, assert_parity_on_each
-from torch2engine.tree import Inputs
 
 X = torch.linspace(-2, 2, 60).reshape(4, 15)
 
@@ -293,7 +294,7 @@ def test_pytest_shows_the_callers_line_and_the_table(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=REPOSITORY,
     )
     assert ">       assert_parity(torch.relu, torch.abs, -torch.ones(3))" in done.stdout, done.stdout
     assert ">       assert_parity_on_each(torch.relu, torch.abs, [-torch.ones(3)])" in done.stdout
@@ -306,8 +307,8 @@ def test_parity_needs_no_torch(run_python: Callable[[str], Any]) -> None:
     """Judging arrays loads numpy and no torch."""
     loaded = run_python(
         "import json, sys, numpy as np\n"
-        "from torch2engine.parity import compare\n"
-        "from torch2engine.config import Tolerance\n"
+        "from torch2engine.parity.compare import compare\n"
+        "from torch2engine.core.config import Tolerance\n"
         "row = compare({'y': np.ones(3)}, {'y': np.ones(3)}, Tolerance())[0]\n"
         "print(json.dumps([row.passed, 'torch' in sys.modules]))"
     )

@@ -16,16 +16,15 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from torch2engine._version import __version__
+from torch2engine.core.version import __version__
 
 if TYPE_CHECKING:
     from torch2engine import testing
-    from torch2engine.artifact import EngineArtifact, OnnxArtifact
-    from torch2engine.build import build
-    from torch2engine.cache import EngineCache
-    from torch2engine.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
-    from torch2engine.deploy import deploy
-    from torch2engine.errors import (
+    from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact
+    from torch2engine.artifact.cache import EngineCache
+    from torch2engine.builder.build import build
+    from torch2engine.core.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
+    from torch2engine.core.errors import (
         ArtifactError,
         BuildError,
         DeviceError,
@@ -41,14 +40,15 @@ if TYPE_CHECKING:
         Torch2EngineError,
         UnsupportedOperatorError,
     )
-    from torch2engine.module import TRTModule, load
-    from torch2engine.ort_module import ORTModule
-    from torch2engine.parity import ParityReport
-    from torch2engine.precisions import precision_report, sensitivity
-    from torch2engine.runtime.processor import Processor
-    from torch2engine.spec import Axis, Preprocess, Profile
-    from torch2engine.stages import check, export
-    from torch2engine.tree import Inputs
+    from torch2engine.core.pytree import Inputs
+    from torch2engine.core.spec import Axis, Preprocess, Profile
+    from torch2engine.deploy import deploy
+    from torch2engine.modules.onnxruntime.module import ORTModule
+    from torch2engine.modules.trt.module import TRTModule, load
+    from torch2engine.parity.compare import ParityReport
+    from torch2engine.pipeline.stages import check, export
+    from torch2engine.precision.reports import precision_report, sensitivity
+    from torch2engine.processor.processor import Processor
 
 __all__ = [
     "ArtifactError",
@@ -94,37 +94,37 @@ __all__ = [
 
 # Public name -> the room it lives in; a name that is a room itself stands alone.
 _ROOMS = {
-    "EngineArtifact": "artifact",
-    "OnnxArtifact": "artifact",
-    "build": "build",
-    "EngineCache": "cache",
-    "Budget": "config",
-    "BuildConfig": "config",
-    "Precision": "config",
-    "RuntimeConfig": "config",
-    "Tolerance": "config",
+    "EngineArtifact": "artifact.artifacts",
+    "OnnxArtifact": "artifact.artifacts",
+    "build": "builder.build",
+    "EngineCache": "artifact.cache",
+    "Budget": "core.config",
+    "BuildConfig": "core.config",
+    "Precision": "core.config",
+    "RuntimeConfig": "core.config",
+    "Tolerance": "core.config",
     "deploy": "deploy",
-    "TRTModule": "module",
-    "load": "module",
-    "ORTModule": "ort_module",
-    "ParityReport": "parity",
-    "precision_report": "precisions",
-    "sensitivity": "precisions",
-    "Processor": "runtime.processor",
-    "Axis": "spec",
-    "Preprocess": "spec",
-    "Profile": "spec",
-    "check": "stages",
-    "export": "stages",
+    "TRTModule": "modules.trt.module",
+    "load": "modules.trt.module",
+    "ORTModule": "modules.onnxruntime.module",
+    "ParityReport": "parity.compare",
+    "precision_report": "precision.reports",
+    "sensitivity": "precision.reports",
+    "Processor": "processor.processor",
+    "Axis": "core.spec",
+    "Preprocess": "core.spec",
+    "Profile": "core.spec",
+    "check": "pipeline.stages",
+    "export": "pipeline.stages",
     "testing": "",
-    "Inputs": "tree",
+    "Inputs": "core.pytree",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = _ROOMS.get(name, "errors")
+    room = _ROOMS.get(name, "core.errors")
     value = getattr(import_module(f"{__name__}.{room}"), name) if room else import_module(f"{__name__}.{name}")
     globals()[name] = value
     return value

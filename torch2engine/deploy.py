@@ -12,26 +12,26 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine import trt
-from torch2engine._lowered import asked_for, settled
-from torch2engine.build import obtaining
-from torch2engine.cache import Cache, cache_of
-from torch2engine.capture import capture
-from torch2engine.cases import cases
-from torch2engine.config import BuildConfig, Precision, RuntimeConfig, Tolerance
-from torch2engine.export import export_onnx
-from torch2engine.judge import judge
-from torch2engine.lowering import lower
-from torch2engine.module import TRTModule
-from torch2engine.ort_module import ORTModule
-from torch2engine.precisions import verified
-from torch2engine.preserve import undisturbed
-from torch2engine.progress import Progress
-from torch2engine.recall import Recall
-from torch2engine.reference import unwrap
-from torch2engine.report import Phases
-from torch2engine.spec import Preprocess
-from torch2engine.stages import choose_runtime, precision_notes, prove_split, target_device
+from torch2engine.artifact.cache import Cache, cache_of
+from torch2engine.builder.build import obtaining
+from torch2engine.capture.cases import cases
+from torch2engine.capture.reference import unwrap
+from torch2engine.capture.signature import capture
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
+from torch2engine.core.progress import Progress
+from torch2engine.core.spec import Preprocess
+from torch2engine.exporter.export import export_onnx
+from torch2engine.modules.judge import judge
+from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.trt.module import TRTModule
+from torch2engine.pipeline.engine_reuse import Recall
+from torch2engine.pipeline.report import Phases
+from torch2engine.pipeline.stages import choose_runtime, precision_notes, prove_split, target_device
+from torch2engine.precision.lower import lower
+from torch2engine.precision.reports import verified
+from torch2engine.precision.request import asked_for, settled
+from torch2engine.trt import library as trt
 
 __all__ = ["deploy"]
 

@@ -19,11 +19,11 @@ from typing import Any, cast
 
 import torch
 
-from torch2engine.config import Tolerance
-from torch2engine.errors import InputError
-from torch2engine.parity import OutputParity, ParityReport, compare
-from torch2engine.spec import Tree
-from torch2engine.tree import Flat, Inputs, as_inputs, flatten, unflatten
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import InputError
+from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unflatten
+from torch2engine.core.spec import Tree
+from torch2engine.parity.compare import OutputParity, ParityReport, compare
 
 __all__ = ["assert_parity", "assert_parity_on_each"]
 

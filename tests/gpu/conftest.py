@@ -15,10 +15,9 @@ import pytest
 import torch
 
 from benchmarks.evidence import Evidence, rounded
-from torch2engine import _threads
+from torch2engine.trt import threads as _threads
 
 SLOW = ("test_precision.py", "test_refit_traps.py", "test_zoo.py")
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -14,11 +14,11 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from models import Scale
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine import device
+from tests.gpu.models import Scale
+from torch2engine.trt import gpu as device
 
 WIDTH = 64
 ROWS = 2048

@@ -1,14 +1,14 @@
-"""Host and device time on a GPU: `torch2engine.bench` tells one from the other."""
+"""Host and device time on a GPU: `torch2engine.modules.benchmark` tells one from the other."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from models import TINY_AXES, Tiny, tiny_inputs
 
 import torch2engine as t2e
-from torch2engine.bench import benchmark, measure
-from torch2engine.errors import DeviceError, ParityError
+from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
+from torch2engine.core.errors import DeviceError, ParityError
+from torch2engine.modules.benchmark import benchmark, measure
 
 CYCLES = 4_000_000  # about 2 ms
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import TINY_AXES, Tiny, tiny_inputs
 
 import torch2engine as t2e
+from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
 
-BUILD = importlib.import_module("torch2engine.build")  # which the function of that name hides
+BUILD = importlib.import_module("torch2engine.builder.build")  # which the function of that name hides
 
 
 def never(*args: Any) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import CALLS, PAUSE, ROWS, WIDTH, Engines, Subject, capturing, run_together
 
 import torch2engine as t2e
-from torch2engine import trt
+from tests.gpu.scenarios import CALLS, PAUSE, ROWS, WIDTH, Engines, Subject, capturing, run_together
+from torch2engine.trt import library as trt
 
 pytestmark = pytest.mark.xdist_group("captures")
 

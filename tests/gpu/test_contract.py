@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import TINY_AXES, Nested, Result, Scale, Tiny, tiny_inputs
 from torch import nn
 from torch.autograd import forward_ad
 
 import torch2engine as t2e
-from torch2engine.spec import lossless_cast
+from tests.gpu.models import TINY_AXES, Nested, Result, Scale, Tiny, tiny_inputs
+from torch2engine.core.spec import lossless_cast
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool]
 

@@ -13,11 +13,11 @@ import threading
 
 import pytest
 import torch
-from models import TINY_AXES, Tiny, tiny_inputs
-from scenarios import CALLS, PAUSE, WIDTH, Engines, Subject, run_together
 from torch import nn
 
 import torch2engine as t2e
+from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
+from tests.gpu.scenarios import CALLS, PAUSE, WIDTH, Engines, Subject, run_together
 
 pytestmark = pytest.mark.xdist_group("graphs")
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from models import TINY_AXES, Scale, Tiny, tiny_inputs
 from torch import nn
 
 import torch2engine as t2e
+from tests.gpu.models import TINY_AXES, Scale, Tiny, tiny_inputs
+from tests.support.paths import REPOSITORY
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def _python(code: str, **environment: str) -> str:
     """Run code in a fresh interpreter; its output."""
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=REPOSITORY / "tests" / "gpu",
+        cwd=REPOSITORY,
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -225,7 +225,7 @@ def test_tf32_setting_must_be_the_builds(module: t2e.TRTModule, tmp_path: Path) 
     module.save(tmp_path / "tiny.t2e")
     code = f"""
 import torch, torch2engine as t2e
-from models import tiny_inputs
+from tests.gpu.models import tiny_inputs
 try:
     t2e.load({str(tmp_path / "tiny.t2e")!r})(*tiny_inputs(2))
 except t2e.ArtifactError as error:

@@ -12,11 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from models import Scale
-from scenarios import CALLS, MOST_ROWS, PAUSE, WIDTH, Engines, Subject, capturing
 from torch import nn
 
 import torch2engine as t2e
+from tests.gpu.models import Scale
+from tests.gpu.scenarios import CALLS, MOST_ROWS, PAUSE, WIDTH, Engines, Subject, capturing
 
 pytestmark = pytest.mark.xdist_group("out_of_range")
 

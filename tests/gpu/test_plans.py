@@ -23,13 +23,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import REPOSITORY
-from models import TINY_AXES, Tiny, settle, tiny_inputs
-from scenarios import AXES, MOST_ROWS, WIDTH, Engines
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.runtime.engine import Engine
+from tests.gpu.models import TINY_AXES, Tiny, settle, tiny_inputs
+from tests.gpu.scenarios import AXES, MOST_ROWS, WIDTH, Engines
+from tests.support.paths import REPOSITORY
+from torch2engine.trt.engine import Engine
 
 pytestmark = pytest.mark.xdist_group("plans")
 
@@ -262,7 +262,7 @@ FIRST_CALL = """
 import json, sys, time
 import torch
 import torch2engine as t2e
-from torch2engine import trt
+from torch2engine.trt import library as trt
 x = torch.linspace(-1, 1, 2 * 3 * 64 * 64, device="cuda").view(2, 3, 64, 64)
 trt.find({flavour!r})
 torch.cuda.synchronize()

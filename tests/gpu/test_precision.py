@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from tests import precision_networks as networks
-from torch2engine import lowering
-from torch2engine.parity import ParityReport
+from tests.support import precision_networks as networks
+from torch2engine.parity.compare import ParityReport
+from torch2engine.precision import lower as lowering
 from torch2engine.testing import assert_parity
 
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}

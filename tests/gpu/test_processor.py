@@ -20,16 +20,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import TINY_AXES, Scale, Tiny, tiny_inputs
-from scenarios import run_together
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine import device
-from torch2engine.runtime._arrays import check
-from torch2engine.runtime._ticket import Job, Timings
-from torch2engine.runtime.context import Context
-from torch2engine.runtime.cuda import Cuda
+from tests.gpu.models import TINY_AXES, Scale, Tiny, tiny_inputs
+from tests.gpu.scenarios import run_together
+from torch2engine.processor.arrays import check
+from torch2engine.processor.cuda import Cuda
+from torch2engine.processor.staging import Job, Timings
+from torch2engine.trt import gpu as device
+from torch2engine.trt.context import Context
 
 AXIS = t2e.Axis("n", 1, 64, 4096)
 ALLOCATIONS = ("max", "reuse", "exact")

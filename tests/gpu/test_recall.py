@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import TINY_AXES, Tiny, tiny_inputs
 from torch import nn
 
 import torch2engine as t2e
+from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
 
 REFITTABLE = t2e.BuildConfig(refittable=True)
 

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.runtime.engine import Engine
+from torch2engine.trt.engine import Engine
 
 pytestmark = pytest.mark.xdist_group("refit")  # one build does for all
 

@@ -1,7 +1,7 @@
 """Every trap that a refit can step into, on engines.
 
-Enters: the models of `tests.weight_models`. Leaves: proof that an engine follows each of them. Apart from `test_refit`
-so that the builds, which take seconds each, run side by side.
+Enters: the models of `tests.support.weight_models`. Leaves: proof that an engine follows each of them. Apart from
+`test_refit` so that the builds, which take seconds each, run side by side.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_refit import BATCH, BOUNDS, change, deployed, error
 
 import torch2engine as t2e
-from tests.weight_models import MODELS
-from torch2engine.artifact import WEIGHTS
-from torch2engine.capture import capture
-from torch2engine.export import export_onnx
-from torch2engine.preserve import undisturbed
-from torch2engine.weights import WeightProgram
+from tests.gpu.test_refit import BATCH, BOUNDS, change, deployed, error
+from tests.support.weight_models import MODELS
+from torch2engine.artifact.artifacts import WEIGHTS
+from torch2engine.capture.signature import capture
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.weight_program import WeightProgram
+from torch2engine.exporter.export import export_onnx
 
 CASES = [(name, "fp16") for name in MODELS] + [("norms", "fp32"), ("transformer", "bf16"), ("parametrized", "fp32")]
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from models import Scale
-from scenarios import capturing
 
 import torch2engine as t2e
-from torch2engine import _torch
-from torch2engine.runtime.context import Context
-from torch2engine.runtime.engine import Engine
-from torch2engine.runtime.graph import OwnStream
+from tests.gpu.models import Scale
+from tests.gpu.scenarios import capturing
+from torch2engine.modules import torch_state as _torch
+from torch2engine.trt.context import Context
+from torch2engine.trt.cuda_graph import OwnStream
+from torch2engine.trt.engine import Engine
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import scenarios
 import torch
-from scenarios import CALLS, LONG_PAUSE, MOST_ROWS, WIDTH, Engines, Subject
 
-from torch2engine._lane import Lane
+from tests.gpu import scenarios
+from tests.gpu.scenarios import CALLS, LONG_PAUSE, MOST_ROWS, WIDTH, Engines, Subject
+from torch2engine.modules.trt.stream_executor import Lane
 
 pytestmark = pytest.mark.xdist_group("streams")
 

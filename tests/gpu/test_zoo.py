@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from models import ZOO
 from torch import nn
 
 import torch2engine as t2e
+from tests.gpu.models import ZOO
 from torch2engine.testing import assert_parity
 
 

@@ -12,12 +12,12 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import scenarios
 import torch
-from models import TINY_AXES, Scale, Tiny, tiny_inputs
-from scenarios import CALLS, MOST_ROWS, WIDTH, Engines, Subject
 
 import torch2engine as t2e
+from tests.gpu import scenarios
+from tests.gpu.models import TINY_AXES, Scale, Tiny, tiny_inputs
+from tests.gpu.scenarios import CALLS, MOST_ROWS, WIDTH, Engines, Subject
 
 WAYS = pytest.mark.parametrize("graphs", [False, "auto", True], ids=["enqueued", "auto", "graphs"])
 

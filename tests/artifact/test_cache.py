@@ -1,0 +1,627 @@
+"""`torch2engine.artifact.cache`: engines that were built before, shared by processes that may die.
+
+Enters: engines built by the real TensorRT-RTX, which needs no GPU, and small artifacts where only the store matters.
+Leaves: proof that nothing but the same build is ever found, once, whole, and that the store keeps its bounds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+import torch2engine as t2e
+from tests.support import onnx_models
+from tests.support.sample_artifacts import fresh_engine as sample
+from torch2engine.artifact import cache as cache_room
+from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.cache import EngineCache, cache_of, key_of
+from torch2engine.artifact.manifest import NAME
+
+BUILD = importlib.import_module("torch2engine.builder.build")  # which the function of that name hides
+RANGES = {"batch": (1, 8, 32)}
+
+
+TAIL = b" of an ONNX model"  # which the sample's plan ends with
+
+
+def fresh_engine(folder: Path, plan: bytes = b"a plan") -> EngineArtifact:
+    """A small engine without kernels."""
+    return sample(folder, plan=plan).with_runtime_cache(b"")
+
+
+def key(number: int) -> str:
+    """A key like another."""
+    return key_of({"number": number})
+
+
+def taken(cache: EngineCache, name: str) -> EngineArtifact:
+    """The entry, which must be there."""
+    found = cache.take(name)
+    assert found is not None
+    return found
+
+
+def never(*args: Any) -> EngineArtifact:
+    """A build that must not happen."""
+    raise AssertionError("built")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> EngineCache:
+    return EngineCache(tmp_path / "cache")
+
+
+def filled(cache: EngineCache, tmp_path: Path, count: int) -> list[str]:
+    """Entries of 10 kB and more, stored one after the other; their keys."""
+    keys = [key(number) for number in range(count)]
+    for number, name in enumerate(keys):
+        made = fresh_engine(tmp_path / f"made{number}", plan=bytes([number]) * 10_000)
+        cache.store(name, made)
+        time.sleep(0.01)
+    return keys
+
+
+# What is found
+
+
+def test_same_build_is_found_and_not_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second build takes the very bytes of the first, and keeps the ONNX that it was given."""
+    path = onnx_models.matmul(tmp_path)
+    first = t2e.build(path, RANGES, cache=tmp_path / "cache")
+    monkeypatch.setattr(BUILD, "compile_in_child", never)
+    second = t2e.build(path, RANGES, cache=tmp_path / "cache")
+    assert second.read_plan() == first.read_plan()
+    assert second.manifest() == first.manifest()
+    (entry,) = EngineCache(tmp_path / "cache").entries()
+    assert sorted(file.name for file in entry.path.iterdir()) == ["manifest.json", "model.plan"]
+    model = onnx.load(path)
+    model.graph.node[0].metadata_props.add(key="source", value="elsewhere.py:3")
+    onnx.save(model, path)
+    third = t2e.build(path, RANGES, cache=tmp_path / "cache")
+    assert third.read_plan() == first.read_plan()
+    assert third.onnx_path is not None
+    assert third.onnx_path.read_bytes() == path.read_bytes()
+    with pytest.raises(AssertionError, match="built"):
+        t2e.build(path, RANGES)
+
+
+def gemm(folder: Path) -> Path:
+    """y = 0.5 * (x @ w)."""
+    node = onnx.helper.make_node("Gemm", ["x", "w"], ["y"], name="gemm", alpha=0.5)
+    ends = (onnx_models.FLOAT, ["batch", 4])
+    return onnx_models.save(folder / "gemm.onnx", [node], {"x": ends}, {"y": ends}, {"w": np.eye(4, dtype=np.float32)})
+
+
+def node_argument(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.node[0].attribute[0].f = 0.25
+    onnx.save(model, path)
+
+
+def renamed(path: Path) -> None:
+    model = onnx.load(path)
+    model.graph.input[0].name = model.graph.node[0].input[0] = "z"
+    onnx.save(model, path)
+
+
+def other_weight(path: Path) -> None:
+    model = onnx.load(path)
+    weight = onnx.numpy_helper.to_array(model.graph.initializer[0]).copy()
+    weight.flat[7] += 1e-6
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
+    onnx.save(model, path)
+
+
+def other_subgraph(path: Path) -> None:
+    model = onnx.load(path)
+    branches = [attribute.g for attribute in model.graph.node[0].attribute]
+    branches[0].node[0].op_type = "Neg"
+    onnx.save(model, path)
+
+
+def remarks(path: Path) -> None:
+    """Sources and texts on everything that can have some."""
+    model = onnx.load(path)
+    parts = [model, model.graph, *model.graph.node, *model.graph.input]
+    for graph in [part.g for node in model.graph.node for part in node.attribute if part.HasField("g")]:
+        parts += [graph, *graph.node]
+    for part in parts:
+        part.doc_string = "said"
+        part.metadata_props.add(key="source", value="elsewhere.py:3")
+    onnx.save(model, path)
+
+
+def branches(folder: Path) -> Path:
+    """y = -(-x) or y = |x|."""
+    ends = onnx.helper.make_tensor_value_info("y", onnx_models.FLOAT, ["batch", 4])
+    parts = [
+        onnx.helper.make_graph([onnx.helper.make_node(op, ["x"], ["y"], name=op)], op, [], [ends])
+        for op in ("Abs", "Identity")
+    ]
+    node = onnx.helper.make_node("If", ["c"], ["y"], name="if", then_branch=parts[0], else_branch=parts[1])
+    inputs = {"x": (onnx_models.FLOAT, ["batch", 4])}
+    weights = {"c": np.array(True)}
+    return onnx_models.save(folder / "if.onnx", [node], inputs, {"y": (onnx_models.FLOAT, ["batch", 4])}, weights)
+
+
+@pytest.mark.parametrize("make", [gemm, branches])
+def test_remarks_are_not_part_of_the_build(make: Callable[[Path], Path], tmp_path: Path) -> None:
+    """Source lines and texts, also of nodes in branches; what is in a branch is."""
+    path = make(tmp_path)
+    before = found_key(path)
+    remarks(path)
+    assert found_key(path) == before
+    if make is branches:
+        other_subgraph(path)
+        assert found_key(path) != before
+
+
+def test_naming_the_only_flavour_is_no_change(tmp_path: Path) -> None:
+    """None means the one that is installed."""
+    path = gemm(tmp_path)
+    assert found_key(path, config=t2e.BuildConfig(flavour="tensorrt_rtx")) == found_key(path)
+
+
+def gpu(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """Another GPU than the one of the first build."""
+    from torch2engine.trt.gpu import Gpu
+
+    here = Gpu(index=0, name="NVIDIA H200", compute_capability=(9, 0), driver="580.1", memory_bytes=1)
+    return lambda monkeypatch: monkeypatch.setattr(BUILD.device, "gpus", lambda: [replace(here, **changes)])
+
+
+def flavour(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
+    """Another TensorRT."""
+    from torch2engine.trt import library as trt
+
+    here = trt.find()
+    return lambda monkeypatch: monkeypatch.setattr(BUILD.trt, "find", lambda name=None: replace(here, **changes))
+
+
+CHANGES: dict[str, Any] = {
+    "node argument": {"file": node_argument},
+    "name": {"file": renamed},
+    "weight": {"file": other_weight},
+    "min": {"ranges": {"batch": (2, 8, 32)}},
+    "opt": {"ranges": {"batch": (1, 9, 32)}},
+    "max": {"ranges": {"batch": (1, 8, 33)}},
+    "profiles": {"ranges": [RANGES, RANGES]},
+    "precision": {"precision": "tf32"},
+    "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
+    "refittable": {"config": t2e.BuildConfig(refittable=True)},
+    "TensorRT's version": {"world": flavour(version="1.6.2.1")},
+    "TF32 of the process": {"environment": "1"},
+    "TF32 of a process with plain TensorRT": {"environment": "1", "before": flavour(name="tensorrt")},
+    "GPU": {"world": gpu()},
+    "GPU's name": {"world": gpu(name="NVIDIA H100"), "before": gpu()},
+    "compute capability": {"world": gpu(compute_capability=(9, 1)), "before": gpu()},
+    "torch2engine": {"world": lambda monkeypatch: monkeypatch.setattr(BUILD, "__version__", "0.0.0")},
+}
+
+
+def found_key(path: Path, ranges: Any = RANGES, precision: str = "fp32", config: Any = None) -> str:
+    """The key of a build that is not carried out."""
+    source = BUILD.resolve(path, ranges, precision)
+    return key_of(BUILD._facts(source, config or t2e.BuildConfig()))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_single_change_misses(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever decides what TensorRT makes is in the key."""
+    change = CHANGES[name]
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    change.get("before", lambda monkeypatch: None)(monkeypatch)
+    path = gemm(tmp_path)
+    before = found_key(path)
+    assert found_key(path) == before
+    change.get("file", lambda path: None)(path)
+    change.get("world", lambda monkeypatch: None)(monkeypatch)
+    if "environment" in change:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", change["environment"])
+    options = {option: change[option] for option in ("ranges", "precision", "config") if option in change}
+    assert found_key(path, **options) != before
+
+
+def test_driver_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan runs under every driver."""
+    path = onnx_models.matmul(tmp_path)
+    gpu()(monkeypatch)
+    before = found_key(path)
+    gpu(driver="600.1")(monkeypatch)
+    assert found_key(path) == before
+
+
+SOURCE = """
+import torch
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = torch.nn.Conv2d(1, 4, 3), torch.nn.BatchNorm2d(4)
+    def forward(self, x):
+        return torch.nn.functional.gelu(self.norm(self.conv(x)))
+"""
+
+
+def test_export_in_another_place_is_the_same_build(run_python: Callable[[str], Any], tmp_path: Path) -> None:
+    """Another process, another folder and other lines: else no restarted notebook would find its engine."""
+
+    def fingerprint(place: str, text: str) -> Any:
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "net.py").write_text(text)
+        return run_python(
+            f"import json, sys; sys.path.insert(0, {str(tmp_path / place)!r})\n"
+            "import torch, torch2engine as t2e, net\n"
+            "from torch2engine.builder.source import fingerprint\n"
+            "torch.manual_seed(0)\n"
+            "a = t2e.export(net.Net().eval(), torch.randn(4, 1, 8, 8), {'x': {0: t2e.Axis('batch', 1, 4, 8)}})\n"
+            "print(json.dumps(fingerprint(a)))"
+        )
+
+    assert fingerprint("one", SOURCE) == fingerprint("two", "# a line more\n" + SOURCE)
+
+
+# Wrong engines
+
+
+class Judge:
+    """Wants an engine and fails, or not, before it is kept."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.path, self.cache = onnx_models.matmul(tmp_path), EngineCache(tmp_path / "cache")
+
+    def __call__(self, error: Exception | None = None) -> EngineArtifact:
+        with BUILD.obtaining(self.path, RANGES, cache=self.cache) as wanted:
+            engine = wanted()
+            if error is not None:
+                raise error
+            wanted.keep(engine)
+            return engine
+
+
+@pytest.mark.parametrize("error", [t2e.BuildError("parity"), RuntimeError("CUDA error")])
+def test_engine_that_is_found_wrong_is_not_found_again(error: Exception, tmp_path: Path) -> None:
+    """Neither the one that was built just now, nor one from the cache."""
+    judge = Judge(tmp_path)
+    with pytest.raises(type(error)):
+        judge(error)
+    assert judge.cache.entries() == ()
+    judge()
+    assert len(judge.cache.entries()) == 1
+    with pytest.raises(type(error)):
+        judge(error)
+    assert judge.cache.entries() == ()
+
+
+def test_wrong_input_is_not_the_engines_fault(tmp_path: Path) -> None:
+    """The entry stays."""
+    judge = Judge(tmp_path)
+    judge()
+    with pytest.raises(t2e.InputError):
+        judge(t2e.InputError("out_of_range"))
+    assert len(judge.cache.entries()) == 1
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "flipped byte": lambda entry: (entry / "model.plan").write_bytes(b"\x01" + bytes(9_999)),
+    "truncated": lambda entry: (entry / "model.plan").write_bytes(b""),
+    "plan is gone": lambda entry: (entry / "model.plan").unlink(),
+    "manifest is gone": lambda entry: (entry / NAME).unlink(),
+    "manifest is no JSON": lambda entry: (entry / NAME).write_text("{"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_entry_is_removed(damage: Callable[[Path], object], cache: EngineCache, tmp_path: Path) -> None:
+    """With a warning, also where warnings are errors; and it counts as long as it is there."""
+    (name,) = filled(cache, tmp_path, 1)
+    damage(cache.folder / name)
+    assert [entry.key for entry in cache.entries()] == [name]
+    with pytest.warns(UserWarning, match="an engine in the cache was damaged and is built anew"):
+        assert cache.take(name) is None
+    assert cache.take(name) is None
+    assert cache.entries() == ()
+    cache.store(name, fresh_engine(tmp_path / "anew", plan=b"anew"))
+    assert taken(cache, name).read_plan() == b"anew" + TAIL
+
+
+def test_full_temporary_folder_is_not_the_entrys_fault(
+    cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays for when there is room again."""
+    (name,) = filled(cache, tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+        assert cache.take(name) is None
+    assert "can't be taken" in caplog.text
+    assert taken(cache, name).read_plan() == bytes(10_000) + TAIL
+
+
+# Several processes
+
+
+def test_threads_that_want_the_same_engine_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait until the first has found it right, and are told so."""
+    judge, builds, told = Judge(tmp_path), list[int](), list[str]()
+    real = BUILD.compile_in_child
+
+    def counted(*args: Any) -> Any:
+        builds.append(1)
+        time.sleep(0.3)
+        return real(*args)
+
+    monkeypatch.setattr(BUILD, "compile_in_child", counted)
+    found: list[str] = []
+
+    def run() -> None:
+        options = {"cache": judge.cache, "progress": lambda phase, step, *_: told.append(f"{phase} {step}")}
+        found.append(t2e.build(judge.path, RANGES, **options).plan_sha256)
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(builds) == 1
+    assert len(found) == 6
+    assert len(set(found)) == 1
+    assert "waiting for another process 0" in told
+    assert "waiting for another process 1" in told
+
+
+def test_locks_leave_nothing_and_are_for_one_key_each(cache: EngineCache) -> None:
+    """A build within another, of a metric say, waits for nobody."""
+    with cache.building(key(0)), cache.building(key(1), lambda: pytest.fail("waited")):
+        assert len(list((cache.folder / "locks").iterdir())) == 2
+    assert list((cache.folder / "locks").iterdir()) == []
+
+
+def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """deploy makes its GPU current after it began to look."""
+    from torch2engine.trt.gpu import Gpu
+
+    gpus = [Gpu(index, name, (9, 0), "580.1", 1) for index, name in enumerate(["one", "two"])]
+    monkeypatch.setattr(BUILD.device, "gpus", lambda: gpus)
+    path, names = onnx_models.matmul(tmp_path), list[str]()
+    real = BUILD.key_of
+    monkeypatch.setattr(BUILD, "key_of", lambda facts: names.append(facts["gpu"][0]) or real(facts))
+    with BUILD.obtaining(path, RANGES, cache=tmp_path / "cache") as wanted:
+        monkeypatch.setattr(BUILD.device, "current_index", lambda: 1)
+        monkeypatch.setattr(BUILD, "_built", lambda *args: None)
+        wanted()
+    assert names == ["two"]
+
+
+def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
+    """By progress, as a build can."""
+    judge = Judge(tmp_path)
+    with BUILD.obtaining(judge.path, RANGES, cache=judge.cache) as wanted:
+        wanted()
+        with pytest.raises(t2e.BuildError, match="cancelled, progress returned False in 'waiting for another process'"):
+            t2e.build(judge.path, RANGES, cache=judge.cache, progress=lambda *_: False)
+        # Who gave up has not taken the lock from who builds.
+        told: list[str] = []
+        with (
+            pytest.raises(ZeroDivisionError),
+            judge.cache.building(wanted._here, lambda: told.append("waits") or 1 / 0),
+        ):
+            pass
+        assert told == ["waits"]
+
+
+def test_lock_does_not_live_on_in_a_fork(cache: EngineCache) -> None:
+    """A worker that was forked during a build may stay for hours."""
+    with cache.building(key(0)):
+        child = os.fork()
+        if not child:  # pragma: no cover
+            time.sleep(30)
+            os._exit(0)
+    try:
+        with cache.building(key(0), lambda: pytest.fail("waited")):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+RACER = """
+import sys, pathlib
+import torch2engine as t2e
+from torch2engine.builder import build as room
+real, folder = room.compile_in_child, pathlib.Path(sys.argv[1])
+def counted(*args):
+    with (folder / "builds").open("a") as file:
+        file.write("built\\n")
+    return real(*args)
+room.compile_in_child = counted
+print(t2e.build(folder / "matmul.onnx", {"batch": (1, 8, 32)}, cache=folder / "cache").plan_sha256)
+"""
+
+
+def test_processes_that_want_the_same_engine_build_it_once(tmp_path: Path, repository: Path) -> None:
+    """Four at once: one builds, all have the same plan."""
+    onnx_models.matmul(tmp_path)
+    command = [sys.executable, "-c", RACER, str(tmp_path)]
+    racers = [subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    plans = [racer.communicate(timeout=120)[0] for racer in racers]
+    assert [racer.returncode for racer in racers] == [0] * 4
+    assert len(set(plans)) == 1
+    assert len(plans[0].strip()) == 64
+    assert (tmp_path / "builds").read_text() == "built\n"
+
+
+WRITER = """
+import sys, pathlib, random
+from tests.support.sample_artifacts import fresh_engine
+from torch2engine.artifact.cache import EngineCache, key_of
+folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+cache = EngineCache(folder / "cache", max_bytes=1_500_000)
+made = [fresh_engine(folder / f"made{seed}-{n}", plan=bytes([n]) * 300_000) for n in range(8)]
+print("ready", flush=True)
+draw = random.Random(seed)
+while True:
+    n = draw.randrange(8)
+    key = key_of({"number": n})
+    with cache.building(key):
+        cache.store(key, made[n])
+    cache.take(key)
+    if n == 3:
+        cache.remove(key)
+"""
+
+
+def test_killed_processes_leave_a_good_cache(tmp_path: Path, repository: Path) -> None:
+    """100 SIGKILLs at random moments amid storing, replacing and removing: every entry is whole, nothing is left."""
+    draw = random.Random(0)
+    for seed in range(100):
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(seed)]
+        with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(draw.uniform(0, 0.05))
+            child.send_signal(signal.SIGKILL)
+    cache = EngineCache(tmp_path / "cache")
+    entries = cache.entries()
+    assert entries
+    for entry in entries:
+        number = next(number for number in range(8) if key(number) == entry.key)
+        assert taken(cache, entry.key).read_plan() == bytes([number]) * 300_000 + TAIL
+    cache.prune()
+    assert {path.name for path in cache.folder.iterdir()} <= {"locks", *(key(n) for n in range(8))}
+    assert cache.clear() > 0
+    assert [path.name for path in cache.folder.iterdir()] == ["locks"]
+
+
+# Bounds
+
+
+def test_least_recently_used_goes_first(cache: EngineCache, tmp_path: Path) -> None:
+    """What was just taken counts as used; the one that was just stored stays whatever the bound."""
+    first, second, third = filled(cache, tmp_path, 3)
+    size = cache.entries()[0].size_bytes
+    taken(cache, first)
+    assert [entry.key for entry in cache.entries()] == [second, third, first]
+    assert cache.prune(2 * size) == size
+    assert [entry.key for entry in cache.entries()] == [third, first]
+    small = EngineCache(cache.folder.parent, max_bytes=1)
+    small.store(key(9), fresh_engine(tmp_path / "large", plan=bytes(20_000)))
+    assert [entry.key for entry in cache.entries()] == [key(9)]
+    assert cache.clear() > 20_000
+    assert cache.entries() == ()
+    assert cache.prune() == 0
+
+
+def test_engine_outlives_its_entry(cache: EngineCache, tmp_path: Path) -> None:
+    """What was taken can be run, saved and loaded after the entry has gone."""
+    (name,) = filled(cache, tmp_path, 1)
+    found = taken(cache, name)
+    assert cache.remove(name) is True
+    assert cache.remove(name) is False
+    assert found.read_plan() == bytes(10_000) + TAIL
+    assert EngineArtifact.load(found.save(tmp_path / "saved.t2e")).read_plan() == bytes(10_000) + TAIL
+
+
+def kept(judge: Judge, kernels: bytes, driver: str | None = None) -> bytes:
+    """Keep the engine as found, with these kernels; the kernels that are found then."""
+    with BUILD.obtaining(judge.path, RANGES, cache=judge.cache) as wanted:
+        engine = wanted()
+        if driver is not None:
+            hardware = replace(engine.hardware, driver=driver)
+            engine = EngineArtifact.from_parts(replace(engine._facts, hardware=hardware), engine._content)
+        wanted.keep(engine.with_runtime_cache(kernels))
+    (entry,) = judge.cache.entries()
+    return EngineArtifact.load(entry.path).read_runtime_cache()
+
+
+def test_compiled_kernels_are_kept(tmp_path: Path) -> None:
+    """The first ones, until a driver comes that does not take them."""
+    judge = Judge(tmp_path)
+    assert kept(judge, b"") == b""
+    assert kept(judge, b"kernels") == b"kernels"
+    assert kept(judge, b"others") == b"kernels"
+    assert kept(judge, b"newer", driver="600.1") == b"newer"
+    # This machine has no driver: a build alone, which compiles nothing, does not pass those on as its own.
+    assert t2e.build(judge.path, RANGES, cache=judge.cache).read_runtime_cache() == b""
+    (entry,) = judge.cache.entries()
+    assert EngineArtifact.load(entry.path).read_runtime_cache() == b""
+
+
+# Options
+
+
+@pytest.mark.parametrize("in_the_way", ["folder", "entry"])
+def test_cache_that_can_not_be_used_is_told(in_the_way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The engine is built all the same."""
+    judge = Judge(tmp_path)
+    if in_the_way == "folder":
+        (tmp_path / "cache").write_text("in the way")
+        assert judge().plan_path.exists()
+        assert "can't be used" in caplog.text
+        return
+    judge.cache.folder.mkdir(parents=True)
+    (judge.cache.folder / key(0)).write_text("in the way")
+    judge.cache.store(key(0), fresh_engine(tmp_path / "made"))
+    assert "can't keep an engine" in caplog.text
+
+
+def test_folder_that_everybody_may_write_to_is_not_used(
+    cache: EngineCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An engine is code."""
+    (name,) = filled(cache, tmp_path, 1)
+    assert cache.folder.stat().st_mode & 0o077 == 0
+    cache.folder.chmod(0o777)
+    assert cache.take(name) is None
+    cache.store(key(1), fresh_engine(tmp_path / "made"))
+    assert len(cache.entries()) == 1
+    assert "everybody may write to it" in caplog.text
+    cache.folder.chmod(0o700)
+    taken(cache, name)
+
+
+def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the XDG variable says; and ~ is the user's home."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = cache_of(True)
+    assert found is not None
+    assert found.folder == tmp_path / "torch2engine" / f"engines-{cache_room._VERSION}"
+    assert cache_of(False) is cache_of(None) is None
+    assert cache_of(found) is found
+    assert cache_of(str(tmp_path)) is not None
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert EngineCache("~/engines").folder.parent == tmp_path / "engines"
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: cache_of(3),
+            "cache: 3, True, False, a folder or an EngineCache; pass cache=True for the user's cache folder",
+        ),
+        (lambda: EngineCache(""), "EngineCache.folder: '', a folder, or None for the user's cache folder"),
+        (lambda: EngineCache(max_bytes=0), "EngineCache.max_bytes: 0, a positive int, in bytes"),
+        (lambda: EngineCache(max_bytes=True), "EngineCache.max_bytes: True, a positive int, in bytes"),
+        (lambda: EngineCache("x").take("../y"), "cache key: '../y', 64 hex digits, as key_of gives them"),
+    ],
+)
+def test_wrong_options_are_refused(make: Callable[[], object], text: str) -> None:
+    """In words, before anything is touched."""
+    with pytest.raises(t2e.InputError) as caught:
+        make()
+    assert str(caught.value) == text

@@ -1,0 +1,252 @@
+"""`torch2engine.builder.source`: what ONNX from elsewhere becomes, and what is refused before TensorRT sees it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+from tests.support import onnx_models
+from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.builder.source import resolve
+from torch2engine.core.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
+from torch2engine.core.spec import Axis, Profile, Tree
+
+FLOAT = onnx_models.FLOAT
+
+
+def identity(folder: Path, shapes: dict[str, list[Any]], dtype: int = FLOAT) -> Path:
+    """A model that copies each input to an output of its own."""
+    nodes = [helper.make_node("Identity", [name], [f"{name}_out"]) for name in shapes]
+    inputs = {name: (dtype, shape) for name, shape in shapes.items()}
+    outputs = {f"{name}_out": (dtype, shape) for name, shape in shapes.items()}
+    return onnx_models.save(folder / "identity.onnx", nodes, inputs, outputs)
+
+
+def artifact(folder: Path, precision: str = "fp32", **axis: Any) -> OnnxArtifact:
+    """An artifact with one axis, as torch2engine's own export leaves it."""
+    source = resolve(onnx_models.relu(folder), {"batch": (8, 8, 32)}, None)
+    signature = source.signature.from_json(
+        {**source.signature.to_json(), "axes": [Axis("batch", 8, 8, 32, **axis).to_json()]}
+    )
+    return OnnxArtifact(
+        source.artifact.folder,
+        owner=source.artifact,
+        signature=signature,
+        profiles=source.profiles,
+        precision=precision,
+        versions=source.artifact.versions,
+    )
+
+
+def refusal(source: Any, profiles: Any = None, precision: str | None = None) -> Exception:
+    """The error that a source raises."""
+    with pytest.raises((ArtifactError, InputError, DynamicAxisError)) as caught:
+        resolve(source, profiles, precision)
+    return caught.value
+
+
+def test_axes_take_the_graphs_own_names(tmp_path: Path) -> None:
+    """Dimensions of one name are one axis across inputs; static ones stay numbers."""
+    path = identity(tmp_path, {"a": ["batch", 3, "length"], "b": ["batch"]})
+    source = resolve(path, {"batch": (1, 2, 4), "length": (1, 8, 16)}, None)
+    assert [spec.shape for spec in source.signature.inputs] == [("batch", 3, "length"), ("batch",)]
+    assert source.signature.axes == (Axis("batch", 1, 2, 4), Axis("length", 1, 8, 16))
+
+
+def test_axis_names_become_unique_identifiers(tmp_path: Path) -> None:
+    """Whatever a tool calls a dimension, the axis can be written as a keyword, and different ones stay different."""
+    path = identity(tmp_path, {"x": ["unk:0", "unk.0", "2d", "class", "größe"]})
+    source = resolve(path, dict.fromkeys(("unk_0", "unk_0_2", "_2d", "_class", "gr__e"), (1, 1, 2)), None)
+    assert source.signature.inputs[0].shape == ("unk_0", "unk_0_2", "_2d", "_class", "gr__e")
+
+
+def test_unnamed_dynamic_dimensions_are_named_by_place(tmp_path: Path) -> None:
+    """A dimension without a name, or of -1, is called after its input and position, each for itself."""
+    path = identity(tmp_path, {"in:0": [None, 4], "b": [-1, 4]})
+    source = resolve(path, {"in_0_dim_0": (1, 1, 2), "b_dim_0": (1, 1, 2)}, None)
+    assert [spec.shape for spec in source.signature.inputs] == [("in_0_dim_0", 4), ("b_dim_0", 4)]
+
+
+def test_weights_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:
+    """Old exporters list weights as inputs with a default; they stay weights."""
+    path = onnx_models.matmul(tmp_path)
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("w", FLOAT, [64, 64]))
+    onnx.save(model, path)
+    source = resolve(path, {"batch": (1, 2, 4)}, None)
+    assert [spec.name for spec in source.signature.inputs] == ["x"]
+
+
+def test_several_profiles_span_the_axis(tmp_path: Path) -> None:
+    """An axis reaches from the smallest min to the largest max, with the first profile's opt."""
+    profiles = [{"batch": (4, 8, 16)}, Profile({"batch": (1, 1, 2)})]
+    source = resolve(onnx_models.relu(tmp_path), profiles, None)
+    assert source.signature.axes == (Axis("batch", 1, 8, 16),)
+    assert source.profiles == (Profile({"batch": (4, 8, 16)}), Profile({"batch": (1, 1, 2)}))
+
+
+def test_static_model_has_one_empty_profile(tmp_path: Path) -> None:
+    """A model without dynamic axes needs no profiles."""
+    source = resolve(onnx_models.relu(tmp_path, (2, 4)), None, None)
+    assert source.profiles == (Profile({}),)
+    assert source.signature.output == Tree("tensor")
+
+
+def test_pitfall_23_missing_profiles_list_every_axis(tmp_path: Path) -> None:
+    """Dynamic dimensions without ranges are listed with their places and an example to paste."""
+    path = identity(tmp_path, {"a": ["batch", 3], "b": [2, "length"]})
+    error = refusal(path)
+    assert isinstance(error, DynamicAxisError)
+    assert str(error) == (
+        "profiles: no range for axis 'batch' (dimension 0 of input 'a'), axis 'length' (dimension 1 of input 'b'), "
+        "every dynamic axis needs (min, opt, max); e.g. profiles={'batch': (1, 8, 32), 'length': (1, 8, 32)}"
+    )
+    assert "axis 'length'" in str(refusal(path, [{"batch": (1, 1, 1), "length": (1, 1, 1)}, {"batch": (1, 1, 1)}]))
+
+
+def test_profiles_of_unknown_axes_list_the_known(tmp_path: Path) -> None:
+    """A misspelt axis is named beside the valid ones."""
+    path = onnx_models.relu(tmp_path)
+    assert str(refusal(path, {"batch": (1, 1, 1), "bach": (1, 1, 1)})) == (
+        "profiles: a range for 'bach', the dynamic axes are 'batch'; use those names"
+    )
+    assert str(refusal(onnx_models.relu(tmp_path, (1, 4)), {"n": (1, 1, 1)})) == (
+        "profiles: a range for 'n', the model has no dynamic axis; leave profiles out"
+    )
+
+
+def test_profile_out_of_order_is_refused(tmp_path: Path) -> None:
+    """min <= opt <= max holds before TensorRT is asked."""
+    assert str(refusal(onnx_models.relu(tmp_path), {"batch": (4, 2, 8)})).startswith(
+        "axis 'batch': min 4, opt 2, max 8, min <= opt <= max"
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "fix"),
+    [
+        (TensorProto.DOUBLE, "float64", "export the model in float32, e.g. after model.float()"),
+        (TensorProto.INT16, "int16", "cast the input in the model, integers to int32 or int64"),
+        (TensorProto.STRING, "string", "cast the input in the model, integers to int32 or int64"),
+        (TensorProto.COMPLEX64, "complex64", "cast the input in the model, integers to int32 or int64"),
+    ],
+)
+def test_pitfall_11_dtypes_that_tensorrt_would_narrow_are_refused(
+    tmp_path: Path, dtype: int, name: str, fix: str
+) -> None:
+    """TensorRT turns float64 into float32 without a word; here it is an error that names the tensor."""
+    error = refusal(identity(tmp_path, {"x": [2]}, dtype))
+    assert isinstance(error, DtypeError)
+    assert error.name == "x"
+    assert str(error) == (
+        f"input 'x': dtype is {name}, TensorRT takes float32, float16, bfloat16, int64, int32, int8, uint8, bool, "
+        f"float8_e4m3fn; {fix}"
+    )
+
+
+def test_float64_output_is_refused(tmp_path: Path) -> None:
+    """The output side is held to the same list."""
+    node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE)
+    path = onnx_models.save(tmp_path / "cast.onnx", [node], {"x": (FLOAT, [2])}, {"y": (TensorProto.DOUBLE, [2])})
+    assert str(refusal(path)).startswith("output 'y': dtype is float64, TensorRT takes float32, ")
+
+
+def test_sequence_inputs_are_refused(tmp_path: Path) -> None:
+    """Only tensors cross an engine's border."""
+    node = helper.make_node("SequenceLength", ["s"], ["n"])
+    value = helper.make_tensor_sequence_value_info("s", FLOAT, [2])
+    graph = helper.make_graph([node], "graph", [value], [helper.make_tensor_value_info("n", onnx_models.INT64, [])])
+    path = tmp_path / "sequence.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    assert str(refusal(path)) == (
+        "input 's': it holds sequence, no tensor, TensorRT takes tensors; "
+        "export the model with tensors for inputs and outputs"
+    )
+
+
+def test_input_that_is_also_an_output_is_refused(tmp_path: Path) -> None:
+    """TensorRT would rename the input behind the caller's back."""
+    node = helper.make_node("Relu", ["x"], ["y"])
+    path = onnx_models.save(
+        tmp_path / "through.onnx", [node], {"x": (FLOAT, [2])}, {"y": (FLOAT, [2]), "x": (FLOAT, [2])}
+    )
+    assert str(refusal(path)) == (
+        f"'{path}': the name 'x' stands for more than one input or output; "
+        "put an Identity node before the output and name its result otherwise"
+    )
+
+
+def test_broken_file_is_an_artifact_error(tmp_path: Path) -> None:
+    """Bytes that are no model, a truncated one and a folder are told apart from a good file, never a crash."""
+    garbage = tmp_path / "garbage.onnx"
+    garbage.write_bytes(b"not a model" * 50)
+    assert str(refusal(garbage)).startswith(f"'{garbage}': it is no valid ONNX model (")
+    truncated = tmp_path / "truncated.onnx"
+    truncated.write_bytes(onnx_models.matmul(tmp_path).read_bytes()[:-100])
+    assert str(refusal(truncated)).startswith(f"'{truncated}': it is no valid ONNX model (")
+    empty = tmp_path / "empty.onnx"
+    empty.write_bytes(b"")
+    assert str(refusal(empty)).startswith(f"'{empty}': it is no valid ONNX model (")
+    assert str(refusal(tmp_path)) == f"'{tmp_path}': it is a folder; give the path of an ONNX file"
+
+
+def test_pitfall_39_external_data_travel_along(tmp_path: Path) -> None:
+    """Weights in files beside the model, one a tensor, arrive in one file, and the copy stands alone."""
+    plain = onnx_models.matmul(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    path = elsewhere / "model.onnx"
+    onnx.save_model(onnx.load(plain), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    assert len(list(elsewhere.iterdir())) == 2
+    source = resolve(path, {"batch": (1, 2, 4)}, None)
+    for file in elsewhere.iterdir():
+        file.unlink()
+    assert sorted(file.name for file in source.artifact.folder.iterdir()) == ["model.onnx", "model.onnx.data"]
+    x = np.random.default_rng(1).standard_normal((2, 64)).astype(np.float32)
+    answers = [
+        onnxruntime.InferenceSession(str(one), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+        for one in (plain, source.artifact.onnx_path)
+    ]
+    np.testing.assert_array_equal(*answers)
+
+
+def test_missing_external_data_are_an_artifact_error(tmp_path: Path) -> None:
+    """A model whose weights were left behind is refused by name."""
+    path = tmp_path / "model.onnx"
+    whole = onnx.load(onnx_models.matmul(tmp_path))
+    onnx.save_model(whole, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    (tmp_path / "weights.bin").unlink()
+    error = refusal(path, {"batch": (1, 2, 4)})
+    assert isinstance(error, ArtifactError)
+    assert "weights.bin" in str(error)
+
+
+def test_artifact_keeps_its_own_profiles_and_precision(tmp_path: Path) -> None:
+    """What export settled is what is built."""
+    mine = artifact(tmp_path, "fp16")
+    source = resolve(mine, None, None)
+    assert (source.artifact, source.profiles, source.precision) == (mine, mine.profiles, "fp16")
+
+
+def test_artifact_takes_other_profiles_and_keeps_its_multiples(tmp_path: Path) -> None:
+    """New ranges replace the old, and must still be multiples of what the model demands."""
+    mine = artifact(tmp_path, multiple_of=8)
+    source = resolve(mine, {"batch": (8, 16, 64)}, "tf32")
+    assert source.signature.axes == (Axis("batch", 8, 16, 64, multiple_of=8),)
+    assert (source.profiles, source.precision) == ((Profile({"batch": (8, 16, 64)}),), "tf32")
+    for wrong in ({"batch": (8, 12, 64)}, [{"batch": (8, 16, 64)}, {"batch": (8, 12, 64)}]):
+        assert str(refusal(mine, wrong)).startswith("axis 'batch': 12 is not a multiple of 8")
+    assert "no range for axis 'batch' (dimension 0 of input 'x')" in str(refusal(mine, {}))
+
+
+def test_half_artifact_refuses_a_float32_precision(tmp_path: Path) -> None:
+    """A graph's dtypes are not changed by a word."""
+    assert str(refusal(artifact(tmp_path, "bf16"), None, "tf32")) == (
+        "precision: 'tf32', the graph's dtypes make it 'bf16'; leave precision out, or export the model again"
+    )

@@ -1,0 +1,104 @@
+"""`torch2engine.core.config`: values that are wrong never get past construction."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+import torch2engine as t2e
+from torch2engine.core.config import RuntimeConfig, of_kind
+from torch2engine.core.errors import InputError
+
+COUNTS = ("contexts", "max_shapes", "streams")
+OPTIONS: dict[str, dict[str, Any]] = {
+    "contexts": {"contexts": 1},
+    "max_shapes": {"max_shapes": 3},
+    "streams": {"streams": 2},
+    "cuda_graphs": {"cuda_graphs": True},
+    "output": {"output": "static"},
+    "kernel_specialization": {"kernel_specialization": "lazy"},
+}
+
+
+def test_runtime_config_takes_every_word_that_it_documents() -> None:
+    """The values in the docstring are taken as they are."""
+    for name, values in {
+        "cuda_graphs": ("auto", True, False),
+        "output": ("fresh", "static"),
+        "kernel_specialization": ("none", "lazy", "eager"),
+        "out_of_range": ("error", "split", "eager"),
+    }.items():
+        assert [getattr(RuntimeConfig(**{name: value}), name) for value in values] == list(values)
+    assert t2e.RuntimeConfig is RuntimeConfig
+
+
+@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("value", [0, -1, 1.0, True, None, "4"])
+def test_runtime_config_refuses_what_is_no_count(name: str, value: object) -> None:
+    """Counts are ints of at least 1."""
+    with pytest.raises(InputError) as caught:
+        RuntimeConfig(**{name: value})
+    assert str(caught.value) == f"RuntimeConfig.{name}: {value!r}, a positive int"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("cuda_graphs", "always", "'always', 'auto', True or False"),
+        ("cuda_graphs", 1, "1, 'auto', True or False"),
+        ("cuda_graphs", None, "None, 'auto', True or False"),
+        ("output", "shared", "'shared', one of 'fresh', 'static'"),
+        ("kernel_specialization", True, "True, one of 'none', 'lazy', 'eager'"),
+        ("out_of_range", None, "None, one of 'error', 'split', 'eager'"),
+        ("out_of_range", [], "[], one of 'error', 'split', 'eager'"),
+    ],
+)
+def test_runtime_config_refuses_an_unknown_word_with_the_list(name: str, value: object, text: str) -> None:
+    """A word that no option has is refused with those that it has; 1 is not True."""
+    with pytest.raises(InputError) as caught:
+        RuntimeConfig(**{name: value})
+    assert str(caught.value) == f"RuntimeConfig.{name}: {text}"
+
+
+def test_runtime_config_is_a_frozen_value_by_keyword() -> None:
+    """It can be compared, hashed and replaced in part, but neither changed nor given by position."""
+    config = RuntimeConfig(streams=2)
+    assert config == RuntimeConfig(streams=2) != RuntimeConfig()
+    assert len({config, RuntimeConfig(streams=2)}) == 1
+    assert dataclasses.replace(config, streams=4) == RuntimeConfig()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.streams = 3  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        RuntimeConfig(16)  # type: ignore[misc]
+
+
+def test_every_option_but_one_is_for_the_gpu() -> None:
+    """A new option is refused on the CPU until somebody says that it means something there."""
+    names = {field.name for field in dataclasses.fields(RuntimeConfig)}
+    assert names == {*OPTIONS, "out_of_range"}
+    RuntimeConfig(out_of_range="split").check_cpu("ORTModule")
+    for options in OPTIONS.values():
+        config = RuntimeConfig(out_of_range="split", **options)
+        assert config.on_cpu() == RuntimeConfig(out_of_range="split")
+        with pytest.raises(InputError):
+            config.check_cpu("ORTModule")
+
+
+def test_options_that_the_cpu_lacks_are_named_together() -> None:
+    """One error names them all, as they were written."""
+    with pytest.raises(InputError) as caught:
+        RuntimeConfig(streams=2, output="static").check_cpu("ORTModule")
+    assert str(caught.value) == (
+        "ORTModule: streams=2, output='static', only out_of_range: the rest of RuntimeConfig is for engines on a GPU; "
+        "leave it out, or deploy with runtime='tensorrt'"
+    )
+
+
+def test_config_of_another_class_is_refused() -> None:
+    """BuildConfig and RuntimeConfig can't be taken for each other."""
+    of_kind("config", t2e.BuildConfig(), t2e.BuildConfig)
+    with pytest.raises(InputError) as caught:
+        of_kind("runtime_config", "split", RuntimeConfig)
+    assert str(caught.value) == "runtime_config: 'split', a RuntimeConfig; pass t2e.RuntimeConfig(...)"

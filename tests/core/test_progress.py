@@ -1,0 +1,106 @@
+"""`torch2engine.core.progress`: what a `progress` argument means, and the bar on a terminal."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from torch2engine.core.errors import InputError
+from torch2engine.core.progress import _Bar, reporting
+
+
+def terminal() -> tuple[Console, io.StringIO]:
+    """A terminal that remembers what was drawn on it."""
+    drawn = io.StringIO()
+    return Console(file=drawn, force_terminal=True, width=120, color_system=None), drawn
+
+
+def test_reporting_hands_a_callable_through() -> None:
+    """A user's callable is called as it is, its answer included."""
+
+    def mine(phase: str, step: int, steps: int, seconds: float) -> bool:
+        return False
+
+    with reporting(mine) as report:
+        assert report is mine
+
+
+@pytest.mark.parametrize("nothing", [None, False])
+def test_reporting_gives_none_where_nothing_is_wanted(nothing: bool | None) -> None:
+    """Without progress nobody is asked to report."""
+    with reporting(nothing) as report:
+        assert report is None
+
+
+def test_reporting_refuses_what_it_cannot_call() -> None:
+    """The message shows what a callable looks like."""
+    with pytest.raises(InputError) as caught, reporting("yes"):  # type: ignore[arg-type]
+        pass
+    assert str(caught.value) == (
+        "progress: 'yes', True, None or a callable; e.g. progress=lambda phase, step, steps, seconds: None"
+    )
+
+
+def test_bar_draws_nothing_where_stderr_is_no_terminal() -> None:
+    """Logs and pipes stay clean."""
+    code = (
+        "from torch2engine.core.progress import reporting\n"
+        "with reporting(True) as report:\n"
+        "    report('Building', 0, 2, 0.0); report('Building', 1, 2, 0.1); report('Building', 2, 2, 0.2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_bar_shows_open_phases_indented() -> None:
+    """A phase inside another one stands below it."""
+    console, drawn = terminal()
+    bar = _Bar(console)
+    with bar.shown:
+        bar("Building engine", 0, 4, 0.0)
+        bar("Optimizing graph", 0, 2, 0.0)
+        bar.shown.refresh()
+        assert [task.description for task in bar.shown.tasks] == ["Building engine", "  Optimizing graph"]
+        bar("Optimizing graph", 2, 2, 0.1)
+        assert [task.description for task in bar.shown.tasks] == ["Building engine"]
+        bar("Building engine", 4, 4, 0.1)
+        assert not bar.shown.tasks
+    assert "  Optimizing graph" in drawn.getvalue()
+
+
+def test_bar_counts_inner_phases_into_outer_ones() -> None:
+    """A step under way moves the outer bar, from which the time left is estimated."""
+    console, _ = terminal()
+    bar = _Bar(console)
+    bar("outer", 0, 4, 0.0)
+    bar("outer", 1, 4, 0.0)
+    bar("inner", 0, 2, 0.0)
+    bar("inner", 1, 2, 0.0)
+    outer, inner = bar.shown.tasks
+    assert (outer.completed, inner.completed) == (0.375, 0.5)
+
+
+def test_bar_never_runs_backwards() -> None:
+    """A phase that begins again, or ends early, doesn't take progress back."""
+    console, _ = terminal()
+    bar = _Bar(console)
+    bar("outer", 0, 2, 0.0)
+    bar("inner", 1, 2, 0.0)
+    bar("inner", 2, 2, 0.0)
+    bar("inner", 0, 2, 0.0)
+    assert bar.shown.tasks[0].completed == 0.25
+
+
+def test_bar_closes_what_lies_in_a_phase_that_ends() -> None:
+    """A phase that ends takes its unfinished inner phases along."""
+    console, _ = terminal()
+    bar = _Bar(console)
+    bar("outer", 0, 2, 0.0)
+    bar("middle", 0, 2, 0.0)
+    bar("inner", 0, 2, 0.0)
+    bar("middle", 2, 2, 0.0)
+    assert [task.description for task in bar.shown.tasks] == ["outer"]

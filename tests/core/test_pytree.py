@@ -1,0 +1,479 @@
+"""Structures there and back: every container, every name, and every wrong call refused in words."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutput
+
+from tests.support.models import Box, Pair
+from torch2engine.core.classes import find_class
+from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.pytree import Inputs, as_inputs, bind, flatten, is_tensor, unflatten
+from torch2engine.core.spec import Parameter, Tree
+
+X, Y = torch.arange(6.0).reshape(2, 3), torch.ones(2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Derived:
+    """A dataclass that computes, which must not happen twice."""
+
+    tensor: Any
+    doubled: Any = None
+
+    def __post_init__(self) -> None:
+        if self.doubled is not None:
+            raise AssertionError("rebuilt by __init__")
+        object.__setattr__(self, "doubled", self.tensor * 2)
+
+
+class Stack(list[Any]):
+    """A list of its own class."""
+
+
+class NotAClass:
+    """Holds what find_class must refuse."""
+
+    def method(self) -> None:
+        """No class."""
+
+
+# sample_input
+
+
+@pytest.mark.parametrize(
+    ("sample", "args", "kwargs"),
+    [
+        (X, (X,), {}),
+        ((X, 3), (X, 3), {}),
+        ([X, Y], (X, Y), {}),
+        ({"x": X}, (), {"x": X}),
+        (collections.UserDict({"x": X}), (), {"x": X}),
+        (Inputs(X, y=Y), (X,), {"y": Y}),
+        ((), (), {}),
+    ],
+    ids=["tensor", "tuple", "list", "dict", "mapping", "inputs", "empty"],
+)
+def test_sample_input_is_read_in_every_form(sample: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A tensor, positionals, keywords, or both, become args and kwargs."""
+    inputs = as_inputs(sample)
+    assert len(inputs.args) == len(args)
+    assert all(a is b for a, b in zip(inputs.args, args, strict=True))
+    assert inputs.kwargs.keys() == kwargs.keys()
+    assert all(inputs.kwargs[key] is kwargs[key] for key in kwargs)
+
+
+@pytest.mark.parametrize(
+    ("sample", "text"),
+    [
+        (
+            {0: X},
+            "sample_input: a Mapping with the key 0, keyword names (str); for a model that takes one dict, pass a "
+            "tuple: (the_dict,)",
+        ),
+        *[
+            (
+                sample,
+                f"sample_input: a {kind}, a Tensor, a tuple or list of positional arguments, a Mapping of keyword "
+                "arguments, or Inputs(...); e.g. sample_input=torch.randn(8, 3, 224, 224)",
+            )
+            for sample, kind in [(None, "NoneType"), (3, "int"), (np.zeros(3), "ndarray"), ("x", "str"), ({1}, "set")]
+        ],
+    ],
+)
+def test_sample_input_in_another_form_is_refused(sample: Any, text: str) -> None:
+    """The error lists the forms that there are."""
+    with pytest.raises(InputError) as error:
+        as_inputs(sample)
+    assert str(error.value) == text
+
+
+def test_inputs_show_their_arguments() -> None:
+    """An Inputs reads as the call that it stands for."""
+    assert repr(Inputs(1, "a", scale=2.0)) == "Inputs(1, 'a', scale=2.0)"
+
+
+def test_tree_needs_no_torch(run_python: Callable[[str], Any]) -> None:
+    """Nothing can be a tensor where torch is not loaded, and asking does not load it."""
+    code = (
+        "import json, sys; from torch2engine.core.pytree import flatten, is_tensor; flatten({'a': [1, None]}, 'x');"
+        "print(json.dumps([is_tensor(3), 'torch' in sys.modules]))"
+    )
+    assert run_python(code) == [False, False]
+    assert is_tensor(X)
+    assert not is_tensor(X.numpy())
+
+
+# flatten and unflatten
+
+
+def same(left: Any, right: Any) -> bool:
+    """Equal types all the way down, around the very same tensors."""
+    if type(left) is not type(right):
+        return False
+    if is_tensor(left):
+        return left is right
+    if isinstance(left, dict):
+        return list(left) == list(right) and all(same(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(same, left, right))
+    if dataclasses.is_dataclass(left):
+        return all(same(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left))
+    return left == right or (left != left and right != right)
+
+
+STRUCTURES: dict[str, tuple[Any, list[str]]] = {
+    "tensor": (X, ["r"]),
+    "none": (None, []),
+    "scalars": ((1, 2.5, True, "text", None, float("nan")), []),
+    "list": ([X, Y], ["r.0", "r.1"]),
+    "tuple": ((X, (Y,)), ["r.0", "r.1.0"]),
+    "empty": ([(), {}, []], []),
+    "dict": ({"b": X, "a": Y, 7: X}, ["r.b", "r.a", "r.7"]),
+    "ordered": (collections.OrderedDict(b=X, a=Y), ["r.b", "r.a"]),
+    "namedtuple": (Pair(X, {"q": Y}), ["r.left", "r.right.q"]),
+    "dataclass": (Box(X, 5, [Y]), ["r.tensor", "r.maybe.0"]),
+    "computing": (Derived(X), ["r.tensor", "r.doubled"]),
+    "model output": (BaseModelOutput(last_hidden_state=X, hidden_states=(X, Y)), None),
+    "return types": (torch.max(X, 1), ["r.0", "r.1"]),
+    "own list": (Stack([X, Y]), ["r.0", "r.1"]),
+    "nested": ({"a": [Pair(X, None), {"b": Box(Y)}], "c": 1}, ["r.a.0.left", "r.a.1.b.tensor"]),
+    "one tensor twice": ([X, X], ["r.0", "r.1"]),
+    "clashing keys": ({"a": {"b": X}, "a.b": Y}, ["r.a.b", "r.a.b_1"]),
+}
+
+
+@pytest.mark.parametrize("value", [value for value, _ in STRUCTURES.values()], ids=STRUCTURES)
+def test_structure_survives_there_and_back(value: Any) -> None:
+    """Every container comes back in its own type around the same tensors, also after its tree went through JSON."""
+    flat = flatten(value, "r")
+    assert same(unflatten(flat.tree, flat.leaves), value)
+    assert flat.tree.leaves() == len(flat.leaves)
+    reloaded = Tree.from_json(flat.tree.to_json())
+    assert same(unflatten(reloaded, flat.leaves), value)
+
+
+@pytest.mark.parametrize(("value", "names"), [s for s in STRUCTURES.values() if s[1] is not None])
+def test_leaves_are_named_by_their_path(value: Any, names: list[str]) -> None:
+    """A leaf's name is the way to it, and no two are called alike."""
+    assert flatten(value, "r").names == names
+
+
+def test_defaultdict_comes_back_as_a_dict() -> None:
+    """A factory can't be kept, so the result is the plain dict that it equals."""
+    flat = flatten(collections.defaultdict(list, a=X), "r")
+    assert same(unflatten(flat.tree, flat.leaves), {"a": X})
+
+
+def test_result_fields_are_named_without_the_root() -> None:
+    """A model's outputs are called as its fields are, and a bare tensor or sequence by the root."""
+    assert flatten({"logits": X, "states": [X, Y]}, "output", result=True).names == ["logits", "states.0", "states.1"]
+    assert flatten(Pair(X, Y), "output", result=True).names == ["left", "right"]
+    assert flatten(Box(X), "output", result=True).names == ["tensor"]
+    assert flatten(X, "output", result=True).names == ["output"]
+    assert flatten((X, {"a": Y}), "output", result=True).names == ["output.0", "output.1.a"]
+
+
+KNOWN = "tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTuples, dataclasses of these"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({X}, f"'r': a builtins.set, {KNOWN}"),
+        ({"a": [object()]}, f"'r.a.0': a builtins.object, {KNOWN}"),
+        (X.numpy(), f"'r': a numpy.ndarray, {KNOWN}; convert it with torch.from_numpy"),
+        ({(1, 2): X}, "'r': the dict key (1, 2), str or int keys"),
+        (
+            {"past": DynamicCache()},
+            f"'r.past': a transformers.cache_utils.DynamicCache, {KNOWN}; "
+            "for a Hugging Face model pass use_cache=False",
+        ),
+    ],
+    ids=["set", "object", "numpy", "key", "cache"],
+)
+def test_flatten_refuses_what_no_engine_takes(value: Any, text: str) -> None:
+    """The error names the path, the type and, where there is one, the way out."""
+    with pytest.raises(InputError) as error:
+        flatten(value, "r")
+    assert str(error.value) == text
+
+
+FIND = (
+    "results are rebuilt in the model's own types; define the class at the top level of a module that can be imported"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("no_such_module:C", f"can't be imported here (No module named 'no_such_module'), {FIND}"),
+        ("collections:NoSuch", f"can't be imported here (module 'collections' has no attribute 'NoSuch'), {FIND}"),
+        (":C", f"can't be imported here (Empty module name), {FIND}"),
+        ("tests.core.test_pytree:NotAClass.method", "is no such container, a mapping class"),
+    ],
+)
+def test_class_that_is_not_found_is_named(name: str, text: str) -> None:
+    """A result class that can't be imported is an ArtifactError that says which."""
+    with pytest.raises(ArtifactError) as error:
+        find_class(name, "mapping")
+    assert str(error.value).startswith(f"type '{name}': {text}")
+
+
+def test_class_is_found_by_its_qualified_name() -> None:
+    """A class of the standard library and one of the user's own."""
+    assert find_class("collections:OrderedDict", "mapping") is collections.OrderedDict
+    assert find_class("tests.support.models:Pair", "namedtuple") is Pair
+
+
+@pytest.mark.parametrize("kind", ["namedtuple", "sequence", "mapping", "dataclass"])
+@pytest.mark.parametrize("name", ["subprocess:Popen", "builtins:eval", "torch.nn:Module", "pathlib:Path"])
+def test_class_that_is_no_such_container_is_refused(name: str, kind: str) -> None:
+    """A manifest can't have just any callable called with what it holds."""
+    with pytest.raises(ArtifactError) as error:
+        find_class(name, kind)
+    assert str(error.value) == f"type '{name}': is no such container, a {kind} class"
+
+
+# bind
+
+
+def parameter(name: str, value: Any, kind: str = "positional", **default: Any) -> Parameter:
+    """A parameter as captured from a sample that gave `value`."""
+    return Parameter(name, kind, flatten(value, name).tree, **default)
+
+
+PLAIN = [
+    parameter("x", X),
+    parameter("states", [X, {"k": Y}]),
+    parameter("scale", 2.0, default=2.0, optional=True),
+    Parameter("mask", "positional", None, None, True),
+    parameter("flag", True, "keyword"),
+    Parameter("size", "keyword", None, None, False),
+]
+VALUE, ANEW = "redeploy with this value in sample_input, or make it a tensor", "redeploy with it in sample_input"
+GIVEN = {"x": X, "states": [Y, {"k": X}], "flag": True}
+
+
+def test_bind_gives_the_leaves_in_the_signatures_order() -> None:
+    """Positional or by keyword, in any order, the same tensors come out."""
+    positional = bind(PLAIN, (X, [Y, {"k": X}]), {"flag": True})
+    named = bind(PLAIN, (), dict(reversed(GIVEN.items())))
+    for leaves in (positional, named):
+        assert len(leaves) == 3
+        assert leaves[0] is X
+        assert leaves[1] is Y
+        assert leaves[2] is X
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"scale": 2.0}, {"mask": None}, {"scale": 2.0, "mask": None}, {"states": (Y, collections.OrderedDict(k=X))}],
+    ids=["same constant", "same default", "both", "other containers of the same shape"],
+)
+def test_bind_takes_what_says_the_same(extra: dict[str, Any]) -> None:
+    """A constant or default passed as it was captured, and a list for a tuple, change nothing."""
+    assert len(bind(PLAIN, (), {**GIVEN, **extra})) == 3
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "text"),
+    [
+        ((X,), {"flag": True}, "argument 'states': is missing, the engine takes x, states, scale, flag; pass states"),
+        (
+            (X, [Y, {"k": X}]),
+            {},
+            "argument 'flag': is missing, the engine takes x, states, scale, flag; pass flag=True",
+        ),
+        (
+            (X, [Y, {"k": X}], 2.0, None, X, X),
+            {},
+            "call: 6 positional arguments, at most 4: x, states, scale, mask; leave out the rest",
+        ),
+        (
+            (),
+            {**GIVEN, "y": X},
+            "argument 'y': is unknown, the model takes x, states, scale, mask, flag, size; leave it out",
+        ),
+        ((X,), GIVEN, "argument 'x': is passed twice; pass it once"),
+        (
+            (),
+            {**GIVEN, "scale": 3.0},
+            "argument 'scale': 3.0, the engine was built for 2.0, a constant; " + VALUE,
+        ),
+        (
+            (),
+            {**GIVEN, "scale": 2},
+            "argument 'scale': 2, the engine was built for 2.0, a constant; " + VALUE,
+        ),
+        (
+            (),
+            {**GIVEN, "flag": 1},
+            "argument 'flag': 1, the engine was built for True, a constant; " + VALUE,
+        ),
+        (
+            (),
+            {**GIVEN, "flag": X},
+            "argument 'flag': a tensor, the engine was built for True, a constant; " + VALUE,
+        ),
+        (
+            (),
+            {**GIVEN, "scale": np.full(2, 2.0)},
+            "argument 'scale': a ndarray, the engine was built for 2.0, a constant; " + VALUE,
+        ),
+        (
+            (),
+            {**GIVEN, "mask": X},
+            "argument 'mask': a tensor was passed, it was not in sample_input, so its default None is fixed in; "
+            + ANEW,
+        ),
+        (
+            (),
+            {**GIVEN, "mask": X.numpy()},
+            "argument 'mask': a ndarray was passed, it was not in sample_input, so its default None is fixed in; "
+            + ANEW,
+        ),
+        (
+            (),
+            {**GIVEN, "size": None},
+            "argument 'size': None was passed, it was not in sample_input, so its default is fixed in; " + ANEW,
+        ),
+        (
+            (),
+            {**GIVEN, "x": X.numpy()},
+            "input 'x': a ndarray, a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
+        ),
+        (
+            (),
+            {**GIVEN, "x": [X]},
+            "input 'x': a list, a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
+        ),
+        (
+            (),
+            {**GIVEN, "states": [X]},
+            "argument 'states': a list of 1, a list of 2: 0, 1; pass the structure that sample_input had",
+        ),
+        (
+            (),
+            {**GIVEN, "states": X},
+            "argument 'states': a tensor, a list of 2: 0, 1; pass the structure that sample_input had",
+        ),
+        (
+            (),
+            {**GIVEN, "states": [X, {"k": X, "l": X}]},
+            "argument 'states.1': a dict of 2, a dict of 1: k; pass the structure that sample_input had",
+        ),
+        (
+            (),
+            {**GIVEN, "states": [X, [X]]},
+            "argument 'states.1': a list of 1, a dict of 1: k; pass the structure that sample_input had",
+        ),
+    ],
+)
+def test_bind_refuses_another_call(args: tuple[Any, ...], kwargs: dict[str, Any], text: str) -> None:
+    """Missing, extra, doubled, other constants, other structure: refused by name with what would be right."""
+    with pytest.raises(InputError) as error:
+        bind(PLAIN, args, kwargs)
+    assert str(error.value) == text
+
+
+def test_bind_takes_nan_for_nan() -> None:
+    """NaN is the one constant that does not equal itself, and still is the same."""
+    assert bind([parameter("x", X), parameter("fill", float("nan"))], (X, float("nan")), {}) == [X]
+
+
+def test_bind_reads_fields_of_dataclasses_and_named_tuples() -> None:
+    """Classes are matched by their fields."""
+    parameters = [parameter("box", Box(X, 3)), parameter("pair", Pair(X, Y))]
+    leaves = bind(parameters, (Box(Y, 3), Pair(Y, X)), {})
+    assert [leaf is wanted for leaf, wanted in zip(leaves, [Y, Y, X], strict=True)] == [True] * 3
+    with pytest.raises(InputError) as error:
+        bind(parameters, (Box(X, 4), Pair(X, Y)), {})
+    assert str(error.value).startswith("argument 'box.number': 4, the engine was built for 3, a constant")
+    with pytest.raises(InputError) as error:
+        bind(parameters, (X, Pair(X, Y)), {})
+    assert str(error.value) == (
+        "argument 'box': a tensor, a Box of 3: tensor, number, maybe; pass the structure that sample_input had"
+    )
+
+
+VARIADIC = [
+    parameter("x", X),
+    parameter("rest", (X, Y), "var_positional"),
+    parameter("named", {"mask": X, "size": 2}, "var_keyword"),
+]
+
+
+def test_bind_follows_variadic_arguments() -> None:
+    """*args and **kwargs are matched item by item."""
+    leaves = bind(VARIADIC, (X, Y, X), {"size": 2, "mask": Y})
+    assert [leaf is wanted for leaf, wanted in zip(leaves, [X, Y, X, Y], strict=True)] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "text"),
+    [
+        ((X, X), {"mask": X, "size": 2}, "argument 'rest': a tuple of 1, a tuple of 2: 0, 1"),
+        ((X, X, X, X), {"mask": X, "size": 2}, "argument 'rest': a tuple of 3, a tuple of 2: 0, 1"),
+        ((X, X, X), {"mask": X}, "argument 'named': a dict of 1, a dict of 2: mask, size"),
+        ((X, X, X), {"mask": X, "size": 3}, "argument 'size': 3, the engine was built for 2, a constant"),
+        ((X, X, X), {"mask": 1, "size": 2}, "input 'mask': a int, a torch.Tensor"),
+    ],
+)
+def test_bind_refuses_other_variadic_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], text: str) -> None:
+    """Keywords that **kwargs caught are named as the caller named them."""
+    with pytest.raises(InputError) as error:
+        bind(VARIADIC, args, kwargs)
+    assert str(error.value).startswith(text)
+
+
+LEFT_OUT = [parameter("x", X), Parameter("rest", "var_positional"), Parameter("named", "var_keyword")]
+
+
+def test_bind_takes_a_call_without_variadic_arguments() -> None:
+    """A model with *args and **kwargs that the sample did not use is called without them."""
+    assert bind(LEFT_OUT, (X,), {}) == [X]
+    assert bind(LEFT_OUT, (), {"x": X}) == [X]
+
+
+@pytest.mark.parametrize(
+    ("args", "kwargs", "name", "got"),
+    [((X, Y), {}, "*rest", "a tuple of 1"), ((X,), {"mask": Y}, "mask", "a tensor")],
+    ids=["positional", "keyword"],
+)
+def test_bind_refuses_variadic_arguments_that_the_sample_left_out(
+    args: tuple[Any, ...], kwargs: dict[str, Any], name: str, got: str
+) -> None:
+    """What the engine was not built for is not dropped silently."""
+    with pytest.raises(InputError) as error:
+        bind(LEFT_OUT, args, kwargs)
+    assert str(error.value) == (
+        f"argument '{name}': {got} was passed, it was not in sample_input, so a call without it is fixed in; "
+        "redeploy with it in sample_input"
+    )
+
+
+def test_pitfall_36_tensors_go_with_their_last_name() -> None:
+    """Nothing that was taken apart or put together waits for the cyclic garbage collector: results are GPU memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        value = {"a": torch.ones(2), "b": [torch.ones(3), (torch.ones(4), None)]}
+        flat = flatten(value, "x")
+        again = unflatten(flat.tree, flat.leaves)
+        seen = [weakref.ref(leaf) for leaf in flat.leaves]
+        assert len(seen) == 3
+        del value, flat, again
+        assert [ref() for ref in seen] == [None] * 3
+    finally:
+        gc.enable()

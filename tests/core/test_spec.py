@@ -1,0 +1,439 @@
+"""Specs as data: what they refuse and in which words, which casts lose nothing, and JSON there and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from torch2engine.core.errors import DtypeError, DynamicAxisError, ShapeError
+from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree, lossless_cast
+
+# Axis
+
+
+def test_axis_by_name_alone_leaves_opt_and_max_to_the_sample() -> None:
+    """A bare name starts at 1 and is not resolved yet."""
+    axis = Axis("batch")
+    assert (axis.min, axis.opt, axis.max, axis.multiple_of, axis.resolved) == (1, None, None, 1, False)
+    assert Axis("batch", 1, 8, 32).resolved
+    assert Axis("batch", 1, 8, 32).range == (1, 8, 32)
+
+
+def test_axis_min_of_one_is_raised_to_the_multiple() -> None:
+    """multiple_of=8 makes 8 the smallest size, so that nobody has to say it twice."""
+    assert Axis("length", opt=64, max=512, multiple_of=8).range == (8, 64, 512)
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (
+            lambda: Axis("batch size"),
+            "axis name: 'batch size' is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+        ),
+        (
+            lambda: Axis(""),
+            "axis name: '' is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+        ),
+        (
+            lambda: Axis(0),  # type: ignore[arg-type]
+            "axis name: 0 is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+        ),
+        (
+            lambda: Axis("n", min=0),
+            "axis 'n': min is 0, min must be an int of at least 1; an engine can't answer empty axes",
+        ),
+        (
+            lambda: Axis("n", min=True),
+            "axis 'n': min is True, min must be an int of at least 1; an engine can't answer empty axes",
+        ),
+        (
+            lambda: Axis("n", opt=1.5),  # type: ignore[arg-type]
+            "axis 'n': opt is 1.5, opt must be an int of at least 1 or None; an engine can't answer empty axes",
+        ),
+        (
+            lambda: Axis("n", max=-1),
+            "axis 'n': max is -1, max must be an int of at least 1 or None; an engine can't answer empty axes",
+        ),
+        (
+            lambda: Axis("n", 1, 8, 4),
+            "axis 'n': min 1, opt 8, max 4, min <= opt <= max; give sizes in that order, e.g. Axis('n', 1, 4, 8)",
+        ),
+        (
+            lambda: Axis("n", min=2, max=1),
+            "axis 'n': min 2, opt None, max 1, min <= opt <= max; give sizes in that order, e.g. Axis('n', 1, 2)",
+        ),
+        (
+            lambda: Axis("n", 8, 12, 16, multiple_of=8),
+            "axis 'n': 12 is not a multiple of 8, min, opt and max must be multiples of multiple_of=8; round them",
+        ),
+    ],
+)
+def test_axis_refuses_what_contradicts_itself(make: Callable[[], Axis], text: str) -> None:
+    """A wrong axis never gets past construction."""
+    with pytest.raises(DynamicAxisError) as error:
+        make()
+    assert str(error.value) == text
+    assert error.value.axis in ("n", "")
+
+
+# Profile
+
+
+def test_profile_knows_its_sizes() -> None:
+    """min, opt and max by axis name, and whether sizes lie inside."""
+    profile = Profile({"batch": (1, 4, 8), "length": (16, 64, 512)})
+    assert profile.sizes(0) == {"batch": 1, "length": 16}
+    assert profile.sizes(1) == {"batch": 4, "length": 64}
+    assert profile.sizes(2) == {"batch": 8, "length": 512}
+    assert str(profile) == "batch 1..8 (opt 4), length 16..512 (opt 64)"
+    assert profile.contains({"batch": 8, "length": 16})
+    assert not profile.contains({"batch": 9, "length": 16})
+    assert not profile.contains({"batch": 8, "length": 15})
+    assert Profile({}).contains({})
+
+
+def test_profile_equality_ignores_the_order_of_axes() -> None:
+    """Equal profiles hash alike, lists and tuples too."""
+    left = Profile({"a": (1, 2, 3), "b": (4, 5, 6)})
+    right = Profile({"b": [4, 5, 6], "a": [1, 2, 3]})  # type: ignore[dict-item]
+    assert left == right
+    assert len({left, right}) == 1
+
+
+@pytest.mark.parametrize(
+    ("ranges", "text"),
+    [
+        ({"n": 8}, "profile of axis 'n': 8, three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        ({"n": (1, 8)}, "profile of axis 'n': (1, 8), three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        ({"n": "1,8"}, "profile of axis 'n': '1,8', three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        (
+            {"n": (1, None, 8)},
+            "profile of axis 'n': (1, None, 8), three ints (min, opt, max); e.g. {'n': (1, 8, 32)}",
+        ),
+        (
+            {"n": (4, 2, 8)},
+            "axis 'n': min 4, opt 2, max 8, min <= opt <= max; give sizes in that order, e.g. Axis('n', 2, 4, 8)",
+        ),
+        (
+            {"n": (0, 1, 8)},
+            "axis 'n': min is 0, min must be an int of at least 1; an engine can't answer empty axes",
+        ),
+    ],
+)
+def test_profile_refuses_what_is_no_range(ranges: Any, text: str) -> None:
+    """A range is three ints in order."""
+    with pytest.raises(DynamicAxisError) as error:
+        Profile(ranges)
+    assert str(error.value) == text
+    assert error.value.axis == "n"
+
+
+# TensorSpec
+
+
+def test_tensor_spec_reads_like_a_type() -> None:
+    """The text names dtype and dimensions; sizes fill the names in."""
+    spec = TensorSpec("x", "float16", ("batch", 3, "length"))
+    assert str(spec) == "x: float16[batch, 3, length]"
+    assert spec.sized({"batch": 2, "length": 7}) == (2, 3, 7)
+    assert str(TensorSpec("scale", "float32", ())) == "scale: float32[]"
+
+
+# Signature
+
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec("image", "float32", ("batch", 3, "side", "side")),
+        TensorSpec("mask", "bool", ("batch", "side")),
+        TensorSpec("step", "int64", ()),
+    ),
+    outputs=(TensorSpec("y", "float32", ("batch", 10)),),
+    axes=(Axis("batch", 1, 4, 8), Axis("side", 32, 64, 128, multiple_of=32)),
+    parameters=(
+        Parameter("image", "positional", Tree("tensor")),
+        Parameter("mask", "keyword", Tree("dict", ("deep", 3), (Tree("tensor"), Tree("constant", value="on")))),
+        Parameter("rest", "var_positional", Tree("tuple", (0,), (Tree("tensor"),))),
+        Parameter("scale", "keyword", None, 0.5),
+    ),
+    output=Tree("dataclass", ("y",), (Tree("tensor"),), type_name="models:Output"),
+)
+
+
+def test_resolve_finds_every_axis_from_the_shapes() -> None:
+    """One size per name, wherever it stands."""
+    assert SIGNATURE.resolve([(2, 3, 64, 64), (2, 64), ()]) == {"batch": 2, "side": 64}
+    assert SIGNATURE.resolve([(0, 3, 0, 0), (0, 0), ()]) == {"batch": 0, "side": 0}
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name", "text"),
+    [
+        (
+            [(2, 3, 64), (2, 64), ()],
+            "image",
+            "input 'image': shape [2, 3, 64] has 3 dimensions, the engine takes [batch, 3, side, side]; "
+            "pass a tensor of that shape (got [2, 3, 64])",
+        ),
+        (
+            [(2, 3, 64, 64), (2, 64), (1,)],
+            "step",
+            "input 'step': shape [1] has 1 dimensions, the engine takes []; pass a tensor of that shape (got [1])",
+        ),
+        (
+            [(2, 4, 64, 64), (2, 64), ()],
+            "image",
+            "input 'image': dimension 1 is 4, the engine takes [batch, 3, side, side]; add {1: 'name'} to dynamic_axes",
+        ),
+        (
+            [(2, 3, 64, 96), (2, 64), ()],
+            "image",
+            "input 'image': axis 'side' is 96 but it is 64 in input 'image', "
+            "the engine takes [batch, 3, side, side]; pass a tensor of that shape (got [2, 3, 64, 96])",
+        ),
+        (
+            [(2, 3, 64, 64), (4, 64), ()],
+            "mask",
+            "input 'mask': axis 'batch' is 4 but it is 2 in input 'image', the engine takes [batch, side]; "
+            "pass a tensor of that shape (got [4, 64])",
+        ),
+        (
+            [(2, 3, 40, 40), (2, 40), ()],
+            "image",
+            "input 'image': axis 'side' is 40, the engine allows multiples of 32; pad axis 'side' to a multiple of 32",
+        ),
+    ],
+)
+def test_resolve_refuses_shapes_that_do_not_fit(shapes: list[tuple[int, ...]], name: str, text: str) -> None:
+    """The error names the input, what came, what is allowed and how to mend it."""
+    with pytest.raises(ShapeError) as error:
+        SIGNATURE.resolve(shapes)
+    assert str(error.value) == text
+    assert error.value.name == name
+
+
+PROFILES = [
+    Profile({"batch": (1, 4, 8), "side": (32, 64, 128)}),
+    Profile({"batch": (1, 1, 1), "side": (32, 64, 256)}),
+    Profile({"batch": (16, 16, 16), "side": (32, 32, 32)}),
+]
+
+
+def test_select_profile_takes_the_narrowest_that_fits() -> None:
+    """Its kernels are made for the fewest sizes; the order of the profiles only settles ties."""
+    for profiles in (PROFILES, PROFILES[::-1]):
+        found = {
+            sizes: profiles[SIGNATURE.select_profile(profiles, dict(zip(("batch", "side"), sizes, strict=True)))]
+            for sizes in ((1, 64), (1, 256), (2, 64), (16, 32))
+        }
+        assert found == {(1, 64): PROFILES[1], (1, 256): PROFILES[1], (2, 64): PROFILES[0], (16, 32): PROFILES[2]}
+    alike = [Profile({"batch": (1, 1, 2), "side": (64, 64, 64)}), Profile({"batch": (1, 2, 2), "side": (64, 64, 64)})]
+    assert SIGNATURE.select_profile(alike, {"batch": 1, "side": 64}) == 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "text"),
+    [
+        (
+            {"batch": 64, "side": 64},
+            "input 'image': axis 'batch' is 64, the engine allows 1..8 or 1..1 or 16..16; "
+            "redeploy with Axis('batch', 1, 4, 64)",
+        ),
+        (
+            {"batch": 4, "side": 512},
+            "input 'image': axis 'side' is 512, the engine allows 32..128 or 32..256 or 32..32; "
+            "redeploy with Axis('side', 32, 64, 512, multiple_of=32)",
+        ),
+        (
+            {"batch": 0, "side": 64},
+            "input 'image': axis 'batch' is 0, the engine allows 1..8 or 1..1 or 16..16; "
+            "an engine can't answer empty axes",
+        ),
+        (
+            {"batch": 8, "side": 256},
+            "inputs: axes are batch 8, side 256, no profile allows them together: "
+            "batch 1..8 (opt 4), side 32..128 (opt 64) | batch 1..1 (opt 1), side 32..256 (opt 64) | "
+            "batch 16..16 (opt 16), side 32..32 (opt 32); add a profile that holds them to profiles=",
+        ),
+    ],
+)
+def test_select_profile_refuses_sizes_outside_every_profile(sizes: dict[str, int], text: str) -> None:
+    """The error names the axis, its ranges and an Axis that would hold it."""
+    with pytest.raises(ShapeError) as error:
+        SIGNATURE.select_profile(PROFILES, sizes)
+    assert str(error.value) == text
+
+
+def test_suggested_axis_is_valid_and_holds_the_size() -> None:
+    """Following the advice of the error works."""
+    signature = Signature((TensorSpec("x", "float32", ("n",)),), (), (Axis("n", 8, 16, 32, multiple_of=8),))
+    for size in (8 * k for k in (1, 5, 100)):
+        profiles = [Profile({"n": (16, 16, 32)})]
+        with pytest.raises(ShapeError) as error:
+            signature.select_profile(profiles, {"n": size})
+        advice = error.value.fix.removeprefix("redeploy with ")
+        axis: Axis = eval(advice, {"Axis": Axis})
+        assert Profile({"n": axis.range}).contains({"n": size})
+        assert axis.multiple_of == 8
+
+
+def test_axis_is_found_by_name() -> None:
+    """The signature's axes are looked up by name."""
+    assert SIGNATURE.axis("side").multiple_of == 32
+
+
+def test_check_dtype_takes_the_own_dtype_and_lossless_ones() -> None:
+    """No error for the input's dtype or a cast that loses nothing."""
+    image, _, step = SIGNATURE.inputs
+    for dtype in ("float32", "float16", "bfloat16"):
+        SIGNATURE.check_dtype(image, dtype)
+    for dtype in ("int64", "int32", "uint8"):
+        SIGNATURE.check_dtype(step, dtype)
+
+
+@pytest.mark.parametrize(
+    ("position", "dtype", "text"),
+    [
+        (
+            0,
+            "float64",
+            "input 'image': dtype is float64, the engine takes float32 (or float16, bfloat16, cast without loss); "
+            "cast it yourself with .to(float32) if the loss is meant",
+        ),
+        (
+            1,
+            "uint8",
+            "input 'mask': dtype is uint8, the engine takes bool; cast it yourself with .to(bool) if the loss is meant",
+        ),
+        (
+            2,
+            "float32",
+            "input 'step': dtype is float32, the engine takes int64 (or uint8, int8, int16, int32, cast without "
+            "loss); cast it yourself with .to(int64) if the loss is meant",
+        ),
+    ],
+)
+def test_check_dtype_refuses_a_cast_that_loses(position: int, dtype: str, text: str) -> None:
+    """The error lists what would be taken; it is a TypeError and a ValueError too."""
+    with pytest.raises(DtypeError) as error:
+        SIGNATURE.check_dtype(SIGNATURE.inputs[position], dtype)
+    assert str(error.value) == text
+    assert isinstance(error.value, TypeError)
+    assert isinstance(error.value, ValueError)
+
+
+# lossless_cast against what really happens
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+INTEGERS = ("uint8", "int8", "int16", "int32", "int64")
+OTHERS = ("bool", "uint16", "float8_e4m3fn")
+_WORD = {"float16": torch.int16, "bfloat16": torch.int16, "float32": torch.int32, "float64": torch.int64}
+
+
+def hard_values(name: str) -> torch.Tensor:
+    """Every value of a dtype of 16 bits or less; for wider ones every power of two, its neighbours and both ends."""
+    dtype = getattr(torch, name)
+    if name == "bool":
+        return torch.tensor([False, True])
+    if name in FLOATS:
+        word = _WORD[name]
+        bits = torch.iinfo(word).bits
+        if bits == 16:
+            patterns = torch.arange(-(2**15), 2**15).to(torch.int16)
+        else:
+            # Bit patterns whose mantissa is empty, full, or has its first or last bit set, for every exponent.
+            mantissa = {32: 23, 64: 52}[bits]
+            exponents = torch.arange(2 ** (bits - 1 - mantissa)) << mantissa
+            patterns = torch.cat([exponents + low for low in (0, 1, 2 ** (mantissa - 1), 2**mantissa - 1)]).to(word)
+        values = patterns.view(dtype)
+        return values[~values.isnan()]
+    if name.startswith("float8"):
+        values = torch.arange(256, dtype=torch.int32).to(torch.uint8).view(dtype)
+        return values[~values.float().isnan()]
+    low, high = torch.iinfo(dtype).min, torch.iinfo(dtype).max
+    powers = {sign * 2**k + step for k in range(63) for sign in (1, -1) for step in (-1, 0, 1)}
+    inside = sorted(value for value in {low, high, *powers} if low <= value <= high)
+    return torch.tensor(inside, dtype=torch.int64).to(dtype)
+
+
+def exact(values: torch.Tensor) -> list[Any]:
+    """The values as Python numbers, which compare exactly across int and float."""
+    return (values.double() if values.is_floating_point() else values).tolist()
+
+
+def survives(source: str, target: str) -> bool:
+    """Cast hard values in PyTorch and compare what came out with what went in."""
+    values = hard_values(source)
+    return exact(values.to(getattr(torch, target))) == exact(values)
+
+
+@pytest.mark.parametrize("target", [*FLOATS, *INTEGERS, *OTHERS])
+@pytest.mark.parametrize("source", [*FLOATS, *INTEGERS, *OTHERS])
+def test_lossless_cast_never_loses_a_value(source: str, target: str) -> None:
+    """A cast that is called lossless keeps every value; among floats and among integers the reverse holds too."""
+    truth = survives(source, target)
+    if lossless_cast(source, target):
+        assert truth
+    elif {source, target} <= set(FLOATS) or {source, target} <= set(INTEGERS):
+        assert not truth
+
+
+def test_lossless_cast_agrees_with_numpy() -> None:
+    """numpy's safe casts within floats and within integers are the same set."""
+    for family in (["float16", "float32", "float64"], list(INTEGERS)):
+        for source in family:
+            for target in family:
+                assert lossless_cast(source, target) == np.can_cast(source, target, "safe"), (source, target)
+
+
+def test_lossless_cast_never_changes_the_kind() -> None:
+    """bool, integers and floats are not mixed, not even where every value would survive; unknown dtypes only match."""
+    for source, target in [("int8", "float32"), ("bool", "uint8"), ("float16", "complex64"), ("uint16", "int32")]:
+        assert not lossless_cast(source, target)
+    assert lossless_cast("float8_e4m3fn", "float8_e4m3fn")
+
+
+# JSON
+
+
+def test_signature_survives_json() -> None:
+    """Through text and back nothing is lost: tuples, keys, constants and type names."""
+    assert Signature.from_json(json.loads(json.dumps(SIGNATURE.to_json()))) == SIGNATURE
+
+
+@pytest.mark.parametrize("value", [None, True, False, 0, -1, 10**20, 0.1, -0.0, "", "ü"])
+def test_constants_survive_json_with_their_type(value: Any) -> None:
+    """1, 1.0 and True stay what they are."""
+    tree = Tree("list", (0,), (Tree("constant", value=value),))
+    parameter = Parameter("p", "keyword", tree, value)
+    back = Parameter.from_json(json.loads(json.dumps(parameter.to_json())))
+    assert repr(back) == repr(parameter)
+
+
+def test_empty_containers_survive_json() -> None:
+    """An empty dict is not an empty list, and a parameter that the sample left out has no tree."""
+    for tree in (Tree("dict"), Tree("list"), Tree("namedtuple", type_name="m:T")):
+        assert Tree.from_json(json.loads(json.dumps(tree.to_json()))) == tree
+    parameter = Parameter("p", "var_keyword")
+    assert Parameter.from_json(json.loads(json.dumps(parameter.to_json()))) == parameter
+
+
+def test_tree_counts_its_tensors() -> None:
+    """Constants are no leaves."""
+    tree = Tree("dict", ("a", "b"), (Tree("tensor"), Tree("list", (0, 1), (Tree("tensor"), Tree("constant")))))
+    assert tree.leaves() == 2
+
+
+def test_axis_profile_and_tensor_spec_survive_json() -> None:
+    """Each comes back equal, an unresolved axis too."""
+    for axis in (Axis("n"), Axis("n", 8, 16, 32, multiple_of=8)):
+        assert Axis.from_json(json.loads(json.dumps(axis.to_json()))) == axis
+    for profile in PROFILES:
+        assert Profile.from_json(json.loads(json.dumps(profile.to_json()))) == profile
+    for spec in (*SIGNATURE.inputs, *SIGNATURE.outputs):
+        assert TensorSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec

@@ -1,0 +1,231 @@
+"""TRTModule where there is no GPU: what a TRTModule refuses, carries and says before it is bound to one."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from tests.support import deploy_models, onnx_models
+from tests.support.deploy_models import engine, mlp, sample
+from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.core.errors import (
+    ArtifactError,
+    DeviceError,
+    DtypeError,
+    InputError,
+    InstallationError,
+    Torch2EngineError,
+)
+from torch2engine.modules.trt.module import TRTModule
+from torch2engine.trt import library as trt
+
+NO_CUDA = (
+    f"PyTorch: torch {torch.__version__} sees no CUDA device, TRTModule works on CUDA tensors; "
+    "install a CUDA build of torch on a machine with a GPU, or deploy with runtime='onnxruntime'"
+)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU."""
+    deploy_models.hide_gpu(monkeypatch)
+
+
+@pytest.fixture
+def module() -> TRTModule:
+    """A module that no call has bound yet."""
+    return TRTModule(engine())
+
+
+def refusal(kind: type[Torch2EngineError], call: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """The text of exactly this error."""
+    with pytest.raises(kind) as caught:
+        call(*args, **kwargs)
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def test_module_tells_what_it_is_before_it_is_bound(module: TRTModule) -> None:
+    """Signature, precision, runtime and device need no GPU."""
+    assert module.runtime == trt.find("tensorrt_rtx").title
+    assert module.precision == engine().precision
+    assert (module.device, module.memory_bytes, module.report, module.training) == (None, 0, None, False)
+    text = f"TRTModule(x: float32[batch, 6] -> output: float32[batch, 3]; {module.precision}, device=None)"
+    assert repr(module) == text
+
+
+def test_cpu_input_is_refused_with_the_cure(module: TRTModule) -> None:
+    """An engine doesn't copy to the GPU behind anybody's back."""
+    for x in (sample(4, 6), torch.empty(4, 6, device="meta")):
+        assert refusal(DeviceError, module, x) == (
+            f"input 'x': device is {x.device}, the module runs on a CUDA device; move it with .to('cuda')"
+        )
+
+
+def test_cpu_input_is_refused_by_a_module_with_a_device() -> None:
+    """A module that is meant for one GPU names it; "cuda" alone is any GPU."""
+    module = TRTModule(engine(), device=torch.device("cuda:1"))
+    assert module.device == torch.device("cuda:1")
+    text = "input 'x': device is cpu, the module runs on cuda:1; move it with .to('cuda:1')"
+    assert refusal(DeviceError, module, sample(4, 6)) == text
+    assert TRTModule(engine(), device=torch.device("cuda")).device is None
+
+
+def test_device_that_is_no_gpu_is_refused(module: TRTModule) -> None:
+    """An engine is not given a device that it can't run on."""
+    for call in (lambda: TRTModule(engine(), device="cpu"), lambda: module.bind("cpu")):
+        assert refusal(DeviceError, call).startswith("TRTModule: ")
+
+
+def test_call_is_checked_before_a_gpu_is_needed(module: TRTModule) -> None:
+    """Arguments, dtypes, layouts and grad are refused in the words of every deployed module."""
+    assert refusal(InputError, module).startswith("argument 'x': is missing")
+    assert refusal(DtypeError, module, sample(4, 6).double()).startswith("input 'x': dtype is float64")
+    assert refusal(InputError, module, sample(4, 6).requires_grad_()).startswith("input 'x': it requires grad")
+    assert refusal(InputError, module, sample(4, 6).to_sparse()).startswith("input 'x': its layout is sparse_coo")
+
+
+def test_bind_without_a_gpu_is_an_installation_error(module: TRTModule) -> None:
+    """The text names the torch that was found and both ways out."""
+    assert refusal(InstallationError, module.bind) == NO_CUDA
+    assert refusal(InstallationError, module.bind, torch.device("cuda:0")) == NO_CUDA
+    assert module.device is None
+
+
+@pytest.mark.parametrize("device", [None, "cuda", "cuda:0", torch.device("cuda", 1)])
+def test_load_without_a_gpu_is_an_installation_error(device: Any, tmp_path: Path) -> None:
+    """A saved engine is read and checked, then the missing GPU is named, whatever device was wished for."""
+    path = engine().save(tmp_path / "model.t2e")
+    assert refusal(InstallationError, t2e.load, path, device) == NO_CUDA
+
+
+def test_load_of_an_engine_to_the_cpu_is_refused(tmp_path: Path) -> None:
+    """There is no engine on a CPU, GPU or not."""
+    path = engine().save(tmp_path / "model.t2e")
+    for device in ("cpu", "meta"):
+        assert refusal(DeviceError, t2e.load, path, device) == (
+            f"engine '{path}': device is {device}, an engine runs on CUDA devices; "
+            "leave out device, or load what deploy(runtime='onnxruntime') saved"
+        )
+
+
+def test_load_of_a_damaged_engine_is_an_artifact_error(tmp_path: Path) -> None:
+    """Hashes are checked before anything else, the GPU included."""
+    path = engine().save(tmp_path / "model.t2e")
+    plan = bytearray((path / "model.plan").read_bytes())
+    plan[len(plan) // 2] ^= 1
+    (path / "model.plan").write_bytes(plan)
+    assert refusal(ArtifactError, t2e.load, path) == (
+        f"artifact '{path}': the bytes of 'model.plan' are not those that were saved, their SHA-256 must be "
+        f"{engine().manifest()['files']['model.plan']['sha256'][:16]}…; save it again or restore it from a copy"
+    )
+
+
+def test_move_to_a_gpu_that_is_not_there_is_refused(module: TRTModule) -> None:
+    """.cuda() fails in torch2engine's words, in a parent too."""
+    for move in (module.cuda, lambda: module.to("cuda:0"), nn.Sequential(module).cuda):
+        with pytest.raises((DeviceError, InstallationError)) as caught:
+            move()
+        assert str(caught.value) == NO_CUDA or str(caught.value).startswith("TRTModule: a move that PyTorch refuses (")
+    assert refusal(DeviceError, module.to, "meta") == (
+        "TRTModule: a move to meta, it runs on CUDA devices; deploy again with the other runtime for that device"
+    )
+
+
+def test_surface_of_nn_module_is_that_of_every_deployed_module(module: TRTModule) -> None:
+    """Casts and surgery are refused; modes and moves to where it is are fine."""
+    assert refusal(InputError, module.half) == (
+        "TRTModule: a cast to float16, an engine's dtypes are fixed when it is built; "
+        "cast the model and deploy it again"
+    )
+    assert refusal(InputError, setattr, module, "w", nn.Parameter(torch.ones(1))) == (
+        "TRTModule: an attempt to set parameter, buffer or submodule 'w', an engine's weights are inside its plan; "
+        "change the model and deploy it again"
+    )
+    for method in ("eval", "train", "cpu", "requires_grad_"):
+        assert getattr(module, method)() is module
+
+
+@pytest.mark.parametrize("how", [copy.copy, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_carry_the_plan_and_no_device(how: Callable[[TRTModule], TRTModule]) -> None:
+    """A copy, here or in another process, has the same plan and binds anew."""
+    module = TRTModule(engine(), device=torch.device("cuda:1"))
+    twin = how(module)
+    assert twin is not module
+    assert twin._artifact.read_plan() == engine().read_plan()
+    assert (twin.device, twin._live) == (None, None)
+    assert twin._binding is not module._binding
+    assert not twin._binding.locked()
+    assert twin.signature == module.signature
+
+
+def test_state_dict_carries_the_plan_and_not_the_onnx(module: TRTModule, relu_path: Path) -> None:
+    """A state_dict through a file of weights alone gives another module this engine."""
+    stream = io.BytesIO()
+    torch.save(nn.Sequential(module).state_dict(), stream)
+    stream.seek(0)
+    state = torch.load(stream, weights_only=True)
+    assert set(state["0._extra_state"]["files"]) == {"model.plan"}
+    other = TRTModule(t2e.build(relu_path, {"batch": (1, 2, 4)}))
+    nn.Sequential(other).load_state_dict(state)
+    assert other._artifact.read_plan() == engine().read_plan()
+    assert other.signature == module.signature
+    assert isinstance(other._artifact, EngineArtifact)
+
+
+class Weighed(nn.Module):
+    """Two inputs and a dict, unlike the engine of these tests."""
+
+    def forward(self, x: torch.Tensor, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"sum": x * weight, "difference": x - weight}
+
+
+def test_loaded_state_decides_how_calls_are_bound(module: TRTModule) -> None:
+    """After load_state_dict nothing is left of the signature before, in the quick way of binding a call either."""
+    inputs = (sample(4, 6), sample(4, 6))
+    other = TRTModule(t2e.build(t2e.export(Weighed(), inputs)))
+    assert (other._positional, other._names, other._bare) == (2, ["x", "weight"], False)
+    lock = module._binding
+    module.load_state_dict(other.state_dict())
+    assert (module._positional, module._names, module._bare) == (2, ["x", "weight"], False)
+    assert module._leaves((), {"weight": inputs[1], "x": inputs[0]})[0] is inputs[0]
+    assert module._binding is lock
+
+
+@pytest.fixture(scope="module")
+def relu_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An ONNX file that torch2engine did not write."""
+    return onnx_models.relu(tmp_path_factory.mktemp("relu"))
+
+
+def test_state_of_the_other_kind_is_refused(module: TRTModule) -> None:
+    """An engine takes no ONNX model's state, and says what it got."""
+    text = refusal(ArtifactError, module.load_state_dict, mlp()[1].state_dict())
+    assert text == "artifact 'in memory': it is an ONNX model, an engine is needed here; build it first: t2e.build(...)"
+    text = refusal(ArtifactError, copy.deepcopy(mlp()[1]).load_state_dict, module.state_dict())
+    assert text == "artifact 'in memory': it is an engine, an ONNX model is needed here"
+    assert module._artifact.read_plan() == engine().read_plan()
+
+
+def test_engine_from_any_onnx_file_becomes_a_module(relu_path: Path) -> None:
+    """What came from elsewhere is called by its inputs' names."""
+    module = TRTModule(t2e.build(relu_path, {"batch": (1, 2, 4)}))
+    assert [parameter.name for parameter in module.signature.parameters] == ["x"]
+    assert refusal(DeviceError, module, x=sample(2, 4)).startswith("input 'x': device is cpu")
+    assert refusal(InputError, module, y=sample(2, 4)) == ("argument 'y': is unknown, the model takes x; leave it out")
+
+
+def test_save_writes_the_engine(module: TRTModule, tmp_path: Path) -> None:
+    """The folder is an engine artifact with the ONNX model beside the plan."""
+    loaded = EngineArtifact.load(module.save(tmp_path / "model.t2e"))
+    assert loaded.read_plan() == engine().read_plan()
+    assert set(loaded.files) == {"model.onnx", "model.plan"}

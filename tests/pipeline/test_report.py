@@ -1,0 +1,131 @@
+"""`torch2engine.pipeline.report`: the account of a deploy, as text, as JSON, and its clock."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+
+from torch2engine.core.config import Tolerance
+from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.pipeline.report import DeployReport, Phases
+from torch2engine.precision.graph.shares import PrecisionReport, Product
+
+TOLERANCE = Tolerance(rel_l2=1e-3, max_rel=1e-2, abs=1e-6)
+
+
+def table(subject: str, scale: float = 1.0) -> ParityReport:
+    """One output of one case."""
+    x = np.arange(1, 5, dtype=np.float32)
+    return ParityReport(compare({"y": x}, {"y": x * scale}, TOLERANCE, case="min"), subject, TOLERANCE)
+
+
+def test_text_has_precision_memory_phases_tables_and_notes() -> None:
+    """The whole text, to the letter."""
+    report = DeployReport(
+        parity=(table("PyTorch vs ONNX Runtime"), table("PyTorch vs TensorRT")),
+        seconds={"capture": 0.04, "build": 12.36},
+        precision="tf32",
+        memory_bytes=3 * 2**20,
+        notes=("the model writes into its input 'x'", "and another"),
+    )
+    rows = [
+        "case  output  tensor      rel-l2    max-abs   max-rel   cosine    worst  verdict",
+        "min   y       float32[4]  0.00e+00  0.00e+00  0.00e+00  1.000000  [0]    passed",
+    ]
+    bounds = "(allowed: rel_l2 0.001, max_rel 0.01, abs 1e-06, mismatch 0)"
+    assert str(report).splitlines() == [
+        "tf32, 3 MiB working memory; capture 0.0 s, build 12.4 s",
+        f"PyTorch vs ONNX Runtime: passed, 1 of 1 outputs passed {bounds}",
+        *rows,
+        f"PyTorch vs TensorRT: passed, 1 of 1 outputs passed {bounds}",
+        *rows,
+        "note: the model writes into its input 'x'",
+        "note: and another",
+    ]
+
+
+def test_text_leaves_out_memory_on_the_cpu() -> None:
+    """Nothing is said about device memory where there is none."""
+    report = DeployReport(parity=(table("a vs b"),), seconds={"check": 1.0}, precision="fp32")
+    assert str(report).startswith("fp32; check 1.0 s\na vs b: passed")
+
+
+def test_text_and_json_tell_what_the_engine_computes_in() -> None:
+    """Between the graph's account and the comparisons."""
+    products = (Product("a", "Gemm", "head", "fp16", 30, "fp16"), Product("b", "Conv", "stem", "fp16", 10, "fp32"))
+    computed = PrecisionReport(products, {"fp16": 3, "fp32": 1})
+    report = DeployReport(parity=(table("a vs b"),), seconds={"check": 1.0}, precision="fp16", computed=computed)
+    assert str(report).splitlines()[1] == (
+        "engine: 75.0 % of the multiply-adds in fp16, 25.0 % of the multiply-adds in fp32; layers: 3 in fp16, 1 in fp32"
+    )
+    assert json.loads(json.dumps(report.to_json()))["computed"]["shares"] == {"fp16": 0.75, "fp32": 0.25}
+
+
+def test_json_has_every_field() -> None:
+    """What is printed is there as data, and no field is forgotten."""
+    report = DeployReport(
+        parity=(table("a vs b"),), seconds={"check": 1.5}, precision="fp16", memory_bytes=7, notes=("n",)
+    )
+    data = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert set(data) == {field.name for field in dataclasses.fields(DeployReport)}
+    assert data["parity"] == [json.loads(json.dumps(table("a vs b").to_json()))]
+    assert (data["seconds"], data["precision"], data["memory_bytes"], data["notes"]) == (
+        {"check": 1.5},
+        "fp16",
+        7,
+        ["n"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("parity", "passed"),
+    [
+        ((), False),
+        ((table("a vs b"),), True),
+        ((table("a vs b"), table("a vs c", scale=1.5)), False),
+        ((table("a vs b"), ParityReport((), "a vs c", TOLERANCE)), False),
+    ],
+    ids=["nothing", "passed", "one failed", "one empty"],
+)
+def test_report_passes_only_if_every_comparison_did(parity: tuple[ParityReport, ...], passed: bool) -> None:
+    """What was not compared has not passed."""
+    assert DeployReport(parity=parity, seconds={}, precision="fp32").passed is passed
+
+
+def test_phases_measure_their_bodies_in_order() -> None:
+    """Each phase has its own seconds, in the order in which they began."""
+    phases = Phases()
+    with phases("first"):
+        time.sleep(0.05)
+    with phases("second"):
+        pass
+    report = phases.report([table("a vs b")], "fp32", ["n"], 5)
+    assert list(report.seconds) == ["first", "second"]
+    assert 0.05 <= report.seconds["first"] < 5
+    assert 0 <= report.seconds["second"] < 0.05
+    assert (report.precision, report.notes, report.memory_bytes) == ("fp32", ("n",), 5)
+
+
+def test_phases_count_a_body_that_fails() -> None:
+    """The time until an error is time too."""
+    phases = Phases()
+    with pytest.raises(KeyError), phases("broken"):
+        raise KeyError
+    assert list(phases.report([], "fp32", []).seconds) == ["broken"]
+
+
+def test_report_does_not_change_afterwards() -> None:
+    """A report that was handed out is a value; later phases don't reach it."""
+    phases = Phases()
+    with phases("one"):
+        pass
+    report = phases.report([], "fp32", [])
+    with phases("two"):
+        pass
+    assert list(report.seconds) == ["one"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        report.precision = "fp16"  # type: ignore[misc]

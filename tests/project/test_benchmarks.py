@@ -1,0 +1,383 @@
+"""`benchmarks/`: the form of evidence, the README's table, the judge of the stress run, and scripts without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import peers, precision, stress, table, zoo
+from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
+from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
+from tests.support.paths import REPOSITORY
+
+SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor")
+
+# Evidence
+
+
+def test_evidence_has_the_form_that_it_demands(tmp_path: Path) -> None:
+    """What is written passes the check, with commit, versions and figures in it, also without a GPU."""
+    evidence = Evidence()
+    evidence.figure("tiny.raw.host_us", 28.46789)
+    evidence.figure("stress.calls", 123_456)
+    evidence.samples["why"] = {"peer": "can't run"}
+    evidence.write(tmp_path / "folder" / "run.json")
+    data = json.loads((tmp_path / "folder" / "run.json").read_text())
+    assert list(complaints(data)) == []
+    assert list(data) == list(FIELDS)
+    assert data["name"] == "run"
+    assert data["figures"] == {"stress.calls": 123_456, "tiny.raw.host_us": 28.47}
+    assert data["versions"]["torch"] == torch.__version__
+    assert {"torch2engine", "onnx"} <= set(data["versions"])
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "benchmarks" / "results").glob("*.json")), ids=str)
+def test_committed_evidence_has_the_form(path: Path) -> None:
+    """Every file among the results is evidence, under its own name, and none of a failed run."""
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert list(complaints(data)) == []
+    assert data["name"] == path.stem
+    assert "failed" not in path.stem
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_figure_that_is_no_number_is_refused(value: float) -> None:
+    """NaN in a JSON file would be read by nobody."""
+    with pytest.raises(ValueError, match="a figure must be finite"):
+        Evidence().figure("tiny.raw.host_us", value)
+
+
+def test_figures_keep_four_digits() -> None:
+    """More are noise; whole numbers are counts and stay."""
+    assert rounded(1234.56) == 1235.0
+    assert rounded(0.000123456) == 0.0001235
+    assert rounded(30_001) == 30_001
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"schema": 2}, "schema: 2, not 1"),
+        ({"commit": "b5aab7b"}, "commit: 'b5aab7b' is no commit"),
+        ({"clean": "yes"}, "clean: 'yes' is no bool"),
+        ({"figures": {"a": None}}, "figures: a is None"),
+        ({"figures": {"a": True}}, "figures: a is True"),
+        ({"extra": 1}, "extra: unknown"),
+        ({"gpu": ...}, "gpu: missing"),
+    ],
+)
+def test_wrong_form_is_found(change: dict[str, Any], complaint: str) -> None:
+    """The check is not blind."""
+    data = {**sheet("run", {}), **change}
+    data = {name: value for name, value in data.items() if value is not ...}
+    assert list(complaints(data)) == [complaint]
+
+
+# Scripts
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_script_says_that_it_needs_a_gpu(script: str, repository: Path, tmp_path: Path) -> None:
+    """On a machine without a GPU it fails at once, in words, and leaves nothing that could pass for evidence."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{script}", "--out", str(tmp_path)],
+        cwd=repository,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert re.match(r"InstallationError: (NVIDIA driver|PyTorch): .+; \w+", done.stderr)
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_bench_runs_every_script_and_stops_at_a_failure(repository: Path, tmp_path: Path) -> None:
+    """Each script has a process of its own with TF32 off; one that fails makes make fail."""
+    log, fake = tmp_path / "log", tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\necho "$NVIDIA_TF32_OVERRIDE $*" >> {log}\ntest "$2" != "$FAILS"\n')
+    fake.chmod(0o755)
+
+    def make(fails: str) -> tuple[int, list[str]]:
+        log.write_text("")
+        command = ["make", "bench", f"GPU_PYTHON={fake}", f"RESULTS={tmp_path}/out"]
+        done = subprocess.run(
+            command, cwd=repository, env={**os.environ, "FAILS": fails}, capture_output=True, timeout=60, check=False
+        )
+        return done.returncode, log.read_text().splitlines()
+
+    wanted = [f"0 -m benchmarks.{script} --out {tmp_path}/out" for script in SCRIPTS]
+    assert make("") == (0, wanted)
+    code, ran = make("benchmarks.models")
+    assert code != 0
+    assert ran == wanted[:2]
+
+
+# Stress
+
+
+def planted(device: str = "cpu") -> tuple[list[stress.Example], stress.Checker]:
+    """Inputs with answers, and a judge."""
+    torch.manual_seed(0)
+    return stress.examples(stress.Network().eval(), 4, device), stress.Checker(device)
+
+
+def test_stress_lets_right_answers_pass() -> None:
+    """Rounding is no wrong result."""
+    known, checker = planted()
+    for example in known:
+        checker.keep(example.y * (1 + 1e-3), example.y)
+    checker.finish()
+    assert int(checker.wrong) == 0
+    assert checker.checks == 2 * len(known)
+
+
+@pytest.mark.parametrize("which", ["another input's answer", "one row of another", "NaN", "zeros", "one element"])
+def test_stress_counts_a_wrong_answer(which: str) -> None:
+    """Everything that a race or a reused buffer can do to a result is counted once for each look."""
+    known, checker = planted()
+    first, second = known[-1].y, known[-2].y
+    found = first.clone()
+    if which == "another input's answer":
+        found = second
+    elif which == "one row of another":
+        found[2] = second[2]
+    elif which == "NaN":
+        found[3, 5] = float("nan")
+    elif which == "zeros":
+        found.zero_()
+    else:
+        found[0, 0] += 0.5
+    checker.keep(found, first)
+    checker.finish()
+    assert int(checker.wrong) == 2
+
+
+def test_stress_counts_a_result_that_changes_later() -> None:
+    """An old result that a later call overwrites is found when it is looked at again."""
+    known, checker = planted()
+    result = known[0].y.clone()
+    checker.keep(result, known[0].y)
+    assert int(checker.wrong) == 0
+    result.copy_(known[1].y)
+    checker.finish()
+    assert int(checker.wrong) == 1
+
+
+def test_stress_keeps_a_bounded_number_of_results() -> None:
+    """Older results are looked at again and dropped, so that memory stays flat."""
+    known, checker = planted()
+    for _ in range(10):
+        for example in known:
+            checker.keep(example.y, example.y)
+    assert checker.checks == 10 * len(known) + (10 * len(known) - stress.KEPT)
+
+
+# The README's table
+
+
+def test_readme_says_what_the_evidence_says(repository: Path) -> None:
+    """The table is the one that the committed JSON gives; without JSON there is none."""
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    assert table.between(readme) == table.generate(repository / "benchmarks" / "results")
+
+
+def test_table_knows_every_model_and_peer() -> None:
+    """Whatever models.py may time has its row and its column, and every peer one of ours to be held against."""
+    assert set(table.TITLES) == set(zoo.ENTRIES)
+    assert set(peers.PEERS) <= set(table.CANDIDATES)
+    assert set(table.COUNTERPARTS) == set(peers.PEERS) - {"raw"}
+
+
+def test_no_evidence_gives_no_table(tmp_path: Path) -> None:
+    """Nothing is claimed that was not measured."""
+    assert table.generate(tmp_path) == ""
+
+
+def test_table_has_every_figure_and_where_it_comes_from(tmp_path: Path) -> None:
+    """One row a model and batch, in order, GPU and host time in each cell, and the run that they are from."""
+    text = table.generate(published(tmp_path, overhead(), whole()))
+    rows = [line for line in text.splitlines() if line.startswith("| ResNet-50")]
+    ours, theirs = "100 / 40.0", "250 / 100"
+    assert rows == [f"| ResNet-50, {batch} | {' | '.join([ours] * 3 + [theirs] * 5)} |" for batch in (1, 8, 32)]
+    assert text.count("NVIDIA H200, TensorRT-RTX 1.6.1.120, torch 2.11.0, commit 01234567") == 2
+    assert len([line for line in text.splitlines() if "| TensorRT's enqueue alone (" in line]) == 3
+    assert "works in 31 MiB at batch 1, where its engine may need 132" in text
+    assert "first answer 0.31 s after imports, 3.20 s without" in text
+
+
+def test_table_says_whether_batches_had_profiles_of_their_own(tmp_path: Path) -> None:
+    """Times of kernels for one size are not passed off as those for all."""
+    data = whole()
+    words = "half precision, with a profile of its own for each batch, `models.json`"
+    assert words not in table.generate(published(tmp_path, data))
+    data["samples"]["own_profiles"] = True
+    assert words in table.generate(published(tmp_path, data))
+
+
+def test_ratios_are_of_the_figures_beside_them(tmp_path: Path) -> None:
+    """A ratio is the two times that stand in its row."""
+    text = table.generate(published(tmp_path, overhead()))
+    found = re.findall(r"^\| .+ \| ([\d.]+) \| ([\d.]+) \| .+ \(([\d.]+)\) \|$", text, re.M)
+    assert len(found) == len(table.CALLS)
+    assert all(abs(float(here) / float(there) - float(ratio)) < 0.006 for here, ratio, there in found)
+
+
+@pytest.mark.parametrize(
+    ("peer", "us"), [("eager", 99.0), ("polygraphy", 50.0), ("eager_graph", 99.9), ("compile_reduce_overhead", 1.0)]
+)
+def test_faster_peer_needs_a_reason(peer: str, us: float, tmp_path: Path) -> None:
+    """Without one there is no table; with one it stands below, marked in the cell."""
+    folder = published(tmp_path, whole(**{peer: us}))
+    with pytest.raises(table.TableError, match=rf"resnet50\.b\d+\.{peer}\.device_us is .+, ours 100.0: say why"):
+        table.generate(folder, {})
+    with pytest.raises(table.TableError):
+        table.generate(folder, {f"resnet50.b*.{peer}.host_us": "the host is not the GPU"})
+    text = table.generate(folder, {f"resnet50.b*.{peer}.*": "its kernels are made for this shape"})
+    assert text.count("(1)") == 3 + 1
+    assert "\n(1) its kernels are made for this shape\n" in text
+
+
+def test_ours_and_the_floor_need_no_reason(tmp_path: Path) -> None:
+    """TensorRT's own enqueue is what we stand on, and our other way to call is no peer."""
+    assert "(1)" not in table.generate(published(tmp_path, whole(raw=1.0, t2e_static_graph=2.0)), {})
+
+
+def test_missing_peer_needs_its_reason(tmp_path: Path) -> None:
+    """A peer that was left out is told with the reason that the run gave, never silently."""
+    data = whole()
+    for batch in (1, 8, 32):
+        del data["figures"][f"resnet50.b{batch}.polygraphy.host_us"]
+    with pytest.raises(table.TableError, match=r"resnet50\.b1\.polygraphy is missing, and nothing says why"):
+        table.generate(published(tmp_path, data))
+    why = {f"resnet50.b{batch}.polygraphy": "can't run: OSError: no libcudart" for batch in (1, 8)}
+    data["samples"]["left_out"] = {**why, "resnet50.b32.polygraphy": "not timed: takes long"}
+    text = table.generate(published(tmp_path, data))
+    assert text.count("– (1)") == 2
+    assert "\n(1) Polygraphy: can't run: OSError: no libcudart\n" in text
+    assert text.count("| – |") == 1
+
+
+def test_table_of_precisions(tmp_path: Path) -> None:
+    """A row for each model and precision; what deploy would refuse says so, what was left out says why."""
+    data = precisions(**{"lstm.fp8": "ParityError: relative L2 is 1\nmore"})
+    text = table.generate(published(tmp_path, data))
+    rows = [line for line in text.splitlines() if line.startswith("| ResNet-50")]
+    assert rows == [
+        "| ResNet-50, fp32 | 1.0e-05 |  | 100 | 800 | 1.00 |",
+        "| ResNet-50, tf32 | 1.0e-04 |  | 50.0 | 400 | 2.00 |",
+        "| ResNet-50, fp16 | 1.0e-03 | 97.5 % | 25.0 | 200 | 4.00 |",
+        "| ResNet-50, bf16 | 1.0e-02 | 97.5 % | 12.5 | 100 | 8.00 |",
+        "| ResNet-50, fp8 | 1.0e-01 (refused by default) | 97.5 % | 6.2 | 50.0 | 16.00 |",
+    ]
+    assert "| LSTM, 2 layers, 64 steps, fp8 | – | – | – | – | – |" in text
+    assert "\nLSTM, 2 layers, 64 steps in fp8: ParityError: relative L2 is 1." in text
+    del data["figures"]["bert.fp16.rel_l2"]
+    with pytest.raises(table.TableError, match=r"bert\.fp16 is missing, and nothing says why"):
+        table.generate(published(tmp_path, data))
+
+
+def test_table_knows_every_precision_and_model() -> None:
+    """Whatever precision.py may time has its rows."""
+    assert set(table.FLOAT_TITLES) == set(zoo.FLOATS)
+    assert table.PRECISIONS == precision.PRECISIONS
+
+
+def test_table_of_refits(tmp_path: Path) -> None:
+    """A row for each model, and what it costs to do without; a model that is missing is told."""
+    text = table.generate(published(tmp_path, refits()))
+    assert "| ResNet-50 | 12.3 | 30.0 | 2.0e-03 | 1.0e-05 |" in text
+    assert "| EfficientNet-B0 | 17.3 | 35.0 |" in text
+    assert "a refit after each of 50 optimizer steps" in text
+    assert "ResNet-50 takes 24.7 s to deploy again, 2000 times as long, or 15.0 s" in text
+    assert "deploy takes 0.84 s beside the export, and 1.26 s in all" in text
+    assert set(table.REFIT_TITLES) == set(zoo.REFITTED)
+    data = refits()
+    del data["figures"]["bert.rel_l2"]
+    with pytest.raises(table.TableError, match=r"refit\.json: 'bert\.rel_l2' is missing"):
+        table.generate(published(tmp_path, data))
+
+
+def test_table_of_the_processor(tmp_path: Path) -> None:
+    """A row for each way to call, with what it is held against; a figure that is missing is told."""
+    text = table.generate(published(tmp_path, processor()))
+    assert "| `infer`, batch 1 | 2.00 | 4.00 | 3.00 | 1.90 | 2.50 |" in text
+    assert "| `infer_stream`, batch 32 | 2.30 | 9.20 | 8.00 | 1.90 |  |" in text
+    assert "| the same, pageable uint8 images | 2.50 |  |  | 1.90 |  |" in text
+    assert (
+        "first answer 0.99 s after its start. 10000 calls of 4 threads, with a TRTModule's between them: 0 wrong"
+        in text
+    )
+    data = processor()
+    del data["figures"]["infer.b8.ms"]
+    with pytest.raises(table.TableError, match=r"processor\.json: 'infer\.b8\.ms' is missing"):
+        table.generate(published(tmp_path, data))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [({"clean": False}, "models.json: it was not measured on a clean tree"), ({"schema": 3}, "models.json: schema: 3")],
+)
+def test_evidence_that_is_none_gives_no_table(change: dict[str, Any], text: str, tmp_path: Path) -> None:
+    """Only a whole file from a clean tree is published."""
+    with pytest.raises(table.TableError) as caught:
+        table.generate(published(tmp_path, {**whole(), **change}))
+    assert str(caught.value).startswith(text)
+
+
+def test_command_rewrites_the_readme_and_checks_it(repository: Path, tmp_path: Path) -> None:
+    """`--check` fails until the table has been made, and making it twice changes nothing more."""
+    readme = tmp_path / "README.md"
+    readme.write_text(f"# title\n\n{table.START}\nold\n{table.END}\n\nafter\n")
+    published(tmp_path, overhead())
+
+    def command(*flags: str) -> tuple[int, str]:
+        options = ["--results", str(tmp_path), "--readme", str(readme), *flags]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.table", *options],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        return done.returncode, done.stderr
+
+    assert command("--check") == (
+        1,
+        "README.md does not say what the evidence says: run `python -m benchmarks.table`\n",
+    )
+    assert "old" in readme.read_text()
+    assert command() == (0, "")
+    once = readme.read_text()
+    assert table.between(once) == table.generate(tmp_path)
+    assert once.startswith("# title\n\n")
+    assert once.endswith("\n\nafter\n")
+    assert command("--check") == (0, "")
+    assert table.rewritten(once, table.generate(tmp_path)) == once
+
+
+@pytest.mark.parametrize(
+    "readme", ["nothing", table.START, f"{table.END}{table.START}", f"{table.START}{table.END}" * 2]
+)
+def test_readme_without_its_marks_is_refused(readme: str) -> None:
+    """A lost mark is an error, not a lost table."""
+    with pytest.raises(table.TableError, match="once each and in this order"):
+        table.rewritten(readme, "text")
+
+
+def test_rewriting_to_nothing_and_back_is_stable() -> None:
+    """Without evidence the marks stand alone, on lines of their own."""
+    readme = f"a\n{table.START}\n{table.END}\nb\n"
+    assert table.rewritten(readme, "") == readme
+    assert table.rewritten(table.rewritten(readme, "text"), "") == readme

@@ -1,0 +1,391 @@
+"""What a user may choose, as frozen values: `BuildConfig`, `RuntimeConfig`, `Tolerance`, `Precision` and `Budget`.
+
+Enters: keyword arguments. Leaves: validated values; a wrong one never gets past construction. A room of its own so
+that an option exists exactly once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Any, cast
+
+from torch2engine.core.errors import InputError
+
+__all__ = [
+    "FLAVOURS",
+    "LOW_PRECISIONS",
+    "PRECISIONS",
+    "QUANTIZED",
+    "RUNTIMES",
+    "TF32_OVERRIDE",
+    "Budget",
+    "BuildConfig",
+    "Precision",
+    "RuntimeConfig",
+    "Tolerance",
+    "check_tolerance",
+    "choice",
+    "float32_arithmetic",
+    "of_kind",
+]
+
+PRECISIONS = ("fp32", "tf32")
+LOW_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
+QUANTIZED = ("int8", "fp8")
+RUNTIMES = ("tensorrt", "onnxruntime", "auto")
+FLAVOURS = ("tensorrt", "tensorrt_rtx")
+_OUTPUTS = ("fresh", "static")
+_SPECIALIZATIONS = ("none", "lazy", "eager")
+_OUT_OF_RANGE = ("error", "split", "eager")
+_METHODS = ("max", "percentile", "entropy")
+
+# NVIDIA's libraries read this variable once, when a process starts to use them; "0" rules TF32 out.
+TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
+
+
+def tf32_override() -> str | None:
+    """What the environment says of TF32, by which TensorRT and CUDA's libraries choose their kernels; None: nothing."""
+    return os.environ.get(TF32_OVERRIDE)
+
+
+def float32_arithmetic(flavour: str, precision: str) -> str:
+    """What float32 convolutions and matrix products are computed in, whatever was asked.
+
+    TensorRT obeys its TF32 flag. TensorRT-RTX does not: it computes in TF32 unless the environment rules it out (1.6.1
+    on an H200: relative error of a convolution 4e-4 with the flag cleared, 3e-6 with NVIDIA_TF32_OVERRIDE=0).
+
+    Args:
+        flavour: "tensorrt" or "tensorrt_rtx".
+        precision: what was asked; other than "fp32" and "tf32" it is returned as it is.
+    """
+    if flavour != "tensorrt_rtx" or precision not in PRECISIONS:
+        return precision
+    return "fp32" if os.environ.get(TF32_OVERRIDE) == "0" else "tf32"
+
+
+def choice(subject: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value that is not one of the allowed words.
+
+    Raises:
+        InputError: listing the allowed words.
+    """
+    if value not in allowed:
+        raise InputError(subject, got=repr(value), allowed="one of " + ", ".join(map(repr, allowed)))
+
+
+def of_kind(subject: str, value: object, kind: type) -> None:
+    """Refuse a value of another class.
+
+    Raises:
+        InputError: naming the class.
+    """
+    if not isinstance(value, kind):
+        raise InputError(subject, got=repr(value), allowed=f"a {kind.__name__}", fix=f"pass t2e.{kind.__name__}(...)")
+
+
+def check_tolerance(value: object) -> None:
+    """Refuse what is neither a Tolerance nor None.
+
+    Raises:
+        InputError: showing one.
+    """
+    if value is not None and not isinstance(value, Tolerance):
+        raise InputError(
+            "tolerance",
+            got=repr(value),
+            allowed="a Tolerance or None",
+            fix="e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildConfig:
+    """How TensorRT builds.
+
+    Args:
+        flavour: "tensorrt", "tensorrt_rtx", or None for the one that is installed (TensorRT where both are).
+        workspace_bytes: the most device memory, in bytes, that a layer may use while it runs and while the builder
+            tries tactics; None leaves TensorRT's own limit (all of the device's memory).
+        refittable: build an engine that `TRTModule.refit` can give other weights. Off, because the build takes longer
+            (TensorRT-RTX 1.6 on an H200: ResNet-50 in half precision 15 s or more instead of under 1 s); calls are as
+            fast. TensorRT builds such an engine only where there is a GPU. Not for int8, fp8 and int4.
+
+    Raises:
+        InputError: an unknown flavour, a workspace that is no positive int, or a refittable that is no bool.
+    """
+
+    flavour: str | None = None
+    workspace_bytes: int | None = None
+    refittable: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(cast("object", self.refittable), bool):
+            raise InputError("BuildConfig.refittable", got=repr(self.refittable), allowed="True or False")
+        if self.flavour is not None:
+            choice("BuildConfig.flavour", self.flavour, FLAVOURS)
+        size = cast("object", self.workspace_bytes)
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            raise InputError(
+                "BuildConfig.workspace_bytes",
+                got=repr(size),
+                allowed="a positive int, in bytes, or None",
+                fix="e.g. workspace_bytes=4 << 30 for 4 GiB",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeConfig:
+    """How a deployed module answers.
+
+    Args:
+        contexts: execution contexts that each stream may hold, one per shape: some MiB of host and device memory each.
+            A shape beyond them takes over the one used least recently, which TensorRT then plans anew, at the price of
+            two calls or more.
+        max_shapes: shapes that each stream remembers (profile, output sizes, CUDA graph); the one used least recently
+            is forgotten.
+        streams: streams that may compute at once, each with working memory of its own; a further stream takes over the
+            least recently used one's, once that is through.
+        cuda_graphs: launch a call as one CUDA graph. "auto": where it pays, but captures nothing while another Python
+            thread runs that might wait for the whole device, since CUDA lets no thread do so during a capture; True:
+            from every shape's second call on; False: never. Where TensorRT can't be captured, a warning says so and
+            calls go on without. Graphs hold device memory for every shape.
+        output: "fresh": no later call changes a result. "static": each shape on each stream has its own result tensors,
+            handed out again and overwritten at its every call; saves allocating them, and copying them out of a graph.
+            A stream beyond `streams` then makes everything anew, since the one that it relieves may still read results.
+        kernel_specialization: TensorRT-RTX can compile kernels for the very shapes that come: "none" has it keep to
+            those for any shape; "lazy" compiles in the background and changes over, so what deploy checked may change;
+            "eager" makes a new shape's first call wait. Often faster, but 1.6.1 then answered an EfficientNet-B0 in
+            float32 wrongly (relative error 1) at every shape but the process's first, on an H200: check every shape.
+        out_of_range: what becomes of a size outside every profile. "error": a ShapeError. "split": a larger batch is
+            answered in chunks, each a call of its own shape, after a proof on the caller's own rows that they don't
+            influence each other (once per axis, six calls and a wait for the GPU). "eager": the PyTorch module answers
+            in inference mode, with one warning; it is kept alive for that, and another thread may not train it
+            meanwhile. Such results are always fresh.
+
+    Raises:
+        InputError: a number that is no positive int, or an unknown word.
+    """
+
+    contexts: int = 64
+    max_shapes: int = 256
+    streams: int = 4
+    cuda_graphs: bool | str = "auto"
+    output: str = "fresh"
+    kernel_specialization: str = "none"
+    out_of_range: str = "error"
+
+    def __post_init__(self) -> None:
+        for name in ("contexts", "max_shapes", "streams"):
+            count = cast("object", getattr(self, name))
+            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+                raise InputError(f"RuntimeConfig.{name}", got=repr(count), allowed="a positive int")
+        if not isinstance(cast("object", self.cuda_graphs), bool) and self.cuda_graphs != "auto":
+            raise InputError("RuntimeConfig.cuda_graphs", got=repr(self.cuda_graphs), allowed="'auto', True or False")
+        choice("RuntimeConfig.output", self.output, _OUTPUTS)
+        choice("RuntimeConfig.kernel_specialization", self.kernel_specialization, _SPECIALIZATIONS)
+        choice("RuntimeConfig.out_of_range", self.out_of_range, _OUT_OF_RANGE)
+
+    def on_cpu(self) -> RuntimeConfig:
+        """The same with only those options that mean something on the CPU."""
+        return RuntimeConfig(out_of_range=self.out_of_range)
+
+    def only_gpu(self) -> str:
+        """The options that were chosen and that `on_cpu` leaves out, e.g. "streams=2, output='static'"."""
+        left = self.on_cpu()
+        chosen = {field.name: getattr(self, field.name) for field in fields(self)}
+        return ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value != getattr(left, name))
+
+    def check_cpu(self, subject: str) -> None:
+        """Refuse what means nothing on the CPU.
+
+        Raises:
+            InputError: naming the options.
+        """
+        if chosen := self.only_gpu():
+            raise InputError(
+                subject,
+                got=chosen,
+                allowed="only out_of_range: the rest of RuntimeConfig is for engines on a GPU",
+                fix="leave it out, or deploy with runtime='tensorrt'",
+            )
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tolerance:
+    """When a candidate output counts as equal to its reference.
+
+    Args:
+        rel_l2: bound on ‖candidate − reference‖₂ / ‖reference‖₂ over a whole output.
+        max_rel: bound on what is wrong in one place and would drown in the whole: on every element's
+            |candidate − reference| in units of |reference| plus the root mean square of its row (slice along
+            dimension 0), and on every slice's ‖candidate − reference‖₂ / ‖reference‖₂ along every dimension.
+        abs: absolute difference that counts as none, never more than rel_l2 times the reference's root mean square
+            unless the reference is zero throughout; so it does not hide an output whose values are all tiny.
+        mismatch: share of the elements of an integer or bool output that may differ (argmax near ties, say).
+
+    Beyond the bounds, an output must follow its reference: steps from row to row must correlate where they stand out
+    of the noise, and no slice or frequent value of an integer output may be mostly wrong. Elements that are NaN or Inf
+    must be the same in both. Mask values (two or more, a thousand times above everything else) are judged one by one
+    and do not set the scale. Slices of fewer than 16 elements are taken with their neighbours, and a fifth of rel_l2
+    times the output's size is noise that any slice may carry besides.
+
+    Raises:
+        InputError: a bound that is negative or not finite.
+    """
+
+    rel_l2: float = 2.5e-4
+    max_rel: float = 1e-3
+    abs: float = 1e-6
+    mismatch: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("rel_l2", "max_rel", "abs", "mismatch"):
+            value = cast("object", getattr(self, name))
+            if not _is_finite(value) or cast("float", value) < 0:
+                raise InputError(f"Tolerance.{name}", got=repr(value), allowed="a finite number of at least 0")
+
+    @classmethod
+    def default(cls, precision: str) -> Tolerance:
+        """The tolerance that goes with a precision: "fp32", "tf32", "fp16", "bf16", "int8" or "fp8".
+
+        rel_l2 is a few times what the arithmetic's rounding (2⁻²⁴, 2⁻¹¹, 2⁻¹¹, 2⁻⁸) adds up to in known networks: an
+        engine's ResNet-50 in float32 differs from PyTorch by 1.2e-4, BERT and GPT-2 by 3e-5 (TensorRT-RTX 1.6.1, H200).
+        max_rel leaves room for the tail of that noise in large outputs. In int8 and fp8 trained networks stay within
+        0.03 (a ResNet in fp8 within 0.054), and what is beyond 0.05 and 0.06 has mostly been broken altogether.
+
+        Raises:
+            InputError: listing the precisions.
+        """
+        choice("precision", precision, tuple(_DEFAULTS))
+        return _DEFAULTS[precision]
+
+
+_DEFAULTS = {
+    "fp32": Tolerance(rel_l2=2.5e-4, max_rel=1e-3, abs=1e-6),
+    "tf32": Tolerance(rel_l2=5e-3, max_rel=5e-2, abs=1e-4),
+    "fp16": Tolerance(rel_l2=1e-2, max_rel=1e-1, abs=1e-4),
+    "bf16": Tolerance(rel_l2=5e-2, max_rel=2.5e-1, abs=1e-3),
+    "int8": Tolerance(rel_l2=5e-2, max_rel=5e-1, abs=1e-3),
+    "fp8": Tolerance(rel_l2=6e-2, max_rel=6e-1, abs=1e-3),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a low precision may cost; where it costs more, modules go back to float32, the worst ones first.
+
+    Args:
+        tolerance: what parity must hold; by default the one that deploy was given, or `Tolerance.default`.
+        metric: judges instead of parity: called with (outputs, batch), the outputs in the model's own structure and a
+            batch of the calibration data as it came, it gives a number, where more is better. The mean over all batches
+            must reach `floor`.
+        floor: the least mean of the metric.
+        rebuilds: graphs that are made and judged at most.
+
+    Raises:
+        InputError: a metric without a floor or a floor without a metric, or a number out of range.
+    """
+
+    tolerance: Tolerance | None = None
+    metric: Callable[[Any, Any], float] | None = None
+    floor: float | None = None
+    rebuilds: int = 8
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None:
+            of_kind("Budget.tolerance", self.tolerance, Tolerance)
+        if (self.metric is None) != (self.floor is None):
+            given, missing = ("floor", "metric") if self.metric is None else ("metric", "floor")
+            raise InputError("Budget", got=f"{given} without {missing}", allowed="both or neither")
+        if self.metric is not None and self.tolerance is not None:
+            raise InputError("Budget", got="a metric and a tolerance", allowed="one of them: the metric judges instead")
+        if self.metric is not None and not callable(cast("object", self.metric)):
+            raise InputError("Budget.metric", got=repr(self.metric), allowed="a callable given (outputs, batch)")
+        if self.floor is not None and not _is_finite(self.floor):
+            raise InputError("Budget.floor", got=repr(self.floor), allowed="a finite number")
+        if type(cast("object", self.rebuilds)) is not int or self.rebuilds < 1:
+            raise InputError("Budget.rebuilds", got=repr(self.rebuilds), allowed="an int of at least 1")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What a deployed model computes in; the ONNX graph itself is typed or quantised, on every flavour alike.
+
+    Args:
+        dtype: "fp32" (TF32 off), "tf32", "fp16", "bf16", "int8" or "fp8". In "int8" and "fp8" convolutions and matrix
+            products are quantised, and the rest stays in the model's own dtypes.
+        keep_fp32: torch modules that stay in float32, by path, e.g. ``("head", "layers.*.norm")``; with all inside.
+        budget: what the precision may cost, for deploy to look for modules that must stay in float32; None: it only
+            fails where parity does.
+        weights: "int4" quantises the weights of matrix products alone, in blocks, beside "fp32", "fp16" or "bf16".
+        method: how "int8" finds the range of a tensor in the calibration data: "max", "percentile" or "entropy".
+        percentile: share of the values, in percent, that "percentile" keeps.
+        low_io: let the model's float32 inputs and outputs become "fp16" or "bf16" too.
+
+    Raises:
+        InputError: an unknown word, a number out of range, or options that don't go together.
+    """
+
+    dtype: str = "fp32"
+    _: KW_ONLY
+    keep_fp32: Sequence[str] = ()
+    budget: Budget | None = None
+    weights: str | None = None
+    method: str = "max"
+    percentile: float = 99.99
+    low_io: bool = False
+
+    def __post_init__(self) -> None:
+        choice("precision", self.dtype, (*PRECISIONS, *LOW_PRECISIONS))
+        choice("Precision.weights", self.weights, (None, "int4"))
+        choice("Precision.method", self.method, _METHODS)
+        kept = cast("object", self.keep_fp32)
+        if isinstance(kept, str) or not isinstance(kept, Sequence):
+            raise InputError("Precision.keep_fp32", got=repr(kept), allowed="a list of module paths", fix=f"[{kept!r}]")
+        for path in cast("Sequence[object]", kept):
+            if not isinstance(path, str) or not path:
+                raise InputError("Precision.keep_fp32", got=repr(path), allowed="paths of modules, with * and ?")
+        object.__setattr__(self, "keep_fp32", tuple(cast("Sequence[str]", kept)))
+        if self.budget is not None:
+            of_kind("Precision.budget", self.budget, Budget)
+        if not _is_finite(self.percentile) or not 50 < self.percentile <= 100:
+            raise InputError("Precision.percentile", got=repr(self.percentile), allowed="a number above 50 up to 100")
+        if self.weights is not None and self.dtype in ("tf32", *QUANTIZED):
+            raise InputError(
+                "Precision.weights",
+                got=f"{self.weights!r} with dtype {self.dtype!r}",
+                allowed="weights alone beside 'fp32', 'fp16' or 'bf16'",
+            )
+        if self.weights is not None and self.budget is not None:
+            raise InputError(
+                "Precision.budget",
+                got=f"a budget with weights={self.weights!r}",
+                allowed="a search among modules that are low in their dtype",
+                fix="leave out the budget, and name modules in keep_fp32",
+            )
+        if self.low_io and self.dtype not in ("fp16", "bf16"):
+            raise InputError("Precision.low_io", got=f"True with dtype {self.dtype!r}", allowed="'fp16' or 'bf16'")
+
+    @classmethod
+    def of(cls, value: object) -> Precision:
+        """A Precision as it is, or the one of a word.
+
+        Raises:
+            InputError: neither, or an unknown word.
+        """
+        if isinstance(value, str):
+            return cls(value)
+        of_kind("precision", value, Precision)
+        return cast("Precision", value)
+
+    @property
+    def changes_graph(self) -> bool:
+        """Whether the graph must be typed or quantised; "fp32" and "tf32" are the builder's business."""
+        return self.dtype in LOW_PRECISIONS or self.weights is not None

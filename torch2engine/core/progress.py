@@ -1,0 +1,137 @@
+"""What a long step reports while it runs, as a callable or as a bar.
+
+Enters: the `progress` argument of a public function. Leaves: one callable for the steps to report to. A room of its own
+because every stage that takes minutes reports in the same form, and only here is anything drawn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Protocol, TypeAlias, cast
+
+from torch2engine.core.errors import BuildError, InputError
+
+__all__ = ["Progress", "Report", "Reporter", "reporting"]
+
+
+class Report(Protocol):
+    """What takes reports.
+
+    Args:
+        phase: what is being done; phases that begin before others end lie inside them.
+        step: how many steps of it are done; 0 when it begins, `steps` when it ends.
+        steps: how many there are.
+        seconds: time since the first phase began.
+
+    Returns:
+        False to cancel; anything else to go on.
+    """
+
+    def __call__(self, phase: str, step: int, steps: int, seconds: float, /) -> object: ...
+
+
+Progress: TypeAlias = "Report | bool | None"
+
+
+@contextmanager
+def reporting(progress: Progress) -> Generator[Report | None, None, None]:
+    """Give the callable that a `progress` argument means.
+
+    Args:
+        progress: a callable; True for a bar, if stderr is a terminal; None or False for nothing.
+
+    Raises:
+        InputError: something else.
+    """
+    if progress is True:
+        bar = _Bar()
+        with bar.shown:
+            yield bar
+    elif progress is None or progress is False:
+        yield None
+    elif callable(cast("object", progress)):
+        yield progress
+    else:
+        raise InputError(
+            "progress",
+            got=repr(progress),
+            allowed="True, None or a callable",
+            fix="e.g. progress=lambda phase, step, steps, seconds: None",
+        )
+
+
+class Reporter:
+    """Reports the steps of a piece of work, with the seconds since this was made.
+
+    Args:
+        subject: the work, for the error.
+        report: who is told; None for nobody.
+    """
+
+    def __init__(self, subject: str, report: Report | None) -> None:
+        self._subject, self._report = subject, report
+        self._started = time.monotonic()
+
+    def __call__(self, phase: str, step: int, steps: int) -> None:
+        """Report one step.
+
+        Raises:
+            BuildError: the answer was to cancel.
+        """
+        if self._report is not None and self._report(phase, step, steps, time.monotonic() - self._started) is False:
+            raise BuildError(self._subject, got=f"cancelled, progress returned False in '{phase}'")
+
+
+class _Bar:
+    """A rich bar per open phase, indented by nesting, the outermost with the estimated time left."""
+
+    def __init__(self, console: Any = None) -> None:
+        # rich is loaded when a bar is wanted
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+        console = console or Console(stderr=True)
+        self.shown = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._open: list[_Phase] = []
+
+    def __call__(self, phase: str, step: int, steps: int, seconds: float, /) -> None:
+        at = next((index for index, one in enumerate(self._open) if one.name == phase), None)
+        if at is None:
+            at = len(self._open)
+            task = self.shown.add_task("  " * at + phase, total=1.0)
+            self._open.append(_Phase(phase, step, steps, task))
+        self._open[at].step, self._open[at].steps = step, steps
+        if step >= steps:
+            for inner in self._open[at:]:
+                self.shown.remove_task(inner.task)
+            del self._open[at:]
+        self._draw()
+
+    def _draw(self) -> None:
+        inner = 0.0
+        for one in reversed(self._open):
+            # A step under way counts as far as the phases inside it are; a bar never runs backwards.
+            one.done = max(one.done, min(1.0, (one.step + inner) / max(one.steps, 1)))
+            inner = one.done
+            self.shown.update(one.task, completed=one.done)
+
+
+class _Phase:
+    """An open phase and how far it is, from 0 to 1."""
+
+    def __init__(self, name: str, step: int, steps: int, task: Any) -> None:
+        self.name = name
+        self.step = step
+        self.steps = steps
+        self.task = task
+        self.done = 0.0

@@ -1,0 +1,390 @@
+"""Arguments and results of any structure ↔ flat lists of tensors.
+
+Enters: what a caller passes to, or gets from, a module. Leaves: the tensors in a fixed order, with names, and a
+`Tree` that puts them back into the same types. A room of its own because the sample, every call and every result go
+through it, before and after a save; it never imports torch (a value can only be a Tensor if torch is loaded).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch2engine.core.classes import find_class
+from torch2engine.core.errors import InputError
+from torch2engine.core.spec import Parameter, Tree
+
+__all__ = ["TENSORS", "Flat", "Inputs", "Leaves", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
+
+_CONSTANTS = (type(None), bool, int, float, str)
+_NUMBERS = (bool, int, float)
+
+
+class Inputs:
+    """Positional and keyword arguments together, as a sample_input or in a calibration set.
+
+    >>> sample = Inputs(1, scale=2.0)
+    >>> sample.args, sample.kwargs
+    ((1,), {'scale': 2.0})
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.args = args
+        self.kwargs = kwargs
+
+    def __repr__(self) -> str:
+        parts = [repr(arg) for arg in self.args] + [f"{key}={value!r}" for key, value in self.kwargs.items()]
+        return f"Inputs({', '.join(parts)})"
+
+
+def as_inputs(sample: Any) -> Inputs:
+    """Read a sample_input: a Tensor, a tuple or list of positionals, a Mapping of keywords, or `Inputs`.
+
+    Raises:
+        InputError: anything else.
+    """
+    if isinstance(sample, Inputs):
+        return sample
+    if is_tensor(sample):
+        return Inputs(sample)
+    if isinstance(sample, Mapping):
+        items = cast("Mapping[Any, Any]", sample)
+        wrong = [key for key in items if not isinstance(key, str)]
+        if wrong:
+            raise InputError(
+                "sample_input",
+                got=f"a Mapping with the key {wrong[0]!r}",
+                allowed="keyword names (str)",
+                fix="for a model that takes one dict, pass a tuple: (the_dict,)",
+            )
+        return Inputs(**items)
+    if isinstance(sample, (tuple, list)):
+        return Inputs(*cast("Sequence[Any]", sample))
+    raise InputError(
+        "sample_input",
+        got=f"a {type(sample).__name__}",
+        allowed="a Tensor, a tuple or list of positional arguments, a Mapping of keyword arguments, or Inputs(...)",
+        fix="e.g. sample_input=torch.randn(8, 3, 224, 224)",
+    )
+
+
+def is_tensor(value: Any) -> bool:
+    """Tell whether `value` is a torch.Tensor, without importing torch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+@dataclass(frozen=True)
+class Leaves:
+    """What a call's tensors are: `fits` tells one, `allowed` and `fix` are for who passes something else."""
+
+    fits: Callable[[Any], bool]
+    allowed: str
+    fix: str
+
+
+TENSORS = Leaves(is_tensor, "a torch.Tensor", "pass torch.as_tensor(...) on the engine's device")
+
+
+@dataclass(frozen=True)
+class Flat:
+    """A flattened value: its structure, its tensors in order, and their dotted names."""
+
+    tree: Tree
+    leaves: list[Any]
+    names: list[str]
+
+
+def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
+    """Take a value apart.
+
+    Args:
+        value: any pytree of tensors, None and Python scalars.
+        root: the name of the whole, e.g. the parameter's name.
+        result: True for what a model returns: fields at the top are then named without the root (``"logits"``).
+
+    Returns:
+        tensors in depth-first order, named by path (``"states.0"``, ``"batch.pixel_values"``).
+
+    Raises:
+        InputError: a value that is neither a tensor, a constant nor a known container.
+    """
+    flat = Flat(Tree("tensor"), [], [])
+    tree = _flatten(value, root, root if result else None, flat)
+    return Flat(tree, flat.leaves, _unique(flat.names))
+
+
+# Not nested, and neither is _unflatten: a function that calls itself by its closure would keep the leaves until the
+# cyclic garbage collector comes.
+def _flatten(node: Any, path: str, bare: str | None, into: Flat) -> Tree:
+    """The tree of a node, whose tensors go `into` lists; fields of a result at path `bare` are named without it."""
+    if is_tensor(node):
+        into.leaves.append(node)
+        into.names.append(path)
+        return Tree("tensor")
+    if isinstance(node, _CONSTANTS):
+        return Tree("constant", value=node)
+    kind, keys, children = _take_apart(node, path)
+    own = path == bare and kind in ("dict", "mapping", "dataclass", "namedtuple")
+    subtrees = [
+        _flatten(child, str(key) if own else f"{path}.{key}", bare, into)
+        for key, child in zip(keys, children, strict=True)
+    ]
+    cls = None if kind in ("list", "tuple", "dict") else _class(node)
+    return Tree(kind, tuple(keys), tuple(subtrees), type_name=_type_name(cls) if cls else "", cls=cls)
+
+
+def _take_apart(node: Any, path: str) -> tuple[str, list[str | int], list[Any]]:
+    """A container's kind, keys and children."""
+    kind = _class(node)
+    if isinstance(node, tuple) and hasattr(kind, "_fields"):
+        return "namedtuple", list(kind._fields), list(cast("tuple[Any, ...]", node))
+    if isinstance(node, (list, tuple)):
+        children = list(cast("Sequence[Any]", node))
+        name = kind.__name__ if kind in (list, tuple) else "sequence"
+        return name, list(range(len(children))), children
+    if dataclasses.is_dataclass(node) and not isinstance(node, Mapping):
+        names = [field.name for field in dataclasses.fields(node)]
+        return "dataclass", cast("list[str | int]", names), [getattr(node, name) for name in names]
+    if isinstance(node, Mapping):
+        items = cast("Mapping[Any, Any]", node)
+        for key in items:
+            if not isinstance(key, (str, int)):
+                raise InputError(f"'{path}'", got=f"the dict key {key!r}", allowed="str or int keys")
+        # A defaultdict's factory is no part of a signature.
+        return ("dict" if kind in (dict, defaultdict) else "mapping"), list(items), list(items.values())
+    fix = ""
+    if kind.__module__.partition(".")[0] == "numpy":
+        fix = "convert it with torch.from_numpy"
+    elif kind.__name__ in ("SymInt", "SymFloat", "SymBool"):
+        fix = "a Python number that follows a dynamic axis can't leave an engine: return a tensor instead"
+    elif "Cache" in kind.__name__:
+        fix = "for a Hugging Face model pass use_cache=False"
+    raise InputError(
+        f"'{path}'",
+        name=path,
+        got=f"a {kind.__module__}.{kind.__qualname__}",
+        allowed="tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTuples, dataclasses of these",
+        fix=fix,
+    )
+
+
+def _class(node: object) -> Any:
+    return node.__class__
+
+
+def _type_name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _unique(names: list[str]) -> list[str]:
+    seen: set[str] = set()
+    out: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in seen:
+            candidate, number = f"{name}_{number}", number + 1
+        seen.add(candidate)
+        out.append(candidate)
+    return out
+
+
+def unflatten(tree: Tree, leaves: Sequence[Any]) -> Any:
+    """Put tensors back into the structure that they were taken from.
+
+    Raises:
+        ArtifactError: a class that the result needs can't be imported here.
+    """
+    return _unflatten(tree, iter(leaves))
+
+
+def _unflatten(node: Tree, leaves: Iterator[Any]) -> Any:
+    if node.kind == "tensor":
+        return next(leaves)
+    if node.kind == "constant":
+        return node.value
+    children = [_unflatten(child, leaves) for child in node.children]
+    if node.kind == "list":
+        return children
+    if node.kind == "tuple":
+        return tuple(children)
+    if node.kind == "dict":
+        return dict(zip(node.keys, children, strict=True))
+    return _rebuild(node, children)
+
+
+def _rebuild(node: Tree, children: list[Any]) -> Any:
+    cls: Any = node.cls or find_class(node.type_name, node.kind)
+    if node.kind == "namedtuple":
+        return cls(*children)
+    if node.kind == "sequence":
+        return cls(children)
+    fields = {str(key): child for key, child in zip(node.keys, children, strict=True)}
+    if node.kind == "mapping":
+        # Hugging Face's ModelOutput is a dataclass that takes its fields as keywords; other Mappings take pairs.
+        make: Any = cls
+        return make(**fields) if dataclasses.is_dataclass(cls) else make(dict(zip(node.keys, children, strict=True)))
+    instance: Any = object.__new__(cls)  # __init__ and __post_init__ may compute: the fields are already final
+    for name, child in fields.items():
+        object.__setattr__(instance, name, child)
+    return instance
+
+
+def bind(
+    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any], leaves_are: Leaves = TENSORS
+) -> list[Any]:
+    """Match a call with the captured parameters.
+
+    Args:
+        parameters: the signature's.
+        args, kwargs: the call.
+        leaves_are: what stands where the sample had tensors.
+
+    Returns:
+        the tensors in the signature's order.
+
+    Raises:
+        InputError: a missing or extra argument, another structure, or another constant than was captured.
+    """
+    given = _assign(parameters, args, kwargs)
+    leaves: list[Any] = []
+    for parameter in parameters:
+        if parameter.name not in given:
+            _check_omitted(parameter, parameters)
+        elif parameter.tree is not None and parameter.kind == "var_keyword":  # callers know these by their own names
+            items = _children(parameter.tree, given[parameter.name], parameter.name)
+            for key, tree, item in zip(parameter.tree.keys, parameter.tree.children, items, strict=True):
+                _match(tree, item, str(key), leaves.append, leaves_are)
+        elif parameter.tree is not None:
+            _match(parameter.tree, given[parameter.name], parameter.name, leaves.append, leaves_are)
+        else:
+            _check_default(parameter, given[parameter.name])
+    return leaves
+
+
+def _check_omitted(parameter: Parameter, parameters: Sequence[Parameter]) -> None:
+    """An argument may be left out if the model would then take what the engine was built for."""
+    tree = parameter.tree
+    if tree is None or (
+        parameter.optional and tree.kind == "constant" and _same_constant(parameter.default, tree.value)
+    ):
+        return
+    raise InputError(
+        f"argument '{parameter.name}'",
+        name=parameter.name,
+        got="is missing",
+        allowed=f"the engine takes {_names(parameters)}",
+        fix=f"pass {parameter.name}" + (f"={tree.value!r}" if tree.kind == "constant" else ""),
+    )
+
+
+def _check_default(parameter: Parameter, value: Any) -> None:
+    """An argument that sample_input left out may be passed if it says what the model's default says."""
+    name, default = parameter.name, f"its default {parameter.default!r}" if parameter.optional else "its default"
+    if parameter.kind.startswith("var_"):
+        if not value:
+            return
+        default = "a call without it"
+        name, value = next(iter(value.items())) if parameter.kind == "var_keyword" else (f"*{name}", value)
+    elif parameter.optional and _same_constant(value, parameter.default):
+        return
+    raise InputError(
+        f"argument '{name}'",
+        name=name,
+        got=f"{_short(value)} was passed",
+        allowed=f"it was not in sample_input, so {default} is fixed in",
+        fix="redeploy with it in sample_input",
+    )
+
+
+def _names(parameters: Sequence[Parameter]) -> str:
+    return ", ".join(parameter.name for parameter in parameters if parameter.tree is not None) or "no arguments"
+
+
+def _assign(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameter name -> value, as Python itself would bind the call."""
+    positional = [parameter.name for parameter in parameters if parameter.kind == "positional"]
+    rest = {parameter.kind: parameter.name for parameter in parameters if parameter.kind.startswith("var_")}
+    given: dict[str, Any] = dict(zip(positional, args, strict=False))
+    extra = tuple(args[len(positional) :])
+    if "var_positional" in rest:
+        given[rest["var_positional"]] = extra
+    elif extra:
+        raise InputError(
+            "call",
+            got=f"{len(args)} positional arguments",
+            allowed=f"at most {len(positional)}: {', '.join(positional)}",
+            fix="leave out the rest",
+        )
+    named = {parameter.name for parameter in parameters if not parameter.kind.startswith("var_")}
+    unknown: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        if name in named and name in given:
+            raise InputError(f"argument '{name}'", name=name, got="is passed twice", fix="pass it once")
+        (given if name in named else unknown)[name] = value
+    if "var_keyword" in rest:
+        given[rest["var_keyword"]] = unknown
+    elif unknown:
+        name = next(iter(unknown))
+        allowed = f"the model takes {', '.join(parameter.name for parameter in parameters)}"
+        raise InputError(f"argument '{name}'", name=name, got="is unknown", allowed=allowed, fix="leave it out")
+    return given
+
+
+def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaves_are: Leaves) -> None:
+    if tree.kind == "tensor":
+        if not leaves_are.fits(value):
+            got = f"a {type(value).__name__}"
+            raise InputError(f"input '{path}'", name=path, got=got, allowed=leaves_are.allowed, fix=leaves_are.fix)
+        add(value)
+    elif tree.kind == "constant":
+        if not _same_constant(value, tree.value):
+            raise InputError(
+                f"argument '{path}'",
+                name=path,
+                got=_short(value),
+                allowed=f"the engine was built for {tree.value!r}, a constant",
+                fix="redeploy with this value in sample_input, or make it a tensor",
+            )
+    else:
+        for key, child, item in zip(tree.keys, tree.children, _children(tree, value, path), strict=True):
+            _match(child, item, f"{path}.{key}", add, leaves_are)
+
+
+def _children(tree: Tree, value: Any, path: str) -> list[Any]:
+    if tree.kind in ("list", "tuple", "sequence", "namedtuple"):
+        if isinstance(value, (list, tuple)) and len(cast("Sequence[Any]", value)) == len(tree.keys):
+            return list(cast("Sequence[Any]", value))
+    elif tree.kind in ("dict", "mapping"):
+        items = cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else dict[Any, Any]()
+        if isinstance(value, Mapping) and set(items) == set(tree.keys):
+            return [items[key] for key in tree.keys]
+    elif all(hasattr(value, str(key)) for key in tree.keys):
+        return [getattr(value, str(key)) for key in tree.keys]
+    wanted = f"a {tree.type_name.rpartition(':')[2] or tree.kind} of {len(tree.keys)}: {', '.join(map(str, tree.keys))}"
+    raise InputError(
+        f"argument '{path}'",
+        name=path,
+        got=_short(value),
+        allowed=wanted,
+        fix="pass the structure that sample_input had",
+    )
+
+
+def _same_constant(value: Any, constant: Any) -> bool:
+    # 1, 1.0 and True are equal, but a model may do different things with them.
+    if not isinstance(value, _CONSTANTS) or any(isinstance(value, t) is not isinstance(constant, t) for t in _NUMBERS):
+        return False
+    return bool(value == constant) or (value != value and constant != constant)
+
+
+def _short(value: Any) -> str:
+    if is_tensor(value):
+        return "a tensor"
+    if isinstance(value, (list, tuple, Mapping)):
+        return f"a {type(cast('Any', value)).__name__} of {len(cast('Sequence[Any]', value))}"
+    return repr(value) if isinstance(value, _CONSTANTS) else f"a {type(value).__name__}"

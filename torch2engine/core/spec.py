@@ -1,0 +1,387 @@
+"""Names, dtypes, symbolic shapes and call structure as plain data.
+
+Enters: facts found by `capture` or read from a manifest. Leaves: validated, JSON-able values that every other
+room shares. A room of its own, without torch, so that serving and training refuse a wrong call in the same words.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias, cast
+
+from torch2engine.core.errors import DtypeError, DynamicAxisError, ShapeError
+from torch2engine.core.preprocess import Preprocess
+from torch2engine.core.structure import Parameter, Tree
+
+__all__ = ["Axis", "Dim", "Parameter", "Preprocess", "Profile", "Signature", "TensorSpec", "Tree", "lossless_cast"]
+
+Dim: TypeAlias = "int | str"
+Range: TypeAlias = "tuple[int, int, int]"
+
+# (bits of exact integers, exponent bits, is signed) decide whether every value of one dtype exists in another.
+_INTEGER_BITS = {"uint8": 8, "int8": 7, "int16": 15, "int32": 31, "int64": 63}
+_FLOAT_BITS = {"float16": (11, 5), "bfloat16": (8, 8), "float32": (24, 8), "float64": (53, 11)}
+
+
+def lossless_cast(source: str, target: str) -> bool:
+    """Tell whether every value of dtype `source` survives a cast to dtype `target` unchanged.
+
+    Args:
+        source, target: dtype names as PyTorch spells them, e.g. ``"float16"``.
+
+    >>> lossless_cast("float16", "float32"), lossless_cast("float64", "float32"), lossless_cast("int32", "float32")
+    (True, False, False)
+    """
+    if source == target:
+        return True
+    if source in _FLOAT_BITS and target in _FLOAT_BITS:
+        return all(s <= t for s, t in zip(_FLOAT_BITS[source], _FLOAT_BITS[target], strict=True))
+    if source in _INTEGER_BITS and target in _INTEGER_BITS:
+        signed_to_unsigned = source != "uint8" and target == "uint8"
+        return _INTEGER_BITS[source] <= _INTEGER_BITS[target] and not signed_to_unsigned
+    return False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A named dynamic axis.
+
+    Axes of one name are one symbol: they have the same size in every input of a call.
+
+    Args:
+        name: an identifier, e.g. ``"batch"``.
+        min: smallest size, at least 1.
+        opt: the size TensorRT tunes for (TensorRT-RTX hardly: give that size a profile of its own); None means the
+            sample's size.
+        max: largest size; None means the sample's size.
+        multiple_of: every size must be a multiple of this; a min of 1 is raised to it.
+
+    Raises:
+        DynamicAxisError: the name is no identifier, or the numbers contradict each other.
+    """
+
+    name: str
+    min: int = 1
+    opt: int | None = None
+    max: int | None = None
+    multiple_of: int = 1
+
+    def __post_init__(self) -> None:
+        if not (isinstance(cast("object", self.name), str) and self.name.isidentifier()):
+            raise DynamicAxisError(
+                "axis name",
+                got=f"{self.name!r} is not an identifier",
+                fix="use letters, digits and underscores, e.g. Axis('batch')",
+            )
+        subject = f"axis '{self.name}'"
+        for what in ("min", "opt", "max", "multiple_of"):
+            value = cast("object", getattr(self, what))
+            optional = what in ("opt", "max")
+            if value is None and optional:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise DynamicAxisError(
+                    subject,
+                    axis=self.name,
+                    got=f"{what} is {value!r}",
+                    allowed=f"{what} must be an int of at least 1" + (" or None" if optional else ""),
+                    fix="an engine can't answer empty axes",
+                )
+        if self.multiple_of > 1 and self.min == 1:
+            object.__setattr__(self, "min", self.multiple_of)
+        sizes = [size for size in (self.min, self.opt, self.max) if size is not None]
+        if sizes != sorted(sizes):
+            raise DynamicAxisError(
+                subject,
+                axis=self.name,
+                got=f"min {self.min}, opt {self.opt}, max {self.max}",
+                allowed="min <= opt <= max",
+                fix=f"give sizes in that order, e.g. Axis({self.name!r}, {', '.join(map(str, sorted(sizes)))})",
+            )
+        for size in sizes:
+            if size % self.multiple_of:
+                raise DynamicAxisError(
+                    subject,
+                    axis=self.name,
+                    got=f"{size} is not a multiple of {self.multiple_of}",
+                    allowed=f"min, opt and max must be multiples of multiple_of={self.multiple_of}",
+                    fix="round them",
+                )
+
+    @property
+    def resolved(self) -> bool:
+        """True once opt and max are numbers."""
+        return self.opt is not None and self.max is not None
+
+    @property
+    def range(self) -> Range:
+        """(min, opt, max) of a resolved axis."""
+        assert self.opt is not None and self.max is not None, "axis is not resolved"
+        return self.min, self.opt, self.max
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "min": self.min,
+            "opt": self.opt,
+            "max": self.max,
+            "multiple_of": self.multiple_of,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Axis:
+        return cls(**data)
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output tensor.
+
+    Args:
+        name: unique among all inputs and outputs.
+        dtype: as PyTorch spells it without the prefix, e.g. ``"float16"``.
+        shape: an int per static dimension; for an input an axis name per dynamic one; for an output a name or an
+            expression over axis names, e.g. ``"2*batch"`` (for people to read; memory comes from the engine's word).
+        preprocess: what the graph makes of an input before the model gets it; None: nothing.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+    preprocess: Preprocess | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
+
+    def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """The shape with every axis name replaced by its size (inputs only)."""
+        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
+
+    def to_json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
+        return data if self.preprocess is None else {**data, "preprocess": self.preprocess.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
+        preprocess = Preprocess.from_json(data["preprocess"]) if "preprocess" in data else None
+        return cls(data["name"], data["dtype"], tuple(data["shape"]), preprocess)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An optimization profile: (min, opt, max) for every dynamic axis, by name.
+
+    Raises:
+        DynamicAxisError: a range is not three ints with 1 <= min <= opt <= max.
+    """
+
+    ranges: Mapping[str, Range]
+
+    def __post_init__(self) -> None:
+        checked: dict[str, Range] = {}
+        for name, sizes in self.ranges.items():
+            if (
+                not isinstance(cast("object", sizes), (tuple, list))
+                or len(sizes) != 3
+                or None in cast("Sequence[object]", sizes)
+            ):
+                raise DynamicAxisError(
+                    f"profile of axis '{name}'",
+                    axis=name,
+                    got=repr(sizes),
+                    allowed="three ints (min, opt, max)",
+                    fix=f"e.g. {{{name!r}: (1, 8, 32)}}",
+                )
+            axis = Axis(name, *sizes)
+            checked[name] = axis.range
+        object.__setattr__(self, "ranges", checked)
+
+    def __hash__(self) -> int:
+        return hash(tuple(sorted(self.ranges.items())))
+
+    def contains(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether every axis's size lies in this profile."""
+        return all(low <= sizes[name] <= high for name, (low, _, high) in self.ranges.items())
+
+    @cached_property
+    def breadth(self) -> int:
+        """How wide it is: the product of the numbers of sizes from min to max, steps not counted."""
+        return math.prod(high - low + 1 for low, _, high in self.ranges.values())
+
+    def sizes(self, which: int) -> dict[str, int]:
+        """Every axis's size at min (0), opt (1) or max (2)."""
+        return {name: sizes[which] for name, sizes in self.ranges.items()}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {low}..{high} (opt {opt})" for name, (low, opt, high) in self.ranges.items())
+
+    def to_json(self) -> dict[str, list[int]]:
+        return {name: list(sizes) for name, sizes in self.ranges.items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Sequence[int]]) -> Profile:
+        return cls({name: cast("Range", tuple(sizes)) for name, sizes in data.items()})
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a call takes and gives: tensors by name, axes, and the structure around them.
+
+    Args:
+        inputs, outputs: tensors in the order in which the trees are flattened.
+        axes: the resolved dynamic axes.
+        parameters: forward's parameters in order; their trees hold the inputs.
+        output: the result's structure.
+    """
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    axes: tuple[Axis, ...] = ()
+    parameters: tuple[Parameter, ...] = ()
+    output: Tree = Tree("tensor")
+
+    def axis(self, name: str) -> Axis:
+        """The axis of that name."""
+        return next(axis for axis in self.axes if axis.name == name)
+
+    @property
+    def preprocess(self) -> tuple[Preprocess | None, ...]:
+        """What becomes of each input before the model gets it."""
+        return tuple(spec.preprocess for spec in self.inputs)
+
+    def check_dtype(self, spec: TensorSpec, dtype: str, by: str = ".to({})") -> None:
+        """Refuse a dtype that is neither the input's own nor cast to it without loss.
+
+        Args:
+            spec: the input.
+            dtype: what came.
+            by: what casts it, for the message.
+
+        Raises:
+            DtypeError: naming the input, what came, what is allowed and how to mend it.
+        """
+        if not lossless_cast(dtype, spec.dtype):
+            lossless = [d for d in (*_FLOAT_BITS, *_INTEGER_BITS) if d != spec.dtype and lossless_cast(d, spec.dtype)]
+            also = f" (or {', '.join(lossless)}, cast without loss)" if lossless else ""
+            raise DtypeError(
+                f"input '{spec.name}'",
+                name=spec.name,
+                got=f"dtype is {dtype}",
+                allowed=f"the engine takes {spec.dtype}{also}",
+                fix="pass the image's bytes as they were decoded: the engine normalises them"
+                if spec.preprocess is not None
+                else f"cast it yourself with {by.format(spec.dtype)} if the loss is meant",
+            )
+
+    def resolve(self, shapes: Sequence[Sequence[int]]) -> dict[str, int]:
+        """Find every axis's size from the inputs' shapes.
+
+        Args:
+            shapes: one shape per input, in the order of `inputs`.
+
+        Returns:
+            axis name -> size.
+
+        Raises:
+            ShapeError: wrong rank, wrong static size, two sizes for one axis, or not a multiple of multiple_of.
+        """
+        sizes: dict[str, int] = {}
+        first: dict[str, str] = {}
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            if len(shape) != len(spec.shape):
+                raise self._shape_error(spec, shape, f"shape {list(shape)} has {len(shape)} dimensions")
+            for position, (dim, size) in enumerate(zip(spec.shape, shape, strict=True)):
+                if isinstance(dim, int):
+                    if dim != size:
+                        raise self._shape_error(
+                            spec,
+                            shape,
+                            f"dimension {position} is {size}",
+                            f"add {{{position}: 'name'}} to dynamic_axes",
+                        )
+                elif sizes.setdefault(dim, size) != size:
+                    raise self._shape_error(
+                        spec, shape, f"axis '{dim}' is {size} but it is {sizes[dim]} in input '{first[dim]}'"
+                    )
+                else:
+                    first.setdefault(dim, spec.name)
+        for axis in self.axes:
+            if sizes.get(axis.name, 0) % axis.multiple_of:
+                raise ShapeError(
+                    f"input '{first[axis.name]}'",
+                    name=first[axis.name],
+                    got=f"axis '{axis.name}' is {sizes[axis.name]}",
+                    allowed=f"the engine allows multiples of {axis.multiple_of}",
+                    fix=f"pad axis '{axis.name}' to a multiple of {axis.multiple_of}",
+                )
+        return sizes
+
+    def select_profile(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
+        """Find the narrowest profile that holds these sizes, since its kernels are made for the fewest; of several the
+        first.
+
+        Raises:
+            ShapeError: no profile holds them; the message names the axis, its range and how to widen it.
+        """
+        fitting = [index for index, profile in enumerate(profiles) if profile.contains(sizes)]
+        if not fitting:
+            raise self._profile_error(profiles, sizes)
+        return fitting[0] if len(fitting) == 1 else min(fitting, key=lambda index: profiles[index].breadth)
+
+    def _profile_error(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> ShapeError:
+        for name, size in sizes.items():
+            ranges = [profile.ranges[name] for profile in profiles]
+            if not any(low <= size <= high for low, _, high in ranges):
+                spec = next(s for s in self.inputs if name in s.shape)
+                low, opt, high = min(r[0] for r in ranges), ranges[0][1], max(r[2] for r in ranges)
+                allowed = " or ".join(dict.fromkeys(f"{r[0]}..{r[2]}" for r in ranges))
+                multiple = next((axis.multiple_of for axis in self.axes if axis.name == name), 1)
+                step = f", multiple_of={multiple}" if multiple > 1 else ""
+                return ShapeError(
+                    f"input '{spec.name}'",
+                    name=spec.name,
+                    got=f"axis '{name}' is {size}",
+                    allowed=f"the engine allows {allowed}",
+                    fix=f"redeploy with Axis({name!r}, {min(low, size)}, {opt}, {max(high, size)}{step})"
+                    if size
+                    else "an engine can't answer empty axes",
+                )
+        got = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        return ShapeError(
+            "inputs",
+            got=f"axes are {got}",
+            allowed="no profile allows them together: " + " | ".join(map(str, profiles)),
+            fix="add a profile that holds them to profiles=",
+        )
+
+    def _shape_error(self, spec: TensorSpec, shape: Iterable[int], got: str, fix: str = "") -> ShapeError:
+        dims = ", ".join(map(str, spec.shape))
+        return ShapeError(
+            f"input '{spec.name}'",
+            name=spec.name,
+            got=got,
+            allowed=f"the engine takes [{dims}]",
+            fix=fix or f"pass a tensor of that shape (got {list(shape)})",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "inputs": [spec.to_json() for spec in self.inputs],
+            "outputs": [spec.to_json() for spec in self.outputs],
+            "axes": [axis.to_json() for axis in self.axes],
+            "parameters": [parameter.to_json() for parameter in self.parameters],
+            "output": self.output.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Signature:
+        return cls(
+            inputs=tuple(TensorSpec.from_json(spec) for spec in data["inputs"]),
+            outputs=tuple(TensorSpec.from_json(spec) for spec in data["outputs"]),
+            axes=tuple(Axis.from_json(axis) for axis in data["axes"]),
+            parameters=tuple(Parameter.from_json(parameter) for parameter in data["parameters"]),
+            output=Tree.from_json(data["output"]),
+        )

@@ -1,0 +1,87 @@
+"""What can be read from torch.export's program before it becomes ONNX.
+
+Enters: an ExportedProgram. Leaves: its lowest precision, and the nodes that have no ONNX form. Beside `export` because
+torch's nodes are read here and nowhere changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
+
+from torch2engine.capture.reference import innermost_user_frame
+from torch2engine.core.errors import UnsupportedNode
+from torch2engine.exporter import onnx_names as _graph
+
+__all__ = ["has_mixed_norm", "lowest_precision", "without_onnx_form"]
+
+
+def lowest_precision(program: torch.export.ExportedProgram) -> str:
+    """The lowest floating arithmetic in a program, inside autocast too: "bf16", "fp16" or ""."""
+    values = [node.meta.get("val") for node in _nodes(program)]
+    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    if torch.bfloat16 in dtypes:
+        return "bf16"
+    return "fp16" if torch.float16 in dtypes else ""
+
+
+def has_mixed_norm(program: torch.export.ExportedProgram) -> bool:
+    """Tell whether a BatchNorm's weights have another dtype than what it normalises."""
+    for node in _nodes(program):
+        if "batch_norm" in _operator(node):
+            tensors: list[Any] = [arg.meta["val"] for arg in node.args[:5] if isinstance(arg, torch.fx.Node)]
+            if len({tensor.dtype for tensor in tensors}) > 1:
+                return True
+    return False
+
+
+def without_onnx_form(
+    program: torch.export.ExportedProgram, named: Collection[str], opset: int
+) -> list[UnsupportedNode]:
+    """Every node that can't be translated, with its module and line.
+
+    Args:
+        program: as it was given to the exporter.
+        named: the operators that the exporter complained of, which is the first only.
+        opset: ONNX's, which decides what can be translated.
+    """
+    known: Any = None
+    try:
+        from torch.onnx._internal.exporter import _fx_passes, _registration
+
+        registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+        program = _fx_passes.decompose_with_registry(program, registry)  # an operator may fail in a part of it
+        known = cast("Any", registry).is_registered
+    except Exception:  # torch's own, so it may change: then only `named` are found
+        known = None
+    found = [
+        _unsupported(node)
+        for node in _nodes(program)
+        if _operator(node) in named or (_operator(node) and node.users and known and not known(node.target))
+    ]
+    return found or [UnsupportedNode(op, "", "", "", "no ONNX function") for op in sorted(named)]
+
+
+def _nodes(program: torch.export.ExportedProgram) -> Iterator[Any]:
+    """The nodes of a program and of the branches in it."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            yield from module.graph.nodes
+
+
+def _operator(node: Any) -> str:
+    target = node.target
+    return str(target.name()).replace("::", ".") if isinstance(target, OpOverload) else ""
+
+
+def _unsupported(node: Any) -> UnsupportedNode:
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    path = [entry[0] for entry in stack.values()][-1] if stack else ""
+    frames = [(f, int(n)) for f, n in re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")]
+    return UnsupportedNode(
+        _operator(node), node.name, _graph.module_path(path), innermost_user_frame(frames), "no ONNX function"
+    )

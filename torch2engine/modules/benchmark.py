@@ -1,0 +1,292 @@
+"""A deployed module, and the model beside it → `BenchmarkReport`: host and device time of a call.
+
+Enters: callables, or a module with the model that it came from. Leaves: medians and 95th percentiles, measured side by
+side after a comparison of the answers. A room of its own because a fast wrong answer is no result, and a figure with
+nothing beside it says little.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from torch2engine.capture.reference import Reference, outputs_by_name, unwrap
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import DeviceError, InputError
+from torch2engine.core.pytree import as_inputs, bind
+from torch2engine.core.spec import Profile, Signature, TensorSpec
+from torch2engine.modules.deployed import AnyArtifact, Deployed, torch_dtype
+from torch2engine.modules.timing import Call, Timing, measure
+from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.trt.gpu import require_gpu
+
+__all__ = ["BenchmarkReport", "BenchmarkRow", "Benchmarked", "Timing", "benchmark", "made_inputs", "measure"]
+
+_SEED = 20170727
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRow:
+    """Who was timed on which input.
+
+    Args:
+        case: e.g. "batch 8".
+        candidate: e.g. "TensorRT-RTX 1.6.1.120" or "PyTorch eager".
+        timing: what a call takes.
+    """
+
+    case: str
+    candidate: str
+    timing: Timing
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkReport:
+    """What a call costs; printed, it is a table in plain text.
+
+    Args:
+        subject: the GPU's name, or "CPU".
+        precision: the arithmetic that answers, e.g. "fp16".
+        rows: one per case and candidate.
+        parity: the comparison with the model on the very inputs that were timed; None without a model.
+    """
+
+    subject: str
+    precision: str
+    rows: tuple[BenchmarkRow, ...]
+    parity: ParityReport | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for json.dumps."""
+        return {
+            "subject": self.subject,
+            "precision": self.precision,
+            "rows": [{"case": row.case, "candidate": row.candidate, **asdict(row.timing)} for row in self.rows],
+            "parity": None if self.parity is None else self.parity.to_json(),
+        }
+
+    def __str__(self) -> str:
+        head = ["case", "candidate", "host µs", "p95", "device µs", "p95"]
+        cells = [head, *([row.case, row.candidate, *_figures(row.timing)] for row in self.rows)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+        lines = [
+            "  ".join(f"{cell:{'<' if column < 2 else '>'}{widths[column]}}" for column, cell in enumerate(row))
+            for row in cells
+        ]
+        if self.parity is None:
+            judged = "answers not compared: no model was given"
+        else:
+            worst = self.parity.worst
+            judged = "parity passed" + ("" if worst is None else f", rel-l2 at most {worst.rel_l2:.2e}")
+        title = f"{self.precision} on {self.subject}, time per call, median and 95th percentile; {judged}"
+        return "\n".join([title, *(line.rstrip() for line in lines)])
+
+
+def _figures(timing: Timing) -> list[str]:
+    values = (timing.host_us, timing.host_p95_us, timing.device_us, timing.device_p95_us)
+    return ["-" if value is None else f"{value:.4g}" if value < 1000 else f"{value:.0f}" for value in values]
+
+
+def benchmark(
+    module: Deployed[Any],
+    model: nn.Module | None = None,
+    *,
+    sizes: Iterable[Mapping[str, int]] | None = None,
+    inputs: Any = None,
+    tolerance: Tolerance | None = None,
+    rounds: int = 15,
+    calls: int | None = None,
+    warmup: int = 20,
+) -> BenchmarkReport:
+    """Time a deployed module's calls and, beside them, the model's in PyTorch eager.
+
+    With a model the answers are compared first. The model is timed in inference mode under the process's own settings
+    (TF32, attention kernels, ...), and left as it was.
+
+    Args:
+        module: what is timed, called as a user calls it, from the current stream.
+        model: what it was deployed from, on the module's device.
+        sizes: axis sizes, one mapping for each input to be timed, e.g. ``[{"batch": 1}, {"batch": 32}]``; an axis that
+            is left out has its opt size. By default min, opt and max of the first profile. Inputs are made: random
+            floats, True, bytes of images, other integers that are 0, or 1 where the input's name ends in "mask".
+        inputs: one input to be timed, in the form of deploy's sample_input, instead of `sizes`.
+        tolerance: by default `Tolerance.default` of the module's precision.
+        rounds, calls, warmup: as for `measure`.
+
+    Raises:
+        ParityError: the module does not answer like the model; nothing is timed.
+        InputError, ShapeError: both sizes and inputs, or such as the module does not take.
+        DeviceError: the model is on another device.
+        InstallationError: no GPU for an engine.
+    """
+    device = _device(module)
+    reference = None if model is None else _reference(module, model)
+    if reference is not None:
+        _check_device(reference.model, device)
+    cases = _cases(module, sizes, inputs, device)
+    parity = None if reference is None else _compared(module, reference, cases, tolerance)
+    rows: list[BenchmarkRow] = []
+    for case, leaves in cases.items():
+        args, kwargs = Reference(module, module.signature.parameters).arguments(leaves)
+        candidates: dict[str, Call] = {module.runtime: functools.partial(module, *args, **kwargs)}
+        with torch.no_grad():
+            if reference is None:
+                timings = measure(candidates, device=device, rounds=rounds, calls=calls, warmup=warmup)
+            else:
+                candidates["PyTorch eager"] = functools.partial(reference.model, *args, **kwargs)
+                if any(module.signature.preprocess):  # which an eager call makes each time, too
+                    candidates["PyTorch eager"] = functools.partial(reference.call, leaves)
+                with _inference(reference.model):
+                    timings = measure(candidates, device=device, rounds=rounds, calls=calls, warmup=warmup)
+        rows += [BenchmarkRow(case=case, candidate=name, timing=timing) for name, timing in timings.items()]
+    subject = "CPU" if device.type == "cpu" else require_gpu(device.index).name
+    return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
+
+
+class Benchmarked(Deployed[AnyArtifact]):
+    """A deployed module that times itself."""
+
+    def benchmark(
+        self,
+        model: nn.Module | None = None,
+        *,
+        sizes: Iterable[Mapping[str, int]] | None = None,
+        inputs: Any = None,
+        tolerance: Tolerance | None = None,
+        rounds: int = 15,
+        calls: int | None = None,
+        warmup: int = 20,
+    ) -> BenchmarkReport:
+        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
+
+        Args, Returns, Raises: as `torch2engine.bench.benchmark`.
+        """
+        return benchmark(
+            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
+        )
+
+
+def _reference(module: Deployed[Any], model: nn.Module) -> Reference:
+    return Reference(unwrap(model), module.signature.parameters, module.signature.preprocess)
+
+
+def _device(module: Deployed[Any]) -> torch.device:
+    if module.device is not None:
+        return module.device
+    require_gpu()
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def _check_device(model: nn.Module, device: torch.device) -> None:
+    strays = {str(tensor.device) for tensor in (*model.parameters(), *model.buffers()) if tensor.device != device}
+    if strays:
+        raise DeviceError(
+            "model",
+            got=f"it is on {', '.join(sorted(strays))}",
+            allowed=f"the module's device, {device}",
+            fix=f"move it with .to('{device}')",
+        )
+
+
+@contextmanager
+def _inference(model: nn.Module) -> Generator[None]:
+    # Not .eval(), which models override, and not `undisturbed`, which sets slower arithmetic than the user's.
+    before = [(part, part.training) for part in cast("Iterable[nn.Module]", model.modules())]
+    try:
+        for part, _ in before:
+            part.__dict__["training"] = False
+        yield
+    finally:
+        for part, training in before:
+            part.__dict__["training"] = training
+
+
+def _compared(
+    module: Deployed[Any],
+    reference: Reference,
+    cases: Mapping[str, Sequence[torch.Tensor]],
+    tolerance: Tolerance | None,
+) -> ParityReport:
+    """Parity on every case.
+
+    Raises:
+        ParityError: a case failed.
+    """
+    signature, bounds = module.signature, tolerance or Tolerance.default(module.precision)
+    names = [spec.name for spec in signature.outputs]
+    report = ParityReport((), f"PyTorch vs {module.runtime}", bounds)
+    for case, leaves in cases.items():
+        with undisturbed(reference.model):
+            expected = outputs_by_name(reference(leaves), signature.output, names)
+        with torch.no_grad():
+            answer = module.infer([leaf.clone() for leaf in leaves])
+        report = report.add(compare(expected, answer, bounds, case=case))
+    report.raise_if_failed()
+    return report
+
+
+def made_inputs(module: Deployed[Any], device: torch.device) -> dict[str, list[torch.Tensor]]:
+    """Inputs at min, opt and max of a module's first profile, by the case's name: random floats and
+    bytes of images, other integers of 0."""
+    return _cases(module, None, None, device)
+
+
+def _cases(
+    module: Deployed[Any], sizes: Iterable[Mapping[str, int]] | None, inputs: Any, device: torch.device
+) -> dict[str, list[torch.Tensor]]:
+    """Inputs by the case's name."""
+    signature = module.signature
+    profiles = cast("Sequence[Profile]", module._artifact.profiles)  # pyright: ignore[reportPrivateUsage]  # kin of it
+    profiles = profiles or (Profile({}),)
+    if inputs is not None:
+        if sizes is not None:
+            raise InputError("benchmark", got="both sizes and inputs", allowed="one of them", fix="leave out sizes")
+        given = as_inputs(inputs)
+        leaves = cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
+        return {_title(signature.resolve([leaf.shape for leaf in leaves])): leaves}
+    wanted = [profiles[0].sizes(which) for which in range(3)] if sizes is None else list(sizes)
+    generator = torch.Generator().manual_seed(_SEED)
+    cases: dict[str, list[torch.Tensor]] = {}
+    for asked in wanted:
+        full = _whole(signature, profiles, asked)
+        cases[_title(full)] = [_made(spec, spec.sized(full), generator).to(device) for spec in signature.inputs]
+    if not cases:
+        raise InputError("sizes", got="none", allowed="at least one mapping", fix="leave it out for min, opt and max")
+    return cases
+
+
+def _whole(signature: Signature, profiles: Sequence[Profile], asked: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of all axes; whether the module answers them is its own business."""
+    known = {axis.name for axis in signature.axes}
+    for name, size in asked.items():
+        if name not in known or type(cast("object", size)) is not int or size < 1:
+            raise InputError(
+                "sizes",
+                got=f"{name!r}: {size!r}",
+                allowed="positive ints for the axes " + ", ".join(sorted(known))
+                if known
+                else "{}: the module has no axes",
+            )
+    return {**profiles[0].sizes(1), **asked}
+
+
+def _made(spec: TensorSpec, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    dtype = torch_dtype(spec.dtype)
+    if dtype.is_floating_point:
+        return torch.randn(tuple(shape), generator=generator).to(dtype)
+    if spec.preprocess is not None:
+        return torch.randint(256, tuple(shape), generator=generator, dtype=dtype)
+    # Zero is in every table, and masks that hide everything have no answer.
+    fill = 1 if dtype == torch.bool or spec.name.endswith("mask") else 0
+    return torch.full(tuple(shape), fill, dtype=dtype)
+
+
+def _title(sizes: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "sample"

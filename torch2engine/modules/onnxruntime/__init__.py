@@ -1,0 +1,4 @@
+"""The ONNX Runtime backend of deployed modules.
+
+Enters: an OnnxArtifact. Leaves: `ORTModule`. A folder of its own because a backend is one folder.
+"""

@@ -1,0 +1,245 @@
+"""A call that is too large, cut along one axis: which chunks, the proof that chunks do, and the answer.
+
+Enters: sizes outside every profile, and whoever answers inside. Leaves: the whole call's answer. Apart from
+`_out_of_range` because this is arithmetic on shapes, without a policy or a state.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import ShapeError
+from torch2engine.core.spec import Profile, Signature, TensorSpec
+from torch2engine.parity.compare import ParityReport, compare
+
+__all__ = ["Cut", "Inside", "Places", "Unsplittable", "cut", "halves", "places", "prove", "split"]
+
+
+class Unsplittable(Exception):
+    """Why a call can't be split; the caller, who knows the call, makes an error of it."""
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Who answers sizes inside the profiles.
+
+    Args:
+        infer: flat inputs -> outputs by name; under output="static" valid until its next call.
+        title: e.g. "ONNX Runtime".
+    """
+
+    signature: Signature
+    profiles: tuple[Profile, ...]
+    precision: str
+    title: str
+    infer: Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where an axis is: its dimension in every input (None: the input lacks it) and in every output."""
+
+    inputs: tuple[int | None, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a call is answered in chunks.
+
+    Args:
+        axis: the axis that is cut.
+        places: where it is.
+        chunks: sizes in order; all lie in one profile.
+        proof: two sizes that add up to a size of that profile.
+    """
+
+    axis: str
+    places: Places
+    chunks: tuple[int, ...]
+    proof: tuple[int, int]
+
+
+def cut(signature: Signature, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> Cut:
+    """Choose the axis and the chunks.
+
+    Raises:
+        Unsplittable: no axis can be cut so that every chunk lies in a profile.
+    """
+    fitting = [
+        (axis.name, profile)
+        for axis in signature.axes
+        for profile in sorted(profiles, key=lambda profile: -profile.ranges[axis.name][2])
+        if sizes[axis.name] > profile.ranges[axis.name][2]
+        and profile.contains({**sizes, axis.name: profile.ranges[axis.name][2]})
+    ]
+    if not fitting:
+        raise Unsplittable(_why_none(profiles, sizes))
+    reasons: list[Unsplittable] = []
+    for name, profile in fitting:
+        low, _, high = profile.ranges[name]
+        step = signature.axis(name).multiple_of
+        try:
+            where = places(signature, name)
+            return Cut(name, where, _chunks(sizes[name], low, high, step), halves(high, low, step))
+        except Unsplittable as reason:
+            reasons.append(reason)
+    raise reasons[0]
+
+
+def _why_none(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> str:
+    def outside(name: str) -> bool:
+        return not any(profile.ranges[name][0] <= sizes[name] <= profile.ranges[name][2] for profile in profiles)
+
+    names = [name for name in sizes if outside(name)]
+    small = [name for name in names if all(sizes[name] < profile.ranges[name][0] for profile in profiles)]
+    if small:
+        return f"axis '{small[0]}' is too small, and only a larger one can be split"
+    if len(names) > 1:
+        return f"axes {' and '.join(map(repr, names))} are both outside, and only one can be split"
+    return "no profile that could answer chunks holds the other axes"
+
+
+def places(signature: Signature, axis: str) -> Places:
+    """Find the axis's dimension in every tensor.
+
+    Raises:
+        Unsplittable: an output has it not just once, or an input more than once.
+    """
+    inputs = [_dims(spec, axis) for spec in signature.inputs]
+    for spec, dims in zip(signature.inputs, inputs, strict=True):
+        if len(dims) > 1:
+            raise Unsplittable(f"axis '{axis}' is more than one dimension of input '{spec}'")
+    outputs = [_dims(spec, axis) for spec in signature.outputs]
+    for spec, dims in zip(signature.outputs, outputs, strict=True):
+        if len(dims) != 1 or spec.shape[dims[0]] != axis:
+            raise Unsplittable(f"axis '{axis}' is not just one dimension of output '{spec}'")
+    return Places(tuple(dims[0] if dims else None for dims in inputs), tuple(dims[0] for dims in outputs))
+
+
+def _dims(spec: TensorSpec, axis: str) -> list[int]:
+    """The dimensions that are the axis or follow from it."""
+    return [place for place, dim in enumerate(spec.shape) if isinstance(dim, str) and axis in re.findall(r"\w+", dim)]
+
+
+def _chunks(size: int, low: int, high: int, step: int) -> tuple[int, ...]:
+    """The fewest chunks of low..high, as even as may be: at most two sizes, the larger ones first."""
+    units, most = size // step, high // step
+    count = math.ceil(units / most)
+    base, larger = divmod(units, count)
+    if base * step < low:
+        multiples = f", multiples of {step}" if step > 1 else ""
+        raise Unsplittable(f"{size} entries can't be cut into chunks of {low}..{high}{multiples}")
+    return tuple((base + (index < larger)) * step for index in range(count))
+
+
+def halves(whole: int, low: int, step: int) -> tuple[int, int]:
+    """Two uneven chunks of a size.
+
+    Uneven, and the first one odd where it can be, so that a second chunk in the first one's place is seen also by what
+    depends on an entry's number modulo a small one.
+
+    Raises:
+        Unsplittable: the size is no sum of two that are allowed.
+    """
+    units, least = whole // step, math.ceil(low / step)
+    if units < 2 * least:
+        raise Unsplittable(
+            f"the range {low}..{whole} is too narrow to prove that entries don't influence each other: "
+            "it has no size that is the sum of two"
+        )
+    first = units // 2 + 1
+    first += first % 2 == 0
+    first = min(first, units - least)
+    return first * step, (units - first) * step
+
+
+def split(inside: Inside, how: Cut, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Answer chunk by chunk; call it under no_grad.
+
+    Returns:
+        output name -> fresh tensor.
+
+    Raises:
+        ShapeError: outputs of two chunks differ in another dimension.
+    """
+    answer: dict[str, torch.Tensor] = {}
+    start = 0
+    for size in how.chunks:
+        part = inside.infer(_slices(leaves, how.places.inputs, start, size))
+        for (name, value), dim in zip(part.items(), how.places.outputs, strict=True):
+            if start == 0:
+                shape = (*value.shape[:dim], sum(how.chunks), *value.shape[dim + 1 :])
+                answer[name] = torch.empty(shape, dtype=value.dtype, device=value.device)
+            place = answer[name].narrow(dim, start, size)
+            if place.shape != value.shape:  # copy_ would broadcast
+                raise ShapeError(
+                    f"output '{name}'",
+                    name=name,
+                    got=f"a chunk of {size} entries of axis '{how.axis}' has shape {list(value.shape)}",
+                    allowed=f"the chunks before it want {list(place.shape)}",
+                    fix="use out_of_range='eager'",
+                )
+            place.copy_(value)
+        start += size
+    return answer
+
+
+def _slices(leaves: Sequence[torch.Tensor], dims: Sequence[int | None], start: int, size: int) -> list[torch.Tensor]:
+    return [leaf if dim is None else leaf.narrow(dim, start, size) for leaf, dim in zip(leaves, dims, strict=True)]
+
+
+def prove(
+    inside: Inside, how: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerance | None = None
+) -> tuple[ParityReport, bool]:
+    """Compare answers to some of the call's entries as a whole with those to the same in two chunks.
+
+    Twice: in the call's order and in the opposite one, since what flows from entry to entry may flow one way.
+
+    Args:
+        leaves: the call's inputs, with at least `sum(how.proof)` entries.
+        tolerance: by default that of the precision.
+
+    Returns:
+        the report, and whether entries differ, so that an influence could show at all.
+    """
+    bounds = tolerance or Tolerance.default(inside.precision)
+    first, second = how.proof
+    whole = first + second
+    report = ParityReport((), f"{whole} entries of axis '{how.axis}' whole vs in chunks, {inside.title}", bounds)
+    differ = False
+    for order in (1, -1):
+        rows = list(_spread(leaves, how.places.inputs, whole, order))
+        differ = differ or any(
+            bool((row != row.narrow(dim, 0, 1)).any())
+            for row, dim in zip(rows, how.places.inputs, strict=True)
+            if dim is not None
+        )
+        expected = inside.infer(rows)
+        for start, size in ((0, first), (first, second)):
+            found = inside.infer(_slices(rows, how.places.inputs, start, size))
+            part = {
+                name: value[(slice(None),) * dim + (slice(start, start + size),)]
+                for (name, value), dim in zip(expected.items(), how.places.outputs, strict=True)
+            }
+            case = f"{start}..{start + size - 1}" + (" reversed" if order < 0 else "")
+            report = report.add(compare(part, found, bounds, case=case))
+    return report, differ
+
+
+def _spread(
+    leaves: Sequence[torch.Tensor], dims: Sequence[int | None], count: int, order: int
+) -> Iterator[torch.Tensor]:
+    """So many entries from all over the axis, forwards (1) or backwards (-1)."""
+    for leaf, dim in zip(leaves, dims, strict=True):
+        if dim is None:
+            yield leaf
+        else:
+            index = torch.arange(count, device=leaf.device) * leaf.shape[dim] // count
+            yield leaf.index_select(dim, index if order > 0 else index.flip(0))

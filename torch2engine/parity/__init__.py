@@ -1,0 +1,5 @@
+"""Outputs of a reference and of a candidate → verdict.
+
+Enters: named arrays and a tolerance. Leaves: a `ParityReport`. A room of its own because the judge knows neither who
+answered nor why, and needs no torch.
+"""

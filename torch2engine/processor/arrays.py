@@ -1,0 +1,215 @@
+"""numpy arrays under the call contract: the checks of TRTModule, in its words, for arrays.
+
+Enters: what a caller passes to a Processor. Leaves: one array per input of the signature, checked, and its profile; or
+the typed error. Apart because nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from torch2engine.core.errors import DtypeError, InputError, InstallationError, ShapeError
+from torch2engine.core.pytree import Leaves, bind
+from torch2engine.core.spec import Profile, Signature, TensorSpec
+
+__all__ = ["Array", "Call", "check", "check_out", "checked_dtype", "input_layout", "leaves", "numpy_dtype", "read_out"]
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+_FOREIGN = ("bfloat16", "float8_e4m3fn")  # numpy has none, the package ml_dtypes brings them
+
+
+def _fits(value: object) -> bool:
+    # A masked array's values are not all meant; a scalar of numpy's is an array without dimensions.
+    return isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, np.ma.MaskedArray)
+
+
+ARRAYS = Leaves(_fits, "a numpy.ndarray", "pass numpy.asarray(...) of it")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One checked call.
+
+    Args:
+        arrays: one per input of the signature, in its order; dtypes cast without loss.
+        shapes: theirs.
+        profile: that holds them.
+    """
+
+    arrays: tuple[Array, ...]
+    shapes: tuple[Shape, ...]
+    profile: int
+
+
+def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
+    """numpy's dtype of a tensor.
+
+    Raises:
+        InstallationError: numpy has none, and ml_dtypes is not installed.
+    """
+    if spec.dtype not in _FOREIGN:
+        return np.dtype(spec.dtype)
+    try:
+        found: Any = importlib.import_module("ml_dtypes")
+    except ModuleNotFoundError as error:
+        raise InstallationError(
+            f"tensor '{spec.name}'",
+            got=f"its dtype is {spec.dtype}, which numpy has not",
+            allowed="arrays of it if ml_dtypes is installed",
+            fix="`pip install ml_dtypes`, or deploy a model with float32 inputs and outputs",
+        ) from error
+    return np.dtype(getattr(found, spec.dtype))
+
+
+def leaves(signature: Signature, given: object) -> list[Any]:
+    """What was passed, in the signature's order."""
+    if isinstance(given, Mapping):
+        items = cast("Mapping[Any, Any]", given)
+        names = [spec.name for spec in signature.inputs]
+        parameters = {parameter.name for parameter in signature.parameters}
+        # By the tensors' own names, which differ from the parameters' where these are nested.
+        if set(items) == set(names) or (set(items) & set(names)) - parameters:
+            return _by_name(names, items)
+        wrong = [key for key in items if not isinstance(key, str)]
+        if wrong:
+            raise InputError("inputs", got=f"the key {wrong[0]!r}", allowed=f"names: {', '.join(names)}")
+        return bind(signature.parameters, (), items, ARRAYS)
+    if isinstance(given, (list, tuple)):
+        return bind(signature.parameters, cast("Sequence[Any]", given), {}, ARRAYS)
+    return bind(signature.parameters, (given,), {}, ARRAYS)
+
+
+def _by_name(names: Sequence[str], items: Mapping[Any, Any]) -> list[Any]:
+    for key in items:
+        if key not in names:
+            raise InputError(
+                f"argument '{key}'",
+                name=str(key),
+                got="is unknown",
+                allowed=f"the model takes {', '.join(names)}",
+                fix="leave it out",
+            )
+    for name in names:
+        if name not in items:
+            raise InputError(
+                f"argument '{name}'",
+                name=name,
+                got="is missing",
+                allowed=f"the engine takes {', '.join(names)}",
+                fix=f"pass {name}",
+            )
+        if not _fits(items[name]):
+            got = f"a {type(cast('object', items[name])).__name__}"
+            raise InputError(f"input '{name}'", name=name, got=got, allowed=ARRAYS.allowed, fix=ARRAYS.fix)
+    return [items[name] for name in names]
+
+
+def checked_dtype(signature: Signature, spec: TensorSpec, leaf: Any) -> Array:
+    """An input as an array, whose dtype is or casts without loss to the engine's.
+
+    Raises:
+        DtypeError: it does not.
+    """
+    array: Array = np.asarray(leaf)
+    dtype: Any = array.dtype
+    signature.check_dtype(spec, dtype.name, ".astype('{}')")
+    return array
+
+
+def check(signature: Signature, profiles: Sequence[Profile], given: object) -> Call:
+    """Hold a call against the signature and the profiles.
+
+    Args:
+        signature, profiles: the engine's.
+        given: one array; a list or tuple of the arguments by position; a Mapping of them by name, or of the inputs by
+            their own names (``"batch.ids"``).
+
+    Raises:
+        InputError: missing, extra or other arguments, or what is no array.
+        DtypeError: a dtype that can't be cast without loss.
+        ShapeError: a rank or size that no profile allows.
+    """
+    arrays = [
+        checked_dtype(signature, spec, leaf)
+        for spec, leaf in zip(signature.inputs, leaves(signature, given), strict=True)
+    ]
+    shapes = tuple(array.shape for array in arrays)
+    sizes = signature.resolve(shapes)
+    profile = signature.select_profile(profiles, sizes) if profiles else 0
+    return Call(tuple(arrays), shapes, profile)
+
+
+def read_out(signature: Signature, out: object) -> dict[str, Array]:
+    """The caller's own arrays for results, by output.
+
+    Args:
+        signature: the outputs.
+        out: None; an array for the only output; a list or tuple with one for each; or a Mapping for some, by name.
+
+    Raises:
+        InputError: anything else, or an array that can't be written to.
+    """
+    names = [spec.name for spec in signature.outputs]
+    if out is None:
+        return {}
+    found: dict[str, Any]
+    if isinstance(out, Mapping):
+        found = dict(cast("Mapping[str, Any]", out))
+    else:
+        given = list(cast("Sequence[Any]", out)) if isinstance(out, (list, tuple)) else [out]
+        if len(given) != len(names):
+            raise InputError("out", got=f"{len(given)} arrays", allowed=f"{len(names)}: {', '.join(names)}")
+        found = dict(zip(names, given, strict=True))
+    for name, array in found.items():
+        if name not in names:
+            raise InputError("out", got=f"an output '{name}'", allowed=f"the outputs are {', '.join(names)}")
+        if not isinstance(array, np.ndarray):
+            got = f"a {type(array).__name__}"
+            raise InputError(f"out['{name}']", name=name, got=got, allowed="a numpy.ndarray to write into")
+        if not array.flags.writeable:
+            raise InputError(f"out['{name}']", name=name, got="it is read-only", allowed="an array to write into")
+    return found
+
+
+def check_out(name: str, array: Array, dtype: np.dtype[Any], shape: Shape) -> None:
+    """Refuse an array that does not take an output as it is.
+
+    Raises:
+        DtypeError: another dtype.
+        ShapeError: another shape.
+    """
+    subject = f"out['{name}']"
+    if array.dtype != dtype:
+        got, allowed = f"dtype is {array.dtype}", f"the output is {dtype}"
+        raise DtypeError(subject, name=name, got=got, allowed=allowed, fix=f"make it with dtype='{dtype}'")
+    if array.shape != shape:
+        got, allowed = f"its shape is {list(array.shape)}", f"the output is {list(shape)}"
+        raise ShapeError(subject, name=name, got=got, allowed=allowed, fix="pass an array of that shape")
+
+
+def input_layout(
+    signature: Signature, profiles: Sequence[Profile], sizes: Mapping[str, int]
+) -> dict[str, tuple[np.dtype[Any], Shape]]:
+    """dtype and shape of every input at some axis sizes; what is left out takes the first profile's opt.
+
+    Raises:
+        InputError: no such axis.
+        ShapeError: sizes that no profile allows.
+    """
+    names = [axis.name for axis in signature.axes]
+    if unknown := [name for name in sizes if name not in names]:
+        allowed = f"the axes are {', '.join(names)}" if names else "the engine has no dynamic axes"
+        raise InputError("empty", got=f"axis '{unknown[0]}'", allowed=allowed, fix="name one of them")
+    full = {**(profiles[0].sizes(1) if profiles else {}), **sizes}
+    shapes = [spec.sized(full) for spec in signature.inputs]
+    if profiles:
+        signature.select_profile(profiles, signature.resolve(shapes))
+    return {spec.name: (numpy_dtype(spec), shape) for spec, shape in zip(signature.inputs, shapes, strict=True)}

@@ -1,0 +1,113 @@
+"""Samples → batches that a profile allows: how many go together, and with how many copies the last batch is filled up.
+
+Enters: a signature, profiles, samples one by one. Leaves: batches, and how many results of each count. Apart because
+nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from torch2engine.core.errors import InputError, ShapeError
+from torch2engine.core.spec import Profile, Signature
+from torch2engine.processor.arrays import Array, checked_dtype, leaves
+
+__all__ = ["Batches", "grouped", "plan_batches", "stacked"]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which batch sizes there are.
+
+    Args:
+        ranges: (least, most) of every profile.
+        multiple_of: what every size is a multiple of.
+        size: how many samples go together while there are enough.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    multiple_of: int
+    size: int
+
+    def padded(self, count: int) -> int:
+        """The smallest batch that holds so many samples, of which there are at most `size`."""
+        step = self.multiple_of
+        sizes = [-(-max(low, count) // step) * step for low, _ in self.ranges]
+        return min(size for size, (_, high) in zip(sizes, self.ranges, strict=True) if size <= high)
+
+
+def plan_batches(signature: Signature, profiles: Sequence[Profile], batch_size: int) -> Batches:
+    """Find the batch sizes that come near to what is asked: at most so many, unless even the smallest one is larger.
+
+    Raises:
+        InputError: dimension 0 is not one axis of every input and output.
+    """
+    specs = (*signature.inputs, *signature.outputs)
+    first = signature.inputs[0].shape[0] if signature.inputs and signature.inputs[0].shape else None
+    for spec in specs:
+        if not spec.shape or spec.shape[0] != first:
+            raise InputError(
+                "map",
+                name=spec.name,
+                got=f"'{spec}' does not begin with the batch" + ("" if first is None else f" ({first})"),
+                allowed="engines in which dimension 0 of every input and output is one axis",
+                fix="make the batches yourself and pass them to infer_stream",
+            )
+    if isinstance(first, int):
+        return Batches(((first, first),), 1, first)
+    assert first is not None, "there are inputs, since there is a name"
+    ranges = tuple((profile.ranges[first][0], profile.ranges[first][2]) for profile in profiles)
+    step = signature.axis(first).multiple_of
+    largest = [(low, min(high, batch_size) // step * step) for low, high in ranges]
+    below = [size for low, size in largest if size >= low]
+    size = max(below) if below else min(-(-low // step) * step for low, _ in ranges)
+    return Batches(ranges, step, size)
+
+
+def stacked(signature: Signature, samples: Sequence[Any], first: int, size: int) -> dict[str, Array]:
+    """One batch: the samples, and the last one again and again.
+
+    Args:
+        signature: the inputs.
+        samples: each what a call takes, without dimension 0.
+        first: the number of the first one in the data set, for errors.
+        size: of the batch.
+    """
+    columns: list[list[Array]] = [[] for _ in signature.inputs]
+    for number, sample in enumerate(samples, first):
+        for spec, column, leaf in zip(signature.inputs, columns, leaves(signature, sample), strict=True):
+            array = checked_dtype(signature, spec, leaf)
+            if column and array.shape != column[0].shape:
+                raise ShapeError(
+                    f"sample {number} of the data set",
+                    name=spec.name,
+                    got=f"input '{spec.name}' is {list(array.shape)}, in sample {first} {list(column[0].shape)}",
+                    allowed="samples of one shape in a batch",
+                    fix="sort them by shape, or make the batches yourself and pass them to infer_stream",
+                )
+            column.append(array)
+    filled = [column + [column[-1]] * (size - len(column)) for column in columns]
+    return {spec.name: np.stack(column) for spec, column in zip(signature.inputs, filled, strict=True)}
+
+
+def grouped(dataset: Iterable[Any], size: int) -> Generator[list[Any]]:
+    """Samples in groups; those before a sample that can't be had come first, then its error."""
+    group: list[Any] = []
+    try:
+        for sample in dataset:
+            group.append(sample)
+            if len(group) == size:
+                yield group
+                group = []
+    except GeneratorExit:
+        raise
+    except Exception:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group

@@ -1,0 +1,307 @@
+"""`EngineArtifact` → `Processor`: numpy in, numpy out, without PyTorch.
+
+Enters: numpy arrays, one call or an endless row of them. Leaves: numpy arrays that are the caller's own. A room of its
+own because a serving process wants neither PyTorch's gigabytes nor the three seconds of its import; who has PyTorch
+loaded anyway takes TRTModule, whose tensors need not leave the GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import weakref
+from collections import OrderedDict, deque
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
+from typing import Any, cast
+
+from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact, load_artifact
+from torch2engine.core.config import RuntimeConfig, choice, of_kind
+from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.spec import Signature
+from torch2engine.processor.arrays import Array, check, input_layout, read_out
+from torch2engine.processor.batches import grouped, plan_batches, stacked
+from torch2engine.processor.session import Pipeline
+from torch2engine.processor.staging import Job, Timings
+
+__all__ = ["Processor", "Timings"]
+
+Results = OrderedDict[str, Array]
+
+ALLOCATIONS = ("max", "reuse", "exact")
+_BESIDE = 2  # calls that may be under way for each stream
+
+
+class Processor:
+    """A TensorRT engine that takes and gives numpy arrays.
+
+    It works on a GPU's primary context through pycuda, beside whatever else uses that GPU in the process, PyTorch
+    included, and leaves the calling thread's current context as it was. Threads may share it. Use it as a context
+    manager, or `close` it, to give its memory back at once.
+
+    Args:
+        source: the folder that `save` wrote, or the engine.
+        device: the GPU's number as CUDA counts the visible devices.
+        streams: how many calls may run side by side on the GPU, each with contexts and device memory of its own, which
+            are made when so many calls first overlap.
+        allocation: of the memory that outputs are written to. "max": for the largest shapes that any profile allows,
+            once; "reuse": as large as the shapes that came so far; "exact": on the device anew for every call, which
+            leaves nothing behind, waits for the GPU and rules out CUDA graphs.
+        runtime_config: `contexts` and `max_shapes` hold for each stream; `cuda_graphs` and `kernel_specialization` as
+            for a TRTModule ("auto" captures at every shape's third call, if no other thread can wait for the GPU).
+
+    Raises:
+        ArtifactError: corrupt, foreign, made for other hardware or another version, or no engine.
+        InstallationError: no such GPU, no TensorRT of its flavour, no pycuda; or the engine has bfloat16 or float8
+            inputs or outputs, and ml_dtypes is not installed.
+        InputError: an option that is none, or that a Processor has not.
+        BuildError: the GPU's memory is full.
+    """
+
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | EngineArtifact,
+        device: int = 0,
+        streams: int = 2,
+        allocation: str = "max",
+        runtime_config: RuntimeConfig = RuntimeConfig(),
+    ) -> None:
+        choice("Processor(allocation=...)", allocation, ALLOCATIONS)
+        of_kind("runtime_config", runtime_config, RuntimeConfig)
+        _check_int("device", device, 0)
+        _check_int("streams", streams, 1)
+        _check_config(runtime_config)
+        self._artifact = _engine(source)
+        self._pipeline = Pipeline(self._artifact, device, streams, allocation, runtime_config)
+        self._turns = threading.BoundedSemaphore(_BESIDE * streams)
+        # At the latest when Python ends, while CUDA is still there.
+        self._close = weakref.finalize(self, self._pipeline.close)
+
+    @property
+    def signature(self) -> Signature:
+        """Names, dtypes, axes and structure of a call."""
+        return self._artifact.signature
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic: "fp32", "tf32", "fp16" or "bf16"."""
+        return self._artifact.precision
+
+    @property
+    def last_inference_ms(self) -> float | None:
+        """Milliseconds that the engine itself took in the inference that ended last; None before the first."""
+        last = self._pipeline.last
+        return None if last is None else last.compute_ms
+
+    def timings(self) -> Timings | None:
+        """Where the time of the inference that ended last went; None before the first."""
+        return self._pipeline.last
+
+    def infer(self, inputs: object, out: object = None) -> Results:
+        """Answer one call.
+
+        Args:
+            inputs: one array; a list or tuple of the arguments by position; or a dict of them by name (a nested
+                input's own name, ``"batch.ids"``, will do). Any strides and byte order; dtypes as in the signature, or
+                ones that cast to them without loss. Page-locked arrays (see `empty`) spare a copy.
+            out: the caller's own arrays for the results, of their dtypes and shapes: one for an only output, a list
+                with one for each, or a dict for some of them.
+
+        Returns:
+            output name -> array, in the signature's order: those of `out`, and fresh ones that no later call changes.
+
+        Raises:
+            InputError: missing, extra or other arguments; arrays in `out` that can't be written to; or closed.
+            ShapeError, DtypeError: what can't be answered, refused before anything is enqueued.
+            DeviceError: in a fork of the process that made the Processor.
+            BuildError: TensorRT or the GPU fails, mostly for want of memory.
+        """
+        call = check(self.signature, self._artifact.profiles, inputs)
+        wanted = read_out(self.signature, out)
+        with self._turns:
+            return self._pipeline.finish(self._pipeline.start(call, wanted, blocking=False))
+
+    def infer_stream(self, items: Iterable[Any], depth: int = 4) -> Generator[Results]:
+        """Answer one call after the other, while the next ones are copied in and the last ones out.
+
+        Calls of any shapes may follow each other. An item is staged before the next one is asked for, so a source may
+        fill the same arrays anew each time, unless they are page-locked: those must stay as they are until their
+        results have come.
+
+        Args:
+            items: what `infer` takes, each; asked for in the caller's thread, up to `depth` ahead.
+            depth: how many calls may be under way, at least 1; more than `streams` + 2 are of no use.
+
+        Returns:
+            the results in the order of the items, as `infer` gives them. An item that can't be had or answered raises
+            when the results before it have been given, and ends the generator. Closing it waits for calls under way.
+
+        Raises:
+            InputError: no positive depth, or nothing to iterate over.
+        """
+        _check_int("depth", depth, 1)
+        try:
+            source = iter(items)
+        except TypeError as error:
+            got = f"a {type(items).__name__}"
+            raise InputError("infer_stream", got=got, allowed="an iterable of what infer takes") from error
+        return self._stream(source, depth)
+
+    def _stream(self, source: Iterator[Any], depth: int) -> Generator[Results]:
+        under_way: deque[Job] = deque()
+        error: Exception | None = None
+        more = True
+        try:
+            while True:
+                while more and len(under_way) < depth:
+                    try:
+                        call = check(self.signature, self._artifact.profiles, next(source))
+                        under_way.append(self._pipeline.start(call, {}, blocking=True))
+                    except StopIteration:
+                        more = False
+                    except Exception as caught:
+                        error, more = caught, False
+                if not under_way:
+                    break
+                yield self._pipeline.finish(under_way.popleft())
+            if error is not None:
+                raise error
+        finally:
+            error = None  # its traceback holds this frame
+            while under_way:
+                self._pipeline.abandon(under_way.popleft())
+
+    def map(self, dataset: Iterable[Any], batch_size: int, depth: int = 4) -> Generator[Results]:
+        """Answer samples in batches.
+
+        Args:
+            dataset: samples, each what `infer` takes but without dimension 0; an array is one of its rows.
+            batch_size: how many samples go together. If the profiles allow no such batch, as many as they do, rather
+                less than more; what is missing in the last batch is filled up with copies of its last sample.
+            depth: as for `infer_stream`, in batches.
+
+        Returns:
+            the results of one sample after the other, without dimension 0; those of a batch are parts of one array.
+            An error comes when the batches before it have been given.
+
+        Raises:
+            InputError: no positive number, or dimension 0 is not one axis of all inputs and outputs.
+        """
+        _check_int("batch_size", batch_size, 1)
+        batches = plan_batches(self.signature, self._artifact.profiles, batch_size)
+        _check_int("depth", depth, 1)
+        counts: deque[int] = deque()
+
+        def made() -> Generator[dict[str, Array]]:
+            first = 0
+            for group in grouped(dataset, batches.size):
+                batch = stacked(self.signature, group, first, batches.padded(len(group)))
+                counts.append(len(group))
+                first += len(group)
+                yield batch
+
+        def rows() -> Generator[Results]:
+            with contextlib.closing(self.infer_stream(made(), depth)) as answers:
+                for results in answers:
+                    for index in range(counts.popleft()):
+                        yield OrderedDict((name, array[index, ...]) for name, array in results.items())
+
+        return rows()
+
+    def empty(self, **sizes: int) -> Results:
+        """Page-locked arrays for inputs: `infer` and `infer_stream` copy those of 768 KiB and more to the GPU without
+        staging them.
+
+        Args:
+            sizes: of axes, by name; those left out take the first profile's opt.
+
+        Returns:
+            input name -> array, C-contiguous, of any values; freed with its last reference, whatever becomes of the
+            Processor.
+
+        Raises:
+            InputError: no such axis, or closed.
+            ShapeError: sizes that no profile allows.
+        """
+        self._pipeline.engine().check_process()
+        places = input_layout(self.signature, self._artifact.profiles, sizes)
+        made: Results = OrderedDict()
+        with self._pipeline.cuda as cuda:
+            for name, (dtype, shape) in places.items():
+                count = 1
+                for size in shape:
+                    count *= size
+                made[name] = cuda.pinned(count * dtype.itemsize).view(dtype).reshape(shape)
+        return made
+
+    def compiled(self) -> EngineArtifact:
+        """The engine with the kernels that TensorRT-RTX compiled so far; saved, it starts in a fraction of the time.
+
+        Raises:
+            InputError: closed.
+        """
+        engine = self._pipeline.engine()
+        engine.check_process()
+        with self._pipeline.cuda:
+            kernels = engine.runtime_cache()
+        return self._artifact.with_runtime_cache(kernels) if kernels else self._artifact
+
+    def close(self) -> None:
+        """Wait for calls under way and give everything back; later calls are an InputError."""
+        self._close()
+
+    def __enter__(self) -> Processor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        inputs = ", ".join(map(str, self.signature.inputs))
+        outputs = ", ".join(map(str, self.signature.outputs))
+        return f"Processor({inputs} -> {outputs}; {self.precision}, device={self._pipeline.cuda.index})"
+
+
+def _engine(source: object) -> EngineArtifact:
+    """The engine, loaded if need be.
+
+    Raises:
+        ArtifactError: corrupt, foreign, or an exported model.
+        InputError: neither a path nor an engine.
+    """
+    where, found = "", source
+    if isinstance(source, (str, os.PathLike)):
+        where = os.fspath(cast("os.PathLike[str]", source))
+        found = load_artifact(where, to_run=True)
+    if isinstance(found, OnnxArtifact):
+        raise ArtifactError(
+            f"artifact '{where}'" if where else "artifact",
+            got="an exported model",
+            allowed="a Processor runs engines",
+            fix="build it with torch2engine.build(artifact), or serve it by torch2engine.load",
+            path=where,
+        )
+    of_kind("Processor(source=...)", found, EngineArtifact)
+    assert isinstance(found, EngineArtifact)
+    return found
+
+
+def _check_int(name: str, value: object, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"Processor, {name}", got=repr(value), allowed=f"an int of at least {least}")
+
+
+def _check_config(config: RuntimeConfig) -> None:
+    """Refuse options that would have no effect."""
+    plain = RuntimeConfig()
+    for name in ("streams", "output", "out_of_range"):
+        if getattr(config, name) != getattr(plain, name):
+            raise InputError(
+                f"RuntimeConfig.{name}",
+                got=f"{getattr(config, name)!r} for a Processor",
+                allowed="contexts, max_shapes, cuda_graphs and kernel_specialization",
+                fix="pass streams= to the Processor itself" if name == "streams" else "leave it out",
+            )

@@ -1,0 +1,141 @@
+"""What one call holds from its start to its end: page-locked memory to stage in, and events.
+
+Enters: sizes. Leaves: memory that is used again and again. Apart from lanes because a call's memory is in use until its
+caller has the results, when its lane is long busy with the next calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from torch2engine.processor.arrays import Array, Call, Shape
+from torch2engine.processor.cuda import Bytes, Cuda, Memory
+
+if TYPE_CHECKING:
+    from torch2engine.processor.stream_executor import Lane
+
+__all__ = ["Job", "Layout", "Result", "Ticket", "Timings", "flat", "layout"]
+
+ALIGNMENT_BYTES = 256
+
+
+class Timings(NamedTuple):
+    """Where the time of one inference went, in milliseconds; all but `queue_ms` by the GPU's clock.
+
+    queue_ms: what the three others leave of the time from the checked call to its last byte: staging in page-locked
+        memory, waiting for other calls, and the host's own work.
+    copy_in_ms: inputs to the device.
+    compute_ms: the engine.
+    copy_out_ms: outputs to the host.
+    """
+
+    queue_ms: float
+    copy_in_ms: float
+    compute_ms: float
+    copy_out_ms: float
+
+
+class Layout(NamedTuple):
+    """Tensors one after the other in one piece of memory, each 256-byte aligned."""
+
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    total: int
+
+
+def layout(sizes: Sequence[int]) -> Layout:
+    """Place tensors of so many bytes; an empty one has an address too."""
+    offsets: list[int] = []
+    end = 0
+    for size in sizes:
+        offsets.append(end)
+        end += -(-max(size, 1) // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+    return Layout(tuple(offsets), tuple(sizes), end)
+
+
+def flat(array: Array) -> Bytes:
+    """The bytes of a contiguous array, without a copy."""
+    return array.reshape(-1).view(np.uint8)
+
+
+class Ticket:
+    """Page-locked memory and events for one call at a time.
+
+    Args:
+        cuda: the device, entered.
+        blocking: whether who waits for the end sleeps rather than spins.
+    """
+
+    def __init__(self, cuda: Cuda, blocking: bool) -> None:
+        self.blocking = blocking
+        self._cuda = cuda
+        self.begun, self.ready, self.computed = cuda.event(), cuda.event(), cuda.event()
+        self.done = cuda.event(blocking)
+        self.inputs: Bytes = cuda.pinned(0)
+        self.outputs: Bytes = cuda.pinned(0)
+
+    def make_room(self, inputs: int, outputs: int) -> None:
+        """Have at least so many bytes on either side; nothing may be using the memory."""
+        if len(self.inputs) < inputs:
+            self.inputs = self._cuda.pinned(inputs)
+        if len(self.outputs) < outputs:
+            self.outputs = self._cuda.pinned(outputs)
+
+    def timings(self, seconds: float) -> Timings:
+        """Where the time went, once `done` has passed."""
+        queue_ms = max(0.0, seconds * 1e3 - self.done.ms_since(self.begun))
+        return Timings(
+            queue_ms,
+            self.ready.ms_since(self.begun),
+            self.computed.ms_since(self.ready),
+            self.done.ms_since(self.computed),
+        )
+
+
+@dataclass
+class Result:
+    """One output: where it is once the call is done, and where its caller wants it.
+
+    Args:
+        name: of the output.
+        dtype, shape: its.
+        staged: the page-locked bytes that it is copied to; None if it goes right into `target`.
+        target: the caller's own array; None for a fresh one.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: Shape
+    staged: Bytes | None
+    target: Array | None
+
+
+@dataclass
+class Job:
+    """One call under way.
+
+    Args:
+        call: its arrays; those that are page-locked themselves are read until it is done.
+        ticket: its memory and events.
+        out: the caller's own arrays, by output.
+        began: when, by time.perf_counter().
+        inputs: where its inputs lie, in page-locked memory and on the device alike.
+        direct: the inputs that are page-locked themselves, by number.
+        results: its outputs, once it is enqueued.
+        kept: device memory that must live until it is done.
+        lane: where it runs, once that is decided.
+    """
+
+    call: Call
+    ticket: Ticket
+    out: dict[str, Array]
+    began: float
+    inputs: Layout
+    direct: frozenset[int] = frozenset()
+    results: list[Result] = field(default_factory=list[Result])
+    kept: list[Memory] = field(default_factory=list[Memory])
+    lane: Lane | None = None

@@ -1,0 +1,213 @@
+"""One execution context: shapes in, output shapes and memory size out, then enqueued by address.
+
+Enters: shapes, and device addresses that somebody else keeps alive. Leaves: work on a stream, or TensorRT's own lines
+in an error. Apart from `engine` because an engine has many of them, each at its own shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch2engine.core.errors import BuildError, ShapeError
+from torch2engine.core.spec import TensorSpec
+from torch2engine.trt import library as trt
+
+__all__ = ["FREE_MEMORY", "Allocate", "Context", "Found"]
+
+FREE_MEMORY = "free GPU memory, or build with a smaller max in the profiles"
+_MOST_PLANNED = 64
+
+# Gives (address, owner) of that many bytes of device memory, 256-byte aligned, that live as long as the owner.
+Allocate = Callable[[int], "tuple[int, Any]"]
+
+
+class Found:
+    """An output whose shape only its values decide, after the enqueue that found it.
+
+    owner: what keeps its memory alive; None if TensorRT asked for none.
+    shape: its shape.
+    error: what the allocation raised: the bindings would print and forget it.
+    """
+
+    def __init__(self) -> None:
+        self.owner: Any = None
+        self.shape: tuple[int, ...] = ()
+        self.error: Exception | None = None
+
+
+class Context:
+    """An execution context of one profile and, at a time, one set of shapes.
+
+    Not thread-safe, but each may have a thread of its own. The caller makes the device current and gives memory before
+    the first enqueue at new shapes.
+
+    Args:
+        rt: the flavour.
+        context: TensorRT's.
+        given: the signature's inputs, in order: what addresses and shapes are passed for.
+        inputs, outputs: those that the engine has.
+    """
+
+    def __init__(
+        self,
+        rt: trt.TensorRT,
+        context: trt.IExecutionContext,
+        given: Sequence[TensorSpec],
+        inputs: Sequence[TensorSpec],
+        outputs: Sequence[TensorSpec],
+    ) -> None:
+        self._rt = rt
+        self._context: trt.IExecutionContext = context
+        self._running = rt.running
+        self._process = os.getpid()
+        names = [spec.name for spec in inputs]
+        self._inputs = [(index, spec.name) for index, spec in enumerate(given) if spec.name in names]
+        self._outputs = [spec.name for spec in outputs]
+        self._tensors = [*self._inputs, *((len(given) + index, name) for index, name in enumerate(self._outputs))]
+        self._addresses = [0] * (len(given) + len(self._outputs))
+        self._profile = -1
+        self._memory = (0, 0)
+        self._planned = 0
+        self._allocators: dict[str, trt.IOutputAllocator] = {}
+
+    def set_shapes(self, profile: int, shapes: Sequence[Sequence[int]], stream: int) -> list[tuple[int, ...]]:
+        """Choose the profile and set the inputs' shapes.
+
+        Args:
+            profile: index into the profiles.
+            shapes: one per input of the signature.
+            stream: a stream's handle, on which a change of profile is ordered.
+
+        Returns:
+            the outputs' shapes; -1 for a dimension that only values decide.
+
+        Raises:
+            ShapeError: TensorRT refuses a shape.
+        """
+        rt, mark = self._rt, self._rt.log.mark()
+        self._planned += 1
+        with self._running:
+            if profile != self._profile:
+                done = self._context.set_optimization_profile_async(profile, stream)
+                trt.check(done, f"profile {profile}", rt, since=mark)
+                self._profile = profile
+            for index, name in self._inputs:
+                done = self._context.set_input_shape(name, tuple(shapes[index]))
+                trt.check(done, f"shape {list(shapes[index])} of input '{name}'", rt, error=ShapeError, since=mark)
+            return [tuple(int(dim) for dim in self._context.get_tensor_shape(name)) for name in self._outputs]
+
+    @property
+    def is_worn(self) -> bool:
+        """True when a new context should take its place: TensorRT-RTX 1.6.1 keeps 5 KB of host memory of a context for
+        every enqueue at shapes that it had not just before (a network of three layers), until the context goes."""
+        return self._planned >= _MOST_PLANNED
+
+    def memory_bytes(self) -> int:
+        """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`."""
+        with self._running:
+            return int(self._context.update_device_memory_size_for_shapes())
+
+    def set_memory(self, address: int, size_bytes: int) -> None:
+        """Work in this device memory from now on.
+
+        Args:
+            address: 256-byte aligned; the caller keeps it alive and gives it to no work that may run at the same time.
+            size_bytes: at least `memory_bytes()`.
+        """
+        if (address, size_bytes) != self._memory:
+            self._context.set_device_memory(address, size_bytes)
+            self._memory = (address, size_bytes)
+
+    def bind(self, addresses: Sequence[int]) -> None:
+        """Set the tensors' addresses, as far as they changed.
+
+        Args:
+            addresses: device address of every input and output of the signature, non-null and 256-byte aligned.
+
+        Raises:
+            BuildError: TensorRT refuses one.
+        """
+        present = self._addresses
+        for index, name in self._tensors:
+            address = addresses[index]
+            if address != present[index]:
+                present[index] = 0  # unknown until TensorRT has agreed
+                if not self._context.set_tensor_address(name, address):
+                    trt.check(None, f"address of '{name}'", self._rt)
+                present[index] = address
+
+    def enqueue(self, stream: int) -> None:
+        """Enqueue one inference; the memory must stay as it is until the stream has passed it.
+
+        Args:
+            stream: a CUDA stream's handle, not the legacy default stream's, where TensorRT would synchronise.
+
+        Raises:
+            BuildError: TensorRT refuses; the message has its own lines.
+        """
+        mark = self._rt.log.mark()
+        with self._running:
+            done = self._context.execute_async_v3(stream)
+        if not done:
+            trt.check(False, "enqueue", self._rt, error=BuildError, since=mark, fix=FREE_MEMORY)
+
+    def why_not_capturable(self, stream: int) -> str:
+        """Why an enqueue on this stream can't be captured in a CUDA graph, as far as TensorRT says; else empty."""
+        with self._running:
+            if self._rt.is_rtx and not self._context.is_stream_capturable(stream):
+                return f"{self._rt.title} says that this engine can't be captured at these shapes"
+        return ""
+
+    def find_outputs(self, names: Sequence[str], allocate: Allocate) -> dict[str, Found]:
+        """Let TensorRT ask for the memory of outputs whose shapes it finds out while it runs.
+
+        Args:
+            names: of outputs; what `bind` says of them no longer counts.
+            allocate: called during the enqueue, once an output.
+
+        Returns:
+            name -> where the next enqueue leaves shape, memory or an error. Call this again before another enqueue.
+        """
+        rt, mark = self._rt, self._rt.log.mark()
+        found = {name: Found() for name in names}
+        self._allocators = {name: _allocator_class(rt)(found[name], allocate) for name in names}
+        for name, allocator in self._allocators.items():
+            trt.check(self._context.set_output_allocator(name, allocator), f"allocator of '{name}'", rt, since=mark)
+        return found
+
+    def __del__(self) -> None:
+        # Elsewhere the lock may be held by a thread that is no more.
+        if os.getpid() == self._process and not sys.is_finalizing():
+            self._running.retire({"context": self.__dict__.pop("_context")})
+
+
+# One class, since a class is a cycle: one for each call would keep results until the garbage collector comes.
+@functools.cache
+def _allocator_class(rt: trt.TensorRT) -> Callable[[Found, Allocate], trt.IOutputAllocator]:
+    class Allocator(rt.api.IOutputAllocator):
+        def __init__(self, found: Found, allocate: Allocate) -> None:
+            rt.api.IOutputAllocator.__init__(self)
+            self._found = found
+            self._allocate = allocate
+
+        def reallocate_output_async(
+            self, tensor_name: str, memory: int, size: int, alignment: int, stream: int
+        ) -> int | None:
+            return self.reallocate_output(tensor_name, memory, size, alignment)
+
+        def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int | None:
+            try:
+                address, self._found.owner = self._allocate(max(size, 1))
+            except Exception as error:
+                self._found.error = error
+                return None
+            return address
+
+        def notify_shape(self, tensor_name: str, shape: trt.Dims) -> None:
+            self._found.shape = tuple(int(dim) for dim in shape)
+
+    return Allocator

@@ -1,0 +1,308 @@
+"""`EngineArtifact` → `Engine`: deserialised on one device, a maker of execution contexts.
+
+Enters: a plan whose hashes were checked. Leaves: contexts that are enqueued by address, and the kernels that
+TensorRT-RTX compiled on the way. A room of its own, without torch: whose memory and streams these are is not its
+business.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+from torch2engine.artifact.artifacts import EngineArtifact, Hardware
+from torch2engine.core.config import TF32_OVERRIDE, float32_arithmetic
+from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
+from torch2engine.core.spec import TensorSpec
+from torch2engine.trt import gpu as device
+from torch2engine.trt import library as trt
+from torch2engine.trt.context import FREE_MEMORY, Context
+
+__all__ = ["Engine"]
+
+_logger = logging.getLogger("torch2engine.runtime")
+_PARTS = ("_refitter", "_config", "_cache", "_engine", "_runtime")  # in the order in which they go
+
+
+class Engine:
+    """A deserialised engine on one device.
+
+    The caller makes the device current around every call. Threads may share it.
+
+    Args:
+        artifact: the engine; its hashes were checked when it was loaded. Its runtime cache, if it has one that fits
+            this GPU and driver, spares TensorRT-RTX the compilation of kernels.
+        index: the device's number as CUDA counts the visible devices.
+        kernel_specialization: "none", "lazy" or "eager", as in `RuntimeConfig`.
+
+    Raises:
+        InstallationError: no such GPU, or no TensorRT of the artifact's flavour.
+        ArtifactError: made for other hardware or another version, or TensorRT refuses the plan.
+        InputError: kernel_specialization is asked of a TensorRT that has none.
+    """
+
+    def __init__(self, artifact: EngineArtifact, index: int, kernel_specialization: str = "none") -> None:
+        self._process = -1
+        gpu = device.require_gpu(index)
+        hardware = artifact.hardware
+        rt = trt.find(hardware.flavour)
+        artifact.check_hardware(
+            Hardware(
+                flavour=rt.name,
+                flavour_version=rt.version,
+                gpu=gpu.name,
+                compute_capability=gpu.compute_capability,
+                driver=gpu.driver,
+            )
+        )
+        arithmetic = float32_arithmetic(rt.name, artifact.precision)
+        if arithmetic != artifact.precision:
+            raise _other_tf32(f"it computes in {artifact.precision}, and this process in {arithmetic}")
+        self.signature = artifact.signature
+        self._rt = rt
+        mark = rt.log.mark()
+        self._runtime: trt.Runtime = rt.api.Runtime(rt.logger)
+        plan = artifact.plan_buffer()
+        with rt.running:
+            made = self._runtime.deserialize_cuda_engine(plan)
+        self._engine: trt.ICudaEngine = trt.check(
+            made,
+            f"plan for {hardware.gpu or 'unknown GPU'} on {gpu.name}",
+            rt,
+            error=ArtifactError,
+            since=mark,
+            fix="build it again on this machine",
+        )
+        self._process = os.getpid()
+        self.inputs, self.outputs = self._tensors()
+        self._cache: trt.IRuntimeCache = None
+        self._refitter: trt.Refitter = None
+        with rt.running:
+            self._config: trt.IRuntimeConfig = self._configure(kernel_specialization, artifact.read_runtime_cache())
+
+    def _tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """The signature's tensors that the engine has; inputs that it never reads may be missing."""
+        engine = self._engine
+        names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+        specs = {spec.name: spec for spec in (*self.signature.inputs, *self.signature.outputs)}
+        lost = [spec.name for spec in self.signature.outputs if spec.name not in names]
+        unknown = sorted(names - set(specs))
+        if lost or unknown:
+            raise ArtifactError(
+                "plan",
+                got=f"its tensors are {', '.join(sorted(names))}",
+                allowed=f"the manifest says {', '.join(specs)}",
+                fix="build it again",
+            )
+        for name in names:
+            dtype = self._rt.dtype_name(engine.get_tensor_dtype(name))
+            if dtype != specs[name].dtype:
+                raise ArtifactError(
+                    f"plan's tensor '{name}'", got=f"is {dtype}", allowed=specs[name].dtype, fix="build it again"
+                )
+            if engine.get_tensor_location(name) == self._rt.api.TensorLocation.HOST:
+                raise ArtifactError(
+                    f"plan's tensor '{name}'",
+                    got="TensorRT wants it in host memory, because its values decide shapes",
+                    allowed="tensors in device memory",
+                    fix="derive these shapes from other inputs' shapes in the model",
+                )
+        inputs = tuple(spec for spec in self.signature.inputs if spec.name in names)
+        return inputs, self.signature.outputs
+
+    def _configure(self, kernel_specialization: str, cache: bytes) -> trt.IRuntimeConfig:
+        """The configuration that every context is made with."""
+        rt, mark = self._rt, self._rt.log.mark()
+        config: trt.IRuntimeConfig = trt.check(self._engine.create_runtime_config(), "runtime config", rt, since=mark)
+        config.set_execution_context_allocation_strategy(rt.api.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if rt.is_rtx:
+            # By default RTX swaps in kernels compiled for each shape while calls go on, so answers checked once could
+            # change later; and in 1.6.1 every shape but the first may then be wrong (EfficientNet-B0 in float32 on an
+            # H200: relative error 3e-5 at the first batch size, 1 at each other, even with a context for each shape).
+            strategies = rt.api.DynamicShapesKernelSpecializationStrategy
+            names = {"none": strategies.NONE, "lazy": strategies.LAZY, "eager": strategies.EAGER}
+            strategy = names[kernel_specialization]
+            config.dynamic_shapes_kernel_specialization_strategy = strategy
+            taken = config.dynamic_shapes_kernel_specialization_strategy == strategy
+            trt.check(taken, f"kernel specialization '{kernel_specialization}'", rt, since=mark)
+            made: trt.IRuntimeCache = trt.check(config.create_runtime_cache(), "runtime cache", rt, since=mark)
+            if cache and not made.deserialize(cache):
+                _logger.info("the runtime cache was made by another GPU, driver or version: kernels are compiled anew")
+            trt.check(config.set_runtime_cache(made), "runtime cache", rt, since=mark)
+            self._cache = made
+        elif kernel_specialization != "none":
+            raise InputError(
+                "RuntimeConfig.kernel_specialization",
+                got=f"{kernel_specialization!r} with {rt.title}",
+                allowed="'none': only TensorRT-RTX compiles kernels while it runs",
+                fix="leave it out",
+            )
+        return config
+
+    def check_process(self) -> None:
+        """Refuse to run in a child that was forked after the engine was made.
+
+        Raises:
+            DeviceError: CUDA's state does not survive a fork.
+        """
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "engine",
+                got=f"it was made in process {self._process} and is called in its fork {os.getpid()}",
+                allowed="the process that made it, since CUDA does not survive a fork",
+                fix="start workers with the 'spawn' method, or load the artifact in the worker",
+            )
+
+    def make_context(self) -> Context:
+        """An execution context without shapes and memory.
+
+        Raises:
+            ArtifactError: the engine was built under another TF32 setting.
+            BuildError: TensorRT can't make a context, mostly for want of memory.
+        """
+        rt = self._rt
+        with rt.running:
+            mark = rt.log.mark()
+            made: trt.IExecutionContext = self._engine.create_execution_context(self._config)
+            if not made and any(TF32_OVERRIDE in line for line in rt.log.lines(mark)):
+                raise _other_tf32("it was built under another setting than this process has")
+            trt.check(made, "execution context", rt, since=mark, fix=FREE_MEMORY)
+        return Context(rt, made, self.signature.inputs, self.inputs, self.outputs)
+
+    def __del__(self) -> None:
+        # In the order in which they must go: contexts are gone, since they hold the engine's users.
+        if os.getpid() == self._process and not sys.is_finalizing():
+            parts = {name: self.__dict__.pop(name, None) for name in _PARTS}
+            held = {name: part for name, part in parts.items() if part is not None}
+            del parts
+            self._rt.running.retire(held)
+
+    def memory_bytes(self, profile: int) -> int:
+        """Device memory, in bytes, that a context needs for the largest shapes of a profile, without weights."""
+        return int(self._engine.get_device_memory_size_for_profile_v2(profile))
+
+    def layers(self) -> str:
+        """The engine inspector's account of the layers, as JSON; its words differ from version to version."""
+        rt = self._rt
+        with rt.running:
+            mark = rt.log.mark()
+            inspector: trt.EngineInspector = trt.check(
+                self._engine.create_engine_inspector(), "engine inspector", rt, since=mark
+            )
+            text: str = inspector.get_engine_information(rt.api.LayerInformationFormat.JSON)
+            del inspector  # while nothing else runs in TensorRT
+        return text
+
+    def check_weights(self, given: Collection[str], fixed: Collection[str]) -> None:
+        """Make sure that every weight of the engine is one that a refit gives, or one that never changes.
+
+        Args:
+            given: names of weights that follow from a module.
+            fixed: names of those that don't.
+
+        Raises:
+            RefitError: names those that are neither, or that are given and that the engine has not.
+        """
+        rt = self._rt
+        with rt.running:
+            names = set(self._make_refitter().get_all_weights())
+        unknown, lost = sorted(names - set(given) - set(fixed)), sorted(set(given) - names)
+        if unknown or lost:
+            got = [f"its weights {_listed(unknown)} follow from nothing in the module"] if unknown else []
+            got += [f"TensorRT worked {_listed(lost)} into something else"] if lost else []
+            raise RefitError(
+                "engine",
+                got=" and ".join(got),
+                allowed="an engine whose weights are the graph's",
+                fix="deploy it without BuildConfig(refittable=True)",
+            )
+
+    def refit(self, weights: Mapping[str, tuple[str, int, int]], stream: int, wait: Callable[[], object]) -> None:
+        """Put other weights into the engine, of which no context may be running.
+
+        Args:
+            weights: name -> (dtype, address on the engine's device, number of elements); all that the engine has but
+                the fixed ones.
+            stream: handle of the CUDA stream to work on.
+            wait: waits for it.
+
+        Raises:
+            RefitError: TensorRT refuses one, or needs more of them; the engine may be half-way.
+        """
+        rt, api = self._rt, self._rt.api
+        with rt.running:
+            mark = rt.log.mark()
+            refitter = self._make_refitter()
+            try:
+                for name, (dtype, address, count) in weights.items():
+                    one: trt.Weights = api.Weights(rt.dtype(dtype), address, count)
+                    taken = refitter.set_named_weights(name, one, api.TensorLocation.DEVICE)
+                    trt.check(taken, f"weight '{name}'", rt, error=RefitError, since=mark)
+                if missing := refitter.get_missing_weights():
+                    raise RefitError(
+                        "engine",
+                        got=f"TensorRT also wants {_listed(sorted(missing))}",
+                        allowed="the weights that follow from the module",
+                        fix="deploy the model again",
+                    )
+                done = refitter.refit_cuda_engine_async(stream)
+                wait()
+                trt.check(done, "refit", rt, error=RefitError, since=mark)
+            finally:
+                for name in weights:  # or TensorRT would keep addresses that are soon somebody else's
+                    refitter.unset_named_weights(name)
+                del refitter  # an error's frame must not hold it longer than the engine lives
+
+    def _make_refitter(self) -> trt.Refitter:
+        """The engine's refitter, made once.
+
+        Raises:
+            RefitError: the plan was not built for it.
+        """
+        rt = self._rt
+        if self._refitter is None:
+            if not self._engine.refittable:
+                raise RefitError(
+                    "engine",
+                    got="its plan was built without BuildConfig(refittable=True)",
+                    allowed="one that was built with it",
+                    fix="build or deploy it again with that",
+                )
+            mark = rt.log.mark()
+            made = rt.api.Refitter(self._engine, rt.logger)
+            self._refitter = trt.check(made, "refitter", rt, error=RefitError, since=mark)
+        return self._refitter
+
+    def serialized(self) -> bytes:
+        """The plan as it is now, refits included."""
+        rt = self._rt
+        with rt.running:
+            mark = rt.log.mark()
+            data: trt.IHostMemory = trt.check(self._engine.serialize(), "plan", rt, since=mark)
+            return bytes(data)
+
+    def runtime_cache(self) -> bytes:
+        """What TensorRT-RTX compiled so far, for an artifact; empty for TensorRT, which compiles when it builds."""
+        rt = self._rt
+        if self._cache is None:
+            return b""
+        with rt.running:
+            mark = rt.log.mark()
+            data: trt.IHostMemory = trt.check(self._cache.serialize(), "runtime cache", rt, since=mark)
+            return bytes(data)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(f"'{name}'" for name in names[:8]) + more
+
+
+def _other_tf32(got: str) -> ArtifactError:
+    return ArtifactError(
+        f"engine and {TF32_OVERRIDE}",
+        got=got,
+        allowed="one setting for building and running, since TensorRT-RTX chooses its kernels by it",
+        fix=f"start Python with {TF32_OVERRIDE} as it was for the build (0 for fp32), or build the engine again",
+    )

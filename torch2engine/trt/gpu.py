@@ -1,0 +1,259 @@
+"""Facts about the GPUs of this machine, asked from the driver itself.
+
+Enters: nothing. Leaves: `Gpu` values, or an InstallationError that says what is missing and the line that mends it.
+A room of its own because building, loading and serving all need these facts where torch must not be imported. The
+driver is initialised only when one of these functions is called: a process that is going to fork must not call them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from torch2engine.core.errors import DeviceError, InstallationError
+
+__all__ = ["Gpu", "capture_id", "current_index", "driver", "gpus", "make_current", "require_gpu", "unhindered"]
+
+_CUDA = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
+_NVML = ("nvml.dll",) if sys.platform == "win32" else ("libnvidia-ml.so.1",)
+
+# CUdevice_attribute and CUresult of cuda.h, the same since CUDA 5
+_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+_NOT_INITIALIZED = 3
+# CUstreamCaptureStatus of cuda.h, the same since CUDA 10
+_CAPTURE_NONE, _CAPTURE_ACTIVE = 0, 1
+# CUstreamCaptureMode of cuda.h, the same since CUDA 10.1
+_RELAXED = 2
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU that this process may use.
+
+    Args:
+        index: its number as CUDA counts the visible devices.
+        name: its product name, e.g. ``"NVIDIA H200"``.
+        compute_capability: e.g. ``(9, 0)``.
+        driver: the driver's version, e.g. ``"580.159.03"``, or where NVML can't tell it the newest CUDA version that
+            the driver supports, e.g. ``"13.0"``.
+        memory_bytes: its memory in bytes, used or free.
+    """
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    driver: str
+    memory_bytes: int
+
+
+def gpus() -> tuple[Gpu, ...]:
+    """List the GPUs that this process may use; empty on a machine without one.
+
+    Returns:
+        One `Gpu` per visible device, in CUDA's order.
+    """
+    found = _probe()
+    return () if isinstance(found, InstallationError) else found
+
+
+def require_gpu(index: int = 0) -> Gpu:
+    """Give the facts of one GPU.
+
+    Args:
+        index: its number as CUDA counts the visible devices.
+
+    Raises:
+        InstallationError: it is not there; the message says what was found and how to mend it.
+    """
+    found = _probe()
+    if isinstance(found, InstallationError):
+        raise found
+    if index >= len(found):
+        raise InstallationError(
+            f"GPU {index}",
+            got=f"this process sees {len(found)} GPU{'s' if len(found) > 1 else ''}",
+            fix=f"use an index below {len(found)}, or show more of them in CUDA_VISIBLE_DEVICES",
+        )
+    return found[index]
+
+
+def current_index() -> int | None:
+    """Find the device of the calling thread's CUDA context, without initialising the driver.
+
+    Returns:
+        Its number, or None if this thread has not used CUDA.
+    """
+    cuda = _library(_CUDA)
+    device = ctypes.c_int(-1)
+    if cuda is None or cuda.cuCtxGetDevice(ctypes.byref(device)) != 0:
+        return None
+    return device.value
+
+
+def make_current(index: int) -> None:
+    """Make a device current in the calling thread, as its primary context, which CUDA's runtime then uses.
+
+    Args:
+        index: its number as CUDA counts the visible devices.
+
+    Raises:
+        InstallationError: the driver refuses.
+    """
+    gpu = require_gpu(index)
+    cuda = _library(_CUDA)
+    assert cuda is not None, "require_gpu has found it"
+    device, context = ctypes.c_int(), ctypes.c_void_p()
+    status = cuda.cuDeviceGet(ctypes.byref(device), index)
+    status = status or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
+    status = status or cuda.cuCtxSetCurrent(context)
+    if status:
+        raise InstallationError(
+            f"GPU {index} ({gpu.name})",
+            got=f"no context can be made: {_error_name(cuda, status)}",
+            fix="see with `nvidia-smi` whether its memory is full or another process holds it exclusively",
+        )
+
+
+def capture_id(stream: int) -> int | None:
+    """Tell which CUDA graph capture a stream takes part in; the stream's device is current.
+
+    Args:
+        stream: its handle; 0 for the legacy default stream.
+
+    Returns:
+        The capture's id, the same for all of its streams and never used again in this process; None if the stream is
+        not capturing.
+
+    Raises:
+        DeviceError: the capture was invalidated by something that captures may not hold, or the driver refuses.
+        InstallationError: there is no driver.
+    """
+    cuda = driver()
+    state, number = ctypes.c_int(_CAPTURE_NONE), ctypes.c_uint64()
+    # CUDA 11.3 and later; the graph and its last nodes are not asked for
+    status = cuda.cuStreamGetCaptureInfo_v2(
+        ctypes.c_void_p(stream), ctypes.byref(state), ctypes.byref(number), None, None, None
+    )
+    if status == 0 and state.value == _CAPTURE_NONE:
+        return None
+    if status or state.value != _CAPTURE_ACTIVE:
+        got = _error_name(cuda, status) if status else "a capture that is no longer valid"
+        raise DeviceError(
+            "CUDA graph capture",
+            got=got,
+            allowed="work that can be captured",
+            fix="leave what synchronises, allocates or uses the default stream out of the capture, and capture again",
+        )
+    return number.value
+
+
+def driver() -> ctypes.CDLL:
+    """The driver's library, a handle of the caller's own, on which it declares the prototypes that it uses.
+
+    Raises:
+        InstallationError: there is none.
+    """
+    cuda = _library(_CUDA)
+    if cuda is None:
+        raise _no_driver()
+    return cuda
+
+
+@contextmanager
+def unhindered() -> Generator[None]:
+    """Let this thread wait for its work and free memory although it, or another thread, captures a CUDA graph.
+
+    CUDA forbids that by default and breaks the capture, since the work that is waited for could be the captured one.
+    """
+    exchange = _exchange()
+    if exchange is None:  # then nothing can be captured either
+        yield
+        return
+    mode = ctypes.c_int(_RELAXED)
+    exchange(ctypes.byref(mode))
+    try:
+        yield
+    finally:
+        exchange(ctypes.byref(mode))
+
+
+@cache
+def _exchange() -> Callable[[Any], int] | None:
+    cuda = _library(_CUDA)
+    if cuda is None:
+        return None
+    exchange = cuda.cuThreadExchangeStreamCaptureMode
+    exchange.argtypes, exchange.restype = (ctypes.POINTER(ctypes.c_int),), ctypes.c_int
+    return exchange
+
+
+def _no_driver() -> InstallationError:
+    return InstallationError(
+        "NVIDIA driver",
+        got=f"{_CUDA[0]} can't be loaded",
+        fix="install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`",
+    )
+
+
+def _probe() -> tuple[Gpu, ...] | InstallationError:
+    cuda = _library(_CUDA)
+    if cuda is None:
+        return _no_driver()
+    count = ctypes.c_int(0)
+    status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
+    if status:
+        fix = "check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
+        if status == _NOT_INITIALIZED:
+            fix = "CUDA does not survive a fork: start this process with multiprocessing's 'spawn' method"
+        return InstallationError("NVIDIA driver", got=f"it can't start: {_error_name(cuda, status)}", fix=fix)
+    if not count.value:
+        return InstallationError("NVIDIA driver", got="it lists no GPU", fix="show one in CUDA_VISIBLE_DEVICES")
+    driver = _driver_version(cuda)
+    return tuple(_describe(cuda, index, driver) for index in range(count.value))
+
+
+def _describe(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu:
+    device, value, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    name = ctypes.create_string_buffer(256)
+    cuda.cuDeviceGet(ctypes.byref(device), index)
+    cuda.cuDeviceGetName(name, len(name), device)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    capability: list[int] = []
+    for attribute in (_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR):
+        cuda.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
+        capability.append(value.value)
+    return Gpu(index, name.value.decode(errors="replace"), (capability[0], capability[1]), driver, memory.value)
+
+
+def _driver_version(cuda: ctypes.CDLL) -> str:
+    nvml = _library(_NVML)
+    if nvml is not None and nvml.nvmlInit_v2() == 0:
+        text = ctypes.create_string_buffer(80)
+        status = nvml.nvmlSystemGetDriverVersion(text, len(text))
+        nvml.nvmlShutdown()
+        if status == 0:
+            return text.value.decode(errors="replace")
+    version = ctypes.c_int(0)
+    cuda.cuDriverGetVersion(ctypes.byref(version))
+    return f"{version.value // 1000}.{version.value % 1000 // 10}"
+
+
+def _error_name(cuda: ctypes.CDLL, status: int) -> str:
+    text = ctypes.c_char_p()
+    if cuda.cuGetErrorName(status, ctypes.byref(text)) == 0 and text.value:
+        return text.value.decode(errors="replace")
+    return f"error {status}"
+
+
+def _library(names: Sequence[str]) -> ctypes.CDLL | None:
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    return None

@@ -1,0 +1,362 @@
+"""The only door to TensorRT: which flavour is installed, what it can do, its dtypes, its log and its return values.
+
+Enters: the bindings module, whatever its name and version. Leaves: a `TensorRT` value through which every other room
+uses it, and names for annotations (`trt.Builder`, `trt.ITensor`, ...). A room of its own so that a new TensorRT
+version is a change in one file, and so that its differences are questions of "has it this?", never of numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import logging
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch2engine.core.errors import BuildError, InstallationError, Torch2EngineError
+from torch2engine.trt.gpu import unhindered
+
+__all__ = ["DTYPES", "IO_DTYPES", "Log", "LogLine", "TensorRT", "check", "find", "names_memory"]
+
+# TensorRT's classes, for annotations alone: the bindings carry no types, and which bindings it will be is known late.
+Builder: TypeAlias = Any
+DataType: TypeAlias = Any
+Dims: TypeAlias = Any
+EngineInspector: TypeAlias = Any
+IBuilderConfig: TypeAlias = Any
+ICudaEngine: TypeAlias = Any
+IExecutionContext: TypeAlias = Any
+IGpuAsyncAllocator: TypeAlias = Any
+IHostMemory: TypeAlias = Any
+ILayer: TypeAlias = Any
+ILogger: TypeAlias = Any
+INetworkDefinition: TypeAlias = Any
+IOptimizationProfile: TypeAlias = Any
+IOutputAllocator: TypeAlias = Any
+IProfiler: TypeAlias = Any
+IProgressMonitor: TypeAlias = Any
+IRuntimeCache: TypeAlias = Any
+IRuntimeConfig: TypeAlias = Any
+ISerializationConfig: TypeAlias = Any
+IStreamReaderV2: TypeAlias = Any
+ITensor: TypeAlias = Any
+OnnxParser: TypeAlias = Any
+OnnxParserRefitter: TypeAlias = Any
+ParserError: TypeAlias = Any
+Refitter: TypeAlias = Any
+Runtime: TypeAlias = Any
+Weights: TypeAlias = Any
+
+# dtype as PyTorch spells it -> member of TensorRT's DataType
+DTYPES = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "int32": "INT32",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "bool": "BOOL",
+    "float8_e4m3fn": "FP8",
+    "int4": "INT4",
+    "float4_e2m1fn_x2": "FP4",
+    "float8_e8m0fnu": "E8M0",
+}
+
+# what an engine's inputs and outputs may be; the others live inside the graph only
+IO_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
+
+_MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
+PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+_EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_LEVELS = {
+    "INTERNAL_ERROR": logging.CRITICAL,
+    "ERROR": logging.ERROR,
+    "WARNING": logging.WARNING,
+    "INFO": logging.INFO,
+    "VERBOSE": logging.DEBUG,
+}
+_KEPT_LINES = 200
+
+_logger = logging.getLogger("torch2engine.tensorrt")
+# Without a handler Python would print TensorRT's warnings; whether they are shown is the application's choice.
+_logger.addHandler(logging.NullHandler())
+
+
+@dataclass(frozen=True)
+class LogLine:
+    """One line of TensorRT's log: its running number, Python logging level and text."""
+
+    number: int
+    level: int
+    text: str
+
+
+class Log:
+    """TensorRT's most recent lines, kept for error messages and passed on to ``torch2engine.tensorrt``.
+
+    There is one per flavour and process, because TensorRT keeps the first logger that it is given and sends part of
+    its lines there, whichever object they are about. Threads may share it.
+    """
+
+    def __init__(self) -> None:
+        self._lines: deque[LogLine] = deque(maxlen=_KEPT_LINES)
+        self._lock = threading.Lock()
+        self._number = 0
+
+    def record(self, severity: str, text: str) -> None:
+        """Keep a line and pass it on; verbose lines are only passed on.
+
+        Args:
+            severity: a member name of ILogger.Severity.
+            text: the line.
+        """
+        level = _LEVELS.get(severity, logging.ERROR)
+        if level > logging.DEBUG:
+            with self._lock:
+                self._number += 1
+                self._lines.append(LogLine(self._number, level, text))
+        _logger.log(level, "%s", text)
+
+    def mark(self) -> int:
+        """Give the number of the newest line, to ask later for what came after it."""
+        return self._number
+
+    def lines(self, since: int = 0, level: int = logging.WARNING) -> tuple[str, ...]:
+        """Give the kept lines, oldest first.
+
+        Args:
+            since: a number from `mark`; only lines after it.
+            level: the lowest Python logging level.
+        """
+        with self._lock:
+            kept = list(self._lines)
+        return tuple(line.text for line in kept if line.number > since and line.level >= level)
+
+
+class Running:
+    """Who plans or runs; a context manager that is held meanwhile. Not reentrant.
+
+    Args:
+        exclusive: one thread at a time; otherwise any number of them.
+    """
+
+    def __init__(self, exclusive: bool) -> None:
+        self._lock = threading.Lock() if exclusive else None
+        self._parked: deque[dict[str, Any]] = deque()
+
+    def __enter__(self) -> None:
+        if self._lock is not None:
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.release()
+        if self._parked:
+            self._sweep()
+
+    def retire(self, objects: dict[str, Any]) -> None:
+        """Let go of TensorRT's objects while nothing of it runs: now, or when whoever runs is through.
+
+        It never waits: it is called by destructors, in any thread and with any lock held.
+
+        Args:
+            objects: attributes of an object that is going, in the order in which they go; the only references.
+        """
+        self._parked.append(objects)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        if self._lock is None:
+            _let_go(self._parked)
+            return
+        # Whoever holds the lock looks again when it is released.
+        while self._parked and self._lock.acquire(blocking=False):
+            try:
+                _let_go(self._parked)
+            finally:
+                self._lock.release()
+
+
+def _let_go(parked: deque[dict[str, Any]]) -> None:
+    with unhindered():  # the garbage collector calls destructors amid the user's captures too
+        while parked:
+            try:
+                objects = parked.popleft()
+            except IndexError:  # another thread was faster
+                return
+            while objects:
+                del objects[next(iter(objects))]
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """An installed TensorRT.
+
+    Args:
+        name: "tensorrt" or "tensorrt_rtx".
+        version: e.g. ``"10.16.1.11"``.
+        api: the bindings module.
+        is_rtx: True for TensorRT-RTX.
+        log: where its lines are kept.
+        logger: the ILogger that feeds `log`; every builder, parser, runtime and refitter is given this one.
+        running: held around everything that plans or runs. TensorRT lets contexts of one engine run in
+            several threads at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with
+            a segmentation fault if two threads happen to do so together (in three of six runs of 3200 calls in 8
+            threads on an H200).
+    """
+
+    name: str
+    version: str
+    api: Any
+    is_rtx: bool
+    log: Log
+    logger: ILogger
+    running: Running = field(default_factory=lambda: Running(exclusive=False))
+
+    @property
+    def title(self) -> str:
+        """Name and version for people."""
+        return f"{PRODUCTS[self.name]} {self.version}"
+
+    def has(self, member: str) -> bool:
+        """Tell whether the bindings have a class, or a member of one.
+
+        Args:
+            member: e.g. ``"IRuntimeCache"`` or ``"IRuntimeConfig.cuda_graph_strategy"``.
+        """
+        missing = object()
+        return functools.reduce(lambda at, name: getattr(at, name, missing), member.split("."), self.api) is not missing
+
+    def dtype(self, name: str) -> DataType | None:
+        """Give TensorRT's DataType for a dtype as PyTorch spells it; None if it has none."""
+        return getattr(self.api.DataType, DTYPES.get(name, ""), None)
+
+    def dtype_name(self, dtype: DataType) -> str:
+        """Give the dtype as PyTorch spells it for TensorRT's DataType."""
+        member = str(dtype.name)
+        return _DTYPE_NAMES.get(member, member)
+
+
+_DTYPE_NAMES = {member: name for name, member in DTYPES.items()}
+
+
+def find(flavour: str | None = None) -> TensorRT:
+    """Find an installed TensorRT.
+
+    Args:
+        flavour: "tensorrt", "tensorrt_rtx", or None for TensorRT if it can be imported and else TensorRT-RTX.
+
+    Raises:
+        InstallationError: it is missing or broken; the message says what was found and the line that mends it.
+    """
+    flavours = tuple(_MODULES) if flavour is None else (flavour,)
+    problems: list[str] = []
+    for name in flavours:
+        for module in _MODULES[name]:
+            api, problem = _import(module)
+            if api is not None:
+                return _describe(api)
+            problems.append(problem)
+    raise InstallationError(
+        " or ".join(PRODUCTS[name] for name in flavours),
+        got=_findings(problems),
+        fix=" or ".join(f"`pip install torch2engine[{_EXTRAS[name]}]`" for name in flavours),
+    )
+
+
+def _import(module: str) -> tuple[Any, str]:
+    """Import a bindings module; (None, why not) if that fails."""
+    try:
+        api = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        return None, "" if error.name == module else f"{module} needs the module {error.name}, which is missing"
+    except (ImportError, OSError, RuntimeError) as error:
+        # the bindings' shared libraries: absent, of another version, or not on the loader's path
+        return None, f"{module} can't be loaded: {error}"
+    if not hasattr(api, "Builder"):
+        # a leftover or unrelated folder of that name imports as an empty namespace package
+        places = list(getattr(api, "__path__", ())) or [getattr(api, "__file__", "?")]
+        return None, f"{module} at {places[0]} holds no TensorRT"
+    return api, ""
+
+
+def _findings(problems: Iterable[str]) -> str:
+    found = [problem for problem in problems if problem] or ["it is not installed"]
+    installed = sorted(
+        f"{name} {distribution.version}"
+        for distribution in importlib.metadata.distributions()
+        if (name := distribution.metadata["Name"] or "").lower().startswith("tensorrt")
+    )
+    return "; ".join(found) + f" (installed: {', '.join(installed) or 'no tensorrt package'})"
+
+
+# One Log and one logger per bindings module: see Log. They live as long as the module does.
+@functools.cache
+def _describe(api: Any) -> TensorRT:
+    is_rtx = hasattr(api, "CudaGraphStrategy")
+    log = Log()
+    name = "tensorrt_rtx" if is_rtx else "tensorrt"
+    return TensorRT(name, str(api.__version__), api, is_rtx, log, _make_logger(api, log), Running(exclusive=is_rtx))
+
+
+def _make_logger(api: Any, log: Log) -> ILogger:
+    class Logger(api.ILogger):
+        def __init__(self) -> None:
+            api.ILogger.__init__(self)
+
+        def log(self, severity: Any, msg: str) -> None:
+            log.record(severity.name, msg)
+
+    return Logger()
+
+
+_MEMORY = re.compile(
+    r"out of memory|OutOfMemory|out-of-memory|insufficient (?:device |GPU |workspace |memory)|bad_alloc|cudaMalloc"
+    r"|failed to allocate|allocation fail|workspace limit|CUDA_ERROR_OUT_OF_MEMORY|MEM_ALLOC_FAILED",
+    re.IGNORECASE,
+)
+
+
+def names_memory(line: str) -> bool:
+    """Tell whether a line of TensorRT's log names memory as the cause of a failure."""
+    return _MEMORY.search(line) is not None
+
+
+def check(
+    value: Any,
+    what: str,
+    rt: TensorRT,
+    *,
+    error: Callable[..., Torch2EngineError] = BuildError,
+    since: int = 0,
+    fix: str = "",
+) -> Any:
+    """Refuse the None or False by which TensorRT says that something failed.
+
+    Args:
+        value: what TensorRT returned.
+        what: what was asked of it, for the message, e.g. ``"set_input_shape of 'x'"``.
+        rt: the flavour, whose recent lines go into the message.
+        error: the class to raise.
+        since: a number from `Log.mark`; only lines after it are quoted.
+        fix: what to do.
+
+    Returns:
+        `value`.
+
+    Raises:
+        Torch2EngineError: the class given, with TensorRT's own lines.
+    """
+    if value is not None and value is not False:
+        return value
+    lines = rt.log.lines(since, logging.ERROR)[-20:]
+    got = f"{rt.title} returned {value}"
+    if error is BuildError:
+        raise BuildError(what, got=got, fix=fix, log=lines, out_of_memory=any(map(names_memory, lines)))
+    raise error(what, got=": ".join([got, " | ".join(lines)]) if lines else got, fix=fix)
