@@ -3,13 +3,14 @@
 PYTHON     ?= python3
 GPU_PYTHON ?= $(PYTHON)
 RESULTS    ?= benchmarks/results
+RUN        ?=
 PYTEST     ?=
 
 UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gpu-test gpu2-test bench lock clean
+.PHONY: help demo test check gpu-test gpu2-test bench evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +20,7 @@ help:
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
+	@echo 'make evidence  list which figures no longer speak for the tree  (RUN="call_overhead stress" measures these anew)'
 	@echo 'make lock      pin what the dev and quantize extras need anew in requirements/dev.lock'
 	@echo 'make clean     remove everything that make made'
 	@echo
@@ -66,6 +68,10 @@ bench:
 	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
 	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
 	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
+
+# Exit status 1 of the list is a finding, not a failure of make.
+evidence:
+	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.staleness $(RUN) --out $(RESULTS) || test $$? -eq 1
 
 lock: build/uv/bin/uv
 	@echo '· resolving pyproject.toml'

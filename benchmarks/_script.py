@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -48,8 +48,19 @@ def require_gpu() -> None:
         )
 
 
-def run(name: str, body: Callable[[Evidence, argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
+def run(
+    name: str,
+    body: Callable[[Evidence, argparse.Namespace], None],
+    parser: argparse.ArgumentParser,
+    covers: Sequence[str],
+) -> None:
     """Measure and write the evidence.
+
+    Args:
+        name: of the evidence file.
+        body: measures, and records what it finds.
+        parser: from `options`.
+        covers: folders of the package that the figures depend on; the benchmark's own file is added.
 
     Raises:
         SystemExit: no GPU; the message says what is missing.
@@ -59,7 +70,7 @@ def run(name: str, body: Callable[[Evidence, argparse.Namespace], None], parser:
         require_gpu()
     except InstallationError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    evidence = Evidence()
+    evidence = Evidence([*(f"torch2engine/{folder}" for folder in covers), f"benchmarks/{name}.py"])
     failed = chosen.out / f"{name}.failed.json"
     failed.unlink(missing_ok=True)
     evidence.samples["options"] = {key: str(value) for key, value in vars(chosen).items() if key != "out"}

@@ -30,6 +30,7 @@ from torch2engine.modules.benchmark import measure
 __all__ = ["main", "tiny"]
 
 ROWS, OTHER_ROWS, MOST_ROWS = 8, 5, 64
+COVERS = ("core", "trt", "artifact", "modules")  # of the package: what the figures depend on
 ROTATED = 32
 ORDER = 997
 NO_GRAPHS = "_no_graphs"
@@ -253,7 +254,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=25, help="rounds of the interleaved measurement")
     parser.add_argument("--warm", type=int, default=100, help="calls for each input before anything is compared")
     parser.add_argument("--warmup", type=int, default=100, help="calls of each variant before it is timed")
-    _script.run("call_overhead", body, parser)
+    _script.run("call_overhead", body, parser, COVERS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import math
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +37,14 @@ DISTRIBUTIONS = (
     "polygraphy",
     "pycuda",
 )
-SCHEMA = 1
+SCHEMA = 2
+WHOLE_PACKAGE = ("torch2engine",)
 FIELDS: dict[str, type] = {
     "schema": int,
     "name": str,
     "commit": str,
     "clean": bool,
+    "covers": list,
     "gpu": str,
     "gpu_count": int,
     "driver": str,
@@ -97,13 +99,21 @@ def _versions() -> dict[str, str]:
 class Evidence:
     """Collects a run's figures; the clock starts when it is made.
 
+    Args:
+        covers: folders and files, relative to the repository, that the figures depend on. The evidence speaks for a
+            tree as long as none of them has changed since its commit.
+
     Attributes:
         figures: dotted name -> number.
         samples: whatever else a reader may want to know: settings, counts, why something is missing.
         tests: {"id", "outcome", "seconds"} of every test, for a test suite.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, covers: Sequence[str] = WHOLE_PACKAGE) -> None:
+        missing = [name for name in covers if not (REPOSITORY / name).exists()]
+        if missing or not covers:
+            raise ValueError(f"covers: got {missing or 'nothing'}; expected folders and files of the repository")
+        self._covers = sorted(covers)
         self._started = time.time()
         self.figures: dict[str, float] = {}
         self.samples: dict[str, Any] = {}
@@ -131,6 +141,7 @@ class Evidence:
             "name": name,
             "commit": found,
             "clean": clean,
+            "covers": self._covers,
             "gpu": gpus[0].name if gpus else "",
             "gpu_count": len(gpus),
             "driver": gpus[0].driver if gpus else "",
@@ -149,14 +160,18 @@ class Evidence:
 
 
 def complaints(evidence: Mapping[str, Any]) -> Iterable[str]:
-    """What is wrong with the form of an evidence file's content; nothing, if it is right."""
-    for name in sorted(set(evidence) ^ set(FIELDS)):
-        yield f"{name}: {'missing' if name in FIELDS else 'unknown'}"
-    for name, kind in FIELDS.items():
+    """What is wrong with the form of an evidence file's content; nothing, if it is right.
+
+    Files of schema 1 are older than `covers`: they speak for the whole package.
+    """
+    fields = {name: kind for name, kind in FIELDS.items() if name != "covers" or evidence.get("schema") != 1}
+    for name in sorted(set(evidence) ^ set(fields)):
+        yield f"{name}: {'missing' if name in fields else 'unknown'}"
+    for name, kind in fields.items():
         value = evidence.get(name)
         if name in evidence and (type(value) not in ((int, float) if kind is float else (kind,))):
             yield f"{name}: {value!r} is no {kind.__name__}"
-    if evidence.get("schema") != SCHEMA:
+    if evidence.get("schema") not in (1, SCHEMA):
         yield f"schema: {evidence.get('schema')!r}, not {SCHEMA}"
     if not re.fullmatch(r"[0-9a-f]{40}", str(evidence.get("commit"))):
         yield f"commit: {evidence.get('commit')!r} is no commit"

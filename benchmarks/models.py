@@ -37,6 +37,17 @@ from torch2engine.modules.benchmark import measure
 
 __all__ = ["main"]
 
+COVERS = (
+    "core",
+    "trt",
+    "artifact",
+    "modules",
+    "capture",
+    "exporter",
+    "onnx_graph",
+    "builder",
+    "precision",
+)  # of the package: what the figures depend on
 STARTED = "resnet50"  # the model whose memory and start are measured
 ALTERNATING = (1, 8)
 WARM_CALLS = 12
@@ -274,7 +285,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no further model after that")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each interleaved measurement")
     parser.add_argument("--starts", type=int, default=3, help="fresh processes for the warm start's median")
-    _script.run("models", body, parser)
+    _script.run("models", body, parser, COVERS)
 
 
 if __name__ == "__main__":

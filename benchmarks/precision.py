@@ -26,6 +26,19 @@ from benchmarks.zoo import FLOATS
 
 __all__ = ["PRECISIONS", "main"]
 
+COVERS = (
+    "core",
+    "trt",
+    "artifact",
+    "modules",
+    "capture",
+    "exporter",
+    "onnx_graph",
+    "builder",
+    "precision",
+    "parity",
+    "pipeline",
+)  # of the package: what the figures depend on
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 BATCHES = (1, 8)
 COMPARED_AT = 8  # the batch size of speedup_over_fp32
@@ -111,7 +124,7 @@ def main() -> None:
     parser = _script.options(__doc__)
     parser.add_argument("--models", type=listed(tuple(FLOATS)), default=",".join(FLOATS), help="which models")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of each interleaved measurement")
-    _script.run("precision", body, parser)
+    _script.run("precision", body, parser, COVERS)
 
 
 if __name__ == "__main__":

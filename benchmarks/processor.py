@@ -38,6 +38,7 @@ from torch2engine.trt.engine import Engine
 
 __all__ = ["main"]
 
+COVERS = ("core", "trt", "artifact", "processor")  # of the package: what the figures depend on
 BATCHES = (1, 8, 32)
 PRECISION = "fp16"  # what the model computes in, and so its tolerance
 ARRAYS = 4  # asked in turn: more than a cache holds
@@ -321,7 +322,7 @@ def main() -> None:
     parser.add_argument(
         "--eager", action=argparse.BooleanOptionalAction, default=False, help="also with kernel_specialization='eager'"
     )
-    _script.run("processor", body, parser)
+    _script.run("processor", body, parser, COVERS)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,20 @@ from benchmarks.zoo import REFITTED
 
 __all__ = ["main"]
 
+COVERS = (
+    "core",
+    "trt",
+    "artifact",
+    "modules",
+    "capture",
+    "exporter",
+    "onnx_graph",
+    "builder",
+    "precision",
+    "parity",
+    "pipeline",
+    "deploy.py",
+)  # of the package: what the figures depend on
 COMPARED = "resnet50"
 
 
@@ -85,7 +99,7 @@ def main() -> None:
     parser = _script.options(__doc__)
     parser.add_argument("--models", type=listed(tuple(REFITTED)), default=",".join(REFITTED), help="which models")
     parser.add_argument("--steps", type=int, default=50, help="optimizer steps, with a refit after each")
-    _script.run("refit", body, parser)
+    _script.run("refit", body, parser, COVERS)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from benchmarks.evidence import REPOSITORY, Evidence
 
 __all__ = ["Checker", "Example", "Network", "examples", "main"]
 
+COVERS = ("core", "trt", "artifact", "modules")  # of the package: what the figures depend on
 MIB = 2**20
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -394,7 +395,7 @@ def main() -> None:
     parser.add_argument(
         "--sanitizers", action=argparse.BooleanOptionalAction, default=True, help="a short run under compute-sanitizer"
     )
-    _script.run("stress", body, parser)
+    _script.run("stress", body, parser, COVERS)
 
 
 if __name__ == "__main__":

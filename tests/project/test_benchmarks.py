@@ -65,7 +65,9 @@ def test_figures_keep_four_digits() -> None:
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"schema": 2}, "schema: 2, not 1"),
+        ({"schema": 3}, "schema: 3, not 2"),
+        ({"covers": ...}, "covers: missing"),
+        ({"schema": 1}, "covers: unknown"),
         ({"commit": "b5aab7b"}, "commit: 'b5aab7b' is no commit"),
         ({"clean": "yes"}, "clean: 'yes' is no bool"),
         ({"figures": {"a": None}}, "figures: a is None"),

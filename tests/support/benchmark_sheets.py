@@ -16,10 +16,11 @@ from benchmarks import table
 def sheet(name: str, figures: dict[str, float], **samples: Any) -> dict[str, Any]:
     """Evidence of that name with these figures."""
     return {
-        "schema": 1,
+        "schema": 2,
         "name": name,
         "commit": "0123456789abcdef0123456789abcdef01234567",
         "clean": True,
+        "covers": ["torch2engine"],
         "gpu": "NVIDIA H200",
         "gpu_count": 1,
         "driver": "580.1",
