@@ -16,8 +16,8 @@ from torch import nn
 import torch2engine as t2e
 from benchmarks._worker import keep_to, parser
 from benchmarks.zoo import REFITTED
-from torch2engine.capture.cases import cases
-from torch2engine.capture.signature import capture
+from torch2engine.capture.parity_cases import make_parity_cases
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export import export_onnx
 from torch2engine.precision import lower as lowering
@@ -162,9 +162,9 @@ def peers(name: str, folder: Path) -> dict[str, float]:
     engine = runtime.deserialize_cuda_engine((folder / "model.plan").read_bytes())
     start = time.perf_counter()
     with undisturbed(model):
-        captured = capture(model, entry.inputs(2), entry.axes())
+        captured = capture_call(model, entry.inputs(2), entry.axes())
         artifact = export_onnx(captured, refittable=True)  # for the names of the weights
-        examples, _ = cases(captured)
+        examples, _ = make_parity_cases(captured)
     exported_s = time.perf_counter() - start
     low = lowering.lower(artifact, t2e.Precision("fp16"), examples, flavour=rt.name)
     lowered_s = time.perf_counter() - start

@@ -14,10 +14,10 @@ from torch import nn
 
 from torch2engine.artifact.cache import Cache, cache_of
 from torch2engine.builder.build import obtaining
-from torch2engine.capture.cases import cases
-from torch2engine.capture.reference import unwrap
-from torch2engine.capture.signature import capture
+from torch2engine.capture.parity_cases import make_parity_cases
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
@@ -108,13 +108,13 @@ def deploy(
     recall = Recall(known, model, asked, tolerance, config, runtime_config, calibration is not None, phases)
     with undisturbed(model):
         with phases("capture"):
-            captured = capture(model, sample_input, dynamic_axes, profiles, preprocess)
+            captured = capture_call(model, sample_input, dynamic_axes, profiles, preprocess)
         if (module := recall.by_key(cache_key, captured)) is not None:
             return module
         with phases("export"):
             artifact = recall.exported(export_onnx(captured, config.refittable))  # torch.onnx.export
         with phases("reference"):
-            examples, notes = cases(captured)
+            examples, notes = make_parity_cases(captured)
         if (module := recall.by_graph(artifact, captured, (examples, notes))) is not None:
             return module
     with phases("check"):

@@ -13,15 +13,10 @@ import torch
 from torch import nn
 
 from tests.support.models import Arguments, Block, Box, Function, Pair, TwoInputs, captured, exported, line_of
-from torch2engine.capture.reference import (
-    Reference,
-    flatten_result,
-    innermost_user_frame,
-    outputs_by_name,
-    resized,
-    unwrap,
-    user_source,
-)
+from torch2engine.capture.captured_call import resized
+from torch2engine.capture.reference import Reference, flatten_result, outputs_by_name
+from torch2engine.capture.source_lines import innermost_user_frame, user_source
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.pytree import Inputs, flatten
 from torch2engine.modules.onnxruntime.module import ORTModule

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from tests.support.models import BATCH, captured, exported
-from torch2engine.capture.cases import cases
-from torch2engine.capture.signature import capture
+from torch2engine.capture.parity_cases import make_parity_cases
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import (
     DynamicAxisError,
@@ -174,9 +174,9 @@ def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
 def run_all(model: nn.Module) -> None:
     """Capture, export and cases."""
     with undisturbed(model):
-        settled = capture(model, X, {"x": BATCH})
+        settled = capture_call(model, X, {"x": BATCH})
         export_onnx(settled)
-        cases(settled)
+        make_parity_cases(settled)
 
 
 @pytest.mark.parametrize(

@@ -22,10 +22,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import torch2engine as t2e
 from tests.support.weight_models import MODELS, Shared, Strange, tiny
 from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact
-from torch2engine.capture.signature import capture
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import exact_arithmetic, undisturbed
 from torch2engine.capture.weight_operators import apply_to_many
-from torch2engine.capture.weight_program import OPERATORS, Step, WeightProgram
+from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 from torch2engine.exporter.export import export_onnx
 from torch2engine.onnx_graph.session import Session
 
@@ -35,7 +35,7 @@ BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
 def exported(model: nn.Module, x: torch.Tensor) -> OnnxArtifact:
     with undisturbed(model):
         (name,) = (parameter for parameter in ["x", "input", "src"] if parameter in _names(model))
-        return export_onnx(capture(model, x, {name: BATCH}), refittable=True)
+        return export_onnx(capture_call(model, x, {name: BATCH}), refittable=True)
 
 
 def _names(model: nn.Module) -> Any:
@@ -307,7 +307,7 @@ def test_language_models(name: str, tmp_path: Path) -> None:
     model, inputs = tiny(name)
     model.eval()
     with undisturbed(model):
-        artifact = export_onnx(capture(model, inputs, dict.fromkeys(inputs, BATCH)), refittable=True)
+        artifact = export_onnx(capture_call(model, inputs, dict.fromkeys(inputs, BATCH)), refittable=True)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
@@ -335,9 +335,9 @@ def test_program_survives_its_file() -> None:
         "%3": torch.tensor([True, False]),
     }
     steps = (
-        Step("Transpose", ("a",), "%4", {"perm": (1, 0)}),
-        Step("Cast", ("%4",), "%5", {"to": torch.float16}),
-        Step("FoldedBias", ("", "a", "b", "c", "d"), "%6", {"epsilon": 1e-5}),
+        WeightStep("Transpose", ("a",), "%4", {"perm": (1, 0)}),
+        WeightStep("Cast", ("%4",), "%5", {"to": torch.float16}),
+        WeightStep("FoldedBias", ("", "a", "b", "c", "d"), "%6", {"epsilon": 1e-5}),
     )
     program = WeightProgram(
         {"a": ((2, 3), torch.float32)}, (("a", "b"),), constants, steps, {"w": "%5", "v": "a"}, ("k",)
@@ -413,14 +413,19 @@ def test_operators_are_onnx_runtimes(op: str, inputs: list[Any], attributes: dic
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10), path)
     wanted = Session(path, as_it_is=True)({names[0]: arrays[0]})["y"]
     plain = {key: torch.float16 if key == "to" else value for key, value in attributes.items()}
-    found = OPERATORS[op]([torch.tensor(array) for array in arrays], plain)
+    found = WEIGHT_OPERATORS[op]([torch.tensor(array) for array in arrays], plain)
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found.numpy(), wanted, rtol=2e-6)
 
 
 def test_every_operator_is_tried() -> None:
     """The table above has them all; the folding of BatchNorm is tried on models."""
-    assert {op for op, _, _ in CASES} | {"FoldedWeight", "FoldedBias", "NormScale", "CastHalf"} == OPERATORS.keys()
+    assert {op for op, _, _ in CASES} | {
+        "FoldedWeight",
+        "FoldedBias",
+        "NormScale",
+        "CastHalf",
+    } == WEIGHT_OPERATORS.keys()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
@@ -440,7 +445,7 @@ def test_norms_that_are_folded_together_are_what_they_are_alone(dtype: torch.dty
     ):
         together = apply_to_many(op, cast("Any", inputs), attributes)
         for found, x in zip(together, inputs, strict=True):
-            right = OPERATORS[op](cast("Any", x), attributes)
+            right = WEIGHT_OPERATORS[op](cast("Any", x), attributes)
             assert (found.dtype, found.shape) == (right.dtype, right.shape)
             assert torch.equal(found, right)
             assert found.storage_offset() * found.element_size() % 256 == 0
@@ -488,7 +493,7 @@ EXACT: list[tuple[str, list[Any], dict[str, Any], Callable[..., Any]]] = [
 def test_operators_are_rounded_once(op: str, inputs: list[Any], attributes: Any, truth: Callable[..., Any]) -> None:
     """To the last bit what every device gives that works it out in float64: a half engine amplifies a wrong one."""
     with exact_arithmetic():
-        found = OPERATORS[op]([torch.tensor(array) for array in inputs], attributes)
+        found = WEIGHT_OPERATORS[op]([torch.tensor(array) for array in inputs], attributes)
     wide = [array.astype(np.float64) if array.dtype == np.float32 else array for array in inputs]
     np.testing.assert_array_equal(found.numpy(), truth(*wide).astype(np.float32))
 
@@ -501,9 +506,9 @@ def test_folded_norms_are_rounded_as_ieee_demands() -> None:
     scale = (gamma / root).astype(np.float32)
     parts = [torch.tensor(array) for array in (weight, gamma, variance, bias, beta, mean)]
     with exact_arithmetic():
-        folded = OPERATORS["FoldedWeight"](parts[:3], {"epsilon": 1e-5, "axis": 0})
-        added = OPERATORS["FoldedBias"]([parts[3], *parts[1:2], *parts[4:], parts[2]], {"epsilon": 1e-5})
-        alone = OPERATORS["NormScale"](parts[1:3], {"epsilon": 1e-5})
+        folded = WEIGHT_OPERATORS["FoldedWeight"](parts[:3], {"epsilon": 1e-5, "axis": 0})
+        added = WEIGHT_OPERATORS["FoldedBias"]([parts[3], *parts[1:2], *parts[4:], parts[2]], {"epsilon": 1e-5})
+        alone = WEIGHT_OPERATORS["NormScale"](parts[1:3], {"epsilon": 1e-5})
     np.testing.assert_array_equal(folded.numpy(), weight * scale[:, None])
     np.testing.assert_array_equal(added.numpy(), beta - (mean - bias) * scale)
     np.testing.assert_array_equal(alone.numpy(), scale)
@@ -516,5 +521,5 @@ def test_half_is_what_autocast_writes() -> None:
     x = torch.cat([x, torch.tensor([least, next_to, -next_to, 1e-45, -1e-45, -0.0, -1e6])])
     expected = torch.tensor([0.0, least, least, least, least, -least, least, 1.0, float("inf")])
     expected = torch.cat([expected, torch.tensor([least, least, least, least, least, 0.0, float("-inf")])]).half()
-    assert torch.equal(OPERATORS["CastHalf"]([x], {}).view(torch.int16), expected.view(torch.int16))
-    assert OPERATORS["CastHalf"]([torch.tensor([float("nan")])], {}).isnan().all()
+    assert torch.equal(WEIGHT_OPERATORS["CastHalf"]([x], {}).view(torch.int16), expected.view(torch.int16))
+    assert WEIGHT_OPERATORS["CastHalf"]([torch.tensor([float("nan")])], {}).isnan().all()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch2engine
 from tests.support.paths import PACKAGE, REPOSITORY
-from torch2engine.capture.reference import innermost_user_frame
+from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.package import PACKAGE_ROOT
 
 

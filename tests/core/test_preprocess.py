@@ -23,7 +23,7 @@ import torch2engine as t2e
 from tests.support.models import captured, graph_of
 from tests.support.sample_artifacts import sealed
 from torch2engine.artifact.artifacts import OnnxArtifact
-from torch2engine.capture.cases import cases
+from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.core.errors import ArtifactError, DtypeError, ExportError, InputError, RefitError, ShapeError
 from torch2engine.core.preprocess import ORIGIN, Preprocess
 from torch2engine.core.spec import TensorSpec
@@ -238,10 +238,12 @@ def test_judge_finds_another_preprocessing(wrong: Preprocess) -> None:
 def test_cases_are_bytes_of_all_values() -> None:
     """The random case has any byte, though the sample is black; a repeated sample gets noise within its range."""
     settled = captured(net(), torch.zeros(1, 8, 8, 3, dtype=torch.uint8), AXES, preprocess=IMAGENET)
-    found = {case.name: case.inputs[0] for case in cases(settled)[0]}
+    found = {case.name: case.inputs[0] for case in make_parity_cases(settled)[0]}
     assert len(found["random"].unique()) == 256
     dim = images(2, 12, 10, 3) // 2
-    grown = {case.name: case.inputs[0] for case in cases(captured(net(), dim, AXES, preprocess=IMAGENET))[0]}["max"]
+    grown = {
+        case.name: case.inputs[0] for case in make_parity_cases(captured(net(), dim, AXES, preprocess=IMAGENET))[0]
+    }["max"]
     assert grown.dtype == torch.uint8
     assert len(grown.flatten(1).unique(dim=0)) == 8
     assert int(grown.max()) <= int(dim.max())

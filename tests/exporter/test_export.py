@@ -39,7 +39,7 @@ from tests.support.models import (
 )
 from torch2engine.artifact.artifacts import OnnxArtifact
 from torch2engine.builder.build import build
-from torch2engine.capture.cases import Case
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import DynamicAxisError, ExportError, UnsupportedOperatorError
 from torch2engine.core.pytree import Inputs
@@ -77,12 +77,12 @@ def run(artifact: OnnxArtifact, *inputs: torch.Tensor) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def nested() -> tuple[OnnxArtifact, list[Case]]:
+def nested() -> tuple[OnnxArtifact, list[ParityCase]]:
     """A small model with submodules and one dynamic axis."""
     return exported(Nested(), X, {"x": BATCH})
 
 
-def test_dynamic_dimensions_are_symbolic_under_the_axes_names(nested: tuple[OnnxArtifact, list[Case]]) -> None:
+def test_dynamic_dimensions_are_symbolic_under_the_axes_names(nested: tuple[OnnxArtifact, list[ParityCase]]) -> None:
     """The file says [batch, 3], not a number and not torch's own symbol."""
     artifact, examples = nested
     assert symbolic(artifact) == [["batch", 3], ["batch", 4]]
@@ -92,7 +92,7 @@ def test_dynamic_dimensions_are_symbolic_under_the_axes_names(nested: tuple[Onnx
     assert error_of(artifact, examples) < 1e-5
 
 
-def test_artifact_tells_what_made_it(nested: tuple[OnnxArtifact, list[Case]]) -> None:
+def test_artifact_tells_what_made_it(nested: tuple[OnnxArtifact, list[ParityCase]]) -> None:
     """Versions, profiles and precision travel with the file."""
     artifact, _ = nested
     assert artifact.versions["torch"] == torch.__version__
@@ -101,7 +101,7 @@ def test_artifact_tells_what_made_it(nested: tuple[OnnxArtifact, list[Case]]) ->
     assert artifact.precision == "fp32"
 
 
-def test_opset_is_the_one_that_was_chosen(nested: tuple[OnnxArtifact, list[Case]]) -> None:
+def test_opset_is_the_one_that_was_chosen(nested: tuple[OnnxArtifact, list[ParityCase]]) -> None:
     """torch silently gives another opset than it was asked for where it has none: what came out is checked."""
     model = onnx.load(str(nested[0].onnx_path))
     assert {entry.domain: entry.version for entry in model.opset_import} == {"": 22}

@@ -16,7 +16,7 @@ import torch2engine as t2e
 from tests.gpu.test_refit import BATCH, BOUNDS, change, deployed, error
 from tests.support.weight_models import MODELS
 from torch2engine.artifact.artifacts import WEIGHTS
-from torch2engine.capture.signature import capture
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.exporter.export import export_onnx
@@ -53,7 +53,7 @@ def test_weights_are_the_same_wherever_they_are_worked_out(name: str) -> None:
     model.eval()
     parameter = next(iter(inspect.signature(model.forward).parameters))
     with undisturbed(model):
-        program = WeightProgram.from_json(export_onnx(capture(model, x, {parameter: BATCH}), True).read(WEIGHTS))
+        program = WeightProgram.from_json(export_onnx(capture_call(model, x, {parameter: BATCH}), True).read(WEIGHTS))
     for _ in range(8):
         change(model)
         here = program.run(program.tensors(model))

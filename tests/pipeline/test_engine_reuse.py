@@ -22,7 +22,7 @@ from torch import nn
 
 import torch2engine as t2e
 from torch2engine.artifact.cache import EngineCache, key_of
-from torch2engine.capture.signature import capture
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export import export_onnx
 from torch2engine.pipeline import engine_reuse as room
@@ -74,7 +74,7 @@ def promised(model: nn.Module, cache_key: str = "net 1") -> Any:
 def requested(model: nn.Module, sample: torch.Tensor, **options: Any) -> str:
     """What a request is known by, beside the model."""
     with undisturbed(model):
-        captured = capture(model, sample, {"x": {0: BATCH}})
+        captured = capture_call(model, sample, {"x": {0: BATCH}})
         return key_of(asking(model, **options)._request(captured))
 
 
@@ -82,7 +82,7 @@ def keys(model: nn.Module, axis: t2e.Axis = BATCH, profiles: Any = None, **optio
     """What a deploy is found by: under its cache_key, and by its export."""
     recall = asking(model, **options)
     with undisturbed(model):
-        captured = capture(model, torch.ones(4, 4), {"x": {0: axis}}, profiles)
+        captured = capture_call(model, torch.ones(4, 4), {"x": {0: axis}}, profiles)
         artifact = export_onnx(captured, recall.config.refittable)
     request, own = recall._request(captured), recall._promised("net 1")
     assert own is not None

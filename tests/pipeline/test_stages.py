@@ -17,7 +17,7 @@ import torch2engine as t2e
 from tests.support import deploy_models
 from tests.support.deploy_models import BATCH, Baked, Mlp, engine, mlp, nested_inputs, sample, seeded
 from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact
-from torch2engine.capture.cases import Case
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, Tolerance, float32_arithmetic
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError, ParityError, ShapeError
 from torch2engine.core.spec import Axis, Profile
@@ -196,8 +196,8 @@ def test_judge_compares_case_by_case() -> None:
     reference, module = mlp()
     good, bad = sample(2, 6), sample(3, 6)
     examples = [
-        Case("good", (good,), {"output": reference(good).detach()}),
-        Case("bad", (bad,), {"output": reference(bad).detach() + 1}),
+        ParityCase("good", (good,), {"output": reference(good).detach()}),
+        ParityCase("bad", (bad,), {"output": reference(bad).detach() + 1}),
     ]
     report = judge(module, examples, notes=["a note"])
     assert [(row.case, row.passed) for row in report.rows] == [("good", True), ("bad", False)]
@@ -209,7 +209,7 @@ def test_judge_keeps_the_examples() -> None:
     """ONNX Runtime and the engine are judged on the same tensors, so no candidate may reach them."""
     reference, module = mlp()
     x = sample(3, 6)
-    case = Case("one", (x,), {"output": reference(x).detach()})
+    case = ParityCase("one", (x,), {"output": reference(x).detach()})
 
     class Vandal(type(module)):
         def infer(self, leaves: Any) -> dict[str, torch.Tensor]:

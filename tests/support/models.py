@@ -18,10 +18,11 @@ from torch import nn
 from torch.nn import functional
 
 from torch2engine.artifact.artifacts import OnnxArtifact
-from torch2engine.capture.cases import Case, cases
-from torch2engine.capture.reference import Captured, unwrap
-from torch2engine.capture.signature import capture
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.export import export_onnx
 from torch2engine.onnx_graph.session import Session
@@ -31,21 +32,21 @@ BATCH = {0: Axis("batch", 1, 4, 8)}
 
 def captured(
     model: nn.Module, sample: Any, axes: Mapping[str, Any] | None = None, profiles: Any = None, preprocess: Any = None
-) -> Captured:
+) -> CapturedCall:
     """The settled call."""
     model = unwrap(model)
     with undisturbed(model):
-        return capture(model, sample, axes, profiles, preprocess)
+        return capture_call(model, sample, axes, profiles, preprocess)
 
 
 def exported(
     model: nn.Module, sample: Any, axes: Mapping[str, Any] | None = None, profiles: Any = None
-) -> tuple[OnnxArtifact, list[Case]]:
+) -> tuple[OnnxArtifact, list[ParityCase]]:
     """The artifact, and the cases that it must answer."""
     model = unwrap(model)
     with undisturbed(model):
-        settled = capture(model, sample, axes, profiles)
-        return export_onnx(settled), cases(settled)[0]
+        settled = capture_call(model, sample, axes, profiles)
+        return export_onnx(settled), make_parity_cases(settled)[0]
 
 
 def graph_of(artifact: OnnxArtifact) -> Any:
@@ -53,7 +54,7 @@ def graph_of(artifact: OnnxArtifact) -> Any:
     return onnx.load(str(artifact.onnx_path)).graph
 
 
-def answer(artifact: OnnxArtifact, case: Case) -> dict[str, np.ndarray]:
+def answer(artifact: OnnxArtifact, case: ParityCase) -> dict[str, np.ndarray]:
     """ONNX Runtime's outputs on a case's inputs."""
     inputs = {spec.name: array(leaf) for spec, leaf in zip(artifact.signature.inputs, case.inputs, strict=True)}
     return Session(artifact.onnx_path)(inputs)
@@ -64,7 +65,7 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def error_of(artifact: OnnxArtifact, examples: list[Case]) -> float:
+def error_of(artifact: OnnxArtifact, examples: list[ParityCase]) -> float:
     """The largest difference from the reference in any case and output, relative to the output's largest value."""
     worst = 0.0
     for case in examples:

@@ -13,7 +13,7 @@ from typing import cast
 
 import torch
 
-__all__ = ["Look", "fingerprints", "look"]
+__all__ = ["WeightSnapshot", "fingerprints", "take_snapshot"]
 
 _PIECE = 1 << 22  # elements that are weighed at once, or up to twice as many, in at most 300 MiB of temporaries
 _MASK = (1 << 64) - 1
@@ -24,14 +24,14 @@ _Piece = tuple[str, torch.Tensor]  # of which tensor, its elements' bits
 
 
 @dataclass(frozen=True)
-class Look:
+class WeightSnapshot:
     """Fingerprints, and marks by which a later look may spare them: where each tensor lies, and its version."""
 
     numbers: Mapping[str, int]
     marks: Mapping[str, tuple[int, int]] | None
 
 
-def look(tensors: Mapping[str, torch.Tensor], before: Look | None = None) -> Look:
+def take_snapshot(tensors: Mapping[str, torch.Tensor], before: WeightSnapshot | None = None) -> WeightSnapshot:
     """The fingerprints of tensors.
 
     Args:
@@ -43,7 +43,7 @@ def look(tensors: Mapping[str, torch.Tensor], before: Look | None = None) -> Loo
     marks = {path: (tensor.data_ptr(), tensor._version) for path, tensor in tensors.items()} if plain else None
     if before is not None and marks is not None and before.marks == marks:
         return before
-    return Look(fingerprints(tensors), marks)
+    return WeightSnapshot(fingerprints(tensors), marks)
 
 
 @torch.no_grad()

@@ -1,81 +1,23 @@
-"""The PyTorch module as the reference: a function from flat inputs to named outputs, and the call settled around it.
+"""The PyTorch module as the reference: a function from flat inputs to named outputs.
 
-Enters: the user's module and arguments. Leaves: its answers, and errors at the user's own line. A room of its own
-because capture, export and the parity cases all run the module, and they never import each other.
+Enters: the unwrapped module, and tensors in the signature's order. Leaves: its answers, and errors at the user's own
+line. Separate because capture, export, the parity cases and a refit's check all run the module in this way.
 """
 
 from __future__ import annotations
 
-import sysconfig
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
+from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, InputError
-from torch2engine.core.package import PACKAGE_ROOT
 from torch2engine.core.pytree import Flat, flatten, unflatten
-from torch2engine.core.spec import Parameter, Preprocess, Profile, Signature, Tree
+from torch2engine.core.spec import Parameter, Preprocess, Tree
 
-__all__ = [
-    "Captured",
-    "Reference",
-    "flatten_result",
-    "innermost_user_frame",
-    "outputs_by_name",
-    "resized",
-    "unwrap",
-    "user_source",
-]
-
-# Frames in these folders are machinery, not the line that a user can mend.
-_FOREIGN = (
-    PACKAGE_ROOT,
-    *(Path(torch.__file__).parents[1] / name for name in ("torch", "onnxscript", "onnx_ir", "onnx", "sympy")),
-)
-_STDLIB = Path(sysconfig.get_paths()["stdlib"])
-
-
-_WRAPPERS: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-
-
-def unwrap(model: Any) -> nn.Module:
-    """Reach the user's module below torch.compile and (Distributed)DataParallel.
-
-    Raises:
-        InputError: not an nn.Module, deployed already, or one that can't be traced: it is or holds a ScriptModule, or
-            its parameters are lazy or were made in inference mode.
-    """
-    inner = model
-    while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
-        inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
-    got = f"a {type(inner).__name__}"
-    if not isinstance(inner, nn.Module):
-        fix = "wrap a function in a module whose forward calls it"
-        raise InputError("model", got=got, allowed="a torch.nn.Module", fix=fix)
-    for name, module in cast("Iterable[tuple[str, nn.Module]]", inner.named_modules()):
-        if isinstance(module, torch.jit.ScriptModule):
-            fix = "pass the module as it was before torch.jit.script or torch.jit.trace"
-            raise InputError(
-                "model",
-                got=f"its submodule '{name}' is a {type(module).__name__}" if name else got,
-                allowed="the Python module that it was made from",
-                fix=fix,
-            )
-    for name, parameter in [*inner.named_parameters(), *inner.named_buffers()]:
-        if isinstance(parameter, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            got = f"its lazy parameter '{name}' has no shape yet"
-            raise InputError("model", got=got, fix="call the model once first")
-        if parameter.is_inference() and parameter.requires_grad:
-            got = f"its parameter '{name}' was made in inference mode and requires grad, which torch.export can't take"
-            raise InputError("model", got=got, fix="make or load the model outside torch.inference_mode()")
-    if getattr(inner, "_t2e_deployed", False):
-        raise InputError("model", got=got, fix="it is deployed already; pass the PyTorch module")
-    return inner
+__all__ = ["Reference", "flatten_result", "outputs_by_name"]
 
 
 class Reference:
@@ -171,29 +113,6 @@ def flatten_result(result: Any) -> Flat:
         raise ExportError(f"result {error.subject}", got=error.got, allowed=error.allowed, fix=error.fix) from error
 
 
-@dataclass(frozen=True)
-class Captured:
-    """A model's call, settled.
-
-    Args:
-        reference: the module as a function of the flat inputs.
-        signature: with the outputs' dynamic dimensions still at the sample's sizes (export finds their names).
-        profiles: at least one; without axes, one without ranges.
-        sample: the sample's tensors in the signature's order, on the sample's device.
-        output_axes: {output name: {dimension: axis name or None}} that the user named in dynamic_axes.
-        precision: the lowest floating arithmetic that the model itself asks for: "fp32", "fp16" or "bf16".
-        notes: what a user should know, e.g. that the model writes into an input.
-    """
-
-    reference: Reference
-    signature: Signature
-    profiles: tuple[Profile, ...]
-    sample: tuple[torch.Tensor, ...]
-    output_axes: Mapping[str, Mapping[int, str | None]]
-    precision: str
-    notes: tuple[str, ...] = ()
-
-
 def outputs_by_name(flat: Flat, tree: Tree, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """A result's tensors under the signature's output names.
 
@@ -208,29 +127,3 @@ def outputs_by_name(flat: Flat, tree: Tree, names: Sequence[str]) -> dict[str, t
             fix="return a tensor instead of a Python number that follows a shape",
         )
     return {name: leaf.detach() for name, leaf in zip(names, flat.leaves, strict=True)}
-
-
-def user_source(error: BaseException) -> str:
-    """ "FILE:LINE" of the innermost frame that belongs neither to torch nor to torch2engine, or ""."""
-    return innermost_user_frame([(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)])
-
-
-def innermost_user_frame(frames: Sequence[tuple[str, int | None]]) -> str:
-    """ "FILE:LINE" of the last frame in user code (or a model library), or ""."""
-    for filename, line in reversed(frames):
-        path = Path(filename)
-        in_stdlib = path.is_relative_to(_STDLIB) and "site-packages" not in path.parts
-        if not (
-            in_stdlib or filename.startswith(("<", "torch/")) or any(path.is_relative_to(folder) for folder in _FOREIGN)
-        ):
-            return f"{filename}:{line}"
-    return ""
-
-
-def resized(leaf: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """`leaf` cut or repeated along every dimension to `shape`."""
-    for dim, size in enumerate(shape):
-        if size != leaf.shape[dim]:
-            index = torch.arange(size, device=leaf.device) % leaf.shape[dim]
-            leaf = leaf.index_select(dim, index)
-    return leaf.detach().clone(memory_format=torch.contiguous_format)

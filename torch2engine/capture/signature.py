@@ -1,4 +1,4 @@
-"""sample_input and dynamic_axes → `Captured`: the signature, the profiles and the reference that goes with them.
+"""sample_input and dynamic_axes → `CapturedCall`: the signature, the profiles and the reference that goes with them.
 
 Enters: what a user passes to deploy(). Leaves: every wrong spec refused with the list of what is valid, and everything
 later stages need to know about the call. A room of its own because names, axes and structure are settled here, once.
@@ -14,13 +14,14 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from torch2engine.capture.reference import Captured, Reference
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Inputs, as_inputs, flatten
 from torch2engine.core.spec import Axis, Dim, Parameter, Preprocess, Profile, Signature, TensorSpec
 
-__all__ = ["capture"]
+__all__ = ["capture_call"]
 
 _KINDS = {
     inspect.Parameter.POSITIONAL_ONLY: "positional",
@@ -31,13 +32,13 @@ _KINDS = {
 }
 
 
-def capture(
+def capture_call(
     model: nn.Module,
     sample_input: Any,
     dynamic_axes: Mapping[str, Any] | None = None,
     profiles: Sequence[Any] | None = None,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
-) -> Captured:
+) -> CapturedCall:
     """Settle names, dtypes, axes, profiles and structure of a call; run inside `undisturbed(model)`.
 
     Args:
@@ -77,7 +78,7 @@ def capture(
     dynamic = tuple(axis for axis in axes.values() if axis.min != axis.max)
     signature = Signature(inputs, outputs, dynamic, tuple(parameters), flat.tree)
     kept = {axis.name for axis in dynamic}
-    return Captured(
+    return CapturedCall(
         reference=reference,
         signature=signature,
         profiles=tuple(Profile({n: r for n, r in p.ranges.items() if n in kept}) for p in profiles_),

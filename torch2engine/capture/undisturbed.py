@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch2engine.core.errors import ExportError
 
-__all__ = ["alone", "exact_arithmetic", "undisturbed"]
+__all__ = ["exact_arithmetic", "process_state_lock", "undisturbed"]
 
 # The switches below are the process's, so a second thread would save the first one's settings as the user's. And
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
@@ -199,7 +199,7 @@ def _or_none(read: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def alone() -> Generator[None]:
+def process_state_lock() -> Generator[None]:
     """Keep other threads out of what this module's other functions do; for who takes further locks inside."""
     with _ONE_AT_A_TIME:
         yield

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch.nn import functional
 
-__all__ = ["OPERATORS", "READ_SIZES", "Attributes", "Tensors", "apply_to_many"]
+__all__ = ["READ_SIZES", "WEIGHT_OPERATORS", "Attributes", "Tensors", "apply_to_many"]
 
 Tensors: TypeAlias = "Sequence[torch.Tensor]"
 Attributes: TypeAlias = "Mapping[str, Any]"
@@ -139,7 +139,7 @@ def _gather(x: Tensors, attributes: Attributes) -> torch.Tensor:
 
 
 # What programs may consist of: ONNX's operators, in opset 22, the folding of BatchNorm, and AutoCast's rounding.
-OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
+WEIGHT_OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
     "Abs": _each(torch.abs),
     "Add": _each(torch.add),
     "Cast": lambda x, attributes: x[0].to(attributes["to"]),
@@ -186,7 +186,7 @@ def apply_to_many(op: str, inputs: Sequence[Tensors], attributes: Attributes) ->
 
     Networks have hundreds of small weights, and a launch takes longer than the work on one.
     """
-    operator = OPERATORS[op]
+    operator = WEIGHT_OPERATORS[op]
     if op == "FoldedWeight":
         factors = [(gamma, variance) for _, gamma, variance in inputs]
         scales = _joined(lambda x: _scale(x[0], x[1], attributes["epsilon"]), factors)

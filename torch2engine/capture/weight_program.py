@@ -16,20 +16,20 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from torch2engine.capture.weight_operators import OPERATORS, READ_SIZES, Attributes, apply_to_many
+from torch2engine.capture.weight_operators import READ_SIZES, WEIGHT_OPERATORS, Attributes, apply_to_many
 from torch2engine.core.errors import ArtifactError, RefitError
 
-__all__ = ["OPERATORS", "Step", "WeightProgram"]
+__all__ = ["WEIGHT_OPERATORS", "WeightProgram", "WeightStep"]
 
 _VERSION = 1
 
 
 @dataclass(frozen=True)
-class Step:
+class WeightStep:
     """One operator of a weight program.
 
     Args:
-        op: ONNX's name, or one of `OPERATORS` beside ONNX's.
+        op: ONNX's name, or one of `WEIGHT_OPERATORS` beside ONNX's.
         inputs: names of values; "" for one that is left out.
         output: name of the value that it makes.
         attributes: ONNX's.
@@ -60,7 +60,7 @@ class WeightProgram:
     sources: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
     shared: tuple[tuple[str, ...], ...]
     constants: Mapping[str, torch.Tensor]
-    steps: tuple[Step, ...]
+    steps: tuple[WeightStep, ...]
     weights: Mapping[str, str]
     fixed: tuple[str, ...]
     fingerprint: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -147,16 +147,16 @@ class WeightProgram:
         return found
 
     @cached_property
-    def _groups(self) -> list[list[Step]]:
+    def _groups(self) -> list[list[WeightStep]]:
         """The steps, in an order in which they can be worked out, those of one operator and attributes together."""
         depths: dict[str, int] = {}
-        groups: dict[tuple[int, str, str], list[Step]] = {}
+        groups: dict[tuple[int, str, str], list[WeightStep]] = {}
         for step in self.steps:
             depth = depths[step.output] = 1 + max((depths.get(name, 0) for name in step.inputs), default=0)
             groups.setdefault((depth, step.op, repr(sorted(step.attributes.items()))), []).append(step)
         return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
 
-    def _inputs(self, step: Step, values: Mapping[str, torch.Tensor], device: torch.device) -> list[Any]:
+    def _inputs(self, step: WeightStep, values: Mapping[str, torch.Tensor], device: torch.device) -> list[Any]:
         # Sizes and axes behind the data are read as numbers, which takes no trip to the GPU where they stay here.
         reads = step.op in READ_SIZES
         found: list[Any] = []
@@ -208,10 +208,12 @@ class WeightProgram:
                     fix="deploy the model again",
                 )
             steps = [
-                Step(op, tuple(inputs), output, {key: _attribute(key, value) for key, value in attributes.items()})
+                WeightStep(
+                    op, tuple(inputs), output, {key: _attribute(key, value) for key, value in attributes.items()}
+                )
                 for op, inputs, output, attributes in found["steps"]
             ]
-            if unknown := {step.op for step in steps} - OPERATORS.keys():
+            if unknown := {step.op for step in steps} - WEIGHT_OPERATORS.keys():
                 raise ValueError(f"{sorted(unknown)} are no operators of it")
             return cls(
                 sources={path: (tuple(shape), _dtype(word)) for path, (shape, word) in found["sources"].items()},

@@ -1,4 +1,4 @@
-"""`Captured` → `OnnxArtifact`, by torch.export and torch.onnx's dynamo exporter.
+"""`CapturedCall` → `OnnxArtifact`, by torch.export and torch.onnx's dynamo exporter.
 
 Enters: the settled call. Leaves: model.onnx under the signature's names, dynamic dimensions symbolic under the axes'
 names, each node with its torch module and source line. A room of its own because here every known way in which the
@@ -25,7 +25,9 @@ from torch import nn
 
 from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.artifact.folder import write_file
-from torch2engine.capture.reference import Captured, Reference, flatten_result, resized, user_source
+from torch2engine.capture.captured_call import CapturedCall, resized
+from torch2engine.capture.reference import Reference, flatten_result
+from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.core.spec import Axis, Signature, TensorSpec
 from torch2engine.exporter import onnx_names as _graph
@@ -47,7 +49,7 @@ _EXTERNAL_ABOVE_BYTES = 1_800_000_000
 class _FlatModule(nn.Module):
     """The model as a function from a tuple of tensors to a tuple of tensors, so that torch sees no other structure."""
 
-    def __init__(self, captured: Captured) -> None:
+    def __init__(self, captured: CapturedCall) -> None:
         super().__init__()
         self.model = captured.reference.model
         self._captured = (captured,)
@@ -67,7 +69,7 @@ class _FlatModule(nn.Module):
         return tuple(flat.leaves)
 
 
-def export_onnx(captured: Captured, refittable: bool = False) -> OnnxArtifact:
+def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifact:
     """Export to ONNX; run it inside `undisturbed(model)`.
 
     Args:
@@ -90,7 +92,7 @@ def export_onnx(captured: Captured, refittable: bool = False) -> OnnxArtifact:
         gc.collect()
 
 
-def _exported(captured: Captured, refittable: bool) -> OnnxArtifact:
+def _exported(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
     with _quiet(), as_operators(captured.reference.model) as quantized:
         program, source_of = _trace(captured)
         symbols = _symbols(program, captured.signature, source_of)
@@ -163,7 +165,7 @@ def _export_size(axis: Axis) -> int:
     return next(size for size in (opt, high) if size // axis.multiple_of >= 2)
 
 
-def _trace(captured: Captured) -> tuple[torch.export.ExportedProgram, Callable[[str], str]]:
+def _trace(captured: CapturedCall) -> tuple[torch.export.ExportedProgram, Callable[[str], str]]:
     """torch's program, and for an axis the user's line that constrained it."""
     signature = captured.signature
     sizes = {axis.name: _export_size(axis) for axis in signature.axes}

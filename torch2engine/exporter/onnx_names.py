@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch2engine.capture.reference import innermost_user_frame
+from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.package import PACKAGE_ROOT
 from torch2engine.core.preprocess import ORIGIN
 

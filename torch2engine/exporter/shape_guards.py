@@ -17,7 +17,7 @@ from functools import partial
 from itertools import takewhile
 from pathlib import Path
 
-from torch2engine.capture.reference import innermost_user_frame, user_source
+from torch2engine.capture.source_lines import innermost_user_frame, user_source
 from torch2engine.core.errors import DynamicAxisError, ExportError, Torch2EngineError
 
 __all__ = ["Guards", "record_guards", "tied", "translate"]

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
 
-from torch2engine.capture.reference import innermost_user_frame
+from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.errors import UnsupportedNode
 from torch2engine.exporter import onnx_names as _graph
 

@@ -16,7 +16,7 @@ from onnx_ir import tensor_adapters
 from torch import nn
 
 from torch2engine.capture.fingerprint import fingerprints
-from torch2engine.capture.weight_program import OPERATORS, Step, WeightProgram
+from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 
 __all__ = ["Weights"]
 
@@ -51,7 +51,7 @@ class Weights:
         self._names: dict[Any, str] = {}
         self._known: dict[Any, torch.Tensor] = {}  # values that follow from parameters, as they are now
         self._constants: dict[str, torch.Tensor] = {}
-        self._steps: list[Step] = []
+        self._steps: list[WeightStep] = []
         self._edge: list[Any] = []  # values of steps that the graph reads
         self._replaced: dict[Any, Any] = {}
 
@@ -85,7 +85,7 @@ class Weights:
                 weights[value.name] = self._name(produced[value])
             else:
                 fixed.append(value.name)
-        needed, steps = set(weights.values()), list[Step]()
+        needed, steps = set(weights.values()), list[WeightStep]()
         for step in reversed(self._steps):
             if step.output in needed:
                 needed.update(step.inputs)
@@ -132,7 +132,7 @@ class Weights:
         """Make a step, if its operator can do that."""
         tensors = [self._tensor(value) for value in inputs]
         try:
-            made = OPERATORS[op](cast("list[torch.Tensor]", tensors), attributes)
+            made = WEIGHT_OPERATORS[op](cast("list[torch.Tensor]", tensors), attributes)
         except (RuntimeError, TypeError, IndexError, ValueError):
             return False
         size = sum(self._known[value].numel() for value in inputs if value in self._known)
@@ -143,14 +143,14 @@ class Weights:
             if tensor is not None and value not in self._known:
                 self._constants[name] = tensor
         self._known[output] = made
-        self._steps.append(Step(op, names, self._name(output), attributes))
+        self._steps.append(WeightStep(op, names, self._name(output), attributes))
         return True
 
     def _take(self, node: Any) -> bool:
         """Whether a node is a step of the program from now on."""
         inputs = [value for value in node.inputs if value is not None]
         derived = [value for value in inputs if value in self._known]
-        if not derived or node.op_type not in OPERATORS or node.domain or len(node.outputs) != 1:
+        if not derived or node.op_type not in WEIGHT_OPERATORS or node.domain or len(node.outputs) != 1:
             return False
         # ONNX counts in integers otherwise than PyTorch, and no weight is one.
         if not all(self._known[value].is_floating_point() for value in derived):

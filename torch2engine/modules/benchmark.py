@@ -16,8 +16,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from torch2engine.capture.reference import Reference, outputs_by_name, unwrap
+from torch2engine.capture.reference import Reference, outputs_by_name
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.core.pytree import as_inputs, bind

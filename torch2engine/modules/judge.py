@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from torch2engine.capture.cases import Case
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance, check_tolerance
 from torch2engine.modules.deployed import Deployed
 from torch2engine.parity.compare import ParityReport, compare
@@ -18,13 +18,16 @@ __all__ = ["judge"]
 
 
 def judge(
-    candidate: Deployed[Any], examples: Sequence[Case], tolerance: Tolerance | None = None, notes: Sequence[str] = ()
+    candidate: Deployed[Any],
+    examples: Sequence[ParityCase],
+    tolerance: Tolerance | None = None,
+    notes: Sequence[str] = (),
 ) -> ParityReport:
     """Compare the reference's answers with a deployed module's, case by case.
 
     Args:
         candidate: called with the examples' inputs, on its own device.
-        examples: from `cases`.
+        examples: from `make_parity_cases`.
         tolerance: by default `Tolerance.default` of the candidate's precision.
         notes: kept in the report.
 

@@ -16,8 +16,10 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from torch2engine.capture.reference import Reference, innermost_user_frame, outputs_by_name, unwrap
+from torch2engine.capture.reference import Reference, outputs_by_name
+from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import RuntimeConfig, Tolerance
 from torch2engine.core.errors import DeviceError, ExportError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import TensorSpec

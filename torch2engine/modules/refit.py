@@ -21,9 +21,10 @@ import torch
 from torch import nn
 
 from torch2engine.artifact.artifacts import WEIGHTS
-from torch2engine.capture.fingerprint import Look, fingerprints, look
-from torch2engine.capture.reference import Reference, outputs_by_name, unwrap
-from torch2engine.capture.undisturbed import alone, exact_arithmetic, undisturbed
+from torch2engine.capture.fingerprint import WeightSnapshot, fingerprints, take_snapshot
+from torch2engine.capture.reference import Reference, outputs_by_name
+from torch2engine.capture.undisturbed import exact_arithmetic, process_state_lock, undisturbed
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Tolerance, of_kind
 from torch2engine.core.errors import ParityError, RefitError, ShapeError
@@ -188,10 +189,10 @@ class Refittable(Benchmarked[AnyArtifact]):
             due, seen = self._is_due(weights, model, verify)
             if not due:
                 return Refit((), perf_counter() - start)
-        with alone(), self._refitting:  # in this order, which others take too
+        with process_state_lock(), self._refitting:  # in this order, which others take too
             live = self._live_model(weights, model)
             tensors = weights.program.tensors(live)
-            now = look(tensors, seen).numbers
+            now = take_snapshot(tensors, seen).numbers
             changed = tuple(path for path, number in now.items() if number != weights.held.get(path))
             if changed or weights.broken:
                 due = not weights.is_verified if verify is None else verify
@@ -202,7 +203,9 @@ class Refittable(Benchmarked[AnyArtifact]):
             parity = self._compare(weights, live, tolerance or weights.tolerance) if compares else None
             return Refit(changed, perf_counter() - start, parity)
 
-    def _is_due(self, weights: _Weights, model: nn.Module | None, verify: bool | None) -> tuple[bool, Look | None]:
+    def _is_due(
+        self, weights: _Weights, model: nn.Module | None, verify: bool | None
+    ) -> tuple[bool, WeightSnapshot | None]:
         """Whether a refit has anything to do, and what was seen of the weights, if it was looked at them."""
         with self._refitting:
             live = self._live_model(weights, model)
@@ -210,7 +213,7 @@ class Refittable(Benchmarked[AnyArtifact]):
                 return True, None
             if self._reference is not None and self._reference is not live:
                 return True, None
-            seen = look(weights.program.tensors(live))
+            seen = take_snapshot(weights.program.tensors(live))
             return dict(seen.numbers) != dict(weights.held), seen
 
     def _refer_to(self, model: nn.Module) -> None:

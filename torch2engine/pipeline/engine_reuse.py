@@ -23,9 +23,9 @@ from torch2engine.artifact.cache import EngineCache, key_of
 from torch2engine.artifact.manifest import packed
 from torch2engine.builder.build import Wanted, circumstances, driver
 from torch2engine.builder.source import without_values
-from torch2engine.capture.cases import Case, cases
+from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
-from torch2engine.capture.reference import Captured
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.core.config import QUANTIZED, BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.judge import judge
@@ -43,7 +43,7 @@ _LIBRARIES = ("ml-dtypes", "nvidia-modelopt", "onnx", "onnx-ir", "onnxruntime", 
 _OTHER_WEIGHTS = "what stays in float32 was chosen for the weights that were deployed first; these are others"
 _FOUND = "engine and graph were made before and come from the cache; the graph was compared with ONNX Runtime then"
 
-Examples: TypeAlias = "tuple[Sequence[Case], Sequence[str]]"
+Examples: TypeAlias = "tuple[Sequence[ParityCase], Sequence[str]]"
 
 
 @dataclass
@@ -80,7 +80,7 @@ class Recall:
         """The model, where it is to answer what the engine can't."""
         return self.model if self.runtime_config.out_of_range == "eager" else None
 
-    def by_key(self, cache_key: str | None, captured: Captured) -> TRTModule | None:
+    def by_key(self, cache_key: str | None, captured: CapturedCall) -> TRTModule | None:
         """The module of an earlier deploy under the same cache_key; run it inside `undisturbed`.
 
         Args:
@@ -92,7 +92,7 @@ class Recall:
         with self.phases("recall"):
             facts = self._promised(cache_key)
             found = None if facts is None else self._find(facts, captured)
-        return None if found is None else self._answering(found, captured, cases(captured))
+        return None if found is None else self._answering(found, captured, make_parity_cases(captured))
 
     def exported(self, artifact: OnnxArtifact) -> OnnxArtifact:
         """What was exported; its files are hashed while the GPU answers the cases."""
@@ -101,7 +101,7 @@ class Recall:
             self._hashing.start()
         return artifact
 
-    def by_graph(self, artifact: OnnxArtifact, captured: Captured, examples: Examples) -> TRTModule | None:
+    def by_graph(self, artifact: OnnxArtifact, captured: CapturedCall, examples: Examples) -> TRTModule | None:
         """The module of an earlier deploy whose export came out the same, remarks such as source lines included.
 
         Args:
@@ -147,7 +147,7 @@ class Recall:
             assert self.cache is not None, "only a cache gives keys"
             self.cache.note(key, wanted.key, facts)
 
-    def _find(self, facts: Mapping[str, Any], captured: Captured) -> _Found | None:
+    def _find(self, facts: Mapping[str, Any], captured: CapturedCall) -> _Found | None:
         assert self.cache is not None, "the callers look"
         with torch.cuda.device(target_device(captured)):  # whose facts are in the key
             key = key_of({**self._request(captured), **facts})
@@ -161,7 +161,7 @@ class Recall:
             return None  # as with another driver, the long road has kernels compiled and keeps them
         return _Found(key, engine, noted[1])
 
-    def _answering(self, found: _Found, captured: Captured, examples: Examples) -> TRTModule | None:
+    def _answering(self, found: _Found, captured: CapturedCall, examples: Examples) -> TRTModule | None:
         """The engine in the model's place, if it answers like the model."""
         assert self.cache is not None, "something was found in it"
         try:
@@ -180,7 +180,7 @@ class Recall:
         return module
 
     def _judged(
-        self, found: _Found, captured: Captured, examples: Examples
+        self, found: _Found, captured: CapturedCall, examples: Examples
     ) -> tuple[TRTModule, ParityReport, tuple[Any, ...]]:
         """The module with the model's weights, and what is to be told of it.
 
@@ -237,7 +237,7 @@ class Recall:
             graph = {name: entry["sha256"] for name, entry in artifact.manifest()["files"].items()}
         return {"graph": graph, "precision": artifact.precision}
 
-    def _request(self, captured: Captured) -> dict[str, Any]:
+    def _request(self, captured: CapturedCall) -> dict[str, Any]:
         """Everything but the model itself that decides about the graph that is built, and what is built of it."""
         bounds, signature = self.tolerance, captured.signature
         outputs = [[spec.name, spec.dtype] for spec in signature.outputs]  # their shapes follow from the sample's

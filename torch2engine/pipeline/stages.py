@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from torch2engine.artifact.artifacts import OnnxArtifact
-from torch2engine.capture.cases import Case, cases
-from torch2engine.capture.reference import Captured, unwrap
-from torch2engine.capture.signature import capture
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
     LOW_PRECISIONS,
     QUANTIZED,
@@ -67,7 +68,7 @@ def export(
     """
     model = unwrap(model)
     with undisturbed(model):
-        return export_onnx(capture(model, sample_input, dynamic_axes, profiles, preprocess), refittable)
+        return export_onnx(capture_call(model, sample_input, dynamic_axes, profiles, preprocess), refittable)
 
 
 def check(
@@ -92,7 +93,7 @@ def check(
         prepare = {spec.name: spec.preprocess for spec in artifact.signature.inputs if spec.preprocess is not None}
         theirs = [(spec.name, spec.dtype) for spec in artifact.signature.inputs]
         try:
-            captured = capture(model, sample_input, preprocess=prepare)
+            captured = capture_call(model, sample_input, preprocess=prepare)
         except InputError as error:
             if not error.subject.startswith("preprocess["):
                 raise
@@ -102,7 +103,7 @@ def check(
             raise InputError("sample_input", got=f"inputs {ours}", allowed=f"the artifact's are {theirs}")
         artifact.signature.resolve([leaf.shape for leaf in captured.sample])
         captured = replace(captured, signature=artifact.signature, profiles=artifact.profiles)
-        examples, notes = cases(captured)
+        examples, notes = make_parity_cases(captured)
     if artifact.precision in QUANTIZED:  # whose ranges are those of real data
         examples = [example for example in examples if not example.name.endswith("random")]
     # A typed graph of a float32 model: ONNX Runtime's own answers would hide what overflows.
@@ -111,7 +112,9 @@ def check(
     return judge(StrictModule(artifact) if typed else ORTModule(artifact), examples, tolerance, notes)
 
 
-def prove_split(module: Deployed[Any], examples: Sequence[Case], tolerance: Tolerance | None = None) -> tuple[str, ...]:
+def prove_split(
+    module: Deployed[Any], examples: Sequence[ParityCase], tolerance: Tolerance | None = None
+) -> tuple[str, ...]:
     """Prove on the examples which axes may be split, if that is what the module does out of range.
 
     Returns:
@@ -166,7 +169,7 @@ def precision_notes(asked: str, module: Deployed[Any], depth: int = 3) -> tuple[
     return (note,)
 
 
-def target_device(captured: Captured) -> torch.device:
+def target_device(captured: CapturedCall) -> torch.device:
     """The GPU that the engine is for: the sample's, or PyTorch's current one for a sample on the CPU."""
     here = captured.sample[0].device
     return here if here.type == "cuda" else torch.device("cuda", torch.cuda.current_device())

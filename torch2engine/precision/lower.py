@@ -20,7 +20,7 @@ from torch import nn
 
 from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.artifact.folder import write_file
-from torch2engine.capture.cases import Case
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import QUANTIZED, Budget, Precision, Tolerance
 from torch2engine.core.errors import InputError, ParityError
@@ -71,7 +71,7 @@ class Lowered:
     """
 
     artifact: OnnxArtifact
-    examples: Sequence[Case]
+    examples: Sequence[ParityCase]
     tolerance: Tolerance | None
     outcome: PrecisionOutcome | None = None
     reports: tuple[ParityReport, ...] = ()
@@ -107,7 +107,7 @@ class Lowered:
 def lower(
     artifact: OnnxArtifact,
     precision: Precision,
-    examples: Sequence[Case],
+    examples: Sequence[ParityCase],
     calibration: Iterable[Any] | None = None,
     *,
     tolerance: Tolerance | None = None,
@@ -119,7 +119,7 @@ def lower(
     Args:
         artifact: in float32.
         precision: what is asked, and what it may cost.
-        examples: from `cases`; also the calibration data where there is no other.
+        examples: from `make_parity_cases`; also the calibration data where there is no other.
         calibration: inputs in the form of sample_input; read once, or for Budget.metric once more for each graph.
         tolerance: when the graph counts as equal; by default `Tolerance.default` of the precision.
         flavour: that will build it, for what that can't; None: ONNX Runtime answers.
@@ -174,7 +174,7 @@ class _Lowering:
         self,
         artifact: OnnxArtifact,
         precision: Precision,
-        examples: Sequence[Case],
+        examples: Sequence[ParityCase],
         calibration: Iterable[Any] | None,
         tolerance: Tolerance | None,
         flavour: str | None,

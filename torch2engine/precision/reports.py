@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact
-from torch2engine.capture.cases import Case, cases
-from torch2engine.capture.reference import unwrap
-from torch2engine.capture.signature import capture
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import LOW_PRECISIONS, Precision
 from torch2engine.core.errors import ArtifactError, InputError, PrecisionError
 from torch2engine.core.spec import Preprocess
@@ -106,13 +106,15 @@ def _report(deployed: object, path: Path, inputs: Mapping[str, NDArray[Any]]) ->
     return PrecisionReport(tuple(replace(one, engine=engine[one.name]) for one in found), dict(sorted(counted.items())))
 
 
-def verified(module: TRTModule, asked: str, examples: Sequence[Case]) -> tuple[PrecisionReport | None, tuple[str, ...]]:
+def verified(
+    module: TRTModule, asked: str, examples: Sequence[ParityCase]
+) -> tuple[PrecisionReport | None, tuple[str, ...]]:
     """Make sure that an engine computes in the low type what its graph has in it.
 
     Args:
         module: the engine, with its ONNX.
         asked: the graph's precision, whatever the engine is called.
-        examples: from `cases`; multiply-adds are counted at the sizes of the one at opt.
+        examples: from `make_parity_cases`; multiply-adds are counted at the sizes of the one at opt.
 
     Returns:
         the report, None for a graph in float32; and what the user should know.
@@ -207,9 +209,9 @@ def sensitivity(
     check_calibration(asked, calibration)
     model = unwrap(model)
     with undisturbed(model):
-        captured = capture(model, sample_input, dynamic_axes, None, preprocess)
+        captured = capture_call(model, sample_input, dynamic_axes, None, preprocess)
         artifact = export_onnx(captured)
-        examples, _ = cases(captured)
+        examples, _ = make_parity_cases(captured)
     signature = artifact.signature
     batches = [arrays(signature, tensors(signature, batch)) for batch in calibration or ()]
     real = [example for example in examples if not example.name.endswith("random")]

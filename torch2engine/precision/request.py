@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from torch2engine.artifact.artifacts import OnnxArtifact
-from torch2engine.capture.cases import Case
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import (
     QUANTIZED,
     BuildConfig,
@@ -63,7 +63,7 @@ def bounds_of(precision: Precision, tolerance: Tolerance | None) -> Tolerance:
     return (budget.tolerance if budget is not None else None) or tolerance or Tolerance.default(judged_as)
 
 
-def judged_on(examples: Sequence[Case], precision: Precision) -> Sequence[Case]:
+def judged_on(examples: Sequence[ParityCase], precision: Precision) -> Sequence[ParityCase]:
     """The examples that a precision is judged on: without random ones for ranges that are those of real data."""
     if precision.dtype not in QUANTIZED:
         return examples
@@ -160,7 +160,7 @@ def retyped_signature(signature: Signature, precision: Precision) -> Signature:
     )
 
 
-def as_typed(example: Case, signature: Signature, word: str) -> Case:
+def as_typed(example: ParityCase, signature: Signature, word: str) -> ParityCase:
     """An example in the dtypes of a lowered signature.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torch2engine.capture.weight_program import OPERATORS, Step, WeightProgram
+from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 from torch2engine.core.errors import RefitError
 from torch2engine.onnx_graph.model import load
 
@@ -36,7 +36,7 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
     old = {tensor.name: tensor for tensor in load(before).graph.initializer}
     weights: dict[str, str] = {}
     fixed: list[str] = []
-    casts: dict[tuple[str, torch.dtype], Step] = {}
+    casts: dict[tuple[str, torch.dtype], WeightStep] = {}
     seen: set[str] = set()
     for tensor in load(after).graph.initializer:
         name = tensor.name if tensor.name in old else _original(tensor.name, old)
@@ -45,7 +45,7 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
             continue
         was, now = _tensor(old[name]), _tensor(tensor)
         step = _rounding(program.weights[name], was.dtype, now.dtype)
-        rounded = was if step is None else OPERATORS[step.op]([was], step.attributes)
+        rounded = was if step is None else WEIGHT_OPERATORS[step.op]([was], step.attributes)
         if not torch.equal(rounded, now):
             raise _lost(name, "has other values in the typed graph than its own, rounded")
         seen.add(name)
@@ -56,14 +56,14 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
     return replace(program, steps=(*program.steps, *casts.values()), weights=weights, fixed=tuple(fixed))
 
 
-def _rounding(value: str, was: torch.dtype, now: torch.dtype) -> Step | None:
+def _rounding(value: str, was: torch.dtype, now: torch.dtype) -> WeightStep | None:
     """What gives a value another type; None where it has it."""
     if was == now:
         return None
     output = f"{value}@{str(now).removeprefix('torch.')}"
     if (was, now) == (torch.float32, torch.float16):
-        return Step("CastHalf", (value,), output)
-    return Step("Cast", (value,), output, {"to": now})
+        return WeightStep("CastHalf", (value,), output)
+    return WeightStep("Cast", (value,), output, {"to": now})
 
 
 def _original(name: str, known: Any) -> str:

@@ -1,4 +1,4 @@
-"""`Captured` → the cases that a candidate is judged on: inputs with the reference's answers.
+"""`CapturedCall` → the cases that a candidate is judged on: inputs with the reference's answers.
 
 Enters: the sample and the profiles. Leaves: for every profile the sample resized to min, opt and max, and a second,
 random input at a size between. A room of its own because ONNX Runtime and the engine are judged on the same cases.
@@ -13,18 +13,19 @@ from typing import cast
 
 import torch
 
-from torch2engine.capture.reference import Captured, outputs_by_name, resized
+from torch2engine.capture.captured_call import CapturedCall, resized
+from torch2engine.capture.reference import outputs_by_name
 from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.profiles import corners, own_sizes
 from torch2engine.core.spec import Profile, Signature
 
-__all__ = ["Case", "cases"]
+__all__ = ["ParityCase", "make_parity_cases"]
 
 _SEED = 20170727
 
 
 @dataclass(frozen=True)
-class Case:
+class ParityCase:
     """One input with its right answer.
 
     Args:
@@ -39,7 +40,7 @@ class Case:
     outputs: Mapping[str, torch.Tensor]
 
 
-def cases(captured: Captured) -> tuple[list[Case], tuple[str, ...]]:
+def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[str, ...]]:
     """Run the reference on every case; call it inside `undisturbed`.
 
     Returns:
@@ -48,7 +49,7 @@ def cases(captured: Captured) -> tuple[list[Case], tuple[str, ...]]:
     Raises:
         DynamicAxisError: the model itself fails at a size that a profile promises.
     """
-    found: list[Case] = []
+    found: list[ParityCase] = []
     notes: list[str] = []
     generator = torch.Generator().manual_seed(_SEED)
     for index, profile in enumerate(captured.profiles):
@@ -79,7 +80,7 @@ def cases(captured: Captured) -> tuple[list[Case], tuple[str, ...]]:
             )
             continue
         names = [spec.name for spec in captured.signature.outputs]
-        found.append(Case(name, inputs, outputs_by_name(flat, captured.signature.output, names)))
+        found.append(ParityCase(name, inputs, outputs_by_name(flat, captured.signature.output, names)))
     return found, tuple(notes)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.support import deploy_models
 from tests.support.models import Conditional, Function, TwoInputs, captured, line_of
-from torch2engine.capture.cases import Case, cases
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.spec import Axis
@@ -21,11 +21,11 @@ DOUBLE = Function(lambda x, w: x * 2)
 
 def run(
     model: nn.Module, sample: Any, axes: Any = None, profiles: Any = None
-) -> tuple[dict[str, Case], tuple[str, ...]]:
+) -> tuple[dict[str, ParityCase], tuple[str, ...]]:
     """The cases by name, and the notes."""
     settled = captured(model, sample, axes, profiles)
     with undisturbed(model):
-        found, notes = cases(settled)
+        found, notes = make_parity_cases(settled)
     assert len({case.name for case in found}) == len(found)
     return {case.name: case for case in found}, notes
 

@@ -1,0 +1,49 @@
+"""The captured call as data: the reference with its signature, its profiles and the sample.
+
+Enters: the parts, from `capture_call`. Leaves: `CapturedCall`, and the sample at other sizes. Separate because the
+exporter and the parity cases read a captured call, and neither captures one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch2engine.capture.reference import Reference
+from torch2engine.core.spec import Profile, Signature
+
+__all__ = ["CapturedCall", "resized"]
+
+
+@dataclass(frozen=True)
+class CapturedCall:
+    """A model's call, settled.
+
+    Args:
+        reference: the module as a function of the flat inputs.
+        signature: with the outputs' dynamic dimensions still at the sample's sizes (export finds their names).
+        profiles: at least one; without axes, one without ranges.
+        sample: the sample's tensors in the signature's order, on the sample's device.
+        output_axes: {output name: {dimension: axis name or None}} that the user named in dynamic_axes.
+        precision: the lowest floating arithmetic that the model itself asks for: "fp32", "fp16" or "bf16".
+        notes: what a user should know, e.g. that the model writes into an input.
+    """
+
+    reference: Reference
+    signature: Signature
+    profiles: tuple[Profile, ...]
+    sample: tuple[torch.Tensor, ...]
+    output_axes: Mapping[str, Mapping[int, str | None]]
+    precision: str
+    notes: tuple[str, ...] = ()
+
+
+def resized(leaf: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """`leaf` cut or repeated along every dimension to `shape`."""
+    for dim, size in enumerate(shape):
+        if size != leaf.shape[dim]:
+            index = torch.arange(size, device=leaf.device) % leaf.shape[dim]
+            leaf = leaf.index_select(dim, index)
+    return leaf.detach().clone(memory_format=torch.contiguous_format)
