@@ -18,7 +18,7 @@ from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InstallationError
 from torch2engine.modules.benchmark import Timing
 from torch2engine.parity.compare import ParityReport, compare
-from torch2engine.trt import gpu as device
+from torch2engine.trt import gpu
 
 __all__ = ["options", "parity", "record", "run"]
 
@@ -38,7 +38,7 @@ def require_gpu() -> None:
     Raises:
         InstallationError: what is missing.
     """
-    device.require_gpu()
+    gpu.require_gpu()
     if not torch.cuda.is_available():
         raise InstallationError(
             "PyTorch",

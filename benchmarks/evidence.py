@@ -18,8 +18,8 @@ from typing import Any
 
 import torch2engine as t2e
 from torch2engine.core.errors import InstallationError
-from torch2engine.trt import gpu as device
-from torch2engine.trt import library as trt
+from torch2engine.trt.gpu import list_gpus
+from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["FIELDS", "REPOSITORY", "Evidence", "commit", "complaints", "rounded"]
 
@@ -88,7 +88,7 @@ def _versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     try:
-        rt = trt.find()
+        rt = find_tensorrt()
     except InstallationError:
         pass
     else:
@@ -134,7 +134,7 @@ class Evidence:
 
     def to_json(self, name: str) -> dict[str, Any]:
         """The evidence as JSON values, under the file's name."""
-        gpus = device.gpus()
+        gpus = list_gpus()
         found, clean = commit()
         return {
             "schema": SCHEMA,

@@ -28,12 +28,12 @@ import json  # noqa: E402
 import numpy as np  # noqa: E402
 
 import torch2engine as t2e  # noqa: E402
-from torch2engine.trt import library as trt  # noqa: E402
+from torch2engine.trt.library import find_tensorrt  # noqa: E402
 
 
 def main(began: str, folder: str, given: str, answer: str) -> None:
     kind = t2e.Processor  # imports its room
-    trt.find()  # imports TensorRT
+    find_tensorrt()  # imports TensorRT
     imported = time.time()
     x = np.load(given)
     processor = kind(folder)

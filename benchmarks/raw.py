@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from torch2engine.artifact.artifacts import EngineArtifact
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import check_return_value, find_tensorrt
 
 __all__ = ["RawContext", "RawEngine"]
 
@@ -73,7 +73,7 @@ class RawEngine:
 
     def __init__(self, artifact: EngineArtifact, cache: bytes = b"") -> None:
         self.artifact = artifact
-        self.rt = trt.find(artifact.hardware.flavour)
+        self.rt = find_tensorrt(artifact.hardware.flavour)
         self._cache_bytes = cache
         self._kept: list[Any] = []
         self._runtime = self.rt.api.Runtime(self.rt.logger)
@@ -87,7 +87,7 @@ class RawEngine:
 
     def check(self, value: Any, what: str) -> Any:
         """Refuse the None or False by which TensorRT says that something failed."""
-        return trt.check(value, what, self.rt)
+        return check_return_value(value, what, self.rt)
 
     def config(self, *, graph: bool = False, engine: Any = None) -> Any:
         """A runtime config with TRTModule's settings.

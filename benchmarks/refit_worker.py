@@ -21,7 +21,7 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export import export_onnx
 from torch2engine.precision import lower as lowering
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["main"]
 
@@ -110,7 +110,7 @@ def _parsed(folder: Path, onnx: Path) -> t2e.TRTModule:
     assert isinstance(module, t2e.TRTModule)
     live = module.bind()._live
     assert live is not None
-    rt = trt.find()
+    rt = find_tensorrt()
     refitter = rt.api.Refitter(live.engine._engine, rt.logger)
     assert rt.api.OnnxParserRefitter(refitter, rt.logger).refit_from_file(str(onnx)), "the file does not fit the engine"
     assert refitter.refit_cuda_engine()
@@ -157,7 +157,7 @@ def peers(name: str, folder: Path) -> dict[str, float]:
     model, entry = _model(name), REFITTED[name]
     model.load_state_dict(torch.load(folder.with_suffix(".pt"), weights_only=True))
     _, deploy_s = _deployed(name, model, t2e.BuildConfig(), folder.with_suffix(".cache"))
-    rt = trt.find()
+    rt = find_tensorrt()
     runtime = rt.api.Runtime(rt.logger)
     engine = runtime.deserialize_cuda_engine((folder / "model.plan").read_bytes())
     start = time.perf_counter()
@@ -192,7 +192,7 @@ def again(name: str, folder: Path, keyed: bool) -> dict[str, float]:
     model, entry = _model(name, seed=1), REFITTED[name]
     if not keyed:
         model.load_state_dict(torch.load(folder.with_suffix(".pt"), weights_only=True))
-    trt.find()
+    find_tensorrt()
     model(**entry.inputs(2))  # as in training code, where it has answered before
     torch.cuda.synchronize()
     config = REFITTABLE if keyed else t2e.BuildConfig()

@@ -16,12 +16,12 @@ import sys  # noqa: E402
 import torch  # noqa: E402
 
 import torch2engine as t2e  # noqa: E402
-from torch2engine.trt import library as trt  # noqa: E402
+from torch2engine.trt.library import find_tensorrt  # noqa: E402
 
 
 def main(folder: str, inputs: str, answer: str) -> None:
     load = t2e.load  # imports its room
-    trt.find()  # imports TensorRT
+    find_tensorrt()  # imports TensorRT
     imported = time.perf_counter()
     asked = torch.load(inputs, weights_only=True, map_location="cuda")
     torch.cuda.synchronize()

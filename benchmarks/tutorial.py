@@ -16,7 +16,7 @@ import numpy as np
 
 from torch2engine.artifact.artifacts import EngineArtifact
 from torch2engine.processor import cuda
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import check_return_value, find_tensorrt
 
 __all__ = ["Tutorial"]
 
@@ -37,7 +37,7 @@ class Tutorial:
         self._cuda: Any = importlib.import_module("pycuda.driver")
         self._primary = cuda.find(0)
         with self._primary:
-            self._rt = trt.find(artifact.hardware.flavour)
+            self._rt = find_tensorrt(artifact.hardware.flavour)
             self._runtime = self._rt.api.Runtime(self._rt.logger)
             engine = self._check(self._runtime.deserialize_cuda_engine(artifact.read_plan()), "plan")
             config = self._check(engine.create_runtime_config(), "runtime config")
@@ -53,7 +53,7 @@ class Tutorial:
         self._outputs = [name for name in names if engine.get_tensor_mode(name) == modes.OUTPUT]
 
     def _check(self, value: Any, what: str) -> Any:
-        return trt.check(value, what, self._rt)
+        return check_return_value(value, what, self._rt)
 
     def infer(self, inputs: Any) -> OrderedDict[str, np.ndarray[Any, Any]]:
         """Answer one array, a list or a dict."""

@@ -35,7 +35,7 @@ from torch2engine.core.errors import (
 )
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.pipeline.report import DeployReport
-from torch2engine.trt import gpu as device
+from torch2engine.trt.gpu import CUDA_LIBRARIES
 
 ROOM: Any = importlib.import_module("torch2engine.deploy")
 
@@ -358,7 +358,7 @@ def test_tensorrt_without_a_gpu_is_an_installation_error_before_any_work(monkeyp
     with pytest.raises(InstallationError) as caught:
         t2e.deploy(Counting(), sample(4, 6), BATCH)
     assert str(caught.value) == (
-        f"NVIDIA driver: {device._CUDA[0]} can't be loaded; install the driver until `nvidia-smi` lists the GPU; "
+        f"NVIDIA driver: {CUDA_LIBRARIES[0]} can't be loaded; install the driver until `nvidia-smi` lists the GPU; "
         "start a container with `--gpus all`"
     )
     assert Counting.calls == 0
@@ -383,7 +383,7 @@ def test_auto_without_a_gpu_warns_once_and_answers(monkeypatch: pytest.MonkeyPat
         module = t2e.deploy(model, sample(4, 6), BATCH, runtime="auto")
     (warning,) = caught
     assert str(warning.message).startswith(
-        f"deploying to ONNX Runtime on the CPU, because TensorRT can't run: NVIDIA driver: {device._CUDA[0]} can't be"
+        f"deploying to ONNX Runtime on the CPU, because TensorRT can't run: NVIDIA driver: {CUDA_LIBRARIES[0]} can't be"
     )
     assert warning.filename == __file__
     assert isinstance(module, ORTModule)

@@ -34,8 +34,8 @@ from torch2engine.core.errors import (
     ShapeError,
     UnsupportedOperatorError,
 )
-from torch2engine.trt import gpu as device
-from torch2engine.trt import library as trt
+from torch2engine.trt.gpu import CUDA_LIBRARIES
+from torch2engine.trt.library import find_tensorrt
 
 RTX = BuildConfig(flavour="tensorrt_rtx")
 
@@ -108,7 +108,7 @@ def test_pitfall_14_plan_of_another_version_or_gpu_is_refused_before_tensorrt_se
     """The manifest decides; both sides and the line that rebuilds the engine are named."""
     path = engine().save(tmp_path / "model.t2e")
     manifest = json.loads((path / "manifest.json").read_text())
-    here = Hardware(flavour="tensorrt_rtx", flavour_version=trt.find("tensorrt_rtx").version, gpu="NVIDIA L4")
+    here = Hardware(flavour="tensorrt_rtx", flavour_version=find_tensorrt("tensorrt_rtx").version, gpu="NVIDIA L4")
     EngineArtifact.load(path).check_hardware(here)
     manifest["hardware"]["flavour_version"] = "1.2.0.1"
     (path / "manifest.json").write_text(json.dumps(manifest))
@@ -165,7 +165,7 @@ def test_pitfall_20_unsupported_operators_are_all_named_at_the_users_lines() -> 
         ("Det", "head", line_of(Head, "linalg.det")),
         ("BitwiseNot", "", line_of(Unsupported, "bitwise_not")),
     ]
-    title = trt.find("tensorrt_rtx").title
+    title = find_tensorrt("tensorrt_rtx").title
     first, *lines = str(caught.value).splitlines()
     assert first == f"{title}: it can't build 2 nodes of the ONNX graph; replace these operations in the model"
     assert len(lines) == 2
@@ -226,7 +226,7 @@ import json, sys
 sys.path[:0] = {folders!r}
 import torch, torch2engine as t2e
 from tests.support.deploy_models import Mlp
-from torch2engine.trt import gpu as device
+from torch2engine.trt.gpu import CUDA_LIBRARIES
 try:
     t2e.deploy(Mlp(), torch.zeros(4, 6), config=t2e.BuildConfig(flavour={flavour!r}))
 except t2e.InstallationError as error:
@@ -269,7 +269,7 @@ int cuGetErrorName(int status, const char **text) { *text = "CUDA_ERROR_INSUFFIC
 def test_pitfall_29_driver_that_is_too_old_is_named_before_any_work(tmp_path: Path) -> None:
     """A driver that refuses to start (CUDA's error 35) is found first, not by a builder that is nothing."""
     (tmp_path / "driver.c").write_text(DRIVER)
-    library = str(tmp_path / Path(device._CUDA[0]).name)
+    library = str(tmp_path / Path(CUDA_LIBRARIES[0]).name)
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(tmp_path / "driver.c")], check=True)
     text, exported = deployed([], "tensorrt_rtx", LD_LIBRARY_PATH=str(tmp_path))
     assert text == (

@@ -31,7 +31,7 @@ from torch2engine.pipeline.stages import choose_runtime, precision_notes, prove_
 from torch2engine.precision.lower import lower
 from torch2engine.precision.reports import verified
 from torch2engine.precision.request import asked_for, settled
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["deploy"]
 
@@ -122,7 +122,7 @@ def deploy(
         checked = judge(module, examples, tolerance, notes).raise_if_failed()
     asked = settled(asked, artifact)
     with phases("precision", when=asked.changes_graph):
-        flavour = None if runtime == "onnxruntime" else trt.find(config.flavour).name
+        flavour = None if runtime == "onnxruntime" else find_tensorrt(config.flavour).name
         low = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour, progress=progress)
     reports, notes = [checked, *low.reports], (*captured.notes, *low.notes)
     if runtime == "onnxruntime":

@@ -181,15 +181,15 @@ def gpu(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
     from torch2engine.trt.gpu import Gpu
 
     here = Gpu(index=0, name="NVIDIA H200", compute_capability=(9, 0), driver="580.1", memory_bytes=1)
-    return lambda monkeypatch: monkeypatch.setattr(BUILD.device, "gpus", lambda: [replace(here, **changes)])
+    return lambda monkeypatch: monkeypatch.setattr(BUILD, "list_gpus", lambda: [replace(here, **changes)])
 
 
 def flavour(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
     """Another TensorRT."""
-    from torch2engine.trt import library as trt
+    from torch2engine.trt.library import find_tensorrt
 
-    here = trt.find()
-    return lambda monkeypatch: monkeypatch.setattr(BUILD.trt, "find", lambda name=None: replace(here, **changes))
+    here = find_tensorrt()
+    return lambda monkeypatch: monkeypatch.setattr(BUILD, "find_tensorrt", lambda name=None: replace(here, **changes))
 
 
 CHANGES: dict[str, Any] = {
@@ -396,12 +396,12 @@ def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
     from torch2engine.trt.gpu import Gpu
 
     gpus = [Gpu(index, name, (9, 0), "580.1", 1) for index, name in enumerate(["one", "two"])]
-    monkeypatch.setattr(BUILD.device, "gpus", lambda: gpus)
+    monkeypatch.setattr(BUILD, "list_gpus", lambda: gpus)
     path, names = onnx_models.matmul(tmp_path), list[str]()
     real = BUILD.key_of
     monkeypatch.setattr(BUILD, "key_of", lambda facts: names.append(facts["gpu"][0]) or real(facts))
     with BUILD.obtaining(path, RANGES, cache=tmp_path / "cache") as wanted:
-        monkeypatch.setattr(BUILD.device, "current_index", lambda: 1)
+        monkeypatch.setattr(BUILD, "current_gpu_index", lambda: 1)
         monkeypatch.setattr(BUILD, "_built", lambda *args: None)
         wanted()
     assert names == ["two"]

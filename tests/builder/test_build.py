@@ -28,9 +28,9 @@ from torch2engine.core.errors import (
     UnsupportedOperatorError,
 )
 from torch2engine.core.spec import Axis, Profile, TensorSpec, Tree
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import find_tensorrt
 
-TITLE = trt.find("tensorrt_rtx").title
+TITLE = find_tensorrt("tensorrt_rtx").title
 
 
 def test_build_gives_a_plan_with_its_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_build_gives_a_plan_with_its_signature(tmp_path: Path, monkeypatch: pyte
     assert engine.signature.output == Tree("tensor")
     assert engine.profiles == (Profile({"batch": (1, 8, 32)}),)
     assert engine.precision == "fp32"
-    assert (engine.hardware.flavour, engine.hardware.flavour_version) == ("tensorrt_rtx", trt.find().version)
+    assert (engine.hardware.flavour, engine.hardware.flavour_version) == ("tensorrt_rtx", find_tensorrt().version)
     assert engine.onnx_path is not None
     assert engine.onnx_path.read_bytes() == (tmp_path / "relu.onnx").read_bytes()
 
@@ -85,7 +85,7 @@ def test_build_again_from_an_artifacts_own_onnx(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("precision", "allowed"), [("fp32", False), ("tf32", True)])
 def test_build_sets_tf32_by_precision_alone(precision: str, allowed: bool) -> None:
     """The builder's own default is TF32; "fp32" clears the flag and "tf32" sets it, on a real builder's config."""
-    rt = trt.find("tensorrt_rtx")
+    rt = find_tensorrt("tensorrt_rtx")
     builder = rt.api.Builder(rt.logger)
     flag = rt.api.BuilderFlag.TF32
     assert builder.create_builder_config().get_flag(flag)

@@ -18,7 +18,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.gpu.models import Scale
-from torch2engine.trt import gpu as device
+from torch2engine.trt.gpu import load_driver
 
 WIDTH = 64
 ROWS = 2048
@@ -110,7 +110,7 @@ def streams() -> dict[str, torch.cuda.Stream]:
 
 def _external(flags: int) -> torch.cuda.Stream:
     handle = ctypes.c_void_p()
-    status = device.driver().cuStreamCreate(ctypes.byref(handle), ctypes.c_uint(flags))
+    status = load_driver().cuStreamCreate(ctypes.byref(handle), ctypes.c_uint(flags))
     assert status == 0 and handle.value
     return torch.cuda.ExternalStream(handle.value)
 

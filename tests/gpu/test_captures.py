@@ -18,7 +18,7 @@ import torch
 
 import torch2engine as t2e
 from tests.gpu.scenarios import CALLS, PAUSE, ROWS, WIDTH, Engines, Subject, capturing, run_together
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import CallLock
 
 pytestmark = pytest.mark.xdist_group("captures")
 
@@ -279,13 +279,13 @@ def test_module_in_a_cycle_ends_in_order(engines: Engines, monkeypatch: pytest.M
     done = torch.cuda.Event()
     done.record()
     ended: list[tuple[str, bool]] = []
-    retire = trt.Running.retire
+    retire = CallLock.release_when_idle
 
-    def watched(running: trt.Running, objects: dict[str, Any]) -> None:
+    def watched(running: CallLock, objects: dict[str, Any]) -> None:
         ended.append((next(iter(objects)), done.query()))
         retire(running, objects)
 
-    monkeypatch.setattr(trt.Running, "retire", watched)
+    monkeypatch.setattr(CallLock, "release_when_idle", watched)
     assert not done.query()
     del module, cycle
     gc.collect()

@@ -262,9 +262,9 @@ FIRST_CALL = """
 import json, sys, time
 import torch
 import torch2engine as t2e
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import find_tensorrt
 x = torch.linspace(-1, 1, 2 * 3 * 64 * 64, device="cuda").view(2, 3, 64, 64)
-trt.find({flavour!r})
+find_tensorrt({flavour!r})
 torch.cuda.synchronize()
 start = time.perf_counter()
 module = t2e.load({path!r})

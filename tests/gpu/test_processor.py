@@ -28,8 +28,8 @@ from tests.gpu.scenarios import run_together
 from torch2engine.processor.arrays import check
 from torch2engine.processor.cuda import Cuda
 from torch2engine.processor.staging import Job, Timings
-from torch2engine.trt import gpu as device
 from torch2engine.trt.context import Context
+from torch2engine.trt.gpu import current_gpu_index
 
 AXIS = t2e.Axis("n", 1, 64, 4096)
 ALLOCATIONS = ("max", "reuse", "exact")
@@ -402,9 +402,9 @@ def test_current_context_is_left_as_it_was(double: t2e.Processor) -> None:
     seen: list[object] = []
 
     def fresh() -> None:
-        seen.append(device.current_index())
+        seen.append(current_gpu_index())
         double.infer(rows(3))
-        seen.append(device.current_index())
+        seen.append(current_gpu_index())
 
     run_together([fresh])
     assert seen == [None, None]
@@ -413,7 +413,7 @@ def test_current_context_is_left_as_it_was(double: t2e.Processor) -> None:
         double.infer(rows(3))
         next(double.infer_stream([rows(3)] * 5))
         assert torch.cuda.current_stream() == side
-    assert device.current_index() == torch.cuda.current_device() == 0
+    assert current_gpu_index() == torch.cuda.current_device() == 0
 
 
 def test_pitfall_38_processor_and_module_take_turns(artifact: t2e.EngineArtifact, double: t2e.Processor) -> None:

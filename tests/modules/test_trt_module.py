@@ -26,7 +26,7 @@ from torch2engine.core.errors import (
     Torch2EngineError,
 )
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import find_tensorrt
 
 NO_CUDA = (
     f"PyTorch: torch {torch.__version__} sees no CUDA device, TRTModule works on CUDA tensors; "
@@ -56,7 +56,7 @@ def refusal(kind: type[Torch2EngineError], call: Callable[..., Any], *args: Any,
 
 def test_module_tells_what_it_is_before_it_is_bound(module: TRTModule) -> None:
     """Signature, precision, runtime and device need no GPU."""
-    assert module.runtime == trt.find("tensorrt_rtx").title
+    assert module.runtime == find_tensorrt("tensorrt_rtx").title
     assert module.precision == engine().precision
     assert (module.device, module.memory_bytes, module.report, module.training) == (None, 0, None, False)
     text = f"TRTModule(x: float32[batch, 6] -> output: float32[batch, 3]; {module.precision}, device=None)"

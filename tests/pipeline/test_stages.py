@@ -23,8 +23,8 @@ from torch2engine.core.errors import DynamicAxisError, InputError, InstallationE
 from torch2engine.core.spec import Axis, Profile
 from torch2engine.parity.compare import ParityReport
 from torch2engine.pipeline.stages import choose_runtime, judge, precision_notes
-from torch2engine.trt import gpu as device
-from torch2engine.trt import library as trt
+from torch2engine.trt.gpu import CUDA_LIBRARIES, Gpu
+from torch2engine.trt.library import find_tensorrt
 
 ROOM: Any = importlib.import_module("torch2engine.pipeline.stages")
 
@@ -248,12 +248,14 @@ def test_runtime_tensorrt_needs_a_gpu() -> None:
     """Without a driver the error says what to install."""
     with pytest.raises(InstallationError) as caught:
         choose_runtime("tensorrt", BuildConfig())
-    assert str(caught.value).startswith(f"NVIDIA driver: {device._CUDA[0]} can't be loaded; install the driver until ")
+    assert str(caught.value).startswith(
+        f"NVIDIA driver: {CUDA_LIBRARIES[0]} can't be loaded; install the driver until "
+    )
 
 
 def _pretend_gpu(monkeypatch: pytest.MonkeyPatch, has_cuda: bool) -> None:
-    gpu = device.Gpu(0, "NVIDIA H200", (9, 0), "580.159.03", 1)
-    monkeypatch.setattr(device, "_probe", lambda: (gpu,))
+    gpu = Gpu(0, "NVIDIA H200", (9, 0), "580.159.03", 1)
+    monkeypatch.setattr("torch2engine.trt.gpu._probe", lambda: (gpu,))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
 
 
@@ -312,8 +314,8 @@ def test_note_tells_of_tf32_that_was_not_asked_for(
         owner=source,
     )
     text = (
-        f"precision='fp32' was asked, but {trt.find('tensorrt_rtx').title} computes float32 convolutions and matrix "
-        "products in TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts"
+        f"precision='fp32' was asked, but {find_tensorrt('tensorrt_rtx').title} computes float32 convolutions and "
+        "matrix products in TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts"
     )
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")

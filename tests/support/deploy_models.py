@@ -18,7 +18,6 @@ from torch import nn
 import torch2engine as t2e
 from torch2engine.artifact.artifacts import EngineArtifact
 from torch2engine.modules.onnxruntime.module import ORTModule
-from torch2engine.trt import gpu as device
 
 BATCH = {"x": {0: t2e.Axis("batch", 1, 4, 8)}}
 
@@ -178,7 +177,7 @@ def hide_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this machine one without a GPU, if it has one."""
     if torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        monkeypatch.setattr(device, "_CUDA", ("libcuda-hidden.so.1",))
+        monkeypatch.setattr("torch2engine.trt.gpu.CUDA_LIBRARIES", ("libcuda-hidden.so.1",))
 
 
 @functools.cache

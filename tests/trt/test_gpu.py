@@ -66,7 +66,7 @@ def drivers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def ask(code: str, folder: Path, **environment: str) -> Any:
     """Run code in a process whose driver lies in `folder`; its last line, as JSON."""
-    code = f"import json\nfrom torch2engine.trt import gpu as device\nfrom torch2engine.core.errors import *\n{code}"
+    code = f"import json\nfrom torch2engine.trt import gpu\nfrom torch2engine.core.errors import *\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "LD_LIBRARY_PATH": str(folder), **environment},
@@ -85,7 +85,9 @@ def message(call: str, folder: Path, **environment: str) -> str:
     return ask(code, folder, **environment)
 
 
-FACTS = "print(json.dumps([[g.index, g.name, g.compute_capability, g.driver, g.memory_bytes] for g in device.gpus()]))"
+FACTS = (
+    "print(json.dumps([[g.index, g.name, g.compute_capability, g.driver, g.memory_bytes] for g in gpu.list_gpus()]))"
+)
 
 
 def test_gpus_lists_every_device_in_order(drivers: dict[str, Path]) -> None:
@@ -109,11 +111,11 @@ def test_gpus_is_empty_without_a_device(drivers: dict[str, Path]) -> None:
 
 def test_require_gpu_names_what_cuda_says(drivers: dict[str, Path]) -> None:
     """The error holds the driver's own word and what to check."""
-    assert message("device.require_gpu()", drivers["nvml"], FAKE_INIT="100") == (
+    assert message("gpu.require_gpu()", drivers["nvml"], FAKE_INIT="100") == (
         "NVIDIA driver: it can't start: CUDA_ERROR_NO_DEVICE; "
         "check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
     )
-    assert message("device.require_gpu()", drivers["nvml"], FAKE_INIT="999") == (
+    assert message("gpu.require_gpu()", drivers["nvml"], FAKE_INIT="999") == (
         "NVIDIA driver: it can't start: error 999; "
         "check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
     )
@@ -121,7 +123,7 @@ def test_require_gpu_names_what_cuda_says(drivers: dict[str, Path]) -> None:
 
 def test_require_gpu_names_the_fork(drivers: dict[str, Path]) -> None:
     """After a fork the cure is the start method, not the driver."""
-    assert message("device.require_gpu()", drivers["nvml"], FAKE_INIT="3") == (
+    assert message("gpu.require_gpu()", drivers["nvml"], FAKE_INIT="3") == (
         "NVIDIA driver: it can't start: CUDA_ERROR_NOT_INITIALIZED; "
         "CUDA does not survive a fork: start this process with multiprocessing's 'spawn' method"
     )
@@ -129,14 +131,14 @@ def test_require_gpu_names_the_fork(drivers: dict[str, Path]) -> None:
 
 def test_require_gpu_names_the_hidden_devices(drivers: dict[str, Path]) -> None:
     """A driver that works but shows nothing is another cause than one that doesn't start."""
-    assert message("device.require_gpu()", drivers["nvml"], FAKE_COUNT="0") == (
+    assert message("gpu.require_gpu()", drivers["nvml"], FAKE_COUNT="0") == (
         "NVIDIA driver: it lists no GPU; show one in CUDA_VISIBLE_DEVICES"
     )
 
 
 def test_require_gpu_names_the_missing_library(drivers: dict[str, Path]) -> None:
     """Without libcuda the driver itself is missing."""
-    call = "device._CUDA = ('libcuda-of-nobody.so.1',); device.require_gpu()"
+    call = "gpu.CUDA_LIBRARIES = ('libcuda-of-nobody.so.1',); gpu.require_gpu()"
     assert message(call, drivers["nvml"]) == (
         "NVIDIA driver: libcuda-of-nobody.so.1 can't be loaded; "
         "install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`"
@@ -145,22 +147,22 @@ def test_require_gpu_names_the_missing_library(drivers: dict[str, Path]) -> None
 
 def test_require_gpu_refuses_an_index_beyond_the_last(drivers: dict[str, Path]) -> None:
     """The error counts what is visible."""
-    assert message("device.require_gpu(2)", drivers["nvml"]) == (
+    assert message("gpu.require_gpu(2)", drivers["nvml"]) == (
         "GPU 2: this process sees 2 GPUs; use an index below 2, or show more of them in CUDA_VISIBLE_DEVICES"
     )
-    assert ask("print(json.dumps(device.require_gpu(1).name))", drivers["nvml"]) == "NVIDIA L4"
+    assert ask("print(json.dumps(gpu.require_gpu(1).name))", drivers["nvml"]) == "NVIDIA L4"
 
 
 def test_current_index_follows_the_thread_and_starts_nothing(drivers: dict[str, Path]) -> None:
     """No context means None, without initialising the driver; afterwards it is the context's device."""
-    code = "a = device.current_index(); device.make_current(1); print(json.dumps([a, device.current_index()]))"
+    code = "a = gpu.current_gpu_index(); gpu.make_gpu_current(1); print(json.dumps([a, gpu.current_gpu_index()]))"
     assert ask(code, drivers["nvml"]) == [None, 1]
-    assert ask("print(json.dumps(device.current_index()))", drivers["nvml"], FAKE_INIT="999") is None
+    assert ask("print(json.dumps(gpu.current_gpu_index()))", drivers["nvml"], FAKE_INIT="999") is None
 
 
 def test_make_current_names_the_refusal(drivers: dict[str, Path]) -> None:
     """A GPU that is there but can't be used is named with CUDA's word."""
-    assert message("device.make_current(0)", drivers["nvml"], FAKE_RETAIN="100") == (
+    assert message("gpu.make_gpu_current(0)", drivers["nvml"], FAKE_RETAIN="100") == (
         "GPU 0 (NVIDIA H200): no context can be made: CUDA_ERROR_NO_DEVICE; "
         "see with `nvidia-smi` whether its memory is full or another process holds it exclusively"
     )
@@ -168,7 +170,7 @@ def test_make_current_names_the_refusal(drivers: dict[str, Path]) -> None:
 
 def test_capture_id_tells_streams_apart(drivers: dict[str, Path]) -> None:
     """The id of the capture that a stream takes part in, all 64 bits of it; None for a stream that does not."""
-    code = "print(json.dumps([device.capture_id(stream) for stream in (0xA0000000A, 0xD0000000A, 0)]))"
+    code = "print(json.dumps([gpu.find_capture_id(stream) for stream in (0xA0000000A, 0xD0000000A, 0)]))"
     assert ask(code, drivers["nvml"]) == [0x100000007, None, None]
 
 
@@ -178,7 +180,7 @@ def test_capture_id_names_a_capture_that_broke(drivers: dict[str, Path]) -> None
 texts = []
 for stream in (0xB0000000B, 0xC0000000C):
     try:
-        device.capture_id(stream)
+        gpu.find_capture_id(stream)
     except DeviceError as error:
         texts.append(str(error))
 print(json.dumps(texts))
@@ -192,5 +194,5 @@ print(json.dumps(texts))
 
 def test_driver_that_is_missing_is_named_when_it_is_needed(drivers: dict[str, Path]) -> None:
     """Whoever needs the library itself gets the line that installs it."""
-    text = message("device._CUDA = ('libcuda-of-nobody.so.1',); device.capture_id(0)", drivers["nvml"])
+    text = message("gpu.CUDA_LIBRARIES = ('libcuda-of-nobody.so.1',); gpu.find_capture_id(0)", drivers["nvml"])
     assert text.startswith("NVIDIA driver: libcuda-of-nobody.so.1 can't be loaded; install the driver")

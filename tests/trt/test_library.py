@@ -16,22 +16,33 @@ from typing import Any
 import pytest
 
 from torch2engine.core.errors import BuildError, ShapeError
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import (
+    DTYPES,
+    IO_DTYPES,
+    Builder,
+    CallLock,
+    INetworkDefinition,
+    Log,
+    OnnxParser,
+    TensorRT,
+    check_return_value,
+    find_tensorrt,
+)
 
 
 @pytest.fixture
-def rt() -> trt.TensorRT:
+def rt() -> TensorRT:
     """The flavour that is installed with the development requirements."""
-    return trt.find("tensorrt_rtx")
+    return find_tensorrt("tensorrt_rtx")
 
 
 def found(path: Path, flavour: str | None = None) -> str:
     """What `find` says in a process that imports from `path` first."""
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from torch2engine.trt import library as trt\n"
+        "from torch2engine.trt.library import find_tensorrt\n"
         "from torch2engine.core.errors import InstallationError\n"
-        "try:\n    said = trt.find(json.loads(sys.argv[2])).name\n"
+        "try:\n    said = find_tensorrt(json.loads(sys.argv[2])).name\n"
         "except InstallationError as error:\n    said = str(error)\n"
         "print(json.dumps(said))"
     )
@@ -48,16 +59,16 @@ def fake(folder: Path, name: str, code: str) -> Path:
     return folder
 
 
-def test_find_tells_flavour_and_version(rt: trt.TensorRT) -> None:
+def test_find_tells_flavour_and_version(rt: TensorRT) -> None:
     """Name, version and flavour are the bindings' own."""
     assert (rt.name, rt.is_rtx) == ("tensorrt_rtx", True)
     assert rt.version == importlib.metadata.version("tensorrt_rtx")
     assert rt.title == f"TensorRT-RTX {rt.version}"
 
 
-def test_find_gives_one_log_for_a_process(rt: trt.TensorRT) -> None:
+def test_find_gives_one_log_for_a_process(rt: TensorRT) -> None:
     """TensorRT keeps the first logger that it is given, so there is only one."""
-    assert trt.find("tensorrt_rtx") is rt
+    assert find_tensorrt("tensorrt_rtx") is rt
 
 
 def test_find_names_the_extra_where_tensorrt_is_missing(tmp_path: Path) -> None:
@@ -112,7 +123,7 @@ def test_find_names_both_flavours_where_neither_works(tmp_path: Path) -> None:
     assert said.endswith("); `pip install torch2engine[tensorrt]` or `pip install torch2engine[rtx]`")
 
 
-def test_has_answers_for_classes_and_members(rt: trt.TensorRT) -> None:
+def test_has_answers_for_classes_and_members(rt: TensorRT) -> None:
     """Features are asked for by name."""
     assert rt.has("IRuntimeCache")
     assert rt.has("IRuntimeConfig.cuda_graph_strategy")
@@ -120,17 +131,17 @@ def test_has_answers_for_classes_and_members(rt: trt.TensorRT) -> None:
     assert not rt.has("NoSuchClass.member")
 
 
-def test_dtypes_go_both_ways(rt: trt.TensorRT) -> None:
+def test_dtypes_go_both_ways(rt: TensorRT) -> None:
     """Every dtype of the table exists in the bindings and comes back under its own name."""
-    for name in trt.DTYPES:
+    for name in DTYPES:
         assert rt.dtype_name(rt.dtype(name)) == name
     assert rt.dtype("float64") is None
-    assert set(trt.IO_DTYPES) < set(trt.DTYPES)
+    assert set(IO_DTYPES) < set(DTYPES)
 
 
 def test_log_keeps_the_last_lines() -> None:
     """Old lines go, verbose ones are not kept, and a mark divides before from after."""
-    log = trt.Log()
+    log = Log()
     for number in range(300):
         log.record("WARNING", f"line {number}")
     mark = log.mark()
@@ -145,7 +156,7 @@ def test_log_keeps_the_last_lines() -> None:
 
 def test_log_passes_lines_on_with_their_severity(caplog: pytest.LogCaptureFixture) -> None:
     """An application hears TensorRT through Python's logging."""
-    log = trt.Log()
+    log = Log()
     with caplog.at_level(logging.DEBUG, "torch2engine.tensorrt"):
         for severity in ("INTERNAL_ERROR", "ERROR", "WARNING", "INFO", "VERBOSE"):
             log.record(severity, severity.lower())
@@ -158,66 +169,67 @@ def test_log_passes_lines_on_with_their_severity(caplog: pytest.LogCaptureFixtur
     ]
 
 
-def test_logger_carries_tensorrts_own_lines(rt: trt.TensorRT) -> None:
+def test_logger_carries_tensorrts_own_lines(rt: TensorRT) -> None:
     """What the real library logs arrives in the log."""
     mark = rt.log.mark()
-    builder: trt.Builder = rt.api.Builder(rt.logger)
-    network: trt.INetworkDefinition = builder.create_network(0)
-    parser: trt.OnnxParser = rt.api.OnnxParser(network, rt.logger)
+    builder: Builder = rt.api.Builder(rt.logger)
+    network: INetworkDefinition = builder.create_network(0)
+    parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     assert not parser.parse(b"no model")
     assert any("ONNX" in line for line in rt.log.lines(mark))
 
 
 def test_tensorrt_prints_nothing_by_itself() -> None:
     """Without logging set up, TensorRT's warnings stay off the terminal."""
-    code = "from torch2engine.trt import library as trt; trt.find('tensorrt_rtx').log.record('WARNING', 'shown?')"
+    code = "from torch2engine.trt.library import find_tensorrt as find; "
+    code += "find('tensorrt_rtx').log.record('WARNING', 'shown?')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stderr == ""
 
 
-def test_pitfall_09_check_turns_none_and_false_into_errors(rt: trt.TensorRT) -> None:
+def test_pitfall_09_check_turns_none_and_false_into_errors(rt: TensorRT) -> None:
     """A refusal is an error with TensorRT's own lines, and only those since the mark."""
     rt.log.record("ERROR", "an older trouble")
     mark = rt.log.mark()
     rt.log.record("ERROR", "the reason")
     rt.log.record("WARNING", "not the reason")
     with pytest.raises(BuildError) as caught:
-        trt.check(None, "create_network", rt, since=mark, fix="try this")
+        check_return_value(None, "create_network", rt, since=mark, fix="try this")
     assert str(caught.value) == f"create_network: {rt.title} returned None; try this\n  the reason"
     assert caught.value.log == ("the reason",)
     with pytest.raises(ShapeError) as refused:
-        trt.check(False, "shape of 'x'", rt, error=ShapeError, since=mark)
+        check_return_value(False, "shape of 'x'", rt, error=ShapeError, since=mark)
     assert str(refused.value) == f"shape of 'x': {rt.title} returned False: the reason"
 
 
-def test_check_passes_everything_else(rt: trt.TensorRT) -> None:
+def test_check_passes_everything_else(rt: TensorRT) -> None:
     """Zero and empty values are answers, not failures."""
     for value in (True, 0, "", (), object()):
-        assert trt.check(value, "anything", rt) is value
+        assert check_return_value(value, "anything", rt) is value
 
 
 class Thing:
     """Something whose end can be seen."""
 
 
-def retired(running: trt.Running) -> weakref.ref[Any]:
+def retired(running: CallLock) -> weakref.ref[Any]:
     """Something that nobody else knows, retired."""
     thing: Any = Thing()
     seen, objects = weakref.ref(thing), {"context": thing}
     del thing
-    running.retire(objects)
+    running.release_when_idle(objects)
     return seen
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
 def test_retired_objects_go_at_once_when_nothing_runs(exclusive: bool) -> None:
     """What is retired while no thread runs is gone on return."""
-    assert retired(trt.Running(exclusive))() is None
+    assert retired(CallLock(exclusive))() is None
 
 
 def test_objects_retired_by_the_thread_that_runs_go_when_it_is_through() -> None:
     """A destructor amid a call of TensorRT's destroys nothing there, and waits for nothing."""
-    running = trt.Running(exclusive=True)
+    running = CallLock(exclusive=True)
     with running:
         seen = retired(running)
         assert seen() is not None
@@ -226,13 +238,13 @@ def test_objects_retired_by_the_thread_that_runs_go_when_it_is_through() -> None
 
 def test_retired_objects_go_in_order() -> None:
     """First in, first out, and so within each: a context goes before its engine."""
-    running, gone = trt.Running(exclusive=True), list[str]()
+    running, gone = CallLock(exclusive=True), list[str]()
     with running:
         for group in ("ab", "cd"):
             things: dict[str, Any] = {name: Thing() for name in group}
             for name, thing in things.items():
                 weakref.finalize(thing, gone.append, name)
-            running.retire(things)
+            running.release_when_idle(things)
             del thing
         assert gone == []
     assert gone == ["a", "b", "c", "d"]
@@ -240,7 +252,7 @@ def test_retired_objects_go_in_order() -> None:
 
 def test_retired_objects_wait_for_a_thread_that_runs() -> None:
     """A destructor never waits: what it retires while another thread runs goes when that one is through."""
-    running = trt.Running(exclusive=True)
+    running = CallLock(exclusive=True)
     inside, leave = threading.Event(), threading.Event()
 
     def run() -> None:

@@ -33,8 +33,8 @@ from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.progress import Progress, Report, Reporter, reporting
 from torch2engine.core.spec import Profile
 from torch2engine.core.version import __version__
-from torch2engine.trt import gpu as device
-from torch2engine.trt import library as trt
+from torch2engine.trt.gpu import Gpu, current_gpu_index, list_gpus
+from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["Wanted", "build", "circumstances", "driver", "obtaining"]
 
@@ -223,7 +223,7 @@ def _built(model: Source, config: BuildConfig, report: Report | None) -> EngineA
         precision=model.precision,
         flavour=config.flavour,
         workspace_bytes=config.workspace_bytes,
-        gpu_index=device.current_index(),
+        gpu_index=current_gpu_index(),
         log_level=logging.getLogger("torch2engine.tensorrt").getEffectiveLevel(),
         progress=report is not None,
         refittable=config.refittable,
@@ -258,8 +258,8 @@ def driver() -> str | None:
     return None if gpu is None else gpu.driver
 
 
-def _gpu() -> device.Gpu | None:
-    gpus, index = device.gpus(), device.current_index() or 0
+def _gpu() -> Gpu | None:
+    gpus, index = list_gpus(), current_gpu_index() or 0
     return gpus[index] if index < len(gpus) else None
 
 
@@ -283,7 +283,7 @@ def circumstances(config: BuildConfig) -> dict[str, Any]:
     Raises:
         InstallationError: no usable TensorRT.
     """
-    rt, gpu = trt.find(config.flavour), _gpu()
+    rt, gpu = find_tensorrt(config.flavour), _gpu()
     return {
         "torch2engine": __version__,
         "tf32": tf32_override(),

@@ -16,8 +16,21 @@ from typing import Any, TypeAlias
 
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
-from torch2engine.trt import gpu as device
-from torch2engine.trt import library as trt
+from torch2engine.trt.gpu import list_gpus, make_gpu_current
+from torch2engine.trt.library import (
+    Builder,
+    IBuilderConfig,
+    IHostMemory,
+    INetworkDefinition,
+    IOptimizationProfile,
+    IProgressMonitor,
+    ITensor,
+    OnnxParser,
+    TensorRT,
+    check_return_value,
+    find_tensorrt,
+    means_out_of_memory,
+)
 
 __all__ = ["PhaseReport", "PlanFacts", "PlanRequest", "compile_plan"]
 
@@ -91,12 +104,12 @@ class PlanFacts:
 class _Attempt:
     """A build under way: TensorRT, what is wanted, and where its log stood when this began."""
 
-    rt: trt.TensorRT
+    rt: TensorRT
     request: PlanRequest
     since: int
 
     def check(self, value: Any, what: str, fix: str = "") -> Any:
-        return trt.check(value, what, self.rt, since=self.since, fix=fix)
+        return check_return_value(value, what, self.rt, since=self.since, fix=fix)
 
 
 def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
@@ -115,13 +128,13 @@ def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         DynamicAxisError, InputError: the graph and the signature don't fit.
         BuildError: anything else, with TensorRT's own lines.
     """
-    rt = trt.find(request.flavour)
+    rt = find_tensorrt(request.flavour)
     if request.refittable:
         _check_gpu(rt)
     if request.gpu_index:
-        device.make_current(request.gpu_index)
+        make_gpu_current(request.gpu_index)
     attempt = _Attempt(rt, request, rt.log.mark())
-    builder: trt.Builder = attempt.check(rt.api.Builder(rt.logger), "TensorRT's builder")
+    builder: Builder = attempt.check(rt.api.Builder(rt.logger), "TensorRT's builder")
     network = _parse(attempt, builder)
     _check_network(attempt, network)
     config = _configure(attempt, builder)
@@ -129,12 +142,12 @@ def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         config.progress_monitor = _make_monitor(rt, report)
     for profile in request.profiles:
         _add_profile(attempt, builder, network, config, profile)
-    plan: trt.IHostMemory | None = builder.build_serialized_network(network, config)
+    plan: IHostMemory | None = builder.build_serialized_network(network, config)
     if plan is None:
         raise _build_error(attempt)
     with Path(request.plan_path).open("wb") as file:
         file.write(plan)
-    gpus = device.gpus()
+    gpus = list_gpus()
     index = request.gpu_index or 0
     if index >= len(gpus):
         return PlanFacts(flavour=rt.name, flavour_version=rt.version)
@@ -148,13 +161,13 @@ def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
     )
 
 
-def _check_gpu(rt: trt.TensorRT) -> None:
+def _check_gpu(rt: TensorRT) -> None:
     """Without a GPU TensorRT-RTX 1.6 builds engines, but fails on refittable ones in words that don't say why.
 
     Raises:
         InstallationError: there is no GPU.
     """
-    if not device.gpus():
+    if not list_gpus():
         raise InstallationError(
             "BuildConfig.refittable",
             got=f"True for {rt.title} on a machine without a GPU",
@@ -163,7 +176,7 @@ def _check_gpu(rt: trt.TensorRT) -> None:
         )
 
 
-def make_network(rt: trt.TensorRT, builder: trt.Builder) -> trt.INetworkDefinition:
+def make_network(rt: TensorRT, builder: Builder) -> INetworkDefinition:
     """Make an empty network whose dtypes are those of the graph and nothing else.
 
     TensorRT 11 and RTX know no other kind and keep the flag for its name alone; its number differs between versions.
@@ -171,10 +184,10 @@ def make_network(rt: trt.TensorRT, builder: trt.Builder) -> trt.INetworkDefiniti
     return builder.create_network(1 << int(rt.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
-def _parse(attempt: _Attempt, builder: trt.Builder) -> trt.INetworkDefinition:
+def _parse(attempt: _Attempt, builder: Builder) -> INetworkDefinition:
     rt = attempt.rt
-    network: trt.INetworkDefinition = attempt.check(make_network(rt, builder), "TensorRT's network")
-    parser: trt.OnnxParser = rt.api.OnnxParser(network, rt.logger)
+    network: INetworkDefinition = attempt.check(make_network(rt, builder), "TensorRT's network")
+    parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     # By path: bytes alone would lose external data.
     if not parser.parse_from_file(attempt.request.onnx_path):
         from torch2engine.builder.unsupported import explain  # reads ONNX, which a build that works does not need
@@ -183,7 +196,7 @@ def _parse(attempt: _Attempt, builder: trt.Builder) -> trt.INetworkDefinition:
     return network
 
 
-def _check_network(attempt: _Attempt, network: trt.INetworkDefinition) -> None:
+def _check_network(attempt: _Attempt, network: INetworkDefinition) -> None:
     """Refuse a network that does not take and give what the signature says.
 
     An input that nothing uses may be gone; the runtime binds by name and skips it.
@@ -191,7 +204,7 @@ def _check_network(attempt: _Attempt, network: trt.INetworkDefinition) -> None:
     signature = attempt.request.signature
     inputs = {spec.name: spec for spec in signature.inputs}
     for index in range(network.num_inputs):
-        tensor: trt.ITensor = network.get_input(index)
+        tensor: ITensor = network.get_input(index)
         spec = inputs.get(tensor.name)
         if spec is None:
             # TensorRT renames an input that is also an output
@@ -202,7 +215,7 @@ def _check_network(attempt: _Attempt, network: trt.INetworkDefinition) -> None:
                 fix="if an input is returned as it came, put an Identity between",
             )
         _check_input(attempt, spec, tensor)
-    found: dict[str, trt.ITensor] = {}
+    found: dict[str, ITensor] = {}
     for index in range(network.num_outputs):
         tensor = network.get_output(index)
         found[tensor.name] = tensor
@@ -212,7 +225,7 @@ def _check_network(attempt: _Attempt, network: trt.INetworkDefinition) -> None:
         _check_dtype(attempt, spec, found[spec.name], "output")
 
 
-def _check_input(attempt: _Attempt, spec: TensorSpec, tensor: trt.ITensor) -> None:
+def _check_input(attempt: _Attempt, spec: TensorSpec, tensor: ITensor) -> None:
     _check_dtype(attempt, spec, tensor, "input")
     if tensor.is_shape_tensor:
         raise InputError(
@@ -238,7 +251,7 @@ def _check_input(attempt: _Attempt, spec: TensorSpec, tensor: trt.ITensor) -> No
             )
 
 
-def _check_dtype(attempt: _Attempt, spec: TensorSpec, tensor: trt.ITensor, what: str) -> None:
+def _check_dtype(attempt: _Attempt, spec: TensorSpec, tensor: ITensor, what: str) -> None:
     dtype = attempt.rt.dtype_name(tensor.dtype)
     if dtype != spec.dtype:
         raise BuildError(
@@ -246,9 +259,9 @@ def _check_dtype(attempt: _Attempt, spec: TensorSpec, tensor: trt.ITensor, what:
         )
 
 
-def _configure(attempt: _Attempt, builder: trt.Builder) -> trt.IBuilderConfig:
+def _configure(attempt: _Attempt, builder: Builder) -> IBuilderConfig:
     rt, request = attempt.rt, attempt.request
-    config: trt.IBuilderConfig = attempt.check(builder.create_builder_config(), "TensorRT's builder config")
+    config: IBuilderConfig = attempt.check(builder.create_builder_config(), "TensorRT's builder config")
     if request.precision == "tf32":
         config.set_flag(rt.api.BuilderFlag.TF32)
     else:
@@ -272,16 +285,16 @@ def _configure(attempt: _Attempt, builder: trt.Builder) -> trt.IBuilderConfig:
 
 def _add_profile(
     attempt: _Attempt,
-    builder: trt.Builder,
-    network: trt.INetworkDefinition,
-    config: trt.IBuilderConfig,
+    builder: Builder,
+    network: INetworkDefinition,
+    config: IBuilderConfig,
     profile: Profile,
 ) -> None:
     what = f"optimization profile ({profile})"
-    trt_profile: trt.IOptimizationProfile = attempt.check(builder.create_optimization_profile(), what)
+    trt_profile: IOptimizationProfile = attempt.check(builder.create_optimization_profile(), what)
     inputs = {spec.name: spec for spec in attempt.request.signature.inputs}
     for index in range(network.num_inputs):
-        tensor: trt.ITensor = network.get_input(index)
+        tensor: ITensor = network.get_input(index)
         low, opt, high = (inputs[tensor.name].sized(profile.sizes(which)) for which in range(3))
         try:
             trt_profile.set_shape(tensor.name, low, opt, high)
@@ -301,7 +314,7 @@ def _build_error(attempt: _Attempt) -> BuildError:
     lines = attempt.rt.log.lines(attempt.since, logging.ERROR)[-20:]
     subject = attempt.rt.title
     hints = attempt.rt.log.lines(attempt.since)
-    memory = [line for line in hints if trt.names_memory(line)]
+    memory = [line for line in hints if means_out_of_memory(line)]
     if memory:
         largest = " | ".join(str(profile) for profile in request.profiles if profile.ranges)
         fixes = [f"lower the largest sizes of the profiles ({largest})"] if largest else []
@@ -320,7 +333,7 @@ def _build_error(attempt: _Attempt) -> BuildError:
     return BuildError(subject, got="it could not build an engine", fix=fix, log=lines or hints[-20:])
 
 
-def _make_monitor(rt: trt.TensorRT, report: PhaseReport) -> trt.IProgressMonitor:
+def _make_monitor(rt: TensorRT, report: PhaseReport) -> IProgressMonitor:
     class Monitor(rt.api.IProgressMonitor):
         """Counts the steps; TensorRT calls it from several threads, and phases end before their last step."""
 

@@ -24,7 +24,7 @@ from torch2engine.artifact.manifest import canonical
 from torch2engine.core.config import PRECISIONS, choice
 from torch2engine.core.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.core.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import IO_DTYPES
 
 __all__ = ["Profiles", "Source", "fingerprint", "resolve", "without_values"]
 
@@ -125,13 +125,13 @@ def _adopt(path: Path, profiles: Profiles, precision: str) -> Source:
 def _check_dtypes(signature: Signature) -> None:
     for what, specs in (("input", signature.inputs), ("output", signature.outputs)):
         for spec in specs:
-            if spec.dtype not in trt.IO_DTYPES:
+            if spec.dtype not in IO_DTYPES:
                 floating = spec.dtype.startswith("float")
                 raise DtypeError(
                     f"{what} '{spec.name}'",
                     name=spec.name,
                     got=f"dtype is {spec.dtype}",
-                    allowed="TensorRT takes " + ", ".join(trt.IO_DTYPES),
+                    allowed="TensorRT takes " + ", ".join(IO_DTYPES),
                     fix="export the model in float32, e.g. after model.float()"
                     if floating
                     else f"cast the {what} in the model, integers to int32 or int64",

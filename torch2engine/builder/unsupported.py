@@ -16,7 +16,7 @@ import onnx as _typed_onnx
 
 from torch2engine.builder.plan import make_network
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import Builder, INetworkDefinition, OnnxParser, ParserError, TensorRT
 
 __all__ = ["explain"]
 
@@ -47,9 +47,7 @@ class _Complaint:
     reason: str
 
 
-def explain(
-    rt: trt.TensorRT, builder: trt.Builder, parser: trt.OnnxParser, path: Path, since: int
-) -> Torch2EngineError:
+def explain(rt: TensorRT, builder: Builder, parser: OnnxParser, path: Path, since: int) -> Torch2EngineError:
     """Make the error of a failed parse.
 
     Args:
@@ -75,10 +73,10 @@ def explain(
     )
 
 
-def _complaints(parser: trt.OnnxParser) -> list[_Complaint]:
+def _complaints(parser: OnnxParser) -> list[_Complaint]:
     found: list[_Complaint] = []
     for index in range(parser.num_errors):
-        error: trt.ParserError = parser.get_error(index)
+        error: ParserError = parser.get_error(index)
         reason = str(error.desc()).strip()
         if reason in _SILENT:
             reason = "no importer or unsupported dtype/attribute"
@@ -91,9 +89,9 @@ def _complaints(parser: trt.OnnxParser) -> list[_Complaint]:
 class _Search:
     """Parses what is left of a model until nothing in it is refused."""
 
-    def __init__(self, rt: trt.TensorRT, builder: trt.Builder, model: Any, path: Path) -> None:
+    def __init__(self, rt: TensorRT, builder: Builder, model: Any, path: Path) -> None:
         self._rt = rt
-        self._builder: trt.Builder = builder
+        self._builder: Builder = builder
         self._model = model
         self._path = path
         self._types = _value_types(model)
@@ -129,8 +127,8 @@ class _Search:
 
     def _parse(self, rest: Any) -> list[_Complaint]:
         # A network for each time: a failed parse leaves half of one behind.
-        network: trt.INetworkDefinition = make_network(self._rt, self._builder)
-        parser: trt.OnnxParser = self._rt.api.OnnxParser(network, self._rt.logger)
+        network: INetworkDefinition = make_network(self._rt, self._builder)
+        parser: OnnxParser = self._rt.api.OnnxParser(network, self._rt.logger)
         if parser.parse(rest.SerializeToString(), str(self._path)):
             return []
         return [_restored(self._model, rest, complaint) for complaint in _complaints(parser)]

@@ -39,8 +39,8 @@ from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.modules.trt.module import require_cuda
 from torch2engine.parity.compare import ParityReport
-from torch2engine.trt import gpu as device
-from torch2engine.trt import library as trt
+from torch2engine.trt.gpu import require_gpu
+from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["check", "choose_runtime", "export", "precision_notes", "prove_split", "target_device"]
 
@@ -143,8 +143,8 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
         runtime_config.check_cpu("runtime='onnxruntime'")
         return runtime
     try:
-        trt.find(config.flavour)
-        device.require_gpu()
+        find_tensorrt(config.flavour)
+        require_gpu()
         require_cuda()
     except InstallationError as error:
         if runtime == "tensorrt":

@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from torch2engine.core.errors import BuildError, InstallationError
-from torch2engine.trt import gpu as device
 from torch2engine.trt.context import FREE_MEMORY
-from torch2engine.trt.gpu import unhindered
+from torch2engine.trt.gpu import load_driver, relaxed_capture_mode, require_gpu
 
 __all__ = ["Bytes", "Cuda", "Event", "Memory", "Stream", "find"]
 
@@ -84,7 +83,7 @@ def find(index: int) -> Cuda:
     Raises:
         InstallationError: no such GPU, no pycuda, or the driver makes no context.
     """
-    device.require_gpu(index)
+    require_gpu(index)
     driver = _driver()
     with _lock:  # or two threads that come first together would make two
         return _find(index, os.getpid(), driver)
@@ -164,14 +163,14 @@ class Cuda:
 
     def memory(self, size_bytes: int) -> Memory:
         """Device memory, 256-byte aligned, that is freed with its last reference; at least one byte."""
-        with unhindered():
+        with relaxed_capture_mode():
             return Memory(self, self._driver.mem_alloc(max(size_bytes, 1)), size_bytes)
 
     def pinned(self, size_bytes: int) -> Bytes:
         """Page-locked host memory, that is freed with the last array on it."""
         if not size_bytes:
             return np.empty(0, np.uint8)
-        with unhindered():
+        with relaxed_capture_mode():
             made = self._driver.pagelocked_empty(size_bytes, np.uint8, mem_flags=_PORTABLE)
         return np.asarray(_Pinned(self, made))
 
@@ -197,7 +196,7 @@ class Cuda:
 
 @functools.cache
 def _pointer_attribute() -> Any:
-    found = device.driver().cuPointerGetAttribute
+    found = load_driver().cuPointerGetAttribute
     found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p), ctypes.c_int
     return found
 
@@ -217,7 +216,7 @@ class _Owned:
         if self._cuda.is_gone:
             _leave(made)
             return
-        with self._cuda, unhindered():
+        with self._cuda, relaxed_capture_mode():
             self._free(made)
             del made
 
@@ -240,7 +239,7 @@ class Stream(_Owned):
 
     def wait(self) -> None:
         """Wait until its work is through."""
-        with unhindered():
+        with relaxed_capture_mode():
             self._made.synchronize()
 
 
@@ -253,7 +252,7 @@ class Event(_Owned):
 
     def wait(self) -> None:
         """Wait for what was recorded; other threads go on meanwhile."""
-        with unhindered():
+        with relaxed_capture_mode():
             self._made.synchronize()
 
     def ms_since(self, start: Event) -> float:

@@ -24,7 +24,7 @@ from torch2engine.processor.staging import Job, Ticket, Timings, layout
 from torch2engine.processor.stream_executor import Lane, Room, closed
 from torch2engine.trt.context import Context
 from torch2engine.trt.engine import Engine
-from torch2engine.trt.gpu import unhindered
+from torch2engine.trt.gpu import relaxed_capture_mode
 
 __all__ = ["Pipeline"]
 
@@ -224,7 +224,7 @@ class Pipeline:
             lanes, self._lanes = self._lanes, []
             tickets, self._tickets = self._tickets, []
         self._copier.close()
-        with self.cuda, unhindered():
+        with self.cuda, relaxed_capture_mode():
             for lane in lanes:
                 with lane.lock, contextlib.suppress(Exception):  # the others are given back all the same
                     lane.close()

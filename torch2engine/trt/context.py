@@ -14,7 +14,7 @@ from typing import Any
 
 from torch2engine.core.errors import BuildError, ShapeError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import Dims, IExecutionContext, IOutputAllocator, TensorRT, check_return_value
 
 __all__ = ["FREE_MEMORY", "Allocate", "Context", "Found"]
 
@@ -54,15 +54,15 @@ class Context:
 
     def __init__(
         self,
-        rt: trt.TensorRT,
-        context: trt.IExecutionContext,
+        rt: TensorRT,
+        context: IExecutionContext,
         given: Sequence[TensorSpec],
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
     ) -> None:
         self._rt = rt
-        self._context: trt.IExecutionContext = context
-        self._running = rt.running
+        self._context: IExecutionContext = context
+        self._call_lock = rt.call_lock
         self._process = os.getpid()
         names = [spec.name for spec in inputs]
         self._inputs = [(index, spec.name) for index, spec in enumerate(given) if spec.name in names]
@@ -72,7 +72,7 @@ class Context:
         self._profile = -1
         self._memory = (0, 0)
         self._planned = 0
-        self._allocators: dict[str, trt.IOutputAllocator] = {}
+        self._allocators: dict[str, IOutputAllocator] = {}
 
     def set_shapes(self, profile: int, shapes: Sequence[Sequence[int]], stream: int) -> list[tuple[int, ...]]:
         """Choose the profile and set the inputs' shapes.
@@ -90,14 +90,16 @@ class Context:
         """
         rt, mark = self._rt, self._rt.log.mark()
         self._planned += 1
-        with self._running:
+        with self._call_lock:
             if profile != self._profile:
                 done = self._context.set_optimization_profile_async(profile, stream)
-                trt.check(done, f"profile {profile}", rt, since=mark)
+                check_return_value(done, f"profile {profile}", rt, since=mark)
                 self._profile = profile
             for index, name in self._inputs:
                 done = self._context.set_input_shape(name, tuple(shapes[index]))
-                trt.check(done, f"shape {list(shapes[index])} of input '{name}'", rt, error=ShapeError, since=mark)
+                check_return_value(
+                    done, f"shape {list(shapes[index])} of input '{name}'", rt, error=ShapeError, since=mark
+                )
             return [tuple(int(dim) for dim in self._context.get_tensor_shape(name)) for name in self._outputs]
 
     @property
@@ -108,7 +110,7 @@ class Context:
 
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`."""
-        with self._running:
+        with self._call_lock:
             return int(self._context.update_device_memory_size_for_shapes())
 
     def set_memory(self, address: int, size_bytes: int) -> None:
@@ -137,7 +139,7 @@ class Context:
             if address != present[index]:
                 present[index] = 0  # unknown until TensorRT has agreed
                 if not self._context.set_tensor_address(name, address):
-                    trt.check(None, f"address of '{name}'", self._rt)
+                    check_return_value(None, f"address of '{name}'", self._rt)
                 present[index] = address
 
     def enqueue(self, stream: int) -> None:
@@ -150,14 +152,14 @@ class Context:
             BuildError: TensorRT refuses; the message has its own lines.
         """
         mark = self._rt.log.mark()
-        with self._running:
+        with self._call_lock:
             done = self._context.execute_async_v3(stream)
         if not done:
-            trt.check(False, "enqueue", self._rt, error=BuildError, since=mark, fix=FREE_MEMORY)
+            check_return_value(False, "enqueue", self._rt, error=BuildError, since=mark, fix=FREE_MEMORY)
 
     def why_not_capturable(self, stream: int) -> str:
         """Why an enqueue on this stream can't be captured in a CUDA graph, as far as TensorRT says; else empty."""
-        with self._running:
+        with self._call_lock:
             if self._rt.is_rtx and not self._context.is_stream_capturable(stream):
                 return f"{self._rt.title} says that this engine can't be captured at these shapes"
         return ""
@@ -176,18 +178,20 @@ class Context:
         found = {name: Found() for name in names}
         self._allocators = {name: _allocator_class(rt)(found[name], allocate) for name in names}
         for name, allocator in self._allocators.items():
-            trt.check(self._context.set_output_allocator(name, allocator), f"allocator of '{name}'", rt, since=mark)
+            check_return_value(
+                self._context.set_output_allocator(name, allocator), f"allocator of '{name}'", rt, since=mark
+            )
         return found
 
     def __del__(self) -> None:
         # Elsewhere the lock may be held by a thread that is no more.
         if os.getpid() == self._process and not sys.is_finalizing():
-            self._running.retire({"context": self.__dict__.pop("_context")})
+            self._call_lock.release_when_idle({"context": self.__dict__.pop("_context")})
 
 
 # One class, since a class is a cycle: one for each call would keep results until the garbage collector comes.
 @functools.cache
-def _allocator_class(rt: trt.TensorRT) -> Callable[[Found, Allocate], trt.IOutputAllocator]:
+def _allocator_class(rt: TensorRT) -> Callable[[Found, Allocate], IOutputAllocator]:
     class Allocator(rt.api.IOutputAllocator):
         def __init__(self, found: Found, allocate: Allocate) -> None:
             rt.api.IOutputAllocator.__init__(self)
@@ -207,7 +211,7 @@ def _allocator_class(rt: trt.TensorRT) -> Callable[[Found, Allocate], trt.IOutpu
                 return None
             return address
 
-        def notify_shape(self, tensor_name: str, shape: trt.Dims) -> None:
+        def notify_shape(self, tensor_name: str, shape: Dims) -> None:
             self._found.shape = tuple(int(dim) for dim in shape)
 
     return Allocator

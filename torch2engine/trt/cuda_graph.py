@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from torch2engine.core.errors import BuildError, Torch2EngineError
-from torch2engine.trt import gpu as device
+from torch2engine.trt.gpu import load_driver, make_gpu_current
 
 __all__ = ["Graph", "NotCapturable", "OwnStream"]
 
@@ -106,7 +106,7 @@ class Graph:
         """
         status = self._launch(self._handle, stream)
         if status == _INVALID_CONTEXT:  # a thread that has not used CUDA yet
-            device.make_current(self._index)
+            make_gpu_current(self._index)
             status = self._launch(self._handle, stream)
         if status:
             raise BuildError("launch of a CUDA graph", got=_error(status), fix="RuntimeConfig(cuda_graphs=False)")
@@ -131,7 +131,7 @@ def _error(status: int) -> str:
 # Handles are 64 bits wide, which ctypes must be told; prototypes as in cuda.h.
 @cache
 def _driver() -> ctypes.CDLL:
-    driver = device.driver()
+    driver = load_driver()
     handle = ctypes.c_void_p
     prototypes = {
         "cuStreamCreate": (ctypes.POINTER(handle), ctypes.c_uint),

@@ -16,9 +16,21 @@ from torch2engine.artifact.artifacts import EngineArtifact, Hardware
 from torch2engine.core.config import TF32_OVERRIDE, float32_arithmetic
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.trt import gpu as device
-from torch2engine.trt import library as trt
 from torch2engine.trt.context import FREE_MEMORY, Context
+from torch2engine.trt.gpu import require_gpu
+from torch2engine.trt.library import (
+    EngineInspector,
+    ICudaEngine,
+    IExecutionContext,
+    IHostMemory,
+    IRuntimeCache,
+    IRuntimeConfig,
+    Refitter,
+    Runtime,
+    Weights,
+    check_return_value,
+    find_tensorrt,
+)
 
 __all__ = ["Engine"]
 
@@ -45,9 +57,9 @@ class Engine:
 
     def __init__(self, artifact: EngineArtifact, index: int, kernel_specialization: str = "none") -> None:
         self._process = -1
-        gpu = device.require_gpu(index)
+        gpu = require_gpu(index)
         hardware = artifact.hardware
-        rt = trt.find(hardware.flavour)
+        rt = find_tensorrt(hardware.flavour)
         artifact.check_hardware(
             Hardware(
                 flavour=rt.name,
@@ -63,11 +75,11 @@ class Engine:
         self.signature = artifact.signature
         self._rt = rt
         mark = rt.log.mark()
-        self._runtime: trt.Runtime = rt.api.Runtime(rt.logger)
+        self._runtime: Runtime = rt.api.Runtime(rt.logger)
         plan = artifact.plan_buffer()
-        with rt.running:
+        with rt.call_lock:
             made = self._runtime.deserialize_cuda_engine(plan)
-        self._engine: trt.ICudaEngine = trt.check(
+        self._engine: ICudaEngine = check_return_value(
             made,
             f"plan for {hardware.gpu or 'unknown GPU'} on {gpu.name}",
             rt,
@@ -77,10 +89,10 @@ class Engine:
         )
         self._process = os.getpid()
         self.inputs, self.outputs = self._tensors()
-        self._cache: trt.IRuntimeCache = None
-        self._refitter: trt.Refitter = None
-        with rt.running:
-            self._config: trt.IRuntimeConfig = self._configure(kernel_specialization, artifact.read_runtime_cache())
+        self._cache: IRuntimeCache = None
+        self._refitter: Refitter = None
+        with rt.call_lock:
+            self._config: IRuntimeConfig = self._configure(kernel_specialization, artifact.read_runtime_cache())
 
     def _tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """The signature's tensors that the engine has; inputs that it never reads may be missing."""
@@ -112,10 +124,12 @@ class Engine:
         inputs = tuple(spec for spec in self.signature.inputs if spec.name in names)
         return inputs, self.signature.outputs
 
-    def _configure(self, kernel_specialization: str, cache: bytes) -> trt.IRuntimeConfig:
+    def _configure(self, kernel_specialization: str, cache: bytes) -> IRuntimeConfig:
         """The configuration that every context is made with."""
         rt, mark = self._rt, self._rt.log.mark()
-        config: trt.IRuntimeConfig = trt.check(self._engine.create_runtime_config(), "runtime config", rt, since=mark)
+        config: IRuntimeConfig = check_return_value(
+            self._engine.create_runtime_config(), "runtime config", rt, since=mark
+        )
         config.set_execution_context_allocation_strategy(rt.api.ExecutionContextAllocationStrategy.USER_MANAGED)
         if rt.is_rtx:
             # By default RTX swaps in kernels compiled for each shape while calls go on, so answers checked once could
@@ -126,11 +140,11 @@ class Engine:
             strategy = names[kernel_specialization]
             config.dynamic_shapes_kernel_specialization_strategy = strategy
             taken = config.dynamic_shapes_kernel_specialization_strategy == strategy
-            trt.check(taken, f"kernel specialization '{kernel_specialization}'", rt, since=mark)
-            made: trt.IRuntimeCache = trt.check(config.create_runtime_cache(), "runtime cache", rt, since=mark)
+            check_return_value(taken, f"kernel specialization '{kernel_specialization}'", rt, since=mark)
+            made: IRuntimeCache = check_return_value(config.create_runtime_cache(), "runtime cache", rt, since=mark)
             if cache and not made.deserialize(cache):
                 _logger.info("the runtime cache was made by another GPU, driver or version: kernels are compiled anew")
-            trt.check(config.set_runtime_cache(made), "runtime cache", rt, since=mark)
+            check_return_value(config.set_runtime_cache(made), "runtime cache", rt, since=mark)
             self._cache = made
         elif kernel_specialization != "none":
             raise InputError(
@@ -163,12 +177,12 @@ class Engine:
             BuildError: TensorRT can't make a context, mostly for want of memory.
         """
         rt = self._rt
-        with rt.running:
+        with rt.call_lock:
             mark = rt.log.mark()
-            made: trt.IExecutionContext = self._engine.create_execution_context(self._config)
+            made: IExecutionContext = self._engine.create_execution_context(self._config)
             if not made and any(TF32_OVERRIDE in line for line in rt.log.lines(mark)):
                 raise _other_tf32("it was built under another setting than this process has")
-            trt.check(made, "execution context", rt, since=mark, fix=FREE_MEMORY)
+            check_return_value(made, "execution context", rt, since=mark, fix=FREE_MEMORY)
         return Context(rt, made, self.signature.inputs, self.inputs, self.outputs)
 
     def __del__(self) -> None:
@@ -177,7 +191,7 @@ class Engine:
             parts = {name: self.__dict__.pop(name, None) for name in _PARTS}
             held = {name: part for name, part in parts.items() if part is not None}
             del parts
-            self._rt.running.retire(held)
+            self._rt.call_lock.release_when_idle(held)
 
     def memory_bytes(self, profile: int) -> int:
         """Device memory, in bytes, that a context needs for the largest shapes of a profile, without weights."""
@@ -186,9 +200,9 @@ class Engine:
     def layers(self) -> str:
         """The engine inspector's account of the layers, as JSON; its words differ from version to version."""
         rt = self._rt
-        with rt.running:
+        with rt.call_lock:
             mark = rt.log.mark()
-            inspector: trt.EngineInspector = trt.check(
+            inspector: EngineInspector = check_return_value(
                 self._engine.create_engine_inspector(), "engine inspector", rt, since=mark
             )
             text: str = inspector.get_engine_information(rt.api.LayerInformationFormat.JSON)
@@ -206,7 +220,7 @@ class Engine:
             RefitError: names those that are neither, or that are given and that the engine has not.
         """
         rt = self._rt
-        with rt.running:
+        with rt.call_lock:
             names = set(self._make_refitter().get_all_weights())
         unknown, lost = sorted(names - set(given) - set(fixed)), sorted(set(given) - names)
         if unknown or lost:
@@ -232,14 +246,14 @@ class Engine:
             RefitError: TensorRT refuses one, or needs more of them; the engine may be half-way.
         """
         rt, api = self._rt, self._rt.api
-        with rt.running:
+        with rt.call_lock:
             mark = rt.log.mark()
             refitter = self._make_refitter()
             try:
                 for name, (dtype, address, count) in weights.items():
-                    one: trt.Weights = api.Weights(rt.dtype(dtype), address, count)
+                    one: Weights = api.Weights(rt.dtype(dtype), address, count)
                     taken = refitter.set_named_weights(name, one, api.TensorLocation.DEVICE)
-                    trt.check(taken, f"weight '{name}'", rt, error=RefitError, since=mark)
+                    check_return_value(taken, f"weight '{name}'", rt, error=RefitError, since=mark)
                 if missing := refitter.get_missing_weights():
                     raise RefitError(
                         "engine",
@@ -249,13 +263,13 @@ class Engine:
                     )
                 done = refitter.refit_cuda_engine_async(stream)
                 wait()
-                trt.check(done, "refit", rt, error=RefitError, since=mark)
+                check_return_value(done, "refit", rt, error=RefitError, since=mark)
             finally:
                 for name in weights:  # or TensorRT would keep addresses that are soon somebody else's
                     refitter.unset_named_weights(name)
                 del refitter  # an error's frame must not hold it longer than the engine lives
 
-    def _make_refitter(self) -> trt.Refitter:
+    def _make_refitter(self) -> Refitter:
         """The engine's refitter, made once.
 
         Raises:
@@ -272,15 +286,15 @@ class Engine:
                 )
             mark = rt.log.mark()
             made = rt.api.Refitter(self._engine, rt.logger)
-            self._refitter = trt.check(made, "refitter", rt, error=RefitError, since=mark)
+            self._refitter = check_return_value(made, "refitter", rt, error=RefitError, since=mark)
         return self._refitter
 
     def serialized(self) -> bytes:
         """The plan as it is now, refits included."""
         rt = self._rt
-        with rt.running:
+        with rt.call_lock:
             mark = rt.log.mark()
-            data: trt.IHostMemory = trt.check(self._engine.serialize(), "plan", rt, since=mark)
+            data: IHostMemory = check_return_value(self._engine.serialize(), "plan", rt, since=mark)
             return bytes(data)
 
     def runtime_cache(self) -> bytes:
@@ -288,9 +302,9 @@ class Engine:
         rt = self._rt
         if self._cache is None:
             return b""
-        with rt.running:
+        with rt.call_lock:
             mark = rt.log.mark()
-            data: trt.IHostMemory = trt.check(self._cache.serialize(), "runtime cache", rt, since=mark)
+            data: IHostMemory = check_return_value(self._cache.serialize(), "runtime cache", rt, since=mark)
             return bytes(data)
 
 

@@ -17,9 +17,18 @@ from typing import Any
 
 from torch2engine.core.errors import DeviceError, InstallationError
 
-__all__ = ["Gpu", "capture_id", "current_index", "driver", "gpus", "make_current", "require_gpu", "unhindered"]
+__all__ = [
+    "Gpu",
+    "current_gpu_index",
+    "find_capture_id",
+    "list_gpus",
+    "load_driver",
+    "make_gpu_current",
+    "relaxed_capture_mode",
+    "require_gpu",
+]
 
-_CUDA = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
+CUDA_LIBRARIES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1", "libcuda.so")
 _NVML = ("nvml.dll",) if sys.platform == "win32" else ("libnvidia-ml.so.1",)
 
 # CUdevice_attribute and CUresult of cuda.h, the same since CUDA 5
@@ -51,7 +60,7 @@ class Gpu:
     memory_bytes: int
 
 
-def gpus() -> tuple[Gpu, ...]:
+def list_gpus() -> tuple[Gpu, ...]:
     """List the GPUs that this process may use; empty on a machine without one.
 
     Returns:
@@ -82,20 +91,20 @@ def require_gpu(index: int = 0) -> Gpu:
     return found[index]
 
 
-def current_index() -> int | None:
+def current_gpu_index() -> int | None:
     """Find the device of the calling thread's CUDA context, without initialising the driver.
 
     Returns:
         Its number, or None if this thread has not used CUDA.
     """
-    cuda = _library(_CUDA)
+    cuda = _library(CUDA_LIBRARIES)
     device = ctypes.c_int(-1)
     if cuda is None or cuda.cuCtxGetDevice(ctypes.byref(device)) != 0:
         return None
     return device.value
 
 
-def make_current(index: int) -> None:
+def make_gpu_current(index: int) -> None:
     """Make a device current in the calling thread, as its primary context, which CUDA's runtime then uses.
 
     Args:
@@ -105,7 +114,7 @@ def make_current(index: int) -> None:
         InstallationError: the driver refuses.
     """
     gpu = require_gpu(index)
-    cuda = _library(_CUDA)
+    cuda = _library(CUDA_LIBRARIES)
     assert cuda is not None, "require_gpu has found it"
     device, context = ctypes.c_int(), ctypes.c_void_p()
     status = cuda.cuDeviceGet(ctypes.byref(device), index)
@@ -119,7 +128,7 @@ def make_current(index: int) -> None:
         )
 
 
-def capture_id(stream: int) -> int | None:
+def find_capture_id(stream: int) -> int | None:
     """Tell which CUDA graph capture a stream takes part in; the stream's device is current.
 
     Args:
@@ -133,7 +142,7 @@ def capture_id(stream: int) -> int | None:
         DeviceError: the capture was invalidated by something that captures may not hold, or the driver refuses.
         InstallationError: there is no driver.
     """
-    cuda = driver()
+    cuda = load_driver()
     state, number = ctypes.c_int(_CAPTURE_NONE), ctypes.c_uint64()
     # CUDA 11.3 and later; the graph and its last nodes are not asked for
     status = cuda.cuStreamGetCaptureInfo_v2(
@@ -152,20 +161,20 @@ def capture_id(stream: int) -> int | None:
     return number.value
 
 
-def driver() -> ctypes.CDLL:
+def load_driver() -> ctypes.CDLL:
     """The driver's library, a handle of the caller's own, on which it declares the prototypes that it uses.
 
     Raises:
         InstallationError: there is none.
     """
-    cuda = _library(_CUDA)
+    cuda = _library(CUDA_LIBRARIES)
     if cuda is None:
         raise _no_driver()
     return cuda
 
 
 @contextmanager
-def unhindered() -> Generator[None]:
+def relaxed_capture_mode() -> Generator[None]:
     """Let this thread wait for its work and free memory although it, or another thread, captures a CUDA graph.
 
     CUDA forbids that by default and breaks the capture, since the work that is waited for could be the captured one.
@@ -184,7 +193,7 @@ def unhindered() -> Generator[None]:
 
 @cache
 def _exchange() -> Callable[[Any], int] | None:
-    cuda = _library(_CUDA)
+    cuda = _library(CUDA_LIBRARIES)
     if cuda is None:
         return None
     exchange = cuda.cuThreadExchangeStreamCaptureMode
@@ -195,13 +204,13 @@ def _exchange() -> Callable[[Any], int] | None:
 def _no_driver() -> InstallationError:
     return InstallationError(
         "NVIDIA driver",
-        got=f"{_CUDA[0]} can't be loaded",
+        got=f"{CUDA_LIBRARIES[0]} can't be loaded",
         fix="install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`",
     )
 
 
 def _probe() -> tuple[Gpu, ...] | InstallationError:
-    cuda = _library(_CUDA)
+    cuda = _library(CUDA_LIBRARIES)
     if cuda is None:
         return _no_driver()
     count = ctypes.c_int(0)

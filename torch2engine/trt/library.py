@@ -19,9 +19,18 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from torch2engine.core.errors import BuildError, InstallationError, Torch2EngineError
-from torch2engine.trt.gpu import unhindered
+from torch2engine.trt.gpu import relaxed_capture_mode
 
-__all__ = ["DTYPES", "IO_DTYPES", "Log", "LogLine", "TensorRT", "check", "find", "names_memory"]
+__all__ = [
+    "DTYPES",
+    "IO_DTYPES",
+    "Log",
+    "LogLine",
+    "TensorRT",
+    "check_return_value",
+    "find_tensorrt",
+    "means_out_of_memory",
+]
 
 # TensorRT's classes, for annotations alone: the bindings carry no types, and which bindings it will be is known late.
 Builder: TypeAlias = Any
@@ -31,22 +40,16 @@ EngineInspector: TypeAlias = Any
 IBuilderConfig: TypeAlias = Any
 ICudaEngine: TypeAlias = Any
 IExecutionContext: TypeAlias = Any
-IGpuAsyncAllocator: TypeAlias = Any
 IHostMemory: TypeAlias = Any
-ILayer: TypeAlias = Any
 ILogger: TypeAlias = Any
 INetworkDefinition: TypeAlias = Any
 IOptimizationProfile: TypeAlias = Any
 IOutputAllocator: TypeAlias = Any
-IProfiler: TypeAlias = Any
 IProgressMonitor: TypeAlias = Any
 IRuntimeCache: TypeAlias = Any
 IRuntimeConfig: TypeAlias = Any
-ISerializationConfig: TypeAlias = Any
-IStreamReaderV2: TypeAlias = Any
 ITensor: TypeAlias = Any
 OnnxParser: TypeAlias = Any
-OnnxParserRefitter: TypeAlias = Any
 ParserError: TypeAlias = Any
 Refitter: TypeAlias = Any
 Runtime: TypeAlias = Any
@@ -72,7 +75,7 @@ DTYPES = {
 IO_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
-PRODUCTS = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+PRODUCT_NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _EXTRAS = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
 _LEVELS = {
     "INTERNAL_ERROR": logging.CRITICAL,
@@ -139,7 +142,7 @@ class Log:
         return tuple(line.text for line in kept if line.number > since and line.level >= level)
 
 
-class Running:
+class CallLock:
     """Who plans or runs; a context manager that is held meanwhile. Not reentrant.
 
     Args:
@@ -160,7 +163,7 @@ class Running:
         if self._parked:
             self._sweep()
 
-    def retire(self, objects: dict[str, Any]) -> None:
+    def release_when_idle(self, objects: dict[str, Any]) -> None:
         """Let go of TensorRT's objects while nothing of it runs: now, or when whoever runs is through.
 
         It never waits: it is called by destructors, in any thread and with any lock held.
@@ -184,7 +187,7 @@ class Running:
 
 
 def _let_go(parked: deque[dict[str, Any]]) -> None:
-    with unhindered():  # the garbage collector calls destructors amid the user's captures too
+    with relaxed_capture_mode():  # the garbage collector calls destructors amid the user's captures too
         while parked:
             try:
                 objects = parked.popleft()
@@ -205,7 +208,7 @@ class TensorRT:
         is_rtx: True for TensorRT-RTX.
         log: where its lines are kept.
         logger: the ILogger that feeds `log`; every builder, parser, runtime and refitter is given this one.
-        running: held around everything that plans or runs. TensorRT lets contexts of one engine run in
+        call_lock: held around everything that plans or runs. TensorRT lets contexts of one engine run in
             several threads at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with
             a segmentation fault if two threads happen to do so together (in three of six runs of 3200 calls in 8
             threads on an H200).
@@ -217,12 +220,12 @@ class TensorRT:
     is_rtx: bool
     log: Log
     logger: ILogger
-    running: Running = field(default_factory=lambda: Running(exclusive=False))
+    call_lock: CallLock = field(default_factory=lambda: CallLock(exclusive=False))
 
     @property
     def title(self) -> str:
         """Name and version for people."""
-        return f"{PRODUCTS[self.name]} {self.version}"
+        return f"{PRODUCT_NAMES[self.name]} {self.version}"
 
     def has(self, member: str) -> bool:
         """Tell whether the bindings have a class, or a member of one.
@@ -246,7 +249,7 @@ class TensorRT:
 _DTYPE_NAMES = {member: name for name, member in DTYPES.items()}
 
 
-def find(flavour: str | None = None) -> TensorRT:
+def find_tensorrt(flavour: str | None = None) -> TensorRT:
     """Find an installed TensorRT.
 
     Args:
@@ -264,7 +267,7 @@ def find(flavour: str | None = None) -> TensorRT:
                 return _describe(api)
             problems.append(problem)
     raise InstallationError(
-        " or ".join(PRODUCTS[name] for name in flavours),
+        " or ".join(PRODUCT_NAMES[name] for name in flavours),
         got=_findings(problems),
         fix=" or ".join(f"`pip install torch2engine[{_EXTRAS[name]}]`" for name in flavours),
     )
@@ -302,7 +305,7 @@ def _describe(api: Any) -> TensorRT:
     is_rtx = hasattr(api, "CudaGraphStrategy")
     log = Log()
     name = "tensorrt_rtx" if is_rtx else "tensorrt"
-    return TensorRT(name, str(api.__version__), api, is_rtx, log, _make_logger(api, log), Running(exclusive=is_rtx))
+    return TensorRT(name, str(api.__version__), api, is_rtx, log, _make_logger(api, log), CallLock(exclusive=is_rtx))
 
 
 def _make_logger(api: Any, log: Log) -> ILogger:
@@ -323,12 +326,12 @@ _MEMORY = re.compile(
 )
 
 
-def names_memory(line: str) -> bool:
+def means_out_of_memory(line: str) -> bool:
     """Tell whether a line of TensorRT's log names memory as the cause of a failure."""
     return _MEMORY.search(line) is not None
 
 
-def check(
+def check_return_value(
     value: Any,
     what: str,
     rt: TensorRT,
@@ -358,5 +361,5 @@ def check(
     lines = rt.log.lines(since, logging.ERROR)[-20:]
     got = f"{rt.title} returned {value}"
     if error is BuildError:
-        raise BuildError(what, got=got, fix=fix, log=lines, out_of_memory=any(map(names_memory, lines)))
+        raise BuildError(what, got=got, fix=fix, log=lines, out_of_memory=any(map(means_out_of_memory, lines)))
     raise error(what, got=": ".join([got, " | ".join(lines)]) if lines else got, fix=fix)

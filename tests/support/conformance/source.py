@@ -150,7 +150,8 @@ class Package:
             name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
             shown = path.relative_to(folder.parent).as_posix()
             self.modules[name] = Module(name, shown, ast.parse(path.read_text(encoding="utf-8"), shown))
-        self.door = self.modules[f"{self.name}.trt"]
+        door = f"{self.name}.trt"
+        self.door = self.modules.get(f"{door}.library", self.modules[door])
         self.modules = self._behind_the_door()
 
     def _behind_the_door(self) -> dict[str, Module]:

@@ -23,7 +23,7 @@ from torch2engine.modules.torch_state import is_traced
 from torch2engine.modules.trt.refit import RefittableEngine, require_cuda
 from torch2engine.modules.trt.session import Live, not_prepared
 from torch2engine.modules.warmup_inputs import zeros
-from torch2engine.trt import library as trt
+from torch2engine.trt.library import PRODUCT_NAMES
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.report import DeployReport
@@ -122,7 +122,7 @@ class TRTModule(RefittableEngine):
     @property
     def runtime(self) -> str:
         hardware = self._artifact.hardware
-        return f"{trt.PRODUCTS[hardware.flavour]} {hardware.flavour_version}"
+        return f"{PRODUCT_NAMES[hardware.flavour]} {hardware.flavour_version}"
 
     def bind(self, device: torch.device | str | None = None) -> TRTModule:
         """Deserialise the engine now rather than on the first call.

@@ -23,7 +23,7 @@ from torch2engine.modules.torch_state import current_device, dual_level, is_capt
 from torch2engine.modules.trt.prepared_shape import Plan, allocate
 from torch2engine.modules.trt.stream_executor import PER_THREAD, Lane
 from torch2engine.trt.engine import Engine
-from torch2engine.trt.gpu import capture_id, unhindered
+from torch2engine.trt.gpu import find_capture_id, relaxed_capture_mode
 
 __all__ = ["Live", "not_prepared"]
 
@@ -186,7 +186,7 @@ class Live:
         So it gets a context for itself alone, and working memory from the graph's own pool, which PyTorch's allocator
         gives while it captures.
         """
-        identity = capture_id(handle)
+        identity = find_capture_id(handle)
         assert identity is not None, "the caller has seen the capture"
         key = (identity, handle, shapes)
         plan = self._captured.get(key)
@@ -250,7 +250,7 @@ class Live:
         Raises:
             RefitError: a CUDA graph of the user's holds a call; or TensorRT refuses the weights: `is_spoilt` then.
         """
-        with self._lock, torch.cuda.device(self.device), unhindered(), ExitStack() as held:
+        with self._lock, torch.cuda.device(self.device), relaxed_capture_mode(), ExitStack() as held:
             for lane in self._lanes.values():
                 held.enter_context(lane.lock)  # whoever is in a call ends it, whoever comes waits
             self.check_refittable()
@@ -284,7 +284,7 @@ class Live:
         self._close()
 
     def _close(self) -> None:
-        with self._lock, torch.cuda.device(self.device), unhindered():
+        with self._lock, torch.cuda.device(self.device), relaxed_capture_mode():
             for handle in list(self._lanes):
                 self._lanes[handle].close()
                 del self._lanes[handle]  # one by one: if a wait is interrupted, the others are still known
@@ -295,7 +295,7 @@ class Live:
     def __del__(self) -> None:
         if _parts.pop(id(self), None) is None or not self.is_usable or sys.is_finalizing():
             return
-        with torch.cuda.device(self.device), unhindered():
+        with torch.cuda.device(self.device), relaxed_capture_mode():
             # The lanes' memory goes back to PyTorch's allocator, which knows nothing of the streams it was used on.
             self._close()
             del self.engine  # here, because TensorRT leaves its own device current when it goes
