@@ -14,7 +14,7 @@ import torch2engine as t2e
 from tests.support.paths import SUPPORT
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis, TensorSpec
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.session import OrtSession
 
 FOLDER = SUPPORT / "keras_cnn"
 PATH = FOLDER / "cnn.onnx"
@@ -35,7 +35,7 @@ def test_kept_file_is_small_and_tf2onnxs_own() -> None:
 def test_kept_file_answers_like_keras() -> None:
     """ONNX Runtime computes what Keras computed when the file was made."""
     kept = np.load(FOLDER / "answers.npz")
-    (answers,) = Session(PATH)({"image": kept["images"]}).values()
+    (answers,) = OrtSession(PATH)({"image": kept["images"]}).values()
     assert len(np.unique(kept["answers"].round(3))) > 10
     np.testing.assert_allclose(answers, kept["answers"], rtol=1e-4, atol=1e-5)
 

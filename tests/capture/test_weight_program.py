@@ -27,7 +27,7 @@ from torch2engine.capture.undisturbed import exact_arithmetic, undisturbed
 from torch2engine.capture.weight_operators import apply_to_many
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 from torch2engine.exporter.export import export_onnx
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.session import OrtSession
 
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
 
@@ -77,7 +77,7 @@ def distance(path: Path, model: nn.Module, x: torch.Tensor) -> float:
     wanted = [part.detach() for part in ([answer] if isinstance(answer, torch.Tensor) else answer)]
     names = [value.name for value in onnx.load(path).graph.output]
     (given,) = (value.name for value in onnx.load(path).graph.input)
-    found = Session(path, as_it_is=True)({given: x.numpy()})
+    found = OrtSession(path, as_it_is=True)({given: x.numpy()})
     return max(
         float(np.abs(found[name] - part.numpy()).max() / part.abs().max())
         for name, part in zip(names, wanted, strict=True)
@@ -315,7 +315,7 @@ def test_language_models(name: str, tmp_path: Path) -> None:
     arrays = {key: value.numpy() for key, value in inputs.items()}
 
     def error(path: Path) -> float:
-        found = Session(path, as_it_is=True)(arrays)
+        found = OrtSession(path, as_it_is=True)(arrays)
         answer = next(value for value in found.values() if value.shape == wanted.shape)
         return float(np.abs(answer - wanted).max() / np.abs(wanted).max())
 
@@ -411,7 +411,7 @@ def test_operators_are_onnx_runtimes(op: str, inputs: list[Any], attributes: dic
     graph = onnx.helper.make_graph([node], "g", [first], [out], rest)
     path = tmp_path / "op.onnx"
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 22)], ir_version=10), path)
-    wanted = Session(path, as_it_is=True)({names[0]: arrays[0]})["y"]
+    wanted = OrtSession(path, as_it_is=True)({names[0]: arrays[0]})["y"]
     plain = {key: torch.float16 if key == "to" else value for key, value in attributes.items()}
     found = WEIGHT_OPERATORS[op]([torch.tensor(array) for array in arrays], plain)
     assert found.shape == wanted.shape

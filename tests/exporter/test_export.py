@@ -44,7 +44,7 @@ from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import DynamicAxisError, ExportError, UnsupportedOperatorError
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis, TensorSpec
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.session import OrtSession
 from torch2engine.pipeline.stages import check
 
 ROOM = importlib.import_module("torch2engine.exporter.export")  # by its attribute it is the public function
@@ -70,7 +70,7 @@ def run(artifact: OnnxArtifact, *inputs: torch.Tensor) -> list[np.ndarray]:
     """Outputs of the file for these inputs."""
     names = [spec.name for spec in artifact.signature.inputs]
     arrays = {name: tensor.detach().numpy() for name, tensor in zip(names, inputs, strict=True)}
-    return list(Session(artifact.onnx_path)(arrays).values())
+    return list(OrtSession(artifact.onnx_path)(arrays).values())
 
 
 # axes

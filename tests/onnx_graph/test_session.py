@@ -17,14 +17,14 @@ from torch import nn
 from tests.support import onnx_models
 from tests.support.models import BATCH, Cnn, Function, array, error_of, exported
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedOperatorError
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.session import OrtSession
 
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
 
 def test_answers_are_by_name_and_fresh(tmp_path: Path) -> None:
     """Outputs come under their names, and a later call does not change an earlier answer."""
-    session = Session(onnx_models.relu(tmp_path))
+    session = OrtSession(onnx_models.relu(tmp_path))
     first = session({"x": np.array([[-1, 2, -3, 4]], np.float32)})
     assert list(first) == ["y"]
     assert first["y"].tolist() == [[0, 2, 0, 4]]
@@ -34,7 +34,7 @@ def test_answers_are_by_name_and_fresh(tmp_path: Path) -> None:
 
 def test_inputs_that_the_graph_does_not_read_may_be_given(tmp_path: Path) -> None:
     """Whoever calls by the signature need not know what the graph kept."""
-    assert list(Session(onnx_models.relu(tmp_path))({"x": np.ones((2, 4), np.float32), "mask": np.ones(3)})) == ["y"]
+    assert list(OrtSession(onnx_models.relu(tmp_path))({"x": np.ones((2, 4), np.float32), "mask": np.ones(3)})) == ["y"]
 
 
 @pytest.mark.parametrize(
@@ -50,24 +50,24 @@ def test_inputs_that_the_graph_does_not_read_may_be_given(tmp_path: Path) -> Non
 def test_arrays_may_lie_in_any_order(make: Callable[[Any], Any], tmp_path: Path) -> None:
     """Strides are no reason for another answer."""
     x = make(np.random.default_rng(0).standard_normal((3, 8)).astype(np.float32))
-    assert np.array_equal(Session(onnx_models.relu(tmp_path))({"x": x})["y"], np.maximum(x, 0))
+    assert np.array_equal(OrtSession(onnx_models.relu(tmp_path))({"x": x})["y"], np.maximum(x, 0))
 
 
 def test_zero_dimensions_stay_zero(tmp_path: Path) -> None:
     """A scalar goes in and comes out as one."""
-    answer = Session(onnx_models.relu(tmp_path, shape=()))({"x": np.array(3.0, np.float32)})["y"]
+    answer = OrtSession(onnx_models.relu(tmp_path, shape=()))({"x": np.array(3.0, np.float32)})["y"]
     assert answer.shape == ()
     assert answer == 3
 
 
 def test_empty_batch_is_answered(tmp_path: Path) -> None:
     """What the graph allows, it answers."""
-    assert Session(onnx_models.relu(tmp_path))({"x": np.zeros((0, 4), np.float32)})["y"].shape == (0, 4)
+    assert OrtSession(onnx_models.relu(tmp_path))({"x": np.zeros((0, 4), np.float32)})["y"].shape == (0, 4)
 
 
 def test_threads_may_share_a_session(tmp_path: Path) -> None:
     """Each gets the answer to its own question."""
-    session = Session(onnx_models.relu(tmp_path))
+    session = OrtSession(onnx_models.relu(tmp_path))
     wrong: list[int] = []
 
     def work(number: int) -> None:
@@ -103,8 +103,8 @@ ANSWER = """
 import json
 import numpy as np
 from pathlib import Path
-from torch2engine.onnx_graph.session import Session
-print(json.dumps([Session(Path(path))({{"x": np.load({x!r})}})["output"].tolist() for path in {paths}]))
+from torch2engine.onnx_graph.session import OrtSession
+print(json.dumps([OrtSession(Path(path))({{"x": np.load({x!r})}})["output"].tolist() for path in {paths}]))
 """
 
 
@@ -156,7 +156,7 @@ def test_bfloat16_is_widened_everywhere(tmp_path: Path) -> None:
         sample = (sign * torch.rand(4, 3)).bfloat16()
         artifact, examples = exported(model, sample, {"x": BATCH})
         assert error_of(artifact, examples) < 3e-2
-    answer = Session(artifact.onnx_path)({"x": array(examples[0].inputs[0])})["output"]
+    answer = OrtSession(artifact.onnx_path)({"x": array(examples[0].inputs[0])})["output"]
     assert answer.dtype == np.float32
     stored = {tensor.data_type for tensor in onnx.load(str(artifact.onnx_path)).graph.initializer}
     assert BF16 in stored, "the file itself keeps its dtypes"
@@ -170,7 +170,7 @@ def test_bfloat16_inside_a_float32_graph_is_found(tmp_path: Path) -> None:
         helper.make_node("Cast", ["sum"], ["y"], to=FLOAT, name="wide"),
     ]
     path = onnx_models.save(tmp_path / "cast.onnx", nodes, {"x": (FLOAT, [2])}, {"y": (FLOAT, [2])})
-    assert Session(path)({"x": np.array([1.5, -2], np.float32)})["y"].tolist() == [3, -4]
+    assert OrtSession(path)({"x": np.array([1.5, -2], np.float32)})["y"].tolist() == [3, -4]
 
 
 def test_constants_of_bfloat16_are_found_in_nodes(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_constants_of_bfloat16_are_found_in_nodes(tmp_path: Path) -> None:
         helper.make_node("Mul", ["x", "three"], ["y"], name="mul"),
     ]
     path = onnx_models.save(tmp_path / "constant.onnx", nodes, {"x": (BF16, [2])}, {"y": (BF16, [2])})
-    assert Session(path)({"x": np.array([1.5, -2], np.float32)})["y"].tolist() == [4.5, -6]
+    assert OrtSession(path)({"x": np.array([1.5, -2], np.float32)})["y"].tolist() == [4.5, -6]
 
 
 # what it can't take
@@ -202,7 +202,7 @@ def test_broken_file_is_refused(content: bytes | None, got: str, tmp_path: Path)
     path = onnx_models.relu(tmp_path)
     path.write_bytes(path.read_bytes()[:-20] if content is None else content)
     with pytest.raises(ArtifactError) as error:
-        Session(path)
+        OrtSession(path)
     assert error.value.path == str(path)
     assert error.value.subject == "'relu.onnx'"
     assert error.value.got.startswith(got)
@@ -213,7 +213,7 @@ def test_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     """A missing file and a folder are ArtifactErrors as well."""
     for path in (tmp_path / "none.onnx", tmp_path):
         with pytest.raises(ArtifactError) as error:
-            Session(path)
+            OrtSession(path)
         assert error.value.got.startswith("not an ONNX model ([Errno")
 
 
@@ -234,11 +234,11 @@ def test_external_weights_that_are_missing_are_told(dtype: torch.dtype, damage: 
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
     onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=0)
     x = np.ones(64, np.float32)
-    assert np.allclose(Session(path)({"x": x})["y"], array(weight))
+    assert np.allclose(OrtSession(path)({"x": x})["y"], array(weight))
     weights = tmp_path / "weights"
     weights.unlink() if damage == "gone" else weights.write_bytes(weights.read_bytes()[:10])
     with pytest.raises(ArtifactError) as error:
-        Session(path)
+        OrtSession(path)
     assert error.value.path == str(path)
 
 
@@ -249,7 +249,7 @@ def test_operator_that_the_cpu_lacks_is_named(tmp_path: Path) -> None:
     weights = {"w": np.ones((1, 1, 1, 1))}
     path = onnx_models.save(tmp_path / "conv.onnx", [node], {"x": double}, {"y": double}, weights)
     with pytest.raises(UnsupportedOperatorError) as error:
-        Session(path)
+        OrtSession(path)
     assert str(error.value) == (
         "ONNX Runtime: no CPU implementation for Conv; cast the model to float32, or use runtime='tensorrt'\n"
         "  Conv (blur): no CPU implementation for these dtypes"
@@ -269,7 +269,7 @@ def test_operator_that_the_cpu_lacks_is_named(tmp_path: Path) -> None:
 def test_inputs_that_do_not_fit_are_refused(inputs: dict[str, Any], got: str, tmp_path: Path) -> None:
     """ONNX Runtime's own words, in one line, as an InputError."""
     with pytest.raises(InputError) as error:
-        Session(onnx_models.relu(tmp_path))(inputs)
+        OrtSession(onnx_models.relu(tmp_path))(inputs)
     assert error.value.subject == "ONNX Runtime"
     assert got in error.value.got
     assert "\n" not in error.value.got

@@ -17,7 +17,8 @@ from onnx import TensorProto
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.onnx_graph.model import load, modules, origins
+from torch2engine.onnx_graph.model_file import load_model
+from torch2engine.onnx_graph.node_origins import node_modules, node_origins
 from torch2engine.precision.graph import cast as room
 from torch2engine.precision.graph.cast import LARGEST, cast, out_of_range
 
@@ -45,7 +46,7 @@ def types(model: Any) -> dict[str, int]:
 def test_graph_is_typed_and_its_ends_are_not(artifact: t2e.OnnxArtifact, tmp_path: Path, dtype: str) -> None:
     """Weights and tensors inside are low; inputs and outputs keep names, dtypes and dynamic axes."""
     cast(artifact.onnx_path, tmp_path / "low.onnx", dtype)
-    before, after = load(artifact.onnx_path), load(tmp_path / "low.onnx")
+    before, after = load_model(artifact.onnx_path), load_model(tmp_path / "low.onnx")
     onnx.checker.check_model(after)
     ends = [[*model.graph.input, *model.graph.output] for model in (before, after)]
     assert [(end.name, end.type) for end in ends[0]] == [(end.name, end.type) for end in ends[1]]
@@ -58,14 +59,14 @@ def test_graph_is_typed_and_its_ends_are_not(artifact: t2e.OnnxArtifact, tmp_pat
 def test_kept_nodes_stay_in_float32(artifact: t2e.OnnxArtifact, tmp_path: Path, dtype: str) -> None:
     """By their whole names: `node_linear` alone, not `node_linear_1` with it."""
     cast(artifact.onnx_path, tmp_path / "low.onnx", dtype, keep=["node_linear"])
-    found = types(load(tmp_path / "low.onnx"))
+    found = types(load_model(tmp_path / "low.onnx"))
     assert (found["4.weight"], found["6.weight"]) == (TensorProto.FLOAT, LOW[dtype])
 
 
 def test_ends_become_low_when_asked(artifact: t2e.OnnxArtifact, tmp_path: Path) -> None:
     """low_io gives the model's own inputs and outputs the type."""
     cast(artifact.onnx_path, tmp_path / "low.onnx", "fp16", low_io=True)
-    found = types(load(tmp_path / "low.onnx"))
+    found = types(load_model(tmp_path / "low.onnx"))
     assert (found["input"], found["output"]) == (TensorProto.FLOAT16, TensorProto.FLOAT16)
 
 
@@ -73,12 +74,12 @@ def test_ends_become_low_when_asked(artifact: t2e.OnnxArtifact, tmp_path: Path) 
 def test_nodes_keep_names_and_origins(artifact: t2e.OnnxArtifact, tmp_path: Path, dtype: str) -> None:
     """Every node says which module it comes from, casts that of a neighbour."""
     cast(artifact.onnx_path, tmp_path / "low.onnx", dtype, keep=["node_linear"])
-    before, after = origins(load(artifact.onnx_path)), load(tmp_path / "low.onnx")
-    found = origins(after)
+    before, after = node_origins(load_model(artifact.onnx_path)), load_model(tmp_path / "low.onnx")
+    found = node_origins(after)
     assert {name: found[name] for name in before} == before
     casts = [node.name for node in after.graph.node if node.op_type == "Cast"]
     assert len(casts) >= 3
-    assert {modules(after)[name] for name in casts} <= {"0", "1", "3", "4", "5", "6"}
+    assert {node_modules(after)[name] for name in casts} <= {"0", "1", "3", "4", "5", "6"}
 
 
 def test_values_out_of_range_are_found(artifact: t2e.OnnxArtifact) -> None:

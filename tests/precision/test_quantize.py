@@ -22,7 +22,7 @@ from tests.support import models
 from torch2engine.artifact.artifacts import OnnxArtifact
 from torch2engine.core.config import Precision
 from torch2engine.core.errors import InputError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.session import OrtSession
 from torch2engine.precision.graph import quantize_ranges as _quantize_ranges
 from torch2engine.precision.graph.quantize import OWN, quantize
 
@@ -137,13 +137,13 @@ def held_out() -> np.ndarray:
 
 def error(source: Path, target: Path, x: np.ndarray) -> float:
     """Relative L2 distance of what the two answer."""
-    wanted, got = (next(iter(Session(path)({"x": x}).values())) for path in (source, target))
+    wanted, got = (next(iter(OrtSession(path)({"x": x}).values())) for path in (source, target))
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
 
 
 def accuracy(path: Path) -> float:
     """Share of right answers on the held-out digits."""
-    (logits,) = Session(path)({"x": held_out()}).values()
+    (logits,) = OrtSession(path)({"x": held_out()}).values()
     return float((logits.argmax(1) == digits()[1][1500:].numpy()).mean())
 
 
@@ -277,7 +277,7 @@ def test_small_channels_survive_beside_large_ones(tmp_path: Path) -> None:
     x = np.random.default_rng(1).standard_normal((64, 32)).astype(np.float32)
     for dtype in ("int8", "fp8"):
         quantize(source, tmp_path / "low.onnx", Precision(dtype), [{"x": x}])
-        got = Session(tmp_path / "low.onnx")({"x": x})["y"]
+        got = OrtSession(tmp_path / "low.onnx")({"x": x})["y"]
         wanted = x @ weight
         assert (np.linalg.norm(got - wanted, axis=0)[:3] < 0.05 * np.linalg.norm(wanted, axis=0)[:3]).all()
         assert not got[:, 3].any()
@@ -466,7 +466,7 @@ def test_int4_rounds_to_the_nearest_of_each_block(tmp_path: Path) -> None:
     ):
         target = tmp_path / "low.onnx"
         assert quantize(source, target, Precision("fp32", weights="int4"), ()) == ()
-        got = Session(target)({"x": np.eye(128, dtype=np.float32)})["y"]
+        got = OrtSession(target)({"x": np.eye(128, dtype=np.float32)})["y"]
         step = np.repeat(np.abs(weight.reshape(2, 64, 3)).max(1) / 7, 64, axis=0)
         assert (np.abs(got - weight) <= step * 0.5001).all()
         assert (np.abs(got - weight) < 1e-5 * step)[np.abs(weight) == step * 7].all()
@@ -637,10 +637,10 @@ def test_large_weights_lie_beside_the_model(
     nets: dict[str, Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Above protobuf's limit the data goes into a file of its own under the target's name, and nothing else is left."""
-    from torch2engine.onnx_graph import model as _model
+    from torch2engine.onnx_graph import model_file
 
     quantize(nets["Cnn"].path, tmp_path / "whole.onnx", Precision("int8"), calibration())
-    monkeypatch.setattr(_model, "_EXTERNAL_ABOVE_BYTES", 1000)
+    monkeypatch.setattr(model_file, "_EXTERNAL_ABOVE_BYTES", 1000)
     folder = tmp_path / "parts"
     folder.mkdir()
     quantize(nets["Cnn"].path, folder / "model.onnx", Precision("int8"), calibration())

@@ -19,7 +19,7 @@ import torch2engine as t2e
 from tests.support.onnx_models import FLOAT, save
 from tests.support.precision_models import trained
 from torch2engine.modules.warmup_inputs import zeros
-from torch2engine.onnx_graph.model import load
+from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.precision.calibration import arrays
 from torch2engine.precision.graph import macs
 from torch2engine.precision.graph.macs import products
@@ -88,7 +88,7 @@ def test_inferred_shapes_are_those_of_a_run(name: str, precision: str) -> None:
     given = arrays(artifact.signature, leaves)
     path = artifact.onnx_path
     assert path is not None
-    model = load(path)
+    model = load_model(path)
     inferred = macs._inferred(model, {key: array.shape for key, array in given.items()})
     names = [
         name

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.session import OrtSession
 from torch2engine.precision.graph.ranges import absolute_maxima
 from torch2engine.precision.graph.sensitivity import Mixtures, distance
 
@@ -37,7 +37,7 @@ X = {"input": np.random.default_rng(0).standard_normal((4, 16)).astype(np.float3
 
 def test_no_switch_is_float32(exported: t2e.OnnxArtifact) -> None:
     """With every module in float32 the answer is the model's own, at other sizes too."""
-    session = Session(exported.onnx_path)
+    session = OrtSession(exported.onnx_path)
     with Mixtures(exported.onnx_path, "fp16") as mixtures:
         assert mixtures.modules == ("0", "1", "2", "3", "4", "5")
         for rows in (1, 4, 8):

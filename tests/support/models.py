@@ -25,7 +25,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.export import export_onnx
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.session import OrtSession
 
 BATCH = {0: Axis("batch", 1, 4, 8)}
 
@@ -57,7 +57,7 @@ def graph_of(artifact: OnnxArtifact) -> Any:
 def answer(artifact: OnnxArtifact, case: ParityCase) -> dict[str, np.ndarray]:
     """ONNX Runtime's outputs on a case's inputs."""
     inputs = {spec.name: array(leaf) for spec, leaf in zip(artifact.signature.inputs, case.inputs, strict=True)}
-    return Session(artifact.onnx_path)(inputs)
+    return OrtSession(artifact.onnx_path)(inputs)
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ import json
 import keyword
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -24,6 +24,7 @@ from torch2engine.artifact.manifest import canonical
 from torch2engine.core.config import PRECISIONS, choice
 from torch2engine.core.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.core.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree
+from torch2engine.onnx_graph.walk import subgraphs, walk_tensors
 from torch2engine.trt.library import IO_DTYPES
 
 __all__ = ["Profiles", "Source", "fingerprint", "resolve", "without_values"]
@@ -178,16 +179,6 @@ def _axis(name: str, profiles: Sequence[Profile], multiple_of: int = 1) -> Axis:
     return Axis(name, low, ranges[0][1], high, multiple_of)
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """Walk an onnx.GraphProto and the graphs inside its nodes, outermost first."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.node or inner.output:
-                    yield from _graphs(inner)
-
-
 def _check_file(path: Path) -> None:
     if not path.is_file():
         what = "it is a folder" if path.is_dir() else "there is no such file"
@@ -208,7 +199,7 @@ def _check_file(path: Path) -> None:
 def _copy(path: Path, target: Path) -> Any:
     """Copy the model and return it without its external data."""
     model = onnx.load(str(path), load_external_data=False)
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in _tensors(model.graph)):
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in walk_tensors(model.graph)):
         # One file beside the model, whatever the names and number of the originals.
         onnx.save_model(
             onnx.load(str(path)),
@@ -221,15 +212,6 @@ def _copy(path: Path, target: Path) -> Any:
     else:
         shutil.copyfile(path, target)
     return model
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    for inner in _graphs(graph):
-        yield from inner.initializer
-        for node in inner.node:
-            for attribute in node.attribute:
-                yield attribute.t
-                yield from attribute.tensors
 
 
 def _read_signature(model: Any, path: Path) -> tuple[Signature, dict[str, str]]:
@@ -358,5 +340,5 @@ def _strip_nodes(nodes: Any) -> None:
         _strip(node)
         for attribute in node.attribute:
             attribute.ClearField("doc_string")
-            for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
-                _strip_graph(graph)
+        for graph in subgraphs(node):
+            _strip_graph(graph)

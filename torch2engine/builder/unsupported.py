@@ -7,7 +7,7 @@ refused is cut out and the remainder parsed again, until nothing is refused.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,8 @@ import onnx as _typed_onnx
 
 from torch2engine.builder.plan import make_network
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
+from torch2engine.onnx_graph.node_origins import MODULE_KEY, SOURCE_KEY
+from torch2engine.onnx_graph.walk import walk_nodes
 from torch2engine.trt.library import Builder, INetworkDefinition, OnnxParser, ParserError, TensorRT
 
 __all__ = ["explain"]
@@ -23,7 +25,6 @@ __all__ = ["explain"]
 # onnx's own annotations are incomplete
 onnx = cast("Any", _typed_onnx)
 
-_MODULE_KEY, _SOURCE_KEY = "torch2engine.module", "torch2engine.source"
 # What a parser says of a node that its own table of limits rules out, and what it says of nodes it never heard of.
 _SILENT = ("", "false")
 _ROUNDS = 50
@@ -167,18 +168,9 @@ def _top_level(model: Any, complaint: _Complaint) -> int | None:
         if complaint.outer and complaint.outer == f"{node.name} ({node.op_type})":
             return index
         # not every version tells: then by the node's own name, wherever it lies
-        if complaint.name and any(_is(inner, complaint) for inner in _family(node)):
+        if complaint.name and any(_is(inner, complaint) for inner in walk_nodes([node])):
             return index
     return None
-
-
-def _family(node: Any) -> Iterator[Any]:
-    """A node and the nodes of its subgraphs."""
-    yield node
-    for attribute in node.attribute:
-        for graph in (attribute.g, *attribute.graphs):
-            for inner in graph.node:
-                yield from _family(inner)
 
 
 def _is(node: Any, complaint: _Complaint) -> bool:
@@ -186,7 +178,7 @@ def _is(node: Any, complaint: _Complaint) -> bool:
 
 
 def _inputs(node: Any) -> set[str]:
-    return {name for inner in _family(node) for name in inner.input if name}
+    return {name for inner in walk_nodes([node]) for name in inner.input if name}
 
 
 def _depends_on(graph: Any, index: int, cut: set[int]) -> bool:
@@ -202,11 +194,11 @@ def _depends_on(graph: Any, index: int, cut: set[int]) -> bool:
 
 def _describe(model: Any, index: int, complaint: _Complaint) -> UnsupportedNode:
     top = model.graph.node[index]
-    node = next((inner for inner in _family(top) if _is(inner, complaint)), top)
+    node = next((inner for inner in walk_nodes([top]) if _is(inner, complaint)), top)
     props = {prop.key: prop.value for holder in (top, node) for prop in holder.metadata_props}
     name = complaint.name or node.name or ", ".join(node.output)
     return UnsupportedNode(
-        complaint.op or node.op_type, name, props.get(_MODULE_KEY, ""), props.get(_SOURCE_KEY, ""), complaint.reason
+        complaint.op or node.op_type, name, props.get(MODULE_KEY, ""), props.get(SOURCE_KEY, ""), complaint.reason
     )
 
 

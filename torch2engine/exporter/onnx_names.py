@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from onnx_ir.traversal import RecursiveGraphIterator
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.package import PACKAGE_ROOT
@@ -55,7 +57,7 @@ def name_tensors(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> N
             if value.const_value is not None:
                 value.const_value.name = name
             graph.register_initializer(value)
-    for node in _nodes(graph):
+    for node in RecursiveGraphIterator(graph):
         for value in node.outputs:
             if value.name and value.name in taken:
                 value.name = _free(value.name, taken)
@@ -102,18 +104,6 @@ def _free(name: str, taken: set[str]) -> str:
     return f"{name}__{number}"
 
 
-def _nodes(graph: Any) -> Iterator[Any]:
-    """Every node, those of subgraphs included, in order."""
-    for node in graph:
-        yield node
-        for attribute in node.attributes.values():
-            if attribute.type.name == "GRAPH":
-                yield from _nodes(attribute.value)
-            elif attribute.type.name == "GRAPHS":
-                for subgraph in attribute.value:
-                    yield from _nodes(subgraph)
-
-
 def name_axes(graph: Any, symbols: Mapping[str, str], shapes: Sequence[Sequence[int | str]]) -> None:
     """Write axis names for torch's symbols in every shape, and the signature's own shapes on inputs and outputs.
 
@@ -125,7 +115,11 @@ def name_axes(graph: Any, symbols: Mapping[str, str], shapes: Sequence[Sequence[
     import onnx_ir
 
     word = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b") if symbols else None
-    values = [*graph.inputs, *graph.outputs, *(value for node in _nodes(graph) for value in node.outputs)]
+    values = [
+        *graph.inputs,
+        *graph.outputs,
+        *(value for node in RecursiveGraphIterator(graph) for value in node.outputs),
+    ]
     for value in values:
         if value.shape is None or word is None:
             continue
@@ -144,7 +138,7 @@ def record_origins(graph: Any, root: str) -> None:
         graph: onnx_ir.Graph, changed in place.
         root: "FILE:LINE" of the model's forward, for nodes without any neighbour.
     """
-    nodes = list(_nodes(graph))
+    nodes = list(RecursiveGraphIterator(graph))
     for node in nodes:
         module, source = _origin(node.metadata_props)
         module = _before_fusion(node) or module

@@ -1,5 +1,12 @@
 """ONNX models on disk: reading, writing, walking and running them.
 
-Enters: an ONNX file. Leaves: the same graph changed, or the answers of ONNX Runtime. A room of its own because
-exporter, builder, precision and modules all work on ONNX graphs and never import each other.
+Enters: an ONNX file. Leaves: the same graph changed, or the answers of ONNX Runtime. Separate because exporter,
+builder, precision and modules all work on ONNX graphs and never import each other.
+
+- `model_file`: reads and writes a model, whatever its size.
+- `walk`: visits the nodes and tensors of a graph and of the graphs inside its nodes.
+- `tensor_types`: finds the element type of each tensor.
+- `node_origins`: reads and writes which torch module each node comes from.
+- `session`: runs a model by ONNX Runtime.
+- `strict_rounding`: rewrites a model so that ONNX Runtime rounds like a GPU.
 """

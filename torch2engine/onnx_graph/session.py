@@ -1,6 +1,6 @@
-"""`OnnxArtifact` + inputs → outputs, by ONNX Runtime on the CPU.
+"""An ONNX file + input arrays → output arrays, by ONNX Runtime on the CPU.
 
-Enters: numpy arrays by input name. Leaves: numpy arrays by output name. A room of its own because it is both the first
+Enters: numpy arrays by input name. Leaves: numpy arrays by output name. Separate because ONNX Runtime is both the first
 judge of an export and the engine of machines without a GPU.
 """
 
@@ -9,31 +9,35 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedNode, UnsupportedOperatorError
+from torch2engine.onnx_graph.walk import walk_graphs, walk_tensors
 
-__all__ = ["Session"]
+__all__ = ["DTYPE_ATTRIBUTES", "OrtSession"]
+
+DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # attributes whose value is an element type
 
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
 _ERRORS_ONLY = 3
 
 
-class Session:
-    """An ONNX model on the CPU; threads may share it.
+class OrtSession:
+    """An ONNX model that ONNX Runtime has opened on the CPU; threads may share it.
 
     Args:
-        path: the model file; external data is found beside it. A bfloat16 graph is answered in float32, inputs and
-            outputs included, because the CPU provider has no bfloat16 Conv, Gemm or Add (seen with 1.32).
-        as_it_is: leave a bfloat16 graph alone; one that only casts to bfloat16 and back can be run.
+        path: the model file; external data is found beside it. A bfloat16 graph answers in float32, inputs and outputs
+            included, because the CPU provider has no bfloat16 Conv, Gemm or Add (seen with 1.32).
+        as_it_is: leave a bfloat16 graph alone. A graph that only casts to bfloat16 and back can run so.
 
     Raises:
         UnsupportedOperatorError: ONNX Runtime's CPU provider lacks an operator for these dtypes.
-        ArtifactError: the file is no model that ONNX Runtime can read.
+        ArtifactError: ONNX Runtime can't read the file.
     """
 
     def __init__(self, path: Path, as_it_is: bool = False) -> None:
@@ -44,28 +48,28 @@ class Session:
         options.log_severity_level = _ERRORS_ONLY
         # An open session needs none of its files any more (Linux: what it has mapped stays).
         with tempfile.TemporaryDirectory(prefix="torch2engine-") as scratch:
-            readable, dtypes = _readable(path, Path(scratch), as_it_is)
-            if any(dtype.startswith(("FLOAT8", "INT4", "UINT4")) for dtype in dtypes):
+            readable = _make_readable(path, Path(scratch), as_it_is)
+            if any(dtype.startswith(("FLOAT8", "INT4", "UINT4")) for dtype in readable.dtypes):
                 # The optimiser breaks such graphs (1.32): it drops a Relu before an E4M3 QuantizeLinear, and in float16
                 # a ResNet in fp8 is wrong by .84 where it is by .04 as it stands, an MLP with int4 weights by 1.
                 options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            elif "FLOAT16" in dtypes:
+            elif "FLOAT16" in readable.dtypes:
                 # Above this level the process crashes on half attention (MatmulTransposeFusion, 1.30 and 1.32).
                 options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             try:
                 self._session: Any = ort.InferenceSession(
-                    str(readable), sess_options=options, providers=["CPUExecutionProvider"]
+                    str(readable.path), sess_options=options, providers=["CPUExecutionProvider"]
                 )
             except Exception as error:
-                raise _refused(error, path) from error
+                raise _refusal(error, path) from error
         self._inputs = {value.name for value in self._session.get_inputs()}
-        self._outputs = [value.name for value in self._session.get_outputs()]
+        self._outputs: list[str] = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Answer.
+        """Run the model.
 
         Args:
-            inputs: contiguous arrays by name, in the graph's dtypes; inputs that the graph never reads are left out.
+            inputs: contiguous arrays by name, in the graph's dtypes. Inputs that the graph never reads are left out.
 
         Returns:
             fresh arrays by output name.
@@ -75,13 +79,14 @@ class Session:
         """
         feeds = {name: np.asarray(array, order="C") for name, array in inputs.items() if name in self._inputs}
         try:
-            outputs = cast("list[NDArray[Any]]", self._session.run(self._outputs, feeds))
+            outputs: list[NDArray[Any]] = self._session.run(self._outputs, feeds)
         except Exception as error:
             raise InputError("ONNX Runtime", got=_first_line(error)) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
 
-def _refused(error: Exception, path: Path) -> Exception:
+def _refusal(error: Exception, path: Path) -> Exception:
+    """Translate ONNX Runtime's refusal to open a model."""
     text = str(error)
     if match := _NODE.search(text):
         node = UnsupportedNode(match["op"], match["name"], "", "", "no CPU implementation for these dtypes")
@@ -98,84 +103,84 @@ def _first_line(error: Exception) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def _readable(path: Path, scratch: Path, as_it_is: bool) -> tuple[Path, set[str]]:
-    """The model file to open and the dtypes in it; where bfloat16 is among them a copy with float32 in its place.
+@dataclass(frozen=True)
+class _ReadableModel:
+    """A model file that ONNX Runtime can open.
+
+    Args:
+        path: the file.
+        dtypes: names of the element types in the model that was given.
+    """
+
+    path: Path
+    dtypes: frozenset[str]
+
+
+def _make_readable(path: Path, scratch: Path, as_it_is: bool) -> _ReadableModel:
+    """Give the model itself, or a copy with float32 in the place of bfloat16.
 
     Raises:
         ArtifactError: not an ONNX model.
     """
     import onnx
+
+    model = _parse(path, with_weights=False)
+    dtypes = frozenset(onnx.TensorProto.DataType.Name(element_type) for element_type in _element_types(model.graph))
+    if as_it_is or "BFLOAT16" not in dtypes:
+        return _ReadableModel(path, dtypes)
+    model = _parse(path, with_weights=True)
+    _replace_bfloat16(model.graph)
+    float32_path = scratch / "model.onnx"
+    # The weights lie beside the graph, because twice their bytes may not fit into protobuf's 2 GiB.
+    onnx.save_model(model, str(float32_path), save_as_external_data=True, location="model.onnx.data")
+    return _ReadableModel(float32_path, dtypes)
+
+
+def _parse(path: Path, with_weights: bool) -> Any:
+    import onnx
     from google.protobuf.message import DecodeError
 
-    def load(with_weights: bool) -> Any:
-        try:
-            return onnx.load(str(path), load_external_data=with_weights)
-        except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-            raise ArtifactError(f"'{path.name}'", got=f"not an ONNX model ({error})", path=str(path)) from error
-
-    model = load(with_weights=False)
-    dtypes = {onnx.TensorProto.DataType.Name(number) for number in _types(model.graph)}
-    if as_it_is or "BFLOAT16" not in dtypes:
-        return path, dtypes
-    model = load(with_weights=True)
-    _widen(model.graph)
-    twin = scratch / "model.onnx"
-    # Beside the graph, because twice the weights may not fit into protobuf's 2 GiB.
-    onnx.save_model(model, str(twin), save_as_external_data=True, location="model.onnx.data")
-    return twin, dtypes
+    try:
+        return onnx.load(str(path), load_external_data=with_weights)
+    except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ArtifactError(f"'{path.name}'", got=f"not an ONNX model ({error})", path=str(path)) from error
 
 
-def _graphs(graph: Any) -> Iterator[Any]:
-    """A graph and those inside its nodes."""
-    yield graph
-    for attribute in _attributes(graph):
-        if attribute.HasField("g"):
-            yield from _graphs(attribute.g)
-
-
-def _attributes(graph: Any) -> Iterator[Any]:
-    for node in graph.node:
-        yield from node.attribute
-
-
-def _values(graph: Any) -> Iterator[Any]:
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        yield value.type.tensor_type
-
-
-def _tensors(graph: Any) -> Iterator[Any]:
-    yield from graph.initializer
-    yield from (attribute.t for attribute in _attributes(graph) if attribute.HasField("t"))
-
-
-def _casts(graph: Any) -> Iterator[Any]:
-    """The attributes that name a dtype."""
-    yield from (attribute for attribute in _attributes(graph) if attribute.name in ("to", "dtype", "output_dtype"))
-
-
-def _types(graph: Any) -> set[int]:
-    """Every dtype that is named anywhere; not every file has its values' dtypes."""
-    types: set[int] = set()
-    for part in _graphs(graph):
-        types.update(value.elem_type for value in _values(part))
-        types.update(tensor.data_type for tensor in _tensors(part))
-        types.update(attribute.i for attribute in _casts(part))
+def _element_types(graph: Any) -> set[int]:
+    """Collect every element type that is named anywhere; not every file has its values' types."""
+    types = {tensor.data_type for tensor in walk_tensors(graph)}
+    types.update(value.elem_type for value in _tensor_values(graph))
+    types.update(attribute.i for attribute in _dtype_attributes(graph))
     return types
 
 
-def _widen(graph: Any) -> None:
+def _replace_bfloat16(graph: Any) -> None:
     """Put float32 in bfloat16's place."""
     import onnx
 
-    narrow, wide = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
-    for part in _graphs(graph):
-        for tensor in _tensors(part):
-            if tensor.data_type == narrow:
-                values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-                tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-        for value in _values(part):
-            if value.elem_type == narrow:
-                value.elem_type = wide
-        for attribute in _casts(part):
-            if attribute.i == narrow:
-                attribute.i = wide
+    bfloat16 = onnx.TensorProto.BFLOAT16
+    float32 = onnx.TensorProto.FLOAT
+    for tensor in walk_tensors(graph):
+        if tensor.data_type == bfloat16:
+            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    for value in _tensor_values(graph):
+        if value.elem_type == bfloat16:
+            value.elem_type = float32
+    for attribute in _dtype_attributes(graph):
+        if attribute.i == bfloat16:
+            attribute.i = float32
+
+
+def _tensor_values(graph: Any) -> Iterator[Any]:
+    """Give the type entry of every input, output and inner value that has one."""
+    for part in walk_graphs(graph):
+        for value in (*part.input, *part.output, *part.value_info):
+            yield value.type.tensor_type
+
+
+def _dtype_attributes(graph: Any) -> Iterator[Any]:
+    """Give the attributes that name an element type."""
+    for part in walk_graphs(graph):
+        for node in part.node:
+            yield from (attribute for attribute in node.attribute if attribute.name in DTYPE_ATTRIBUTES)

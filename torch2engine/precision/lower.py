@@ -30,7 +30,8 @@ from torch2engine.modules.deployed import Deployed
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.modules.refit import Refittable
-from torch2engine.onnx_graph.model import load, modules
+from torch2engine.onnx_graph.model_file import load_model
+from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.parity.compare import ParityReport
 from torch2engine.precision.calibration import Metric, arrays, tensors
 from torch2engine.precision.graph.account import account
@@ -190,7 +191,7 @@ class _Lowering:
             assert calibration is not None, "check_calibration has seen to it"
             self._metric = Metric(budget.metric, budget.floor, artifact.signature, calibration)
             self._bounds = _UNBOUNDED
-        self._of_node = modules(load(artifact.onnx_path))
+        self._of_node = node_modules(load_model(artifact.onnx_path))
         self._attempts: list[str] = []
         self._errors: dict[str, float] | None = None
         self._maxima: dict[str, float] = {}
@@ -282,7 +283,7 @@ class _Lowering:
             precision=precision.dtype,
             versions=self._artifact.versions,
         )
-        outcome = account(load(target), precision.dtype, reasons, self._attempts, self._errors)
+        outcome = account(load_model(target), precision.dtype, reasons, self._attempts, self._errors)
         examples = [as_typed(example, artifact.signature, precision.dtype) for example in self._examples]
         parity = judge(StrictModule(artifact), examples, self._bounds)
         return Lowered(artifact, examples, self._bounds, outcome, (parity,), notes, self._metric)

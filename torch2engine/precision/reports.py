@@ -88,7 +88,7 @@ def precision_report(deployed: Deployed[Any] | OnnxArtifact | EngineArtifact) ->
             "precision_report",
             got="the engine has no ONNX beside it",
             allowed="a plan alone does not say which module a layer comes from",
-            fix="ask the module that deploy() gave, or load the folder that its save() wrote",
+            fix="ask the module that deploy() gave, or load the folder that its save_model() wrote",
         )
     profiles = artifact.profiles
     opt = None if not profiles else [profiles[0].sizes(1)]

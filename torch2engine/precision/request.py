@@ -26,7 +26,9 @@ from torch2engine.core.config import (
 from torch2engine.core.errors import InputError, PrecisionError
 from torch2engine.core.spec import Signature, TensorSpec
 from torch2engine.modules.deployed import torch_dtype
-from torch2engine.onnx_graph.model import load, modules, types
+from torch2engine.onnx_graph.model_file import load_model
+from torch2engine.onnx_graph.node_origins import node_modules
+from torch2engine.onnx_graph.tensor_types import tensor_types
 from torch2engine.precision.calibration import check_calibration
 from torch2engine.precision.graph.outcome import PrecisionOutcome
 
@@ -131,9 +133,9 @@ def check_types(path: Path, precision: Precision) -> None:
     """
     from onnx import TensorProto
 
-    model = load(path)
-    of_node = modules(model)
-    double = {name for name, number in types(model).items() if number == TensorProto.DOUBLE}
+    model = load_model(path)
+    of_node = node_modules(model)
+    double = {name for name, number in tensor_types(model).items() if number == TensorProto.DOUBLE}
     found = {of_node[node.name] for node in model.graph.node if double.intersection((*node.input, *node.output))}
     if found and precision.dtype in ("fp16", "bf16"):
         raise InputError(

@@ -15,7 +15,7 @@ import torch
 
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 from torch2engine.core.errors import RefitError
-from torch2engine.onnx_graph.model import load
+from torch2engine.onnx_graph.model_file import load_model
 
 __all__ = ["retyped"]
 
@@ -33,12 +33,12 @@ def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
     Raises:
         RefitError: a weight of the typed graph is not the old one in another type, or the typed graph has it no more.
     """
-    old = {tensor.name: tensor for tensor in load(before).graph.initializer}
+    old = {tensor.name: tensor for tensor in load_model(before).graph.initializer}
     weights: dict[str, str] = {}
     fixed: list[str] = []
     casts: dict[tuple[str, torch.dtype], WeightStep] = {}
     seen: set[str] = set()
-    for tensor in load(after).graph.initializer:
+    for tensor in load_model(after).graph.initializer:
         name = tensor.name if tensor.name in old else _original(tensor.name, old)
         if name not in program.weights:
             fixed.append(tensor.name)

@@ -27,9 +27,9 @@ from torch2engine.core.errors import DeviceError
 from torch2engine.modules.deployed import torch_dtype
 from torch2engine.modules.refit import Refittable
 from torch2engine.modules.warmup_inputs import zeros
-from torch2engine.onnx_graph.model import put_weights
-from torch2engine.onnx_graph.session import Session
-from torch2engine.onnx_graph.strict import strict
+from torch2engine.onnx_graph.model_file import replace_weights
+from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.report import DeployReport
@@ -40,7 +40,7 @@ _CPU = torch.device("cpu")
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:
-    # numpy has no bfloat16; Session answers such graphs in float32
+    # numpy has no bfloat16; OrtSession answers such graphs in float32
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
@@ -57,7 +57,7 @@ class ORTModule(Refittable[OnnxArtifact]):
         InputError: an option that only a GPU engine has, or a reference that does not go with out_of_range.
     """
 
-    _session: tuple[int, Session] | None
+    _session: tuple[int, OrtSession] | None
     _opening: threading.Lock
 
     def __init__(
@@ -126,7 +126,7 @@ class ORTModule(Refittable[OnnxArtifact]):
         # float32 holds a bfloat16 exactly, and numpy has none.
         arrays = {name: _array(tensor) for name, tensor in new.items()}
         with disk_errors(owner.path):
-            put_weights(old.onnx_path, owner.path / "model.onnx", arrays)
+            replace_weights(old.onnx_path, owner.path / "model.onnx", arrays)
             write_file(owner.path / WEIGHTS, program.to_json())
         artifact = OnnxArtifact(
             owner.path,
@@ -153,15 +153,15 @@ class ORTModule(Refittable[OnnxArtifact]):
         """Close the session; the next call opens it anew."""
         self._reset()
 
-    def _opened(self) -> tuple[int, Session]:
+    def _opened(self) -> tuple[int, OrtSession]:
         with self._opening:
             if self._session is None:
                 self._session = (os.getpid(), self._open())
             return self._session
 
-    def _open(self) -> Session:
+    def _open(self) -> OrtSession:
         artifact = self._artifact  # held, with its files, whatever a refit makes of the attribute meanwhile
-        return Session(artifact.onnx_path)
+        return OrtSession(artifact.onnx_path)
 
     def _travels(self, name: str) -> bool:
         return name.startswith("model.onnx") or name == WEIGHTS
@@ -185,12 +185,12 @@ class StrictModule(ORTModule):
     def runtime(self) -> str:
         return "ONNX Runtime, rounding after every operator"
 
-    def _open(self) -> Session:
+    def _open(self) -> OrtSession:
         artifact = self._artifact
         with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
             twin = Path(folder) / "model.onnx"
-            strict(artifact.onnx_path, twin)
-            return Session(twin, as_it_is=True)
+            write_strictly_rounded(artifact.onnx_path, twin)
+            return OrtSession(twin, as_it_is=True)
 
     def _infer(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
         return super()._infer([x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs], profile)

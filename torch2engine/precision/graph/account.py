@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch2engine.onnx_graph.model import modules, types
+from torch2engine.onnx_graph.node_origins import node_modules
+from torch2engine.onnx_graph.tensor_types import tensor_types
 from torch2engine.precision.graph.outcome import KeptModule, PrecisionOutcome
 
 __all__ = ["account"]
@@ -33,7 +34,7 @@ def account(
 
     low_types = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
     graph = model.graph
-    known = types(model)
+    known = tensor_types(model)
     dequantized = {name for node in graph.node if node.op_type == "DequantizeLinear" for name in node.output}
     floats = (onnx.TensorProto.FLOAT, *low_types)
     nodes = low = 0
@@ -44,7 +45,7 @@ def account(
         nodes += 1
         quantized = any(name in dequantized for name in node.input)
         low += quantized if dtype in ("int8", "fp8", "fp32") else any(kind in low_types for kind in made)
-    of_node = modules(model)
+    of_node = node_modules(model)
     told: dict[tuple[str, str], int] = {}
     for name, reason in reasons.items():
         key = (of_node.get(name, ""), reason)

@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from torch2engine.onnx_graph.model import load, origins, quietly, restore_origins, save
+from torch2engine.onnx_graph.model_file import load_model, save_model
+from torch2engine.onnx_graph.node_origins import node_origins, restore_origins
+from torch2engine.precision.graph.modelopt import quiet_modelopt
 
 __all__ = ["LARGEST", "cast", "out_of_range"]
 
@@ -37,7 +39,7 @@ def out_of_range(source: Path, dtype: str, maxima: Mapping[str, float]) -> dict[
     if dtype not in LARGEST:
         return {}
     found: dict[str, float] = {}
-    for node in load(source).graph.node:
+    for node in load_model(source).graph.node:
         largest = max((maxima.get(name, 0.0) for name in (*node.input, *node.output)), default=0.0)
         if largest > LARGEST[dtype]:
             found[node.name] = largest
@@ -58,8 +60,8 @@ def cast(source: Path, target: Path, dtype: str, *, keep: Collection[str] = (), 
         InstallationError: no ModelOpt.
         ExportError: it failed.
     """
-    known = origins(load(source))
-    with quietly(f"precision '{dtype}'"):
+    known = node_origins(load_model(source))
+    with quiet_modelopt(f"precision '{dtype}'"):
         autocast: Any = importlib.import_module("modelopt.onnx.autocast")
         typed = autocast.convert_to_mixed_precision(
             str(source),
@@ -70,4 +72,4 @@ def cast(source: Path, target: Path, dtype: str, *, keep: Collection[str] = (), 
             keep_io_types=not low_io,
         )
     restore_origins(typed, known)
-    save(typed, target)
+    save_model(typed, target)

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from torch2engine.onnx_graph.model import bare, load, modules, save, types
-from torch2engine.onnx_graph.session import Session
-from torch2engine.onnx_graph.strict import strict
+from torch2engine.onnx_graph.model_file import load_model, save_model
+from torch2engine.onnx_graph.node_origins import node_modules
+from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
+from torch2engine.onnx_graph.tensor_types import tensor_types, without_weight_values
 from torch2engine.precision.graph.shares import RECURRENT, Product
 
 __all__ = ["products"]
@@ -35,13 +37,13 @@ def products(source: Path, inputs: Mapping[str, NDArray[Any]]) -> tuple[Product,
         source: the model.
         inputs: arrays by name, float32 where the model takes float16 or bfloat16; their sizes decide the counts.
     """
-    model = load(source)
+    model = load_model(source)
     chosen = [node for node in model.graph.node if node.op_type in _PRODUCTS]
     names = sorted({name for node in chosen for name in (*node.input, node.output[0]) if name})
     shapes = _inferred(model, {name: array.shape for name, array in inputs.items()})
     if unknown := [name for name in names if name not in shapes]:
         shapes |= _seen(source, unknown, inputs)
-    of_node, low = modules(model), _types(model)
+    of_node, low = node_modules(model), _types(model)
     return tuple(
         Product(
             name=node.name,
@@ -58,7 +60,7 @@ def _inferred(model: Any, sizes: Mapping[str, Shape]) -> dict[str, tuple[int, ..
     """Shapes that ONNX's inference finds, given those of the inputs."""
     from onnx import helper, shape_inference
 
-    small = bare(model)
+    small = without_weight_values(model)
     graph = small.graph
     del graph.value_info[:]  # and the outputs' are of other sizes
     for value in graph.output:
@@ -83,14 +85,14 @@ def _seen(source: Path, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]
 
     with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
         twin = Path(folder) / "model.onnx"
-        strict(source, twin)  # has the same names, and ONNX Runtime can run it
-        model = load(twin)
+        write_strictly_rounded(source, twin)  # has the same names, and ONNX Runtime can run it
+        model = load_model(twin)
         del model.graph.output[:]
         for name in names:
             model.graph.node.append(helper.make_node("Shape", [name], [_PREFIX + name]))
             model.graph.output.append(helper.make_tensor_value_info(_PREFIX + name, TensorProto.INT64, None))
-        save(model, twin)
-        answers = Session(twin, as_it_is=True)(inputs)
+        save_model(model, twin)
+        answers = OrtSession(twin, as_it_is=True)(inputs)
     return {name: tuple(int(size) for size in answers[_PREFIX + name]) for name in names}
 
 
@@ -105,7 +107,7 @@ def _types(model: Any) -> dict[str, str]:
         TensorProto.UINT8: "int8",
         TensorProto.FLOAT8E4M3FN: "fp8",
     }
-    known = types(model)
+    known = tensor_types(model)
     found = {name: words.get(number, "fp32") for name, number in known.items()}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and known.get(node.input[0]) in words:

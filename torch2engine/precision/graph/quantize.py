@@ -30,7 +30,9 @@ from numpy.typing import NDArray
 
 from torch2engine.core.config import QUANTIZED, Precision
 from torch2engine.core.errors import InputError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.onnx_graph.model import MODULE_KEY, SOURCE_KEY, floats, load, save
+from torch2engine.onnx_graph.model_file import load_model, save_model
+from torch2engine.onnx_graph.node_origins import origin_of
+from torch2engine.onnx_graph.tensor_types import float32_tensors
 from torch2engine.precision.graph.quantize_ranges import calibrate
 from torch2engine.precision.graph.quantize_write import Writer, channel_axis
 
@@ -94,7 +96,7 @@ def quantize(
         UnsupportedOperatorError: an int8 convolution for TensorRT-RTX, before a batch is read.
         InstallationError: "fp8" without ml_dtypes.
     """
-    model = load(source)
+    model = load_model(source)
     low = precision.weights or precision.dtype
     if low not in (*QUANTIZED, "int4"):
         raise InputError("quantize", got=f"precision {low!r}", allowed="'int8', 'fp8' or weights='int4'")
@@ -137,7 +139,7 @@ def _check_opset(model: Any) -> None:
 
 def _targets(model: Any, writer: Writer, keep: Collection[str]) -> list[_Target]:
     """Convolutions and matrix products of float32 that depend on the inputs."""
-    known = floats(model)
+    known = float32_tensors(model)
     found: list[_Target] = []
     for node in model.graph.node:
         if node.op_type not in (*_CONVOLUTIONS, *_PRODUCTS) or node.name in keep:
@@ -176,8 +178,8 @@ def _refuse(nodes: Sequence[Any], fix: str) -> None:
         return
     listed: list[UnsupportedNode] = []
     for node in nodes:
-        module, source = _origin(node)
-        listed.append(UnsupportedNode(node.op_type, node.name, module, source, "no int8 convolution"))
+        origin = origin_of(node)
+        listed.append(UnsupportedNode(node.op_type, node.name, origin.module, origin.source, "no int8 convolution"))
     raise UnsupportedOperatorError(
         "TensorRT-RTX",
         nodes=listed,
@@ -188,7 +190,7 @@ def _refuse(nodes: Sequence[Any], fix: str) -> None:
 
 
 def _or_keep(nodes: Sequence[Any]) -> str:
-    modules = dict.fromkeys(_origin(node)[0] for node in nodes)
+    modules = dict.fromkeys(origin_of(node).module for node in nodes)
     return f", or int8 with keep_fp32={list(modules)!r}" if modules and all(modules) else ""
 
 
@@ -228,7 +230,7 @@ def _write(
         return ["nothing is quantised: the model has no float32 convolution or matrix product with weights left for it"]
     method = precision.method if precision.dtype == "int8" else "max"
     names = list(dict.fromkeys(name for one in targets for name in one.activations))
-    ranges = calibrate(load(source), names, batches, method, precision.percentile)
+    ranges = calibrate(load_model(source), names, batches, method, precision.percentile)
     by_max: list[Any] = []
     left: dict[str, list[Any]] = {}
     for one in targets:
@@ -272,14 +274,9 @@ def _write_blocks(writer: Writer, targets: Sequence[_Target]) -> list[str]:
     return notes if done else [*notes, "nothing is quantised: the model has no weights for int4"]
 
 
-def _origin(node: Any) -> tuple[str, str]:
-    props = {prop.key: prop.value for prop in node.metadata_props}
-    return props.get(MODULE_KEY, ""), props.get(SOURCE_KEY, "")
-
-
 def _names(nodes: Sequence[Any]) -> str:
     """Nodes by torch module where it is known."""
-    names = list(dict.fromkeys(_origin(node)[0] or node.name for node in nodes))
+    names = list(dict.fromkeys(origin_of(node).module or node.name for node in nodes))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(f"'{name}'" for name in names[:_SHOWN]) + more
 
@@ -291,7 +288,7 @@ def _stays(nodes: Sequence[Any], reason: str) -> str:
 def _publish(model: Any, target: Path) -> None:
     """Write beside the target, then rename: the data first, since the model names it."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
-        save(model, Path(folder) / target.name)
+        save_model(model, Path(folder) / target.name)
         data = Path(folder) / f"{target.name}.data"
         if data.exists():
             os.replace(data, target.with_name(data.name))

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.core.errors import InputError
-from torch2engine.onnx_graph.model import save
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.model_file import save_model
+from torch2engine.onnx_graph.session import OrtSession
 from torch2engine.precision.graph.ranges import PREFIX, watch
 
 __all__ = ["SMALLEST", "Range", "calibrate"]
@@ -70,8 +70,8 @@ def calibrate(
     with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
         path = Path(folder) / "model.onnx"
         watch(model, names, reduced=method == "max")
-        save(model, path)
-        session = Session(path, as_it_is=True)
+        save_model(model, path)
+        session = OrtSession(path, as_it_is=True)
         count = 0
         for batch in batches:
             count += 1

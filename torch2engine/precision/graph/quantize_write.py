@@ -7,14 +7,15 @@ an activation, a quantised initializer with a DQ behind it for a weight, both wi
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.core.errors import InstallationError
-from torch2engine.onnx_graph.model import MODULE_KEY, SOURCE_KEY
+from torch2engine.onnx_graph.node_origins import copy_origin
+from torch2engine.onnx_graph.walk import subgraphs, walk_nodes
 
 __all__ = ["Writer", "channel_axis"]
 
@@ -172,9 +173,7 @@ class Writer:
 
     def _insert(self, reader: Any, node: Any) -> None:
         node.name = self._fresh(f"{node.output[0]}/{node.op_type}")
-        for prop in reader.metadata_props:
-            if prop.key in (MODULE_KEY, SOURCE_KEY):
-                node.metadata_props.add(key=prop.key, value=prop.value)
+        copy_origin(reader, node)
         self._before.setdefault(_key(reader), []).append(node)
 
     def _add(self, name: str, value: Any) -> str:
@@ -217,14 +216,12 @@ def _key(node: Any) -> str:
     return next(name for name in node.output if name)
 
 
-def _reads(nodes: Collection[Any]) -> Iterator[str]:
-    """What nodes and the graphs inside them read."""
-    for node in nodes:
+def _reads(nodes: Iterable[Any]) -> Iterator[str]:
+    """Give the names that nodes and the graphs inside them read."""
+    for node in walk_nodes(nodes):
         yield from node.input
-        for attribute in node.attribute:
-            for graph in (attribute.g, *attribute.graphs):
-                yield from _reads(graph.node)
-                yield from (value.name for value in graph.output)
+        for graph in subgraphs(node):
+            yield from (value.name for value in graph.output)
 
 
 def _float8() -> Any:

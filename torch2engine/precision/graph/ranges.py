@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.core.errors import InputError
-from torch2engine.onnx_graph.model import floats, load, save
-from torch2engine.onnx_graph.session import Session
+from torch2engine.onnx_graph.model_file import load_model, save_model
+from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.tensor_types import float32_tensors
 
 __all__ = ["PREFIX", "absolute_maxima", "watch"]
 
@@ -37,17 +38,17 @@ def absolute_maxima(source: Path, batches: Iterable[Mapping[str, NDArray[Any]]])
     """
     with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
         watched = Path(folder) / "model.onnx"
-        model = load(source)
-        known = floats(model)
+        model = load_model(source)
+        known = float32_tensors(model)
         made = [value.name for value in model.graph.input]
         made += [name for node in model.graph.node for name in node.output]
         names = [name for name in made if name in known]
         if not names:
             return {}
         watch(model, names, reduced=True)
-        save(model, watched)
+        save_model(model, watched)
         del model
-        session = Session(watched, as_it_is=True)
+        session = OrtSession(watched, as_it_is=True)
         maxima = dict.fromkeys(names, 0.0)
         count = 0
         for batch in batches:

@@ -16,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.core.config import QUANTIZED
-from torch2engine.onnx_graph.model import floats, load, modules, save
-from torch2engine.onnx_graph.session import Session
-from torch2engine.onnx_graph.strict import EXACT_OPS
+from torch2engine.onnx_graph.model_file import load_model, save_model
+from torch2engine.onnx_graph.node_origins import node_modules
+from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.strict_rounding import EXACT_OPS
+from torch2engine.onnx_graph.tensor_types import float32_tensors
 
 __all__ = ["Mixtures"]
 
@@ -44,13 +46,13 @@ class Mixtures:
     ) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="torch2engine-")
         target = Path(self._folder.name) / "model.onnx"
-        model = load(source)
-        of_node = {name: module for name, module in modules(model).items() if name not in keep}
+        model = load_model(source)
+        of_node = {name: module for name, module in node_modules(model).items() if name not in keep}
         self.modules: tuple[str, ...] = tuple(sorted(set(of_node.values())))
         _Switchboard(model, dtype, of_node, self.modules, maxima or {}).rewrite()
-        save(model, target)
+        save_model(model, target)
         del model
-        self._session = Session(target, as_it_is=True)
+        self._session = OrtSession(target, as_it_is=True)
 
     def __enter__(self) -> Mixtures:
         return self
@@ -132,7 +134,7 @@ class _Switchboard:
         self._nodes: list[Any] = []
         self._switched: dict[tuple[str, str], str] = {}
         self._made = 0
-        self._floats = floats(model)
+        self._floats = float32_tensors(model)
 
     def rewrite(self) -> None:
         self._graph.input.append(self._helper.make_tensor_value_info(_SWITCHES, self._proto.BOOL, [len(self._order)]))

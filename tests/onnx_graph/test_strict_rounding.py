@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tests.support.onnx_models import FLOAT
-from torch2engine.onnx_graph.session import Session
-from torch2engine.onnx_graph.strict import strict
+from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
 
 HALF, BRAIN = TensorProto.FLOAT16, TensorProto.BFLOAT16
 X = np.array([[1.2345678, 0.9, 0.1, -3.0]], dtype=np.float32)
@@ -43,17 +43,17 @@ def typed(folder: Path, low: int, untyped: bool = False) -> Path:
 def answer(path: Path, folder: Path, **inputs: NDArray[Any]) -> NDArray[Any]:
     """The strict twin's."""
     twin = folder / "twin.onnx"
-    strict(path, twin)
+    write_strictly_rounded(path, twin)
     model = onnx.load(twin)
     onnx.checker.check_model(model, full_check=True)
-    return next(iter(Session(twin, as_it_is=True)(inputs).values()))
+    return next(iter(OrtSession(twin, as_it_is=True)(inputs).values()))
 
 
 @pytest.mark.parametrize("untyped", [False, True])
 def test_overflow_inside_is_seen(tmp_path: Path, untyped: bool) -> None:
     """A square beyond 65504 is infinite in float16, though ONNX Runtime's own answer is a fine number."""
     path = typed(tmp_path, HALF, untyped)
-    assert np.isfinite(Session(path)({"x": X})["y"]).all()
+    assert np.isfinite(OrtSession(path)({"x": X})["y"]).all()
     found = answer(path, tmp_path, x=X)
     assert np.isinf(found[0, [0, 1, 3]]).all()
     assert found[0, 2] == pytest.approx(30, rel=1e-3)

@@ -1,0 +1,47 @@
+"""An ONNX graph → its nodes, graphs and tensors, those of subgraphs included.
+
+Enters: a GraphProto or nodes. Leaves: an iterator. Separate because branches and loops hold graphs of their own, and
+everything that reads a whole model must visit them in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+__all__ = ["subgraphs", "walk_graphs", "walk_nodes", "walk_tensors"]
+
+
+def subgraphs(node: Any) -> Iterator[Any]:
+    """Give the graphs directly inside a node, such as the branches of an If."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def walk_graphs(graph: Any) -> Iterator[Any]:
+    """Give a graph and every graph inside its nodes, the outermost first."""
+    yield graph
+    for node in graph.node:
+        for inner in subgraphs(node):
+            yield from walk_graphs(inner)
+
+
+def walk_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
+    """Give each node, followed by the nodes of its subgraphs."""
+    for node in nodes:
+        yield node
+        for inner in subgraphs(node):
+            yield from walk_nodes(inner.node)
+
+
+def walk_tensors(graph: Any) -> Iterator[Any]:
+    """Give every TensorProto: initializers and attributes, in the graph and in every graph inside."""
+    for part in walk_graphs(graph):
+        yield from part.initializer
+        for node in part.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors

@@ -1,0 +1,71 @@
+"""Running NVIDIA ModelOpt without its remarks, and with its failures as typed errors.
+
+Enters: a block of code that calls ModelOpt. Leaves: silence, or an error of torch2engine. Separate because ModelOpt
+writes to loggers, to the root logger and to warnings, all of which belong to the user.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from torch2engine.core.errors import ExportError, InstallationError
+
+__all__ = ["quiet_modelopt"]
+
+_TALKATIVE_LOGGERS = ("modelopt", "modelopt.onnx", "modelopt.onnx.autocast", "onnx_graphsurgeon", "onnxslim")
+
+
+@contextmanager
+def quiet_modelopt(task: str) -> Generator[None]:
+    """Run ModelOpt without its remarks.
+
+    Args:
+        task: the words for it in an error, e.g. "precision 'fp16'".
+
+    Raises:
+        InstallationError: ModelOpt, or something that it needs, is not installed.
+        ExportError: it failed.
+    """
+    root = logging.getLogger()
+    silent = logging.NullHandler()
+    root.addHandler(silent)  # AutoCast logs to the root logger too, which would give it a handler for good
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module("modelopt.onnx.autocast")  # its import sets its loggers' levels
+            with _errors_only():
+                yield
+    except ImportError as error:
+        raise InstallationError(
+            "nvidia-modelopt",
+            got=f"{task} needs it, and it can't be imported ({error})",
+            fix="pip install 'torch2engine[quantize]'",
+        ) from error
+    except (InstallationError, ExportError):
+        raise
+    except Exception as error:
+        raise ExportError(
+            task,
+            got=f"ModelOpt failed: {type(error).__name__}: {error}",
+            fix="keep the modules that it stumbles over in Precision(keep_fp32=[...])",
+        ) from error
+    finally:
+        root.removeHandler(silent)
+
+
+@contextmanager
+def _errors_only() -> Generator[None]:
+    """Raise the levels of ModelOpt's loggers, and put them back afterwards."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
