@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 
+from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unflatten
@@ -152,7 +153,7 @@ def _chosen(tolerance: Tolerance | None, precision: str | None, outputs: list[to
                 fix="leave out precision",
             )
         return tolerance
-    dtypes = {str(output.dtype).removeprefix("torch.") for output in outputs}
+    dtypes = {dtype_name(output.dtype) for output in outputs}
     lowest = next((name for dtype, name in _PRECISIONS.items() if dtype in dtypes), "fp32")
     return Tolerance.default(precision or lowest)
 

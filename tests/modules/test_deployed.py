@@ -23,8 +23,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import torch2engine as t2e
 from tests.support import deploy_models
 from tests.support.deploy_models import Batch, Scores, mlp, nested, nested_inputs, pair, sample
+from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.errors import ArtifactError, DeviceError, DtypeError, InputError, ShapeError
-from torch2engine.modules.deployed import dtype_name, torch_dtype
 from torch2engine.modules.onnxruntime.module import ORTModule
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.reference import Reference
+from torch2engine.capture.torch_types import dtype_name, layout_name
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Inputs, as_inputs, flatten
@@ -62,18 +63,19 @@ def capture_call(
     prepare = by_input(preprocess, names)
     for name, leaf in zip(names, leaves, strict=True):
         if name in prepare:
-            prepare[name].check(name, _dtype(leaf), leaf.shape)
+            prepare[name].check(name, dtype_name(leaf.dtype), leaf.shape)
     reference = Reference(model, parameters, [prepare.get(name) for name in names])
     flat, notes = _answer(reference, leaves, names)
     output_names = [f"output.{name}" if name in names else name for name in flat.names]
     wanted, output_axes = _wanted_axes(dynamic_axes or {}, names, leaves, output_names)
     axes, profiles_ = _resolve(wanted, names, leaves, profiles)
     inputs = tuple(
-        TensorSpec(name, _dtype(leaf), _dims(leaf, wanted.get(name, {}), axes), prepare.get(name))
+        TensorSpec(name, dtype_name(leaf.dtype), _dims(leaf, wanted.get(name, {}), axes), prepare.get(name))
         for name, leaf in zip(names, leaves, strict=True)
     )
     outputs = tuple(
-        TensorSpec(name, _dtype(leaf), tuple(leaf.shape)) for name, leaf in zip(output_names, flat.leaves, strict=True)
+        TensorSpec(name, dtype_name(leaf.dtype), tuple(leaf.shape))
+        for name, leaf in zip(output_names, flat.leaves, strict=True)
     )
     dynamic = tuple(axis for axis in axes.values() if axis.min != axis.max)
     signature = Signature(inputs, outputs, dynamic, tuple(parameters), flat.tree)
@@ -87,10 +89,6 @@ def capture_call(
         precision=_precision(model, [*leaves, *flat.leaves]),
         notes=notes,
     )
-
-
-def _dtype(tensor: torch.Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _precision(model: nn.Module, tensors: Sequence[torch.Tensor]) -> str:
@@ -139,11 +137,11 @@ def _plain(name: str, leaf: torch.Tensor) -> None:
     if leaf.is_nested:
         problem, fix = "it is a nested tensor", "pass its to_padded_tensor(0) and a mask"
     elif leaf.layout is not torch.strided:
-        problem = f"layout is {str(leaf.layout).removeprefix('torch.')}"
+        problem = f"layout is {layout_name(leaf.layout)}"
     elif leaf.is_quantized:
         problem, fix = "it is a quantized tensor", "pass its dequantize()"
     elif leaf.is_complex():
-        problem, fix = f"dtype is {_dtype(leaf)}", "pass torch.view_as_real(...) of it"
+        problem, fix = f"dtype is {dtype_name(leaf.dtype)}", "pass torch.view_as_real(...) of it"
     elif leaf.device.type not in ("cpu", "cuda"):
         problem, fix = f"device is {leaf.device}", "move model and sample there"
     if problem:
@@ -167,7 +165,7 @@ def _answer(reference: Reference, leaves: Sequence[torch.Tensor], names: Sequenc
         if leaf.is_complex():
             raise ExportError(
                 "model",
-                got=f"its result '{name}' is {_dtype(leaf)}",
+                got=f"its result '{name}' is {dtype_name(leaf.dtype)}",
                 allowed="real numbers: ONNX has no operators on complex ones",
                 fix="return torch.view_as_real(...) of it",
             )

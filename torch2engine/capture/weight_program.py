@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.capture.weight_operators import READ_SIZES, WEIGHT_OPERATORS, Attributes, apply_to_many
 from torch2engine.core.errors import ArtifactError, RefitError
 
@@ -172,7 +173,7 @@ class WeightProgram:
         """The program as a file's bytes."""
         data = {
             "version": _VERSION,
-            "sources": {path: [list(shape), _word(dtype)] for path, (shape, dtype) in self.sources.items()},
+            "sources": {path: [list(shape), dtype_name(dtype)] for path, (shape, dtype) in self.sources.items()},
             "shared": [list(group) for group in self.shared],
             "constants": {name: _packed(tensor) for name, tensor in self.constants.items()},
             "steps": [
@@ -216,7 +217,7 @@ class WeightProgram:
             if unknown := {step.op for step in steps} - WEIGHT_OPERATORS.keys():
                 raise ValueError(f"{sorted(unknown)} are no operators of it")
             return cls(
-                sources={path: (tuple(shape), _dtype(word)) for path, (shape, word) in found["sources"].items()},
+                sources={path: (tuple(shape), torch_dtype(word)) for path, (shape, word) in found["sources"].items()},
                 shared=tuple(tuple(group) for group in found["shared"]),
                 constants={name: _unpacked(packed) for name, packed in found["constants"].items()},
                 steps=tuple(steps),
@@ -229,35 +230,28 @@ class WeightProgram:
             raise ArtifactError("weight program", got=f"it can't be read ({error})", fix="deploy again") from error
 
 
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _dtype(word: str) -> torch.dtype:
-    found = getattr(torch, word)
-    if not isinstance(found, torch.dtype):
-        raise ValueError(f"{word!r} is no dtype")
-    return found
-
-
 def _packed(tensor: torch.Tensor) -> dict[str, Any]:
     raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
-    return {"shape": list(tensor.shape), "dtype": _word(tensor.dtype), "data": base64.b64encode(raw).decode("ascii")}
+    return {
+        "shape": list(tensor.shape),
+        "dtype": dtype_name(tensor.dtype),
+        "data": base64.b64encode(raw).decode("ascii"),
+    }
 
 
 def _unpacked(packed: Mapping[str, Any]) -> torch.Tensor:
-    raw, dtype = bytearray(base64.b64decode(packed["data"], validate=True)), _dtype(packed["dtype"])
+    raw, dtype = bytearray(base64.b64decode(packed["data"], validate=True)), torch_dtype(packed["dtype"])
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
     return flat.reshape(packed["shape"])
 
 
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.dtype):
-        return _word(value)
+        return dtype_name(value)
     return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
 
 
 def _attribute(name: str, value: Any) -> Any:
     if name == "to":
-        return _dtype(value)
+        return torch_dtype(value)
     return tuple(cast("list[Any]", value)) if isinstance(value, list) else value

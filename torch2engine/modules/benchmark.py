@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from torch2engine.capture.reference import Reference, outputs_by_name
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.core.spec import Profile, Signature, TensorSpec
-from torch2engine.modules.deployed import AnyArtifact, Deployed, torch_dtype
+from torch2engine.modules.deployed import AnyArtifact, DeployedModule
 from torch2engine.modules.timing import Call, Timing, measure
 from torch2engine.parity.compare import ParityReport, compare
 from torch2engine.trt.gpu import require_gpu
@@ -96,7 +97,7 @@ def _figures(timing: Timing) -> list[str]:
 
 
 def benchmark(
-    module: Deployed[Any],
+    module: DeployedModule[Any],
     model: nn.Module | None = None,
     *,
     sizes: Iterable[Mapping[str, int]] | None = None,
@@ -151,7 +152,7 @@ def benchmark(
     return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
 
 
-class Benchmarked(Deployed[AnyArtifact]):
+class Benchmarked(DeployedModule[AnyArtifact]):
     """A deployed module that times itself."""
 
     def benchmark(
@@ -174,11 +175,11 @@ class Benchmarked(Deployed[AnyArtifact]):
         )
 
 
-def _reference(module: Deployed[Any], model: nn.Module) -> Reference:
+def _reference(module: DeployedModule[Any], model: nn.Module) -> Reference:
     return Reference(unwrap(model), module.signature.parameters, module.signature.preprocess)
 
 
-def _device(module: Deployed[Any]) -> torch.device:
+def _device(module: DeployedModule[Any]) -> torch.device:
     if module.device is not None:
         return module.device
     require_gpu()
@@ -210,7 +211,7 @@ def _inference(model: nn.Module) -> Generator[None]:
 
 
 def _compared(
-    module: Deployed[Any],
+    module: DeployedModule[Any],
     reference: Reference,
     cases: Mapping[str, Sequence[torch.Tensor]],
     tolerance: Tolerance | None,
@@ -233,14 +234,14 @@ def _compared(
     return report
 
 
-def made_inputs(module: Deployed[Any], device: torch.device) -> dict[str, list[torch.Tensor]]:
+def made_inputs(module: DeployedModule[Any], device: torch.device) -> dict[str, list[torch.Tensor]]:
     """Inputs at min, opt and max of a module's first profile, by the case's name: random floats and
     bytes of images, other integers of 0."""
     return _cases(module, None, None, device)
 
 
 def _cases(
-    module: Deployed[Any], sizes: Iterable[Mapping[str, int]] | None, inputs: Any, device: torch.device
+    module: DeployedModule[Any], sizes: Iterable[Mapping[str, int]] | None, inputs: Any, device: torch.device
 ) -> dict[str, list[torch.Tensor]]:
     """Inputs by the case's name."""
     signature = module.signature

@@ -17,12 +17,13 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact
+from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerance, of_kind
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.core.pytree import bind, unflatten
 from torch2engine.core.spec import Signature
-from torch2engine.modules.out_of_range import Inside, OutOfRange, checked_reference
-from torch2engine.modules.parameterless import Sealed
+from torch2engine.modules.out_of_range import InRangeRunner, OutOfRange, checked_reference
+from torch2engine.modules.parameterless import ParameterlessModule
 from torch2engine.modules.torch_state import is_simulated
 
 if TYPE_CHECKING:
@@ -30,19 +31,9 @@ if TYPE_CHECKING:
 
 AnyArtifact = TypeVar("AnyArtifact", OnnxArtifact, EngineArtifact)
 
-__all__ = ["Deployed", "dtype_name", "torch_dtype"]
+__all__ = ["DeployedModule"]
 
 _compiler: Any = torch.compiler  # its disable() has no types
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """The torch.dtype of a signature's dtype name."""
-    return cast("torch.dtype", getattr(torch, name))
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """The signature's name of a torch.dtype."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _bytes(data: bytes) -> torch.Tensor:
@@ -58,7 +49,7 @@ def _has_values(leaf: torch.Tensor) -> bool:
         return False
 
 
-class Deployed(Sealed, Generic[AnyArtifact]):
+class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
     """The base of TRTModule and ORTModule.
 
     Args:
@@ -200,8 +191,8 @@ class Deployed(Sealed, Generic[AnyArtifact]):
         """Answer sizes outside every profile, as the policy says."""
         return self._outside.answer(self._inside(), leaves, sizes, error)
 
-    def _inside(self) -> Inside:
-        return Inside(self.signature, self._artifact.profiles, self.precision, self.runtime, self.infer)
+    def _inside(self) -> InRangeRunner:
+        return InRangeRunner(self.signature, self._artifact.profiles, self.precision, self.runtime, self.infer)
 
     def prove_split(
         self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
@@ -243,7 +234,7 @@ class Deployed(Sealed, Generic[AnyArtifact]):
                 )
             signature.check_dtype(spec, dtype_name(leaf.dtype))
             if leaf.layout is not torch.strided or leaf.is_nested:
-                layout = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.")
+                layout = "nested" if leaf.is_nested else layout_name(leaf.layout)
                 raise InputError(
                     subject,
                     name=spec.name,
@@ -311,7 +302,7 @@ class Deployed(Sealed, Generic[AnyArtifact]):
 
     # What nn.Module offers and an engine can't do is refused, never ignored.
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Deployed[AnyArtifact]:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeployedModule[AnyArtifact]:
         here = self.device or torch.device("cpu")
         # meta would lose the values, so real but empty tensors ask fn what it does to dtypes and devices
         probes = [torch.empty(0, dtype=dtype, device=here) for dtype in (torch.float16, torch.float64)]

@@ -11,14 +11,14 @@ from typing import Any
 
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance, check_tolerance
-from torch2engine.modules.deployed import Deployed
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.compare import ParityReport, compare
 
 __all__ = ["judge"]
 
 
 def judge(
-    candidate: Deployed[Any],
+    candidate: DeployedModule[Any],
     examples: Sequence[ParityCase],
     tolerance: Tolerance | None = None,
     notes: Sequence[str] = (),

@@ -11,22 +11,23 @@ import threading
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from torch2engine.capture.reference import Reference, outputs_by_name
 from torch2engine.capture.source_lines import innermost_user_frame
+from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import RuntimeConfig, Tolerance
 from torch2engine.core.errors import DeviceError, ExportError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.split import Cut, Inside, Unsplittable, cut, halves, places, prove, split
+from torch2engine.modules.split import Cut, InRangeRunner, Unsplittable, cut, halves, places, prove, split
 from torch2engine.parity.compare import ParityReport
 
-__all__ = ["Inside", "OutOfRange", "checked_reference"]
+__all__ = ["InRangeRunner", "OutOfRange", "checked_reference"]
 
 _Proof: TypeAlias = "tuple[Cut, Sequence[torch.Tensor]]"
 _Failure: TypeAlias = "tuple[Cut, ParityReport]"
@@ -67,7 +68,7 @@ class OutOfRange:
         self._warned = False
 
     def answer(
-        self, inside: Inside, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
+        self, inside: InRangeRunner, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
     ) -> dict[str, torch.Tensor]:
         """Answer.
 
@@ -99,7 +100,9 @@ class OutOfRange:
                     raise _influence(failure, error.fix)
             return split(inside, how, leaves)
 
-    def _failure(self, inside: Inside, proofs: Sequence[_Proof], tolerance: Tolerance | None = None) -> _Failure | None:
+    def _failure(
+        self, inside: InRangeRunner, proofs: Sequence[_Proof], tolerance: Tolerance | None = None
+    ) -> _Failure | None:
         """What shows that entries along an axis influence each other; None if nothing does. Asked once per axis."""
         axis = proofs[0][0].axis
         with self._lock:
@@ -123,7 +126,7 @@ class OutOfRange:
         return None
 
     def prove(
-        self, inside: Inside, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
+        self, inside: InRangeRunner, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
     ) -> tuple[str, ...]:
         """Find, from calls inside the profiles, the axes that may be split.
 
@@ -165,7 +168,9 @@ class OutOfRange:
             fix="use out_of_range='eager' or 'error'",
         )
 
-    def _eager(self, inside: Inside, leaves: Sequence[torch.Tensor], error: ShapeError) -> dict[str, torch.Tensor]:
+    def _eager(
+        self, inside: InRangeRunner, leaves: Sequence[torch.Tensor], error: ShapeError
+    ) -> dict[str, torch.Tensor]:
         if self._reference is None:
             allowed = "the PyTorch module that answers outside has stayed behind, as it does when this one is copied"
             fix = "load it with runtime_config=RuntimeConfig(out_of_range='eager') and reference=model"
@@ -175,10 +180,7 @@ class OutOfRange:
         _check_device(self._reference, device)
         self._warn(error)
         signature = inside.signature
-        inputs = [
-            leaf.to(cast("torch.dtype", getattr(torch, spec.dtype)))
-            for spec, leaf in zip(signature.inputs, leaves, strict=True)
-        ]
+        inputs = [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
         try:
             with undisturbed(self._reference):
                 flat = Reference(self._reference, signature.parameters, signature.preprocess)(inputs)
@@ -204,7 +206,7 @@ class OutOfRange:
             warnings.warn_explicit(text, UserWarning, file, int(line or 0))
 
 
-def _proofs(inside: Inside, axis: str, calls: Sequence[Sequence[torch.Tensor]]) -> list[_Proof]:
+def _proofs(inside: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Tensor]]) -> list[_Proof]:
     """The calls whose size is the sum of two that a profile allows, the largest first.
 
     Raises:
@@ -273,7 +275,7 @@ def _check_device(reference: nn.Module, device: torch.device) -> None:
 
 
 def _check_output(spec: TensorSpec, value: torch.Tensor, error: ShapeError) -> None:
-    dtype, sizes = str(value.dtype).removeprefix("torch."), list(value.shape)
+    dtype, sizes = dtype_name(value.dtype), list(value.shape)
     fits = len(sizes) == len(spec.shape) and all(
         not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape, sizes, strict=True)
     )

@@ -12,10 +12,10 @@ from torch import nn
 
 from torch2engine.core.errors import InputError
 
-__all__ = ["Sealed"]
+__all__ = ["ParameterlessModule"]
 
 
-class Sealed(nn.Module):
+class ParameterlessModule(nn.Module):
     """The base of modules whose weights are not theirs to change: what would have no effect is refused."""
 
     def register_parameter(self, name: str, param: Any) -> None:

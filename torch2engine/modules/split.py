@@ -18,7 +18,7 @@ from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.parity.compare import ParityReport, compare
 
-__all__ = ["Cut", "Inside", "Places", "Unsplittable", "cut", "halves", "places", "prove", "split"]
+__all__ = ["Cut", "InRangeRunner", "Places", "Unsplittable", "cut", "halves", "places", "prove", "split"]
 
 
 class Unsplittable(Exception):
@@ -26,7 +26,7 @@ class Unsplittable(Exception):
 
 
 @dataclass(frozen=True)
-class Inside:
+class InRangeRunner:
     """Who answers sizes inside the profiles.
 
     Args:
@@ -160,7 +160,7 @@ def halves(whole: int, low: int, step: int) -> tuple[int, int]:
     return first * step, (units - first) * step
 
 
-def split(inside: Inside, how: Cut, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def split(inside: InRangeRunner, how: Cut, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Answer chunk by chunk; call it under no_grad.
 
     Returns:
@@ -196,7 +196,7 @@ def _slices(leaves: Sequence[torch.Tensor], dims: Sequence[int | None], start: i
 
 
 def prove(
-    inside: Inside, how: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerance | None = None
+    inside: InRangeRunner, how: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerance | None = None
 ) -> tuple[ParityReport, bool]:
     """Compare answers to some of the call's entries as a whole with those to the same in two chunks.
 

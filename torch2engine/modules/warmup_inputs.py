@@ -10,10 +10,10 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 
 import torch
 
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.errors import InputError
 from torch2engine.core.profiles import corners
 from torch2engine.core.spec import Profile, Signature
-from torch2engine.modules.deployed import torch_dtype
 
 __all__ = ["zeros"]
 

@@ -34,7 +34,7 @@ from torch2engine.core.config import (
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
-from torch2engine.modules.deployed import Deployed
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.modules.trt.module import require_cuda
@@ -113,7 +113,7 @@ def check(
 
 
 def prove_split(
-    module: Deployed[Any], examples: Sequence[ParityCase], tolerance: Tolerance | None = None
+    module: DeployedModule[Any], examples: Sequence[ParityCase], tolerance: Tolerance | None = None
 ) -> tuple[str, ...]:
     """Prove on the examples which axes may be split, if that is what the module does out of range.
 
@@ -121,7 +121,7 @@ def prove_split(
         a sentence on every axis; nothing under another policy.
 
     Raises:
-        InputError, ParityError: as `Deployed.prove_split`.
+        InputError, ParityError: as `DeployedModule.prove_split`.
     """
     if module.runtime_config.out_of_range != "split":
         return ()
@@ -157,7 +157,7 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
     return "tensorrt"
 
 
-def precision_notes(asked: str, module: Deployed[Any], depth: int = 3) -> tuple[str, ...]:
+def precision_notes(asked: str, module: DeployedModule[Any], depth: int = 3) -> tuple[str, ...]:
     """Say, and warn, where the engine computes in less than was asked; `depth` is the warning's stacklevel."""
     if (asked, module.precision) != ("fp32", "tf32"):
         return ()

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.config import QUANTIZED, Precision, RuntimeConfig
 from torch2engine.core.errors import InputError
 from torch2engine.core.pytree import as_inputs, bind, unflatten
 from torch2engine.core.spec import Signature
-from torch2engine.modules.deployed import Deployed, torch_dtype
+from torch2engine.modules.deployed import DeployedModule
 
 __all__ = ["Metric", "arrays", "check_calibration", "tensors"]
 
@@ -75,7 +76,7 @@ def tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
     given = as_inputs(batch)
     leaves = cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
     for spec, leaf in zip(signature.inputs, leaves, strict=True):
-        signature.check_dtype(spec, str(leaf.dtype).removeprefix("torch."))
+        signature.check_dtype(spec, dtype_name(leaf.dtype))
     return [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
 
 
@@ -95,7 +96,7 @@ class Metric:
     signature: Signature
     batches: Iterable[Any]
 
-    def __call__(self, module: Deployed[Any]) -> float:
+    def __call__(self, module: DeployedModule[Any]) -> float:
         """The mean over all batches; NaN without any."""
         values: list[float] = []
         for batch in self.batches:

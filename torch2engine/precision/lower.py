@@ -26,7 +26,7 @@ from torch2engine.core.config import QUANTIZED, Budget, Precision, Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.core.preprocess import ORIGIN
 from torch2engine.core.progress import Progress, Reporter, reporting
-from torch2engine.modules.deployed import Deployed
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.modules.refit import Refittable
@@ -90,7 +90,7 @@ class Lowered:
             module.own(model, [(example.name, example.inputs) for example in self.examples], bounds)
         return module
 
-    def hold(self, module: Deployed[Any]) -> tuple[str, ...]:
+    def hold(self, module: DeployedModule[Any]) -> tuple[str, ...]:
         """Ask the metric, if there is one, of the deployed module too; a sentence on it.
 
         Raises:

@@ -24,7 +24,7 @@ from torch2engine.core.config import LOW_PRECISIONS, Precision
 from torch2engine.core.errors import ArtifactError, InputError, PrecisionError
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
-from torch2engine.modules.deployed import Deployed
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.modules.warmup_inputs import zeros
 from torch2engine.precision.calibration import arrays, check_calibration, tensors
@@ -60,7 +60,7 @@ class Sensitivity:
         return "\n".join(table([*cells, *([name or "(model)", f"{error:.2e}"] for name, error in self.errors.items())]))
 
 
-def precision_report(deployed: Deployed[Any] | OnnxArtifact | EngineArtifact) -> PrecisionReport:
+def precision_report(deployed: DeployedModule[Any] | OnnxArtifact | EngineArtifact) -> PrecisionReport:
     """Tell what each module's products are computed in.
 
     Args:
@@ -73,7 +73,7 @@ def precision_report(deployed: Deployed[Any] | OnnxArtifact | EngineArtifact) ->
         DeviceError, InstallationError: a TRTModule without its GPU.
     """
     artifact: Any = deployed
-    if isinstance(deployed, Deployed):
+    if isinstance(deployed, DeployedModule):
         artifact = deployed._artifact  # pyright: ignore[reportPrivateUsage]  # kin of it
     if not isinstance(cast("object", artifact), (OnnxArtifact, EngineArtifact)):
         raise InputError(

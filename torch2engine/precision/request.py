@@ -14,6 +14,7 @@ import torch
 
 from torch2engine.artifact.artifacts import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import (
     QUANTIZED,
     BuildConfig,
@@ -25,7 +26,6 @@ from torch2engine.core.config import (
 )
 from torch2engine.core.errors import InputError, PrecisionError
 from torch2engine.core.spec import Signature, TensorSpec
-from torch2engine.modules.deployed import torch_dtype
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.tensor_types import tensor_types

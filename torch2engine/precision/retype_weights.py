@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torch2engine.capture.torch_types import dtype_name
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 from torch2engine.core.errors import RefitError
 from torch2engine.onnx_graph.model_file import load_model
@@ -60,7 +61,7 @@ def _rounding(value: str, was: torch.dtype, now: torch.dtype) -> WeightStep | No
     """What gives a value another type; None where it has it."""
     if was == now:
         return None
-    output = f"{value}@{str(now).removeprefix('torch.')}"
+    output = f"{value}@{dtype_name(now)}"
     if (was, now) == (torch.float32, torch.float16):
         return WeightStep("CastHalf", (value,), output)
     return WeightStep("Cast", (value,), output, {"to": now})

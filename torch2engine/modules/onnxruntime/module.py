@@ -21,10 +21,10 @@ from torch import nn
 from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.artifact.files import disk_errors
 from torch2engine.artifact.folder import write_file
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
-from torch2engine.modules.deployed import torch_dtype
 from torch2engine.modules.refit import Refittable
 from torch2engine.modules.warmup_inputs import zeros
 from torch2engine.onnx_graph.model_file import replace_weights
@@ -51,7 +51,7 @@ class ORTModule(Refittable[OnnxArtifact]):
         artifact: the exported model.
         report: what deploy() found, or None.
         runtime_config: only out_of_range means something here.
-        reference: as for `Deployed`.
+        reference: as for `DeployedModule`.
 
     Raises:
         InputError: an option that only a GPU engine has, or a reference that does not go with out_of_range.

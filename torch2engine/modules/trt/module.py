@@ -18,7 +18,7 @@ from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact, load_a
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.pytree import bind, unflatten
-from torch2engine.modules.deployed import Deployed
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.torch_state import is_traced
 from torch2engine.modules.trt.refit import RefittableEngine, require_cuda
 from torch2engine.modules.trt.session import Live, not_prepared
@@ -97,7 +97,7 @@ class TRTModule(RefittableEngine):
             return super().forward(*args, **kwargs)
         return outputs[0] if self._bare else unflatten(self.signature.output, outputs)
 
-    forward.__doc__ = Deployed.forward.__doc__
+    forward.__doc__ = DeployedModule.forward.__doc__
 
     def _swap(self, artifact: EngineArtifact) -> None:
         with self._binding:  # or a thread that is binding would keep the old engine
@@ -231,7 +231,7 @@ class TRTModule(RefittableEngine):
             self._keep_kernels()
             return super().save(path, overwrite)
 
-    save.__doc__ = Deployed.save.__doc__
+    save.__doc__ = DeployedModule.save.__doc__
 
     def compiled(self) -> EngineArtifact:
         """The engine as `save` would write it: with the kernels that TensorRT-RTX compiled so far."""
@@ -297,7 +297,7 @@ def load(
     device: torch.device | str | None = None,
     runtime_config: RuntimeConfig = RuntimeConfig(),
     reference: nn.Module | None = None,
-) -> Deployed[Any]:
+) -> DeployedModule[Any]:
     """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`.
 
     Args:

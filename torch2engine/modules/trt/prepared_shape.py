@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import BuildError
-from torch2engine.modules.deployed import torch_dtype
 from torch2engine.trt.context import Context, Found
 from torch2engine.trt.cuda_graph import Graph
 from torch2engine.trt.engine import Engine

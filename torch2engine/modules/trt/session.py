@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import InputError, RefitError
-from torch2engine.modules.deployed import dtype_name, torch_dtype
 from torch2engine.modules.torch_state import current_device, dual_level, is_capturing, modes, stream_handle
 from torch2engine.modules.trt.prepared_shape import Plan, allocate
 from torch2engine.modules.trt.stream_executor import PER_THREAD, Lane
