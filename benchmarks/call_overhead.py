@@ -24,7 +24,7 @@ import torch2engine as t2e
 from benchmarks import _script
 from benchmarks.evidence import Evidence
 from benchmarks.raw import RawEngine
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.modules.benchmark import measure
 
 __all__ = ["main", "tiny"]

@@ -31,7 +31,8 @@ from benchmarks.evidence import REPOSITORY, Evidence
 from benchmarks.peers import COMPILED, PEERS, Peer, peer
 from benchmarks.raw import RawEngine
 from benchmarks.zoo import ENTRIES, Entry
-from torch2engine.artifact.artifacts import EngineArtifact, load_artifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load import load_artifact
 from torch2engine.core.errors import ParityError
 from torch2engine.modules.benchmark import measure
 

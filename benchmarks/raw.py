@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.trt.library import check_return_value, find_tensorrt
 
 __all__ = ["RawContext", "RawEngine"]

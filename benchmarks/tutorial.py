@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.processor import cuda
 from torch2engine.trt.library import check_return_value, find_tensorrt
 

@@ -23,7 +23,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 import torch2engine as t2e
 from tests.support import deploy_models
 from tests.support.deploy_models import BATCH, Baked, Mlp, Trainee, deploy, mlp, nested, pair, sample, seeded
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import BuildConfig, RuntimeConfig, Tolerance
 from torch2engine.core.errors import (
     DynamicAxisError,

@@ -20,8 +20,9 @@ from torch2engine.core.version import __version__
 
 if TYPE_CHECKING:
     from torch2engine import testing
-    from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact
     from torch2engine.artifact.cache import EngineCache
+    from torch2engine.artifact.engine_artifact import EngineArtifact
+    from torch2engine.artifact.onnx_artifact import OnnxArtifact
     from torch2engine.builder.build import build
     from torch2engine.core.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
     from torch2engine.core.errors import (
@@ -94,8 +95,8 @@ __all__ = [
 
 # Public name -> the room it lives in; a name that is a room itself stands alone.
 _ROOMS = {
-    "EngineArtifact": "artifact.artifacts",
-    "OnnxArtifact": "artifact.artifacts",
+    "EngineArtifact": "artifact.engine_artifact",
+    "OnnxArtifact": "artifact.onnx_artifact",
     "build": "builder.build",
     "EngineCache": "artifact.cache",
     "Budget": "core.config",

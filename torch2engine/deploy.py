@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine.artifact.cache import Cache, cache_of
+from torch2engine.artifact.cache import Cache, resolve_cache
 from torch2engine.builder.build import obtaining
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
@@ -102,7 +102,7 @@ def deploy(
         ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
-    asked, store = asked_for(precision, calibration, tolerance, config, runtime_config), cache_of(cache, cache_key)
+    asked, store = asked_for(precision, calibration, tolerance, config, runtime_config), resolve_cache(cache, cache_key)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
     known = store if runtime == "tensorrt" else None
     recall = Recall(known, model, asked, tolerance, config, runtime_config, calibration is not None, phases)

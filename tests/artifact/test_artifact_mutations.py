@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 
 from tests.support.sample_artifacts import SIGNATURE, fresh_engine, fresh_onnx, sealed
-from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact, load_artifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import ArtifactError
 
 FILES = ["manifest.json", "model.onnx", "model.onnx.data", "model.plan", "runtime.cache"]

@@ -22,8 +22,12 @@ from typing import Any
 import pytest
 
 from tests.support.sample_artifacts import HARDWARE, PROFILES, SIGNATURE, VERSIONS, fresh_engine, fresh_onnx
-from torch2engine.artifact import folder as _folder
-from torch2engine.artifact.artifacts import EngineArtifact, Hardware, OnnxArtifact, load_artifact, scratch_folder
+from torch2engine.artifact import atomic_folder
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.manifest import Hardware
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.spec import Parameter, Profile, Signature, TensorSpec, Tree
 
@@ -420,12 +424,12 @@ CRASH = """
 import os, sys
 from pathlib import Path
 from tests.support.sample_artifacts import fresh_onnx
-from torch2engine.artifact import folder as _folder
-from torch2engine.artifact.artifacts import load_artifact
+from torch2engine.artifact import atomic_folder
+from torch2engine.artifact.load import load_artifact
 
 root, exchange = Path(sys.argv[1]), sys.argv[2] == "exchange"
 if not exchange:
-    _folder._exchange = lambda *arguments: False
+    atomic_folder._exchange = lambda *arguments: False
 old = fresh_onnx(root / "old", "old" * 1000)
 new = fresh_onnx(root / "new", "new" * 1000)
 path = root / "model.t2e"
@@ -532,7 +536,7 @@ def test_failed_second_step_puts_the_old_artifact_back(tmp_path: Path, monkeypat
             raise OSError(5, "Input/output error")
         return rename(source, target)
 
-    monkeypatch.setattr(_folder, "_exchange", lambda *arguments: False)
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda *arguments: False)
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(ArtifactError) as error:
         fresh_onnx(tmp_path / "new", "new").save(path)
@@ -545,7 +549,7 @@ def test_failed_second_step_puts_the_old_artifact_back(tmp_path: Path, monkeypat
 def test_two_savers_end_with_one_whole_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """Two processes may save to one path at once: neither fails, and one of them has the last word."""
     if how == "two steps":
-        monkeypatch.setattr(_folder, "_exchange", lambda *arguments: False)
+        monkeypatch.setattr(atomic_folder, "_exchange", lambda *arguments: False)
     path = tmp_path / "model.t2e"
     errors: list[BaseException] = []
 
@@ -587,7 +591,7 @@ def test_scratch_folder_goes_with_the_last_artifact(tmp_path: Path) -> None:
 def test_scratch_folder_goes_when_the_process_ends(run_python: Callable[[str], Any]) -> None:
     """A folder that is still held when the interpreter ends is removed without a word."""
     path = run_python(
-        "import json; from torch2engine.artifact.artifacts import scratch_folder; owner = scratch_folder(); "
+        "import json; from torch2engine.artifact.scratch_folder import scratch_folder; owner = scratch_folder(); "
         "(owner.path / 'file').touch(); print(json.dumps(str(owner.path)))"
     )
     assert not Path(path).exists()
@@ -597,7 +601,7 @@ def test_scratch_folder_survives_a_forked_child(run_python: Callable[[str], Any]
     """A child that collects the owner, or ends with exit handlers, leaves the parent's folder alone."""
     there, path = run_python(
         "import gc, json, os, sys\n"
-        "from torch2engine.artifact.artifacts import scratch_folder\n"
+        "from torch2engine.artifact.scratch_folder import scratch_folder\n"
         "owner = scratch_folder()\n"
         "path = str(owner.path)\n"
         "for collect in (True, False):\n"

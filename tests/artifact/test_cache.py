@@ -27,8 +27,8 @@ import torch2engine as t2e
 from tests.support import onnx_models
 from tests.support.sample_artifacts import fresh_engine as sample
 from torch2engine.artifact import cache as cache_room
-from torch2engine.artifact.artifacts import EngineArtifact
-from torch2engine.artifact.cache import EngineCache, cache_of, key_of
+from torch2engine.artifact.cache import EngineCache, hash_facts, resolve_cache
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME
 
 BUILD = importlib.import_module("torch2engine.builder.build")  # which the function of that name hides
@@ -45,7 +45,7 @@ def fresh_engine(folder: Path, plan: bytes = b"a plan") -> EngineArtifact:
 
 def key(number: int) -> str:
     """A key like another."""
-    return key_of({"number": number})
+    return hash_facts({"number": number})
 
 
 def taken(cache: EngineCache, name: str) -> EngineArtifact:
@@ -216,7 +216,7 @@ CHANGES: dict[str, Any] = {
 def found_key(path: Path, ranges: Any = RANGES, precision: str = "fp32", config: Any = None) -> str:
     """The key of a build that is not carried out."""
     source = BUILD.resolve(path, ranges, precision)
-    return key_of(BUILD._facts(source, config or t2e.BuildConfig()))
+    return hash_facts(BUILD._facts(source, config or t2e.BuildConfig()))
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -398,8 +398,8 @@ def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
     gpus = [Gpu(index, name, (9, 0), "580.1", 1) for index, name in enumerate(["one", "two"])]
     monkeypatch.setattr(BUILD, "list_gpus", lambda: gpus)
     path, names = onnx_models.matmul(tmp_path), list[str]()
-    real = BUILD.key_of
-    monkeypatch.setattr(BUILD, "key_of", lambda facts: names.append(facts["gpu"][0]) or real(facts))
+    real = BUILD.hash_facts
+    monkeypatch.setattr(BUILD, "hash_facts", lambda facts: names.append(facts["gpu"][0]) or real(facts))
     with BUILD.obtaining(path, RANGES, cache=tmp_path / "cache") as wanted:
         monkeypatch.setattr(BUILD, "current_gpu_index", lambda: 1)
         monkeypatch.setattr(BUILD, "_built", lambda *args: None)
@@ -468,7 +468,7 @@ def test_processes_that_want_the_same_engine_build_it_once(tmp_path: Path, repos
 WRITER = """
 import sys, pathlib, random
 from tests.support.sample_artifacts import fresh_engine
-from torch2engine.artifact.cache import EngineCache, key_of
+from torch2engine.artifact.cache import EngineCache, hash_facts
 folder, seed = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 cache = EngineCache(folder / "cache", max_bytes=1_500_000)
 made = [fresh_engine(folder / f"made{seed}-{n}", plan=bytes([n]) * 300_000) for n in range(8)]
@@ -476,7 +476,7 @@ print("ready", flush=True)
 draw = random.Random(seed)
 while True:
     n = draw.randrange(8)
-    key = key_of({"number": n})
+    key = hash_facts({"number": n})
     with cache.building(key):
         cache.store(key, made[n])
     cache.take(key)
@@ -542,7 +542,7 @@ def kept(judge: Judge, kernels: bytes, driver: str | None = None) -> bytes:
         engine = wanted()
         if driver is not None:
             hardware = replace(engine.hardware, driver=driver)
-            engine = EngineArtifact.from_parts(replace(engine._facts, hardware=hardware), engine._content)
+            engine = engine.replace(hardware=hardware)
         wanted.keep(engine.with_runtime_cache(kernels))
     (entry,) = judge.cache.entries()
     return EngineArtifact.load(entry.path).read_runtime_cache()
@@ -597,12 +597,12 @@ def test_folder_that_everybody_may_write_to_is_not_used(
 def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As the XDG variable says; and ~ is the user's home."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    found = cache_of(True)
+    found = resolve_cache(True)
     assert found is not None
     assert found.folder == tmp_path / "torch2engine" / f"engines-{cache_room._VERSION}"
-    assert cache_of(False) is cache_of(None) is None
-    assert cache_of(found) is found
-    assert cache_of(str(tmp_path)) is not None
+    assert resolve_cache(False) is resolve_cache(None) is None
+    assert resolve_cache(found) is found
+    assert resolve_cache(str(tmp_path)) is not None
     monkeypatch.setenv("HOME", str(tmp_path))
     assert EngineCache("~/engines").folder.parent == tmp_path / "engines"
 
@@ -611,13 +611,13 @@ def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("make", "text"),
     [
         (
-            lambda: cache_of(3),
+            lambda: resolve_cache(3),
             "cache: 3, True, False, a folder or an EngineCache; pass cache=True for the user's cache folder",
         ),
         (lambda: EngineCache(""), "EngineCache.folder: '', a folder, or None for the user's cache folder"),
         (lambda: EngineCache(max_bytes=0), "EngineCache.max_bytes: 0, a positive int, in bytes"),
         (lambda: EngineCache(max_bytes=True), "EngineCache.max_bytes: True, a positive int, in bytes"),
-        (lambda: EngineCache("x").take("../y"), "cache key: '../y', 64 hex digits, as key_of gives them"),
+        (lambda: EngineCache("x").take("../y"), "cache key: '../y', 64 hex digits, as entries() gives them"),
     ],
 )
 def test_wrong_options_are_refused(make: Callable[[], object], text: str) -> None:

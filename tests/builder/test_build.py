@@ -14,7 +14,7 @@ import torch
 from onnx import helper
 
 from tests.support import onnx_models
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.builder import plan as _build_plan
 from torch2engine.builder.build import build
 from torch2engine.core.config import BuildConfig

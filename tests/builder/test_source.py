@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from tests.support import onnx_models
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.source import resolve
 from torch2engine.core.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.core.spec import Axis, Profile, Tree

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch2engine as t2e
 from tests.support.weight_models import MODELS, Shared, Strange, tiny
-from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import exact_arithmetic, undisturbed
 from torch2engine.capture.weight_operators import apply_to_many

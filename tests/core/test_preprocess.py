@@ -22,7 +22,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support.models import captured, graph_of
 from tests.support.sample_artifacts import sealed
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.core.errors import ArtifactError, DtypeError, ExportError, InputError, RefitError, ShapeError
 from torch2engine.core.preprocess import ORIGIN, Preprocess

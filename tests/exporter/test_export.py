@@ -37,7 +37,7 @@ from tests.support.models import (
     graph_of,
     line_of,
 )
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.build import build
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig

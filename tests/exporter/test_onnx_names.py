@@ -24,7 +24,7 @@ from tests.support.models import (
     graph_of,
     line_of,
 )
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.onnx_names import MODULE_KEY, SOURCE_KEY, name_axes, name_tensors, record_origins
 

@@ -15,7 +15,7 @@ import torch
 import torch2engine as t2e
 from tests.gpu.test_refit import BATCH, BOUNDS, change, deployed, error
 from tests.support.weight_models import MODELS
-from torch2engine.artifact.artifacts import WEIGHTS
+from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram

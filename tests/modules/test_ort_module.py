@@ -19,7 +19,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support import deploy_models
 from tests.support.deploy_models import Scores, mlp, nested, nested_inputs, sample
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.modules.onnxruntime.module import ORTModule

@@ -21,7 +21,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support import deploy_models, onnx_models
 from tests.support.deploy_models import BATCH, Mlp, mlp, sample, seeded
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DtypeError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree

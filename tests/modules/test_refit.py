@@ -21,7 +21,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support.weight_models import MODELS
-from torch2engine.artifact.artifacts import WEIGHTS
+from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.source import fingerprint
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.undisturbed import undisturbed

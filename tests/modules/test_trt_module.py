@@ -16,7 +16,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support import deploy_models, onnx_models
 from tests.support.deploy_models import engine, mlp, sample
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.errors import (
     ArtifactError,
     DeviceError,

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.artifact.cache import EngineCache, key_of
+from torch2engine.artifact.cache import CacheNote, EngineCache, hash_facts
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export import export_onnx
@@ -75,7 +75,7 @@ def requested(model: nn.Module, sample: torch.Tensor, **options: Any) -> str:
     """What a request is known by, beside the model."""
     with undisturbed(model):
         captured = capture_call(model, sample, {"x": {0: BATCH}})
-        return key_of(asking(model, **options)._request(captured))
+        return hash_facts(asking(model, **options)._request(captured))
 
 
 def keys(model: nn.Module, axis: t2e.Axis = BATCH, profiles: Any = None, **options: Any) -> tuple[str, str]:
@@ -86,7 +86,7 @@ def keys(model: nn.Module, axis: t2e.Axis = BATCH, profiles: Any = None, **optio
         artifact = export_onnx(captured, recall.config.refittable)
     request, own = recall._request(captured), recall._promised("net 1")
     assert own is not None
-    return key_of({**request, **own}), key_of({**request, **recall._exported(artifact)})
+    return hash_facts({**request, **own}), hash_facts({**request, **recall._exported(artifact)})
 
 
 def changed(path: str) -> Callable[[], nn.Module]:
@@ -263,43 +263,43 @@ def cache(tmp_path: Path) -> EngineCache:
 
 def test_note_is_found_until_it_is_forgotten(cache: EngineCache) -> None:
     """It says which engine it is about, and what was found out."""
-    request, engine = key_of({"n": 1}), key_of({"n": 2})
-    assert cache.noted(request) is None
-    cache.note(request, engine, {"notes": ["é", 1, None]})
-    assert cache.noted(request) == (engine, {"notes": ["é", 1, None]})
+    request, engine = hash_facts({"n": 1}), hash_facts({"n": 2})
+    assert cache.read_note(request) is None
+    cache.write_note(request, CacheNote(engine, {"notes": ["é", 1, None]}))
+    assert cache.read_note(request) == CacheNote(engine, {"notes": ["é", 1, None]})
     assert [path.name for path in (cache.folder / "notes").iterdir()] == [request]
-    cache.forget(request)
-    cache.forget(request)
-    assert cache.noted(request) is None
+    cache.remove_note(request)
+    cache.remove_note(request)
+    assert cache.read_note(request) is None
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", lambda data: data.replace(b"1", b"2", 1)])
 def test_damaged_note_is_none(damage: Callable[[bytes], bytes], cache: EngineCache) -> None:
     """A machine that lost power may leave part of one."""
-    request = key_of({"n": 1})
-    cache.note(request, key_of({"n": 2}), {"number": 1})
+    request = hash_facts({"n": 1})
+    cache.write_note(request, CacheNote(hash_facts({"n": 2}), {"number": 1}))
     path = cache.folder / "notes" / request
     path.write_bytes(damage(path.read_bytes()))
-    assert cache.noted(request) is None
+    assert cache.read_note(request) is None
 
 
 def test_notes_go_with_their_engines(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pruning removes those whose engine is not there, once nobody can be about to store it."""
-    request = key_of({"n": 1})
-    cache.note(request, key_of({"n": 2}), {})
+    request = hash_facts({"n": 1})
+    cache.write_note(request, CacheNote(hash_facts({"n": 2}), {}))
     cache.prune()
-    assert cache.noted(request) is not None
-    monkeypatch.setattr(importlib.import_module("torch2engine.cache"), "_SETTLED_S", -1.0)
+    assert cache.read_note(request) is not None
+    monkeypatch.setattr(importlib.import_module("torch2engine.artifact.cache"), "_NOTE_GRACE_S", -1.0)
     cache.prune()
-    assert cache.noted(request) is None
+    assert cache.read_note(request) is None
 
 
 def test_folder_that_everybody_may_write_to_has_no_notes(cache: EngineCache) -> None:
     """They decide which code runs."""
-    request = key_of({"n": 1})
-    cache.note(request, key_of({"n": 2}), {})
+    request = hash_facts({"n": 1})
+    cache.write_note(request, CacheNote(hash_facts({"n": 2}), {}))
     cache.folder.chmod(0o777)
-    assert cache.noted(request) is None
+    assert cache.read_note(request) is None
 
 
 def test_report_parts_go_through_a_note() -> None:

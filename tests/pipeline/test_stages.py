@@ -16,7 +16,8 @@ from torch import nn
 import torch2engine as t2e
 from tests.support import deploy_models
 from tests.support.deploy_models import BATCH, Baked, Mlp, engine, mlp, nested_inputs, sample, seeded
-from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, Tolerance, float32_arithmetic
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError, ParityError, ShapeError

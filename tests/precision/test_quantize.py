@@ -19,7 +19,7 @@ from torch.nn import functional
 
 import torch2engine as t2e
 from tests.support import models
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import Precision
 from torch2engine.core.errors import InputError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.onnx_graph.session import OrtSession

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.signature import capture_call

@@ -11,7 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch2engine.artifact.artifacts import EngineArtifact, Hardware, OnnxArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.manifest import Hardware
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree
 
 SIGNATURE = Signature(

@@ -1,8 +1,8 @@
-"""Engines that were built before, by everything that decides what TensorRT makes.
+"""Engines that were built before, found by a hash of everything that decides what TensorRT makes.
 
-Enters: a key, and engines that their makers found right. Leaves: engines, and what was found out about them for a
-whole request. A room of its own because several processes share the store, and any may be killed at any moment: entries
-and notes appear and go by one rename each, so that reading needs no lock.
+Enters: a key, and engines that passed their checks. Leaves: engines, and notes about them that belong to a whole
+request. Separate because several processes share the folder, and each may be killed at any moment. Entries and notes
+appear and go by one rename each, so that reading needs no lock.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from torch2engine.artifact.artifacts import EngineArtifact
-from torch2engine.artifact.folder import remove_abandoned
+from torch2engine.artifact.atomic_folder import remove_abandoned
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME, canonical
 from torch2engine.core.errors import ArtifactError, InputError
 
-__all__ = ["Cache", "CacheEntry", "EngineCache", "cache_of", "key_of"]
+__all__ = ["Cache", "CacheEntry", "CacheNote", "EngineCache", "hash_facts", "resolve_cache"]
 
-# Another layout, or another way to build from the same facts, is another number.
+# Raise it with every change of the layout, and of the way in which an engine is built from the same facts.
 _VERSION = 2
 _KEY = re.compile(r"[0-9a-f]{64}")
-_TRASH, _LOCKS, _NOTES = ".trash-", "locks", "notes"
-_ENGINE = "engine"  # in a note: the key of the engine that it is about
-_MAX_BYTES = 20 << 30
-_POLL_S = 0.1
-_SETTLED_S = 60.0
-_OLD_S = 90 * 24 * 3600.0
+_TRASH_PREFIX = ".trash-"
+_LOCKS_FOLDER = "locks"
+_NOTES_FOLDER = "notes"
+_DEFAULT_MAX_BYTES = 20 << 30
+_LOCK_POLL_S = 0.1
+_NOTE_GRACE_S = 60.0  # a younger note stays: its engine may be about to be stored
+_NOTE_LIFETIME_S = 90 * 24 * 3600.0
 _LOG = logging.getLogger("torch2engine.cache")
 
 Cache: TypeAlias = "EngineCache | str | Path | bool | None"
@@ -50,9 +51,9 @@ class CacheEntry:
     """An engine in a cache.
 
     Args:
-        key: what it is found by, 64 hex digits.
+        key: a hash of all facts that decide what TensorRT makes, 64 hex digits.
         size_bytes: of its files.
-        used: when it was last stored or taken, in seconds since 1970.
+        used: time of the last store or take, in seconds since 1970.
         path: its folder.
     """
 
@@ -60,6 +61,19 @@ class CacheEntry:
     size_bytes: int
     used: float
     path: Path
+
+
+@dataclass(frozen=True)
+class CacheNote:
+    """Facts about a cached engine that were found for one request.
+
+    Args:
+        engine_key: the key of the engine.
+        facts: JSON values.
+    """
+
+    engine_key: str
+    facts: Mapping[str, Any]
 
 
 class EngineCache:
@@ -74,7 +88,7 @@ class EngineCache:
         InputError: an empty folder name, or a size that is no positive int.
     """
 
-    def __init__(self, folder: str | Path | None = None, max_bytes: int = _MAX_BYTES) -> None:
+    def __init__(self, folder: str | Path | None = None, max_bytes: int = _DEFAULT_MAX_BYTES) -> None:
         size = cast("object", max_bytes)
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError("EngineCache.max_bytes", got=repr(size), allowed="a positive int, in bytes")
@@ -93,27 +107,27 @@ class EngineCache:
         return self._folder
 
     def take(self, key: str) -> EngineArtifact | None:
-        """An engine, which stays whatever becomes of its entry; None if there is none.
+        """Take an engine out, which stays usable after its entry is removed; None if there is none.
 
-        An entry that is damaged is removed, with a warning.
+        A damaged entry is removed, with a warning.
         """
         path = self._folder / _checked(key)
         try:
             if not path.is_dir() or not self._is_safe():
                 return None
-            found = EngineArtifact.load(path)
+            cached = EngineArtifact.load(path)
         except (ArtifactError, OSError) as error:
-            if self._discard(path):  # else somebody else has just removed it
+            if self._discard(path):  # otherwise another process has just removed it
                 warnings.warn(f"an engine in the cache was damaged and is built anew: {error}", stacklevel=2)
             return None
         try:
-            found = found.linked()
+            engine = cached.linked()
         except ArtifactError as error:
             _LOG.warning("an engine in the cache can't be taken and is built anew: %s", error)
             return None
-        with contextlib.suppress(OSError):  # a cache that can only be read
+        with contextlib.suppress(OSError):  # the cache may be read-only
             os.utime(path / NAME)
-        return found
+        return engine
 
     def store(self, key: str, engine: EngineArtifact) -> None:
         """Put an engine into the cache, in another one's place if there is one, and keep to the bound.
@@ -122,7 +136,7 @@ class EngineCache:
         """
         path = self._folder / _checked(key)
         try:
-            if not self._is_ready():
+            if not self._make_folder():
                 return
             engine.save(path)
         except (ArtifactError, OSError) as error:
@@ -134,64 +148,66 @@ class EngineCache:
         """Remove an entry; False if there is none."""
         return self._discard(self._folder / _checked(key))
 
-    def note(self, key: str, engine: str, facts: Mapping[str, Any]) -> None:
-        """Keep what was found out about an engine for a request, as long as the engine stays.
+    def write_note(self, request_key: str, note: CacheNote) -> None:
+        """Store facts about an engine for a request; the note is removed once the engine is gone.
 
         Where that fails the logger ``torch2engine.cache`` says so.
-
-        Args:
-            key: the request's.
-            engine: the engine's key.
-            facts: JSON values.
         """
-        data = canonical({"facts": facts, _ENGINE: _checked(engine)})
-        place = self._folder / _NOTES / _checked(key)
-        aside = place.with_name(f".{key}-{secrets.token_hex(8)}")
+        data = canonical({"facts": note.facts, "engine": _checked(note.engine_key)})
+        path = self._note_path(request_key)
+        staging = path.with_name(f".{request_key}-{secrets.token_hex(8)}")
         try:
-            if not self._is_ready():
+            if not self._make_folder():
                 return
-            place.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(exist_ok=True)
             try:
-                aside.write_bytes(hashlib.sha256(data).hexdigest().encode("ascii") + b"\n" + data)
-                aside.replace(place)
+                staging.write_bytes(hashlib.sha256(data).hexdigest().encode("ascii") + b"\n" + data)
+                staging.replace(path)
             finally:
-                aside.unlink(missing_ok=True)
+                staging.unlink(missing_ok=True)
         except OSError as error:
             _LOG.warning("the engine cache '%s' can't keep a note: %s", self._folder, error)
 
-    def noted(self, key: str) -> tuple[str, dict[str, Any]] | None:
-        """An engine's key and what was noted of it for a request; None where nothing was, or it can't be read."""
+    def read_note(self, request_key: str) -> CacheNote | None:
+        """Find the note of a request; None if there is none, or if it can't be read."""
         try:
             if not self._is_safe():
                 return None
-            digest, _, data = (self._folder / _NOTES / _checked(key)).read_bytes().partition(b"\n")
-            if hashlib.sha256(data).hexdigest().encode("ascii") != digest:
-                return None  # a machine that lost power amid it
-            found = json.loads(data)
+            digest, _, data = self._note_path(request_key).read_bytes().partition(b"\n")
         except OSError:
             return None
-        return found[_ENGINE], found["facts"]  # read by who has the same version: that is in the key
+        if hashlib.sha256(data).hexdigest().encode("ascii") != digest:
+            return None  # the machine lost power during the write
+        note = json.loads(data)
+        # No further check: the key holds the version of torch2engine, so the same version wrote it.
+        return CacheNote(note["engine"], note["facts"])
 
-    def touch(self, key: str) -> None:
-        """Let a note pass for a new one, since it was of use."""
+    def refresh_note(self, request_key: str) -> None:
+        """Reset the age of a note, because it was of use."""
         with contextlib.suppress(OSError):
-            os.utime(self._folder / _NOTES / _checked(key))
+            os.utime(self._note_path(request_key))
 
-    def forget(self, key: str) -> None:
+    def remove_note(self, request_key: str) -> None:
         """Remove the note of a request, if there is one."""
         with contextlib.suppress(OSError):
-            (self._folder / _NOTES / _checked(key)).unlink()
+            self._note_path(request_key).unlink()
+
+    def _note_path(self, request_key: str) -> Path:
+        return self._folder / _NOTES_FOLDER / _checked(request_key)
 
     @contextlib.contextmanager
     def building(self, key: str, waiting: Callable[[], object] = lambda: None) -> Generator[None]:
-        """Let nobody else build this engine meanwhile, on file systems that have locks.
+        """Lock an engine's key, so that no other process builds the engine meanwhile.
+
+        On file systems without locks nothing is locked.
 
         Args:
             key: the engine's.
-            waiting: called ten times a second as long as somebody else does; what it raises ends the wait.
+            waiting: called ten times a second while another process holds the lock. An exception from it ends the wait.
         """
-        place = self._folder / _LOCKS / _checked(key)
-        lock, held = self._open_lock(place), False
+        place = self._folder / _LOCKS_FOLDER / _checked(key)
+        lock = self._open_lock(place)
+        held = False
         try:
             while lock is not None:
                 try:
@@ -200,42 +216,44 @@ class EngineCache:
                     break
                 except BlockingIOError:
                     waiting()
-                    time.sleep(_POLL_S)
+                    time.sleep(_LOCK_POLL_S)
                 except OSError:
                     break
             yield
         finally:
             if lock is not None and held:
                 with contextlib.suppress(OSError):
-                    place.unlink()  # who waits on it goes on; who comes now finds the entry
+                    place.unlink()  # waiting processes go on, and new ones find the entry
                 with contextlib.suppress(OSError):
-                    fcntl.flock(lock, fcntl.LOCK_UN)  # closing alone leaves it to a process forked meanwhile
+                    fcntl.flock(
+                        lock, fcntl.LOCK_UN
+                    )  # a process forked meanwhile would keep it locked after a mere close
             if lock is not None:
                 os.close(lock)
 
     def entries(self) -> tuple[CacheEntry, ...]:
-        """What is there, the least recently used first."""
-        found: list[CacheEntry] = []
+        """List the cached engines, the least recently used first."""
+        entries: list[CacheEntry] = []
         for path in self._children(_KEY.fullmatch):
-            with contextlib.suppress(OSError):  # another process may just be removing it
+            with contextlib.suppress(OSError):  # another process may be removing it now
                 files = {file.name: file.stat() for file in path.iterdir()}
                 used = files[NAME] if NAME in files else path.stat()
                 size = sum(status.st_size for status in files.values())
-                found.append(CacheEntry(key=path.name, size_bytes=size, used=used.st_mtime, path=path))
-        return tuple(sorted(found, key=lambda entry: entry.used))
+                entries.append(CacheEntry(key=path.name, size_bytes=size, used=used.st_mtime, path=path))
+        return tuple(sorted(entries, key=lambda entry: entry.used))
 
     def prune(self, max_bytes: int | None = None, keep: str = "") -> int:
-        """Remove the least recently used engines until the rest fits, and what killed processes left.
+        """Remove the least recently used engines until the rest fits, and leftovers of killed processes.
 
         Args:
             max_bytes: None means the cache's own bound.
-            keep: a key that stays.
+            keep: the key of an engine that stays.
 
         Returns:
-            the bytes that were freed.
+            the number of bytes freed.
         """
         for path in self._children(lambda name: name.startswith(".")):
-            if path.name.startswith(_TRASH):
+            if path.name.startswith(_TRASH_PREFIX):
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 remove_abandoned(self._folder / path.name[1:65])
@@ -252,44 +270,46 @@ class EngineCache:
         return freed
 
     def clear(self) -> int:
-        """Remove every engine; the bytes that were freed."""
+        """Remove every engine and return the number of bytes freed."""
         return self.prune(0)
 
     def _prune_notes(self) -> None:
-        """Remove notes of engines that are gone, old ones, and what killed processes left."""
+        """Remove old notes, notes of engines that are gone, and leftovers of killed processes."""
         try:
-            paths = list((self._folder / _NOTES).iterdir())
+            paths = list((self._folder / _NOTES_FOLDER).iterdir())
         except OSError:
             return
         for path in paths:
             with contextlib.suppress(OSError):
                 age_s = time.time() - path.stat().st_mtime
-                if age_s < _SETTLED_S:
-                    continue  # somebody may just be storing its engine
-                found = self.noted(path.name) if _KEY.fullmatch(path.name) else None
-                if found is None or age_s > _OLD_S or not (self._folder / found[0]).is_dir():
+                if age_s < _NOTE_GRACE_S:
+                    continue
+                note = self.read_note(path.name) if _KEY.fullmatch(path.name) else None
+                if note is None or age_s > _NOTE_LIFETIME_S or not (self._folder / note.engine_key).is_dir():
                     path.unlink(missing_ok=True)
 
-    def _children(self, wanted: Callable[[str], object]) -> list[Path]:
+    def _children(self, select: Callable[[str], object]) -> list[Path]:
         try:
-            return [path for path in self._folder.iterdir() if wanted(path.name) and path.is_dir()]
+            return [path for path in self._folder.iterdir() if select(path.name) and path.is_dir()]
         except OSError:
             return []
 
     def _is_safe(self) -> bool:
+        """Whether nobody but the owner and their group can write here: an engine is code."""
         mode = self._folder.stat().st_mode
         if mode & stat.S_IWOTH:
             _LOG.warning("the engine cache '%s' is not used: everybody may write to it", self._folder)
         return not mode & stat.S_IWOTH
 
-    def _is_ready(self) -> bool:
+    def _make_folder(self) -> bool:
+        """Make the folder if it is missing; False if it must not be used."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         return self._is_safe()
 
     def _open_lock(self, place: Path) -> int | None:
-        """The lock's descriptor; None where there can be none."""
+        """Open the lock's file; None where that is impossible."""
         try:
-            if not self._is_ready():
+            if not self._make_folder():
                 return None
             place.parent.mkdir(exist_ok=True)
             return os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -298,24 +318,24 @@ class EngineCache:
             return None
 
     def _discard(self, path: Path) -> bool:
-        """Remove a folder so that nobody sees half of it."""
-        aside = self._folder / f"{_TRASH}{secrets.token_hex(8)}"
+        """Remove a folder in one step, so that no process reads half of it; False if it is gone already."""
+        trash = self._folder / f"{_TRASH_PREFIX}{secrets.token_hex(8)}"
         try:
-            path.rename(aside)
+            path.rename(trash)
         except OSError:
             return False
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(trash, ignore_errors=True)
         return True
 
 
 def _checked(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise InputError("cache key", got=repr(key), allowed="64 hex digits, as key_of gives them")
+        raise InputError("cache key", got=repr(key), allowed="64 hex digits, as entries() gives them")
     return key
 
 
-def cache_of(cache: object, cache_key: object = None) -> EngineCache | None:
-    """The cache that a `cache` argument means, and a look at the `cache_key` beside it.
+def resolve_cache(cache: object, cache_key: object = None) -> EngineCache | None:
+    """Find the cache that a `cache` argument means, and check the `cache_key` beside it.
 
     Raises:
         InputError: something else, or a key that is no text or has no cache.
@@ -346,10 +366,6 @@ def cache_of(cache: object, cache_key: object = None) -> EngineCache | None:
     raise InputError("cache", got=repr(cache), allowed="True, False, a folder or an EngineCache", fix=fix)
 
 
-def key_of(facts: Mapping[str, Any]) -> str:
-    """The key of an engine.
-
-    Args:
-        facts: JSON values, all that decides what TensorRT makes.
-    """
+def hash_facts(facts: Mapping[str, Any]) -> str:
+    """Make a cache key of JSON values: all facts that decide what TensorRT makes."""
     return hashlib.sha256(canonical(facts)).hexdigest()

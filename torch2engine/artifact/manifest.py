@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, cast
 
-from torch2engine.artifact.schema import FILE_NAME, Wrong, check_facts, fields, integer, text
+from torch2engine.artifact.file_access import FileRecord
+from torch2engine.artifact.schema import FILE_NAME, SchemaError, check_facts, fields, integer, text
 from torch2engine.core.errors import ArtifactError, Torch2EngineError
 from torch2engine.core.spec import Profile, Signature
 
@@ -28,13 +29,14 @@ __all__ = [
     "FORMAT_VERSION",
     "LIMIT_BYTES",
     "NAME",
-    "Facts",
     "Hardware",
-    "Record",
+    "ManifestFields",
+    "canonical",
     "claimed_files",
-    "compose",
-    "packed",
-    "parse",
+    "encode_non_finite",
+    "manifest_json",
+    "parse_manifest",
+    "write_manifest",
 ]
 
 FORMAT = "torch2engine"
@@ -44,19 +46,6 @@ LIMIT_BYTES = 16 << 20
 
 _FACTS = ("kind", "signature", "profiles", "precision", "versions", "hardware")
 _AGAIN = "save it again or restore it from a copy"
-
-
-@dataclass(frozen=True)
-class Record:
-    """What a file must be: its SHA-256 in hex and its size in bytes."""
-
-    sha256: str
-    size_bytes: int
-
-    @classmethod
-    def of(cls, data: bytes | memoryview) -> Record:
-        """The record of these bytes."""
-        return cls(hashlib.sha256(data).hexdigest(), len(data))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +94,7 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
+class ManifestFields:
     """Everything that a manifest says apart from its files.
 
     Raises:
@@ -123,7 +112,7 @@ class Facts:
         object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
         try:
             check_facts(self.to_json())
-        except Wrong as wrong:
+        except SchemaError as wrong:
             raise ArtifactError(f"{self.kind} artifact", got=wrong.got, allowed=wrong.allowed) from None
         except RecursionError:
             raise ArtifactError(f"{self.kind} artifact", got="the signature is nested too deeply") from None
@@ -132,7 +121,7 @@ class Facts:
         """The fields as JSON values."""
         data: dict[str, Any] = {
             "kind": self.kind,
-            "signature": packed(self.signature.to_json()),
+            "signature": encode_non_finite(self.signature.to_json()),
             "profiles": [profile.to_json() for profile in self.profiles],
             "precision": self.precision,
             "versions": dict(self.versions),
@@ -140,11 +129,11 @@ class Facts:
         return data if self.hardware is None else {**data, "hardware": self.hardware.to_json()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Facts:
+    def from_json(cls, data: Mapping[str, Any]) -> ManifestFields:
         """The inverse of `to_json`, for checked data."""
         return cls(
             kind=data["kind"],
-            signature=Signature.from_json(_unpacked(data["signature"])),
+            signature=Signature.from_json(_decode_non_finite(data["signature"])),
             profiles=tuple(Profile.from_json(profile) for profile in data["profiles"]),
             precision=data["precision"],
             versions=data["versions"],
@@ -152,20 +141,24 @@ class Facts:
         )
 
 
-def compose(facts: Facts, records: Mapping[str, Record]) -> tuple[dict[str, Any], bytes]:
-    """The manifest of an artifact, as plain JSON values and as canonical bytes."""
+def manifest_json(fields: ManifestFields, records: Mapping[str, FileRecord]) -> dict[str, Any]:
+    """The manifest of an artifact as plain JSON values, digest included."""
     files = {name: {"sha256": record.sha256, "bytes": record.size_bytes} for name, record in records.items()}
-    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **facts.to_json(), "files": files}
-    manifest["digest"] = _digest(manifest)
-    return manifest, canonical(manifest)
+    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **fields.to_json(), "files": files}
+    return {**manifest, "digest": _digest(manifest)}
+
+
+def write_manifest(fields: ManifestFields, records: Mapping[str, FileRecord]) -> bytes:
+    """The manifest of an artifact as canonical bytes."""
+    return canonical(manifest_json(fields, records))
 
 
 def canonical(data: Mapping[str, Any]) -> bytes:
-    """The one way in which these JSON values are written."""
+    """Write JSON values in the one canonical form."""
     return (json.dumps(data, sort_keys=True, indent=1, ensure_ascii=True, allow_nan=False) + "\n").encode("ascii")
 
 
-def parse(data: bytes, path: str) -> tuple[Facts, dict[str, Record]]:
+def parse_manifest(data: bytes, path: str) -> tuple[ManifestFields, dict[str, FileRecord]]:
     """Read a manifest and believe nothing.
 
     Args:
@@ -181,7 +174,7 @@ def parse(data: bytes, path: str) -> tuple[Facts, dict[str, Record]]:
     subject = f"artifact '{path}'"
     try:
         return _parsed(data)
-    except Wrong as wrong:
+    except SchemaError as wrong:
         raise ArtifactError(subject, got=wrong.got, allowed=wrong.allowed, fix=wrong.fix or _AGAIN, path=path) from None
     except (Torch2EngineError, RecursionError) as error:
         reason = str(error) if isinstance(error, Torch2EngineError) else "it is nested too deeply"
@@ -200,14 +193,14 @@ def claimed_files(data: bytes) -> frozenset[str] | None:
     return frozenset(cast("dict[str, Any]", files)) if isinstance(files, dict) else frozenset()
 
 
-def _parsed(data: bytes) -> tuple[Facts, dict[str, Record]]:
+def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
     try:
         manifest = json.loads(data.decode("ascii"), parse_constant=_refuse_constant)
     except ValueError:  # also UnicodeDecodeError, JSONDecodeError and numbers too long to convert
-        raise Wrong("its manifest is not JSON in ASCII") from None
+        raise SchemaError("its manifest is not JSON in ASCII") from None
     # The format's name comes before the digest: somebody else's manifest.json is foreign, not damaged.
     if not isinstance(manifest, dict) or cast("dict[str, Any]", manifest).get("format") != FORMAT:
-        raise Wrong(
+        raise SchemaError(
             "its manifest is not one of torch2engine",
             f'its "format" must be {FORMAT!r}',
             "give the folder that torch2engine saved",
@@ -216,7 +209,7 @@ def _parsed(data: bytes) -> tuple[Facts, dict[str, Record]]:
     _check_digest(whole, data)
     version = integer(whole.get("format_version"), "format_version", low=1)
     if version > FORMAT_VERSION:
-        raise Wrong(
+        raise SchemaError(
             f"its format version is {version}",
             f"this torch2engine reads up to {FORMAT_VERSION}",
             "it was made by a newer torch2engine; upgrade",
@@ -226,7 +219,7 @@ def _parsed(data: bytes) -> tuple[Facts, dict[str, Record]]:
     records = _records(whole["files"])
     facts = {name: whole[name] for name in _FACTS if name in whole}
     check_facts(facts)
-    return Facts.from_json(facts), records
+    return ManifestFields.from_json(facts), records
 
 
 def _check_digest(manifest: Mapping[str, Any], data: bytes) -> None:
@@ -235,24 +228,24 @@ def _check_digest(manifest: Mapping[str, Any], data: bytes) -> None:
     except ValueError:  # a number such as 1e999, which no canonical file holds
         same = False
     if not same:
-        raise Wrong("its manifest was changed after it was written", "its bytes must match its own digest")
+        raise SchemaError("its manifest was changed after it was written", "its bytes must match its own digest")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical({key: manifest[key] for key in manifest if key != "digest"})).hexdigest()
 
 
-def _records(value: object) -> dict[str, Record]:
-    records: dict[str, Record] = {}
+def _records(value: object) -> dict[str, FileRecord]:
+    records: dict[str, FileRecord] = {}
     for name, entry in fields(value, "files").items():
         if not FILE_NAME.fullmatch(name) or name == NAME:
-            raise Wrong(f"its manifest lists the file {reprlib.repr(name)}", "plain names inside the folder")
+            raise SchemaError(f"its manifest lists the file {reprlib.repr(name)}", "plain names inside the folder")
         where = f"files[{name!r}]"
         record = fields(entry, where, ("sha256", "bytes"))
         sha256 = text(record["sha256"], f"{where}.sha256")
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-            raise Wrong(f"its manifest's {where}.sha256 is {reprlib.repr(sha256)}", "64 lower-case hex digits")
-        records[name] = Record(sha256, integer(record["bytes"], f"{where}.bytes"))
+            raise SchemaError(f"its manifest's {where}.sha256 is {reprlib.repr(sha256)}", "64 lower-case hex digits")
+        records[name] = FileRecord(sha256, integer(record["bytes"], f"{where}.bytes"))
     return records
 
 
@@ -260,24 +253,24 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def packed(value: Any) -> Any:
+def encode_non_finite(value: Any) -> Any:
     """JSON values with what JSON can't say spelt out."""
     # JSON has no NaN or infinity, yet a model's default argument may be one (a mask's fill value, say).
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
     if isinstance(value, dict):
-        return {key: packed(item) for key, item in cast("dict[str, Any]", value).items()}
+        return {key: encode_non_finite(item) for key, item in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [packed(item) for item in cast("list[Any]", value)]
+        return [encode_non_finite(item) for item in cast("list[Any]", value)]
     return value
 
 
-def _unpacked(value: Any) -> Any:
+def _decode_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
         items = cast("dict[str, Any]", value)
         if items.keys() == {"float"}:
             return float(items["float"])
-        return {key: _unpacked(item) for key, item in items.items()}
+        return {key: _decode_non_finite(item) for key, item in items.items()}
     if isinstance(value, list):
-        return [_unpacked(item) for item in cast("list[Any]", value)]
+        return [_decode_non_finite(item) for item in cast("list[Any]", value)]
     return value

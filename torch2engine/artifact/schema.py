@@ -1,7 +1,7 @@
 """What every field of a manifest must be.
 
-Enters: JSON values. Leaves: nothing, or `Wrong` with the field's name, its value and what would be right. Apart from
-`_manifest` because the rules are a list to be read on its own.
+Enters: JSON values. Leaves: nothing, or `SchemaError` with the field's name, its value and what would be right.
+Separate because the rules are a list to be read on its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch2engine.core.config import FLAVOURS
 from torch2engine.core.errors import InputError
 from torch2engine.core.preprocess import Preprocess
 
-__all__ = ["FILE_NAME", "KINDS", "PRECISIONS", "Wrong", "check_facts", "fields", "integer", "text"]
+__all__ = ["FILE_NAME", "KINDS", "PRECISIONS", "SchemaError", "check_facts", "fields", "integer", "text"]
 
 KINDS = ("onnx", "engine")
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
@@ -34,7 +34,7 @@ _LARGEST = 2**63 - 1
 _DEEPEST = 64
 
 
-class Wrong(Exception):
+class SchemaError(Exception):
     """A rule is broken; the caller, who knows the artifact's path, makes an ArtifactError of it."""
 
     def __init__(self, got: str, allowed: str = "", fix: str = "") -> None:
@@ -48,7 +48,7 @@ def check_facts(data: dict[str, Any]) -> None:
     """Check kind, signature, profiles, precision, versions and hardware, and that they fit together.
 
     Raises:
-        Wrong: the first field that is not valid.
+        SchemaError: the first field that is not valid.
     """
     _word(data["kind"], "kind", KINDS)
     axes = _signature(data["signature"])
@@ -60,7 +60,7 @@ def check_facts(data: dict[str, Any]) -> None:
     for name, version in fields(data["versions"], "versions").items():
         text(version, f"versions[{name!r}]")
     if (data["kind"] == "engine") != ("hardware" in data):
-        raise Wrong(
+        raise SchemaError(
             'its manifest\'s "hardware" does not fit its kind', 'an engine has "hardware", an ONNX model has not'
         )
     if "hardware" in data:
@@ -75,9 +75,9 @@ def fields(value: object, where: str, names: Sequence[str] | None = None) -> dic
     if names is not None and members.keys() != set(names):
         for name in names:
             if name not in members:
-                raise Wrong(f"its manifest lacks {_inside(where, name)}")
+                raise SchemaError(f"its manifest lacks {_inside(where, name)}")
         extra = reprlib.repr(min(members.keys() - set(names)))
-        raise Wrong(f"its manifest holds {extra} in {where or 'itself'}", f"only {', '.join(names)}")
+        raise SchemaError(f"its manifest holds {extra} in {where or 'itself'}", f"only {', '.join(names)}")
     return members
 
 
@@ -99,8 +99,8 @@ def _inside(where: str, name: str) -> str:
     return f"{where}.{name}" if where else name
 
 
-def _wrong(value: object, where: str, allowed: str) -> Wrong:
-    return Wrong(f"its manifest's {where} is {reprlib.repr(value)}", f"it must be {allowed}")
+def _wrong(value: object, where: str, allowed: str) -> SchemaError:
+    return SchemaError(f"its manifest's {where} is {reprlib.repr(value)}", f"it must be {allowed}")
 
 
 def _word(value: object, where: str, allowed: Sequence[str]) -> str:
@@ -130,10 +130,10 @@ def _signature(value: object) -> list[str]:
     for subject, names in (("axes", axes), ("tensors", [name for name, _ in inputs + outputs])):
         name, count = next(iter(Counter(names).most_common(1)), ("", 0))
         if count > 1:
-            raise Wrong(f"its manifest has {count} {subject} named {reprlib.repr(name)}", "names are unique")
+            raise SchemaError(f"its manifest has {count} {subject} named {reprlib.repr(name)}", "names are unique")
     used = {dim for _, dims in inputs for dim in dims}
     if used != set(axes):
-        raise Wrong(
+        raise SchemaError(
             f"its manifest's inputs use the axes {sorted(used)}",
             f"they must be those in signature.axes: {sorted(axes)}",
         )
@@ -199,7 +199,7 @@ def _parameter(value: object, where: str) -> None:
 
 def _tree(value: object, where: str, depth: int = 1) -> None:
     if depth > _DEEPEST:
-        raise Wrong(f"its signature is nested more than {_DEEPEST} levels deep")
+        raise SchemaError(f"its signature is nested more than {_DEEPEST} levels deep")
     members = fields(value, where)
     kind = _word(members.get("kind"), f"{where}.kind", _TREE_KINDS)
     leaf = {"tensor": ("kind",), "constant": ("kind", "value")}.get(kind)

@@ -15,16 +15,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from torch2engine.artifact.artifacts import (
-    WEIGHTS,
-    EngineArtifact,
-    Hardware,
-    OnnxArtifact,
-    ScratchFolder,
-    scratch_folder,
-)
-from torch2engine.artifact.cache import Cache, EngineCache, cache_of, key_of
-from torch2engine.artifact.manifest import packed
+from torch2engine.artifact.cache import Cache, EngineCache, hash_facts, resolve_cache
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.manifest import Hardware, encode_non_finite
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.artifact.scratch_folder import ScratchFolder, scratch_folder
 from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import Profiles, Source, fingerprint, resolve
@@ -108,7 +104,9 @@ class Wanted:
         """The engine."""
         if self._cache is None:
             return _built(self._model, self._config, self._report)
-        self._here = key_of(_facts(self._model, self._config, self._refits))  # now, since the GPU is the current one
+        self._here = hash_facts(
+            _facts(self._model, self._config, self._refits)
+        )  # now, since the GPU is the current one
         found = self._cache.take(self._here)
         if found is None:
             tell, waited = Reporter("build", self._report), list[str]()
@@ -181,7 +179,7 @@ def obtaining(
     Who wants the same engine meanwhile waits. If the body fails, a found engine is forgotten, unless what failed is
     the user's input or installation.
     """
-    store = cache_of(cache)
+    store = resolve_cache(cache)
     with reporting(progress) as report:
         wanted = Wanted(_fitting(resolve(source, profiles, precision), config), config, store, report, refits)
         try:
@@ -271,7 +269,7 @@ def _facts(model: Source, config: BuildConfig, refits: bool = False) -> dict[str
     return {
         **circumstances(config),
         "onnx": fingerprint(model.artifact, refits),
-        "signature": packed(model.signature.to_json()),
+        "signature": encode_non_finite(model.signature.to_json()),
         "profiles": [profile.to_json() for profile in model.profiles],
         "precision": model.precision,
     }

@@ -19,8 +19,10 @@ from typing import Any, TypeAlias, cast
 
 import onnx as _typed_onnx
 
-from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact, scratch_folder
 from torch2engine.artifact.manifest import canonical
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.config import PRECISIONS, choice
 from torch2engine.core.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.core.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree

@@ -23,8 +23,10 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact, scratch_folder
-from torch2engine.artifact.folder import write_file
+from torch2engine.artifact.file_access import write_file
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.captured_call import CapturedCall, resized
 from torch2engine.capture.reference import Reference, flatten_result
 from torch2engine.capture.source_lines import user_source

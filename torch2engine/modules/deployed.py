@@ -16,7 +16,8 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerance, of_kind
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from torch2engine.artifact.artifacts import WEIGHTS
+from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.fingerprint import WeightSnapshot, fingerprints, take_snapshot
 from torch2engine.capture.reference import Reference, outputs_by_name
 from torch2engine.capture.undisturbed import exact_arithmetic, process_state_lock, undisturbed

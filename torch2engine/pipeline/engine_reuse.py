@@ -18,9 +18,11 @@ from typing import Any, TypeAlias, cast
 import torch
 from torch import nn
 
-from torch2engine.artifact.artifacts import WEIGHTS, EngineArtifact, OnnxArtifact
-from torch2engine.artifact.cache import EngineCache, key_of
-from torch2engine.artifact.manifest import packed
+from torch2engine.artifact.cache import CacheNote, EngineCache, hash_facts
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.manifest import encode_non_finite
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.build import Wanted, circumstances, driver
 from torch2engine.builder.source import without_values
 from torch2engine.capture.captured_call import CapturedCall
@@ -145,21 +147,21 @@ class Recall:
         }
         for key in self._keys:
             assert self.cache is not None, "only a cache gives keys"
-            self.cache.note(key, wanted.key, facts)
+            self.cache.write_note(key, CacheNote(wanted.key, facts))
 
     def _find(self, facts: Mapping[str, Any], captured: CapturedCall) -> _Found | None:
         assert self.cache is not None, "the callers look"
         with torch.cuda.device(target_device(captured)):  # whose facts are in the key
-            key = key_of({**self._request(captured), **facts})
+            key = hash_facts({**self._request(captured), **facts})
             self._keys.append(key)
-            noted = self.cache.noted(key)
-            engine = None if noted is None else self.cache.take(noted[0])
-            if noted is None or engine is None or engine.onnx_path is None or engine.hardware.driver != driver():
+            note = self.cache.read_note(key)
+            engine = None if note is None else self.cache.take(note.engine_key)
+            if note is None or engine is None or engine.onnx_path is None or engine.hardware.driver != driver():
                 return None
         general = self.runtime_config.kernel_specialization == "none" and engine.hardware.flavour == "tensorrt_rtx"
         if general and not engine.read_runtime_cache():
             return None  # as with another driver, the long road has kernels compiled and keeps them
-        return _Found(key, engine, noted[1])
+        return _Found(key, engine, note.facts)
 
     def _answering(self, found: _Found, captured: CapturedCall, examples: Examples) -> TRTModule | None:
         """The engine in the model's place, if it answers like the model."""
@@ -170,11 +172,11 @@ class Recall:
         except (InputError, InstallationError):
             raise
         except Torch2EngineError as error:
-            self.cache.forget(found.key)
+            self.cache.remove_note(found.key)
             text = f"an engine that was found for this request is not taken, and the model is deployed anew: {error}"
             warnings.warn(text, stacklevel=4)
             return None
-        self.cache.touch(found.key)
+        self.cache.refresh_note(found.key)
         module.report = self.phases.report([report], *parts)
         module.trim()
         return module
@@ -244,7 +246,7 @@ class Recall:
         axes = {name: {str(dim): axis for dim, axis in found.items()} for name, found in captured.output_axes.items()}
         return {
             **circumstances(self.config),
-            "signature": packed(replace(signature, outputs=()).to_json()),
+            "signature": encode_non_finite(replace(signature, outputs=()).to_json()),
             "outputs": [outputs, axes],
             "profiles": [profile.to_json() for profile in captured.profiles],
             "asked": asdict(self.asked),

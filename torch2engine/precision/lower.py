@@ -18,8 +18,10 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 from torch import nn
 
-from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact, scratch_folder
-from torch2engine.artifact.folder import write_file
+from torch2engine.artifact.file_access import write_file
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import QUANTIZED, Budget, Precision, Tolerance
@@ -275,13 +277,11 @@ class _Lowering:
         if WEIGHTS in self._artifact.files:
             program = WeightProgram.from_json(self._artifact.read(WEIGHTS))
             write_file(target.with_name(WEIGHTS), retyped(program, self._artifact.onnx_path, target).to_json())
-        artifact = OnnxArtifact(
-            owner.path,
+        artifact = self._artifact.replace(
+            folder=owner.path,
             owner=owner,
             signature=retyped_signature(self._artifact.signature, precision),
-            profiles=self._artifact.profiles,
             precision=precision.dtype,
-            versions=self._artifact.versions,
         )
         outcome = account(load_model(target), precision.dtype, reasons, self._attempts, self._errors)
         examples = [as_typed(example, artifact.signature, precision.dtype) for example in self._examples]

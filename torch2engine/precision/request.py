@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from torch2engine.artifact.artifacts import OnnxArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import (

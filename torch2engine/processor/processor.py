@@ -16,7 +16,9 @@ from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import Any, cast
 
-from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact, load_artifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig, choice, of_kind
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Signature

@@ -15,7 +15,7 @@ from time import perf_counter
 
 import numpy as np
 
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.processor import cuda
 from torch2engine.processor.arrays import Array, Call, numpy_dtype

@@ -12,7 +12,8 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from torch2engine.artifact.artifacts import EngineArtifact, Hardware
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.manifest import Hardware
 from torch2engine.core.config import TF32_OVERRIDE, float32_arithmetic
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.spec import TensorSpec

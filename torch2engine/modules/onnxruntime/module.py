@@ -18,9 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from torch2engine.artifact.artifacts import WEIGHTS, OnnxArtifact, scratch_folder
+from torch2engine.artifact.file_access import write_file
 from torch2engine.artifact.files import disk_errors
-from torch2engine.artifact.folder import write_file
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import RuntimeConfig
@@ -128,15 +130,7 @@ class ORTModule(Refittable[OnnxArtifact]):
         with disk_errors(owner.path):
             replace_weights(old.onnx_path, owner.path / "model.onnx", arrays)
             write_file(owner.path / WEIGHTS, program.to_json())
-        artifact = OnnxArtifact(
-            owner.path,
-            owner=owner,
-            signature=old.signature,
-            profiles=old.profiles,
-            precision=old.precision,
-            versions=old.versions,
-        )
-        return partial(self._swap, artifact)
+        return partial(self._swap, old.replace(folder=owner.path, owner=owner))
 
     def _stop(self) -> None:
         self._reset()

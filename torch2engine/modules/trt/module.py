@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
-from torch2engine.artifact.artifacts import EngineArtifact, OnnxArtifact, load_artifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.pytree import bind, unflatten

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InstallationError, RefitError

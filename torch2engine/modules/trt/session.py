@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from torch2engine.artifact.artifacts import EngineArtifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import InputError, RefitError

@@ -1,87 +1,25 @@
-"""`OnnxArtifact` and `EngineArtifact`: a model between two stages, and on disk.
+"""`EngineArtifact`: a TensorRT plan with everything needed to run it, between two stages and on disk.
 
-Enters: the files that a stage wrote and the facts that go with them, or a folder somebody saved. Leaves: the same,
-checked: no byte reaches ONNX Runtime or TensorRT that is not the byte that was saved. A room of its own, without
-torch, so that serving reads what training wrote.
-
-A saved artifact is a folder::
-
-    model.t2e/
-        manifest.json       the facts, and the SHA-256 of every other file
-        model.onnx          with model.onnx.data beside it if the weights are external
-        model.plan          the bare TensorRT plan (engines only)
-        weights.json        where live weights go (if the engine can be refitted)
-        runtime.cache       TensorRT-RTX's compiled kernels (if saved)
+Enters: the files that a stage wrote and the facts that go with them, or a folder that somebody saved. Leaves: the
+same, checked: TensorRT gets exactly the bytes that were saved. Separate from `onnx_artifact` because an engine belongs
+to hardware and a TensorRT version. It needs no torch, so serving reads what training wrote.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from torch2engine.artifact.base import ALL_FILES, ONNX, ONNX_DATA, PLAN, RUNTIME_CACHE, WEIGHTS, Artifact, load_parts
-from torch2engine.artifact.folder import ScratchFolder, scratch_folder
-from torch2engine.artifact.manifest import Facts, Hardware
+from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.manifest import Hardware, ManifestFields
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import ALL_FILES, ONNX, ONNX_DATA, PLAN, RUNTIME_CACHE, WEIGHTS
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.spec import Profile, Signature
 
-__all__ = [
-    "WEIGHTS",
-    "EngineArtifact",
-    "Hardware",
-    "OnnxArtifact",
-    "ScratchFolder",
-    "load_artifact",
-    "scratch_folder",
-]
-
-
-class OnnxArtifact(Artifact):
-    """An ONNX model with its signature.
-
-    Args:
-        folder: holds ``model.onnx``, ``model.onnx.data`` if the weights are external, ``weights.json`` if there is one.
-            The files must not change any more.
-        signature: what a call takes and gives.
-        profiles: at least one if the signature has axes.
-        precision: the arithmetic: "fp32", "tf32", "fp16" or "bf16".
-        versions: library -> version, of what made it.
-        owner: an object to hold as long as the folder is needed, such as `scratch_folder()` returns.
-
-    Raises:
-        ArtifactError: there is no model.onnx, or the facts contradict themselves.
-    """
-
-    kind = "onnx"
-    _travelling = (ONNX, ONNX_DATA, WEIGHTS)
-    _needed = (ONNX, ONNX_DATA)
-
-    __slots__ = ()
-
-    def __init__(
-        self,
-        folder: str | os.PathLike[str],
-        *,
-        signature: Signature,
-        profiles: Sequence[Profile],
-        precision: str,
-        versions: Mapping[str, str] | None = None,
-        owner: object = None,
-    ) -> None:
-        facts = Facts(
-            kind=self.kind,
-            signature=signature,
-            profiles=tuple(profiles),
-            precision=precision,
-            versions=versions or {},
-        )
-        self._fill_from_folder(facts, folder, owner, (ONNX, ONNX_DATA, WEIGHTS))
-
-    @property
-    def onnx_path(self) -> Path:
-        """``model.onnx``; external data lies beside it."""
-        return self.folder / ONNX
+__all__ = ["EngineArtifact"]
 
 
 class EngineArtifact(Artifact):
@@ -98,8 +36,9 @@ class EngineArtifact(Artifact):
     """
 
     kind = "engine"
-    _travelling = (PLAN, RUNTIME_CACHE, WEIGHTS)
-    _needed = (PLAN,)
+    _known_files = ALL_FILES
+    _pickled_files = (PLAN, RUNTIME_CACHE, WEIGHTS)
+    _needed_files = (PLAN,)
 
     __slots__ = ()
 
@@ -114,7 +53,7 @@ class EngineArtifact(Artifact):
         versions: Mapping[str, str] | None = None,
         owner: object = None,
     ) -> None:
-        facts = Facts(
+        fields = ManifestFields(
             kind=self.kind,
             signature=signature,
             profiles=tuple(profiles),
@@ -122,7 +61,7 @@ class EngineArtifact(Artifact):
             versions=versions or {},
             hardware=hardware,
         )
-        self._fill_from_folder(facts, folder, owner, ALL_FILES)
+        self._take_folder(fields, folder, owner)
 
     @classmethod
     def from_onnx(
@@ -151,44 +90,46 @@ class EngineArtifact(Artifact):
             ArtifactError: there is no model.plan, an ONNX file can't be linked or copied, or the facts contradict
                 themselves.
         """
-        onnx._content.link_into(Path(folder))
-        engine = cls(
-            folder,
+        onnx._artifact_files.link_into(Path(folder))
+        fields = dataclasses.replace(
+            onnx._fields,
+            kind=cls.kind,
             hardware=hardware,
             signature=signature or onnx.signature,
-            profiles=onnx.profiles if profiles is None else profiles,
+            profiles=onnx.profiles if profiles is None else tuple(profiles),
             precision=precision or onnx.precision,
             versions={**onnx.versions, **(versions or {})},
-            owner=owner,
         )
-        engine._content.inherit(onnx._content)
+        engine = cls.__new__(cls)
+        engine._take_folder(fields, folder, owner)
+        engine._artifact_files.take_records(onnx._artifact_files)
         return engine
 
     @property
     def hardware(self) -> Hardware:
         """Where it was built."""
-        assert self._facts.hardware is not None
-        return self._facts.hardware
+        assert self._fields.hardware is not None
+        return self._fields.hardware
 
     @property
     def plan_path(self) -> Path:
         """``model.plan``, which other tools read as it is."""
-        return self._content.path(PLAN)
+        return self._artifact_files.path(PLAN)
 
     @property
     def onnx_path(self) -> Path | None:
         """``model.onnx`` that the plan was built from; None if it was not kept."""
-        return self._content.path(ONNX) if ONNX in self.files else None
+        return self._artifact_files.path(ONNX) if ONNX in self.files else None
 
     @property
     def runtime_cache_path(self) -> Path | None:
         """``runtime.cache``; None if there is none."""
-        return self._content.path(RUNTIME_CACHE) if RUNTIME_CACHE in self.files else None
+        return self._artifact_files.path(RUNTIME_CACHE) if RUNTIME_CACHE in self.files else None
 
     @property
     def plan_sha256(self) -> str:
         """The plan's SHA-256 in hex: equal for equal plans, so a process can share live engines by it."""
-        return self._content.record(PLAN).sha256
+        return self._artifact_files.record(PLAN).sha256
 
     def read_plan(self) -> bytes:
         """The plan, checked against the manifest once more: a plan is code, and the file may have changed since.
@@ -204,7 +145,7 @@ class EngineArtifact(Artifact):
         Raises:
             ArtifactError: the file is gone or holds other bytes.
         """
-        return memoryview(self._content.read(PLAN)).toreadonly()
+        return memoryview(self._artifact_files.read(PLAN)).toreadonly()
 
     def read_runtime_cache(self) -> bytes:
         """TensorRT-RTX's compiled kernels, checked against the manifest; b"" if there are none.
@@ -222,16 +163,17 @@ class EngineArtifact(Artifact):
         Args:
             data: what TensorRT-RTX serialised, copied unless it is bytes; b"" leaves the cache out.
         """
-        return self.from_parts(self._facts, self._content.replaced(RUNTIME_CACHE, bytes(data) or None))
+        return self._with_files({RUNTIME_CACHE: bytes(data) or None})
 
     def without_onnx(self) -> EngineArtifact:
         """The same engine without the ONNX files that it was built from."""
-        return self.from_parts(self._facts, self._content.replaced(ONNX, None).replaced(ONNX_DATA, None))
+        return self._with_files({ONNX: None, ONNX_DATA: None})
 
     def has_model_of(self, other: EngineArtifact) -> bool:
         """Whether the ONNX files and the weight program that the other has beside its plan are here, byte for byte."""
         names = [name for name in (ONNX, ONNX_DATA, WEIGHTS) if name in other.files]
-        return all(name in self.files and self._content.record(name) == other._content.record(name) for name in names)
+        mine, theirs = self._artifact_files, other._artifact_files
+        return all(name in self.files and mine.record(name) == theirs.record(name) for name in names)
 
     def refitted(self, plan: bytes, weights: bytes, keep_onnx: bool = False) -> EngineArtifact:
         """The same engine with other weights.
@@ -241,8 +183,8 @@ class EngineArtifact(Artifact):
             weights: the weight program, which tells what weights these are.
             keep_onnx: keep the ONNX files, which mostly hold the old ones.
         """
-        content = (self if keep_onnx else self.without_onnx())._content.replaced(PLAN, plan)
-        return self.from_parts(self._facts, content.replaced(WEIGHTS, weights))
+        artifact = self if keep_onnx else self.without_onnx()
+        return artifact._with_files({PLAN: plan, WEIGHTS: weights})
 
     def check_hardware(self, current: Hardware) -> None:
         """Refuse to run where TensorRT would refuse, before it sees a byte.
@@ -277,28 +219,8 @@ class EngineArtifact(Artifact):
         # An artifact in memory has no ONNX, and asking for its path would write it to disk.
         onnx = self.onnx_path
         fix = f"rebuild it here: t2e.build({str(onnx)!r}, ...)" if onnx else "deploy the model again on this machine"
-        where = str(self._content)
+        where = str(self._artifact_files)
         return ArtifactError(f"artifact '{where}'", got=got, allowed=allowed, fix=fix, path=where)
-
-
-def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArtifact | EngineArtifact:
-    """Load a saved artifact of either kind and check every byte of it.
-
-    In this order: the folder is there; its manifest is readable, torch2engine's, undamaged, of a version that this
-    torch2engine knows, and valid; every file that it lists is a regular file of that size and SHA-256. Other files in
-    the folder are left alone.
-
-    Args:
-        path: the folder.
-        to_run: hold the plan and the runtime cache in memory until they are first asked for, so that who runs the
-            engine at once reads and hashes them once. Without it an artifact that is only looked at holds no bytes.
-
-    Raises:
-        ArtifactError: the first of these that fails; its ``path`` says where.
-    """
-    facts, content = load_parts(path, None, (PLAN, RUNTIME_CACHE) if to_run else ())
-    kind = EngineArtifact if facts.kind == "engine" else OnnxArtifact
-    return kind.from_parts(facts, content)
 
 
 def _patch(version: str) -> list[str]:

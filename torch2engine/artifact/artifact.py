@@ -1,0 +1,249 @@
+"""What both kinds of artifact share: manifest fields and files that never change, saving, loading, pickling.
+
+Enters: a folder, or bytes with their manifest. Leaves: `Artifact`, every byte of it checked. Separate so that
+`onnx_artifact` and `engine_artifact` hold only the difference between an ONNX model and an engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, SupportsIndex, TypeVar
+
+from torch2engine.artifact.atomic_folder import put_folder
+from torch2engine.artifact.file_access import write_file
+from torch2engine.artifact.files import ArtifactFiles, disk_errors
+from torch2engine.artifact.manifest import (
+    NAME,
+    ManifestFields,
+    canonical,
+    manifest_json,
+    parse_manifest,
+    write_manifest,
+)
+from torch2engine.artifact.saved_folder import (
+    MAIN_FILE,
+    WEIGHTS,
+    check_complete,
+    check_kind,
+    check_replaceable,
+    read_saved_folder,
+)
+from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.core.errors import ArtifactError
+from torch2engine.core.spec import Profile, Signature
+
+__all__ = ["Artifact"]
+
+_MEMORY = "in memory"
+
+A = TypeVar("A", bound="Artifact")
+
+
+class Artifact:
+    """A model between two stages: manifest fields and files. Equal only to itself; a copy is the artifact itself."""
+
+    kind: ClassVar[str]
+    _known_files: ClassVar[tuple[str, ...]]  # the files that the constructor takes over from its folder
+    _pickled_files: ClassVar[tuple[str, ...]]  # the files that a pickle takes along
+    _needed_files: ClassVar[tuple[str, ...]]  # the files that must be given if the manifest lists them
+
+    __slots__ = ("__weakref__", "_artifact_files", "_fields")
+
+    _fields: ManifestFields
+    _artifact_files: ArtifactFiles
+
+    @property
+    def signature(self) -> Signature:
+        """What a call takes and gives."""
+        return self._fields.signature
+
+    @property
+    def profiles(self) -> tuple[Profile, ...]:
+        """The optimization profiles, in the engine's order."""
+        return self._fields.profiles
+
+    @property
+    def precision(self) -> str:
+        """The arithmetic: "fp32", "tf32", "fp16" or "bf16"."""
+        return self._fields.precision
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Library -> version, of what made this artifact."""
+        return self._fields.versions
+
+    @property
+    def folder(self) -> Path:
+        """The folder with the files, absolute; an artifact that came in memory is written to a scratch folder first."""
+        return self._artifact_files.folder
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The names of the files, without the manifest."""
+        return self._artifact_files.names
+
+    def manifest(self) -> dict[str, Any]:
+        """The manifest as JSON values, for a state_dict say; hashes the files whose hash is not known yet.
+
+        Raises:
+            ArtifactError: a file can't be read.
+        """
+        return manifest_json(self._fields, {name: self._artifact_files.record(name) for name in self.files})
+
+    @classmethod
+    def from_manifest(cls: type[A], manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> A:
+        """Make an artifact in memory: the inverse of `manifest()`.
+
+        Args:
+            manifest: as `manifest()` returned it.
+            files: file name -> bytes, not copied and not to be changed any more. Of an engine only the plan must be
+                there; other files that the manifest lists may be left out and are then gone. Of an ONNX model the model
+                and its external data must be there.
+
+        Raises:
+            ArtifactError: the manifest is not valid, or the bytes are not those that it lists.
+        """
+        try:
+            data = canonical(manifest)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ArtifactError(f"artifact '{_MEMORY}'", got=f"its manifest is not JSON ({error})") from error
+        artifact = cls._from_memory(data, files)
+        artifact._artifact_files.verify()
+        return artifact
+
+    def replace(self: A, folder: Path | None = None, owner: object = None, **fields: Any) -> A:
+        """Make the same artifact with other manifest fields; this one stays as it is.
+
+        A new manifest field needs no change where this is called: every field that is not given is taken over.
+
+        Args:
+            folder: the files of this folder take the place of the artifact's own ones; None keeps these.
+            owner: an object to hold as long as the folder is needed.
+            fields: fields of `ManifestFields` by name, e.g. ``precision="fp16"``.
+
+        Raises:
+            ArtifactError: the folder lacks the main file, or the fields contradict themselves.
+        """
+        new_fields = dataclasses.replace(self._fields, **fields)
+        if folder is None:
+            return self.from_parts(new_fields, self._artifact_files)
+        artifact = type(self).__new__(type(self))
+        artifact._take_folder(new_fields, folder, owner)
+        return artifact
+
+    def without_weights(self: A) -> A:
+        """The same without the weight program, by which its weights follow from a module's; itself if it has none."""
+        return self._with_files({WEIGHTS: None}) if WEIGHTS in self.files else self
+
+    def read(self, name: str) -> bytes:
+        """Read one file's bytes and check them against the manifest.
+
+        Raises:
+            ArtifactError: there is no such file, or it was changed.
+        """
+        if name not in self.files:
+            held = ", ".join(self.files)
+            got = f"it holds no '{name}'"
+            raise ArtifactError(f"artifact '{self._artifact_files}'", got=got, allowed=f"it holds {held}")
+        return bytes(self._artifact_files.read(name))
+
+    def save(self, path: str | os.PathLike[str], overwrite: bool = True) -> Path:
+        """Write the artifact to a folder, which appears whole or not at all.
+
+        Args:
+            path: the folder; its parent is made if missing. An artifact that is there is replaced in one step: at
+                every moment, a crash included, loading `path` gives the whole old one or the whole new one.
+            overwrite: False refuses to replace.
+
+        Returns:
+            the folder.
+
+        Raises:
+            ArtifactError: something that is not a torch2engine artifact is there, a file of this artifact was changed,
+                or the disk refused.
+        """
+        target = Path(path)
+        with disk_errors(target):
+            # Through a symbolic link the folder that it points to is replaced, never the link.
+            put_folder(Path(os.path.realpath(target)), self._write, lambda there: check_replaceable(there, overwrite))
+        return target
+
+    def link_into(self, folder: Path) -> None:
+        """Give the files a second name in another folder, by hard links where possible, else copy them."""
+        self._artifact_files.link_into(folder)
+
+    def linked(self: A) -> A:
+        """The same artifact in a scratch folder, where it outlives the folder that it lies in now.
+
+        Raises:
+            ArtifactError: a file can neither be linked nor copied.
+        """
+        owner = scratch_folder()
+        self._artifact_files.link_into(owner.path)
+        files = ArtifactFiles(folder=owner.path, owner=owner, names=self.files)
+        files.take_records(self._artifact_files)
+        return self.from_parts(self._fields, files)
+
+    def _write(self, folder: Path) -> None:
+        records = self._artifact_files.copy_into(folder)
+        write_file(folder / NAME, write_manifest(self._fields, records))
+
+    @classmethod
+    def load(cls: type[A], path: str | os.PathLike[str]) -> A:
+        """Load a saved artifact of this kind; see `load_artifact`."""
+        return cls.from_parts(*read_saved_folder(path, cls.kind))
+
+    @classmethod
+    def from_parts(cls: type[A], fields: ManifestFields, files: ArtifactFiles) -> A:
+        """Put together parts that were checked already; for this package's own use."""
+        artifact = cls.__new__(cls)
+        artifact._fields = fields
+        artifact._artifact_files = files
+        return artifact
+
+    def _with_files(self: A, changes: Mapping[str, bytes | None]) -> A:
+        """The same artifact with other bytes for some files, or without files whose bytes are None."""
+        return self.from_parts(self._fields, self._artifact_files.replaced(changes))
+
+    def _take_folder(self, fields: ManifestFields, folder: str | os.PathLike[str], owner: object) -> None:
+        """Set the parts of a new artifact from the files that a stage wrote into a folder."""
+        place = Path(folder).absolute()
+        present = [name for name in self._known_files if (place / name).is_file()]
+        check_complete(present, (MAIN_FILE[fields.kind],), str(place))
+        self._fields = fields
+        self._artifact_files = ArtifactFiles(folder=place, owner=owner, names=present)
+
+    @classmethod
+    def _from_memory(cls: type[A], manifest: bytes, files: Mapping[str, Any]) -> A:
+        fields, records = parse_manifest(manifest, _MEMORY)
+        check_kind(fields, cls.kind, _MEMORY)
+        memory: dict[str, bytes | memoryview] = {}
+        for name, data in files.items():
+            if name not in records:
+                allowed = f"its manifest lists {', '.join(records)}"
+                raise ArtifactError(f"artifact '{_MEMORY}'", got=f"'{name}' was given", allowed=allowed)
+            memory[name] = data if isinstance(data, bytes) else memoryview(data).cast("B").toreadonly()
+        needed = [name for name in cls._needed_files if name in records]
+        check_complete(memory, (MAIN_FILE[fields.kind], *needed), _MEMORY)
+        return cls.from_parts(fields, ArtifactFiles(memory=memory, records={name: records[name] for name in memory}))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}('{self._artifact_files}', precision={self.precision!r})"
+
+    def __copy__(self: A) -> A:
+        return self
+
+    def __deepcopy__(self: A, memo: dict[int, Any]) -> A:
+        return self  # nothing in it can change, and a plan may have gigabytes
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        names = [name for name in self.files if name in self._pickled_files]
+        contents = {name: self._artifact_files.read(name) for name in names}
+        manifest = write_manifest(self._fields, {name: self._artifact_files.record(name) for name in names})
+        wrap: Any = pickle.PickleBuffer if protocol.__index__() >= 5 else bytes
+        # The receiver hashes the bytes when they are first read: handing an engine to a process stays quick.
+        return self._from_memory, (manifest, {name: wrap(data) for name, data in contents.items()})

@@ -1,0 +1,35 @@
+"""`load_artifact`: a saved folder → the artifact of its kind.
+
+Enters: a path. Leaves: an `OnnxArtifact` or an `EngineArtifact`, every byte of it checked. Separate because it needs
+both kinds, which do not know each other's loading.
+"""
+
+from __future__ import annotations
+
+import os
+
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import PLAN, RUNTIME_CACHE, read_saved_folder
+
+__all__ = ["load_artifact"]
+
+
+def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArtifact | EngineArtifact:
+    """Load a saved artifact of either kind and check every byte of it.
+
+    The checks come in this order. The folder is there. Its manifest is readable, torch2engine's, undamaged, of a
+    version that this torch2engine knows, and valid. Every file that it lists is a regular file of that size and
+    SHA-256. Other files in the folder are left alone.
+
+    Args:
+        path: the folder.
+        to_run: hold the plan and the runtime cache in memory until their first use, so that running the engine at once
+            reads and hashes them once. Without it an artifact that is only looked at holds no bytes.
+
+    Raises:
+        ArtifactError: the first of these that fails; its ``path`` says where.
+    """
+    fields, files = read_saved_folder(path, None, (PLAN, RUNTIME_CACHE) if to_run else ())
+    kind = EngineArtifact if fields.kind == "engine" else OnnxArtifact
+    return kind.from_parts(fields, files)

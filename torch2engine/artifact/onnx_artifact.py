@@ -1,0 +1,67 @@
+"""`OnnxArtifact`: an ONNX model between two stages, and on disk.
+
+Enters: the files that a stage wrote and the facts that go with them, or a folder that somebody saved. Leaves: the
+same, checked: ONNX Runtime and TensorRT get exactly the bytes that were saved. Separate from `engine_artifact` because
+a model and an engine carry other files and other facts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.manifest import ManifestFields
+from torch2engine.artifact.saved_folder import ONNX, ONNX_DATA, WEIGHTS
+from torch2engine.core.spec import Profile, Signature
+
+__all__ = ["OnnxArtifact"]
+
+
+class OnnxArtifact(Artifact):
+    """An ONNX model with its signature.
+
+    Args:
+        folder: holds ``model.onnx``, ``model.onnx.data`` if the weights are external, ``weights.json`` if there is one.
+            The files must not change any more.
+        signature: what a call takes and gives.
+        profiles: at least one if the signature has axes.
+        precision: the arithmetic: "fp32", "tf32", "fp16" or "bf16".
+        versions: library -> version, of what made it.
+        owner: an object to hold as long as the folder is needed, such as `scratch_folder()` returns.
+
+    Raises:
+        ArtifactError: there is no model.onnx, or the facts contradict themselves.
+    """
+
+    kind = "onnx"
+    _known_files = (ONNX, ONNX_DATA, WEIGHTS)
+    _pickled_files = (ONNX, ONNX_DATA, WEIGHTS)
+    _needed_files = (ONNX, ONNX_DATA)
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        signature: Signature,
+        profiles: Sequence[Profile],
+        precision: str,
+        versions: Mapping[str, str] | None = None,
+        owner: object = None,
+    ) -> None:
+        fields = ManifestFields(
+            kind=self.kind,
+            signature=signature,
+            profiles=tuple(profiles),
+            precision=precision,
+            versions=versions or {},
+        )
+        self._take_folder(fields, folder, owner)
+
+    @property
+    def onnx_path(self) -> Path:
+        """``model.onnx``; external data lies beside it."""
+        return self.folder / ONNX

@@ -1,0 +1,168 @@
+"""A saved artifact's folder: its file names, how it is read and checked, and when it may be replaced.
+
+Enters: a path. Leaves: manifest fields and files of which every byte was checked. Separate because artifacts of both
+kinds are read by the same rules, before anything knows which kind it is.
+
+A saved artifact is a folder::
+
+    model.t2e/
+        manifest.json       the manifest fields, and the SHA-256 of every other file
+        model.onnx          with model.onnx.data beside it if the weights are external
+        model.plan          the bare TensorRT plan (engines only)
+        weights.json        where live weights go (if the engine can be refitted)
+        runtime.cache       TensorRT-RTX's compiled kernels (if saved)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+from torch2engine.artifact.atomic_folder import folder_identity, previous_folder
+from torch2engine.artifact.file_access import read_file
+from torch2engine.artifact.files import ArtifactFiles, disk_errors
+from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, ManifestFields, claimed_files, parse_manifest
+from torch2engine.core.errors import ArtifactError
+
+__all__ = [
+    "ALL_FILES",
+    "MAIN_FILE",
+    "ONNX",
+    "ONNX_DATA",
+    "PLAN",
+    "RUNTIME_CACHE",
+    "WEIGHTS",
+    "check_complete",
+    "check_kind",
+    "check_replaceable",
+    "read_saved_folder",
+]
+
+ONNX = "model.onnx"
+ONNX_DATA = "model.onnx.data"
+PLAN = "model.plan"
+WEIGHTS = "weights.json"
+RUNTIME_CACHE = "runtime.cache"
+ALL_FILES = (ONNX, ONNX_DATA, WEIGHTS, PLAN, RUNTIME_CACHE)
+MAIN_FILE = {"onnx": ONNX, "engine": PLAN}  # by kind: the file that every artifact has
+
+_KIND_NAMES = {"onnx": "an ONNX model", "engine": "an engine"}
+_ATTEMPTS = 5
+
+
+def read_saved_folder(
+    path: str | os.PathLike[str], kind: str | None, preload: Collection[str] = ()
+) -> tuple[ManifestFields, ArtifactFiles]:
+    """Read and check a saved artifact of one kind, or of either kind if None.
+
+    Args:
+        path: the folder.
+        kind: "onnx", "engine" or None.
+        preload: names of files whose checked bytes wait in memory for their first use.
+
+    Raises:
+        ArtifactError: see `load_artifact`.
+    """
+    folder = Path(path).absolute()
+    for _ in range(_ATTEMPTS):
+        place = _current_folder(folder)
+        before = folder_identity(place)
+        try:
+            return _read_once(place, kind, preload)
+        except ArtifactError:
+            # If another process saved here during the read, the bytes are half of each artifact. Then read again.
+            if folder_identity(_current_folder(folder)) == before:
+                raise
+    return _read_once(_current_folder(folder), kind, preload)
+
+
+def _current_folder(folder: Path) -> Path:
+    """The folder itself, or the old one put aside if a crash stopped a replacement before its second step."""
+    if folder_identity(folder) is None and folder.name and folder_identity(previous_folder(folder)) is not None:
+        return previous_folder(folder)
+    return folder
+
+
+def _read_once(folder: Path, kind: str | None, preload: Collection[str]) -> tuple[ManifestFields, ArtifactFiles]:
+    path = str(folder)
+    with disk_errors(folder):
+        if not folder.is_dir():
+            got = "it is a file" if folder.exists() else "there is no such folder"
+            fix = "give the folder that torch2engine saved"
+            raise ArtifactError(f"artifact '{path}'", got=got, fix=fix, path=path)
+    with disk_errors(folder, NAME):
+        data = read_file(folder / NAME, LIMIT_BYTES)
+    fields, records = parse_manifest(data, path)
+    if kind is not None:
+        check_kind(fields, kind, path)
+    check_complete(records, (MAIN_FILE[fields.kind],), path)
+    files = ArtifactFiles(folder=folder, names=records, records=records)
+    files.verify(preload)
+    return fields, files
+
+
+def check_kind(fields: ManifestFields, kind: str, path: str) -> None:
+    """Refuse an artifact of another kind.
+
+    Raises:
+        ArtifactError: naming both kinds.
+    """
+    if fields.kind != kind:
+        raise ArtifactError(
+            f"artifact '{path}'",
+            got=f"it is {_KIND_NAMES[fields.kind]}",
+            allowed=f"{_KIND_NAMES[kind]} is needed here",
+            fix="build it first: t2e.build(...)" if kind == "engine" else "",
+            path=path,
+        )
+
+
+def check_complete(names: Iterable[str], needed: Sequence[str], path: str) -> None:
+    """Refuse an artifact that lacks a needed file.
+
+    Raises:
+        ArtifactError: naming the first file that is missing.
+    """
+    present = set(names)
+    missing = [name for name in needed if name not in present]
+    if missing:
+        fix = "save it again or restore it from a copy"
+        raise ArtifactError(f"artifact '{path}'", got=f"it holds no '{missing[0]}'", fix=fix, path=path)
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Let only a torch2engine artifact be replaced, and only if it holds no file of somebody else.
+
+    Raises:
+        ArtifactError: what is there must stay.
+        FileNotFoundError: another process replaced it during this check; the caller then checks again.
+    """
+    subject = f"artifact '{path}'"
+    fix = "save to another path, or move away what is there"
+    if not overwrite:
+        raise ArtifactError(
+            subject,
+            got="something is there already",
+            allowed="overwrite=False replaces nothing",
+            fix=fix,
+            path=str(path),
+        )
+    before = folder_identity(path)
+    claimed: frozenset[str] | None = None
+    is_folder = path.is_dir()
+    if is_folder:
+        with contextlib.suppress(OSError):
+            claimed = claimed_files(read_file(path / NAME, LIMIT_BYTES))
+    if claimed is None:
+        if before is None or folder_identity(path) != before:
+            raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(path))
+        thing = "a folder without a torch2engine manifest" if is_folder else "a file"
+        allowed = "only a torch2engine artifact is replaced"
+        raise ArtifactError(subject, got=f"{thing} is there already", allowed=allowed, fix=fix, path=str(path))
+    foreign = sorted({entry.name for entry in path.iterdir()} - claimed - {NAME, *ALL_FILES})
+    if foreign:
+        got = f"the artifact that is there also holds '{foreign[0]}', which torch2engine did not write"
+        raise ArtifactError(subject, got=got, fix=f"move '{foreign[0]}' away", path=str(path / foreign[0]))
