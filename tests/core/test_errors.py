@@ -101,7 +101,8 @@ def test_every_class_of_the_package_is_tested_here() -> None:
         importlib.import_module(module.name)
     found = {kind for kind in family(Torch2EngineError) if kind.__module__.partition(".")[0] == "torch2engine"}
     assert found == set(BASES) == set(EXTRAS)
-    assert {kind.__module__ for kind in found} == {"torch2engine.core.errors"}
+    assert {kind.__module__ for kind in found} == {"torch2engine"}
+    assert all(getattr(errors, kind.__name__) is kind for kind in found)
     assert {kind.__name__ for kind in found} == set(errors.__all__) - {"UnsupportedNode"}
 
 

@@ -121,7 +121,7 @@ def test_int8_convolution_is_refused_for_tensorrt_rtx_as_shown(tmp_path: Path) -
 
 def test_error_texts_are_shown_for_several_kinds_of_error() -> None:
     """The README shows real errors of at least four classes."""
-    shown = set(re.findall(r"^torch2engine\.errors\.(\w+): ", "".join(b.text for b in blocks("pycon")), re.M))
+    shown = set(re.findall(r"^torch2engine\.(\w+Error): ", "".join(b.text for b in blocks("pycon")), re.M))
     assert len(shown & set(errors.__all__)) == len(shown) >= 4
 
 

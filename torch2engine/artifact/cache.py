@@ -28,6 +28,7 @@ from torch2engine.artifact.atomic_folder import remove_abandoned
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME, canonical
 from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.package import public
 
 __all__ = ["Cache", "CacheEntry", "CacheNote", "EngineCache", "hash_facts", "resolve_cache"]
 
@@ -76,6 +77,7 @@ class CacheNote:
     facts: Mapping[str, Any]
 
 
+@public
 class EngineCache:
     """A folder of engines, shared by threads and processes of one machine.
 

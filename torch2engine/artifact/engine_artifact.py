@@ -17,11 +17,13 @@ from torch2engine.artifact.manifest import Hardware, ManifestFields
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import ALL_FILES, ONNX, ONNX_DATA, PLAN, RUNTIME_CACHE, WEIGHTS
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
 
 __all__ = ["EngineArtifact"]
 
 
+@public
 class EngineArtifact(Artifact):
     """A TensorRT plan with its signature and the hardware that it was built on.
 

@@ -14,11 +14,13 @@ from pathlib import Path
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.manifest import ManifestFields
 from torch2engine.artifact.saved_folder import ONNX, ONNX_DATA, WEIGHTS
+from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
 
 __all__ = ["OnnxArtifact"]
 
 
+@public
 class OnnxArtifact(Artifact):
     """An ONNX model with its signature.
 

@@ -13,6 +13,7 @@ from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, cast
 
 from torch2engine.core.errors import InputError
+from torch2engine.core.package import public
 
 __all__ = [
     "FLAVOURS",
@@ -101,6 +102,7 @@ def check_tolerance(value: object) -> None:
         )
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
     """How TensorRT builds.
@@ -136,6 +138,7 @@ class BuildConfig:
             )
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
     """How a deployed module answers.
@@ -217,6 +220,7 @@ def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class Tolerance:
     """When a candidate output counts as equal to its reference.
@@ -277,6 +281,7 @@ _DEFAULTS = {
 }
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """What a low precision may cost; where it costs more, modules go back to float32, the worst ones first.
@@ -314,6 +319,7 @@ class Budget:
             raise InputError("Budget.rebuilds", got=repr(self.rebuilds), allowed="an int of at least 1")
 
 
+@public
 @dataclass(frozen=True)
 class Precision:
     """What a deployed model computes in; the ONNX graph itself is typed or quantised, on every flavour alike.

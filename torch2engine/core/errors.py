@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch2engine.core.package import public
+
 __all__ = [
     "ArtifactError",
     "BuildError",
@@ -45,6 +47,7 @@ __all__ = [
 ]
 
 
+@public
 class Torch2EngineError(Exception):
     """Base of every error that torch2engine raises on purpose.
 
@@ -81,10 +84,12 @@ def _rebuild(cls: type[Torch2EngineError], args: tuple[Any, ...]) -> Torch2Engin
     return cls.__new__(cls, *args)
 
 
+@public
 class InstallationError(Torch2EngineError):
     """TensorRT, the driver or the GPU is missing or mismatched; ``fix`` is the line that mends it."""
 
 
+@public
 class ExportError(Torch2EngineError):
     """torch.export or the ONNX exporter could not express the model.
 
@@ -101,6 +106,7 @@ class ExportError(Torch2EngineError):
         return f"{message} (at {self.source})" if self.source else message
 
 
+@public
 class DynamicAxisError(ExportError):
     """An axis was asked to be dynamic but the model, or the request, pins it down.
 
@@ -140,6 +146,7 @@ class UnsupportedNode:
         return f"{self.op} ({self.name}){origin}{line}{why}"
 
 
+@public
 class UnsupportedOperatorError(Torch2EngineError):
     """Operators that ONNX or TensorRT can't express; all of them at once.
 
@@ -163,6 +170,7 @@ class UnsupportedOperatorError(Torch2EngineError):
         return "\n".join([super()._message(), *(f"  {node}" for node in self.nodes)])
 
 
+@public
 class BuildError(Torch2EngineError):
     """TensorRT could not build, or a builder setting is wrong.
 
@@ -189,10 +197,12 @@ class BuildError(Torch2EngineError):
         return "\n".join([super()._message(), *(f"  {line}" for line in self.log)])
 
 
+@public
 class PrecisionError(BuildError):
     """What was built, or would be, does not compute in the precision that was asked."""
 
 
+@public
 class ParityError(Torch2EngineError):
     """A candidate does not answer like its reference.
 
@@ -208,6 +218,7 @@ class ParityError(Torch2EngineError):
         return f"{super()._message()}\n{self.report}"
 
 
+@public
 class InputError(Torch2EngineError, ValueError):
     """A call, a sample or a specification that can't be answered; raised before anything is enqueued.
 
@@ -220,18 +231,22 @@ class InputError(Torch2EngineError, ValueError):
         super().__init__(subject, got=got, allowed=allowed, fix=fix)
 
 
+@public
 class ShapeError(InputError):
     """An input's rank or an axis is outside what the engine was built for."""
 
 
+@public
 class DtypeError(InputError, TypeError):
     """An input's dtype is not the signature's and can't be cast to it without loss."""
 
 
+@public
 class DeviceError(InputError):
     """An input lives on another device, or the engine was carried into a process that can't use it."""
 
 
+@public
 class ArtifactError(Torch2EngineError):
     """A saved artifact is corrupt, of a foreign format, or made for other hardware or another TensorRT.
 
@@ -244,5 +259,6 @@ class ArtifactError(Torch2EngineError):
         super().__init__(subject, got=got, allowed=allowed, fix=fix)
 
 
+@public
 class RefitError(Torch2EngineError):
     """Live weights can't be written into the engine: not covered, or the structure changed."""

@@ -1,12 +1,37 @@
-"""Where this package lies.
+"""Where this package lies, and the name that its public classes show.
 
-Enters: nothing. Leaves: its folder. A room of its own so that "is this line ours?" has one answer wherever it is asked.
+Enters: public classes. Leaves: the package's folder, and classes that name the package as their module. Separate so
+that "is this line ours?" and "what is this class called?" have one answer each.
 """
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["PACKAGE_ROOT"]
+__all__ = ["PACKAGE_ROOT", "public"]
 
 PACKAGE_ROOT = Path(__file__).parents[1]
+
+C = TypeVar("C", bound=type)
+
+
+def public(cls: C) -> C:
+    """Let a public class name the package as its module.
+
+    Tracebacks then read ``torch2engine.ShapeError``, and pickles survive a move of the class to another file. As with
+    every class that does so, `inspect.getsource` finds the source of its methods but not of the class.
+
+    Args:
+        cls: a class in ``torch2engine.__all__``.
+
+    Returns:
+        the same class.
+    """
+    # typing.get_type_hints would look up the names of string annotations in `__module__`, where they are not.
+    with contextlib.suppress(NameError):  # a name that only type checkers import
+        cls.__annotations__ = inspect.get_annotations(cls, eval_str=True)
+    cls.__module__ = "torch2engine"
+    return cls

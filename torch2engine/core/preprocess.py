@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 from torch2engine.core.errors import DtypeError, InputError, ShapeError
+from torch2engine.core.package import public
 
 __all__ = ["ORIGIN", "Preprocess", "by_input"]
 
@@ -21,6 +22,7 @@ LAYOUTS = ("NHWC", "NCHW")
 _DIMENSIONS = {"N": "batch", "H": "height", "W": "width", "C": "channels"}
 
 
+@public
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
     """How images of bytes become the input of a model: ``(x * scale - mean) / std``, in the order NCHW.

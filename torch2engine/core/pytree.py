@@ -16,6 +16,7 @@ from typing import Any, cast
 
 from torch2engine.core.classes import find_class
 from torch2engine.core.errors import InputError
+from torch2engine.core.package import public
 from torch2engine.core.spec import Parameter, Tree
 
 __all__ = ["TENSORS", "Flat", "Inputs", "Leaves", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
@@ -24,6 +25,7 @@ _CONSTANTS = (type(None), bool, int, float, str)
 _NUMBERS = (bool, int, float)
 
 
+@public
 class Inputs:
     """Positional and keyword arguments together, as a sample_input or in a calibration set.
 

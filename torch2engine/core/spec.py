@@ -13,6 +13,7 @@ from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 from torch2engine.core.errors import DtypeError, DynamicAxisError, ShapeError
+from torch2engine.core.package import public
 from torch2engine.core.preprocess import Preprocess
 from torch2engine.core.structure import Parameter, Tree
 
@@ -45,6 +46,7 @@ def lossless_cast(source: str, target: str) -> bool:
     return False
 
 
+@public
 @dataclass(frozen=True)
 class Axis:
     """A named dynamic axis.
@@ -170,6 +172,7 @@ class TensorSpec:
         return cls(data["name"], data["dtype"], tuple(data["shape"]), preprocess)
 
 
+@public
 @dataclass(frozen=True)
 class Profile:
     """An optimization profile: (min, opt, max) for every dynamic axis, by name.
