@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from torch2engine.artifact.cache import Cache, resolve_cache
-from torch2engine.builder.build import obtaining
+from torch2engine.builder.engine_request import request_engine
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
@@ -131,10 +131,12 @@ def deploy(
         module.report = phases.report(reports, module.precision, notes, lowering=low.outcome)
         return module
     target, float32 = target_device(captured), "tf32" if asked.dtype == "tf32" else None
-    with obtaining(low.artifact, None, float32, config=config, cache=store, progress=progress, refits=True) as wanted:
+    with request_engine(
+        low.artifact, None, float32, config=config, cache=store, progress=progress, accepts_other_weights=True
+    ) as wanted:
         with phases("build"), torch.cuda.device(target):  # build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
-            engine = wanted()
+            engine = wanted.load_or_build()
         with phases("parity"):
             module = low.own(TRTModule(engine, None, None, runtime_config, recall.kept).bind(target), model)
             reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())

@@ -6,7 +6,6 @@ Leaves: proof that nothing but the same build is ever found, once, whole, and th
 
 from __future__ import annotations
 
-import importlib
 import os
 import random
 import signal
@@ -30,8 +29,8 @@ from torch2engine.artifact import cache as cache_room
 from torch2engine.artifact.cache import EngineCache, hash_facts, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME
+from torch2engine.builder import engine_request as room
 
-BUILD = importlib.import_module("torch2engine.builder.build")  # which the function of that name hides
 RANGES = {"batch": (1, 8, 32)}
 
 
@@ -82,7 +81,7 @@ def test_same_build_is_found_and_not_built_again(tmp_path: Path, monkeypatch: py
     """The second build takes the very bytes of the first, and keeps the ONNX that it was given."""
     path = onnx_models.matmul(tmp_path)
     first = t2e.build(path, RANGES, cache=tmp_path / "cache")
-    monkeypatch.setattr(BUILD, "compile_in_child", never)
+    monkeypatch.setattr(room, "compile_in_child", never)
     second = t2e.build(path, RANGES, cache=tmp_path / "cache")
     assert second.read_plan() == first.read_plan()
     assert second.manifest() == first.manifest()
@@ -181,7 +180,7 @@ def gpu(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
     from torch2engine.trt.gpu import Gpu
 
     here = Gpu(index=0, name="NVIDIA H200", compute_capability=(9, 0), driver="580.1", memory_bytes=1)
-    return lambda monkeypatch: monkeypatch.setattr(BUILD, "list_gpus", lambda: [replace(here, **changes)])
+    return lambda monkeypatch: monkeypatch.setattr(room, "list_gpus", lambda: [replace(here, **changes)])
 
 
 def flavour(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
@@ -189,7 +188,7 @@ def flavour(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
     from torch2engine.trt.library import find_tensorrt
 
     here = find_tensorrt()
-    return lambda monkeypatch: monkeypatch.setattr(BUILD, "find_tensorrt", lambda name=None: replace(here, **changes))
+    return lambda monkeypatch: monkeypatch.setattr(room, "find_tensorrt", lambda name=None: replace(here, **changes))
 
 
 CHANGES: dict[str, Any] = {
@@ -209,14 +208,14 @@ CHANGES: dict[str, Any] = {
     "GPU": {"world": gpu()},
     "GPU's name": {"world": gpu(name="NVIDIA H100"), "before": gpu()},
     "compute capability": {"world": gpu(compute_capability=(9, 1)), "before": gpu()},
-    "torch2engine": {"world": lambda monkeypatch: monkeypatch.setattr(BUILD, "__version__", "0.0.0")},
+    "torch2engine": {"world": lambda monkeypatch: monkeypatch.setattr(room, "__version__", "0.0.0")},
 }
 
 
 def found_key(path: Path, ranges: Any = RANGES, precision: str = "fp32", config: Any = None) -> str:
     """The key of a build that is not carried out."""
-    source = BUILD.resolve(path, ranges, precision)
-    return hash_facts(BUILD._facts(source, config or t2e.BuildConfig()))
+    source = room.resolve_source(path, ranges, precision)
+    return hash_facts(room.engine_facts(source, config or t2e.BuildConfig()))
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -265,10 +264,10 @@ def test_export_in_another_place_is_the_same_build(run_python: Callable[[str], A
         return run_python(
             f"import json, sys; sys.path.insert(0, {str(tmp_path / place)!r})\n"
             "import torch, torch2engine as t2e, net\n"
-            "from torch2engine.builder.source import fingerprint\n"
+            "from torch2engine.builder.onnx_fingerprint import engine_fingerprint\n"
             "torch.manual_seed(0)\n"
             "a = t2e.export(net.Net().eval(), torch.randn(4, 1, 8, 8), {'x': {0: t2e.Axis('batch', 1, 4, 8)}})\n"
-            "print(json.dumps(fingerprint(a)))"
+            "print(json.dumps(engine_fingerprint(a)))"
         )
 
     assert fingerprint("one", SOURCE) == fingerprint("two", "# a line more\n" + SOURCE)
@@ -284,11 +283,11 @@ class Judge:
         self.path, self.cache = onnx_models.matmul(tmp_path), EngineCache(tmp_path / "cache")
 
     def __call__(self, error: Exception | None = None) -> EngineArtifact:
-        with BUILD.obtaining(self.path, RANGES, cache=self.cache) as wanted:
-            engine = wanted()
+        with room.request_engine(self.path, RANGES, cache=self.cache) as engine_request:
+            engine = engine_request.load_or_build()
             if error is not None:
                 raise error
-            wanted.keep(engine)
+            engine_request.store(engine)
             return engine
 
 
@@ -356,14 +355,14 @@ def test_full_temporary_folder_is_not_the_entrys_fault(
 def test_threads_that_want_the_same_engine_build_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others wait until the first has found it right, and are told so."""
     judge, builds, told = Judge(tmp_path), list[int](), list[str]()
-    real = BUILD.compile_in_child
+    real = room.compile_in_child
 
     def counted(*args: Any) -> Any:
         builds.append(1)
         time.sleep(0.3)
         return real(*args)
 
-    monkeypatch.setattr(BUILD, "compile_in_child", counted)
+    monkeypatch.setattr(room, "compile_in_child", counted)
     found: list[str] = []
 
     def run() -> None:
@@ -396,29 +395,29 @@ def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
     from torch2engine.trt.gpu import Gpu
 
     gpus = [Gpu(index, name, (9, 0), "580.1", 1) for index, name in enumerate(["one", "two"])]
-    monkeypatch.setattr(BUILD, "list_gpus", lambda: gpus)
+    monkeypatch.setattr(room, "list_gpus", lambda: gpus)
     path, names = onnx_models.matmul(tmp_path), list[str]()
-    real = BUILD.hash_facts
-    monkeypatch.setattr(BUILD, "hash_facts", lambda facts: names.append(facts["gpu"][0]) or real(facts))
-    with BUILD.obtaining(path, RANGES, cache=tmp_path / "cache") as wanted:
-        monkeypatch.setattr(BUILD, "current_gpu_index", lambda: 1)
-        monkeypatch.setattr(BUILD, "_built", lambda *args: None)
-        wanted()
+    real = room.hash_facts
+    monkeypatch.setattr(room, "hash_facts", lambda facts: names.append(facts["gpu"][0]) or real(facts))
+    with room.request_engine(path, RANGES, cache=tmp_path / "cache") as engine_request:
+        monkeypatch.setattr(room, "current_gpu_index", lambda: 1)
+        monkeypatch.setattr(room, "_build_engine", lambda *args: None)
+        engine_request.load_or_build()
     assert names == ["two"]
 
 
 def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
     """By progress, as a build can."""
     judge = Judge(tmp_path)
-    with BUILD.obtaining(judge.path, RANGES, cache=judge.cache) as wanted:
-        wanted()
+    with room.request_engine(judge.path, RANGES, cache=judge.cache) as engine_request:
+        engine_request.load_or_build()
         with pytest.raises(t2e.BuildError, match="cancelled, progress returned False in 'waiting for another process'"):
             t2e.build(judge.path, RANGES, cache=judge.cache, progress=lambda *_: False)
         # Who gave up has not taken the lock from who builds.
         told: list[str] = []
         with (
             pytest.raises(ZeroDivisionError),
-            judge.cache.building(wanted._here, lambda: told.append("waits") or 1 / 0),
+            judge.cache.building(engine_request.cache_key, lambda: told.append("waits") or 1 / 0),
         ):
             pass
         assert told == ["waits"]
@@ -442,7 +441,7 @@ def test_lock_does_not_live_on_in_a_fork(cache: EngineCache) -> None:
 RACER = """
 import sys, pathlib
 import torch2engine as t2e
-from torch2engine.builder import build as room
+from torch2engine.builder import engine_request as room
 real, folder = room.compile_in_child, pathlib.Path(sys.argv[1])
 def counted(*args):
     with (folder / "builds").open("a") as file:
@@ -538,12 +537,12 @@ def test_engine_outlives_its_entry(cache: EngineCache, tmp_path: Path) -> None:
 
 def kept(judge: Judge, kernels: bytes, driver: str | None = None) -> bytes:
     """Keep the engine as found, with these kernels; the kernels that are found then."""
-    with BUILD.obtaining(judge.path, RANGES, cache=judge.cache) as wanted:
-        engine = wanted()
+    with room.request_engine(judge.path, RANGES, cache=judge.cache) as engine_request:
+        engine = engine_request.load_or_build()
         if driver is not None:
             hardware = replace(engine.hardware, driver=driver)
             engine = engine.replace(hardware=hardware)
-        wanted.keep(engine.with_runtime_cache(kernels))
+        engine_request.store(engine.with_runtime_cache(kernels))
     (entry,) = judge.cache.entries()
     return EngineArtifact.load(entry.path).read_runtime_cache()
 

@@ -15,7 +15,7 @@ from onnx import helper
 
 from tests.support import onnx_models
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.builder import plan as _build_plan
+from torch2engine.builder import plan as plan_room
 from torch2engine.builder.build import build
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import (
@@ -90,8 +90,8 @@ def test_build_sets_tf32_by_precision_alone(precision: str, allowed: bool) -> No
     flag = rt.api.BuilderFlag.TF32
     assert builder.create_builder_config().get_flag(flag)
     request = SimpleNamespace(precision=precision, workspace_bytes=None, refittable=False)
-    attempt = _build_plan._Attempt(rt, cast("Any", request), rt.log.mark())
-    assert _build_plan._configure(attempt, builder).get_flag(flag) is allowed
+    build = plan_room._PlanBuild(rt, cast("Any", request), rt.log.mark())
+    assert plan_room._configure(build, builder).get_flag(flag) is allowed
 
 
 @pytest.mark.parametrize(("override", "precision"), [("0", "fp32"), ("1", "tf32"), ("", "tf32"), (None, "tf32")])

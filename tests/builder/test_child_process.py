@@ -11,14 +11,14 @@ import pytest
 from tests.support import onnx_models
 from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.plan import PlanRequest
-from torch2engine.builder.source import resolve
+from torch2engine.builder.source import resolve_source
 from torch2engine.core.errors import BuildError, InstallationError
 
 
 @pytest.fixture
 def request_for(tmp_path: Path) -> Iterator[Callable[[str], PlanRequest]]:
     """Requests to a pretended `tensorrt` package, whose code is run where it would be imported."""
-    source = resolve(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, None)
+    source = resolve_source(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, None)
     sys.path.insert(0, str(tmp_path))
 
     def make(code: str) -> PlanRequest:

@@ -16,8 +16,7 @@ import torch
 
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
-
-BUILD = importlib.import_module("torch2engine.builder.build")  # which the function of that name hides
+from torch2engine.builder import engine_request as room
 
 
 def never(*args: Any) -> None:
@@ -31,7 +30,7 @@ def test_second_deploy_takes_the_engine(tmp_path: Path, monkeypatch: pytest.Monk
     first = t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=cache)
     (entry,) = cache.entries()
     assert (entry.path / "runtime.cache").stat().st_size > 0
-    monkeypatch.setattr(BUILD, "compile_in_child", never)
+    monkeypatch.setattr(room, "compile_in_child", never)
     second = t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=tmp_path)
     assert isinstance(first, t2e.TRTModule)
     assert isinstance(second, t2e.TRTModule)

@@ -114,21 +114,22 @@ def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.Mon
     sample = inputs(8)
     exact = t2e.export(model, sample, dict.fromkeys(sample, BATCH))
 
-    real = DEPLOY.obtaining
+    real = DEPLOY.request_engine
 
     @contextmanager
-    def obtaining(source: t2e.OnnxArtifact, *given: Any, **options: Any) -> Iterator[Any]:
-        with real(exact, *given, **{**options, "cache": False}) as wanted:
+    def request_engine(source: t2e.OnnxArtifact, *given: Any, **options: Any) -> Iterator[Any]:
+        with real(exact, *given, **{**options, "cache": False}) as engine_request:
+            load_or_build = engine_request.load_or_build
 
-            def engine() -> Any:
-                built = wanted()
+            def build() -> Any:
+                built = load_or_build()
                 (Path(built.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
                 return built
 
-            engine.notes = ()  # type: ignore[attr-defined]  # as a Wanted has
-            yield engine
+            engine_request.load_or_build = build
+            yield engine_request
 
-    monkeypatch.setattr(DEPLOY, "obtaining", obtaining)
+    monkeypatch.setattr(DEPLOY, "request_engine", request_engine)
     with pytest.raises(t2e.PrecisionError) as caught:
         deployed(model, sample, "fp16")
     assert isinstance(caught.value, t2e.BuildError)
@@ -273,7 +274,7 @@ def test_int8_convolution_on_rtx_is_refused_before_anything_is_built(monkeypatch
     def build(*args: Any, **options: Any) -> None:
         raise AssertionError("something was built")
 
-    monkeypatch.setattr(DEPLOY, "obtaining", build)
+    monkeypatch.setattr(DEPLOY, "request_engine", build)
     with pytest.raises(t2e.UnsupportedOperatorError, match=r"can't build 1 convolution in int8.*take precision='fp8'"):
         deployed(model, sample, "int8")
 

@@ -22,6 +22,7 @@ from torch import nn
 
 import torch2engine as t2e
 from torch2engine.artifact.cache import CacheNote, EngineCache, hash_facts
+from torch2engine.builder import engine_request
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export import export_onnx
@@ -29,7 +30,6 @@ from torch2engine.pipeline import engine_reuse as room
 from torch2engine.pipeline.engine_reuse import Recall
 from torch2engine.pipeline.report import Phases
 
-BUILD = importlib.import_module("torch2engine.builder.build")  # which the function of that name hides
 BATCH = t2e.Axis("batch", 1, 4, 8)
 
 
@@ -105,7 +105,7 @@ def other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def torch2engine_of_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BUILD, "__version__", "0.0.0")
+    monkeypatch.setattr(engine_request, "__version__", "0.0.0")
 
 
 @functools.cache

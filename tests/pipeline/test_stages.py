@@ -332,7 +332,7 @@ def test_note_is_not_made_for_onnx_runtime() -> None:
 def test_deploy_and_the_stages_are_one_road(monkeypatch: pytest.MonkeyPatch) -> None:
     """deploy calls the very functions that the public stages are made of."""
     deploy_room: Any = importlib.import_module("torch2engine.deploy")
-    names = ("capture", "export_onnx", "cases", "ORTModule", "judge")
+    names = ("capture_call", "export_onnx", "make_parity_cases", "ORTModule", "judge")
     same: Callable[[str], bool] = lambda name: getattr(deploy_room, name) is getattr(ROOM, name)  # noqa: E731
     assert all(map(same, names))
-    assert deploy_room.obtaining is t2e.build.__globals__["obtaining"]
+    assert deploy_room.request_engine is t2e.build.__globals__["request_engine"]

@@ -1,11 +1,11 @@
-"""A `PlanRequest` → `PlanFacts`, in a process of its own.
+"""A `PlanRequest` → `PlanFacts`, in a child process.
 
-Enters: a request. Leaves: the facts, or the typed error that the other process raised. Apart because of what a builder
-does to the process it runs in: for minutes at a time it answers no signal and no callback, it can crash, it prints,
-and it keeps memory. A child can be killed at once, its crash is an error with a text, and its memory goes with it.
+Enters: a request. Leaves: the facts, or the typed error that the child raised. Separate because of what a builder does
+to its process: for minutes it answers no signal and no callback, it can crash, it prints, and it keeps memory. A child
+can be killed at once, its crash becomes an error with a text, and its memory is freed with it.
 
-The two talk in lines of JSON: the request comes on stdin, events go out on stdout. The child ends when its stdin does,
-so it never outlives its parent.
+Parent and child exchange lines of JSON: the request goes to the child's stdin, events come from its stdout. The child
+ends when its stdin is closed, so it never outlives its parent.
 """
 
 from __future__ import annotations
@@ -60,28 +60,28 @@ def compile_in_child(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         raise BuildError("TensorRT build", got="sys.executable is empty", fix="build in a plain Python interpreter")
     command = [sys.executable, "-c", _START, json.dumps(sys.path)]
     with tempfile.TemporaryFile() as printed:
-        # In a session of its own it gets no Ctrl-C from the terminal: ending it is this process's business.
+        # In a session of its own it gets no Ctrl-C from the terminal: this process ends it.
         child = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, start_new_session=True
         )
         assert child.stdin is not None and child.stdout is not None
         try:
-            _ask(child.stdin, request)
-            facts = _listen(child.stdout, report)
+            _send_request(child.stdin, request)
+            facts = _receive_facts(child.stdout, report)
             if facts is None:
-                raise _crash(child.wait(), printed)
+                raise _crash_error(child.wait(), printed)
             return facts
         finally:
             child.kill()
             child.wait()
             child.stdout.close()
-            with contextlib.suppress(BrokenPipeError):  # what was not flushed has nobody to read it
+            with contextlib.suppress(BrokenPipeError):  # nobody reads what was not flushed
                 child.stdin.close()
 
 
 def serve() -> NoReturn:
-    """Be the child: read a request, build, send events, end."""
-    # Whatever TensorRT's libraries print must not get between the events.
+    """Run in the child: read the request, build the plan, send events, end the process."""
+    # Texts that TensorRT's libraries print must not get between the events.
     events = os.fdopen(os.dup(1), "w", encoding="ascii", newline="\n")
     os.dup2(2, 1)
     lock = threading.Lock()
@@ -93,7 +93,7 @@ def serve() -> NoReturn:
 
     request = PlanRequest.from_json(json.loads(_read_line(0)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _logger.addHandler(_Forward(send))
+    _logger.addHandler(_LogForwarder(send))
     _logger.setLevel(request.log_level)
     _logger.propagate = False
 
@@ -105,15 +105,20 @@ def serve() -> NoReturn:
     except Torch2EngineError as error:
         send({"error": _encode(error)})
     except BaseException as error:
-        memory = isinstance(error, MemoryError)
-        lines = traceback.format_exc().splitlines()[-_LAST_LINES:]
-        got = "it ran out of host memory" if memory else f"the builder process failed: {type(error).__name__}: {error}"
-        send({"error": _encode(BuildError("TensorRT build", got=got, log=lines, out_of_memory=memory))})
-    # Not sys.exit: the libraries' own clean-up at exit has nothing to give any more, and can crash.
+        send({"error": _encode(_unexpected_error(error))})
+    # Not sys.exit: it would run the libraries' clean-up, which is of no use here and can crash.
     os._exit(0)
 
 
-class _Forward(logging.Handler):
+def _unexpected_error(error: BaseException) -> BuildError:
+    lines = traceback.format_exc().splitlines()[-_LAST_LINES:]
+    if isinstance(error, MemoryError):
+        return BuildError("TensorRT build", got="it ran out of host memory", log=lines, out_of_memory=True)
+    got = f"the builder process failed: {type(error).__name__}: {error}"
+    return BuildError("TensorRT build", got=got, log=lines)
+
+
+class _LogForwarder(logging.Handler):
     """Sends log lines to the parent."""
 
     def __init__(self, send: Send) -> None:
@@ -124,14 +129,14 @@ class _Forward(logging.Handler):
         self._send({"log": [record.levelno, record.getMessage()]})
 
 
-def _ask(stdin: IO[bytes], request: PlanRequest) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it died at once: what it printed says why
+def _send_request(stdin: IO[bytes], request: PlanRequest) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it died at once; the text that it printed says why
         stdin.write(json.dumps(request.to_json()).encode("ascii") + b"\n")
         stdin.flush()
 
 
-def _listen(events: IO[bytes], report: PhaseReport) -> PlanFacts | None:
-    """Follow the child until it has a result; None if it ends without one."""
+def _receive_facts(events: IO[bytes], report: PhaseReport) -> PlanFacts | None:
+    """Handle the child's events until it sends its result; None if it ends without one."""
     for line in events:
         event: dict[str, Any] = json.loads(line)
         if "log" in event:
@@ -146,7 +151,7 @@ def _listen(events: IO[bytes], report: PhaseReport) -> PlanFacts | None:
     return None
 
 
-def _crash(status: int, printed: IO[bytes]) -> BuildError:
+def _crash_error(status: int, printed: IO[bytes]) -> BuildError:
     printed.seek(0)
     lines = printed.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
     if status >= 0:
@@ -181,7 +186,7 @@ def _decode(data: Mapping[str, Any]) -> Torch2EngineError:
 
 
 def _read_line(descriptor: int) -> bytes:
-    # Unbuffered, so that nothing of what follows is swallowed and no buffer's lock is held at the end.
+    # Unbuffered: a buffer would swallow what follows the line, and hold a lock when the process ends.
     line = bytearray()
     while not line.endswith(b"\n"):
         part = os.read(descriptor, 1 << 16)

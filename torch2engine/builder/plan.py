@@ -1,8 +1,8 @@
 """One ONNX file → one plan on disk, by TensorRT itself.
 
-Enters: a `PlanRequest`. Leaves: the plan's file and the facts of what built it. Beside `build` because this is all that
-talks to TensorRT's builder; it runs in a process of its own (see `_build_process`) and so imports neither onnx nor
-torch unless something has failed.
+Enters: a `PlanRequest`. Leaves: the plan's file, and `PlanFacts` about what built it. Separate because only this file
+talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor, unless
+the parser fails, onnx.
 """
 
 from __future__ import annotations
@@ -38,28 +38,29 @@ __all__ = ["PhaseReport", "PlanFacts", "PlanRequest", "compile_plan"]
 PhaseReport: TypeAlias = Callable[[str, int, int], None]
 
 _WORKSPACE = re.compile(r"workspace", re.IGNORECASE)
-# what TensorRT says -> what mends it
-_FIXES = (
-    (re.compile(r"Attention operation was not supported"), "export with opset 22 or lower, or in float16 or bfloat16"),
-    (re.compile(r"no runners that implement it"), "this TensorRT has no implementation of that node; replace it"),
-)
+# {a text in TensorRT's log: what the user can do}
+_FIXES = {
+    "Attention operation was not supported": "export with opset 22 or lower, or in float16 or bfloat16",
+    "no runners that implement it": "this TensorRT has no implementation of that node; replace it",
+}
+_LAST_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRequest:
-    """What to build.
+    """Everything that a child process must know to build a plan.
 
     Args:
-        onnx_path: the model; external data beside it.
-        plan_path: where the plan goes.
-        signature: what the model takes and gives.
-        profiles: at least one.
+        onnx_path: the ONNX file; its external data lie beside it.
+        plan_path: the file to write the plan to.
+        signature: the model's inputs and outputs.
+        profiles: the optimization profiles; at least one.
         precision: "fp32" or "tf32".
         flavour: "tensorrt", "tensorrt_rtx" or None for the one that is installed.
         workspace_bytes: the limit, or None for TensorRT's own.
         gpu_index: the device to build on, as CUDA counts; None for CUDA's default.
-        log_level: the Python logging level from which TensorRT's lines are wanted.
-        progress: whether phases are to be reported.
+        log_level: the lowest Python logging level of TensorRT's lines that are forwarded.
+        progress: whether phases are reported.
         refittable: whether weights can be replaced later; needs a GPU.
     """
 
@@ -101,15 +102,26 @@ class PlanFacts:
 
 
 @dataclass(frozen=True)
-class _Attempt:
-    """A build under way: TensorRT, what is wanted, and where its log stood when this began."""
+class _PlanBuild:
+    """A build that is under way.
+
+    Args:
+        rt: TensorRT.
+        request: what it builds.
+        log_mark: the place in TensorRT's log at which the build began.
+    """
 
     rt: TensorRT
     request: PlanRequest
-    since: int
+    log_mark: int
 
     def check(self, value: Any, what: str, fix: str = "") -> Any:
-        return check_return_value(value, what, self.rt, since=self.since, fix=fix)
+        """Return the value, or raise a BuildError with TensorRT's lines if it is None."""
+        return check_return_value(value, what, self.rt, since=self.log_mark, fix=fix)
+
+    def log_lines(self, level: int = logging.WARNING) -> tuple[str, ...]:
+        """TensorRT's lines since the build began, of this level and above."""
+        return self.rt.log.lines(self.log_mark, level)
 
 
 def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
@@ -133,36 +145,41 @@ def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         _check_gpu(rt)
     if request.gpu_index:
         make_gpu_current(request.gpu_index)
-    attempt = _Attempt(rt, request, rt.log.mark())
-    builder: Builder = attempt.check(rt.api.Builder(rt.logger), "TensorRT's builder")
-    network = _parse(attempt, builder)
-    _check_network(attempt, network)
-    config = _configure(attempt, builder)
+    build = _PlanBuild(rt, request, rt.log.mark())
+    builder: Builder = build.check(rt.api.Builder(rt.logger), "TensorRT's builder")
+    network = _parse(build, builder)
+    _check_network(build, network)
+    config = _configure(build, builder)
     if request.progress:
         config.progress_monitor = _make_monitor(rt, report)
     for profile in request.profiles:
-        _add_profile(attempt, builder, network, config, profile)
+        _add_profile(build, builder, network, config, profile)
     plan: IHostMemory | None = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _build_error(attempt)
+        raise _build_error(build)
     with Path(request.plan_path).open("wb") as file:
         file.write(plan)
+    return _facts_of_build(rt, request.gpu_index or 0)
+
+
+def _facts_of_build(rt: TensorRT, gpu_index: int) -> PlanFacts:
     gpus = list_gpus()
-    index = request.gpu_index or 0
-    if index >= len(gpus):
+    if gpu_index >= len(gpus):
         return PlanFacts(flavour=rt.name, flavour_version=rt.version)
-    gpu = gpus[index]
+    builder_gpu = gpus[gpu_index]
     return PlanFacts(
         flavour=rt.name,
         flavour_version=rt.version,
-        gpu=gpu.name,
-        compute_capability=gpu.compute_capability,
-        driver=gpu.driver,
+        gpu=builder_gpu.name,
+        compute_capability=builder_gpu.compute_capability,
+        driver=builder_gpu.driver,
     )
 
 
 def _check_gpu(rt: TensorRT) -> None:
-    """Without a GPU TensorRT-RTX 1.6 builds engines, but fails on refittable ones in words that don't say why.
+    """Refuse a refittable engine on a machine without a GPU.
+
+    TensorRT-RTX 1.6 builds other engines there, and fails on refittable ones in words that don't say why.
 
     Raises:
         InstallationError: there is no GPU.
@@ -177,31 +194,31 @@ def _check_gpu(rt: TensorRT) -> None:
 
 
 def make_network(rt: TensorRT, builder: Builder) -> INetworkDefinition:
-    """Make an empty network whose dtypes are those of the graph and nothing else.
+    """Make an empty network that takes every dtype from the ONNX graph.
 
-    TensorRT 11 and RTX know no other kind and keep the flag for its name alone; its number differs between versions.
+    TensorRT 11 and TensorRT-RTX have no other kind of network; they accept the flag. Its number differs by version.
     """
     return builder.create_network(1 << int(rt.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
-def _parse(attempt: _Attempt, builder: Builder) -> INetworkDefinition:
-    rt = attempt.rt
-    network: INetworkDefinition = attempt.check(make_network(rt, builder), "TensorRT's network")
+def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
+    rt = build.rt
+    network: INetworkDefinition = build.check(make_network(rt, builder), "TensorRT's network")
     parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     # By path: bytes alone would lose external data.
-    if not parser.parse_from_file(attempt.request.onnx_path):
+    if not parser.parse_from_file(build.request.onnx_path):
         from torch2engine.builder.unsupported import explain  # reads ONNX, which a build that works does not need
 
-        raise explain(rt, builder, parser, Path(attempt.request.onnx_path), attempt.since)
+        raise explain(rt, builder, parser, Path(build.request.onnx_path), build.log_mark)
     return network
 
 
-def _check_network(attempt: _Attempt, network: INetworkDefinition) -> None:
-    """Refuse a network that does not take and give what the signature says.
+def _check_network(build: _PlanBuild, network: INetworkDefinition) -> None:
+    """Refuse a network whose inputs and outputs differ from the signature's.
 
-    An input that nothing uses may be gone; the runtime binds by name and skips it.
+    An input that nothing uses may be missing from the network; the runtime binds by name and skips it.
     """
-    signature = attempt.request.signature
+    signature = build.request.signature
     inputs = {spec.name: spec for spec in signature.inputs}
     for index in range(network.num_inputs):
         tensor: ITensor = network.get_input(index)
@@ -214,19 +231,19 @@ def _check_network(attempt: _Attempt, network: INetworkDefinition) -> None:
                 allowed=", ".join(inputs),
                 fix="if an input is returned as it came, put an Identity between",
             )
-        _check_input(attempt, spec, tensor)
-    found: dict[str, ITensor] = {}
+        _check_input(build, spec, tensor)
+    outputs: dict[str, ITensor] = {}
     for index in range(network.num_outputs):
         tensor = network.get_output(index)
-        found[tensor.name] = tensor
+        outputs[tensor.name] = tensor
     for spec in signature.outputs:
-        if spec.name not in found:
-            raise BuildError(f"output '{spec.name}'", got="the network has it not", allowed=", ".join(found))
-        _check_dtype(attempt, spec, found[spec.name], "output")
+        if spec.name not in outputs:
+            raise BuildError(f"output '{spec.name}'", got="the network has it not", allowed=", ".join(outputs))
+        _check_dtype(build, spec, outputs[spec.name], "output")
 
 
-def _check_input(attempt: _Attempt, spec: TensorSpec, tensor: ITensor) -> None:
-    _check_dtype(attempt, spec, tensor, "input")
+def _check_input(build: _PlanBuild, spec: TensorSpec, tensor: ITensor) -> None:
+    _check_dtype(build, spec, tensor, "input")
     if tensor.is_shape_tensor:
         raise InputError(
             f"input '{spec.name}'",
@@ -251,17 +268,18 @@ def _check_input(attempt: _Attempt, spec: TensorSpec, tensor: ITensor) -> None:
             )
 
 
-def _check_dtype(attempt: _Attempt, spec: TensorSpec, tensor: ITensor, what: str) -> None:
-    dtype = attempt.rt.dtype_name(tensor.dtype)
+def _check_dtype(build: _PlanBuild, spec: TensorSpec, tensor: ITensor, kind: str) -> None:
+    dtype = build.rt.dtype_name(tensor.dtype)
     if dtype != spec.dtype:
         raise BuildError(
-            f"{what} '{spec.name}'", got=f"TensorRT makes it {dtype}", allowed=f"the signature says {spec.dtype}"
+            f"{kind} '{spec.name}'", got=f"TensorRT makes it {dtype}", allowed=f"the signature says {spec.dtype}"
         )
 
 
-def _configure(attempt: _Attempt, builder: Builder) -> IBuilderConfig:
-    rt, request = attempt.rt, attempt.request
-    config: IBuilderConfig = attempt.check(builder.create_builder_config(), "TensorRT's builder config")
+def _configure(build: _PlanBuild, builder: Builder) -> IBuilderConfig:
+    rt = build.rt
+    request = build.request
+    config: IBuilderConfig = build.check(builder.create_builder_config(), "TensorRT's builder config")
     if request.precision == "tf32":
         config.set_flag(rt.api.BuilderFlag.TF32)
     else:
@@ -278,64 +296,71 @@ def _configure(attempt: _Attempt, builder: Builder) -> IBuilderConfig:
                 "BuildConfig.workspace_bytes",
                 got=f"TensorRT refuses {request.workspace_bytes}",
                 fix="give less than the GPU's memory",
-                log=rt.log.lines(attempt.since),
+                log=build.log_lines(),
             )
     return config
 
 
 def _add_profile(
-    attempt: _Attempt,
+    build: _PlanBuild,
     builder: Builder,
     network: INetworkDefinition,
     config: IBuilderConfig,
     profile: Profile,
 ) -> None:
-    what = f"optimization profile ({profile})"
-    trt_profile: IOptimizationProfile = attempt.check(builder.create_optimization_profile(), what)
-    inputs = {spec.name: spec for spec in attempt.request.signature.inputs}
+    subject = f"optimization profile ({profile})"
+    trt_profile: IOptimizationProfile = build.check(builder.create_optimization_profile(), subject)
+    inputs = {spec.name: spec for spec in build.request.signature.inputs}
     for index in range(network.num_inputs):
         tensor: ITensor = network.get_input(index)
-        low, opt, high = (inputs[tensor.name].sized(profile.sizes(which)) for which in range(3))
+        smallest, opt, largest = (inputs[tensor.name].sized(profile.sizes(corner)) for corner in range(3))
         try:
-            trt_profile.set_shape(tensor.name, low, opt, high)
+            trt_profile.set_shape(tensor.name, smallest, opt, largest)
         except (ValueError, TypeError) as error:
             raise BuildError(
-                what,
-                got=f"TensorRT refuses {low}, {opt}, {high} for input '{tensor.name}': {error}",
-                log=attempt.rt.log.lines(attempt.since),
+                subject,
+                got=f"TensorRT refuses {smallest}, {opt}, {largest} for input '{tensor.name}': {error}",
+                log=build.log_lines(),
             ) from error
     if not trt_profile or config.add_optimization_profile(trt_profile) < 0:
-        raise BuildError(what, got="TensorRT refuses it", log=attempt.rt.log.lines(attempt.since))
+        raise BuildError(subject, got="TensorRT refuses it", log=build.log_lines())
 
 
-def _build_error(attempt: _Attempt) -> BuildError:
-    """What went wrong, in TensorRT's words, with memory named as the cause where they name it."""
-    request = attempt.request
-    lines = attempt.rt.log.lines(attempt.since, logging.ERROR)[-20:]
-    subject = attempt.rt.title
-    hints = attempt.rt.log.lines(attempt.since)
-    memory = [line for line in hints if means_out_of_memory(line)]
-    if memory:
-        largest = " | ".join(str(profile) for profile in request.profiles if profile.ranges)
-        fixes = [f"lower the largest sizes of the profiles ({largest})"] if largest else []
-        fixes.append("free GPU memory")
-        if request.workspace_bytes is not None and any(_WORKSPACE.search(line) for line in memory):
-            fixes.insert(0, f"raise workspace_bytes (it is {request.workspace_bytes})")
+def _build_error(build: _PlanBuild) -> BuildError:
+    """The failure in TensorRT's words; memory is named as the cause only where these words name it."""
+    warnings = build.log_lines()
+    errors = build.log_lines(logging.ERROR)
+    about_memory = [line for line in warnings if means_out_of_memory(line)]
+    if about_memory:
         return BuildError(
-            subject,
+            build.rt.title,
             got="it ran out of memory",
-            fix=", or ".join(fixes),
-            log=lines or memory[-20:],
+            fix=", or ".join(_memory_fixes(build.request, about_memory)),
+            log=(errors or about_memory)[-_LAST_LINES:],
             out_of_memory=True,
         )
-    text = "\n".join(hints)
-    fix = next((fix for pattern, fix in _FIXES if pattern.search(text)), "")
-    return BuildError(subject, got="it could not build an engine", fix=fix, log=lines or hints[-20:])
+    text = "\n".join(warnings)
+    fix = next((fix for phrase, fix in _FIXES.items() if phrase in text), "")
+    return BuildError(
+        build.rt.title, got="it could not build an engine", fix=fix, log=(errors or warnings)[-_LAST_LINES:]
+    )
+
+
+def _memory_fixes(request: PlanRequest, log: Sequence[str]) -> list[str]:
+    """How a build may get along with the memory that there is."""
+    fixes: list[str] = []
+    if request.workspace_bytes is not None and any(_WORKSPACE.search(line) for line in log):
+        fixes.append(f"raise workspace_bytes (it is {request.workspace_bytes})")
+    largest = " | ".join(str(profile) for profile in request.profiles if profile.ranges)
+    if largest:
+        fixes.append(f"lower the largest sizes of the profiles ({largest})")
+    fixes.append("free GPU memory")
+    return fixes
 
 
 def _make_monitor(rt: TensorRT, report: PhaseReport) -> IProgressMonitor:
     class Monitor(rt.api.IProgressMonitor):
-        """Counts the steps; TensorRT calls it from several threads, and phases end before their last step."""
+        """Counts steps. TensorRT calls it from several threads, and may end a phase before its last step."""
 
         def __init__(self) -> None:
             rt.api.IProgressMonitor.__init__(self)

@@ -23,8 +23,8 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import encode_non_finite
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
-from torch2engine.builder.build import Wanted, circumstances, driver
-from torch2engine.builder.source import without_values
+from torch2engine.builder.engine_request import EngineRequest, build_environment, current_driver
+from torch2engine.builder.onnx_fingerprint import refittable_fingerprint
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
@@ -121,7 +121,7 @@ class Recall:
 
     def keep(
         self,
-        wanted: Wanted,
+        wanted: EngineRequest,
         module: TRTModule,
         built: EngineArtifact,
         outcome: PrecisionOutcome | None,
@@ -139,7 +139,7 @@ class Recall:
         engine = module.compiled()
         if self.runtime_config.kernel_specialization != "none":  # who takes it may not want kernels for these shapes
             engine = engine.with_runtime_cache(built.read_runtime_cache())
-        wanted.keep(engine)
+        wanted.store(engine)
         facts: dict[str, Any] = {
             "outcome": None if outcome is None else outcome.to_json(),
             "computed": None if computed is None else computed.to_json(),
@@ -147,7 +147,7 @@ class Recall:
         }
         for key in self._keys:
             assert self.cache is not None, "only a cache gives keys"
-            self.cache.write_note(key, CacheNote(wanted.key, facts))
+            self.cache.write_note(key, CacheNote(wanted.cache_key, facts))
 
     def _find(self, facts: Mapping[str, Any], captured: CapturedCall) -> _Found | None:
         assert self.cache is not None, "the callers look"
@@ -156,7 +156,7 @@ class Recall:
             self._keys.append(key)
             note = self.cache.read_note(key)
             engine = None if note is None else self.cache.take(note.engine_key)
-            if note is None or engine is None or engine.onnx_path is None or engine.hardware.driver != driver():
+            if note is None or engine is None or engine.onnx_path is None or engine.hardware.driver != current_driver():
                 return None
         general = self.runtime_config.kernel_specialization == "none" and engine.hardware.flavour == "tensorrt_rtx"
         if general and not engine.read_runtime_cache():
@@ -234,7 +234,7 @@ class Recall:
     def _exported(self, artifact: OnnxArtifact) -> dict[str, Any]:
         """What tells an exported model from others."""
         if self.config.refittable:
-            graph = without_values(artifact)
+            graph = refittable_fingerprint(artifact)
         else:
             graph = {name: entry["sha256"] for name, entry in artifact.manifest()["files"].items()}
         return {"graph": graph, "precision": artifact.precision}
@@ -245,7 +245,7 @@ class Recall:
         outputs = [[spec.name, spec.dtype] for spec in signature.outputs]  # their shapes follow from the sample's
         axes = {name: {str(dim): axis for dim, axis in found.items()} for name, found in captured.output_axes.items()}
         return {
-            **circumstances(self.config),
+            **build_environment(self.config),
             "signature": encode_non_finite(replace(signature, outputs=()).to_json()),
             "outputs": [outputs, axes],
             "profiles": [profile.to_json() for profile in captured.profiles],

@@ -1,0 +1,168 @@
+"""An ONNX file from anywhere → a checked copy, and the signature that its graph tells.
+
+Enters: a path. Leaves: a copy of the file that nobody else changes, and its inputs and outputs as a `Signature`.
+Separate because only here torch2engine reads ONNX that it did not write, and trusts nothing in it.
+"""
+
+from __future__ import annotations
+
+import keyword
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import onnx as _typed_onnx
+
+from torch2engine.core.errors import ArtifactError, DtypeError
+from torch2engine.core.spec import Dim, Parameter, Signature, TensorSpec, Tree
+from torch2engine.onnx_graph.walk import walk_tensors
+
+__all__ = ["ForeignSignature", "check_onnx_file", "copy_model", "read_signature"]
+
+# onnx's own annotations are incomplete
+onnx = cast("Any", _typed_onnx)
+
+# ONNX's names of element types -> PyTorch's, where lower case alone does not do
+_DTYPES = {
+    "FLOAT": "float32",
+    "DOUBLE": "float64",
+    "FLOAT8E4M3FN": "float8_e4m3fn",
+    "FLOAT8E4M3FNUZ": "float8_e4m3fnuz",
+    "FLOAT8E5M2": "float8_e5m2",
+    "FLOAT8E5M2FNUZ": "float8_e5m2fnuz",
+    "FLOAT8E8M0": "float8_e8m0fnu",
+    "FLOAT4E2M1": "float4_e2m1fn_x2",
+}
+
+
+def check_onnx_file(path: Path) -> None:
+    """Refuse a file that is missing or no valid ONNX model.
+
+    Raises:
+        ArtifactError: with onnx's reason.
+    """
+    if not path.is_file():
+        what = "it is a folder" if path.is_dir() else "there is no such file"
+        raise ArtifactError(f"'{path}'", path=str(path), got=what, fix="give the path of an ONNX file")
+    try:
+        # By path: above 2 GB there is no other way, and external data are found relative to it.
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise ArtifactError(
+            f"'{path}'",
+            path=str(path),
+            got=f"it is no valid ONNX model ({reason})",
+            fix="export it again, or upgrade onnx if the file is newer than it",
+        ) from error
+
+
+def copy_model(path: Path, target: Path) -> Any:
+    """Copy a model and its external data, and return it without these."""
+    model = onnx.load(str(path), load_external_data=False)
+    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in walk_tensors(model.graph)):
+        # One file beside the model, whatever the names and number of the originals.
+        onnx.save_model(
+            onnx.load(str(path)),
+            str(target),
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=f"{target.name}.data",
+            convert_attribute=True,
+        )
+    else:
+        shutil.copyfile(path, target)
+    return model
+
+
+@dataclass(frozen=True)
+class ForeignSignature:
+    """The inputs and outputs of an ONNX file.
+
+    Args:
+        signature: without axes, whose ranges the file does not have.
+        axis_places: {name of each dynamic axis of an input: where it is, for messages}.
+    """
+
+    signature: Signature
+    axis_places: Mapping[str, str]
+
+
+def read_signature(model: Any, path: Path) -> ForeignSignature:
+    """Read the inputs and outputs of an ONNX file.
+
+    Raises:
+        ArtifactError: one name stands for several of them.
+        DtypeError: one of them is no tensor.
+    """
+    graph = model.graph
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    names = [value.name for value in (*inputs, *graph.output)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ArtifactError(
+                f"'{path}'",
+                path=str(path),
+                got=f"the name '{name}' stands for more than one input or output",
+                fix="put an Identity node before the output and name its result otherwise",
+            )
+    axis_names = _AxisNames()
+    input_specs = tuple(_tensor_spec(value, f"input '{value.name}'", axis_names) for value in inputs)
+    axis_places = dict(axis_names.places)
+    output_specs = tuple(_tensor_spec(value, f"output '{value.name}'", axis_names) for value in graph.output)
+    parameters = tuple(Parameter(spec.name, "positional", Tree("tensor")) for spec in input_specs)
+    leaves = (Tree("tensor"),) * len(output_specs)
+    result = leaves[0] if len(leaves) == 1 else Tree("dict", tuple(spec.name for spec in output_specs), leaves)
+    return ForeignSignature(Signature(input_specs, output_specs, (), parameters, result), axis_places)
+
+
+class _AxisNames:
+    """Gives each dimension name of ONNX, which may be any text, an identifier as the axis's name."""
+
+    def __init__(self) -> None:
+        self.places: dict[str, str] = {}
+        self._name_of: dict[str, str] = {}
+
+    def axis_name(self, onnx_name: str, key: str, place: str) -> str:
+        """The axis's name: the same for the same key, and another for another key."""
+        if key not in self._name_of:
+            name = re.sub(r"\W", "_", onnx_name, flags=re.ASCII)
+            if not name.isidentifier() or keyword.iskeyword(name):
+                name = f"_{name}"
+            stem = name
+            number = 1
+            while name in self.places:
+                number += 1
+                name = f"{stem}_{number}"
+            self._name_of[key] = name
+            self.places[name] = place
+        return self._name_of[key]
+
+
+def _tensor_spec(value: Any, subject: str, axis_names: _AxisNames) -> TensorSpec:
+    kind = value.type.WhichOneof("value")
+    if kind != "tensor_type":
+        content = str(kind or "nothing").removesuffix("_type")
+        raise DtypeError(
+            subject,
+            name=value.name,
+            got=f"it holds {content}, no tensor",
+            allowed="TensorRT takes tensors",
+            fix="export the model with tensors for inputs and outputs",
+        )
+    tensor = value.type.tensor_type
+    member = str(onnx.TensorProto.DataType.Name(tensor.elem_type))
+    shape: list[Dim] = []
+    for position, dim in enumerate(tensor.shape.dim):
+        if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0:
+            shape.append(int(dim.dim_value))
+            continue
+        unnamed = f"{value.name}_dim_{position}"
+        onnx_name = str(dim.dim_param) or unnamed
+        key = f"named {onnx_name}" if dim.dim_param else f"unnamed {unnamed}"
+        shape.append(axis_names.axis_name(onnx_name, key, f"dimension {position} of {subject}"))
+    return TensorSpec(value.name, _DTYPES.get(member, member.lower()), tuple(shape))
