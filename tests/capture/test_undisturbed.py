@@ -388,7 +388,7 @@ FIRST_CALLS = f"""
 import json
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch2engine.capture.undisturbed import exact_arithmetic
+from torch2engine.capture.process_state import exact_arithmetic
 
 class Log(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

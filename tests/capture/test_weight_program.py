@@ -23,8 +23,9 @@ import torch2engine as t2e
 from tests.support.weight_models import MODELS, Shared, Strange, tiny
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.capture.process_state import exact_arithmetic
 from torch2engine.capture.signature import capture_call
-from torch2engine.capture.undisturbed import exact_arithmetic, undisturbed
+from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_operators import apply_to_many
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 from torch2engine.exporter.export import export_onnx

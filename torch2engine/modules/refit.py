@@ -22,8 +22,9 @@ from torch import nn
 
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.fingerprint import WeightSnapshot, fingerprints, take_snapshot
+from torch2engine.capture.process_state import exact_arithmetic, process_state_lock
 from torch2engine.capture.reference import Reference, outputs_by_name
-from torch2engine.capture.undisturbed import exact_arithmetic, process_state_lock, undisturbed
+from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Tolerance, of_kind
