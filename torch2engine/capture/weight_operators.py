@@ -1,248 +1,298 @@
-"""What weight programs may consist of: ONNX's operators on tensors of a module, on any device.
+"""The operators of weight programs: ONNX's on a module's tensors, the folding of BatchNorm, and AutoCast's rounding.
 
-Enters: tensors on one device. Leaves: the same values on every device, to the last bit: a CPU's and a GPU's square
+Enters: tensors on one device. Leaves: the same values on every device, to the last bit. A CPU's and a GPU's square
 roots, exponentials and sums differ in float32's last digit (MKL's square root is off by one in 0.6 % of cases), and one
-weight that is rounded to another half changes an engine's answers by 1e-3. So what IEEE 754 does not settle is worked
-out in float64, and then rounded. Beside `weights`, which keeps and runs programs.
+weight that is rounded to another half changes an engine's answers by 1e-3. So whatever IEEE 754 leaves open is computed
+in float64, and then rounded. Separate from `weight_program`, which stores programs and runs them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch.nn import functional
 
-__all__ = ["READ_SIZES", "WEIGHT_OPERATORS", "Attributes", "Tensors", "apply_to_many"]
+__all__ = ["READ_SIZES", "WEIGHT_OPERATORS", "Attributes", "OperatorInputs", "apply_to_many"]
 
-Tensors: TypeAlias = "Sequence[torch.Tensor]"
+OperatorInputs: TypeAlias = "Sequence[Any]"  # tensors, and None in the place of an optional input that is left out
 Attributes: TypeAlias = "Mapping[str, Any]"
+Operator: TypeAlias = "Callable[[OperatorInputs, Attributes], torch.Tensor]"
 
-_SMALL = 1 << 20  # elements; the work on more takes longer than a launch
-_MOST_JOINED = 1 << 24  # elements, in 64 MiB
-_ALIGNED = 128  # elements; of halves 256 bytes, as PyTorch aligns its own tensors at least
-
-
-def _ints(tensor: torch.Tensor | None) -> list[int] | None:
-    return None if tensor is None else [int(value) for value in tensor.reshape(-1)]
+_SMALL_SIZE = 1 << 20  # elements; the work on more takes longer than a launch
+_LARGEST_BATCH = 1 << 24  # elements, in 64 MiB
+_ALIGNMENT = 128  # elements; of halves 256 bytes, as PyTorch aligns its own tensors at least
 
 
-def _slice(x: Tensors, _: Attributes) -> torch.Tensor:
-    data, *rest = x
-    starts, ends, axes, steps = (_ints(part) for part in (*rest, *[None] * (4 - len(rest))))
-    assert starts is not None and ends is not None, "ONNX demands both"
-    for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        axis, step = axes[index] if axes else index, steps[index] if steps else 1
-        chosen = range(data.shape[axis])[slice(start, end, step)]  # ONNX's bounds are Python's
-        data = data.index_select(axis, torch.tensor(list(chosen), dtype=torch.int64, device=data.device))
+def _int_list(tensor: torch.Tensor) -> list[int]:
+    return [int(value) for value in tensor.reshape(-1)]
+
+
+def _optional_ints(inputs: OperatorInputs, index: int) -> list[int] | None:
+    """The numbers of an optional input; None if it is left out."""
+    if index >= len(inputs) or inputs[index] is None:
+        return None
+    return _int_list(inputs[index])
+
+
+def _slice(inputs: OperatorInputs, _: Attributes) -> torch.Tensor:
+    data: torch.Tensor = inputs[0]
+    starts = _int_list(inputs[1])
+    ends = _int_list(inputs[2])
+    axes = _optional_ints(inputs, 3) or list(range(len(starts)))
+    steps = _optional_ints(inputs, 4) or [1] * len(starts)
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        indices = range(data.shape[axis])[slice(start, end, step)]  # ONNX's bounds are Python's
+        data = data.index_select(axis, torch.tensor(list(indices), dtype=torch.int64, device=data.device))
     return data
 
 
-def _reshape(x: Tensors, attributes: Attributes) -> torch.Tensor:
-    sizes = _ints(x[1]) or []
-    keep = not attributes.get("allowzero", 0)
-    return x[0].reshape([x[0].shape[at] if keep and size == 0 else size for at, size in enumerate(sizes)])
+def _reshape(inputs: OperatorInputs, attributes: Attributes) -> torch.Tensor:
+    data: torch.Tensor = inputs[0]
+    sizes = _int_list(inputs[1])
+    if not attributes.get("allowzero", 0):  # then 0 means the size that the data has there
+        sizes = [data.shape[axis] if size == 0 else size for axis, size in enumerate(sizes)]
+    return data.reshape(sizes)
 
 
-def _unsqueeze(x: Tensors, _: Attributes) -> torch.Tensor:
-    data, axes = x[0], _ints(x[1]) or []
+def _unsqueeze(inputs: OperatorInputs, _: Attributes) -> torch.Tensor:
+    data: torch.Tensor = inputs[0]
+    axes = _int_list(inputs[1])
     rank = data.ndim + len(axes)
     for axis in sorted(axis % rank for axis in axes):
         data = data.unsqueeze(axis)
     return data
 
 
-def _squeeze(x: Tensors, _: Attributes) -> torch.Tensor:
-    axes = _ints(x[1]) if len(x) > 1 else None
-    return x[0].squeeze() if axes is None else x[0].squeeze(tuple(axes))
+def _squeeze(inputs: OperatorInputs, _: Attributes) -> torch.Tensor:
+    data: torch.Tensor = inputs[0]
+    axes = _optional_ints(inputs, 1)
+    return data.squeeze() if axes is None else data.squeeze(tuple(axes))
 
 
-def _axes(x: Tensors) -> list[int] | None:
-    return _ints(x[1]) if len(x) > 1 else None
+def _expand(inputs: OperatorInputs, _: Attributes) -> torch.Tensor:
+    data: torch.Tensor = inputs[0]
+    return data * torch.ones(_int_list(inputs[1]), dtype=data.dtype, device=data.device)
 
 
-def _keep(attributes: Attributes) -> bool:
-    return bool(attributes.get("keepdims", 1))
+def _transpose(inputs: OperatorInputs, attributes: Attributes) -> torch.Tensor:
+    data: torch.Tensor = inputs[0]
+    return data.permute(attributes.get("perm", tuple(range(data.ndim))[::-1]))
 
 
-def _reduce(function: Callable[..., torch.Tensor]) -> Callable[[Tensors, Attributes], torch.Tensor]:
-    def reduce(x: Tensors, attributes: Attributes) -> torch.Tensor:
-        axes = _axes(x)
+def _gather(inputs: OperatorInputs, attributes: Attributes) -> torch.Tensor:
+    data: torch.Tensor = inputs[0]
+    indices: torch.Tensor = inputs[1]
+    axis: int = attributes.get("axis", 0) % data.ndim
+    from_front = torch.remainder(indices, data.shape[axis])  # ONNX counts negative ones from the end
+    gathered = data.index_select(axis, from_front.reshape(-1).to(data.device))
+    return gathered.reshape([*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]])
+
+
+def _elementwise(function: Callable[..., torch.Tensor]) -> Operator:
+    """A function that IEEE 754 decides to the last bit."""
+    return lambda inputs, _: function(*inputs)
+
+
+def _in_float64(function: Callable[..., torch.Tensor]) -> Operator:
+    """A function that devices round in different ways."""
+    return lambda inputs, _: function(*[part.double() for part in inputs]).to(inputs[0].dtype)
+
+
+def _reduction(function: Callable[..., torch.Tensor]) -> Operator:
+    """A function over axes, which are all of them if none are given."""
+
+    def reduce(inputs: OperatorInputs, attributes: Attributes) -> torch.Tensor:
+        data: torch.Tensor = inputs[0]
+        axes = _optional_ints(inputs, 1)
         if not axes and attributes.get("noop_with_empty_axes", 0):
             raise ValueError("a reduction that does nothing")
-        over = tuple(range(x[0].ndim)) if axes is None else tuple(axes)
-        return function(x[0], over, _keep(attributes), dtype=torch.float64).to(x[0].dtype)
+        over = range(data.ndim) if axes is None else axes
+        keeps_axes = bool(attributes.get("keepdims", 1))
+        return function(data, tuple(over), keeps_axes, dtype=torch.float64).to(data.dtype)
 
     return reduce
 
 
-def _norm(x: torch.Tensor, axes: tuple[int, ...], keep: bool, dtype: torch.dtype) -> torch.Tensor:
-    return x.to(dtype).square().sum(axes, keep).sqrt()
+def _l2_norm(data: torch.Tensor, axes: tuple[int, ...], keepdim: bool, dtype: torch.dtype) -> torch.Tensor:
+    return data.to(dtype).square().sum(axes, keepdim).sqrt()
 
 
-def _each(function: Callable[..., torch.Tensor]) -> Callable[[Tensors, Attributes], torch.Tensor]:
-    return lambda x, _: function(*x)
-
-
-def _wide(function: Callable[..., torch.Tensor]) -> Callable[[Tensors, Attributes], torch.Tensor]:
-    """A function that devices round in their own ways."""
-    return lambda x, _: function(*[part.double() for part in x]).to(x[0].dtype)
-
-
-def _scale(gamma: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
+def _batch_norm_scale(gamma: torch.Tensor, variance: torch.Tensor, epsilon: float) -> torch.Tensor:
     """BatchNorm's factor, in float32 at least."""
-    wide = torch.promote_types(gamma.dtype, torch.float32)
-    return (gamma / torch.sqrt(variance.double() + epsilon)).to(wide)
+    dtype = torch.promote_types(gamma.dtype, torch.float32)
+    return (gamma / torch.sqrt(variance.double() + epsilon)).to(dtype)
 
 
-def _norm_scale(x: Tensors, attributes: Attributes) -> torch.Tensor:
+def _norm_scale(inputs: OperatorInputs, attributes: Attributes) -> torch.Tensor:
     """BatchNorm's factor in the model's own type: gamma, variance."""
-    return _scale(x[0], x[1], attributes["epsilon"]).to(x[0].dtype)
+    gamma, variance = inputs
+    return _batch_norm_scale(gamma, variance, attributes["epsilon"]).to(gamma.dtype)
 
 
-def _fold_weight(x: Tensors, attributes: Attributes) -> torch.Tensor:
+def _fold_weight(inputs: OperatorInputs, attributes: Attributes) -> torch.Tensor:
     """A convolution's weight with BatchNorm's factor in it: weight, gamma, variance."""
-    weight, gamma, variance = x
-    return _scaled(weight, _scale(gamma, variance, attributes["epsilon"]), attributes)
+    weight, gamma, variance = inputs
+    return _scale_weight(weight, _batch_norm_scale(gamma, variance, attributes["epsilon"]), attributes["axis"])
 
 
-def _scaled(weight: torch.Tensor, scale: torch.Tensor, attributes: Attributes) -> torch.Tensor:
-    sides = [1] * weight.ndim
-    sides[attributes["axis"]] = -1
-    return (weight.to(scale.dtype) * scale.reshape(sides)).to(weight.dtype)
+def _scale_weight(weight: torch.Tensor, scale: torch.Tensor, axis: int) -> torch.Tensor:
+    """Multiply a weight by one factor for each index of an axis."""
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    return (weight.to(scale.dtype) * scale.reshape(shape)).to(weight.dtype)
 
 
-def _fold_bias(x: Tensors, attributes: Attributes) -> torch.Tensor:
+def _fold_bias(inputs: OperatorInputs, attributes: Attributes) -> torch.Tensor:
     """A convolution's bias with BatchNorm in it: bias or None, gamma, beta, mean, variance."""
-    gamma, beta, mean, variance = x[1:]
-    bias = cast("torch.Tensor | None", x[0])
-    scale = _scale(gamma, variance, attributes["epsilon"])
-    before = mean.to(scale.dtype) if bias is None else mean.to(scale.dtype) - bias.to(scale.dtype)
-    return (beta.to(scale.dtype) - before * scale).to(beta.dtype)
+    bias, gamma, beta, mean, variance = inputs
+    scale = _batch_norm_scale(gamma, variance, attributes["epsilon"])
+    centre: torch.Tensor = mean.to(scale.dtype)
+    if bias is not None:
+        centre = centre - bias.to(scale.dtype)
+    return (beta.to(scale.dtype) - centre * scale).to(beta.dtype)
 
 
-def _cast_half(x: Tensors, _: Attributes) -> torch.Tensor:
-    """A float32 tensor in float16 as ModelOpt's AutoCast (0.47) writes it: what is not zero, but less than the least
-    number, becomes that number, whatever its sign."""
-    least = 2.0**-24
-    given = x[0].float()
-    large = functional.hardshrink(given, least - 2.0**-48)  # float32's next smaller one
-    return large.add(given.ne(large), alpha=least).to(torch.float16)
+def _cast_half(inputs: OperatorInputs, _: Attributes) -> torch.Tensor:
+    """A float32 tensor in float16 as ModelOpt's AutoCast (0.47) writes it.
+
+    A value that is not zero, but smaller than float16's smallest number, becomes that number, whatever its sign.
+    """
+    smallest = 2.0**-24
+    values: torch.Tensor = inputs[0].float()
+    representable = functional.hardshrink(values, smallest - 2.0**-48)  # float32's next smaller number
+    return representable.add(values.ne(representable), alpha=smallest).to(torch.float16)
 
 
-def _gather(x: Tensors, attributes: Attributes) -> torch.Tensor:
-    data, indices = x
-    axis = attributes.get("axis", 0) % data.ndim
-    chosen = data.index_select(axis, cast("torch.Tensor", indices % data.shape[axis]).reshape(-1).to(data.device))
-    return chosen.reshape([*data.shape[:axis], *indices.shape, *data.shape[axis + 1 :]])
-
-
-# What programs may consist of: ONNX's operators, in opset 22, the folding of BatchNorm, and AutoCast's rounding.
-WEIGHT_OPERATORS: dict[str, Callable[[Tensors, Attributes], torch.Tensor]] = {
-    "Abs": _each(torch.abs),
-    "Add": _each(torch.add),
-    "Cast": lambda x, attributes: x[0].to(attributes["to"]),
-    "Concat": lambda x, attributes: torch.cat(list(x), attributes["axis"]),
-    "Cos": _wide(torch.cos),
-    "Div": _each(torch.div),
-    "Exp": _wide(torch.exp),
-    "Expand": lambda x, _: x[0] * torch.ones(_ints(x[1]) or [], dtype=x[0].dtype, device=x[0].device),
+# ONNX's operators are those of opset 22; the last four are beside ONNX's.
+WEIGHT_OPERATORS: dict[str, Operator] = {
+    "Abs": _elementwise(torch.abs),
+    "Add": _elementwise(torch.add),
+    "Cast": lambda inputs, attributes: inputs[0].to(attributes["to"]),
+    "Concat": lambda inputs, attributes: torch.cat(list(inputs), attributes["axis"]),
+    "Cos": _in_float64(torch.cos),
+    "Div": _elementwise(torch.div),
+    "Exp": _in_float64(torch.exp),
+    "Expand": _expand,
     "Gather": _gather,
-    "Identity": lambda x, _: x[0],
-    "Log": _wide(torch.log),
-    "MatMul": _wide(torch.matmul),
-    "Mul": _each(torch.mul),
-    "Neg": _each(torch.neg),
-    "Pow": _wide(torch.pow),
-    "Reciprocal": _each(torch.reciprocal),
-    "ReduceL2": _reduce(_norm),
-    "ReduceMean": _reduce(torch.mean),
-    "ReduceSum": _reduce(torch.sum),
-    "Relu": _each(torch.relu),
+    "Identity": lambda inputs, _: inputs[0],
+    "Log": _in_float64(torch.log),
+    "MatMul": _in_float64(torch.matmul),
+    "Mul": _elementwise(torch.mul),
+    "Neg": _elementwise(torch.neg),
+    "Pow": _in_float64(torch.pow),
+    "Reciprocal": _elementwise(torch.reciprocal),
+    "ReduceL2": _reduction(_l2_norm),
+    "ReduceMean": _reduction(torch.mean),
+    "ReduceSum": _reduction(torch.sum),
+    "Relu": _elementwise(torch.relu),
     "Reshape": _reshape,
-    "Sigmoid": _wide(torch.sigmoid),
-    "Sin": _wide(torch.sin),
+    "Sigmoid": _in_float64(torch.sigmoid),
+    "Sin": _in_float64(torch.sin),
     "Slice": _slice,
-    "Softplus": _wide(functional.softplus),
-    "Sqrt": _wide(torch.sqrt),
+    "Softplus": _in_float64(functional.softplus),
+    "Sqrt": _in_float64(torch.sqrt),
     "Squeeze": _squeeze,
-    "Sub": _each(torch.sub),
-    "Tanh": _wide(torch.tanh),
-    "Transpose": lambda x, attributes: x[0].permute(attributes.get("perm", tuple(range(x[0].ndim))[::-1])),
+    "Sub": _elementwise(torch.sub),
+    "Tanh": _in_float64(torch.tanh),
+    "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
     "FoldedWeight": _fold_weight,
     "FoldedBias": _fold_bias,
     "NormScale": _norm_scale,
     "CastHalf": _cast_half,
 }
+# Operators whose inputs after the first are sizes or axes, read as numbers.
 READ_SIZES = frozenset(
     {"Expand", "Gather", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
 )
 
 
-def apply_to_many(op: str, inputs: Sequence[Tensors], attributes: Attributes) -> list[torch.Tensor]:
-    """The operator's answers to each of several inputs, to the bit as one by one.
+def apply_to_many(
+    operator: str, inputs_of_each: Sequence[OperatorInputs], attributes: Attributes
+) -> list[torch.Tensor]:
+    """Apply one operator to each of several inputs, with the same bits as one by one.
 
-    Networks have hundreds of small weights, and a launch takes longer than the work on one.
+    Networks have hundreds of small weights, and a launch takes longer than the work on one. So small ones are joined.
     """
-    operator = WEIGHT_OPERATORS[op]
-    if op == "FoldedWeight":
-        factors = [(gamma, variance) for _, gamma, variance in inputs]
-        scales = _joined(lambda x: _scale(x[0], x[1], attributes["epsilon"]), factors)
-        return [_scaled(x[0], scale, attributes) for x, scale in zip(inputs, scales, strict=True)]
-    if op in ("FoldedBias", "CastHalf"):
-        return _joined(lambda x: operator(x, attributes), inputs)
-    return [operator(x, attributes) for x in inputs]
+    apply = WEIGHT_OPERATORS[operator]
+    if operator == "FoldedWeight":
+        # The weights differ in shape; what is computed for each channel does not.
+        factors = [(gamma, variance) for _, gamma, variance in inputs_of_each]
+        scales = _apply_joined(lambda pair: _batch_norm_scale(pair[0], pair[1], attributes["epsilon"]), factors)
+        weights = [weight for weight, _, _ in inputs_of_each]
+        return [_scale_weight(weight, scale, attributes["axis"]) for weight, scale in zip(weights, scales, strict=True)]
+    if operator in ("FoldedBias", "CastHalf"):
+        return _apply_joined(lambda inputs: apply(inputs, attributes), inputs_of_each)
+    return [apply(inputs, attributes) for inputs in inputs_of_each]
 
 
-def _joined(function: Callable[[Tensors], torch.Tensor], inputs: Sequence[Tensors]) -> list[torch.Tensor]:
-    """A function that works element by element, of inputs whose tensors have one shape: small ones joined to one."""
-    found: dict[int, torch.Tensor] = {}
-    waiting: dict[tuple[torch.dtype | None, ...], tuple[dict[int, Tensors], int]] = {}
-    for index, x in enumerate(inputs):
-        size = x[-1].numel()  # the first may be left out
-        if size >= _SMALL:
-            found[index] = function(x)
+ElementwiseFunction: TypeAlias = "Callable[[OperatorInputs], torch.Tensor]"
+
+
+@dataclass
+class _Batch:
+    """Small inputs of the same dtypes that are joined to one, by their index among all inputs."""
+
+    inputs: dict[int, OperatorInputs] = field(default_factory=dict[int, "OperatorInputs"])
+    elements: int = 0
+
+
+def _apply_joined(function: ElementwiseFunction, inputs_of_each: Sequence[OperatorInputs]) -> list[torch.Tensor]:
+    """Apply a function that works element by element, to small inputs joined to one.
+
+    Args:
+        function: of inputs whose tensors have one shape.
+        inputs_of_each: only the first of an input's tensors may be None.
+    """
+    results: dict[int, torch.Tensor] = {}
+    batches: dict[tuple[torch.dtype | None, ...], _Batch] = {}
+    for index, inputs in enumerate(inputs_of_each):
+        elements = inputs[-1].numel()
+        if elements >= _SMALL_SIZE:
+            results[index] = function(inputs)
             continue
-        kind = tuple(part.dtype if part is not None else None for part in cast("Sequence[torch.Tensor | None]", x))
-        group, total = waiting.pop(kind, ({}, 0))
-        group[index] = x
-        if total + size >= _MOST_JOINED:
-            found |= _as_one(function, group)
-        else:
-            waiting[kind] = group, total + size
-    for group, _ in waiting.values():
-        found |= _as_one(function, group)
-    return [found[index] for index in range(len(inputs))]
+        dtypes = tuple(None if tensor is None else tensor.dtype for tensor in inputs)
+        batch = batches.setdefault(dtypes, _Batch())
+        batch.inputs[index] = inputs
+        batch.elements += elements
+        if batch.elements >= _LARGEST_BATCH:
+            results |= _apply_to_batch(function, batches.pop(dtypes).inputs)
+    for batch in batches.values():
+        results |= _apply_to_batch(function, batch.inputs)
+    return [results[index] for index in range(len(inputs_of_each))]
 
 
-def _as_one(function: Callable[[Tensors], torch.Tensor], inputs: Mapping[int, Tensors]) -> dict[int, torch.Tensor]:
-    if len(inputs) == 1:
-        return {index: function(x) for index, x in inputs.items()}
-    shapes = [x[-1].shape for x in inputs.values()]
-    gaps = [-shape.numel() % _ALIGNED for shape in shapes]
-    answer = function([_row(column, gaps) for column in zip(*inputs.values(), strict=True)])
+def _apply_to_batch(function: ElementwiseFunction, batch: Mapping[int, OperatorInputs]) -> dict[int, torch.Tensor]:
+    if len(batch) == 1:
+        return {index: function(inputs) for index, inputs in batch.items()}
+    shapes: list[torch.Size] = [inputs[-1].shape for inputs in batch.values()]
+    gaps = [-shape.numel() % _ALIGNMENT for shape in shapes]
+    joined = function([_join(tensors, gaps) for tensors in zip(*batch.values(), strict=True)])
     sizes = [shape.numel() + gap for shape, gap in zip(shapes, gaps, strict=True)]
-    found = zip(inputs, cast("Tensors", answer.split(sizes)), shapes, strict=True)
-    return {index: _cut(part, shape) for index, part, shape in found}
+    parts: Sequence[torch.Tensor] = torch.split(joined, sizes)
+    return {index: _cut_out(part, shape) for index, part, shape in zip(batch, parts, shapes, strict=True)}
 
 
-def _cut(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """What has the shape from the front; views of what has it already take longer than to look."""
+def _cut_out(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """The front of a part, in a shape; a view is made only where it is needed, since making one takes time."""
     size = shape.numel()
-    whole = part if part.numel() == size else part[:size]
-    return whole if whole.shape == shape else whole.view(shape)
+    values = part if part.numel() == size else part[:size]
+    return values if values.shape == shape else values.view(shape)
 
 
-def _row(tensors: Tensors, gaps: Sequence[int]) -> Any:
-    """One tensor with room behind each, so that what is cut out of it begins where a tensor may; None of Nones."""
-    if cast("torch.Tensor | None", tensors[0]) is None:
-        return None
-    room = {gap: tensors[0].new_zeros(gap) for gap in {*gaps}}
+def _join(tensors: Sequence[torch.Tensor | None], gaps: Sequence[int]) -> torch.Tensor | None:
+    """One row of all tensors with a gap behind each, so that each begins at an aligned address; None of Nones."""
     parts: list[torch.Tensor] = []
+    zeros: dict[int, torch.Tensor] = {}
     for tensor, gap in zip(tensors, gaps, strict=True):
+        if tensor is None:
+            return None
         parts.append(tensor if tensor.ndim == 1 else tensor.reshape(-1))
         if gap:
-            parts.append(room[gap])
+            if gap not in zeros:
+                zeros[gap] = tensor.new_zeros(gap)
+            parts.append(zeros[gap])
     return torch.cat(parts)
