@@ -18,6 +18,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.gpu.models import Scale
+from torch2engine.modules.trt.stream_executor import PreparedTensors
 from torch2engine.trt.gpu import load_driver
 
 WIDTH = 64
@@ -248,3 +249,10 @@ def capturing(graph: torch.cuda.CUDAGraph, **options: Any) -> Generator[None]:
     gc.collect()
     with torch.cuda.graph(graph, **options):
         yield
+
+
+def prepared_shapes(module: t2e.TRTModule) -> list[PreparedTensors]:
+    """All shapes that a module has prepared, on every stream."""
+    assert module._live is not None
+    executors = module._live._executors.values()
+    return [prepared for executor in executors for prepared in executor.pool.prepared.values()]

@@ -17,7 +17,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
-from tests.gpu.scenarios import CALLS, PAUSE, WIDTH, Engines, Subject, run_together
+from tests.gpu.scenarios import CALLS, PAUSE, WIDTH, Engines, Subject, prepared_shapes, run_together
 
 pytestmark = pytest.mark.xdist_group("graphs")
 
@@ -256,6 +256,4 @@ def test_auto_makes_graphs_when_it_is_alone(engines: Engines) -> None:
 
 
 def _graphs(module: t2e.TRTModule) -> int:
-    assert module._live is not None
-    plans = [plan for lane in module._live._lanes.values() for plan in lane.plans.values()]
-    return sum(len(plan.graphs) + (plan.copied is not None) for plan in plans)
+    return sum(len(prepared.graphs) for prepared in prepared_shapes(module))

@@ -16,7 +16,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.gpu.models import Scale
-from tests.gpu.scenarios import CALLS, MOST_ROWS, PAUSE, WIDTH, Engines, Subject, capturing
+from tests.gpu.scenarios import CALLS, MOST_ROWS, PAUSE, WIDTH, Engines, Subject, capturing, prepared_shapes
 
 pytestmark = pytest.mark.xdist_group("out_of_range")
 
@@ -89,9 +89,7 @@ def left(module: t2e.TRTModule, x: torch.Tensor) -> str:
 
 
 def graphs_of(module: t2e.TRTModule) -> int:
-    assert module._live is not None
-    plans = [plan for lane in module._live._lanes.values() for plan in lane.plans.values()]
-    return sum(len(plan.graphs) + (plan.copied is not None) for plan in plans)
+    return sum(len(prepared.graphs) for prepared in prepared_shapes(module))
 
 
 # Split

@@ -27,7 +27,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Tiny, settle, tiny_inputs
-from tests.gpu.scenarios import AXES, MOST_ROWS, WIDTH, Engines
+from tests.gpu.scenarios import AXES, MOST_ROWS, WIDTH, Engines, prepared_shapes
 from tests.support.paths import REPOSITORY
 from torch2engine.trt.engine import Engine
 
@@ -147,11 +147,11 @@ def test_profiles_and_streams_alternate(ranges: list[tuple[int, int, int]], grap
         for name, wanted in model(*inputs).items():
             if isinstance(wanted, torch.Tensor):
                 torch.testing.assert_close(got[name], wanted, rtol=1e-3, atol=1e-4)
-    plans = [plan for lane in module._live._lanes.values() for plan in lane.plans.values()]
-    assert {plan.profile for plan in plans} == set(range(len(ranges)))
-    for plan in plans:
-        assert plan.profile == module.signature.select_profile(
-            module._artifact.profiles, {"batch": int(plan.shapes[0][0])}
+    prepared = prepared_shapes(module)
+    assert {one.profile for one in prepared} == set(range(len(ranges)))
+    for one in prepared:
+        assert one.profile == module.signature.select_profile(
+            module._artifact.profiles, {"batch": int(one.shapes[0][0])}
         )
 
 

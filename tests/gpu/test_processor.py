@@ -27,7 +27,7 @@ from tests.gpu.models import TINY_AXES, Scale, Tiny, tiny_inputs
 from tests.gpu.scenarios import run_together
 from torch2engine.processor.arrays import check
 from torch2engine.processor.cuda import Cuda
-from torch2engine.processor.staging import Job, Timings
+from torch2engine.processor.staging import PendingCall, Timings
 from torch2engine.trt.context import Context
 from torch2engine.trt.gpu import current_gpu_index
 
@@ -150,7 +150,9 @@ def test_pitfall_02_results_are_the_callers_own(artifact: t2e.EngineArtifact, al
             x = rows(count, number)
             kept.append((only(processor.infer(x)), x * 2))
         assert all(np.array_equal(found, wanted) for found, wanted in kept)
-        graphed = [plan.graph is not None for lane in processor._pipeline._lanes for plan in lane._plans.values()]
+        graphed = [
+            len(one.graphs) > 0 for executor in processor._session._executors for one in executor.pool.prepared.values()
+        ]
         assert any(graphed) is (graphs and allocation != "exact")
 
 
@@ -159,11 +161,11 @@ def test_allocations_hold_what_they_say(artifact: t2e.EngineArtifact) -> None:
     sizes: dict[str, list[int]] = {}
     for allocation in ALLOCATIONS:
         with t2e.Processor(artifact, streams=1, allocation=allocation) as processor:
-            lane = processor._pipeline._lanes[0]
-            sizes[allocation] = [lane._outputs.size_bytes]
+            executor = processor._session._executors[0]
+            sizes[allocation] = [executor._outputs.size_bytes]
             for count in (3, 1000, 3):
                 processor.infer(rows(count))
-                sizes[allocation].append(lane._outputs.size_bytes)
+                sizes[allocation].append(executor._outputs.size_bytes)
     assert sizes == {"max": [1 << 20] * 4, "reuse": [0, 768, 256_000, 256_000], "exact": [0] * 4}
 
 
@@ -193,9 +195,9 @@ def test_page_locked_arrays_are_not_staged(double: t2e.Processor) -> None:
 
     def direct(array: Any) -> bool:
         profiles = double._artifact.profiles
-        job: Job = double._pipeline.start(check(double.signature, profiles, array), {}, blocking=False)
-        assert np.array_equal(only(double._pipeline.finish(job)), array.astype(np.float32) * 2)
-        return bool(job.direct)
+        pending: PendingCall = double._session.start(check(double.signature, profiles, array), {}, blocking=False)
+        assert np.array_equal(only(double._session.finish(pending)), array.astype(np.float32) * 2)
+        return bool(pending.direct)
 
     ours = double.empty(n=4096)["x"]
     ours[:] = rows(4096)
@@ -221,12 +223,12 @@ def reused(count: int, size: int) -> Iterator[Any]:
 def test_one_call_at_a_time_keeps_to_one_stream(artifact: t2e.EngineArtifact) -> None:
     """The next stream, with contexts and memory of its own, is for calls that come meanwhile."""
     with t2e.Processor(artifact, streams=3) as processor:
-        lanes = processor._pipeline._lanes
+        executors = processor._session._executors
         for count in (7, 900, 7):
             processor.infer(rows(count))
-        assert [len(lane._plans) for lane in lanes] == [2, 0, 0]
+        assert [len(executor.pool.prepared) for executor in executors] == [2, 0, 0]
         assert all(len(only(results)) == 7 for results in processor.infer_stream([rows(7)] * 12, depth=3))
-        assert [len(lane._plans) for lane in lanes] == [2, 1, 1]
+        assert [len(executor.pool.prepared) for executor in executors] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("depth", [1, 3, 4, 9])
@@ -286,8 +288,8 @@ def test_stream_that_is_left_gives_everything_back(double: t2e.Processor) -> Non
         stream.close()
         next(double.infer_stream(reused(10, 4096)))
     gc.collect()
-    assert [lane.waiting for lane in double._pipeline._lanes] == [0, 0]
-    assert len(double._pipeline._tickets) <= sum(double._pipeline._kept.values())
+    assert [executor.waiting for executor in double._session._executors] == [0, 0]
+    assert len(double._session._spare_staging) <= sum(double._session._max_spare.values())
     stream = double.infer_stream(reused(10, 4096), depth=3)
     first = only(next(stream))
     double.close()
@@ -358,17 +360,17 @@ def test_memory_that_cannot_be_had_is_told(artifact: t2e.EngineArtifact, monkeyp
     known = Context.set_shapes
     monkeypatch.setattr(Context, "set_shapes", lambda *args: [(-1, 64) for _ in known(*args)])
     with t2e.Processor(artifact, streams=1, allocation="reuse") as processor:
-        lane = processor._pipeline._lanes[0]
+        executor = processor._session._executors[0]
         processor.infer(rows(2))
-        asked = lane._asked
+        make_output_allocator = executor._make_output_allocator
 
         def refuse(size_bytes: int) -> Any:
             raise MemoryError("planted")
 
-        monkeypatch.setattr(lane, "_asked", lambda: refuse)
+        monkeypatch.setattr(executor, "_make_output_allocator", lambda: refuse)
         with pytest.raises(MemoryError, match="planted"):
             processor.infer(rows(2))
-        monkeypatch.setattr(lane, "_asked", asked)
+        monkeypatch.setattr(executor, "_make_output_allocator", make_output_allocator)
         assert np.array_equal(only(processor.infer(rows(2))), rows(2) * 2)
 
 
@@ -394,7 +396,7 @@ def test_pitfall_25_threads_share_a_processor(double: t2e.Processor) -> None:
 
     run_together([lambda seed=seed: (calls if seed % 2 else stream)(seed) for seed in range(8)])
     assert wrong == []
-    assert [lane.waiting for lane in double._pipeline._lanes] == [0, 0]
+    assert [executor.waiting for executor in double._session._executors] == [0, 0]
 
 
 def test_current_context_is_left_as_it_was(double: t2e.Processor) -> None:

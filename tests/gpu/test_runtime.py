@@ -17,8 +17,9 @@ import torch2engine as t2e
 from tests.gpu.models import Scale
 from tests.gpu.scenarios import capturing
 from torch2engine.modules import torch_state as _torch
+from torch2engine.modules.trt.output_tensors import TensorMemory, allocate_memory
 from torch2engine.trt.context import Context
-from torch2engine.trt.cuda_graph import OwnStream
+from torch2engine.trt.cuda_graph import DedicatedStream
 from torch2engine.trt.engine import Engine
 
 
@@ -59,22 +60,22 @@ def test_output_allocator_gives_shape_and_memory(artifact: t2e.EngineArtifact) -
     name = artifact.signature.outputs[0].name
     kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def allocate(size_bytes: int) -> tuple[int, torch.Tensor]:
-        memory = torch.empty(size_bytes, dtype=torch.uint8, device="cuda")
-        return memory.data_ptr(), memory
+    def allocate(size_bytes: int) -> TensorMemory:
+        return allocate_memory(torch.device("cuda"), size_bytes)
 
     for rows in (7, 300, 7):
         x = torch.randn(rows, 64, device="cuda")
         context.set_shapes(0, [x.shape], stream.cuda_stream)
         memory = torch.empty(context.memory_bytes() + 256, dtype=torch.uint8, device="cuda")
         context.set_memory(memory.data_ptr(), memory.numel())
-        found = context.find_outputs([name], allocate)[name]
+        found = context.allocate_on_demand([name], allocate)[name]
         torch.cuda.synchronize()
         context.bind((x.data_ptr(), memory.data_ptr()))
         context.enqueue(stream.cuda_stream)
         torch.cuda.synchronize()
         assert found.error is None and found.shape == (rows, 64)
-        kept.append((found.owner[: x.numel() * 4].view(torch.float32).view(found.shape), x * 2))
+        assert found.memory is not None
+        kept.append((found.memory.tensor[: x.numel() * 4].view(torch.float32).view(found.shape), x * 2))
     assert all(torch.equal(got, wanted) for got, wanted in kept)
 
 
@@ -88,10 +89,10 @@ def test_output_allocator_keeps_what_python_raised(artifact: t2e.EngineArtifact)
     context.set_memory(memory.data_ptr(), memory.numel())
     name = artifact.signature.outputs[0].name
 
-    def allocate(size_bytes: int) -> tuple[int, Any]:
+    def allocate(size_bytes: int) -> TensorMemory:
         raise MemoryError(size_bytes)
 
-    found = context.find_outputs([name], allocate)[name]
+    found = context.allocate_on_demand([name], allocate)[name]
     context.bind((x.data_ptr(), memory.data_ptr()))
     with pytest.raises(t2e.BuildError, match="enqueue"):
         context.enqueue(stream.cuda_stream)
@@ -100,7 +101,7 @@ def test_output_allocator_keeps_what_python_raised(artifact: t2e.EngineArtifact)
 
 def test_own_stream_is_none_of_pytorchs() -> None:
     """PyTorch hands its streams out again; ours is never among them, and it orders as any stream."""
-    own = [OwnStream() for _ in range(4)]
+    own = [DedicatedStream() for _ in range(4)]
     theirs = {torch.cuda.Stream(priority=priority).cuda_stream for priority in (0, -1) for _ in range(100)}
     handles = {stream.handle for stream in own}
     assert len(handles) == 4 and not handles & theirs

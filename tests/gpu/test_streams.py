@@ -1,8 +1,8 @@
 """Order and lifetimes of calls on every kind of stream, with CUDA graphs and without.
 
 Enters: the callers' ways of `scenarios`. Leaves: proof that no answer is wrong, and that these tests would see it: with
-any one of the lane's three waits taken away they find wrong answers. Apart from the contract because every test here
-runs for every stream.
+any one of the executor's three waits taken away they find wrong answers. Separate from the contract because every test
+here runs for every stream.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 from tests.gpu import scenarios
 from tests.gpu.scenarios import CALLS, LONG_PAUSE, MOST_ROWS, WIDTH, Engines, Subject
-from torch2engine.modules.trt.stream_executor import Lane
+from torch2engine.modules.trt.stream_executor import StreamExecutor
 
 pytestmark = pytest.mark.xdist_group("streams")
 
@@ -158,7 +158,7 @@ def test_ordering_tests_can_fail(
         return scenario(engines.fresh("deep", cuda_graphs=graphs, streams=1), streams[kind], LONG_PAUSE)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Lane, wait, lambda *arguments: None)
+        patch.setattr(StreamExecutor, wait, lambda *arguments: None)
         # Other processes use the GPU too, so not every race is lost.
         assert any(count() > 0 for _ in range(5))
     torch.cuda.synchronize()

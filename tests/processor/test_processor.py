@@ -263,7 +263,7 @@ def test_missing_pycuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without pycuda the text has the lines that install it."""
     monkeypatch.setitem(sys.modules, "pycuda", None)
     with pytest.raises(t2e.InstallationError) as caught:
-        cuda._driver()
+        cuda._import_pycuda()
     assert str(caught.value) == (
         "pycuda: it is not installed; `pip install torch2engine[processor]`, "
         "or on a host that only serves `pip install -r requirements/serving.txt`"

@@ -29,8 +29,8 @@ from torch2engine.trt.library import (
     TensorRT,
     check_return_value,
     find_tensorrt,
-    means_out_of_memory,
 )
+from torch2engine.trt.memory import means_out_of_memory
 
 __all__ = ["PhaseReport", "PlanFacts", "PlanRequest", "compile_plan"]
 

@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from torch2engine.core.errors import BuildError, InstallationError
-from torch2engine.trt.context import FREE_MEMORY
 from torch2engine.trt.gpu import load_driver, relaxed_capture_mode, require_gpu
+from torch2engine.trt.memory import FREE_MEMORY
 
-__all__ = ["Bytes", "Cuda", "Event", "Memory", "Stream", "find"]
+__all__ = ["Bytes", "Cuda", "Event", "Memory", "Stream", "find_cuda"]
 
 Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 
@@ -41,7 +41,7 @@ _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
 _lock = threading.Lock()
 
 
-def _driver() -> Any:
+def _import_pycuda() -> Any:
     """pycuda.driver.
 
     Raises:
@@ -74,7 +74,7 @@ def _load_curand() -> None:
         break
 
 
-def find(index: int) -> Cuda:
+def find_cuda(index: int) -> Cuda:
     """The device's primary context; one for the whole process, which keeps it until its end.
 
     Args:
@@ -84,13 +84,13 @@ def find(index: int) -> Cuda:
         InstallationError: no such GPU, no pycuda, or the driver makes no context.
     """
     require_gpu(index)
-    driver = _driver()
+    driver = _import_pycuda()
     with _lock:  # or two threads that come first together would make two
-        return _find(index, os.getpid(), driver)
+        return _retain_primary_context(index, os.getpid(), driver)
 
 
 @functools.cache
-def _find(index: int, process: int, driver: Any) -> Cuda:
+def _retain_primary_context(index: int, process: int, driver: Any) -> Cuda:
     try:
         driver.init()
         context = driver.Device(index).retain_primary_context()
@@ -100,11 +100,11 @@ def _find(index: int, process: int, driver: Any) -> Cuda:
             got=f"no context can be made: {error}",
             fix="see with `nvidia-smi` whether its memory is full or another process holds it exclusively",
         ) from error
-    _leave(context)  # pycuda 2026.1 ends it by cuCtxDetach, which is not for primary contexts
+    _keep_forever(context)  # pycuda 2026.1 ends it by cuCtxDetach, which is not for primary contexts
     return Cuda(index, driver, context)
 
 
-def _leave(made: object) -> None:
+def _keep_forever(made: object) -> None:
     """Never let go of an object of pycuda's: where its context can't be made current, its destructor would abort."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
 
@@ -214,7 +214,7 @@ class _Owned:
         if made is None:
             return
         if self._cuda.is_gone:
-            _leave(made)
+            _keep_forever(made)
             return
         with self._cuda, relaxed_capture_mode():
             self._free(made)

@@ -1,8 +1,8 @@
 """`EngineArtifact` → `Processor`: numpy in, numpy out, without PyTorch.
 
-Enters: numpy arrays, one call or an endless row of them. Leaves: numpy arrays that are the caller's own. A room of its
-own because a serving process wants neither PyTorch's gigabytes nor the three seconds of its import; who has PyTorch
-loaded anyway takes TRTModule, whose tensors need not leave the GPU.
+Enters: numpy arrays, one call or an endless row of them. Leaves: numpy arrays that the caller alone holds. Separate
+because a serving process wants neither PyTorch's gigabytes nor the three seconds of its import. A process that has
+PyTorch loaded anyway takes TRTModule, whose tensors need not leave the GPU.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Signature
 from torch2engine.processor.arrays import Array, check, input_layout, read_out
 from torch2engine.processor.batches import grouped, plan_batches, stacked
-from torch2engine.processor.session import Pipeline
-from torch2engine.processor.staging import Job, Timings
+from torch2engine.processor.session import ProcessorSession
+from torch2engine.processor.staging import PendingCall, Timings
 
 __all__ = ["Processor", "Timings"]
 
 Results = OrderedDict[str, Array]
 
 ALLOCATIONS = ("max", "reuse", "exact")
-_BESIDE = 2  # calls that may be under way for each stream
+_CALLS_PER_STREAM = 2  # calls that may be under way for each stream
 
 
 class Processor:
@@ -75,10 +75,10 @@ class Processor:
         _check_int("streams", streams, 1)
         _check_config(runtime_config)
         self._artifact = _engine(source)
-        self._pipeline = Pipeline(self._artifact, device, streams, allocation, runtime_config)
-        self._turns = threading.BoundedSemaphore(_BESIDE * streams)
+        self._session = ProcessorSession(self._artifact, device, streams, allocation, runtime_config)
+        self._turns = threading.BoundedSemaphore(_CALLS_PER_STREAM * streams)
         # At the latest when Python ends, while CUDA is still there.
-        self._close = weakref.finalize(self, self._pipeline.close)
+        self._close = weakref.finalize(self, self._session.close)
 
     @property
     def signature(self) -> Signature:
@@ -93,12 +93,12 @@ class Processor:
     @property
     def last_inference_ms(self) -> float | None:
         """Milliseconds that the engine itself took in the inference that ended last; None before the first."""
-        last = self._pipeline.last
+        last = self._session.last
         return None if last is None else last.compute_ms
 
     def timings(self) -> Timings | None:
         """Where the time of the inference that ended last went; None before the first."""
-        return self._pipeline.last
+        return self._session.last
 
     def infer(self, inputs: object, out: object = None) -> Results:
         """Answer one call.
@@ -122,7 +122,7 @@ class Processor:
         call = check(self.signature, self._artifact.profiles, inputs)
         wanted = read_out(self.signature, out)
         with self._turns:
-            return self._pipeline.finish(self._pipeline.start(call, wanted, blocking=False))
+            return self._session.finish(self._session.start(call, wanted, blocking=False))
 
     def infer_stream(self, items: Iterable[Any], depth: int = 4) -> Generator[Results]:
         """Answer one call after the other, while the next ones are copied in and the last ones out.
@@ -151,7 +151,7 @@ class Processor:
         return self._stream(source, depth)
 
     def _stream(self, source: Iterator[Any], depth: int) -> Generator[Results]:
-        under_way: deque[Job] = deque()
+        under_way: deque[PendingCall] = deque()
         error: Exception | None = None
         more = True
         try:
@@ -159,20 +159,20 @@ class Processor:
                 while more and len(under_way) < depth:
                     try:
                         call = check(self.signature, self._artifact.profiles, next(source))
-                        under_way.append(self._pipeline.start(call, {}, blocking=True))
+                        under_way.append(self._session.start(call, {}, blocking=True))
                     except StopIteration:
                         more = False
                     except Exception as caught:
                         error, more = caught, False
                 if not under_way:
                     break
-                yield self._pipeline.finish(under_way.popleft())
+                yield self._session.finish(under_way.popleft())
             if error is not None:
                 raise error
         finally:
             error = None  # its traceback holds this frame
             while under_way:
-                self._pipeline.abandon(under_way.popleft())
+                self._session.abandon(under_way.popleft())
 
     def map(self, dataset: Iterable[Any], batch_size: int, depth: int = 4) -> Generator[Results]:
         """Answer samples in batches.
@@ -226,10 +226,10 @@ class Processor:
             InputError: no such axis, or closed.
             ShapeError: sizes that no profile allows.
         """
-        self._pipeline.engine().check_process()
+        self._session.engine().check_process()
         places = input_layout(self.signature, self._artifact.profiles, sizes)
         made: Results = OrderedDict()
-        with self._pipeline.cuda as cuda:
+        with self._session.cuda as cuda:
             for name, (dtype, shape) in places.items():
                 count = 1
                 for size in shape:
@@ -243,9 +243,9 @@ class Processor:
         Raises:
             InputError: closed.
         """
-        engine = self._pipeline.engine()
+        engine = self._session.engine()
         engine.check_process()
-        with self._pipeline.cuda:
+        with self._session.cuda:
             kernels = engine.runtime_cache()
         return self._artifact.with_runtime_cache(kernels) if kernels else self._artifact
 
@@ -264,7 +264,7 @@ class Processor:
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.signature.inputs))
         outputs = ", ".join(map(str, self.signature.outputs))
-        return f"Processor({inputs} -> {outputs}; {self.precision}, device={self._pipeline.cuda.index})"
+        return f"Processor({inputs} -> {outputs}; {self.precision}, device={self._session.cuda.index})"
 
 
 def _engine(source: object) -> EngineArtifact:

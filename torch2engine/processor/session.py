@@ -1,7 +1,7 @@
-"""An engine with its lanes and tickets: calls are started and finished here, and everything is given back.
+"""An engine with its stream executors and staging buffers: calls start and finish here, and everything is given back.
 
-Enters: checked calls. Leaves: results as arrays that are the caller's own. Apart from `processor` because this is what
-must be given back in order, at the latest when Python ends, while the Processor that holds it may be dropped anyhow.
+Enters: checked calls. Leaves: results as arrays that the caller alone holds. Separate from the Processor because a
+session must be given back in order, at the latest when Python ends, while a Processor may be dropped at any time.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import numpy as np
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.config import RuntimeConfig
-from torch2engine.processor import cuda
 from torch2engine.processor.arrays import Array, Call, numpy_dtype
+from torch2engine.processor.cuda import find_cuda
 from torch2engine.processor.host_copy import Copier
-from torch2engine.processor.staging import Job, Ticket, Timings, layout
-from torch2engine.processor.stream_executor import Lane, Room, closed
+from torch2engine.processor.staging import PendingCall, StagingBuffers, Timings, make_layout
+from torch2engine.processor.stream_executor import ArrayStreamExecutor, InitialBytes, closed_error
 from torch2engine.trt.context import Context
 from torch2engine.trt.engine import Engine
 from torch2engine.trt.gpu import relaxed_capture_mode
 
-__all__ = ["Pipeline"]
+__all__ = ["ProcessorSession"]
 
 _LARGE_BYTES = 3 << 18  # below that a copy costs about what asking CUDA whether it is needed does
-_LEAST_TICKETS = 8
+_LEAST_SPARE_BUFFERS = 8
 
 
-class Pipeline:
+class ProcessorSession:
     """A live engine that takes arrays; threads may share it.
 
     Args:
@@ -53,40 +53,47 @@ class Pipeline:
         self._dtypes = [numpy_dtype(spec) for spec in signature.inputs]
         for spec in signature.outputs:
             numpy_dtype(spec)
-        self.cuda = cuda.find(index)
+        self.cuda = find_cuda(index)
         self._copier = Copier()
         # The garbage collector may end a stream of calls in a thread that holds it.
         self._lock = threading.RLock()
-        self._tickets: list[Ticket] = []
-        self._kept = {blocking: max(_LEAST_TICKETS, 2 * streams) for blocking in (True, False)}
-        self._under_way = {True: 0, False: 0}
-        self._room = Room()
+        self._spare_staging: list[StagingBuffers] = []
+        # By whether a wait for them blocks:
+        self._max_spare = {blocking: max(_LEAST_SPARE_BUFFERS, 2 * streams) for blocking in (True, False)}
+        self._in_use = {True: 0, False: 0}
+        self._initial = InitialBytes()
         self.last: Timings | None = None
-        self._lanes: list[Lane] = []
+        self._executors: list[ArrayStreamExecutor] = []
         self._engine: Engine | None = None
         with self.cuda:
             self._engine = engine = Engine(artifact, index, config.kernel_specialization)
-            spare = self._reserve(engine, artifact) if allocation == "max" else []
+            contexts: list[Context] = []
+            if allocation == "max":
+                contexts.append(engine.make_context())
+                self._initial = self._bytes_of_largest_call(contexts[0], engine, artifact)
             for _ in range(streams):
-                self._lanes.append(Lane(engine, self.cuda, config, allocation, self._room, spare))
-                spare = []
+                executor = ArrayStreamExecutor(engine, self.cuda, config, allocation, self._initial, contexts)
+                self._executors.append(executor)
+                contexts = []
 
-    def _reserve(self, engine: Engine, artifact: EngineArtifact) -> list[Context]:
-        """Find out how much the largest call of any profile takes; gives the context that told it."""
-        context, stream = engine.make_context(), self.cuda.stream()
+    def _bytes_of_largest_call(self, context: Context, engine: Engine, artifact: EngineArtifact) -> InitialBytes:
+        """Find out how much memory the largest call of any profile takes."""
+        stream = self.cuda.stream()
+        largest = InitialBytes()
         dtypes = [numpy_dtype(spec) for spec in engine.outputs]
         for number, profile in enumerate(artifact.profiles):
             shapes = [spec.sized(profile.sizes(2)) for spec in artifact.signature.inputs]
-            found = context.set_shapes(number, shapes, stream.handle)
-            known = [shape if min(shape, default=0) >= 0 else (0,) for shape in found]
+            output_shapes = context.set_shapes(number, shapes, stream.handle)
+            known = [shape if min(shape, default=0) >= 0 else (0,) for shape in output_shapes]
             inputs = [_bytes(shape, dtype) for shape, dtype in zip(shapes, self._dtypes, strict=True)]
             outputs = [_bytes(shape, dtype) for shape, dtype in zip(known, dtypes, strict=True)]
-            self._room.inputs = max(self._room.inputs, layout(inputs).total)
-            self._room.outputs = max(self._room.outputs, layout(outputs).total)
+            largest = InitialBytes(
+                max(largest.inputs, make_layout(inputs).total), max(largest.outputs, make_layout(outputs).total)
+            )
         stream.wait()
-        return [context]
+        return largest
 
-    def start(self, call: Call, out: Mapping[str, Array], blocking: bool) -> Job:
+    def start(self, call: Call, out: Mapping[str, Array], blocking: bool) -> PendingCall:
         """Enqueue a call; the caller's arrays may change afterwards, unless they are large and page-locked.
 
         Args:
@@ -102,18 +109,18 @@ class Pipeline:
         self.engine().check_process()
         began = perf_counter()
         with self.cuda:
-            ticket = self._take(blocking)
-            lane: Lane | None = None
+            staging = self._take_staging(blocking)
+            executor: ArrayStreamExecutor | None = None
             try:
-                job = self._staged(call, dict(out), ticket, began)
-                lane = self._choose()
-                job.lane = lane
-                with lane.lock:
-                    lane.run(job)
+                pending = self._stage(call, dict(out), staging, began)
+                executor = self._choose_executor()
+                pending.executor = executor
+                with executor.lock:
+                    executor.run(pending)
             except BaseException:
-                self._give_back(ticket, lane)
+                self._give_back(staging, executor)
                 raise
-        return job
+        return pending
 
     def engine(self) -> Engine:
         """The engine.
@@ -123,113 +130,118 @@ class Pipeline:
         """
         engine = self._engine
         if engine is None:
-            raise closed()
+            raise closed_error()
         return engine
 
-    def _staged(self, call: Call, out: dict[str, Array], ticket: Ticket, began: float) -> Job:
-        """Copy what is not page-locked already into the ticket's memory."""
-        inputs = layout([_bytes(shape, dtype) for shape, dtype in zip(call.shapes, self._dtypes, strict=True)])
+    def _stage(self, call: Call, out: dict[str, Array], staging: StagingBuffers, began: float) -> PendingCall:
+        """Copy the inputs that are not page-locked themselves into page-locked memory."""
+        inputs = make_layout([_bytes(shape, dtype) for shape, dtype in zip(call.shapes, self._dtypes, strict=True)])
         direct: list[int] = []
         for index, (array, dtype) in enumerate(zip(call.arrays, self._dtypes, strict=True)):
             large = array.nbytes >= _LARGE_BYTES and array.dtype == dtype and array.flags.c_contiguous
             if large and self.cuda.is_pinned(array):
                 direct.append(index)
-        rest = [index for index in range(len(call.arrays)) if index not in direct]
-        if rest:
-            ticket.make_room(max(inputs.total, self._room.inputs), self._room.outputs)
+        staged = [index for index in range(len(call.arrays)) if index not in direct]
+        if staged:
+            staging.reserve(max(inputs.total, self._initial.inputs), self._initial.outputs)
         pairs: list[tuple[Array, Array]] = []
-        for index in rest:
-            offset, size, array = inputs.offsets[index], inputs.sizes[index], call.arrays[index]
-            target = ticket.inputs[offset : offset + size].view(self._dtypes[index]).reshape(array.shape)
+        for index in staged:
+            offset = inputs.offsets[index]
+            size = inputs.sizes[index]
+            array = call.arrays[index]
+            target = staging.inputs[offset : offset + size].view(self._dtypes[index]).reshape(array.shape)
             pairs.append((target, array))
         self._copier.copy(pairs)
-        return Job(call, ticket, out, began, inputs, frozenset(direct))
+        return PendingCall(call, staging, out, began, inputs, frozenset(direct))
 
-    def finish(self, job: Job) -> OrderedDict[str, Array]:
-        """Wait for a call and give its outputs; once a job.
+    def finish(self, pending: PendingCall) -> OrderedDict[str, Array]:
+        """Wait for a call and give its outputs; to be called once.
 
         Raises:
             BuildError: the GPU failed.
         """
         with self.cuda:
             try:
-                job.ticket.done.wait()
-                waited = perf_counter() - job.began
+                pending.staging.done.wait()
+                waited = perf_counter() - pending.began
                 results: OrderedDict[str, Array] = OrderedDict()
                 pairs: list[tuple[Array, Array]] = []
-                for one in job.results:
-                    target = np.empty(one.shape, one.dtype) if one.target is None else one.target
-                    results[one.name] = target
-                    if one.staged is not None:
-                        size = target.size * one.dtype.itemsize
-                        pairs.append((target, one.staged[:size].view(one.dtype).reshape(one.shape)))
+                for result in pending.results:
+                    target = np.empty(result.shape, result.dtype) if result.target is None else result.target
+                    results[result.name] = target
+                    if result.staged is not None:
+                        size = target.size * result.dtype.itemsize
+                        pairs.append((target, result.staged[:size].view(result.dtype).reshape(result.shape)))
                 self._copier.copy(pairs)
-                self.last = job.ticket.timings(waited)
+                self.last = pending.staging.timings(waited)
             finally:
-                self._end(job)
+                self._end(pending)
         return results
 
-    def abandon(self, job: Job) -> None:
+    def abandon(self, pending: PendingCall) -> None:
         """Wait for a call and forget it."""
         with self.cuda:
             with contextlib.suppress(Exception):
-                job.ticket.done.wait()
-            self._end(job)
+                pending.staging.done.wait()
+            self._end(pending)
 
-    def _end(self, job: Job) -> None:
-        job.kept.clear()
-        job.results.clear()
-        self._give_back(job.ticket, job.lane)
+    def _end(self, pending: PendingCall) -> None:
+        pending.device_memory.clear()
+        pending.results.clear()
+        self._give_back(pending.staging, pending.executor)
 
-    # Who gets which lane and which ticket.
+    # Which call gets which executor and which staging buffers.
 
-    def _choose(self) -> Lane:
-        """The lane with the fewest calls; of several the first, whose contexts the caches know."""
+    def _choose_executor(self) -> ArrayStreamExecutor:
+        """The executor with the fewest calls; of several the first, whose contexts the caches know."""
         with self._lock:
-            if not self._lanes:
-                raise closed()
-            lane = min(self._lanes, key=lambda lane: lane.waiting)
-            lane.waiting += 1
-            return lane
+            if not self._executors:
+                raise closed_error()
+            executor = min(self._executors, key=lambda one: one.waiting)
+            executor.waiting += 1
+            return executor
 
-    def _take(self, blocking: bool) -> Ticket:
+    def _take_staging(self, blocking: bool) -> StagingBuffers:
         with self._lock:
-            for index, ticket in enumerate(self._tickets):
-                if ticket.blocking is blocking:
-                    self._count(blocking)
-                    return self._tickets.pop(index)
-        ticket = Ticket(self.cuda, blocking)
+            for index, staging in enumerate(self._spare_staging):
+                if staging.blocking is blocking:
+                    self._count_use(blocking)
+                    return self._spare_staging.pop(index)
+        staging = StagingBuffers(self.cuda, blocking)
         with self._lock:
-            self._count(blocking)
-        return ticket
+            self._count_use(blocking)
+        return staging
 
-    def _count(self, blocking: bool) -> None:
-        self._under_way[blocking] += 1
-        self._kept[blocking] = max(self._kept[blocking], self._under_way[blocking])  # so many may come again
+    def _count_use(self, blocking: bool) -> None:
+        self._in_use[blocking] += 1
+        self._max_spare[blocking] = max(self._max_spare[blocking], self._in_use[blocking])  # so many may come again
 
-    def _give_back(self, ticket: Ticket, lane: Lane | None) -> None:
+    def _give_back(self, staging: StagingBuffers, executor: ArrayStreamExecutor | None) -> None:
         with self._lock:
-            if lane is not None:
-                lane.waiting -= 1
-            self._under_way[ticket.blocking] -= 1
-            alike = sum(one.blocking is ticket.blocking for one in self._tickets)
-            if self._lanes and alike < self._kept[ticket.blocking]:
-                self._tickets.append(ticket)
+            if executor is not None:
+                executor.waiting -= 1
+            self._in_use[staging.blocking] -= 1
+            spare = sum(one.blocking is staging.blocking for one in self._spare_staging)
+            if self._executors and spare < self._max_spare[staging.blocking]:
+                self._spare_staging.append(staging)
 
     def close(self) -> None:
-        """Wait for what is running and give everything back; calls under way still get their results."""
+        """Wait for running work and give everything back; calls under way still get their results."""
         if self.cuda.is_gone:
             return
         with self._lock:
-            lanes, self._lanes = self._lanes, []
-            tickets, self._tickets = self._tickets, []
+            executors = list(self._executors)
+            self._executors.clear()
+            spare_staging = list(self._spare_staging)
+            self._spare_staging.clear()
         self._copier.close()
         with self.cuda, relaxed_capture_mode():
-            for lane in lanes:
-                with lane.lock, contextlib.suppress(Exception):  # the others are given back all the same
-                    lane.close()
-            lanes.clear()
-            tickets.clear()
+            for executor in executors:
+                with executor.lock, contextlib.suppress(Exception):  # the others are given back all the same
+                    executor.close()
+                del executor
+            executors.clear()
+            spare_staging.clear()
             self._engine = None  # here, where its device is current
 
 

@@ -1,7 +1,7 @@
-"""What one call holds from its start to its end: page-locked memory to stage in, and events.
+"""The page-locked memory and the events that one call holds from its start to its end.
 
-Enters: sizes. Leaves: memory that is used again and again. Apart from lanes because a call's memory is in use until its
-caller has the results, when its lane is long busy with the next calls.
+Enters: sizes. Leaves: memory that is used again and again. Separate from the stream executors because a call's memory
+is in use until its caller has the results, while its executor is already busy with the next calls.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ import numpy as np
 
 from torch2engine.processor.arrays import Array, Call, Shape
 from torch2engine.processor.cuda import Bytes, Cuda, Memory
+from torch2engine.trt.memory import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
-    from torch2engine.processor.stream_executor import Lane
+    from torch2engine.processor.stream_executor import ArrayStreamExecutor
 
-__all__ = ["Job", "Layout", "Result", "Ticket", "Timings", "flat", "layout"]
-
-ALIGNMENT_BYTES = 256
+__all__ = ["Layout", "PendingCall", "Result", "StagingBuffers", "Timings", "flat", "make_layout"]
 
 
 class Timings(NamedTuple):
     """Where the time of one inference went, in milliseconds; all but `queue_ms` by the GPU's clock.
 
-    queue_ms: what the three others leave of the time from the checked call to its last byte: staging in page-locked
-        memory, waiting for other calls, and the host's own work.
+    queue_ms: the rest of the time from the checked call to its last byte: staging in page-locked memory, waiting for
+        other calls, and the host's work.
     copy_in_ms: inputs to the device.
     compute_ms: the engine.
     copy_out_ms: outputs to the host.
@@ -47,7 +46,7 @@ class Layout(NamedTuple):
     total: int
 
 
-def layout(sizes: Sequence[int]) -> Layout:
+def make_layout(sizes: Sequence[int]) -> Layout:
     """Place tensors of so many bytes; an empty one has an address too."""
     offsets: list[int] = []
     end = 0
@@ -62,12 +61,12 @@ def flat(array: Array) -> Bytes:
     return array.reshape(-1).view(np.uint8)
 
 
-class Ticket:
+class StagingBuffers:
     """Page-locked memory and events for one call at a time.
 
     Args:
         cuda: the device, entered.
-        blocking: whether who waits for the end sleeps rather than spins.
+        blocking: whether a thread that waits for the end sleeps rather than spins.
     """
 
     def __init__(self, cuda: Cuda, blocking: bool) -> None:
@@ -78,7 +77,7 @@ class Ticket:
         self.inputs: Bytes = cuda.pinned(0)
         self.outputs: Bytes = cuda.pinned(0)
 
-    def make_room(self, inputs: int, outputs: int) -> None:
+    def reserve(self, inputs: int, outputs: int) -> None:
         """Have at least so many bytes on either side; nothing may be using the memory."""
         if len(self.inputs) < inputs:
             self.inputs = self._cuda.pinned(inputs)
@@ -115,27 +114,27 @@ class Result:
 
 
 @dataclass
-class Job:
+class PendingCall:
     """One call under way.
 
     Args:
         call: its arrays; those that are page-locked themselves are read until it is done.
-        ticket: its memory and events.
+        staging: its page-locked memory and its events.
         out: the caller's own arrays, by output.
         began: when, by time.perf_counter().
         inputs: where its inputs lie, in page-locked memory and on the device alike.
         direct: the inputs that are page-locked themselves, by number.
         results: its outputs, once it is enqueued.
-        kept: device memory that must live until it is done.
-        lane: where it runs, once that is decided.
+        device_memory: memory that must live until it is done.
+        executor: where it runs, once that is decided.
     """
 
     call: Call
-    ticket: Ticket
+    staging: StagingBuffers
     out: dict[str, Array]
     began: float
     inputs: Layout
     direct: frozenset[int] = frozenset()
     results: list[Result] = field(default_factory=list[Result])
-    kept: list[Memory] = field(default_factory=list[Memory])
-    lane: Lane | None = None
+    device_memory: list[Memory] = field(default_factory=list[Memory])
+    executor: ArrayStreamExecutor | None = None

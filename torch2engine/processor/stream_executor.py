@@ -1,88 +1,140 @@
-"""One stream of a Processor: contexts at their shapes, device memory, and everything of a call in its order.
+"""One stream of a Processor: contexts, device memory, and every step of a call in its order.
 
-Enters: staged inputs. Leaves: copies in, the engine and copies out, enqueued one after the other. Apart because within
-a lane everything follows on what came before by being on one stream, while two lanes share nothing that can be written
-to: the memory of a lane is used again without anybody waiting for the GPU.
+Enters: staged inputs. Leaves: copies in, the inference and copies out, enqueued one after the other. Separate because
+this is where copies overlap: the work of one executor follows on itself by being on one stream, while the streams of
+two executors share nothing that can be written to. So one stream copies while another one computes, and an executor's
+memory is used again without a wait for the GPU.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import math
-import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
+
+import numpy as np
 
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import BuildError, InputError
 from torch2engine.processor.arrays import Shape, check_out, numpy_dtype
-from torch2engine.processor.cuda import Cuda, Memory
-from torch2engine.processor.staging import ALIGNMENT_BYTES, Job, Result, flat, layout
-from torch2engine.trt.context import Context, Found
-from torch2engine.trt.cuda_graph import Graph, NotCapturable
+from torch2engine.processor.cuda import Bytes, Cuda, Memory, Stream
+from torch2engine.processor.staging import Layout, PendingCall, Result, flat, make_layout
+from torch2engine.trt.capture_policy import CapturePolicy
+from torch2engine.trt.context import Context, DataDependentOutput
+from torch2engine.trt.context_pool import ContextPool, PreparedShape
+from torch2engine.trt.cuda_graph import CudaGraph, NotCapturable, capture_inference
 from torch2engine.trt.engine import Engine
-from torch2engine.trt.threads import is_alone
 
-__all__ = ["Lane", "Room", "closed"]
+__all__ = ["ArrayStreamExecutor", "InitialBytes", "closed_error"]
 
 _logger = logging.getLogger("torch2engine.runtime")
-_WARM = {True: 1, "auto": 2}  # enqueues after which TensorRT has loaded what a capture may not load
-_ATTEMPTS = 3  # at captures, which other threads can break
-# Whose users may wait for a whole device, in other threads, which a capture would make fail.
-_SYNCHRONIZERS = ("torch", "cupy", "numba.cuda", "jax", "tensorflow")
 
 
-def closed() -> InputError:
+def closed_error() -> InputError:
     """The error of a call that comes too late."""
     return InputError("Processor", got="a call after close()", allowed="calls before it", fix="make another Processor")
 
 
-class Room:
+@dataclass(frozen=True)
+class InitialBytes:
     """How many bytes of inputs and of outputs there is memory for from the beginning."""
 
-    def __init__(self, inputs: int = 0, outputs: int = 0) -> None:
-        self.inputs = inputs
-        self.outputs = outputs
+    inputs: int = 0
+    outputs: int = 0
 
 
-class _Plan:
-    """One set of input shapes in a lane."""
+class _OutputLayout:
+    """The outputs of one prepared shape: their shapes, and their places in one piece of memory."""
 
-    def __init__(self, shapes: tuple[Shape, ...], profile: int) -> None:
-        self.shapes = shapes
-        self.profile = profile
-        self.used = 0.0
-        self.context: Context | None = None
-        self.memory: Memory | None = None  # what the context works in
-        self.memory_bytes = 0
-        self.outputs: list[Shape] = []
-        self.layout = layout(())
-        self.enqueued = 0
-        self.graph: Graph | None = None
+    def __init__(self, dtypes: Sequence[np.dtype[np.generic]]) -> None:
+        self.shapes: list[Shape] = []  # none before the first context
+        self.layout: Layout = make_layout(())
+        self.data_dependent: list[int] = []  # outputs whose shapes only their values decide
+        self._dtypes = dtypes
 
-    @property
-    def unknown(self) -> list[int]:
-        """Outputs whose shapes only their values decide."""
-        return [index for index, shape in enumerate(self.outputs) if min(shape, default=0) < 0]
+    def set_shapes(self, shapes: Sequence[Shape]) -> None:
+        """Take the shapes that TensorRT gives; -1 stands for a dimension that only values decide."""
+        self.shapes = list(shapes)
+        self.data_dependent = [index for index, shape in enumerate(shapes) if min(shape, default=0) < 0]
+        counts = [0 if index in self.data_dependent else math.prod(shape) for index, shape in enumerate(shapes)]
+        self.layout = make_layout([count * dtype.itemsize for count, dtype in zip(counts, self._dtypes, strict=True)])
 
-    def clear(self) -> None:
-        self.context = self.memory = self.graph = None
-        self.enqueued = 0
+    def reset(self) -> None:
+        """Nothing here belongs to a context."""
 
 
-class Lane:
-    """One stream with its contexts and its memory; what is not said to be for anybody is for who holds `lock`.
+class _OneGraph:
+    """The CUDA graph of one prepared shape: addresses stay, so that one is enough."""
+
+    def __init__(self) -> None:
+        self.graph: CudaGraph | None = None
+
+    def __len__(self) -> int:
+        return int(self.graph is not None)
+
+    def drop(self) -> None:
+        """Forget the graph, which may not be running."""
+        self.graph = None
+
+    def reset(self) -> None:
+        """Forget the graph."""
+        self.graph = None
+
+
+@dataclass
+class _OutputPlace:
+    """Where an output is after the enqueue, and the staging memory for it."""
+
+    shape: Shape
+    address: int
+    staged: Bytes
+
+
+_PreparedArrays = PreparedShape[_OutputLayout, _OneGraph]
+_OnDemandOutputs = dict[str, DataDependentOutput[Memory]]
+
+
+class _OnDemandAllocator:
+    """Give TensorRT the memory that it asks for during one enqueue.
+
+    Args:
+        cuda, stream: where the memory is used.
+        reusable: memory of earlier calls, in the order of the outputs, and extended here; None for fresh memory.
+    """
+
+    def __init__(self, cuda: Cuda, stream: Stream, reusable: list[Memory] | None) -> None:
+        self._cuda = cuda
+        self._stream = stream
+        self._reusable = reusable
+        self._count = 0
+
+    def __call__(self, size_bytes: int) -> Memory:
+        if self._reusable is None:
+            return self._cuda.memory(size_bytes)
+        index = self._count
+        self._count += 1
+        if index == len(self._reusable):
+            self._reusable.append(self._cuda.memory(size_bytes))
+        elif self._reusable[index].size_bytes < size_bytes:
+            self._stream.wait()  # Earlier calls may still be copying out of it.
+            self._reusable[index] = self._cuda.memory(size_bytes)
+        return self._reusable[index]
+
+
+class ArrayStreamExecutor:
+    """One stream with its contexts and its memory. The caller holds `lock`, but for `waiting`.
 
     Args:
         engine: makes the contexts.
         cuda: the device; it is entered around every call.
         config: how many contexts and shapes, and when to use CUDA graphs.
         allocation: "max", "reuse" or "exact", of outputs.
-        room: memory to begin with.
-        spare: contexts to begin with.
+        initial: memory to begin with.
+        contexts: contexts to begin with.
     """
 
     def __init__(
@@ -91,278 +143,225 @@ class Lane:
         cuda: Cuda,
         config: RuntimeConfig,
         allocation: str,
-        room: Room,
-        spare: Sequence[Context] = (),
+        initial: InitialBytes,
+        contexts: Sequence[Context] = (),
     ) -> None:
         self.lock = threading.Lock()
-        self.waiting = 0  # calls that are on it or on their way; the pipeline's lock is held
+        self.waiting = 0  # calls that are on it or on their way; the session's lock is held
         self.is_closed = False
         self.stream = cuda.stream()
-        self._engine = engine
+        # The pool must hold no method of this executor, or only the garbage collector would end it.
+        self.pool: ContextPool[_OutputLayout, _OneGraph, Memory] = ContextPool(
+            engine, config.contexts, config.max_shapes, cuda.memory, self.stream.wait, contexts
+        )
         self._cuda = cuda
-        self._config = config
-        self._allocation = allocation
-        self._graphs = config.cuda_graphs
-        self._attempts = _ATTEMPTS
+        self._output_specs = engine.outputs
         self._dtypes = [numpy_dtype(spec) for spec in engine.outputs]
-        self._plans: dict[tuple[Shape, ...], _Plan] = {}
-        self._free = list(spare)
-        self._contexts = len(self._free)
-        self._memory: Memory | None = None
-        self._none = cuda.memory(0)
-        self._inputs = cuda.memory(room.inputs)
-        self._outputs = cuda.memory(room.outputs)
-        self._found: dict[str, Memory] = {}  # of outputs that TensorRT asks memory for
+        self._allocates_exactly = allocation == "exact"
+        self._captures = CapturePolicy(config.cuda_graphs)
+        self._no_memory = cuda.memory(0)
+        self._inputs = cuda.memory(initial.inputs)
+        self._outputs = cuda.memory(initial.outputs)
+        self._on_demand_memory: list[Memory] = []
 
-    def run(self, job: Job) -> None:
-        """Enqueue a call; its arrays, its ticket and `job.kept` stay as they are until `job.ticket.done` has passed.
+    def run(self, pending: PendingCall) -> None:
+        """Enqueue a call.
+
+        Its arrays, its staging buffers and `pending.device_memory` stay as they are until `pending.staging.done` has
+        passed.
 
         Raises:
-            InputError, ShapeError, DtypeError: the lane was closed, or the caller's arrays don't take the outputs;
+            InputError, ShapeError, DtypeError: the executor was closed, or the caller's arrays don't take the outputs;
                 nothing was enqueued.
             BuildError: TensorRT or the driver refuses; nothing of the call is running any more.
         """
         if self.is_closed:
-            raise closed()
-        plan = self._plan(job)
-        context = self._prepare(plan)
-        for spec, dtype, shape in zip(self._engine.outputs, self._dtypes, plan.outputs, strict=True):
-            if spec.name in job.out and min(shape, default=0) >= 0:
-                check_out(spec.name, job.out[spec.name], dtype, shape)
-        outputs = self._make_room(plan, job)
-        addresses = [self._inputs.address + offset for offset in job.inputs.offsets]
-        addresses += [outputs.address + offset for offset in plan.layout.offsets]
-        if self._may_capture(plan):
-            context = self._capture(plan, context, addresses)
-        ticket, stream = job.ticket, self.stream
+            raise closed_error()
+        prepared = self._prepared_shape(pending)
+        context = self.pool.prepare(prepared, self.stream.handle)
+        self._check_out(prepared, pending)
+        outputs = self._reserve_memory(prepared, pending)
+        addresses = [self._inputs.address + offset for offset in pending.inputs.offsets]
+        addresses += [outputs.address + offset for offset in prepared.outputs.layout.offsets]
+        if self._may_capture(prepared):
+            context = self._capture(prepared, context, addresses)
+        staging = pending.staging
         try:
-            ticket.begun.record(stream)
-            self._copy_in(job)
-            ticket.ready.record(stream)
-            found = self._launch(plan, context, addresses)
-            ticket.computed.record(stream)
-            self._copy_out(plan, job, outputs, found)
-            ticket.done.record(stream)
+            staging.begun.record(self.stream)
+            self._copy_in(pending)
+            staging.ready.record(self.stream)
+            on_demand = self._infer(prepared, context, addresses)
+            staging.computed.record(self.stream)
+            self._copy_out(prepared, pending, outputs, on_demand)
+            staging.done.record(self.stream)
         except BaseException:
-            with contextlib.suppress(Exception):  # what made the call fail may make this fail too
-                stream.wait()
-            self._drop(plan)  # its context may be unusable, and would fail at every later shape too (RTX 1.6.1)
+            with contextlib.suppress(Exception):  # The cause of the failure may make this fail too.
+                self.stream.wait()
+            # The context may be unusable, and would fail at every later shape too (RTX 1.6.1).
+            self.pool.drop_context(prepared)
             raise
+
+    def _prepared_shape(self, pending: PendingCall) -> _PreparedArrays:
+        call = pending.call
+        prepared = self.pool.prepared.get(call.shapes)
+        if prepared is None:
+            prepared = PreparedShape(call.shapes, call.profile, _OutputLayout(self._dtypes), _OneGraph())
+            self.pool.add(prepared)
+        prepared.last_used = perf_counter()
+        return prepared
+
+    def _check_out(self, prepared: _PreparedArrays, pending: PendingCall) -> None:
+        """Refuse arrays of the caller's that don't take the outputs, as far as these are known."""
+        for index, spec in enumerate(self._output_specs):
+            if spec.name in pending.out and index not in prepared.outputs.data_dependent:
+                check_out(spec.name, pending.out[spec.name], self._dtypes[index], prepared.outputs.shapes[index])
 
     # The steps of a call.
 
-    def _copy_in(self, job: Job) -> None:
-        base, ticket = self._inputs.address, job.ticket
-        if not job.direct:
-            if any(job.inputs.sizes):
-                self._cuda.copy_in(base, ticket.inputs[: job.inputs.total], self.stream)
+    def _copy_in(self, pending: PendingCall) -> None:
+        staged = pending.staging.inputs
+        layout = pending.inputs
+        if not pending.direct:
+            if any(layout.sizes):
+                self._cuda.copy_in(self._inputs.address, staged[: layout.total], self.stream)
             return
-        for index, (offset, size) in enumerate(zip(job.inputs.offsets, job.inputs.sizes, strict=True)):
-            source = flat(job.call.arrays[index]) if index in job.direct else ticket.inputs[offset : offset + size]
+        for index, (offset, size) in enumerate(zip(layout.offsets, layout.sizes, strict=True)):
+            is_direct = index in pending.direct
+            source = flat(pending.call.arrays[index]) if is_direct else staged[offset : offset + size]
             if size:
-                self._cuda.copy_in(base + offset, source, self.stream)
+                self._cuda.copy_in(self._inputs.address + offset, source, self.stream)
 
-    def _launch(self, plan: _Plan, context: Context, addresses: Sequence[int]) -> dict[str, Found]:
-        if plan.graph is not None:
-            plan.graph.launch(self.stream.handle)
+    def _infer(self, prepared: _PreparedArrays, context: Context, addresses: Sequence[int]) -> _OnDemandOutputs:
+        """Launch the CUDA graph or enqueue; gives the outputs whose memory TensorRT asked for."""
+        if prepared.graphs.graph is not None:
+            prepared.graphs.graph.launch(self.stream.handle)
             return {}
-        names = [self._engine.outputs[index].name for index in plan.unknown]
-        found = context.find_outputs(names, self._asked()) if names else {}
+        on_demand: _OnDemandOutputs = {}
+        if prepared.outputs.data_dependent:
+            names = [self._output_specs[index].name for index in prepared.outputs.data_dependent]
+            on_demand = context.allocate_on_demand(names, self._make_output_allocator())
         context.bind(addresses)
         try:
             context.enqueue(self.stream.handle)
         except BuildError as error:
-            cause = next((one.error for one in found.values() if one.error is not None), None)
+            cause = next((output.error for output in on_demand.values() if output.error is not None), None)
             if cause is None:
                 raise
             raise cause from error
-        plan.enqueued += 1
-        return found
+        prepared.enqueue_count += 1
+        return on_demand
 
-    def _asked(self) -> Callable[[int], tuple[int, Memory]]:
-        """What gives TensorRT memory for outputs whose shapes it finds out while it runs."""
-        cuda, kept, stream, exact = self._cuda, self._found, self.stream, self._allocation == "exact"
-        asked = iter(range(sys.maxsize))
+    def _make_output_allocator(self) -> _OnDemandAllocator:
+        return _OnDemandAllocator(self._cuda, self.stream, None if self._allocates_exactly else self._on_demand_memory)
 
-        def allocate(size_bytes: int) -> tuple[int, Memory]:
-            which = str(next(asked))
-            memory = None if exact else kept.get(which)
-            if memory is None or memory.size_bytes < size_bytes:
-                if memory is not None:
-                    stream.wait()  # calls before may still be copying out of it
-                memory = cuda.memory(size_bytes)
-                if not exact:
-                    kept[which] = memory
-            return memory.address, memory
+    def _copy_out(
+        self, prepared: _PreparedArrays, pending: PendingCall, outputs: Memory, on_demand: _OnDemandOutputs
+    ) -> None:
+        """Copy the outputs to staging memory, or right into page-locked arrays of the caller's."""
+        if not pending.out and not on_demand:
+            self._copy_out_as_one(prepared, pending, outputs)
+            return
+        for index, spec in enumerate(self._output_specs):
+            target = pending.out.get(spec.name)
+            if spec.name in on_demand:
+                output = self._take_on_demand(index, pending, on_demand[spec.name])
+            else:
+                output = _place_of(prepared.outputs, index, outputs, pending)
+            size = output.staged.nbytes
+            destination = output.staged
+            is_direct = False
+            if target is not None and size and target.flags.c_contiguous and self._cuda.is_pinned(target):
+                is_direct = True
+                destination = flat(target)
+            staged = None if is_direct else output.staged
+            pending.results.append(Result(spec.name, self._dtypes[index], output.shape, staged, target))
+            if size:
+                self._cuda.copy_out(destination, output.address, self.stream)
 
-        return allocate
+    def _copy_out_as_one(self, prepared: _PreparedArrays, pending: PendingCall, outputs: Memory) -> None:
+        """Copy all outputs to staging memory at once, since they lie there as they lie on the device."""
+        layout = prepared.outputs.layout
+        staging = pending.staging.outputs
+        for index, spec in enumerate(self._output_specs):
+            offset = layout.offsets[index]
+            staged = staging[offset : offset + layout.sizes[index]]
+            result = Result(spec.name, self._dtypes[index], prepared.outputs.shapes[index], staged, None)
+            pending.results.append(result)
+        if any(layout.sizes):
+            self._cuda.copy_out(staging[: layout.total], outputs.address, self.stream)
 
-    def _copy_out(self, plan: _Plan, job: Job, outputs: Memory, found: dict[str, Found]) -> None:
-        whole = not job.out and not found
-        for index, spec in enumerate(self._engine.outputs):
-            dtype, shape, target = self._dtypes[index], plan.outputs[index], job.out.get(spec.name)
-            offset, size = plan.layout.offsets[index], plan.layout.sizes[index]
-            address, staged = outputs.address + offset, job.ticket.outputs[offset : offset + size]
-            if spec.name in found:
-                one = found[spec.name]
-                shape, size = one.shape, math.prod(one.shape) * dtype.itemsize
-                if target is not None:
-                    check_out(spec.name, target, dtype, shape)
-                staged = self._cuda.pinned(size)
-                if size:
-                    address = one.owner.address
-                    job.kept.append(one.owner)
-                one.owner = None  # TensorRT keeps what holds it
-            direct = target is not None and size and target.flags.c_contiguous and self._cuda.is_pinned(target)
-            job.results.append(Result(spec.name, dtype, shape, None if direct else staged, target))
-            if size and not whole:
-                into = flat(target) if direct and target is not None else staged
-                self._cuda.copy_out(into, address, self.stream)
-        if whole and any(plan.layout.sizes):
-            self._cuda.copy_out(job.ticket.outputs[: plan.layout.total], outputs.address, self.stream)
+    def _take_on_demand(self, index: int, pending: PendingCall, output: DataDependentOutput[Memory]) -> _OutputPlace:
+        """The place of an output whose shape and memory are known since the enqueue."""
+        name, dtype = self._output_specs[index].name, self._dtypes[index]
+        if name in pending.out:
+            check_out(name, pending.out[name], dtype, output.shape)
+        staged = self._cuda.pinned(math.prod(output.shape) * dtype.itemsize)
+        address = 0
+        if staged.nbytes and output.memory is not None:
+            address = output.memory.address
+            pending.device_memory.append(output.memory)
+        output.memory = None  # TensorRT holds on to the object.
+        return _OutputPlace(output.shape, address, staged)
 
-    # CUDA graphs: addresses stay, so that one for each set of shapes is enough.
+    # CUDA graphs.
 
-    def _may_capture(self, plan: _Plan) -> bool:
-        """Whether a graph is wanted for the plan, and possible by now."""
-        if plan.graph is not None or not self._graphs or plan.enqueued < _WARM[self._graphs]:
+    def _may_capture(self, prepared: _PreparedArrays) -> bool:
+        """Whether a CUDA graph for these shapes is wanted, and possible by now."""
+        captures = self._captures
+        if prepared.graphs.graph is not None or not captures.is_enabled or not captures.is_warm(prepared):
             return False
-        if plan.unknown or self._allocation == "exact":
+        if prepared.outputs.data_dependent or self._allocates_exactly:
             return False
-        return self._graphs is True or is_alone() or not any(name in sys.modules for name in _SYNCHRONIZERS)
+        return captures.check_threads(prepared.last_used)
 
-    def _capture(self, plan: _Plan, context: Context, addresses: Sequence[int]) -> Context:
-        """Make a graph for the plan; gives the context that the plan has then."""
-        collecting = gc.isenabled()
-        gc.disable()  # destructors may do what a capture forbids
+    def _capture(self, prepared: _PreparedArrays, context: Context, addresses: Sequence[int]) -> Context:
+        """Make a CUDA graph for these shapes; gives the context that they have then."""
         try:
-            if reason := context.why_not_capturable(self.stream.handle):
-                raise NotCapturable(reason)
-            context.bind(addresses)
-            plan.graph = Graph(context.enqueue, self.stream.handle, 0, self._cuda.index)
+            prepared.graphs.graph = capture_inference(
+                context, addresses, self.stream.handle, event=0, gpu_index=self._cuda.index
+            )
         except BaseException as error:
             self.stream.wait()
-            self._drop(plan)  # a capture that failed half-way may have left its context unusable
+            self.pool.drop_context(prepared)  # A capture that failed half-way may have left it unusable.
             if not isinstance(error, NotCapturable):
                 raise
-            self._attempts -= 1
-            if not self._attempts:
-                self._graphs = False
+            if self._captures.count_failure():
                 _logger.warning("Processor answers without CUDA graphs from now on: %s", error)
-        finally:
-            if collecting:
-                gc.enable()
-        return self._prepare(plan)
+        return self.pool.prepare(prepared, self.stream.handle)
 
-    # What is kept: contexts up to a limit, plans up to another, one memory for all of them.
+    # Memory of inputs and outputs.
 
-    def _plan(self, job: Job) -> _Plan:
-        plan = self._plans.get(job.call.shapes)
-        if plan is None:
-            if len(self._plans) >= self._config.max_shapes:
-                oldest = min(self._plans.values(), key=lambda plan: plan.used)
-                self._release(oldest)
-                del self._plans[oldest.shapes]
-            plan = self._plans[job.call.shapes] = _Plan(job.call.shapes, job.call.profile)
-        plan.used = perf_counter()
-        return plan
-
-    def _prepare(self, plan: _Plan) -> Context:
-        """Give the plan a context at its shapes, in the lane's memory."""
-        context = plan.context
-        if context is None:
-            context = self._spare()
-            try:
-                plan.outputs = context.set_shapes(plan.profile, plan.shapes, self.stream.handle)
-                plan.memory_bytes = context.memory_bytes()
-            except BaseException:
-                self.stream.wait()  # it may still run for the shapes that it had before
-                self._contexts -= 1
-                raise
-            known = [math.prod(shape) if min(shape, default=0) >= 0 else 0 for shape in plan.outputs]
-            plan.layout = layout([count * dtype.itemsize for count, dtype in zip(known, self._dtypes, strict=True)])
-            plan.context = context
-        if self._memory is None or plan.memory_bytes > self._memory.size_bytes:
-            self._grow(plan)
-        if plan.memory is not self._memory:
-            assert self._memory is not None, "it has just grown"
-            context.set_memory(self._memory.address, self._memory.size_bytes)
-            plan.memory = self._memory
-        return context
-
-    def _make_room(self, plan: _Plan, job: Job) -> Memory:
+    def _reserve_memory(self, prepared: _PreparedArrays, pending: PendingCall) -> Memory:
         """Have memory for the call's inputs and outputs; gives that of the outputs."""
-        job.ticket.make_room(0, plan.layout.total)
-        if self._inputs.size_bytes < job.inputs.total:
-            self._inputs = self._replaced(self._inputs, job.inputs.total)
-        if self._allocation == "exact":
-            memory = self._cuda.memory(plan.layout.total)
-            job.kept.append(memory)
+        output_bytes = prepared.outputs.layout.total
+        pending.staging.reserve(0, output_bytes)
+        if self._inputs.size_bytes < pending.inputs.total:
+            self._inputs = self._make_larger(self._inputs, pending.inputs.total)
+        if self._allocates_exactly:
+            memory = self._cuda.memory(output_bytes)
+            pending.device_memory.append(memory)
             return memory
-        if self._outputs.size_bytes < plan.layout.total:
-            self._outputs = self._replaced(self._outputs, plan.layout.total)
+        if self._outputs.size_bytes < output_bytes:
+            self._outputs = self._make_larger(self._outputs, output_bytes)
         return self._outputs
 
-    def _replaced(self, old: Memory, size_bytes: int) -> Memory:
-        """Larger memory in the place of one that calls before may still be using, and graphs know by address."""
-        self._forget_graphs()
-        size = max(size_bytes, old.size_bytes * 3 // 2)
-        return self._cuda.memory(size)
-
-    def _grow(self, plan: _Plan) -> None:
-        """Take memory to work in for the plan, with some to spare if it is not the first."""
-        old, size = self._memory, max(plan.memory_bytes, ALIGNMENT_BYTES)
-        if old is not None:
-            size = max(size, min(old.size_bytes * 3 // 2, self._engine.memory_bytes(plan.profile)))
-            self._forget_graphs()
-            for other in self._plans.values():
-                other.memory = None
-            self._memory = None
-            del old
-        self._memory = self._cuda.memory(size)
-
-    def _forget_graphs(self) -> None:
-        self.stream.wait()
-        for plan in self._plans.values():
-            plan.graph = None
-
-    def _spare(self) -> Context:
-        if not self._free and self._contexts >= self._config.contexts:
-            holders = [plan for plan in self._plans.values() if plan.context is not None]
-            if holders:
-                self._release(min(holders, key=lambda plan: plan.used))
-        if self._free:
-            return self._free.pop()
-        context = self._engine.make_context()
-        self._contexts += 1
-        return context
-
-    def _release(self, plan: _Plan) -> None:
-        """Take the context from a plan, to be used at other shapes."""
-        context = plan.context
-        if context is None:
-            return
-        if plan.graph is not None or context.is_worn:
-            self.stream.wait()
-        if context.is_worn:
-            self._contexts -= 1
-        else:
-            self._free.append(context)
-        plan.clear()
-
-    def _drop(self, plan: _Plan) -> None:
-        """Forget a plan's context, which may be unusable; the stream must be idle."""
-        if plan.context is not None:
-            self._contexts -= 1
-        plan.clear()
+    def _make_larger(self, old: Memory, size_bytes: int) -> Memory:
+        """Allocate in place of memory that earlier calls may still use, and that CUDA graphs know by its address."""
+        self.pool.drop_graphs()
+        return self._cuda.memory(max(size_bytes, old.size_bytes * 3 // 2))
 
     def close(self) -> None:
-        """Wait for what is running and give everything back."""
+        """Wait for running work and give everything back."""
         self.is_closed = True
-        with contextlib.suppress(Exception):  # a context that is broken is given back all the same
+        with contextlib.suppress(Exception):  # A broken context is given back all the same.
             self.stream.wait()
-        self._plans.clear()
-        self._free.clear()
-        self._found.clear()
-        self._memory = None
-        self._inputs = self._outputs = self._none
+        self.pool.close()
+        self._on_demand_memory.clear()
+        self._inputs = self._outputs = self._no_memory
+
+
+def _place_of(layout: _OutputLayout, index: int, outputs: Memory, pending: PendingCall) -> _OutputPlace:
+    """The place of an output whose shape was known before the enqueue."""
+    offset = layout.layout.offsets[index]
+    staged = pending.staging.outputs[offset : offset + layout.layout.sizes[index]]
+    return _OutputPlace(layout.shapes[index], outputs.address + offset, staged)

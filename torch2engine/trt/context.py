@@ -1,7 +1,7 @@
 """One execution context: shapes in, output shapes and memory size out, then enqueued by address.
 
-Enters: shapes, and device addresses that somebody else keeps alive. Leaves: work on a stream, or TensorRT's own lines
-in an error. Apart from `engine` because an engine has many of them, each at its own shapes.
+Enters: shapes, and device addresses whose owners keep them alive. Leaves: work on a stream, or TensorRT's own lines in
+an error. Separate from `engine` because an engine has many contexts, each at its own shapes.
 """
 
 from __future__ import annotations
@@ -10,31 +10,30 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Generic
 
 from torch2engine.core.errors import BuildError, ShapeError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.trt.library import Dims, IExecutionContext, IOutputAllocator, TensorRT, check_return_value
+from torch2engine.trt.memory import FREE_MEMORY, DeviceMemory, MemoryT
 
-__all__ = ["FREE_MEMORY", "Allocate", "Context", "Found"]
+__all__ = ["Context", "DataDependentOutput"]
 
-FREE_MEMORY = "free GPU memory, or build with a smaller max in the profiles"
-_MOST_PLANNED = 64
+_MAX_SHAPE_CHANGES = 64
 
-# Gives (address, owner) of that many bytes of device memory, 256-byte aligned, that live as long as the owner.
-Allocate = Callable[[int], "tuple[int, Any]"]
+_Allocate = Callable[[int], DeviceMemory]
 
 
-class Found:
-    """An output whose shape only its values decide, after the enqueue that found it.
+class DataDependentOutput(Generic[MemoryT]):
+    """An output whose shape only its values decide, filled in by the enqueue.
 
-    owner: what keeps its memory alive; None if TensorRT asked for none.
+    memory: its memory; None if TensorRT asked for none.
     shape: its shape.
     error: what the allocation raised: the bindings would print and forget it.
     """
 
     def __init__(self) -> None:
-        self.owner: Any = None
+        self.memory: MemoryT | None = None
         self.shape: tuple[int, ...] = ()
         self.error: Exception | None = None
 
@@ -42,21 +41,21 @@ class Found:
 class Context:
     """An execution context of one profile and, at a time, one set of shapes.
 
-    Not thread-safe, but each may have a thread of its own. The caller makes the device current and gives memory before
+    Not thread-safe, but several threads may each use one. The caller makes the device current, and gives memory before
     the first enqueue at new shapes.
 
     Args:
         rt: the flavour.
-        context: TensorRT's.
-        given: the signature's inputs, in order: what addresses and shapes are passed for.
-        inputs, outputs: those that the engine has.
+        context: TensorRT's execution context.
+        signature_inputs: the signature's inputs in order, which shapes and addresses are passed for.
+        inputs, outputs: the tensors that the engine has.
     """
 
     def __init__(
         self,
         rt: TensorRT,
         context: IExecutionContext,
-        given: Sequence[TensorSpec],
+        signature_inputs: Sequence[TensorSpec],
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
     ) -> None:
@@ -65,13 +64,14 @@ class Context:
         self._call_lock = rt.call_lock
         self._process = os.getpid()
         names = [spec.name for spec in inputs]
-        self._inputs = [(index, spec.name) for index, spec in enumerate(given) if spec.name in names]
+        self._inputs = [(index, spec.name) for index, spec in enumerate(signature_inputs) if spec.name in names]
         self._outputs = [spec.name for spec in outputs]
-        self._tensors = [*self._inputs, *((len(given) + index, name) for index, name in enumerate(self._outputs))]
-        self._addresses = [0] * (len(given) + len(self._outputs))
-        self._profile = -1
+        count = len(signature_inputs)
+        self._tensors = [*self._inputs, *((count + index, name) for index, name in enumerate(self._outputs))]
+        self._addresses = [0] * (count + len(self._outputs))
+        self._profile: int | None = None
         self._memory = (0, 0)
-        self._planned = 0
+        self._shape_changes = 0
         self._allocators: dict[str, IOutputAllocator] = {}
 
     def set_shapes(self, profile: int, shapes: Sequence[Sequence[int]], stream: int) -> list[tuple[int, ...]]:
@@ -88,8 +88,9 @@ class Context:
         Raises:
             ShapeError: TensorRT refuses a shape.
         """
-        rt, mark = self._rt, self._rt.log.mark()
-        self._planned += 1
+        rt = self._rt
+        mark = rt.log.mark()
+        self._shape_changes += 1
         with self._call_lock:
             if profile != self._profile:
                 done = self._context.set_optimization_profile_async(profile, stream)
@@ -104,9 +105,12 @@ class Context:
 
     @property
     def is_worn(self) -> bool:
-        """True when a new context should take its place: TensorRT-RTX 1.6.1 keeps 5 KB of host memory of a context for
-        every enqueue at shapes that it had not just before (a network of three layers), until the context goes."""
-        return self._planned >= _MOST_PLANNED
+        """Whether a new context should take its place, because it has changed its shapes often.
+
+        TensorRT-RTX 1.6.1 holds 5 KB more host memory after every change of shapes (a network of three layers), until
+        the context goes.
+        """
+        return self._shape_changes >= _MAX_SHAPE_CHANGES
 
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`."""
@@ -164,38 +168,43 @@ class Context:
                 return f"{self._rt.title} says that this engine can't be captured at these shapes"
         return ""
 
-    def find_outputs(self, names: Sequence[str], allocate: Allocate) -> dict[str, Found]:
+    def allocate_on_demand(
+        self, names: Sequence[str], allocate: Callable[[int], MemoryT]
+    ) -> dict[str, DataDependentOutput[MemoryT]]:
         """Let TensorRT ask for the memory of outputs whose shapes it finds out while it runs.
 
         Args:
-            names: of outputs; what `bind` says of them no longer counts.
-            allocate: called during the enqueue, once an output.
+            names: of outputs; the addresses that `bind` sets for them no longer count.
+            allocate: gives memory of so many bytes; called during the enqueue, once an output.
 
         Returns:
             name -> where the next enqueue leaves shape, memory or an error. Call this again before another enqueue.
         """
-        rt, mark = self._rt, self._rt.log.mark()
-        found = {name: Found() for name in names}
-        self._allocators = {name: _allocator_class(rt)(found[name], allocate) for name in names}
+        rt = self._rt
+        mark = rt.log.mark()
+        results: dict[str, DataDependentOutput[MemoryT]] = {name: DataDependentOutput() for name in names}
+        self._allocators = {name: _allocator_class(rt)(results[name], allocate) for name in names}
         for name, allocator in self._allocators.items():
             check_return_value(
                 self._context.set_output_allocator(name, allocator), f"allocator of '{name}'", rt, since=mark
             )
-        return found
+        return results
 
     def __del__(self) -> None:
-        # Elsewhere the lock may be held by a thread that is no more.
+        # In a fork the lock may be held by a thread that does not exist there.
         if os.getpid() == self._process and not sys.is_finalizing():
             self._call_lock.release_when_idle({"context": self.__dict__.pop("_context")})
 
 
-# One class, since a class is a cycle: one for each call would keep results until the garbage collector comes.
+# One class for all calls: a class is a reference cycle, which would hold results until the garbage collector comes.
 @functools.cache
-def _allocator_class(rt: TensorRT) -> Callable[[Found, Allocate], IOutputAllocator]:
+def _allocator_class(
+    rt: TensorRT,
+) -> Callable[[DataDependentOutput[Any], _Allocate], IOutputAllocator]:
     class Allocator(rt.api.IOutputAllocator):
-        def __init__(self, found: Found, allocate: Allocate) -> None:
+        def __init__(self, result: DataDependentOutput[Any], allocate: _Allocate) -> None:
             rt.api.IOutputAllocator.__init__(self)
-            self._found = found
+            self._result = result
             self._allocate = allocate
 
         def reallocate_output_async(
@@ -205,13 +214,14 @@ def _allocator_class(rt: TensorRT) -> Callable[[Found, Allocate], IOutputAllocat
 
         def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int | None:
             try:
-                address, self._found.owner = self._allocate(max(size, 1))
+                allocated = self._allocate(max(size, 1))
             except Exception as error:
-                self._found.error = error
+                self._result.error = error
                 return None
-            return address
+            self._result.memory = allocated
+            return allocated.address
 
         def notify_shape(self, tensor_name: str, shape: Dims) -> None:
-            self._found.shape = tuple(int(dim) for dim in shape)
+            self._result.shape = tuple(int(dim) for dim in shape)
 
     return Allocator

@@ -1,23 +1,25 @@
 """One inference as a CUDA graph: captured once, launched again and again at the same addresses.
 
-Enters: a function that enqueues on a stream. Leaves: a `Graph`. A room of its own because it speaks to the driver
-itself: PyTorch's own CUDAGraph puts the device's random generator into a capturing state, in which another thread that
-draws random numbers meanwhile gets an error, and a serving process has no PyTorch at all.
+Enters: an execution context with its addresses, and a stream. Leaves: a `CudaGraph`. Separate because it speaks to the
+driver itself. PyTorch's CUDAGraph puts the device's random generator into a capturing state, in which another thread
+that draws random numbers gets an error; and a serving process has no PyTorch at all.
 """
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from torch2engine.core.errors import BuildError, Torch2EngineError
+from torch2engine.trt.context import Context
 from torch2engine.trt.gpu import load_driver, make_gpu_current
 
-__all__ = ["Graph", "NotCapturable", "OwnStream"]
+__all__ = ["CudaGraph", "DedicatedStream", "NotCapturable", "capture_inference"]
 
 # CUstream_flags, CUstreamCaptureMode, CUevent_record_flags and CUresult of cuda.h (CUDA 12 and 13)
 _NON_BLOCKING = 1
@@ -30,11 +32,11 @@ class NotCapturable(Exception):
     """An enqueue can't be captured; the text says why."""
 
 
-class OwnStream:
-    """A stream of the current device that nobody else can have.
+class DedicatedStream:
+    """A stream of the current device that no other code can be given.
 
-    PyTorch hands out its streams again after 32: work that somebody puts on such a stream while it is captured would
-    vanish into the graph instead of being done.
+    PyTorch hands out its streams again after 32. Work that other code puts on a stream while it is captured would
+    vanish into the CUDA graph instead of being done.
 
     Raises:
         BuildError: the driver refuses.
@@ -56,7 +58,35 @@ class OwnStream:
             _driver().cuStreamDestroy_v2(self._handle)  # once its work is through
 
 
-class Graph:
+def capture_inference(context: Context, addresses: Sequence[int], stream: int, event: int, gpu_index: int) -> CudaGraph:
+    """Capture one inference at these addresses.
+
+    After any error the context may be unusable.
+
+    Args:
+        context: at its shapes, with memory, and enqueued before.
+        addresses: as for `Context.bind`; they and the context's memory must stay valid as long as the graph is used.
+        stream: handle of a stream that no other code uses meanwhile, not a default stream.
+        event: handle of an event that every launch records when the work is through; 0 for none.
+        gpu_index: the device's number.
+
+    Raises:
+        NotCapturable: TensorRT or the driver refused.
+        BuildError: TensorRT refuses an address.
+    """
+    collecting = gc.isenabled()
+    gc.disable()  # Destructors may do what a capture forbids.
+    try:
+        if reason := context.why_not_capturable(stream):
+            raise NotCapturable(reason)
+        context.bind(addresses)
+        return CudaGraph(context.enqueue, stream, event, gpu_index)
+    finally:
+        if collecting:
+            gc.enable()
+
+
+class CudaGraph:
     """A captured inference.
 
     It holds no reference to the memory and the context that it was captured with. Launches of one graph run one after
@@ -64,36 +94,37 @@ class Graph:
 
     Args:
         enqueue: puts the work on a stream by its handle; called once.
-        stream: handle of a stream without work of its own, not a default stream.
+        stream: handle of a stream without other work, not a default stream.
         event: handle of an event that every launch records when the work is through; 0 for none.
-        index: the device's number.
+        gpu_index: the device's number.
 
     Raises:
         NotCapturable: the driver or `enqueue` refused.
     """
 
-    def __init__(self, enqueue: Callable[[int], None], stream: int, event: int, index: int) -> None:
+    def __init__(self, enqueue: Callable[[int], None], stream: int, event: int, gpu_index: int) -> None:
         self._handle = ctypes.c_void_p()
-        self._index = index
+        self._gpu_index = gpu_index
         self._process = os.getpid()
-        self._launch = (driver := _driver()).cuGraphLaunch
-        graph = ctypes.c_void_p()
+        driver = _driver()
+        self._launch = driver.cuGraphLaunch
+        template = ctypes.c_void_p()  # of the executable graph; the driver's CUgraph
         _call(driver.cuStreamBeginCapture_v2, stream, _THREAD_LOCAL)
         try:
             enqueue(stream)
             if event:
                 _call(driver.cuEventRecordWithFlags, event, stream, _EXTERNAL)
         except BaseException as error:  # Ctrl-C too must not leave the stream capturing
-            if driver.cuStreamEndCapture(stream, ctypes.byref(graph)) == 0:
-                driver.cuGraphDestroy(graph)
+            if driver.cuStreamEndCapture(stream, ctypes.byref(template)) == 0:
+                driver.cuGraphDestroy(template)
             if isinstance(error, (Torch2EngineError, RuntimeError)):
                 raise NotCapturable(str(error)) from error
             raise  # a signal handler's, say
-        _call(driver.cuStreamEndCapture, stream, ctypes.byref(graph))
+        _call(driver.cuStreamEndCapture, stream, ctypes.byref(template))
         try:
-            _call(driver.cuGraphInstantiateWithFlags, ctypes.byref(self._handle), graph, 0)
+            _call(driver.cuGraphInstantiateWithFlags, ctypes.byref(self._handle), template, 0)
         finally:
-            driver.cuGraphDestroy(graph)
+            driver.cuGraphDestroy(template)
 
     def launch(self, stream: int) -> None:
         """Run the inference on a stream.
@@ -106,7 +137,7 @@ class Graph:
         """
         status = self._launch(self._handle, stream)
         if status == _INVALID_CONTEXT:  # a thread that has not used CUDA yet
-            make_gpu_current(self._index)
+            make_gpu_current(self._gpu_index)
             status = self._launch(self._handle, stream)
         if status:
             raise BuildError("launch of a CUDA graph", got=_error(status), fix="RuntimeConfig(cuda_graphs=False)")
@@ -128,7 +159,7 @@ def _error(status: int) -> str:
     return f"error {status}"
 
 
-# Handles are 64 bits wide, which ctypes must be told; prototypes as in cuda.h.
+# Handles are 64 bits wide, which ctypes does not know by itself; prototypes as in cuda.h.
 @cache
 def _driver() -> ctypes.CDLL:
     driver = load_driver()

@@ -17,7 +17,7 @@ from torch2engine.artifact.manifest import Hardware
 from torch2engine.core.config import TF32_OVERRIDE, float32_arithmetic
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.trt.context import FREE_MEMORY, Context
+from torch2engine.trt.context import Context
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import (
     EngineInspector,
@@ -32,6 +32,7 @@ from torch2engine.trt.library import (
     check_return_value,
     find_tensorrt,
 )
+from torch2engine.trt.memory import FREE_MEMORY
 
 __all__ = ["Engine"]
 

@@ -11,7 +11,6 @@ import functools
 import importlib
 import importlib.metadata
 import logging
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ from typing import Any, TypeAlias
 
 from torch2engine.core.errors import BuildError, InstallationError, Torch2EngineError
 from torch2engine.trt.gpu import relaxed_capture_mode
+from torch2engine.trt.memory import means_out_of_memory
 
 __all__ = [
     "DTYPES",
@@ -29,7 +29,6 @@ __all__ = [
     "TensorRT",
     "check_return_value",
     "find_tensorrt",
-    "means_out_of_memory",
 ]
 
 # TensorRT's classes, for annotations alone: the bindings carry no types, and which bindings it will be is known late.
@@ -317,18 +316,6 @@ def _make_logger(api: Any, log: Log) -> ILogger:
             log.record(severity.name, msg)
 
     return Logger()
-
-
-_MEMORY = re.compile(
-    r"out of memory|OutOfMemory|out-of-memory|insufficient (?:device |GPU |workspace |memory)|bad_alloc|cudaMalloc"
-    r"|failed to allocate|allocation fail|workspace limit|CUDA_ERROR_OUT_OF_MEMORY|MEM_ALLOC_FAILED",
-    re.IGNORECASE,
-)
-
-
-def means_out_of_memory(line: str) -> bool:
-    """Tell whether a line of TensorRT's log names memory as the cause of a failure."""
-    return _MEMORY.search(line) is not None
 
 
 def check_return_value(

@@ -23,7 +23,7 @@ from torch2engine.core.pytree import bind, unflatten
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.torch_state import is_traced
 from torch2engine.modules.trt.refit import RefittableEngine, require_cuda
-from torch2engine.modules.trt.session import Live, not_prepared
+from torch2engine.modules.trt.session import EngineSession, not_prepared
 from torch2engine.modules.warmup_inputs import zeros
 from torch2engine.trt.library import PRODUCT_NAMES
 
@@ -94,7 +94,7 @@ class TRTModule(RefittableEngine):
         live = self._live
         if live is None or self._tracked is not None or is_traced() is not None:
             return super().forward(*args, **kwargs)
-        outputs = live.quick(self._leaves(args, kwargs))
+        outputs = live.try_fast_path(self._leaves(args, kwargs))
         if outputs is None:
             return super().forward(*args, **kwargs)
         return outputs[0] if self._bare else unflatten(self.signature.output, outputs)
@@ -146,11 +146,11 @@ class TRTModule(RefittableEngine):
             live = self._live
             if live is None or live.device != wanted:
                 self._settle()
-                self._live = Live(self._artifact, wanted, self._runtime_config)
+                self._live = EngineSession(self._artifact, wanted, self._runtime_config)
                 self._device = wanted
         return self
 
-    def _bound(self, device: torch.device) -> Live:
+    def _bound(self, device: torch.device) -> EngineSession:
         """The live engine, made on this device if there is none yet."""
         live = self._live
         if live is None:
@@ -159,7 +159,7 @@ class TRTModule(RefittableEngine):
                 live = self._live
                 if live is None:
                     self._check_weights()
-                    live = self._live = Live(self._artifact, device, self._runtime_config)
+                    live = self._live = EngineSession(self._artifact, device, self._runtime_config)
                     self._device = device
         if live.device != device:
             raise DeviceError(

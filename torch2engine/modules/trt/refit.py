@@ -19,7 +19,7 @@ from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InstallationError, RefitError
 from torch2engine.modules.refit import Refittable
-from torch2engine.modules.trt.session import Live, not_prepared
+from torch2engine.modules.trt.session import EngineSession, not_prepared
 
 __all__ = ["RefittableEngine", "require_cuda"]
 
@@ -43,7 +43,7 @@ class RefittableEngine(Refittable[EngineArtifact]):
     """The part of TRTModule that has to do with weights."""
 
     _device: torch.device | None
-    _live: Live | None
+    _live: EngineSession | None
     _program_now: WeightProgram | None  # of weights that are in the live engine and not in the artifact
     _onnx_agrees: bool  # whether the ONNX beside the plan holds the live engine's weights, where that is newer
     _binding: threading.Lock
@@ -91,11 +91,11 @@ class RefittableEngine(Refittable[EngineArtifact]):
         live, device = self._live, next((one.device for one in new.values()), self._device)
         if live is None:  # seen by nobody until it has the weights
             assert device is not None, "an engine that can be refitted has weights"
-            live = Live(self._artifact, device, self._runtime_config)
+            live = EngineSession(self._artifact, device, self._runtime_config)
         live.check_refittable()
         return partial(self._put, live, new, program)
 
-    def _put(self, live: Live, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
+    def _put(self, live: EngineSession, new: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
         live.refit(new)
         with self._binding:
             if self._live is not None and self._live is not live:
@@ -127,11 +127,11 @@ class RefittableEngine(Refittable[EngineArtifact]):
     @property
     def _is_spoilt(self) -> bool:
         live = self._live
-        return live is not None and live.is_spoilt
+        return live is not None and live.weights_incomplete
 
     def _stop(self) -> None:
         with self._binding:
             if self._live is not None and self._live.is_captured:
-                self._live.spoil()  # the user's graphs need it until trim()
+                self._live.invalidate()  # the user's graphs need it until trim()
             else:
                 self._reset()  # the next call finds no engine, looks why, and says so

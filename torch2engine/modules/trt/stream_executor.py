@@ -1,36 +1,38 @@
-"""One stream's share of an engine: working memory, a plan for every set of shapes, and order.
+"""One stream's share of an engine: its contexts and working memory, and the order of the work in them.
 
-Enters: addresses of checked inputs, on the stream that the caller works on. Leaves: outputs, ready on that stream.
-Apart from `module` because what may run at the same time as what is decided here: work of one lane never does, work of
-two lanes shares nothing that can be written to.
+Enters: addresses of checked inputs, on the caller's current stream. Leaves: outputs, ready on that stream. Separate
+from the session because it decides which work may overlap: work of one executor never does, and two executors share
+nothing that can be written to.
 """
 
 from __future__ import annotations
 
-import gc
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 
 import torch
 
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import BuildError
-from torch2engine.modules.trt.prepared_shape import Copied, Plan, allocate
+from torch2engine.modules.trt.output_tensors import OutputTensors, TensorMemory, allocate_memory, empty_like_each
+from torch2engine.modules.trt.shape_graphs import ShapeGraphs, StaticBufferGraph
+from torch2engine.trt.capture_policy import CapturePolicy
 from torch2engine.trt.context import Context
-from torch2engine.trt.cuda_graph import Graph, NotCapturable, OwnStream
+from torch2engine.trt.context_pool import ContextPool, PreparedShape
+from torch2engine.trt.cuda_graph import CudaGraph, DedicatedStream, NotCapturable, capture_inference
 from torch2engine.trt.engine import Engine
-from torch2engine.trt.threads import is_alone
 
-__all__ = ["PER_THREAD", "Lane"]
+__all__ = ["PER_THREAD_STREAM", "PreparedTensors", "StreamExecutor"]
 
-_ATTEMPTS = 3  # at a capture: another thread's wait for the whole device breaks one
-_PATIENCE_SECONDS = 0.1
-PER_THREAD = 2  # CUDA's handle of every thread's own default stream: one handle, many streams
+PER_THREAD_STREAM = 2  # CUDA's handle of every thread's own default stream: one handle, many streams
+
+PreparedTensors = PreparedShape[OutputTensors, ShapeGraphs]
 
 
-class Lane:
+class StreamExecutor:
     """Contexts that work in one memory, one after the other, for one stream at a time.
 
     Args:
@@ -44,33 +46,32 @@ class Lane:
         self, engine: Engine, device: torch.device, config: RuntimeConfig, stream_of: Callable[[int], torch.cuda.Stream]
     ) -> None:
         self.lock = threading.Lock()
-        self.used = perf_counter()
-        self.plans: dict[tuple[torch.Size, ...], Plan] = {}
-        self.graphs = config.cuda_graphs
-        self._engine = engine
-        self._device = device
-        self._config = config
-        self._stream_of = stream_of
-        self._free: list[Context] = []
-        self._contexts = 0
-        self._memory: torch.Tensor | None = None
-        self._last = -1
+        self.last_used = perf_counter()
         self.is_closed = False
-        self._attempts = _ATTEMPTS
-        self._patience = 0.0
+        self._output_specs = engine.outputs
+        self._has_static_outputs = config.output == "static"
+        self._device = device
+        self._stream_of = stream_of
+        self._last_handle: int | None = None  # of the stream that needs no wait for the work before
+        self._captures = CapturePolicy(config.cuda_graphs)
         # The legacy default stream can neither be captured nor enqueued on without a device-wide wait.
-        self._own = OwnStream()
-        self._side_handle = self._own.handle
+        self._dedicated_stream = DedicatedStream()
+        self._side_handle = self._dedicated_stream.handle
         self._side = torch.cuda.ExternalStream(self._side_handle, device)
         self._forked = torch.cuda.Event()
         self._done = torch.cuda.Event()
         self._done.record(self._side)  # makes it, so that graphs can take its handle
+        # The pool must hold no method of this executor: a dropped module would wait for the cyclic garbage collector.
+        self.pool: ContextPool[OutputTensors, ShapeGraphs, TensorMemory] = ContextPool(
+            engine, config.contexts, config.max_shapes, partial(allocate_memory, device), self._done.synchronize
+        )
 
     @property
     def memory_bytes(self) -> int:
-        return 0 if self._memory is None else self._memory.numel()
+        """Device memory that the contexts work in."""
+        return 0 if self.pool.memory is None else self.pool.memory.size_bytes
 
-    def answer(
+    def execute(
         self,
         shapes: tuple[torch.Size, ...],
         profile: int | None,
@@ -88,7 +89,7 @@ class Lane:
             handle: of the current stream.
 
         Returns:
-            the outputs; None if a profile is needed, or if the lane was closed.
+            the outputs; None if a profile is needed, or if the executor was closed.
 
         Raises:
             BuildError: TensorRT refuses, mostly for want of memory.
@@ -97,36 +98,42 @@ class Lane:
         with self.lock:
             if self.is_closed:
                 return None
-            plan = self.plans.get(shapes)
-            if plan is None:
+            prepared = self.pool.prepared.get(shapes)
+            if prepared is None:
                 if profile is None:
                     return None
-                plan = self._add(shapes, profile)
-            if handle != self._last:
+                prepared = self._add(shapes, profile)
+            if handle != self._last_handle:
                 self._take_over(handle)
-            self.used = plan.used = perf_counter()
-            outputs = plan.outputs()
+            self.last_used = prepared.last_used = perf_counter()
+            outputs = prepared.outputs.for_next_call()
             key = (*addresses, *[output.data_ptr() for output in outputs])
-            graph = plan.graphs.get(key)
+            graph = prepared.graphs.by_addresses.get(key)
             if graph is None:
-                return self._compute(plan, inputs, outputs, key, handle)
+                return self._execute_without_graph(prepared, inputs, outputs, key, handle)
             try:
                 graph.launch(handle)
             except BuildError:
-                self._broken(plan)
+                self._drop_broken_graphs(prepared)
                 raise
             return outputs
 
-    # Order. Within a lane everything follows on what came before: by being on one stream, or else by these three.
+    def _add(self, shapes: tuple[torch.Size, ...], profile: int) -> PreparedTensors:
+        outputs = OutputTensors(self._output_specs, self._has_static_outputs, self._device)
+        prepared = PreparedShape(shapes, profile, outputs, ShapeGraphs())
+        self.pool.add(prepared)
+        return prepared
+
+    # Order. All work of an executor follows on the work before it: by being on one stream, or else by these three.
 
     def _take_over(self, handle: int) -> None:
-        """Let another stream than the last one wait until the lane's memory is no longer in use."""
+        """Let another stream than the last one wait until the executor's memory is no longer in use."""
         stream = self._stream_of(handle)
         stream.wait_event(self._done)
         self._side.wait_event(self._done)  # where a context changes its profile before the fork
         # A stream that is not PyTorch's (its id is its handle) may be destroyed and its handle be given to another.
-        known = stream.stream_id != handle or not handle
-        self._last = handle if known and handle != PER_THREAD else -1
+        is_lasting = (stream.stream_id != handle or not handle) and handle != PER_THREAD_STREAM
+        self._last_handle = handle if is_lasting else None
 
     def _fork(self, caller: torch.cuda.Stream) -> None:
         """Let the side stream wait for the caller's."""
@@ -137,79 +144,97 @@ class Lane:
         """Let the caller's stream wait for the side stream; so it may free inputs and temporaries as its own."""
         caller.wait_event(self._done)
 
-    # Ways to compute: a graph at these very addresses, a graph with inputs copied in and outputs out, an enqueue.
+    # Ways to compute where no CUDA graph for these very addresses exists.
 
-    def _compute(
-        self, plan: Plan, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor], key: tuple[int, ...], handle: int
+    def _execute_without_graph(
+        self,
+        prepared: PreparedTensors,
+        inputs: Sequence[torch.Tensor],
+        outputs: list[torch.Tensor],
+        key: tuple[int, ...],
+        handle: int,
     ) -> list[torch.Tensor]:
-        if not outputs:  # the plan has had no context yet, so nobody knew the shapes
-            self._prepare(plan, handle)
-            outputs = plan.outputs()
+        """Make a CUDA graph for these addresses, or use one with static buffers, or enqueue: whatever pays."""
+        if not outputs:  # There was no context yet, so the outputs' shapes were unknown.
+            self._prepare(prepared, handle)
+            outputs = prepared.outputs.for_next_call()
             key = (*key, *[output.data_ptr() for output in outputs])
-        if self.graphs and plan.capturable(self.graphs):
+        captures = self._captures
+        if captures.is_enabled and captures.is_warm(prepared) and not prepared.outputs.data_dependent:
             try:
-                if plan.used >= self._patience and plan.recurs(key) and self._may_capture(plan):
-                    if plan.is_full:  # of addresses that no longer come
-                        self._done.synchronize()
-                        plan.drop_graphs()
-                    graph = self._capture(plan, key)
-                    plan.add(key, graph)
-                    self._launch(plan, graph, handle)
+                if self._addresses_deserve_graph(prepared, key):
+                    self._capture_and_launch(prepared, key, handle)
                     return outputs
-                if plan.copying_pays(self.graphs, inputs) and (plan.copied is not None or self._may_capture(plan)):
-                    return self._copy(plan, inputs, outputs, handle)
+                if self._static_buffers_pay(prepared, inputs):
+                    self._run_in_static_buffers(prepared, inputs, outputs, handle)
+                    return outputs
             except NotCapturable as error:
-                self._give_up(plan, str(error))
-        return self._enqueue(plan, outputs, key, handle)
+                self._count_failed_capture(prepared, str(error))
+        return self._enqueue(prepared, outputs, key, handle)
 
-    def _launch(self, plan: Plan, graph: Graph, handle: int) -> None:
-        try:
-            graph.launch(handle)
-        except BuildError:
-            self._broken(plan)
-            raise
-
-    def _broken(self, plan: Plan) -> None:
-        """Forget graphs that can't be launched, or every call that meets them would fail."""
-        self._done.synchronize()
-        plan.drop_graphs()
-
-    def _may_capture(self, plan: Plan) -> bool:
-        """Whether a capture now can't make another thread's wait for the device fail; asked for, it is done anyway."""
-        if self.graphs is True:
-            return True
-        if plan.used < self._patience:
+    def _addresses_deserve_graph(self, prepared: PreparedTensors, key: tuple[int, ...]) -> bool:
+        now = prepared.last_used
+        if self._captures.is_paused(now) or not prepared.graphs.count_sighting(key):
             return False
-        if is_alone():
-            return True
-        self._patience = plan.used + _PATIENCE_SECONDS
-        return False
+        return self._captures.check_threads(now)
+
+    def _static_buffers_pay(self, prepared: PreparedTensors, inputs: Sequence[torch.Tensor]) -> bool:
+        graphs = prepared.graphs
+        if not graphs.copying_pays(self._captures.is_forced, inputs, prepared.outputs.templates):
+            return False
+        return graphs.static_buffers is not None or self._captures.check_threads(prepared.last_used)
+
+    def _capture_and_launch(self, prepared: PreparedTensors, key: tuple[int, ...], handle: int) -> None:
+        if prepared.graphs.is_full:  # of addresses that no longer come
+            self._done.synchronize()
+            prepared.graphs.drop()
+        graph = self._capture(prepared, key)
+        prepared.graphs.add(key, graph)
+        self._launch(prepared, graph, handle)
+
+    def _run_in_static_buffers(
+        self, prepared: PreparedTensors, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor], handle: int
+    ) -> None:
+        static = prepared.graphs.static_buffers
+        if static is None:
+            static = self._capture_static_buffers(prepared, inputs, outputs)
+            prepared.graphs.static_buffers = static
+        try:
+            for buffer, given in zip(static.inputs, inputs, strict=True):
+                buffer.copy_(given)
+            self._launch(prepared, static.graph, handle)
+            if static.outputs is not outputs:
+                for result, buffer in zip(outputs, static.outputs, strict=True):
+                    result.copy_(buffer)
+        finally:
+            self._done.record(self._stream_of(handle))  # the graph's own record came before the copies out
 
     def _enqueue(
-        self, plan: Plan, outputs: list[torch.Tensor], key: tuple[int, ...], handle: int
+        self, prepared: PreparedTensors, outputs: list[torch.Tensor], key: tuple[int, ...], handle: int
     ) -> list[torch.Tensor]:
-        context = plan.context
-        if context is None or self._memory is None or plan.memory is not self._memory:
-            context = self._prepare(plan, handle)
+        context = prepared.context
+        if context is None or self.pool.memory is None or prepared.memory is not self.pool.memory:
+            context = self._prepare(prepared, handle)
         caller = self._stream_of(handle)
-        fork = handle <= PER_THREAD
+        fork = handle <= PER_THREAD_STREAM
         stream = self._side if fork else caller
         if fork:
             self._fork(caller)
         try:
             start = perf_counter()
-            if plan.unknown:
-                plan.find_outputs(context)
-            context.bind(key if all(key) else plan.nonzero(key))
+            if prepared.outputs.data_dependent:
+                prepared.outputs.allocate_on_demand(context)
+            context.bind(key if all(key) else prepared.outputs.replace_null_addresses(key))
             context.enqueue(self._side_handle if fork else handle)
-            if plan.unknown:
-                outputs = plan.found_outputs(outputs)
-            plan.note(perf_counter() - start)
+            if prepared.outputs.data_dependent:
+                outputs = prepared.outputs.resolve_data_dependent(outputs)
+            prepared.enqueue_count += 1
+            prepared.graphs.note_enqueue(perf_counter() - start)
         except BuildError as error:
             # Out of memory, say. The context would fail at every later shape too (RTX 1.6.1): start afresh.
             stream.synchronize()
-            cause = plan.cause()
-            self._drop(plan)
+            cause = prepared.outputs.allocation_error()
+            self.pool.drop_context(prepared)
             if cause is None:
                 raise
             try:
@@ -222,157 +247,76 @@ class Lane:
                 self._join(caller)
         return outputs
 
-    def _copy(
-        self, plan: Plan, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor], handle: int
-    ) -> list[torch.Tensor]:
-        copied = plan.copied
-        if copied is None:
-            try:
-                own, results = plan.buffers(inputs, outputs)
-            except torch.OutOfMemoryError as error:
-                raise NotCapturable("no memory is left for a graph's own tensors") from error
-            key = tuple(tensor.data_ptr() for tensor in (*own, *results))
-            copied = plan.copied = Copied(own, results, self._capture(plan, key))
-        try:
-            for own, given in zip(copied.inputs, inputs, strict=True):
-                own.copy_(given)
-            self._launch(plan, copied.graph, handle)
-            if copied.outputs is not outputs:
-                for fresh, own in zip(outputs, copied.outputs, strict=True):
-                    fresh.copy_(own)
-        finally:
-            self._done.record(self._stream_of(handle))  # the graph's own record came before the copies out
-        return outputs
+    # CUDA graphs.
 
-    def _capture(self, plan: Plan, key: tuple[int, ...]) -> Graph:
-        context = self._prepare(plan, self._side_handle)
-        if reason := context.why_not_capturable(self._side_handle):
-            raise NotCapturable(reason)
-        context.bind(key)
-        collecting = gc.isenabled()
-        gc.disable()  # destructors may do what a capture forbids
+    def _launch(self, prepared: PreparedTensors, graph: CudaGraph, handle: int) -> None:
         try:
-            return Graph(context.enqueue, self._side_handle, self._done.cuda_event, self._device.index)
-        except BaseException as error:
-            if not isinstance(error, NotCapturable):
-                self._done.synchronize()
-                self._drop(plan)  # its context may be unusable
+            graph.launch(handle)
+        except BuildError:
+            self._drop_broken_graphs(prepared)
             raise
-        finally:
-            if collecting:
-                gc.enable()
 
-    def _give_up(self, plan: Plan, reason: str) -> None:
+    def _drop_broken_graphs(self, prepared: PreparedTensors) -> None:
+        """Forget graphs that can't be launched, or every call that meets them would fail."""
+        self._done.synchronize()
+        prepared.graphs.drop()
+
+    def _capture(self, prepared: PreparedTensors, key: Sequence[int]) -> CudaGraph:
+        """Capture an inference at these addresses, on the side stream."""
+        context = self._prepare(prepared, self._side_handle)
+        try:
+            return capture_inference(
+                context, key, self._side_handle, self._done.cuda_event, gpu_index=self._device.index
+            )
+        except BaseException:
+            self._done.synchronize()
+            self.pool.drop_context(prepared)  # A capture that failed half-way may have left it unusable.
+            raise
+
+    def _capture_static_buffers(
+        self, prepared: PreparedTensors, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor]
+    ) -> StaticBufferGraph:
+        """Capture an inference at buffers of its own; static outputs are such buffers already."""
+        try:
+            with torch.inference_mode(False):
+                input_buffers = empty_like_each(inputs)
+                output_buffers = outputs if self._has_static_outputs else prepared.outputs.make_fresh()
+        except torch.OutOfMemoryError as error:
+            raise NotCapturable("no memory is left for a graph's own tensors") from error
+        key = [tensor.data_ptr() for tensor in (*input_buffers, *output_buffers)]
+        return StaticBufferGraph(input_buffers, output_buffers, self._capture(prepared, key))
+
+    def _count_failed_capture(self, prepared: PreparedTensors, reason: str) -> None:
         """Start afresh after a capture that failed; after the last attempt go on without graphs, and say so."""
         self._done.synchronize()
-        self._drop(plan)  # a capture that failed half-way may have left it unusable
-        self._attempts -= 1
-        if self._attempts:
-            return
-        self.graphs = False
-        warnings.warn(
-            f"TRTModule answers without CUDA graphs from now on: {reason}; RuntimeConfig(cuda_graphs=False) says so "
-            "beforehand",
-            stacklevel=2,
-        )
+        self.pool.drop_context(prepared)
+        if self._captures.count_failure():
+            warnings.warn(
+                f"TRTModule answers without CUDA graphs from now on: {reason}; RuntimeConfig(cuda_graphs=False) says "
+                "so beforehand",
+                stacklevel=2,
+            )
 
-    # What is kept: contexts up to a limit, plans up to another, one memory for all of them.
+    # Contexts.
 
-    def _add(self, shapes: tuple[torch.Size, ...], profile: int) -> Plan:
-        if len(self.plans) >= self._config.max_shapes:
-            oldest = min(self.plans.values(), key=lambda plan: plan.used)
-            self._release(oldest)
-            del self.plans[oldest.shapes]
-        plan = self.plans[shapes] = Plan(self._engine, shapes, profile, self._config, self._device)
-        return plan
+    def _prepare(self, prepared: PreparedTensors, handle: int) -> Context:
+        """Give the shapes a context and memory, for work on the stream of this handle."""
+        on_side = handle <= PER_THREAD_STREAM or handle == self._side_handle
+        stream = self._side if on_side else self._stream_of(handle)
+        return self.pool.prepare(prepared, stream.cuda_stream, partial(self._done.record, stream))
 
-    def _prepare(self, plan: Plan, handle: int) -> Context:
-        """Give the plan a context at its shapes, in the lane's memory."""
-        context = plan.context
-        if context is None:
-            context = self._spare()
-            beside = handle <= PER_THREAD or handle == self._side_handle
-            stream = self._side if beside else self._stream_of(handle)
-            try:
-                plan.take(context, stream.cuda_stream)
-                self._done.record(stream)  # of a change of profile, should the call get no further
-            except BaseException:
-                self._done.synchronize()  # it may still run for the shapes that it had before
-                self._contexts -= 1
-                raise
-        if self._memory is None or plan.memory_bytes > self._memory.numel():
-            self._grow(plan)
-        if plan.memory is not self._memory:
-            assert self._memory is not None, "it has just grown"
-            context.set_memory(self._memory.data_ptr(), self._memory.numel())
-            plan.memory = self._memory
-        return context
-
-    def _spare(self) -> Context:
-        if not self._free and self._contexts >= self._config.contexts:
-            holders = [plan for plan in self.plans.values() if plan.context is not None]
-            if holders:
-                self._release(min(holders, key=lambda plan: plan.used))
-        if self._free:
-            return self._free.pop()
-        context = self._engine.make_context()
-        self._contexts += 1
-        return context
-
-    def _release(self, plan: Plan) -> None:
-        """Take the context from a plan, to be used at other shapes."""
-        if plan.context is None:
-            return
-        plan.evicted += plan.has_graphs
-        if plan.has_graphs or plan.context.is_worn:
-            self._done.synchronize()
-        if plan.context.is_worn:
-            self._drop(plan)
-        else:
-            self._free.append(plan.context)
-            plan.clear()
-
-    def _drop(self, plan: Plan) -> None:
-        """Forget a plan's context, which may be unusable; its stream must be idle."""
-        if plan.context is not None:
-            self._contexts -= 1
-        plan.clear()
-
-    def _grow(self, plan: Plan) -> None:
-        """Take memory for the plan, with some to spare if it is not the first; graphs know the old one by address."""
-        old, size = self._memory, plan.memory_bytes
-        if old is not None:
-            size = max(size, min(old.numel() * 3 // 2, self._engine.memory_bytes(plan.profile)))
-            self._done.synchronize()
-            for other in self.plans.values():
-                other.drop_graphs()
-                other.memory = None
-            self._memory = None
-            del old
-        self._memory = allocate(max(size, 1), self._device)[1]
-
-    def take_warm(self, shapes: tuple[torch.Size, ...]) -> Plan | None:
-        """Hand over a plan with a context that has answered these shapes before, for a capture by the user."""
+    def hand_over(self, shapes: tuple[torch.Size, ...]) -> PreparedTensors | None:
+        """Give away a context that has answered these shapes before, for a capture by the user."""
         with self.lock:
-            plan = self.plans.get(shapes)
-            if plan is None or plan.context is None or not plan.enqueued:
-                return None
-            self._contexts -= 1
-            plan.memory = None  # it will work in the graph's own
-            return self.plans.pop(shapes)
+            return self.pool.hand_over(shapes)
 
-    def rest(self) -> None:
-        """Wait for the lane's work and let go of contexts and graphs; its lock is held. Later calls make them anew."""
-        self._done.synchronize()
-        for plan in self.plans.values():
-            plan.clear()
-        self._free.clear()
-        self._contexts = 0
+    def drop_contexts(self) -> None:
+        """Wait for all work and let go of contexts and graphs; the lock is held. Later calls make them anew."""
+        self.pool.drop_contexts()
 
     def close(self) -> None:
-        """Wait for the lane's work and let go of everything; it answers no more."""
+        """Wait for all work and let go of everything; the executor answers no more."""
         with self.lock:
             self.is_closed = True
-            self.rest()
-            self.plans.clear()
-            self._memory = None
+            self.pool.drop_contexts()
+            self.pool.close()

@@ -1,0 +1,112 @@
+"""Whether and when the inferences of one stream are captured in CUDA graphs.
+
+Enters: `RuntimeConfig.cuda_graphs`, and what became of earlier captures. Leaves: yes or no. Separate because TRTModule
+and Processor decide alike, and because nothing here needs a GPU.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import Any, Protocol
+
+__all__ = ["CapturePolicy", "is_harmless", "no_thread_may_synchronize", "thread_origin"]
+
+# Enqueues after which TensorRT has loaded its kernels, which a capture forbids.
+_WARM_ENQUEUES = {True: 1, "auto": 2}
+_MAX_DOUBLINGS = 6
+_ATTEMPTS = 3  # Another thread that waits for the whole device breaks a capture.
+_PAUSE_SECONDS = 0.1
+
+# The users of these packages may wait for a whole device.
+_SYNCHRONIZING_PACKAGES = ("torch", "cupy", "numba.cuda", "jax", "tensorflow")
+# The threads of these packages wait for queues and clocks, never for a whole device.
+_HARMLESS_PACKAGES = (
+    *("torch.utils.data", "torch._inductor", "torch2engine", "multiprocessing.queues"),
+    *("tqdm", "rich", "ipykernel", "IPython"),
+)
+
+
+class _EnqueueHistory(Protocol):
+    """The part of a `PreparedShape` that decides whether it is warm."""
+
+    @property
+    def enqueue_count(self) -> int: ...
+
+    @property
+    def eviction_count(self) -> int: ...
+
+
+class CapturePolicy:
+    """Decide for one stream when to capture, and stop after captures have failed too often. Not thread-safe.
+
+    Args:
+        cuda_graphs: as in `RuntimeConfig`: True, False or "auto".
+    """
+
+    def __init__(self, cuda_graphs: bool | str) -> None:
+        self.is_enabled = cuda_graphs is not False
+        self.is_forced = cuda_graphs is True
+        self._warm_enqueues = _WARM_ENQUEUES.get(cuda_graphs, 0)
+        self._attempts_left = _ATTEMPTS
+        self._paused_until = 0.0
+
+    def is_warm(self, history: _EnqueueHistory) -> bool:
+        """Whether a shape was enqueued often enough.
+
+        A shape that loses its context and its graphs again and again needs ever more enqueues in between. Otherwise
+        all its calls would be captures.
+        """
+        return history.enqueue_count >= self._warm_enqueues << min(history.eviction_count, _MAX_DOUBLINGS)
+
+    def is_paused(self, now: float) -> bool:
+        """Whether `check_threads` found a thread shortly before this time, a value of time.perf_counter()."""
+        return now < self._paused_until
+
+    def check_threads(self, now: float) -> bool:
+        """Make sure that a capture breaks no other thread's wait for the device; pause captures if it could.
+
+        With cuda_graphs=True the user has decided, so that no thread is looked at.
+
+        Args:
+            now: a value of time.perf_counter().
+        """
+        if self.is_forced:
+            return True
+        if self.is_paused(now):
+            return False
+        if no_thread_may_synchronize():
+            return True
+        self._paused_until = now + _PAUSE_SECONDS
+        return False
+
+    def count_failure(self) -> bool:
+        """Count a failed capture; after the last attempt nothing is captured any more, and the answer is True."""
+        self._attempts_left -= 1
+        if self._attempts_left:
+            return False
+        self.is_enabled = False
+        return True
+
+
+def no_thread_may_synchronize() -> bool:
+    """Whether no other Python thread runs that may wait for a whole device, as ``torch.cuda.synchronize()`` does.
+
+    While any stream of a device is captured, such a wait fails in every thread, and breaks the capture (CUDA 12 and
+    13, whatever the capture's mode).
+    """
+    if not any(package in sys.modules for package in _SYNCHRONIZING_PACKAGES):
+        return True
+    current = threading.current_thread()
+    return all(thread is current or is_harmless(thread) for thread in threading.enumerate())
+
+
+def is_harmless(thread: threading.Thread) -> bool:
+    """Whether a thread's code is from a package whose threads never wait for a device."""
+    return f"{thread_origin(thread)}.".startswith(tuple(f"{package}." for package in _HARMLESS_PACKAGES))
+
+
+def thread_origin(thread: threading.Thread) -> str:
+    """The name of the module that a thread's code is from."""
+    target: Any = vars(thread).get("_target")
+    return str(getattr(target, "__module__", None) or type(thread).__module__)
