@@ -108,10 +108,10 @@ def _parsed(folder: Path, onnx: Path) -> t2e.TRTModule:
     """The saved engine, refitted by TensorRT's own refitter of ONNX files."""
     module = t2e.load(folder)
     assert isinstance(module, t2e.TRTModule)
-    live = module.bind()._live
-    assert live is not None
+    session = module.bind()._backend.session
+    assert session is not None
     rt = find_tensorrt()
-    refitter = rt.api.Refitter(live.engine._engine, rt.logger)
+    refitter = rt.api.Refitter(session.engine._engine, rt.logger)
     assert rt.api.OnnxParserRefitter(refitter, rt.logger).refit_from_file(str(onnx)), "the file does not fit the engine"
     assert refitter.refit_cuda_engine()
     return module

@@ -482,7 +482,7 @@ def test_split_is_proved_when_deploying() -> None:
         "axis 'width' is never split: 16 entries are not answered like 9 + 7 of them, so they influence each other "
         "(output 'output', entries 0..8: "
     )
-    assert module._outside._proved == {"batch"}
+    assert module._out_of_range._memory.proved == {"batch"}
     close(module(sample(11, 6, 8)), model(sample(11, 6, 8)))
     with pytest.raises(ParityError) as caught:
         module(torch.zeros(2, 6, 40))
@@ -546,7 +546,7 @@ def test_eager_keeps_the_model_that_was_deployed() -> None:
     """The model below its wrapper answers outside, and only under this policy is it kept alive."""
     model = seeded(Mlp).eval()
     module = deploy(torch.compile(model, backend="eager"), sample(4, 6), BATCH, runtime_config=EAGER)
-    assert module._reference is model
+    assert module._out_of_range.reference is model
     with pytest.warns(UserWarning, match=r"input 'x': axis 'batch' is 20, .*; PyTorch answers such calls, slower; "):
         found = module(sample(20, 6))
     close(found, model(sample(20, 6)))

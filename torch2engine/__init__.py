@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from torch2engine.core.pytree import Inputs
     from torch2engine.core.spec import Axis, Preprocess, Profile
     from torch2engine.deploy import deploy
+    from torch2engine.modules.load import load
     from torch2engine.modules.onnxruntime.module import ORTModule
-    from torch2engine.modules.trt.module import TRTModule, load
+    from torch2engine.modules.trt.module import TRTModule
     from torch2engine.parity.compare import ParityReport
     from torch2engine.pipeline.stages import check, export
     from torch2engine.precision.reports import precision_report, sensitivity
@@ -106,7 +107,7 @@ _ROOMS = {
     "Tolerance": "core.config",
     "deploy": "deploy",
     "TRTModule": "modules.trt.module",
-    "load": "modules.trt.module",
+    "load": "modules.load",
     "ORTModule": "modules.onnxruntime.module",
     "ParityReport": "parity.compare",
     "precision_report": "precision.reports",

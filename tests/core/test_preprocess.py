@@ -27,6 +27,7 @@ from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.core.errors import ArtifactError, DtypeError, ExportError, InputError, RefitError, ShapeError
 from torch2engine.core.preprocess import ORIGIN, Preprocess
 from torch2engine.core.spec import TensorSpec
+from torch2engine.modules.deployed import attach_model
 
 CONFIG = t2e.BuildConfig(refittable=True)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -81,7 +82,7 @@ def once() -> t2e.ORTModule:
 def fresh(model: nn.Module) -> t2e.ORTModule:
     """`once()` anew, as deploy leaves it for this model of the same weights."""
     module = t2e.ORTModule(once()._artifact)
-    module.own(model, [("opt", [images()])], None)
+    attach_model(module, model, [("opt", [images()])], None)
     return module
 
 

@@ -67,8 +67,7 @@ def _warm(exported: t2e.OnnxArtifact) -> t2e.EngineArtifact:
     """The engine with its kernels compiled, so that tests of order don't spend their time on that."""
     module = t2e.TRTModule(t2e.build(exported))
     module.warmup([{"n": rows} for rows in (1, 2, 7, 64, 100, 256, 1000, ROWS, 2500, MOST_ROWS)])
-    module._keep_kernels()
-    return module._artifact
+    return module.compiled()
 
 
 class Engines:
@@ -253,6 +252,6 @@ def capturing(graph: torch.cuda.CUDAGraph, **options: Any) -> Generator[None]:
 
 def prepared_shapes(module: t2e.TRTModule) -> list[PreparedTensors]:
     """All shapes that a module has prepared, on every stream."""
-    assert module._live is not None
-    executors = module._live._executors.values()
+    assert module._backend.session is not None
+    executors = module._backend.session._executors.values()
     return [prepared for executor in executors for prepared in executor.pool.prepared.values()]

@@ -247,7 +247,7 @@ def test_module_that_goes_during_a_capture_leaves_it_alone(engines: Engines, way
     goes: list[Any] = [engines.fresh("deep", cuda_graphs=graphs).module]
     for _ in range(4):
         goes[0](x)
-    engine = weakref.ref(goes[0]._live.engine)
+    engine = weakref.ref(goes[0]._backend.session.engine)
     if way == "in a cycle":
         goes.append(goes)
     graph, count = torch.cuda.CUDAGraph(), torch.zeros((), device="cuda")

@@ -164,8 +164,8 @@ def test_pitfall_36_dropped_modules_free_their_engine_at_once() -> None:
     """Without a module its engine is gone, not only after a run of the cyclic garbage collector."""
     module = t2e.deploy(Scale(), torch.randn(4, 64, device="cuda"), {"x": {0: t2e.Axis("n", 1, 64, 1024)}})
     assert isinstance(module, t2e.TRTModule)
-    assert module._live is not None
-    engine = weakref.ref(module._live.engine)
+    assert module._backend.session is not None
+    engine = weakref.ref(module._backend.session.engine)
     gc.collect()
     gc.disable()
     try:

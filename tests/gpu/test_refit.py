@@ -261,14 +261,14 @@ def test_refit_that_fails_half_way_is_never_answered_with(saved: Path, monkeypat
 def test_weights_that_nothing_gives_are_refused(saved: Path) -> None:
     """An engine with a weight that the program does not know, and a program with one that the engine has not."""
     _, module = fresh(saved)
-    program = module._known().program
+    program = module._weight_sync.held_weights().program
     name = next(iter(program.weights))
     less = replace(program, weights={key: value for key, value in program.weights.items() if key != name})
     with pytest.raises(t2e.RefitError, match=f"its weights '{name}' follow from nothing in the module"):
-        module._check_coverage(less)
+        module._backend.check_coverage(less)
     more = replace(program, weights={**program.weights, "gone": name})
     with pytest.raises(t2e.RefitError, match=r"TensorRT worked 'gone' into something else"):
-        module._check_coverage(more)
+        module._backend.check_coverage(more)
 
 
 def test_engine_that_was_not_built_for_it_is_refused() -> None:

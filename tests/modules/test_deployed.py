@@ -25,6 +25,7 @@ from tests.support import deploy_models
 from tests.support.deploy_models import Batch, Scores, mlp, nested, nested_inputs, pair, sample
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.errors import ArtifactError, DeviceError, DtypeError, InputError, ShapeError
+from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
 from torch2engine.modules.onnxruntime.module import ORTModule
 
 
@@ -138,8 +139,13 @@ def test_pitfall_03_answer_is_right_for_every_layout(how: str, monkeypatch: pyte
     model, module = mlp()
     x = MAKERS[how]()
     assert x.shape == (4, 6)
-    real, seen = ORTModule._infer, list[torch.Tensor]()
-    monkeypatch.setattr(ORTModule, "_infer", lambda self, leaves, profile: seen.extend(leaves) or real(self, leaves, 0))
+    real, seen = OnnxRuntimeBackend.run, list[torch.Tensor]()
+
+    def spy(self: OnnxRuntimeBackend, leaves: Any, profile: int) -> Any:
+        seen.extend(leaves)
+        return real(self, leaves, 0)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", spy)
     close(module(x), model(x))
     assert [(leaf.is_contiguous(), leaf.is_neg(), leaf.requires_grad) for leaf in seen] == [(True, False, False)]
 
@@ -320,7 +326,7 @@ REFUSED: dict[str, tuple[type[InputError], Callable[[], Any], str]] = {
 def test_input_is_refused_with_its_name_and_the_cure(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every wrong tensor is refused before anything runs, in words that name it and mend it."""
     _, module = mlp()
-    monkeypatch.setattr(ORTModule, "_infer", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", lambda *_: pytest.fail("it ran"))
     kind, make, text = REFUSED[what]
     with pytest.raises(kind) as caught:
         module(make())
@@ -648,7 +654,7 @@ def test_copies_answer_on_their_own(how: Callable[[ORTModule], ORTModule]) -> No
     module(sample(1, 6))
     twin = how(module)
     assert twin is not module
-    assert twin._session is None
+    assert twin._backend._opened is None
     assert str(twin.report) == str(module.report)
     close(twin(sample(2, 6)), model(sample(2, 6)))
 

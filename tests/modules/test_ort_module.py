@@ -22,6 +22,7 @@ from tests.support.deploy_models import Scores, mlp, nested, nested_inputs, samp
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
+from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
 from torch2engine.modules.onnxruntime.module import ORTModule
 
 Run = Callable[[str], Any]
@@ -55,8 +56,9 @@ def test_threads_that_call_first_open_one_session(monkeypatch: pytest.MonkeyPatc
     model, module = mlp()
     module = copy.deepcopy(module)
     opened: list[int] = []
-    real = deploy_models.t2e.ORTModule._infer.__globals__["Session"]
-    monkeypatch.setitem(ORTModule._infer.__globals__, "Session", lambda path: opened.append(1) or real(path))
+    room = OnnxRuntimeBackend.run.__globals__
+    real = room["OrtSession"]
+    monkeypatch.setitem(room, "OrtSession", lambda path: opened.append(1) or real(path))
     together = threading.Barrier(8)
 
     def work(size: int) -> torch.Tensor:
@@ -147,8 +149,8 @@ def test_warmup_takes_the_axes_of_the_signature() -> None:
     model, module = mlp()
     module = copy.deepcopy(module)
     seen: list[int] = []
-    answer = module._infer
-    module.__dict__["_infer"] = lambda inputs, profile: seen.append(len(inputs[0])) or answer(inputs, profile)
+    answer = module._backend.run
+    module._backend.run = lambda inputs, profile: seen.append(len(inputs[0])) or answer(inputs, profile)
     module.warmup([{"batch": 3}, {}])
     module.warmup()
     assert seen == [3, 4, 1, 4, 8]
@@ -167,8 +169,8 @@ def test_warmup_reaches_every_profile() -> None:
     x = torch.randn(4, 3)
     module = ORTModule(t2e.export(deploy_models.Pair(), (x, x), axes, profiles=profiles))
     seen: set[int] = set()
-    answer = module._infer
-    module.__dict__["_infer"] = lambda inputs, profile: seen.add(profile) or answer(inputs, profile)
+    answer = module._backend.run
+    module._backend.run = lambda inputs, profile: seen.add(profile) or answer(inputs, profile)
     module.warmup()
     assert seen == {0, 1, 2, 3}
 
@@ -179,7 +181,7 @@ def test_trimmed_module_answers_again() -> None:
     module = copy.deepcopy(module)
     close(module(sample(3, 6)), model(sample(3, 6)))
     module.trim()
-    assert module._session is None
+    assert module._backend._opened is None
     close(module(sample(3, 6)), model(sample(3, 6)))
 
 

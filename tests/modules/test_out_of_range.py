@@ -25,6 +25,9 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DtypeError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree
+from torch2engine.modules.backend import WeightsGuard
+from torch2engine.modules.deployed import prove_split_axes
+from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.split import Unsplittable, halves
 
@@ -148,10 +151,13 @@ def test_split_cuts_the_axis_that_is_too_large() -> None:
 def chunks_of(module: ORTModule, monkeypatch: pytest.MonkeyPatch, dim: int = 0) -> list[int]:
     """The sizes that the module is asked for from now on."""
     sizes: list[int] = []
-    real = ORTModule._infer
-    monkeypatch.setattr(
-        ORTModule, "_infer", lambda self, leaves, profile: sizes.append(leaves[0].shape[dim]) or real(self, leaves, 0)
-    )
+    real = OnnxRuntimeBackend.run
+
+    def spy(self: OnnxRuntimeBackend, leaves: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
+        sizes.append(leaves[0].shape[dim])
+        return real(self, leaves, 0)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", spy)
     return sizes
 
 
@@ -188,7 +194,7 @@ def test_split_is_proved_by_sizes_that_have_a_profile_of_their_own(monkeypatch: 
     model = deploy_models.Pair()
     axes = {name: {0: "batch"} for name in ("a", "b")}
     module = splitting(model, (sample(4, 4), sample(4, 4)), axes, profiles)
-    assert module.prove_split([(sample(8, 4), sample(8, 4))]) == (
+    assert prove_split_axes(module, [(sample(8, 4), sample(8, 4))]) == (
         "axis 'batch' may be split: 8 entries answer like 5 + 3",
     )
     sizes = chunks_of(module, monkeypatch)
@@ -203,10 +209,10 @@ def test_split_is_proved_along_the_axis_that_is_split(turned: bool) -> None:
     axes = {name: {0: "batch", 1: "width"} for name in ("a", "b")}
     profiles = [{"batch": (8, 8, 8), "width": (1, 4, 1000)}, {"batch": (1, 8, 8), "width": (4, 4, 4)}]
     module = splitting(deploy_models.Pair(), (sample(8, 4), sample(8, 4)), axes, profiles[::-1] if turned else profiles)
-    notes = module.prove_split([(sample(8, 4), sample(8, 4))])
+    notes = prove_split_axes(module, [(sample(8, 4), sample(8, 4))])
     assert "axis 'batch' may be split: 8 entries answer like 5 + 3" in notes
     outside = [(sample(9, 4), sample(9, 4))]
-    assert "axis 'batch' is 9, the engine allows" in refusal(ShapeError, module.prove_split, outside)
+    assert "axis 'batch' is 9, the engine allows" in refusal(ShapeError, prove_split_axes, module, outside)
 
 
 def test_split_finds_the_profile_that_holds_the_other_axes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,16 +230,26 @@ def test_split_finds_the_profile_that_holds_the_other_axes(monkeypatch: pytest.M
     )
 
 
-class Reusing(ORTModule):
+class ReusingBackend(OnnxRuntimeBackend):
     """Hands out the same tensors at every call of a shape, as an engine under output="static" does."""
 
-    def _infer(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
-        kept: dict[Any, list[torch.Tensor]] = self.__dict__.setdefault("kept", {})
-        found = super()._infer(inputs, profile)
-        mine = kept.setdefault(tuple(leaf.shape for leaf in inputs), found)
+    def __init__(self, artifact: OnnxArtifact, guard: WeightsGuard) -> None:
+        super().__init__(artifact, guard)
+        self.kept: dict[Any, list[torch.Tensor]] = {}
+
+    def run(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
+        found = super().run(inputs, profile)
+        mine = self.kept.setdefault(tuple(leaf.shape for leaf in inputs), found)
         for left, right in zip(mine, found, strict=True):
             left.copy_(right)
         return mine
+
+
+class Reusing(ORTModule):
+    """The module of that backend."""
+
+    def _make_backend(self, artifact: OnnxArtifact, guard: WeightsGuard, device: Any) -> ReusingBackend:
+        return ReusingBackend(artifact, guard)
 
 
 def test_split_is_right_where_results_are_handed_out_again() -> None:
@@ -272,7 +288,7 @@ def test_split_and_copies_go_together() -> None:
     module(sample(20, 6))
     twin = copy.deepcopy(module)
     assert twin.runtime_config == SPLIT
-    assert twin._outside._proved == set()
+    assert twin._out_of_range._memory.proved == set()
     close(twin(sample(20, 6)), model(sample(20, 6)))
 
 
@@ -525,7 +541,7 @@ def test_what_is_wrong_besides_the_size_is_refused_as_ever(what: str, policy: st
     reference = Untouchable() if policy == "eager" else None
     module = fresh(RuntimeConfig(out_of_range=policy), reference)
     assert refusal(kind, module, make()).startswith(text)
-    assert module._outside._proved == set()
+    assert module._out_of_range._memory.proved == set()
 
 
 class Untouchable(nn.Module):
@@ -711,7 +727,7 @@ def test_eager_reaches_the_module_below_its_wrappers() -> None:
     """What torch.compile made of a model is the same model."""
     model = mlp()[0]
     module = fresh(EAGER, torch.compile(model, backend="eager"))
-    assert module._reference is model
+    assert module._out_of_range.reference is model
     close(module(sample(20, 6)), model(sample(20, 6)))
 
 
@@ -774,7 +790,7 @@ def test_reference_stays_behind_when_a_module_is_copied(how: Callable[[ORTModule
     """A copy answers inside the range, and says outside it how to have the model back."""
     model = mlp()[0]
     twin = how(fresh(EAGER, model))
-    assert twin._reference is None
+    assert twin._out_of_range.reference is None
     close(twin(sample(8, 6)), model(sample(8, 6)))
     assert refusal(ShapeError, twin, sample(20, 6)) == (
         f"{ABOVE}, and the PyTorch module that answers outside has stayed behind, as it does when this one is copied; "

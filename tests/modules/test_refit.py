@@ -26,7 +26,8 @@ from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.modules.refit import Refit
+from torch2engine.modules.deployed import attach_model
+from torch2engine.modules.weight_sync import Refit
 from torch2engine.precision.retype_weights import retyped
 from torch2engine.testing import assert_parity
 
@@ -68,7 +69,7 @@ def deployed(model: nn.Module, x: torch.Tensor = X, precision: str = "fp32") -> 
     """The model, deployed; for those of `net()` as deploy() leaves them, without an export for each."""
     if type(model) is Net and x is X and precision == "fp32" and model.conv.out_channels == 4:
         module = t2e.ORTModule(once()._artifact)
-        module.own(model, [("opt", [X])], None)
+        attach_model(module, model, [("opt", [X])], None)
         return module
     name = next(iter(inspect.signature(model.forward).parameters))
     tolerance = t2e.Tolerance.default("bf16") if precision != "fp32" else None
@@ -557,7 +558,7 @@ def test_full_disk_leaves_the_old_weights(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("torch2engine.modules.onnxruntime.module.put_weights", full)
+        patch.setattr("torch2engine.modules.onnxruntime.backend.replace_weights", full)
         with pytest.raises(t2e.ArtifactError, match=r"No space left on device"):
             module.refit()
     assert torch.equal(module(X), before) and module.stale()
@@ -632,7 +633,7 @@ def test_split_answers_are_of_one_set_of_weights(monkeypatch: pytest.MonkeyPatch
     config = t2e.RuntimeConfig(out_of_range="split")
     axes = {"input": {0: t2e.Axis("batch", 1, 4, 8)}}
     module = t2e.deploy(model, x[:4], axes, runtime="onnxruntime", config=CONFIG, runtime_config=config)
-    real, done = module._infer, []
+    real, done = module._backend.run, []
 
     def between(*args: object) -> list[torch.Tensor]:
         if len(done) == 2:
@@ -643,7 +644,7 @@ def test_split_answers_are_of_one_set_of_weights(monkeypatch: pytest.MonkeyPatch
         done.append(1)
         return real(*args)
 
-    monkeypatch.setattr(module, "_infer", between)
+    monkeypatch.setattr(module._backend, "run", between)
     with torch.no_grad():
         answer, wanted = module(x), model(x)
     assert (answer - wanted).norm() < 1e-6 * wanted.norm()

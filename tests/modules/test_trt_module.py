@@ -162,9 +162,9 @@ def test_copies_carry_the_plan_and_no_device(how: Callable[[TRTModule], TRTModul
     twin = how(module)
     assert twin is not module
     assert twin._artifact.read_plan() == engine().read_plan()
-    assert (twin.device, twin._live) == (None, None)
-    assert twin._binding is not module._binding
-    assert not twin._binding.locked()
+    assert (twin.device, twin._backend.session) == (None, None)
+    assert twin._backend._binding is not module._backend._binding
+    assert not twin._backend._binding.locked()
     assert twin.signature == module.signature
 
 
@@ -193,12 +193,11 @@ def test_loaded_state_decides_how_calls_are_bound(module: TRTModule) -> None:
     """After load_state_dict nothing is left of the signature before, in the quick way of binding a call either."""
     inputs = (sample(4, 6), sample(4, 6))
     other = TRTModule(t2e.build(t2e.export(Weighed(), inputs)))
-    assert (other._positional, other._names, other._bare) == (2, ["x", "weight"], False)
-    lock = module._binding
+    call = other._backend.direct_call
+    assert (call.positional_count, call.names, call.returns_tensor) == (2, ("x", "weight"), False)
     module.load_state_dict(other.state_dict())
-    assert (module._positional, module._names, module._bare) == (2, ["x", "weight"], False)
-    assert module._leaves((), {"weight": inputs[1], "x": inputs[0]})[0] is inputs[0]
-    assert module._binding is lock
+    assert module._backend.direct_call == call
+    assert module._backend.direct_call.leaves((), {"weight": inputs[1], "x": inputs[0]})[0] is inputs[0]
 
 
 @pytest.fixture(scope="module")

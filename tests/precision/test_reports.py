@@ -18,7 +18,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support.onnx_models import FLOAT, save
 from tests.support.precision_models import trained
-from torch2engine.modules.warmup_inputs import zeros
+from torch2engine.modules.made_inputs import zeros
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.precision.calibration import arrays
 from torch2engine.precision.graph import macs

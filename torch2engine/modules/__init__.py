@@ -1,5 +1,5 @@
-"""Deployed modules: one nn.Module face over an engine or over ONNX Runtime.
+"""Deployed modules: one nn.Module face over a backend, with weight sync, out-of-range policy and benchmark.
 
-Enters: an artifact. Leaves: a module that is called like the model. A room of its own because TRTModule and ORTModule
-keep the same contract.
+Enters: an artifact. Leaves: a module that is called like the model. Separate because every backend keeps the same
+contract: `deployed` is the face, `backend` the contract, `trt` and `onnxruntime` the backends, `load` their table.
 """

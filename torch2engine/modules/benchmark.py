@@ -1,8 +1,8 @@
 """A deployed module, and the model beside it → `BenchmarkReport`: host and device time of a call.
 
-Enters: callables, or a module with the model that it came from. Leaves: medians and 95th percentiles, measured side by
-side after a comparison of the answers. A room of its own because a fast wrong answer is no result, and a figure with
-nothing beside it says little.
+Enters: a module, and the model that it came from. Leaves: medians and 95th percentiles, measured side by side after a
+comparison of the answers. Separate because a fast wrong answer is no result, and a figure with nothing beside it says
+little.
 """
 
 from __future__ import annotations
@@ -11,32 +11,32 @@ import functools
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from torch2engine.capture.reference import Reference, outputs_by_name
-from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.core.pytree import as_inputs, bind
-from torch2engine.core.spec import Profile, Signature, TensorSpec
-from torch2engine.modules.deployed import AnyArtifact, DeployedModule
+from torch2engine.core.spec import Profile, Signature
+from torch2engine.modules.made_inputs import case_name, corner_sizes, random_cases
 from torch2engine.modules.timing import Call, Timing, measure
 from torch2engine.parity.compare import ParityReport, compare
 from torch2engine.trt.gpu import require_gpu
 
-__all__ = ["BenchmarkReport", "BenchmarkRow", "Benchmarked", "Timing", "benchmark", "made_inputs", "measure"]
+if TYPE_CHECKING:
+    from torch2engine.modules.deployed import DeployedModule
 
-_SEED = 20170727
+__all__ = ["BenchmarkReport", "BenchmarkRow", "Timing", "benchmark", "measure"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """Who was timed on which input.
+    """The times of one candidate on one input.
 
     Args:
         case: e.g. "batch 8".
@@ -51,11 +51,11 @@ class BenchmarkRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkReport:
-    """What a call costs; printed, it is a table in plain text.
+    """The cost of a call by input and candidate. Printed, it is a table in plain text.
 
     Args:
         subject: the GPU's name, or "CPU".
-        precision: the arithmetic that answers, e.g. "fp16".
+        precision: the arithmetic of the module, e.g. "fp16".
         rows: one per case and candidate.
         parity: the comparison with the model on the very inputs that were timed; None without a model.
     """
@@ -113,8 +113,8 @@ def benchmark(
     (TF32, attention kernels, ...), and left as it was.
 
     Args:
-        module: what is timed, called as a user calls it, from the current stream.
-        model: what it was deployed from, on the module's device.
+        module: the module that is timed; it is called as a user calls it, from the current stream.
+        model: the model that it was deployed from, on the module's device.
         sizes: axis sizes, one mapping for each input to be timed, e.g. ``[{"batch": 1}, {"batch": 32}]``; an axis that
             is left out has its opt size. By default min, opt and max of the first profile. Inputs are made: random
             floats, True, bytes of images, other integers that are 0, or 1 where the input's name ends in "mask".
@@ -150,29 +150,6 @@ def benchmark(
         rows += [BenchmarkRow(case=case, candidate=name, timing=timing) for name, timing in timings.items()]
     subject = "CPU" if device.type == "cpu" else require_gpu(device.index).name
     return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
-
-
-class Benchmarked(DeployedModule[AnyArtifact]):
-    """A deployed module that times itself."""
-
-    def benchmark(
-        self,
-        model: nn.Module | None = None,
-        *,
-        sizes: Iterable[Mapping[str, int]] | None = None,
-        inputs: Any = None,
-        tolerance: Tolerance | None = None,
-        rounds: int = 15,
-        calls: int | None = None,
-        warmup: int = 20,
-    ) -> BenchmarkReport:
-        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
-
-        Args, Returns, Raises: as `torch2engine.bench.benchmark`.
-        """
-        return benchmark(
-            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
-        )
 
 
 def _reference(module: DeployedModule[Any], model: nn.Module) -> Reference:
@@ -221,7 +198,8 @@ def _compared(
     Raises:
         ParityError: a case failed.
     """
-    signature, bounds = module.signature, tolerance or Tolerance.default(module.precision)
+    signature = module.signature
+    bounds = tolerance or Tolerance.default(module.precision)
     names = [spec.name for spec in signature.outputs]
     report = ParityReport((), f"PyTorch vs {module.runtime}", bounds)
     for case, leaves in cases.items():
@@ -234,40 +212,37 @@ def _compared(
     return report
 
 
-def made_inputs(module: DeployedModule[Any], device: torch.device) -> dict[str, list[torch.Tensor]]:
-    """Inputs at min, opt and max of a module's first profile, by the case's name: random floats and
-    bytes of images, other integers of 0."""
-    return _cases(module, None, None, device)
-
-
 def _cases(
     module: DeployedModule[Any], sizes: Iterable[Mapping[str, int]] | None, inputs: Any, device: torch.device
 ) -> dict[str, list[torch.Tensor]]:
-    """Inputs by the case's name."""
+    """Return the inputs that are timed, by the case's name.
+
+    Raises:
+        InputError: both sizes and inputs, or sizes of no axis.
+    """
     signature = module.signature
-    profiles = cast("Sequence[Profile]", module._artifact.profiles)  # pyright: ignore[reportPrivateUsage]  # kin of it
-    profiles = profiles or (Profile({}),)
     if inputs is not None:
         if sizes is not None:
             raise InputError("benchmark", got="both sizes and inputs", allowed="one of them", fix="leave out sizes")
         given = as_inputs(inputs)
         leaves = cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
-        return {_title(signature.resolve([leaf.shape for leaf in leaves])): leaves}
-    wanted = [profiles[0].sizes(which) for which in range(3)] if sizes is None else list(sizes)
-    generator = torch.Generator().manual_seed(_SEED)
-    cases: dict[str, list[torch.Tensor]] = {}
-    for asked in wanted:
-        full = _whole(signature, profiles, asked)
-        cases[_title(full)] = [_made(spec, spec.sized(full), generator).to(device) for spec in signature.inputs]
+        return {case_name(signature.resolve([leaf.shape for leaf in leaves])): leaves}
+    profiles = module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # the same folder
+    all_sizes = corner_sizes(profiles) if sizes is None else list(sizes)
+    cases = random_cases(signature, [_with_opt_sizes(signature, profiles, given) for given in all_sizes], device)
     if not cases:
         raise InputError("sizes", got="none", allowed="at least one mapping", fix="leave it out for min, opt and max")
     return cases
 
 
-def _whole(signature: Signature, profiles: Sequence[Profile], asked: Mapping[str, int]) -> dict[str, int]:
-    """Sizes of all axes; whether the module answers them is its own business."""
+def _with_opt_sizes(signature: Signature, profiles: Sequence[Profile], given: Mapping[str, int]) -> dict[str, int]:
+    """Complete the sizes of the axes. The module itself decides whether it answers them.
+
+    Raises:
+        InputError: no such axis, or no positive int.
+    """
     known = {axis.name for axis in signature.axes}
-    for name, size in asked.items():
+    for name, size in given.items():
         if name not in known or type(cast("object", size)) is not int or size < 1:
             raise InputError(
                 "sizes",
@@ -276,19 +251,4 @@ def _whole(signature: Signature, profiles: Sequence[Profile], asked: Mapping[str
                 if known
                 else "{}: the module has no axes",
             )
-    return {**profiles[0].sizes(1), **asked}
-
-
-def _made(spec: TensorSpec, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    dtype = torch_dtype(spec.dtype)
-    if dtype.is_floating_point:
-        return torch.randn(tuple(shape), generator=generator).to(dtype)
-    if spec.preprocess is not None:
-        return torch.randint(256, tuple(shape), generator=generator, dtype=dtype)
-    # Zero is in every table, and masks that hide everything have no answer.
-    fill = 1 if dtype == torch.bool or spec.name.endswith("mask") else 0
-    return torch.full(tuple(shape), fill, dtype=dtype)
-
-
-def _title(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {size}" for name, size in sizes.items()) or "sample"
+    return {**(profiles[0].sizes(1) if profiles else {}), **given}

@@ -1,14 +1,14 @@
-"""What every deployed module is: an nn.Module that is called like the model and refuses what it can't answer.
+"""The nn.Module face of every backend: a module that is called like the model and refuses what it can't answer.
 
-Enters: a call. Leaves: results in the model's own types, or a typed error before anything ran. A room of its own
-because TRTModule and ORTModule keep the same contract and differ only in who computes.
+Enters: a call. Leaves: results in the model's own types, or a typed error before anything ran. Separate because the
+contract of a call, of a copy and of a state_dict is the same for every backend; a backend only computes.
 """
 
 from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -16,25 +16,30 @@ import torch
 from torch import nn
 from torch.autograd import forward_ad
 
-from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerance, of_kind
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.core.pytree import bind, unflatten
 from torch2engine.core.spec import Signature
-from torch2engine.modules.out_of_range import InRangeRunner, OutOfRange, checked_reference
+from torch2engine.modules.backend import Backend, WeightsGuard
+from torch2engine.modules.benchmark import BenchmarkReport, benchmark
+from torch2engine.modules.out_of_range import OutOfRange, checked_reference
 from torch2engine.modules.parameterless import ParameterlessModule
+from torch2engine.modules.split import InRangeRunner
 from torch2engine.modules.torch_state import is_simulated
+from torch2engine.modules.weight_sync import NamedInputs, Refit, WeightSync
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.report import DeployReport
 
-AnyArtifact = TypeVar("AnyArtifact", OnnxArtifact, EngineArtifact)
+B = TypeVar("B", bound=Backend)
+M = TypeVar("M", bound="DeployedModule[Any]")
 
-__all__ = ["DeployedModule"]
+__all__ = ["DeployedModule", "attach_model", "prove_split_axes"]
 
 _compiler: Any = torch.compiler  # its disable() has no types
+_PARTS = ("_backend", "_out_of_range", "_weight_sync")  # are made anew for a copy
 
 
 def _bytes(data: bytes) -> torch.Tensor:
@@ -50,8 +55,8 @@ def _has_values(leaf: torch.Tensor) -> bool:
         return False
 
 
-class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
-    """The base of TRTModule and ORTModule.
+class DeployedModule(ParameterlessModule, Generic[B]):
+    """An artifact in the model's place. It has a backend that computes, and is the same for every backend.
 
     Args:
         artifact: what was built; its signature decides how the module is called.
@@ -59,33 +64,73 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
         runtime_config: how it answers.
         reference: the PyTorch module that answers under out_of_range="eager"; it is kept alive, and stays behind when
             this module is copied, pickled or sent to another process.
+        device: where to run; None leaves that to the backend.
 
     Raises:
         InputError: out_of_range="eager" without a reference, or a reference that nothing would use.
     """
 
-    _t2e_deployed = True
-    _artifact: AnyArtifact
+    _t2e_deployed = True  # by which `unwrap`, in a lower layer, refuses to deploy it again
+    _backend: B
+    _out_of_range: OutOfRange
+    _weight_sync: WeightSync
     _runtime_config: RuntimeConfig
-    _reference: nn.Module | None
     report: DeployReport | None
 
     def __init__(
         self,
-        artifact: AnyArtifact,
+        artifact: Artifact,
         report: DeployReport | None = None,
         runtime_config: RuntimeConfig = RuntimeConfig(),
         reference: nn.Module | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        self._artifact = artifact
         of_kind("runtime_config", runtime_config, RuntimeConfig)
         self._runtime_config = runtime_config
-        # Not by setattr: it is no submodule, and surgery is refused.
-        self.__dict__["_reference"] = checked_reference(type(self).__name__, runtime_config, reference)
-        self._outside = OutOfRange(runtime_config.out_of_range, self._reference)
         self.report = report
         self.training = False
+        self._assemble(artifact, checked_reference(type(self).__name__, runtime_config, reference), device)
+
+    def _assemble(self, artifact: Artifact, reference: nn.Module | None, device: torch.device | str | None) -> None:
+        """Make the parts for an artifact. Nothing else writes them."""
+        guard = WeightsGuard(type(self).__name__)
+        self._backend = self._make_backend(artifact, guard, device)
+        self._out_of_range = OutOfRange(self._runtime_config.out_of_range, reference)
+        self._weight_sync = WeightSync(self._backend, guard, self._out_of_range)
+
+    @abstractmethod
+    def _make_backend(self, artifact: Any, guard: WeightsGuard, device: torch.device | str | None) -> B:
+        """Make the backend of an artifact; it does nothing yet.
+
+        Args:
+            artifact: of the kind that this module runs.
+            guard: whether the weights may answer.
+            device: as for the constructor.
+        """
+
+    @classmethod
+    def from_saved(
+        cls: type[M],
+        artifact: Any,
+        path: str | Path,
+        device: torch.device | None,
+        runtime_config: RuntimeConfig,
+        reference: nn.Module | None,
+    ) -> M:
+        """Make the module of an artifact that was saved; see `torch2engine.load`.
+
+        Args:
+            artifact: what was saved, of the kind that this module runs.
+            path: where it lay, for messages.
+            device, runtime_config, reference: as for `torch2engine.load`.
+        """
+        module = cls(artifact, runtime_config=runtime_config, reference=reference)
+        return module if device is None else module.to(device)
+
+    @property
+    def _artifact(self) -> Artifact:
+        return self._backend.artifact
 
     @property
     def runtime_config(self) -> RuntimeConfig:
@@ -95,30 +140,22 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
     @property
     def signature(self) -> Signature:
         """Names, dtypes, axes and structure of a call."""
-        return self._artifact.signature
+        return self._backend.artifact.signature
 
     @property
     def precision(self) -> str:
         """The arithmetic: "fp32", "tf32", "fp16" or "bf16"."""
-        return self._artifact.precision
+        return self._backend.artifact.precision
 
     @property
-    @abstractmethod
     def runtime(self) -> str:
         """What answers, e.g. "ONNX Runtime"."""
+        return self._backend.title
 
     @property
-    @abstractmethod
     def device(self) -> torch.device | None:
         """Where inputs must be; None until the first call binds it."""
-
-    @abstractmethod
-    def _check_ready(self) -> None:
-        """Refuse, before any work is done, a process or state in which nothing may be computed."""
-
-    @abstractmethod
-    def _infer(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
-        """Answer checked, contiguous inputs that lie in this profile."""
+        return self._backend.device
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answer like the model.
@@ -150,6 +187,8 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
         return self._answer(args, kwargs)
 
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._weight_sync.tracked is not None:
+            self._weight_sync.follow(self.infer)
         signature = self.signature
         outputs = self.infer(bind(signature.parameters, args, kwargs))
         return unflatten(signature.output, list(outputs.values()))
@@ -166,52 +205,40 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
         Raises:
             InputError, ShapeError, DtypeError, DeviceError: as for a call.
         """
-        signature = self.signature
+        backend = self._backend
+        signature = backend.artifact.signature
         self._check_tensors(leaves)
         self._check_devices(leaves)
         sizes = signature.resolve([leaf.shape for leaf in leaves])
         try:
-            profile = signature.select_profile(self._artifact.profiles, sizes)
+            profile = signature.select_profile(backend.artifact.profiles, sizes)
         except ShapeError as error:
             if self._runtime_config.out_of_range == "error":
                 raise
-            self._check_ready()
-            return self._answer_outside(leaves, sizes, error)
-        self._check_ready()
+            backend.check_ready()
+            return self._answer_out_of_range(leaves, sizes, error)
+        backend.check_ready()
         with torch.no_grad():
             inputs = [
                 leaf.to(torch_dtype(spec.dtype)).resolve_neg().contiguous()
                 for spec, leaf in zip(signature.inputs, leaves, strict=True)
             ]
-            outputs = self._infer(inputs, profile)
+            outputs = backend.run(inputs, profile)
         return {spec.name: output for spec, output in zip(signature.outputs, outputs, strict=True)}
 
-    def _answer_outside(
+    def _answer_out_of_range(
         self, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
     ) -> dict[str, torch.Tensor]:
         """Answer sizes outside every profile, as the policy says."""
-        return self._outside.answer(self._inside(), leaves, sizes, error)
+        runner = self._in_range_runner()
+        return self._weight_sync.with_one_version(lambda: self._out_of_range.answer(runner, leaves, sizes, error))
 
-    def _inside(self) -> InRangeRunner:
-        return InRangeRunner(self.signature, self._artifact.profiles, self.precision, self.runtime, self.infer)
+    def _prove_split(self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None) -> tuple[str, ...]:
+        return self._out_of_range.prove(self._in_range_runner(), calls, tolerance)
 
-    def prove_split(
-        self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
-    ) -> tuple[str, ...]:
-        """Prove now, rather than in the first call that is too large, which axes may be split.
-
-        Args:
-            calls: flat inputs as for `infer`, inside the profiles.
-            tolerance: when a chunk counts as answered like the whole; by default that of the precision.
-
-        Returns:
-            a sentence on every axis.
-
-        Raises:
-            InputError: no axis can be split or proved.
-            ParityError: entries along the only axes that could be split influence each other.
-        """
-        return self._outside.prove(self._inside(), calls, tolerance)
+    def _in_range_runner(self) -> InRangeRunner:
+        artifact = self._backend.artifact
+        return InRangeRunner(artifact.signature, artifact.profiles, artifact.precision, self._backend.title, self.infer)
 
     def _check_tensors(self, leaves: Sequence[torch.Tensor]) -> None:
         signature = self.signature
@@ -254,16 +281,17 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
                 )
 
     def _check_devices(self, leaves: Sequence[torch.Tensor]) -> None:
-        wanted = self.device or (leaves[0].device if leaves else None)
+        device_type = self._backend.device_type
+        expected = self._backend.device or (leaves[0].device if leaves else None)
         for spec, leaf in zip(self.signature.inputs, leaves, strict=True):
-            if leaf.device != wanted or not self._can_run_on(leaf.device):
-                allowed = wanted if wanted is not None and self._can_run_on(wanted) else "a CUDA device"
+            if leaf.device != expected or leaf.device.type != device_type:
+                known = expected is not None and expected.type == device_type
                 raise DeviceError(
                     f"input '{spec.name}'",
                     name=spec.name,
                     got=f"device is {leaf.device}",
-                    allowed=f"the module runs on {allowed}",
-                    fix=f"move it with .to('{allowed}')" if wanted == allowed else "move it with .to('cuda')",
+                    allowed=f"the module runs on {expected if known else f'a {device_type.upper()} device'}",
+                    fix=f"move it with .to('{expected if known else device_type}')",
                 )
             if not _has_values(leaf):
                 raise InputError(
@@ -281,14 +309,6 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
                 fix="trace the PyTorch module instead",
             )
 
-    @abstractmethod
-    def _can_run_on(self, device: torch.device) -> bool:
-        """Tell whether this kind of module can run on a device at all."""
-
-    @abstractmethod
-    def _move(self, device: torch.device) -> None:
-        """Run on another device from now on."""
-
     def save(self, path: str | Path, overwrite: bool = True) -> Path:
         """Write the artifact folder, whole or not at all; `torch2engine.load` reads it.
 
@@ -299,12 +319,89 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
         Raises:
             ArtifactError: something that is no artifact is in the way, or writing failed.
         """
-        return self._artifact.save(path, overwrite=overwrite)
+        with self._weight_sync.weights_locked():
+            return self._backend.current_artifact().save(path, overwrite=overwrite)
+
+    def benchmark(
+        self,
+        model: nn.Module | None = None,
+        *,
+        sizes: Iterable[Mapping[str, int]] | None = None,
+        inputs: Any = None,
+        tolerance: Tolerance | None = None,
+        rounds: int = 15,
+        calls: int | None = None,
+        warmup: int = 20,
+    ) -> BenchmarkReport:
+        """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
+
+        Args, Returns, Raises: as `torch2engine.modules.benchmark.benchmark`.
+        """
+        return benchmark(
+            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
+        )
+
+    def refit(
+        self, model: nn.Module | None = None, *, verify: bool | None = None, tolerance: Tolerance | None = None
+    ) -> Refit:
+        """Take over a model's weights as they are now.
+
+        What the engine holds follows from parameters and buffers as it did when it was exported: BatchNorm folded into
+        convolutions, weights cast, transposed, tied, parametrised. Calls in flight end with the old weights, later ones
+        see the new; other threads' calls wait meanwhile. The next call of each shape makes its context, and its CUDA
+        graph, anew.
+
+        Args:
+            model: of the structure that was deployed, on any device; by default the one that was deployed (or is
+                tracked), as long as it lives. It is only read.
+            verify: True compares the answers with the model's on the inputs that deploy used (random ones, for a module
+                that was loaded); False trusts them; None does so the first time, and afterwards only looks whether all
+                weights are finite. Until a comparison has passed, calls in other threads may see the new weights.
+            tolerance: when the answers count as equal; by default deploy's, and the precision's for a module that was
+                loaded or that a metric judged.
+
+        Returns:
+            what changed. Where nothing did, nothing is done.
+
+        Raises:
+            RefitError: not deployed to be refitted; a parameter or buffer is missing or has another shape or dtype, or
+                is not tied any more; a weight is not finite in the engine's type: the old weights stay. Or the answers
+                differ from the model's, or TensorRT failed half-way: every call then raises it, until a refit succeeds.
+            InputError: no module, or a tolerance that is none.
+            DeviceError, InstallationError, ArtifactError: the engine can't be made live, or the new weights not stored.
+        """
+        return self._weight_sync.refit(self.infer, model, verify=verify, tolerance=tolerance)
+
+    def stale(self, model: nn.Module | None = None) -> bool:
+        """Whether a model's weights are others than this module's, by the values of all that count.
+
+        Exact for whatever may change parameters and registered buffers: optimizer steps, load_state_dict, moving
+        averages, running statistics, assignment to `.data`, writes through it. Version counters are not asked, since
+        they miss the last. It reads every weight once and waits for the GPU.
+
+        Args:
+            model: as for `refit`.
+
+        Raises:
+            RefitError, InputError: as `refit`.
+        """
+        return self._weight_sync.stale(model)
+
+    def track(self, model: nn.Module | None) -> None:
+        """Follow a model: each call of this module (not of `infer`) looks whether it is stale, and refits it first.
+
+        Args:
+            model: as for `refit`; it is kept alive. None ends it. Copies of this module follow nothing.
+
+        Raises:
+            RefitError, InputError: as `refit`.
+        """
+        self._weight_sync.track(model)
 
     # What nn.Module offers and an engine can't do is refused, never ignored.
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeployedModule[AnyArtifact]:
-        here = self.device or torch.device("cpu")
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeployedModule[B]:
+        here = self._backend.device or torch.device("cpu")
         # meta would lose the values, so real but empty tensors ask fn what it does to dtypes and devices
         probes = [torch.empty(0, dtype=dtype, device=here) for dtype in (torch.float16, torch.float64)]
         try:
@@ -320,16 +417,17 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
             )
         target = moved[0].device
         if target != here:
-            if not self._can_run_on(target):
+            if target.type != self._backend.device_type:
                 raise self._move_error(f"a move to {target}")
-            self._move(target)
+            self._backend.move(target)
         return self
 
     def _move_error(self, got: str) -> DeviceError:
+        device_type = self._backend.device_type
         return DeviceError(
             type(self).__name__,
             got=got,
-            allowed="it runs on " + ("CUDA devices" if isinstance(self._artifact, EngineArtifact) else "the CPU"),
+            allowed="it runs on " + ("the CPU" if device_type == "cpu" else f"{device_type.upper()} devices"),
             fix="deploy again with the other runtime for that device",
         )
 
@@ -337,13 +435,11 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
 
     def get_extra_state(self) -> dict[str, Any]:
         """The artifact as a manifest and byte tensors (the plan for an engine, the ONNX files otherwise)."""
-        names = [name for name in self._artifact.files if self._travels(name)]
-        files = {name: _bytes(self._artifact.read(name)) for name in names}
-        return {"manifest": json.dumps(self._artifact.manifest()), "files": files}
-
-    @abstractmethod
-    def _travels(self, name: str) -> bool:
-        """Tell whether a file of the artifact goes into a state_dict."""
+        with self._weight_sync.weights_locked():
+            artifact = self._backend.current_artifact()
+            names = [name for name in artifact.files if self._backend.in_state_dict(name)]
+            files = {name: _bytes(artifact.read(name)) for name in names}
+            return {"manifest": json.dumps(artifact.manifest()), "files": files}
 
     def set_extra_state(self, state: Any) -> None:
         """Take the artifact of another module of this kind, while no thread calls this one.
@@ -351,38 +447,83 @@ class DeployedModule(ParameterlessModule, Generic[AnyArtifact]):
         Raises:
             ArtifactError: the state is not whole.
         """
-        try:
-            # map_location may have put the bytes on a GPU
-            files = {name: tensor.cpu().numpy().tobytes() for name, tensor in state["files"].items()}
-            manifest = json.loads(state["manifest"])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise ArtifactError(
-                f"{type(self).__name__}'s state",
-                got=f"it is not what state_dict() gave ({type(error).__name__}: {error})",
-                allowed="a manifest and the files' bytes",
-                fix="pass state_dict()'s value as it was",
-            ) from error
-        self._swap(type(self._artifact).from_manifest(manifest, files))
-        self._outside = OutOfRange(self._runtime_config.out_of_range, self._reference)
-        self.report = None  # it was about the artifact before
-
-    @abstractmethod
-    def _swap(self, artifact: AnyArtifact) -> None:
-        """Answer from another artifact from now on."""
+        with self._weight_sync.lock:  # a refit that goes on ends first
+            try:
+                # map_location may have put the bytes on a GPU
+                files = {name: tensor.cpu().numpy().tobytes() for name, tensor in state["files"].items()}
+                manifest = json.loads(state["manifest"])
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
+                raise ArtifactError(
+                    f"{type(self).__name__}'s state",
+                    got=f"it is not what state_dict() gave ({type(error).__name__}: {error})",
+                    allowed="a manifest and the files' bytes",
+                    fix="pass state_dict()'s value as it was",
+                ) from error
+            artifact = type(self._backend.artifact).from_manifest(manifest, files)
+            self._assemble(artifact, self._out_of_range.reference, self._backend.device)
+            self.report = None  # it was about the artifact before
 
     def __getstate__(self) -> dict[str, Any]:
-        # The reference is the user's, of this process.
-        return {**self.__dict__, "_reference": None, "_outside": None}
+        # The reference, the tracked model and everything live belong to this object, in this process.
+        with self._weight_sync.weights_locked():
+            artifact = self._backend.current_artifact()
+            attributes = {name: value for name, value in self.__dict__.items() if name not in _PARTS}
+            return {**attributes, "_artifact": artifact}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._outside = OutOfRange(self._runtime_config.out_of_range, None)
-
-    @abstractmethod
-    def _reset(self) -> None:
-        """Forget everything live, so that the next call starts from the artifact."""
+        attributes = dict(state)
+        artifact = attributes.pop("_artifact")
+        super().__setstate__(attributes)
+        self._assemble(artifact, None, None)
 
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.signature.inputs))
         outputs = ", ".join(map(str, self.signature.outputs))
-        return f"{type(self).__name__}({inputs} -> {outputs}; {self._artifact.precision}, device={self.device})"
+        return f"{type(self).__name__}({inputs} -> {outputs}; {self.precision}, device={self.device})"
+
+
+def attach_model(
+    module: DeployedModule[Any],
+    model: nn.Module,
+    samples: NamedInputs,
+    tolerance: Tolerance | None,
+    onnx_is_current: bool = True,
+) -> bool:
+    """Make a model the source of a module's later refits, and give the module its weights now.
+
+    Args:
+        module: of an artifact that can be refitted.
+        model: the one that was deployed; it is not kept alive.
+        samples: inputs by the name of their case, to verify refits on; copied to the CPU.
+        tolerance: when answers count as equal; None means the precision's.
+        onnx_is_current: whether the artifact's ONNX was exported from this model just now. False for an engine from
+            the cache, whose plan and ONNX are both of an earlier deploy.
+
+    Returns:
+        whether the module held other weights.
+
+    Raises:
+        RefitError: a weight of the engine does not follow from the model.
+    """
+    sync = module._weight_sync  # pyright: ignore[reportPrivateUsage]  # the same file
+    return sync.attach_model(module.infer, model, samples, tolerance, onnx_is_current)
+
+
+def prove_split_axes(
+    module: DeployedModule[Any], calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
+) -> tuple[str, ...]:
+    """Prove now, rather than in the first call that is too large, which axes may be split.
+
+    Args:
+        module: one with out_of_range="split".
+        calls: flat inputs as for `infer`, inside the profiles.
+        tolerance: when a chunk counts as answered like the whole; by default that of the precision.
+
+    Returns:
+        a sentence on every axis.
+
+    Raises:
+        InputError: no axis can be split or proved.
+        ParityError: entries along the only axes that could be split influence each other.
+    """
+    return module._prove_split(calls, tolerance)  # pyright: ignore[reportPrivateUsage]  # the same file

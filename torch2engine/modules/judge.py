@@ -1,6 +1,6 @@
 """A deployed module and the parity cases → `ParityReport`.
 
-Enters: a deployed module, and cases with the reference's answers. Leaves: one report over all cases. A room of its own
+Enters: a deployed module, and cases with the reference's answers. Leaves: one report over all cases. Separate
 because lowering, `check` and `deploy` judge in the same way.
 """
 

@@ -1,7 +1,7 @@
-"""What becomes of a call outside every profile: an error, chunks, or PyTorch's own answer.
+"""The policy for a call outside every profile: an error, chunks, or an answer from PyTorch.
 
-Enters: a checked call and the ShapeError that it would be. Leaves: its answer, or an error that says more. Apart from
-`deployed` because it has a state of its own, what was proved and whether it has warned, and few calls come here.
+Enters: a checked call and the ShapeError that it would be. Leaves: its answer, or an error that says more. Separate
+because it has a state of its own (what was proved, and whether it has warned), and few calls come here.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import RuntimeConfig, Tolerance
 from torch2engine.core.errors import DeviceError, ExportError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.split import Cut, InRangeRunner, Unsplittable, cut, halves, places, prove, split
+from torch2engine.modules.split import Cut, InRangeRunner, Unsplittable, choose_cut, halves, places, prove, split
 from torch2engine.parity.compare import ParityReport
 
-__all__ = ["InRangeRunner", "OutOfRange", "checked_reference"]
+__all__ = ["OutOfRange", "checked_reference"]
 
 _Proof: TypeAlias = "tuple[Cut, Sequence[torch.Tensor]]"
 _Failure: TypeAlias = "tuple[Cut, ParityReport]"
@@ -52,28 +52,89 @@ def checked_reference(subject: str, config: RuntimeConfig, reference: object) ->
     )
 
 
+class _Memory:
+    """What the policy remembers of the present weights and reference."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.proved: set[str] = set()
+        self.refused: dict[str, _Failure] = {}
+        self.has_warned = False
+
+    def find_influence(
+        self, runner: InRangeRunner, proofs: Sequence[_Proof], tolerance: Tolerance | None = None
+    ) -> _Failure | None:
+        """Return the comparison which shows that entries along an axis influence each other, or None.
+
+        It is made once for each axis.
+        """
+        axis = proofs[0][0].axis
+        with self.lock:
+            if axis in self.proved:
+                return None
+            if axis in self.refused:
+                return self.refused[axis]
+            conclusive = 0
+            for cut, leaves in proofs:
+                report, differ = prove(runner, cut, leaves, tolerance)
+                if not report.passed:
+                    # An answer of nothing but NaN says nothing about the axis.
+                    if any(row.nonfinite_reference < math.prod(row.shape) for row in report.failures):
+                        self.refused[axis] = cut, report
+                    return cut, report
+                conclusive += differ
+                if conclusive == _PROOFS:
+                    break
+            if conclusive:
+                self.proved.add(axis)
+        return None
+
+    def warn_once(self, error: ShapeError) -> None:
+        """Warn, at the first such call, that PyTorch answers."""
+        with self.lock:
+            if self.has_warned:
+                return
+            self.has_warned = True
+        text = f"{error.subject}: {error.got}, {error.allowed}; PyTorch answers such calls, slower; {error.fix}"
+        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_stack()]
+        file, _, line = innermost_user_frame(frames).rpartition(":")
+        warnings.warn_explicit(text, UserWarning, file, int(line or 0))
+
+
 class OutOfRange:
-    """One module's policy and what it remembers; threads may share it.
+    """The policy of one deployed module, and what it remembers. Threads may share it.
 
     Args:
-        reference: the module that answers under "eager"; None splits, or is an error under "eager".
+        policy: "error", "split" or "eager", as `RuntimeConfig.out_of_range`.
+        reference: the PyTorch module that answers under "eager"; None makes such calls errors.
     """
 
     def __init__(self, policy: str, reference: nn.Module | None) -> None:
-        self._policy = policy
-        self._reference = reference
-        self._lock = threading.Lock()
-        self._proved: set[str] = set()
-        self._refused: dict[str, _Failure] = {}
-        self._warned = False
+        self.policy = policy
+        self.reference = reference
+        self._memory = _Memory()
+
+    def forget(self) -> None:
+        """Believe no proof any more, since the weights are others; a call in progress keeps what it began with."""
+        self._memory = _Memory()
+
+    def answers_with_another(self, model: nn.Module) -> bool:
+        """Tell whether there is a reference, and it is not this model."""
+        return self.reference is not None and self.reference is not model
+
+    def answer_with(self, model: nn.Module) -> None:
+        """Let this model answer from now on, if a model does."""
+        if self.answers_with_another(model):
+            self.reference = model
+            self.forget()
 
     def answer(
-        self, inside: InRangeRunner, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
+        self, runner: InRangeRunner, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
     ) -> dict[str, torch.Tensor]:
         """Answer.
 
         Args:
-            inside: who answers sizes inside the profiles.
+            runner: who answers sizes inside the profiles.
             leaves: the call's inputs, checked in all but their sizes.
             sizes: every axis's size.
             error: what the call is under "error".
@@ -88,45 +149,21 @@ class OutOfRange:
             InputError: a CUDA graph is being captured.
         """
         with torch.no_grad():
-            if self._policy == "eager":
-                return self._eager(inside, leaves, error)
+            memory = self._memory
+            if self.policy == "eager":
+                return self._eager(memory, runner, leaves, error)
             try:
-                how = cut(inside.signature, inside.profiles, sizes)
+                cut = choose_cut(runner.signature, runner.profiles, sizes)
             except Unsplittable as reason:
-                raise _with(error, f"it can't be split: {reason}") from reason
-            if how.axis not in self._proved:
+                raise _with_reason(error, f"it can't be split: {reason}") from reason
+            if cut.axis not in memory.proved:
                 _refuse_capture(leaves, "a call that has yet to prove that it can be split")
-                if failure := self._failure(inside, [(how, leaves)]):
+                if failure := memory.find_influence(runner, [(cut, leaves)]):
                     raise _influence(failure, error.fix)
-            return split(inside, how, leaves)
-
-    def _failure(
-        self, inside: InRangeRunner, proofs: Sequence[_Proof], tolerance: Tolerance | None = None
-    ) -> _Failure | None:
-        """What shows that entries along an axis influence each other; None if nothing does. Asked once per axis."""
-        axis = proofs[0][0].axis
-        with self._lock:
-            if axis in self._proved:
-                return None
-            if axis in self._refused:
-                return self._refused[axis]
-            conclusive = 0
-            for how, leaves in proofs:
-                report, differ = prove(inside, how, leaves, tolerance)
-                if not report.passed:
-                    # An answer of nothing but NaN says nothing about the axis.
-                    if any(row.nonfinite_reference < math.prod(row.shape) for row in report.failures):
-                        self._refused[axis] = how, report
-                    return how, report
-                conclusive += differ
-                if conclusive == _PROOFS:
-                    break
-            if conclusive:
-                self._proved.add(axis)
-        return None
+            return split(runner, cut, leaves)
 
     def prove(
-        self, inside: InRangeRunner, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
+        self, runner: InRangeRunner, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
     ) -> tuple[str, ...]:
         """Find, from calls inside the profiles, the axes that may be split.
 
@@ -137,17 +174,18 @@ class OutOfRange:
             InputError: no axis can be split, or none can be proved.
             ParityError: none was proved: entries along an axis influence each other.
         """
+        memory = self._memory
         notes: list[str] = []
         errors: list[ParityError] = []
         proved = False
-        for axis in inside.signature.axes:
+        for axis in runner.signature.axes:
             try:
-                proofs = _proofs(inside, axis.name, calls)
+                proofs = _proofs(runner, axis.name, calls)
             except Unsplittable as reason:
                 notes.append(f"axis '{axis.name}' is never split: {reason}")
                 continue
             with torch.no_grad():
-                failure = self._failure(inside, proofs, tolerance)
+                failure = memory.find_influence(runner, proofs, tolerance)
             if failure:
                 errors.append(_influence(failure, "leave out out_of_range='split'"))
                 notes.append(f"axis '{axis.name}' is never split: {errors[-1].got}")
@@ -169,58 +207,51 @@ class OutOfRange:
         )
 
     def _eager(
-        self, inside: InRangeRunner, leaves: Sequence[torch.Tensor], error: ShapeError
+        self, memory: _Memory, runner: InRangeRunner, leaves: Sequence[torch.Tensor], error: ShapeError
     ) -> dict[str, torch.Tensor]:
-        if self._reference is None:
+        """Let the PyTorch module answer."""
+        reference = self.reference
+        if reference is None:
             allowed = "the PyTorch module that answers outside has stayed behind, as it does when this one is copied"
             fix = "load it with runtime_config=RuntimeConfig(out_of_range='eager') and reference=model"
-            raise _with(error, allowed, f"{fix}, or {error.fix}")
+            raise _with_reason(error, allowed, f"{fix}, or {error.fix}")
         _refuse_capture(leaves, "a call that PyTorch answers")
         device = leaves[0].device
-        _check_device(self._reference, device)
-        self._warn(error)
-        signature = inside.signature
+        _check_device(reference, device)
+        memory.warn_once(error)
+        signature = runner.signature
         inputs = [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
         try:
-            with undisturbed(self._reference):
-                flat = Reference(self._reference, signature.parameters, signature.preprocess)(inputs)
-                found = outputs_by_name(flat, signature.output, [spec.name for spec in signature.outputs])
+            with undisturbed(reference):
+                flat = Reference(reference, signature.parameters, signature.preprocess)(inputs)
+                outputs = outputs_by_name(flat, signature.output, [spec.name for spec in signature.outputs])
                 # While the module's buffers, which may be among them, still have this answer's values.
                 answer = {
                     name: torch.empty(value.shape, dtype=value.dtype, device=device).copy_(value)
-                    for name, value in found.items()
+                    for name, value in outputs.items()
                 }
         except ExportError as failure:
-            raise _with(error, f"the PyTorch module can't answer either ({failure})") from failure
+            raise _with_reason(error, f"the PyTorch module can't answer either ({failure})") from failure
         for spec, value in zip(signature.outputs, answer.values(), strict=True):
             _check_output(spec, value, error)
         return answer
 
-    def _warn(self, error: ShapeError) -> None:
-        with self._lock:
-            first, self._warned = not self._warned, True
-        if first:
-            text = f"{error.subject}: {error.got}, {error.allowed}; PyTorch answers such calls, slower; {error.fix}"
-            frames = [(frame.filename, frame.lineno) for frame in traceback.extract_stack()]
-            file, _, line = innermost_user_frame(frames).rpartition(":")
-            warnings.warn_explicit(text, UserWarning, file, int(line or 0))
 
-
-def _proofs(inside: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Tensor]]) -> list[_Proof]:
+def _proofs(runner: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Tensor]]) -> list[_Proof]:
     """The calls whose size is the sum of two that a profile allows, the largest first.
 
     Raises:
         Unsplittable: there is none, or the axis is not in every output.
     """
-    where = places(inside.signature, axis)
-    step = inside.signature.axis(axis).multiple_of
+    where = places(runner.signature, axis)
+    step = runner.signature.axis(axis).multiple_of
     proofs: list[_Proof] = []
     narrow: Unsplittable | None = None
     for leaves in calls:
-        sizes = inside.signature.resolve([leaf.shape for leaf in leaves])
-        inside.signature.select_profile(inside.profiles, sizes)  # which refuses sizes outside
+        sizes = runner.signature.resolve([leaf.shape for leaf in leaves])
+        runner.signature.select_profile(runner.profiles, sizes)  # which refuses sizes outside
         # Not the profile that answers, since one of a single size allows no sums.
-        ranges = [profile.ranges[axis] for profile in inside.profiles if profile.contains(sizes)]
+        ranges = [profile.ranges[axis] for profile in runner.profiles if profile.contains(sizes)]
         low, _, high = min(ranges, key=lambda one: (one[0], -one[2]))
         try:
             halves(high, low, step)
@@ -232,18 +263,18 @@ def _proofs(inside: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Ten
     return sorted(proofs, key=lambda proof: -sum(proof[0].proof))
 
 
-def _with(error: ShapeError, allowed: str, fix: str = "") -> ShapeError:
+def _with_reason(error: ShapeError, allowed: str, fix: str = "") -> ShapeError:
     return ShapeError(
         error.subject, name=error.name, got=error.got, allowed=f"{error.allowed}, and {allowed}", fix=fix or error.fix
     )
 
 
 def _influence(failure: _Failure, fix: str) -> ParityError:
-    how, report = failure
-    first, second = how.proof
+    cut, report = failure
+    first, second = cut.proof
     worst = report.failures[0]
     return ParityError(
-        f"axis '{how.axis}'",
+        f"axis '{cut.axis}'",
         report=report,
         got=f"{first + second} entries are not answered like {first} + {second} of them, so they influence each other "
         f"(output '{worst.name}', entries {worst.case}: {worst.reason})",
@@ -275,11 +306,12 @@ def _check_device(reference: nn.Module, device: torch.device) -> None:
 
 
 def _check_output(spec: TensorSpec, value: torch.Tensor, error: ShapeError) -> None:
-    dtype, sizes = dtype_name(value.dtype), list(value.shape)
+    dtype = dtype_name(value.dtype)
+    sizes = list(value.shape)
     fits = len(sizes) == len(spec.shape) and all(
         not isinstance(dim, int) or dim == size for dim, size in zip(spec.shape, sizes, strict=True)
     )
     if dtype != spec.dtype or not fits:
-        raise _with(
+        raise _with_reason(
             error, f"the PyTorch module gives {dtype}{sizes} for output '{spec}', so it is not what was deployed"
         )

@@ -1,7 +1,7 @@
 """An nn.Module that takes no parameters, buffers or submodules.
 
-Enters: an attempt to give it some. Leaves: the reason why not. Apart from `deployed` because it has nothing to do with
-calls.
+Enters: an attempt to give it some. Leaves: an error with the reason. Separate from `deployed` because it has nothing
+to do with calls.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["ParameterlessModule"]
 
 
 class ParameterlessModule(nn.Module):
-    """The base of modules whose weights are not theirs to change: what would have no effect is refused."""
+    """The base of modules whose weights lie elsewhere. It refuses changes that would have no effect."""
 
     def register_parameter(self, name: str, param: Any) -> None:
         self._refuse_surgery(name)

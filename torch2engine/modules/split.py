@@ -1,14 +1,14 @@
-"""A call that is too large, cut along one axis: which chunks, the proof that chunks do, and the answer.
+"""A call that is too large, cut along one axis: the chunks, the proof that chunks are right, and the joined answer.
 
-Enters: sizes outside every profile, and whoever answers inside. Leaves: the whole call's answer. Apart from
-`_out_of_range` because this is arithmetic on shapes, without a policy or a state.
+Enters: sizes outside every profile, and a runner for sizes inside one. Leaves: the answer of the whole call. Separate
+from `out_of_range` because this is arithmetic on shapes, without a policy or a state.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,29 +16,30 @@ import torch
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
+from torch2engine.modules.backend import Infer
 from torch2engine.parity.compare import ParityReport, compare
 
-__all__ = ["Cut", "InRangeRunner", "Places", "Unsplittable", "cut", "halves", "places", "prove", "split"]
+__all__ = ["Cut", "InRangeRunner", "Places", "Unsplittable", "choose_cut", "halves", "places", "prove", "split"]
 
 
 class Unsplittable(Exception):
-    """Why a call can't be split; the caller, who knows the call, makes an error of it."""
+    """A call can't be split, for this reason. The caller knows the call and makes an error of it."""
 
 
 @dataclass(frozen=True)
 class InRangeRunner:
-    """Who answers sizes inside the profiles.
+    """What answers the calls inside the profiles, as the out-of-range policy needs to know it.
 
     Args:
-        infer: flat inputs -> outputs by name; under output="static" valid until its next call.
-        title: e.g. "ONNX Runtime".
+        title: the name of the runtime, e.g. "ONNX Runtime".
+        infer: the flat call; under output="static" its results are valid until its next call.
     """
 
     signature: Signature
     profiles: tuple[Profile, ...]
     precision: str
     title: str
-    infer: Callable[[Sequence[torch.Tensor]], dict[str, torch.Tensor]]
+    infer: Infer
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Cut:
     proof: tuple[int, int]
 
 
-def cut(signature: Signature, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> Cut:
+def choose_cut(signature: Signature, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> Cut:
     """Choose the axis and the chunks.
 
     Raises:
@@ -160,7 +161,7 @@ def halves(whole: int, low: int, step: int) -> tuple[int, int]:
     return first * step, (units - first) * step
 
 
-def split(inside: InRangeRunner, how: Cut, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def split(runner: InRangeRunner, cut: Cut, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Answer chunk by chunk; call it under no_grad.
 
     Returns:
@@ -171,18 +172,18 @@ def split(inside: InRangeRunner, how: Cut, leaves: Sequence[torch.Tensor]) -> di
     """
     answer: dict[str, torch.Tensor] = {}
     start = 0
-    for size in how.chunks:
-        part = inside.infer(_slices(leaves, how.places.inputs, start, size))
-        for (name, value), dim in zip(part.items(), how.places.outputs, strict=True):
+    for size in cut.chunks:
+        part = runner.infer(_slices(leaves, cut.places.inputs, start, size))
+        for (name, value), dim in zip(part.items(), cut.places.outputs, strict=True):
             if start == 0:
-                shape = (*value.shape[:dim], sum(how.chunks), *value.shape[dim + 1 :])
+                shape = (*value.shape[:dim], sum(cut.chunks), *value.shape[dim + 1 :])
                 answer[name] = torch.empty(shape, dtype=value.dtype, device=value.device)
             place = answer[name].narrow(dim, start, size)
             if place.shape != value.shape:  # copy_ would broadcast
                 raise ShapeError(
                     f"output '{name}'",
                     name=name,
-                    got=f"a chunk of {size} entries of axis '{how.axis}' has shape {list(value.shape)}",
+                    got=f"a chunk of {size} entries of axis '{cut.axis}' has shape {list(value.shape)}",
                     allowed=f"the chunks before it want {list(place.shape)}",
                     fix="use out_of_range='eager'",
                 )
@@ -196,37 +197,37 @@ def _slices(leaves: Sequence[torch.Tensor], dims: Sequence[int | None], start: i
 
 
 def prove(
-    inside: InRangeRunner, how: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerance | None = None
+    runner: InRangeRunner, cut: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerance | None = None
 ) -> tuple[ParityReport, bool]:
     """Compare answers to some of the call's entries as a whole with those to the same in two chunks.
 
     Twice: in the call's order and in the opposite one, since what flows from entry to entry may flow one way.
 
     Args:
-        leaves: the call's inputs, with at least `sum(how.proof)` entries.
+        leaves: the call's inputs, with at least `sum(cut.proof)` entries.
         tolerance: by default that of the precision.
 
     Returns:
         the report, and whether entries differ, so that an influence could show at all.
     """
-    bounds = tolerance or Tolerance.default(inside.precision)
-    first, second = how.proof
+    bounds = tolerance or Tolerance.default(runner.precision)
+    first, second = cut.proof
     whole = first + second
-    report = ParityReport((), f"{whole} entries of axis '{how.axis}' whole vs in chunks, {inside.title}", bounds)
+    report = ParityReport((), f"{whole} entries of axis '{cut.axis}' whole vs in chunks, {runner.title}", bounds)
     differ = False
     for order in (1, -1):
-        rows = list(_spread(leaves, how.places.inputs, whole, order))
+        rows = list(_spread(leaves, cut.places.inputs, whole, order))
         differ = differ or any(
             bool((row != row.narrow(dim, 0, 1)).any())
-            for row, dim in zip(rows, how.places.inputs, strict=True)
+            for row, dim in zip(rows, cut.places.inputs, strict=True)
             if dim is not None
         )
-        expected = inside.infer(rows)
+        expected = runner.infer(rows)
         for start, size in ((0, first), (first, second)):
-            found = inside.infer(_slices(rows, how.places.inputs, start, size))
+            found = runner.infer(_slices(rows, cut.places.inputs, start, size))
             part = {
                 name: value[(slice(None),) * dim + (slice(start, start + size),)]
-                for (name, value), dim in zip(expected.items(), how.places.outputs, strict=True)
+                for (name, value), dim in zip(expected.items(), cut.places.outputs, strict=True)
             }
             case = f"{start}..{start + size - 1}" + (" reversed" if order < 0 else "")
             report = report.add(compare(part, found, bounds, case=case))

@@ -1,7 +1,7 @@
 """Callables → `Timing` each: host and device time per call, measured side by side.
 
-Enters: callables without arguments. Leaves: medians and 95th percentiles. Apart from `bench` because the benchmarks of
-this repository time much that is no module: warm, interleaved, synchronised around and never inside.
+Enters: callables without arguments. Leaves: medians and 95th percentiles. Separate from `benchmark` because the
+benchmarks of this repository time much that is no module: warm, interleaved, synchronised around and never inside.
 """
 
 from __future__ import annotations

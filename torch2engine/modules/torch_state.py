@@ -1,9 +1,9 @@
-"""What PyTorch knows about the calling thread, asked at the price of a function call.
+"""The state that PyTorch keeps of the calling thread, read at the price of one function call.
 
-Enters: a device's number. Leaves: handles and flags. The public functions build objects (`torch.cuda.current_stream`
-takes 7 µs, the handle alone 0.1), which a call of a few microseconds can't afford. Each stands in for the public one
-named beside it, which takes over where a version of PyTorch lacks it; tests compare them. Apart so that private names
-of torch appear here alone.
+Enters: a device's number. Leaves: handles and flags. The public functions build objects: `torch.cuda.current_stream`
+takes 7 µs, the handle alone 0.1. A call of a few microseconds can't afford that. Beside each name stands the public
+function that it replaces, and that is used where a version of PyTorch lacks the private one; tests compare them.
+Separate because private names of torch appear in this file alone.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.core.config import QUANTIZED, BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
+from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.judge import judge
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.parity.compare import ParityReport
@@ -199,7 +200,8 @@ class Recall:
         target = target_device(captured)
         module = TRTModule(engine, None, None, self.runtime_config, self.kept).bind(target)
         if WEIGHTS in engine.files:
-            changed = module.own_earlier(self.model, [(one.name, one.inputs) for one in judged], bounds)
+            samples = [(case.name, case.inputs) for case in judged]
+            changed = attach_model(module, self.model, samples, bounds, onnx_is_current=False)
             notes = (*notes, _OTHER_WEIGHTS) if changed and outcome is not None else notes
         report = judge(module, judged, bounds, remarks).raise_if_failed()
         notes = (*notes, *prove_split(module, judged, self.tolerance), *precision_notes(asked.dtype, module, 6))

@@ -34,10 +34,10 @@ from torch2engine.core.config import (
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.deployed import DeployedModule, prove_split_axes
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
-from torch2engine.modules.trt.module import require_cuda
+from torch2engine.modules.trt.backend import require_cuda
 from torch2engine.parity.compare import ParityReport
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
@@ -121,12 +121,12 @@ def prove_split(
         a sentence on every axis; nothing under another policy.
 
     Raises:
-        InputError, ParityError: as `DeployedModule.prove_split`.
+        InputError, ParityError: as `prove_split_axes`.
     """
     if module.runtime_config.out_of_range != "split":
         return ()
     calls = [[leaf.to(module.device) for leaf in example.inputs] for example in examples]
-    return module.prove_split(calls, tolerance)
+    return prove_split_axes(module, calls, tolerance)
 
 
 def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeConfig = RuntimeConfig()) -> str:

@@ -28,10 +28,9 @@ from torch2engine.core.config import QUANTIZED, Budget, Precision, Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.core.preprocess import ORIGIN
 from torch2engine.core.progress import Progress, Reporter, reporting
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.deployed import DeployedModule, attach_model
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
-from torch2engine.modules.refit import Refittable
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.parity.compare import ParityReport
@@ -55,7 +54,7 @@ _NAMES = {"fp16": "float16", "bf16": "bfloat16"}
 _ROOM = {"fp16": " with room to spare", "bf16": ""}
 _LOG = logging.getLogger("torch2engine.precision")
 
-R = TypeVar("R", bound=Refittable[Any])
+R = TypeVar("R", bound=DeployedModule[Any])
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -89,7 +88,7 @@ class Lowered:
         """
         if WEIGHTS in self.artifact.files:
             bounds = None if self.metric is not None else self.tolerance  # a metric leaves none
-            module.own(model, [(example.name, example.inputs) for example in self.examples], bounds)
+            attach_model(module, model, [(example.name, example.inputs) for example in self.examples], bounds)
         return module
 
     def hold(self, module: DeployedModule[Any]) -> tuple[str, ...]:

@@ -26,8 +26,8 @@ from torch2engine.core.errors import ArtifactError, InputError, PrecisionError
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
 from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.modules.warmup_inputs import zeros
 from torch2engine.precision.calibration import arrays, check_calibration, tensors
 from torch2engine.precision.graph.layers import computed_in, read_layers
 from torch2engine.precision.graph.macs import products

@@ -1,4 +1,5 @@
 """The TensorRT backend of deployed modules.
 
-Enters: an EngineArtifact. Leaves: `TRTModule`. A folder of its own because a backend is one folder.
+Enters: an EngineArtifact. Leaves: `TRTModule`. Separate because a backend is one folder: `module` is what users call,
+`backend` keeps the contract of `torch2engine.modules.backend`, the rest runs an engine on one device.
 """

@@ -1,0 +1,76 @@
+"""A saved folder → a deployed module, by the table of backends.
+
+Enters: the folder that `save` wrote. Leaves: a module of the backend that runs what is in it. Separate because this
+table is the one place that knows all backends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.core.config import RuntimeConfig
+from torch2engine.modules.deployed import DeployedModule
+
+__all__ = ["BACKENDS", "BackendEntry", "load"]
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """One backend of the package.
+
+    Args:
+        runs: the kind of artifact that it runs.
+        module: the file with its module class; it is imported at the first use, since it needs foreign libraries.
+        class_name: that class.
+    """
+
+    runs: type[Artifact]
+    module: str
+    class_name: str
+
+    def module_class(self) -> type[DeployedModule[Any]]:
+        """Return the class of its modules."""
+        return getattr(import_module(self.module), self.class_name)
+
+
+BACKENDS = {
+    "tensorrt": BackendEntry(EngineArtifact, "torch2engine.modules.trt.module", "TRTModule"),
+    "onnxruntime": BackendEntry(OnnxArtifact, "torch2engine.modules.onnxruntime.module", "ORTModule"),
+}
+"""The word in deploy(runtime=...) → the backend. `load` takes the first row that runs what was saved."""
+
+
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    runtime_config: RuntimeConfig = RuntimeConfig(),
+    reference: nn.Module | None = None,
+) -> DeployedModule[Any]:
+    """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`.
+
+    Args:
+        path: the folder that `save` wrote.
+        device: for an engine a CUDA device, by default PyTorch's current one; an exported model runs on the CPU.
+        runtime_config: how it answers; an exported model heeds `out_of_range` alone and refuses the rest.
+        reference: the PyTorch module that answers under out_of_range="eager".
+
+    Raises:
+        ArtifactError: corrupt, foreign, or made for other hardware or another version.
+        InstallationError: no GPU, or no TensorRT of its flavour.
+        DeviceError: an exported model was to go to a GPU, or an engine to the CPU.
+        InputError: options that it does not have, or a reference that is missing or that nothing would use.
+    """
+    artifact = load_artifact(path, to_run=True)
+    target = None if device is None else torch.device(device)
+    entry = next(entry for entry in BACKENDS.values() if isinstance(artifact, entry.runs))
+    return entry.module_class().from_saved(artifact, path, target, runtime_config, reference)

@@ -1,0 +1,159 @@
+"""`OnnxArtifact` → outputs: the exported ONNX graph on ONNX Runtime's CPU provider.
+
+Enters: checked CPU tensors. Leaves: fresh CPU tensors. Separate from `module` because this is all that ONNX Runtime
+adds to a deployed module.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from torch2engine.artifact.file_access import write_file
+from torch2engine.artifact.files import disk_errors
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.capture.torch_types import torch_dtype
+from torch2engine.capture.weight_program import WeightProgram
+from torch2engine.core.errors import DeviceError
+from torch2engine.modules.backend import WeightsGuard
+from torch2engine.onnx_graph.model_file import replace_weights
+from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
+
+__all__ = ["OnnxRuntimeBackend", "StrictBackend"]
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class _OpenSession:
+    """A session, and the process that opened it: its threads do not survive a fork."""
+
+    session: OrtSession
+    process: int
+
+
+class OnnxRuntimeBackend:
+    """An exported model on ONNX Runtime, opened at the first call. Threads may share it.
+
+    Args:
+        artifact: the exported model.
+        guard: whether its weights may answer.
+    """
+
+    title = "ONNX Runtime"
+    device_type = "cpu"
+    device = _CPU
+    weights_incomplete = False  # new weights are another model file, which is swapped in at once
+
+    def __init__(self, artifact: OnnxArtifact, guard: WeightsGuard) -> None:
+        self.artifact = artifact
+        self._guard = guard
+        self._lock = threading.Lock()  # on the two that belong together: artifact and session
+        self._opened: _OpenSession | None = None
+
+    def move(self, device: torch.device) -> None:
+        """There is one CPU."""
+
+    def check_ready(self) -> None:
+        self._guard.check()
+        process = self._open_session().process
+        if process != os.getpid():
+            raise DeviceError(
+                "ORTModule",
+                got=f"it was first called in process {process} and is called in its fork {os.getpid()}",
+                allowed="the process that first called it, since ONNX Runtime's threads do not survive a fork",
+                fix="start workers with the 'spawn' method, or fork before the first call",
+            )
+
+    def run(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
+        session = self._open_session().session
+        signature = self.artifact.signature
+        names = [spec.name for spec in signature.inputs]
+        outputs = session({name: _array(tensor) for name, tensor in zip(names, inputs, strict=True)})
+        return [torch.from_numpy(outputs[spec.name]).to(torch_dtype(spec.dtype)) for spec in signature.outputs]
+
+    def current_artifact(self) -> OnnxArtifact:
+        return self.artifact
+
+    def in_state_dict(self, file: str) -> bool:
+        return file.startswith("model.onnx") or file == WEIGHTS
+
+    def close(self) -> None:
+        """Close the session; the next call opens another one."""
+        with self._lock:
+            self._opened = None
+
+    def weights_device(self, near: torch.device) -> torch.device:
+        return _CPU
+
+    def check_coverage(self, program: WeightProgram) -> None:
+        """The program was written with this very graph."""
+
+    def check_can_follow(self) -> None:
+        """Any call can."""
+
+    def prepare_weights(
+        self, weights: Mapping[str, torch.Tensor], program: WeightProgram, onnx_is_current: bool
+    ) -> Callable[[], None]:
+        owner = scratch_folder()
+        old = self.artifact
+        # float32 holds a bfloat16 exactly, and numpy has none.
+        arrays = {name: _array(tensor) for name, tensor in weights.items()}
+        with disk_errors(owner.path):
+            replace_weights(old.onnx_path, owner.path / "model.onnx", arrays)
+            write_file(owner.path / WEIGHTS, program.to_json())
+        return partial(self._commit_weights, old.replace(folder=owner.path, owner=owner))
+
+    def stop(self) -> None:
+        self.close()
+
+    def _commit_weights(self, artifact: OnnxArtifact) -> None:
+        with self._lock:  # or a thread that opens a session would keep the old model's
+            self.artifact = artifact
+            self._opened = None
+
+    def _open_session(self) -> _OpenSession:
+        with self._lock:
+            if self._opened is None:
+                self._opened = _OpenSession(self._load_session(), os.getpid())
+            return self._opened
+
+    def _load_session(self) -> OrtSession:
+        artifact = self.artifact  # held, with its files, while a refit may replace the attribute
+        return OrtSession(artifact.onnx_path)
+
+
+class StrictBackend(OnnxRuntimeBackend):
+    """The same, rounded to the type of each tensor after every operator.
+
+    A value that overflows on the GPU overflows here. It does not in ONNX Runtime's own answers, which are float32.
+    """
+
+    title = "ONNX Runtime, rounding after every operator"
+
+    def run(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
+        return super().run([x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs], profile)
+
+    def _load_session(self) -> OrtSession:
+        artifact = self.artifact
+        with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
+            strict_path = Path(folder) / "model.onnx"
+            write_strictly_rounded(artifact.onnx_path, strict_path)
+            return OrtSession(strict_path, as_it_is=True)
+
+
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
+    # numpy has no bfloat16; Session answers such graphs in float32
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()

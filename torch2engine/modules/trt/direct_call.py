@@ -1,0 +1,65 @@
+"""A call whose arguments are the flat inputs already → these inputs, without the matching of structures.
+
+Enters: a signature once, then the arguments of every call. Leaves: flat inputs in the signature's order. Separate from
+`module` so that the fast path decides once, and not in every call, which calls need no matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch2engine.core.pytree import bind
+from torch2engine.core.spec import Parameter, Signature
+
+__all__ = ["DirectCall"]
+
+
+@dataclass(frozen=True)
+class DirectCall:
+    """How a call looks that needs no matching.
+
+    Args:
+        parameters: of the model's forward.
+        positional_count: how many tensors such a call passes by position; None where there is no such call.
+        names: of the tensors that such a call passes by keyword; empty where there is no such call.
+        returns_tensor: whether the result is one tensor and nothing around it.
+    """
+
+    parameters: tuple[Parameter, ...]
+    positional_count: int | None
+    names: tuple[str, ...]
+    returns_tensor: bool
+
+    @classmethod
+    def of(cls, signature: Signature) -> DirectCall:
+        """Find it for a signature."""
+        parameters = signature.parameters
+        names = tuple(parameter.name for parameter in parameters if parameter.tree is not None)
+        front = parameters[: len(names)]
+        only_tensors = all(parameter.tree is not None and parameter.tree.kind == "tensor" for parameter in front)
+        positional = only_tensors and all(parameter.kind == "positional" for parameter in front)
+        named = only_tensors and not any(parameter.kind.startswith("var_") for parameter in front)
+        return cls(
+            parameters=parameters,
+            positional_count=len(names) if positional else None,
+            names=names if named else (),
+            returns_tensor=signature.output.kind == "tensor",
+        )
+
+    def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
+        """Return the flat inputs of any call, by the shortest way.
+
+        Raises:
+            InputError: missing, extra or other arguments.
+        """
+        if not kwargs:
+            if len(args) == self.positional_count:
+                return args
+        elif not args and len(kwargs) == len(self.names):
+            try:
+                return [kwargs[name] for name in self.names]
+            except KeyError:
+                pass  # bind has the words for it
+        return bind(self.parameters, args, kwargs)

@@ -1,0 +1,412 @@
+"""Live weights → a deployed module: what stands behind `refit`, `stale` and `track`.
+
+Enters: the PyTorch module whose weights have changed. Leaves: a backend that has them, without an export or a build.
+Separate because what makes a refit right is the same for every backend: each weight is worked out anew from the
+module's own, and nothing answers with wrong weights meanwhile or afterwards.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.capture.fingerprint import WeightSnapshot, fingerprints, take_snapshot
+from torch2engine.capture.process_state import exact_arithmetic, process_state_lock
+from torch2engine.capture.reference import Reference, outputs_by_name
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
+from torch2engine.capture.weight_program import WeightProgram
+from torch2engine.core.config import Tolerance, of_kind
+from torch2engine.core.errors import ParityError, RefitError
+from torch2engine.modules.backend import FIX_OF_WRONG_WEIGHTS, Backend, Infer, RefittableBackend, WeightsGuard
+from torch2engine.modules.made_inputs import corner_sizes, random_cases
+from torch2engine.modules.out_of_range import OutOfRange
+from torch2engine.parity.compare import ParityReport, compare
+
+__all__ = ["NamedInputs", "Refit", "WeightSync"]
+
+NamedInputs = Sequence[tuple[str, Sequence[torch.Tensor]]]
+"""Flat inputs with the names of their cases."""
+
+R = TypeVar("R")
+
+_SUBJECT = "refit"
+_PIECE = 1 << 24  # elements that are checked together, in at most 64 MiB of temporaries
+
+
+@dataclass(frozen=True)
+class Refit:
+    """What a refit did.
+
+    Args:
+        changed: paths of the parameters and buffers whose values were others than the engine's; nothing was done
+            where there are none.
+        seconds: that it took, verification included.
+        parity: the comparison with the model, if it was made.
+    """
+
+    changed: tuple[str, ...]
+    seconds: float
+    parity: ParityReport | None = None
+
+
+@dataclass
+class _HeldWeights:
+    """The weights that the backend holds now, and what refits need to know about them.
+
+    Args:
+        program: how they follow from a model's parameters and buffers.
+        fingerprints: of those parameters and buffers, when the backend took them over.
+        source: the model that was deployed, which is not kept alive.
+        samples: inputs on the CPU, to compare on; empty for a loaded module.
+        tolerance: for that comparison; None means the precision's.
+        is_verified: whether a comparison has passed since the weights were last found wrong.
+        is_comparison_due: whether the present weights still have to be compared.
+    """
+
+    program: WeightProgram
+    fingerprints: Mapping[str, int]
+    source: weakref.ReferenceType[nn.Module] | None = None
+    samples: NamedInputs = ()
+    tolerance: Tolerance | None = None
+    is_verified: bool = False
+    is_comparison_due: bool = False
+
+
+@dataclass(frozen=True)
+class _FirstLook:
+    """What a look at the model, before the locks of a refit are taken, has found.
+
+    Args:
+        needs_refit: whether there is anything to do.
+        snapshot: of the model's weights, where it was needed to tell.
+    """
+
+    needs_refit: bool
+    snapshot: WeightSnapshot | None = None
+
+
+class WeightSync:
+    """Keeps the weights of one backend equal to a live model's. Threads may share it.
+
+    Its methods take the module's `infer`, so that it holds no module and nothing becomes a reference cycle.
+
+    Args:
+        backend: takes the weights.
+        guard: the lock on them, which the backend reads.
+        out_of_range: forgets what it proved with other weights, and answers with the model that gave the last ones.
+    """
+
+    def __init__(self, backend: Backend, guard: WeightsGuard, out_of_range: OutOfRange) -> None:
+        self.tracked: nn.Module | None = None  # every call looks at it; `track` alone writes it
+        self._backend = backend
+        self._refit_target = backend if isinstance(backend, RefittableBackend) else None
+        self._guard = guard
+        self._out_of_range = out_of_range
+        self._held: _HeldWeights | None = None
+        self._weights_version = 0  # odd while weights are being replaced
+
+    @property
+    def lock(self) -> threading.RLock:
+        """The lock on the weights; see `WeightsGuard`."""
+        return self._guard.lock
+
+    def weights_locked(self) -> AbstractContextManager[None]:
+        """Let no other thread change the weights meanwhile, and refuse wrong ones; see `WeightsGuard`."""
+        return self._guard.weights_locked()
+
+    def refit(
+        self,
+        infer: Infer,
+        model: nn.Module | None,
+        *,
+        verify: bool | None = None,
+        tolerance: Tolerance | None = None,
+        onnx_is_current: bool = False,
+    ) -> Refit:
+        """Take over a model's weights as they are now; see `DeployedModule.refit`.
+
+        Args:
+            infer: the deployed module's flat call.
+            model, verify, tolerance: as there.
+            onnx_is_current: whether the artifact's ONNX was exported from this model as it is now.
+
+        Raises:
+            RefitError, InputError, DeviceError, InstallationError, ArtifactError: as there.
+        """
+        start = perf_counter()
+        held = self.held_weights()
+        if tolerance is not None:
+            of_kind("tolerance", tolerance, Tolerance)
+        look = _FirstLook(needs_refit=True) if verify else self._first_look(held, model, unless_verified=verify is None)
+        if not look.needs_refit:
+            return Refit((), perf_counter() - start)
+        with process_state_lock(), self._guard.lock:  # in this order, which others take too
+            live = self._live_model(held, model)
+            tensors = held.program.tensors(live)
+            new = take_snapshot(tensors, look.snapshot).numbers
+            changed = tuple(path for path, number in new.items() if number != held.fingerprints.get(path))
+            if changed or self._guard.fault:
+                comparison_due = not held.is_verified if verify is None else verify
+                weights = self._work_out(held.program, tensors, _device_of(live), check=verify is not False)
+                self._commit_weights(held, weights, new, onnx_is_current)
+                held.is_comparison_due = comparison_due
+            self._out_of_range.answer_with(live)
+            compares = verify or (verify is None and held.is_comparison_due)
+            parity = self._compare(infer, held, live, tolerance or held.tolerance) if compares else None
+            return Refit(changed, perf_counter() - start, parity)
+
+    def stale(self, model: nn.Module | None) -> bool:
+        """Tell whether a model's weights are others than the backend's; see `DeployedModule.stale`."""
+        held = self.held_weights()
+        with self._guard.lock:
+            tensors = held.program.tensors(self._live_model(held, model))
+            return bool(self._guard.fault) or fingerprints(tensors) != dict(held.fingerprints)
+
+    def track(self, model: nn.Module | None) -> None:
+        """Follow a model from now on, or none; see `DeployedModule.track`."""
+        if model is not None:
+            self.held_weights().program.tensors(unwrap(model))
+        self.tracked = model
+
+    def follow(self, infer: Infer) -> None:
+        """Refit from the tracked model, right before a call."""
+        self._refittable().check_can_follow()
+        self.refit(infer, self.tracked)
+
+    def attach_model(
+        self, infer: Infer, model: nn.Module, samples: NamedInputs, tolerance: Tolerance | None, onnx_is_current: bool
+    ) -> bool:
+        """Make a model the source of later refits, and give the backend its weights now.
+
+        An engine from a cache may hold other weights.
+
+        Args:
+            infer: the deployed module's flat call.
+            model: that was deployed; it is not kept alive.
+            samples: inputs to verify refits on; copied to the CPU.
+            tolerance: when they count as equal; None means the precision's.
+            onnx_is_current: whether the artifact's ONNX was exported from this model just now.
+
+        Returns:
+            whether the backend held other weights.
+
+        Raises:
+            RefitError: a weight of the engine does not follow from the model.
+        """
+        held = self.held_weights()
+        held.source = weakref.ref(model)
+        held.samples = [(name, [leaf.detach().cpu() for leaf in leaves]) for name, leaves in samples]
+        held.tolerance = tolerance
+        self._refittable().check_coverage(held.program)
+        return bool(self.refit(infer, model, verify=False, onnx_is_current=onnx_is_current).changed)
+
+    def with_one_version(self, answer: Callable[[], R]) -> R:
+        """Answer a call that consists of several ones, all of them with the same weights.
+
+        Args:
+            answer: answers the whole call; it runs again if the weights have changed meanwhile.
+        """
+        while True:
+            version = self._weights_version
+            if version % 2:
+                with self._guard.lock:
+                    continue
+            try:
+                result = answer()
+            except ParityError:
+                if version == self._weights_version:
+                    raise
+                continue
+            if version == self._weights_version:
+                return result
+
+    def held_weights(self) -> _HeldWeights:
+        """Return the weights that the backend holds, read from its artifact at the first use.
+
+        Raises:
+            RefitError: the module was not deployed to be refitted.
+        """
+        held = self._held
+        if held is not None:
+            return held
+        self._refittable()
+        with self._guard.lock:
+            if self._held is None:
+                program = WeightProgram.from_json(self._backend.artifact.read(WEIGHTS))
+                self._held = _HeldWeights(program, program.fingerprint)
+            return self._held
+
+    def _refittable(self) -> RefittableBackend:
+        if self._refit_target is not None and WEIGHTS in self._backend.artifact.files:
+            return self._refit_target
+        raise RefitError(
+            self._guard.subject,
+            got="it was not deployed to be refitted",
+            allowed="a module of deploy(..., config=BuildConfig(refittable=True))",
+            fix="deploy the model again with that",
+        )
+
+    def _first_look(self, held: _HeldWeights, model: nn.Module | None, unless_verified: bool) -> _FirstLook:
+        """Find out whether a refit has anything to do, without the lock on the process's state."""
+        with self._guard.lock:
+            live = self._live_model(held, model)
+            if self._guard.fault or (unless_verified and held.is_comparison_due):
+                return _FirstLook(needs_refit=True)
+            if self._out_of_range.answers_with_another(live):
+                return _FirstLook(needs_refit=True)
+            snapshot = take_snapshot(held.program.tensors(live))
+            return _FirstLook(dict(snapshot.numbers) != dict(held.fingerprints), snapshot)
+
+    def _live_model(self, held: _HeldWeights, model: nn.Module | None) -> nn.Module:
+        if model is None:
+            model = self.tracked or (held.source() if held.source is not None else None)
+        if model is None:
+            raise RefitError(
+                _SUBJECT,
+                got="no model was given, and the one that was deployed is not alive or not known here",
+                allowed="a model of the same structure",
+                fix="pass it",
+            )
+        return unwrap(model)
+
+    def _work_out(
+        self, program: WeightProgram, tensors: Mapping[str, torch.Tensor], near: torch.device, check: bool
+    ) -> dict[str, torch.Tensor]:
+        """Compute the backend's weights from the model's tensors, where the backend wants them."""
+        device = self._refittable().weights_device(near)
+        with exact_arithmetic():  # the caller may have chosen another one for training
+            weights = program.run({path: tensor.to(device) for path, tensor in tensors.items()})
+        if check:
+            _check_finite(program, tensors, weights)
+        return weights
+
+    def _commit_weights(
+        self,
+        held: _HeldWeights,
+        weights: Mapping[str, torch.Tensor],
+        numbers: Mapping[str, int],
+        onnx_is_current: bool,
+    ) -> None:
+        """Put weights in place of those that the backend holds; the caller has the lock."""
+        backend = self._refittable()
+        commit = backend.prepare_weights(weights, replace(held.program, fingerprint=numbers), onnx_is_current)
+        self._weights_version += 1
+        try:
+            commit()
+        except BaseException as error:
+            if backend.weights_incomplete:
+                self._refuse_to_answer(held, f"its refit failed half-way: {error}")
+            raise
+        finally:
+            self._weights_version += 1
+        held.fingerprints = numbers
+        self._guard.fault = ""
+        self._out_of_range.forget()  # what old weights proved
+
+    def _refuse_to_answer(self, held: _HeldWeights, fault: str) -> None:
+        self._guard.fault = fault
+        held.is_verified = False
+        self._refittable().stop()
+
+    def _compare(self, infer: Infer, held: _HeldWeights, model: nn.Module, tolerance: Tolerance | None) -> ParityReport:
+        """Compare the backend's answers with the model's, and refuse to answer any more if they differ.
+
+        Raises:
+            RefitError: they differ.
+        """
+        report = self._parity(
+            infer, held.samples, model, tolerance or Tolerance.default(self._backend.artifact.precision)
+        )
+        try:
+            report.raise_if_failed()
+        except ParityError as error:
+            self._refuse_to_answer(held, "its answers after a refit differ from the model's")
+            raise RefitError(
+                _SUBJECT,
+                got=f"the answers differ from the model's\n{error}",
+                allowed="answers like the model's",
+                fix=FIX_OF_WRONG_WEIGHTS,
+            ) from error
+        held.is_verified = True
+        held.is_comparison_due = False
+        return report
+
+    def _parity(self, infer: Infer, samples: NamedInputs, model: nn.Module, tolerance: Tolerance) -> ParityReport:
+        artifact = self._backend.artifact
+        signature = artifact.signature
+        reference = Reference(model, signature.parameters, signature.preprocess)
+        names = [spec.name for spec in signature.outputs]
+        models_device = _device_of(model)
+        device = self._refittable().weights_device(models_device)
+        if not samples:
+            samples = list(random_cases(signature, corner_sizes(artifact.profiles), device).items())
+        report = ParityReport((), f"PyTorch vs {self._backend.title}, refitted", tolerance)
+        with undisturbed(model):
+            for name, leaves in samples:
+                flat = reference([leaf.to(models_device, copy=True) for leaf in leaves])
+                expected = outputs_by_name(flat, signature.output, names)
+                answer = infer([leaf.to(device, copy=True) for leaf in leaves])
+                report = report.add(compare(expected, answer, tolerance, case=name))
+        return report
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    """Where a model is; the CPU for one without tensors."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _check_finite(
+    program: WeightProgram, tensors: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse weights that would make every answer NaN, before the engine has them.
+
+    An infinity that a buffer of the model has itself, as masks do, may stay.
+
+    Raises:
+        RefitError: names the weights.
+    """
+    floats = {name: tensor for name, tensor in weights.items() if tensor.is_floating_point() and tensor.numel()}
+    if _all_finite(list(floats.values())):
+        return
+    buffers = {path: tensor for path, tensor in tensors.items() if path not in (program.parameters or ())}
+    masks = {path for path, tensor in buffers.items() if tensor.is_floating_point() and bool(tensor.isinf().any())}
+    wrong = [
+        name
+        for name, tensor in floats.items()
+        if bool(tensor.isnan().any()) or (bool(tensor.isinf().any()) and not masks & program.sources_of(name))
+    ]
+    if wrong:
+        raise RefitError(
+            "weights " + ", ".join(f"'{name}'" for name in wrong[:8]),
+            got="NaN or infinity in the engine's type",
+            allowed="finite weights; the engine keeps its own",
+            fix="mend the model, or pass verify=False to have it all the same",
+        )
+
+
+def _all_finite(tensors: Sequence[torch.Tensor]) -> bool:
+    """Tell whether all elements are finite.
+
+    Tensors are joined first: one kernel for each of them would take longer to launch than to run.
+    """
+    results: list[torch.Tensor] = []
+    for dtype in {tensor.dtype for tensor in tensors}:
+        waiting = [tensor.reshape(-1) for tensor in tensors if tensor.dtype == dtype]
+        while waiting:
+            group = [waiting.pop()]
+            size = len(group[0])
+            while waiting and size + len(waiting[-1]) <= _PIECE:
+                group.append(waiting.pop())
+                size += len(group[-1])
+            results.append((group[0] if len(group) == 1 else torch.cat(group)).isfinite().all())
+    return not results or bool(torch.stack(results).all())
