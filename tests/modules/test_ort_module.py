@@ -336,7 +336,7 @@ import json, sys
 import torch2engine as t2e
 import torch
 module = t2e.load({folder!r})
-imported = "deploy_models" in sys.modules
+imported = sys.modules.get("tests.support.deploy_models") is not None
 from torch2engine.core.pytree import is_tensor
 
 class Batch:
@@ -362,9 +362,11 @@ def test_result_classes_are_found_again_in_a_fresh_process(tmp_path: Path, run_p
 def test_result_class_that_cannot_be_imported_is_named(tmp_path: Path, run_python: Run) -> None:
     """Where the model's code is missing, the error names the class and says where it must be."""
     path = nested()[1].save(tmp_path / "model.t2e")
-    assert run_python(LOADED.format(path="", folder=str(path))) == [
+    missing = 'sys.modules["tests.support.deploy_models"] = None'
+    assert run_python(LOADED.format(path=missing, folder=str(path))) == [
         False,
-        "type 'deploy_models:Scores': can't be imported here (No module named 'deploy_models'), results are rebuilt in "
+        "type 'tests.support.deploy_models:Scores': can't be imported here "
+        "(import of tests.support.deploy_models halted; None in sys.modules), results are rebuilt in "
         "the model's own types; define the class at the top level of a module that can be imported where the artifact "
         "is loaded",
     ]
