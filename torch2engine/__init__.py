@@ -47,9 +47,10 @@ if TYPE_CHECKING:
     from torch2engine.modules.load import load
     from torch2engine.modules.onnxruntime.module import ORTModule
     from torch2engine.modules.trt.module import TRTModule
-    from torch2engine.parity.compare import ParityReport
+    from torch2engine.parity.report import ParityReport
     from torch2engine.pipeline.stages import check, export
-    from torch2engine.precision.reports import precision_report, sensitivity
+    from torch2engine.precision.report import precision_report
+    from torch2engine.precision.sensitivity import sensitivity
     from torch2engine.processor.processor import Processor
 
 __all__ = [
@@ -109,9 +110,9 @@ _ROOMS = {
     "TRTModule": "modules.trt.module",
     "load": "modules.load",
     "ORTModule": "modules.onnxruntime.module",
-    "ParityReport": "parity.compare",
-    "precision_report": "precision.reports",
-    "sensitivity": "precision.reports",
+    "ParityReport": "parity.report",
+    "precision_report": "precision.report",
+    "sensitivity": "precision.sensitivity",
     "Processor": "processor.processor",
     "Axis": "core.spec",
     "Preprocess": "core.spec",

@@ -29,8 +29,8 @@ from torch2engine.pipeline.engine_reuse import Recall
 from torch2engine.pipeline.report import Phases
 from torch2engine.pipeline.stages import choose_runtime, precision_notes, prove_split, target_device
 from torch2engine.precision.lower import lower
-from torch2engine.precision.reports import verified
-from torch2engine.precision.request import asked_for, settled
+from torch2engine.precision.validate import remaining_precision, validated_precision
+from torch2engine.precision.verify import verify_engine_precision
 from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["deploy"]
@@ -102,7 +102,8 @@ def deploy(
         ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
-    asked, store = asked_for(precision, calibration, tolerance, config, runtime_config), resolve_cache(cache, cache_key)
+    asked = validated_precision(precision, calibration, tolerance, config, runtime_config)
+    store = resolve_cache(cache, cache_key)
     runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
     known = store if runtime == "tensorrt" else None
     recall = Recall(known, model, asked, tolerance, config, runtime_config, calibration is not None, phases)
@@ -120,30 +121,39 @@ def deploy(
     with phases("check"):
         module = ORTModule(artifact, None, runtime_config.on_cpu(), recall.kept)  # onnxruntime.InferenceSession
         checked = judge(module, examples, tolerance, notes).raise_if_failed()
-    asked = settled(asked, artifact)
+    asked = remaining_precision(asked, artifact)
     with phases("precision", when=asked.changes_graph):
         flavour = None if runtime == "onnxruntime" else find_tensorrt(config.flavour).name
-        low = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour, progress=progress)
-    reports, notes = [checked, *low.reports], (*captured.notes, *low.notes)
+        lowered = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour, progress=progress)
+    reports, notes = [checked, *lowered.reports], (*captured.notes, *lowered.notes)
     if runtime == "onnxruntime":
-        module = low.own(ORTModule(low.artifact, None, runtime_config.on_cpu(), recall.kept), model)
-        notes = (*notes, *prove_split(module, low.examples, tolerance))
-        module.report = phases.report(reports, module.precision, notes, lowering=low.outcome)
+        module = lowered.attach_model(ORTModule(lowered.artifact, None, runtime_config.on_cpu(), recall.kept), model)
+        notes = (*notes, *prove_split(module, lowered.parity_cases, tolerance))
+        module.report = phases.report(reports, module.precision, notes, lowering=lowered.outcome)
         return module
     target, float32 = target_device(captured), "tf32" if asked.dtype == "tf32" else None
     with request_engine(
-        low.artifact, None, float32, config=config, cache=store, progress=progress, accepts_other_weights=True
+        lowered.artifact, None, float32, config=config, cache=store, progress=progress, accepts_other_weights=True
     ) as wanted:
         with phases("build"), torch.cuda.device(target):  # build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine = wanted.load_or_build()
         with phases("parity"):
-            module = low.own(TRTModule(engine, None, None, runtime_config, recall.kept).bind(target), model)
-            reports.append(judge(module, low.examples, low.tolerance).raise_if_failed())
-            computed, told = verified(module, low.artifact.precision, low.examples)
-            notes = (*notes, *low.hold(module), *prove_split(module, low.examples, tolerance), *told)
+            module = lowered.attach_model(
+                TRTModule(engine, None, None, runtime_config, recall.kept).bind(target), model
+            )
+            reports.append(judge(module, lowered.parity_cases, lowered.tolerance).raise_if_failed())
+            computed = verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases)
+            notes = (
+                *notes,
+                *lowered.check_metric(module),
+                *prove_split(module, lowered.parity_cases, tolerance),
+                *computed.notes,
+            )
             notes = (*notes, *precision_notes(asked.dtype, module), *wanted.notes)
-        recall.keep(wanted, module, engine, low.outcome, computed, (*low.notes, *told))
-    module.report = phases.report(reports, module.precision, notes, module.memory_bytes, low.outcome, computed)
+        recall.keep(wanted, module, engine, lowered.outcome, computed.report, (*lowered.notes, *computed.notes))
+    module.report = phases.report(
+        reports, module.precision, notes, module.memory_bytes, lowered.outcome, computed.report
+    )
     module.trim()  # the memory of the largest shapes; those that come may be smaller
     return module

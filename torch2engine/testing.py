@@ -22,14 +22,15 @@ import torch
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unflatten
 from torch2engine.core.spec import Tree
-from torch2engine.parity.compare import OutputParity, ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import OutputParity, ParityReport
 
 __all__ = ["assert_parity", "assert_parity_on_each"]
 
 _SUBJECT = "reference vs candidate"
-_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16"}  # the one with fewer digits first
 
 
 def assert_parity(
@@ -154,8 +155,7 @@ def _chosen(tolerance: Tolerance | None, precision: str | None, outputs: list[to
             )
         return tolerance
     dtypes = {dtype_name(output.dtype) for output in outputs}
-    lowest = next((name for dtype, name in _PRECISIONS.items() if dtype in dtypes), "fp32")
-    return Tolerance.default(precision or lowest)
+    return Tolerance.default(precision or lowest_cast_precision(dtypes) or "fp32")
 
 
 def _call(function: Callable[..., Any], inputs: Inputs) -> tuple[Any, list[str]]:

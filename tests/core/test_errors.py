@@ -31,7 +31,8 @@ from torch2engine.core.errors import (
     UnsupportedNode,
     UnsupportedOperatorError,
 )
-from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import ParityReport
 
 BASES: dict[type[Torch2EngineError], tuple[type[BaseException], ...]] = {
     Torch2EngineError: (Exception,),

@@ -28,7 +28,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.weight_sync import Refit
-from torch2engine.precision.retype_weights import retyped
+from torch2engine.precision.retype_weights import retype_weight_program
 from torch2engine.testing import assert_parity
 
 CONFIG = t2e.BuildConfig(refittable=True)
@@ -750,7 +750,7 @@ def test_program_of_another_graph_is_refused(tmp_path: Path) -> None:
     for graph, text in ((changed, "has other values"), (lacking, "became part of a constant")):
         onnx.save(graph, tmp_path / "other.onnx")
         with pytest.raises(t2e.RefitError, match=f"'head.weight': {text}"):
-            retyped(program, artifact.onnx_path, tmp_path / "other.onnx")
+            retype_weight_program(program, artifact.onnx_path, tmp_path / "other.onnx")
 
 
 def test_rounding_of_tiny_weights_is_known() -> None:
@@ -784,7 +784,7 @@ def test_copies_of_a_weight_are_followed(tmp_path: Path) -> None:
     half = onnx.numpy_helper.to_array(tensor).astype("float16")
     model.graph.initializer.append(onnx.numpy_helper.from_array(half, "head.weight_1"))
     onnx.save(model, tmp_path / "typed.onnx")
-    found = retyped(program, artifact.onnx_path, tmp_path / "typed.onnx")
+    found = retype_weight_program(program, artifact.onnx_path, tmp_path / "typed.onnx")
     weights = found.run(found.tensors(net()))
     assert torch.equal(weights["head.weight_1"], weights["head.weight"].half())
     assert found.fixed == program.fixed

@@ -14,7 +14,8 @@ from tests.support.planted_faults import FAULTS, FP32, HIDDEN, garbage, judge, l
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.parity import figures as _figures
-from torch2engine.parity.compare import OutputParity, ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import OutputParity, ParityReport
 
 
 @pytest.mark.parametrize("block", [_figures._BLOCK, 64], ids=["one block", "many blocks"])

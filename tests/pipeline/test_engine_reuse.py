@@ -304,8 +304,8 @@ def test_folder_that_everybody_may_write_to_has_no_notes(cache: EngineCache) -> 
 
 def test_report_parts_go_through_a_note() -> None:
     """What is told of lowering and of the engine's types comes back as it was."""
+    from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
     from torch2engine.precision.graph.outcome import KeptModule, PrecisionOutcome
-    from torch2engine.precision.graph.shares import PrecisionReport, Product
 
     outcome = PrecisionOutcome(
         dtype="fp16", nodes=3, low=2, kept=(KeptModule("head", 1, "asked"),), attempts=("one",), errors={"head": 0.5}
@@ -313,7 +313,7 @@ def test_report_parts_go_through_a_note() -> None:
     again = json.loads(json.dumps(outcome.to_json()))
     assert PrecisionOutcome.from_json(again) == outcome
     assert PrecisionOutcome.from_json(replace(outcome, errors=None).to_json()).errors is None
-    report = PrecisionReport((Product("a", "Conv", "body", "fp16", 7, "fp16"),), {"fp16": 2})
+    report = PrecisionReport((MultiplyAddNode("a", "Conv", "body", "fp16", 7, "fp16"),), {"fp16": 2})
     assert PrecisionReport.from_json(json.loads(json.dumps(report.to_json()))) == report
 
 

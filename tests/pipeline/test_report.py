@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from torch2engine.core.config import Tolerance
-from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import ParityReport
 from torch2engine.pipeline.report import DeployReport, Phases
-from torch2engine.precision.graph.shares import PrecisionReport, Product
+from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
 
 TOLERANCE = Tolerance(rel_l2=1e-3, max_rel=1e-2, abs=1e-6)
 
@@ -56,7 +57,10 @@ def test_text_leaves_out_memory_on_the_cpu() -> None:
 
 def test_text_and_json_tell_what_the_engine_computes_in() -> None:
     """Between the graph's account and the comparisons."""
-    products = (Product("a", "Gemm", "head", "fp16", 30, "fp16"), Product("b", "Conv", "stem", "fp16", 10, "fp32"))
+    products = (
+        MultiplyAddNode("a", "Gemm", "head", "fp16", 30, "fp16"),
+        MultiplyAddNode("b", "Conv", "stem", "fp16", 10, "fp32"),
+    )
     computed = PrecisionReport(products, {"fp16": 3, "fp32": 1})
     report = DeployReport(parity=(table("a vs b"),), seconds={"check": 1.0}, precision="fp16", computed=computed)
     assert str(report).splitlines()[1] == (

@@ -22,7 +22,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, Tolerance, float32_arithmetic
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError, ParityError, ShapeError
 from torch2engine.core.spec import Axis, Profile
-from torch2engine.parity.compare import ParityReport
+from torch2engine.parity.report import ParityReport
 from torch2engine.pipeline.stages import choose_runtime, judge, precision_notes
 from torch2engine.trt.gpu import CUDA_LIBRARIES, Gpu
 from torch2engine.trt.library import find_tensorrt

@@ -17,12 +17,13 @@ from onnx import TensorProto
 from torch import nn
 
 import torch2engine as t2e
+from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import node_modules, node_origins
 from torch2engine.precision.graph import cast as room
-from torch2engine.precision.graph.cast import LARGEST, cast, out_of_range
+from torch2engine.precision.graph.cast import cast_graph, nodes_out_of_range
 
-LIMIT = LARGEST["fp16"]
+LIMIT = PRECISION_TYPES["fp16"].largest_kept
 LOW = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 DTYPES = pytest.mark.parametrize("dtype", sorted(LOW))
 
@@ -45,7 +46,7 @@ def types(model: Any) -> dict[str, int]:
 @DTYPES
 def test_graph_is_typed_and_its_ends_are_not(artifact: t2e.OnnxArtifact, tmp_path: Path, dtype: str) -> None:
     """Weights and tensors inside are low; inputs and outputs keep names, dtypes and dynamic axes."""
-    cast(artifact.onnx_path, tmp_path / "low.onnx", dtype)
+    cast_graph(artifact.onnx_path, tmp_path / "low.onnx", dtype)
     before, after = load_model(artifact.onnx_path), load_model(tmp_path / "low.onnx")
     onnx.checker.check_model(after)
     ends = [[*model.graph.input, *model.graph.output] for model in (before, after)]
@@ -58,14 +59,14 @@ def test_graph_is_typed_and_its_ends_are_not(artifact: t2e.OnnxArtifact, tmp_pat
 @DTYPES
 def test_kept_nodes_stay_in_float32(artifact: t2e.OnnxArtifact, tmp_path: Path, dtype: str) -> None:
     """By their whole names: `node_linear` alone, not `node_linear_1` with it."""
-    cast(artifact.onnx_path, tmp_path / "low.onnx", dtype, keep=["node_linear"])
+    cast_graph(artifact.onnx_path, tmp_path / "low.onnx", dtype, float32_nodes=["node_linear"])
     found = types(load_model(tmp_path / "low.onnx"))
     assert (found["4.weight"], found["6.weight"]) == (TensorProto.FLOAT, LOW[dtype])
 
 
 def test_ends_become_low_when_asked(artifact: t2e.OnnxArtifact, tmp_path: Path) -> None:
     """low_io gives the model's own inputs and outputs the type."""
-    cast(artifact.onnx_path, tmp_path / "low.onnx", "fp16", low_io=True)
+    cast_graph(artifact.onnx_path, tmp_path / "low.onnx", "fp16", low_io=True)
     found = types(load_model(tmp_path / "low.onnx"))
     assert (found["input"], found["output"]) == (TensorProto.FLOAT16, TensorProto.FLOAT16)
 
@@ -73,7 +74,7 @@ def test_ends_become_low_when_asked(artifact: t2e.OnnxArtifact, tmp_path: Path) 
 @DTYPES
 def test_nodes_keep_names_and_origins(artifact: t2e.OnnxArtifact, tmp_path: Path, dtype: str) -> None:
     """Every node says which module it comes from, casts that of a neighbour."""
-    cast(artifact.onnx_path, tmp_path / "low.onnx", dtype, keep=["node_linear"])
+    cast_graph(artifact.onnx_path, tmp_path / "low.onnx", dtype, float32_nodes=["node_linear"])
     before, after = node_origins(load_model(artifact.onnx_path)), load_model(tmp_path / "low.onnx")
     found = node_origins(after)
     assert {name: found[name] for name in before} == before
@@ -85,18 +86,18 @@ def test_nodes_keep_names_and_origins(artifact: t2e.OnnxArtifact, tmp_path: Path
 def test_values_out_of_range_are_found(artifact: t2e.OnnxArtifact) -> None:
     """A node counts by its inputs and its outputs; bfloat16 has nearly float32's range, but not its lowest value."""
     maxima = {"input": 1.0, "relu": LIMIT, "linear": LIMIT * 1.01}
-    assert out_of_range(artifact.onnx_path, "fp16", maxima) == {
+    assert nodes_out_of_range(artifact.onnx_path, "fp16", maxima) == {
         "node_linear": LIMIT * 1.01,
         "node_gelu": LIMIT * 1.01,
     }
-    assert out_of_range(artifact.onnx_path, "bf16", maxima) == {}
-    assert set(out_of_range(artifact.onnx_path, "bf16", {"linear": 3.4028e38})) == {"node_linear", "node_gelu"}
-    assert out_of_range(artifact.onnx_path, "fp32", {"linear": 1e38}) == {}
+    assert nodes_out_of_range(artifact.onnx_path, "bf16", maxima) == {}
+    assert set(nodes_out_of_range(artifact.onnx_path, "bf16", {"linear": 3.4028e38})) == {"node_linear", "node_gelu"}
+    assert nodes_out_of_range(artifact.onnx_path, "fp32", {"linear": 1e38}) == {}
 
 
 def test_modelopt_says_nothing(artifact: t2e.OnnxArtifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither its log nor its warnings reach the user."""
-    cast(artifact.onnx_path, tmp_path / "low.onnx", "fp16", keep=["node_linear"])
+    cast_graph(artifact.onnx_path, tmp_path / "low.onnx", "fp16", float32_nodes=["node_linear"])
     assert capfd.readouterr() == ("", "")
 
 
@@ -104,7 +105,7 @@ def test_missing_modelopt_is_told(artifact: t2e.OnnxArtifact, tmp_path: Path, mo
     """Without the extra the error has the line that installs it, and nothing is written."""
     monkeypatch.setitem(sys.modules, "modelopt.onnx.autocast", None)
     with pytest.raises(t2e.InstallationError) as caught:
-        cast(artifact.onnx_path, tmp_path / "low.onnx", "fp16")
+        cast_graph(artifact.onnx_path, tmp_path / "low.onnx", "fp16")
     assert str(caught.value).startswith("nvidia-modelopt: precision 'fp16' needs it, and it can't be imported (")
     assert str(caught.value).endswith("; pip install 'torch2engine[quantize]'")
     assert not list(tmp_path.iterdir())
@@ -114,6 +115,6 @@ def test_modelopts_failure_is_told(artifact: t2e.OnnxArtifact, tmp_path: Path, m
     """What it raises becomes an ExportError in its own words."""
     monkeypatch.setattr(room, "np", None)  # any failure inside
     with pytest.raises(t2e.ExportError) as caught:
-        cast(artifact.onnx_path, tmp_path / "low.onnx", "fp16")
+        cast_graph(artifact.onnx_path, tmp_path / "low.onnx", "fp16")
     assert "ModelOpt failed: AttributeError" in str(caught.value)
     assert not list(tmp_path.iterdir())

@@ -23,8 +23,8 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import Precision
 from torch2engine.core.errors import InputError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.onnx_graph.session import OrtSession
-from torch2engine.precision.graph import quantize_ranges as _quantize_ranges
-from torch2engine.precision.graph.quantize import OWN, quantize
+from torch2engine.precision.graph import calibrate_ranges
+from torch2engine.precision.graph.quantize import OWN_QUANTISATION_NOTE, quantize
 
 MODULE, SOURCE = "torch2engine.module", "torch2engine.source"
 FLOAT = TensorProto.FLOAT
@@ -375,7 +375,7 @@ def test_kept_nodes_stay_in_float32(dtype: str, nets: dict[str, Trained], tmp_pa
         tmp_path / "two.onnx", [*nodes, helper.make_node("Add", ["kept", "low"], ["y"])], {"w": weight_of(8)}
     )
     x = np.random.default_rng(1).standard_normal((16, 8)).astype(np.float32)
-    quantize(source, tmp_path / "low.onnx", Precision(dtype), [{"x": x}], keep=["kept"])
+    quantize(source, tmp_path / "low.onnx", Precision(dtype), [{"x": x}], float32_nodes=["kept"])
     inputs = {node.name: list(node.input) for node in nodes_of(tmp_path / "low.onnx", "MatMul")}
     assert inputs == {"kept": ["x", "w"], "low": ["x.dequantized", "w.dequantized"]}
     assert 0 < error(source, tmp_path / "low.onnx", x) < 0.05
@@ -384,7 +384,7 @@ def test_kept_nodes_stay_in_float32(dtype: str, nets: dict[str, Trained], tmp_pa
 def test_everything_kept_quantises_nothing_and_says_so(nets: dict[str, Trained], tmp_path: Path) -> None:
     """With all nodes kept the answers are float32's, and the note does not hide it."""
     keep = [node.name for node in graph_of(nets["Mlp"].path).node]
-    notes = quantize(nets["Mlp"].path, tmp_path / "low.onnx", Precision("int8"), calibration(), keep=keep)
+    notes = quantize(nets["Mlp"].path, tmp_path / "low.onnx", Precision("int8"), calibration(), float32_nodes=keep)
     assert notes == (
         "nothing is quantised: the model has no float32 convolution or matrix product with weights left for it",
     )
@@ -428,7 +428,7 @@ def test_int8_convolutions_are_refused_for_rtx_before_calibration(nets: dict[str
     ]
     assert list(tmp_path.iterdir()) == []
     kept = [node.name for node in nodes.values()]
-    quantize(source, target, Precision("int8"), calibration(), keep=kept, flavour="tensorrt_rtx")
+    quantize(source, target, Precision("int8"), calibration(), float32_nodes=kept, flavour="tensorrt_rtx")
     assert builds(nets["Cnn"], target, "int8", tmp_path)
 
 
@@ -478,7 +478,7 @@ def test_int4_leaves_what_has_no_blocks(nets: dict[str, Trained], tmp_path: Path
     notes = quantize(source, target, Precision("fp32", weights="int4"), ())
     assert notes == ("'rows': stays in float32, its inputs are no multiple of 16",)
     keep = [node.name for node in graph_of(source).node]
-    notes = quantize(source, target, Precision("fp32", weights="int4"), (), keep=keep)
+    notes = quantize(source, target, Precision("fp32", weights="int4"), (), float32_nodes=keep)
     assert notes == ("nothing is quantised: the model has no weights for int4",)
 
 
@@ -522,9 +522,9 @@ def test_a_quantised_model_is_passed_on_as_it_is(nets: dict[str, Trained], tmp_p
     """What was fine-tuned with fake quantisation is not quantised again; no batch is needed."""
     once, twice = tmp_path / "once.onnx", tmp_path / "twice.onnx"
     quantize(nets["Mlp"].path, once, Precision("int8"), calibration())
-    assert quantize(once, twice, Precision("int8"), (), flavour="tensorrt_rtx") == (OWN,)
+    assert quantize(once, twice, Precision("int8"), (), flavour="tensorrt_rtx") == (OWN_QUANTISATION_NOTE,)
     assert onnx.load(str(once)) == onnx.load(str(twice))
-    assert OWN == "the model brings its own quantisation, which stays as it is"
+    assert OWN_QUANTISATION_NOTE == "the model brings its own quantisation, which stays as it is"
 
 
 def test_a_quantised_convolution_is_refused_for_rtx(nets: dict[str, Trained], tmp_path: Path) -> None:
@@ -536,7 +536,9 @@ def test_a_quantised_convolution_is_refused_for_rtx(nets: dict[str, Trained], tm
     assert len(caught.value.nodes) == 4
     assert caught.value.fix == "disable the quantisers of these modules before the fine-tuning"
     quantize(nets["Cnn"].path, low, Precision("fp8"), calibration())
-    assert quantize(low, tmp_path / "again.onnx", Precision("int8"), (), flavour="tensorrt_rtx") == (OWN,)
+    assert quantize(low, tmp_path / "again.onnx", Precision("int8"), (), flavour="tensorrt_rtx") == (
+        OWN_QUANTISATION_NOTE,
+    )
 
 
 @pytest.mark.parametrize(("kind", "refused"), [(TensorProto.INT8, True), (TensorProto.FLOAT8E4M3FN, False)])
@@ -551,7 +553,9 @@ def test_fake_quantisation_is_known_as_torchs_exporter_writes_it(kind: int, refu
     nodes.append(helper.make_node("Conv", ["x_back", "w_back"], ["y"], name="conv"))
     source = by_hand(tmp_path / "qat.onnx", nodes, {"w": np.ones((4, 3, 1))}, ("batch", 3, 8), ("batch", 4, 8))
     for flavour in ("tensorrt", None):
-        assert quantize(source, tmp_path / "low.onnx", Precision("int8"), (), flavour=flavour) == (OWN,)
+        assert quantize(source, tmp_path / "low.onnx", Precision("int8"), (), flavour=flavour) == (
+            OWN_QUANTISATION_NOTE,
+        )
         assert onnx.load(str(source)) == onnx.load(str(tmp_path / "low.onnx"))
     found: list[str] = []
     try:
@@ -663,5 +667,5 @@ def test_nothing_is_said_on_the_terminal(
 def test_divergence_prefers_the_whole_where_nothing_is_far() -> None:
     """On evenly spread values clipping loses more than rounding."""
     counts = np.full(2048, 100.0)
-    whole = _quantize_ranges._divergence(counts, 2048)
-    assert whole < _quantize_ranges._divergence(counts, 1024)
+    whole = calibrate_ranges._divergence(counts, 2048)
+    assert whole < calibrate_ranges._divergence(counts, 1024)

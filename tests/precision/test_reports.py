@@ -20,9 +20,9 @@ from tests.support.onnx_models import FLOAT, save
 from tests.support.precision_models import trained
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.onnx_graph.model_file import load_model
-from torch2engine.precision.calibration import arrays
-from torch2engine.precision.graph import macs
-from torch2engine.precision.graph.macs import products
+from torch2engine.precision.calibration import named_arrays
+from torch2engine.precision.graph import count_multiply_adds as counting
+from torch2engine.precision.graph.count_multiply_adds import count_multiply_adds
 
 Axis = t2e.Axis
 
@@ -74,7 +74,7 @@ def test_einsum_and_gemm_are_counted(tmp_path: Path) -> None:
     ends = {"a": (FLOAT, [2, 3, 4]), "b": (FLOAT, [4, 5])}
     path = save(tmp_path / "m.onnx", nodes, ends, {"e": (FLOAT, [2, 3, 5]), "g": (FLOAT, [5, 5])})
     given = {name: np.ones(shape, np.float32) for name, (_, shape) in ends.items()}
-    assert [one.multiply_adds for one in products(path, given)] == [2 * 3 * 4 * 5, 5 * 4 * 5]
+    assert [one.multiply_adds for one in count_multiply_adds(path, given)] == [2 * 3 * 4 * 5, 5 * 4 * 5]
 
 
 @pytest.mark.parametrize("name", ["vit", "bert", "lstm"])
@@ -85,19 +85,19 @@ def test_inferred_shapes_are_those_of_a_run(name: str, precision: str) -> None:
     module = t2e.deploy(subject.model, subject.sample, subject.axes, precision=precision, runtime="onnxruntime")
     artifact = module._artifact
     leaves = next(iter(zeros(artifact.signature, artifact.profiles, None, torch.device("cpu"))))
-    given = arrays(artifact.signature, leaves)
+    given = named_arrays(artifact.signature, leaves)
     path = artifact.onnx_path
     assert path is not None
     model = load_model(path)
-    inferred = macs._inferred(model, {key: array.shape for key, array in given.items()})
+    inferred = counting._inferred_shapes(model, {key: array.shape for key, array in given.items()})
     names = [
         name
         for node in model.graph.node
-        if node.op_type in macs._PRODUCTS
+        if node.op_type in counting._MULTIPLYING_OPS
         for name in (*node.input, node.output[0])
         if name
     ]
-    seen = macs._seen(path, sorted(set(names)), given)
+    seen = counting._observed_shapes(path, sorted(set(names)), given)
     known = [name for name in seen if name in inferred]
     assert {name: inferred[name] for name in known} == {name: seen[name] for name in known}
     assert len(known) >= len(seen) - 2

@@ -22,7 +22,8 @@ import torch2engine
 from tests.support.onnx_models import relu
 from tests.support.paths import REPOSITORY
 from torch2engine.core import errors
-from torch2engine.core.config import LOW_PRECISIONS, PRECISIONS, Precision, Tolerance
+from torch2engine.core.config import Precision, Tolerance
+from torch2engine.core.precisions import MODEL_PRECISIONS
 from torch2engine.precision.graph.quantize import quantize
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -103,7 +104,7 @@ def test_console_block_that_lies_is_found() -> None:
 def test_table_of_precisions_has_the_default_tolerances() -> None:
     """Every precision has its row, with the bounds that `Tolerance.default` gives it."""
     rows = re.findall(r'^\| `"(\w+)"` \|.*\| (\S+) \| (\S+) \|$', README, re.M)
-    assert [word for word, *_ in rows] == [*PRECISIONS, *LOW_PRECISIONS]
+    assert [word for word, *_ in rows] == list(MODEL_PRECISIONS)
     found = {word: (float(whole), float(place)) for word, whole, place in rows}
     assert found == {word: (bounds.rel_l2, bounds.max_rel) for word in found if (bounds := Tolerance.default(word))}
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from torch2engine.core.config import Tolerance
-from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import ParityReport
 
 FP32 = Tolerance.default("fp32")
 Outputs = dict[str, Any]

@@ -14,12 +14,12 @@ from typing import Any, cast
 
 from torch2engine.core.config import FLAVOURS
 from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import MODEL_PRECISIONS
 from torch2engine.core.preprocess import Preprocess
 
-__all__ = ["FILE_NAME", "KINDS", "PRECISIONS", "SchemaError", "check_facts", "fields", "integer", "text"]
+__all__ = ["FILE_NAME", "KINDS", "SchemaError", "check_facts", "fields", "integer", "text"]
 
 KINDS = ("onnx", "engine")
-PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "int8", "fp8")
 # No separators, no leading dot, no drive: such a name can't leave the folder on any system.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
@@ -56,7 +56,7 @@ def check_facts(data: dict[str, Any]) -> None:
         _profile(profile, where, axes)
     if axes and not data["profiles"]:
         raise _wrong(data["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
-    _word(data["precision"], "precision", PRECISIONS)
+    _word(data["precision"], "precision", MODEL_PRECISIONS)
     for name, version in fields(data["versions"], "versions").items():
         text(version, f"versions[{name!r}]")
     if (data["kind"] == "engine") != ("hardware" in data):

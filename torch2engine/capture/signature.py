@@ -19,6 +19,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.torch_types import dtype_name, layout_name
 from torch2engine.core.errors import ExportError, InputError
+from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten
 from torch2engine.core.spec import Parameter, Preprocess, Signature, TensorSpec
@@ -94,10 +95,8 @@ def capture_call(
 
 
 def _lowest_precision(model: nn.Module, tensors: Sequence[torch.Tensor]) -> str:
-    dtypes = {tensor.dtype for tensor in [*model.parameters(), *model.buffers(), *tensors]}
-    if torch.bfloat16 in dtypes:
-        return "bf16"
-    return "fp16" if torch.float16 in dtypes else "fp32"
+    dtypes = {dtype_name(tensor.dtype) for tensor in [*model.parameters(), *model.buffers(), *tensors]}
+    return lowest_cast_precision(dtypes) or "fp32"
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,18 @@ from typing import Any, cast
 
 from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
+from torch2engine.core.precisions import (
+    CAST_PRECISIONS,
+    FLOAT32_PRECISIONS,
+    LOW_PRECISIONS,
+    MODEL_PRECISIONS,
+    PRECISION_TYPES,
+    WEIGHT_PRECISIONS,
+    quoted,
+)
 
 __all__ = [
     "FLAVOURS",
-    "LOW_PRECISIONS",
-    "PRECISIONS",
-    "QUANTIZED",
     "RUNTIMES",
     "TF32_OVERRIDE",
     "Budget",
@@ -29,13 +35,11 @@ __all__ = [
     "Tolerance",
     "check_tolerance",
     "choice",
+    "default_tolerance",
     "float32_arithmetic",
     "of_kind",
 ]
 
-PRECISIONS = ("fp32", "tf32")
-LOW_PRECISIONS = ("fp16", "bf16", "int8", "fp8")
-QUANTIZED = ("int8", "fp8")
 RUNTIMES = ("tensorrt", "onnxruntime", "auto")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 _OUTPUTS = ("fresh", "static")
@@ -62,7 +66,7 @@ def float32_arithmetic(flavour: str, precision: str) -> str:
         flavour: "tensorrt" or "tensorrt_rtx".
         precision: what was asked; other than "fp32" and "tf32" it is returned as it is.
     """
-    if flavour != "tensorrt_rtx" or precision not in PRECISIONS:
+    if flavour != "tensorrt_rtx" or precision not in FLOAT32_PRECISIONS:
         return precision
     return "fp32" if os.environ.get(TF32_OVERRIDE) == "0" else "tf32"
 
@@ -267,18 +271,14 @@ class Tolerance:
         Raises:
             InputError: listing the precisions.
         """
-        choice("precision", precision, tuple(_DEFAULTS))
-        return _DEFAULTS[precision]
+        choice("precision", precision, MODEL_PRECISIONS)
+        return default_tolerance(precision)
 
 
-_DEFAULTS = {
-    "fp32": Tolerance(rel_l2=2.5e-4, max_rel=1e-3, abs=1e-6),
-    "tf32": Tolerance(rel_l2=5e-3, max_rel=5e-2, abs=1e-4),
-    "fp16": Tolerance(rel_l2=1e-2, max_rel=1e-1, abs=1e-4),
-    "bf16": Tolerance(rel_l2=5e-2, max_rel=2.5e-1, abs=1e-3),
-    "int8": Tolerance(rel_l2=5e-2, max_rel=5e-1, abs=1e-3),
-    "fp8": Tolerance(rel_l2=6e-2, max_rel=6e-1, abs=1e-3),
-}
+def default_tolerance(precision: str) -> Tolerance:
+    """Make the tolerance that the table has for a precision, that of weights alone included."""
+    row = PRECISION_TYPES[precision]
+    return Tolerance(rel_l2=row.rel_l2, max_rel=row.max_rel, abs=row.abs)
 
 
 @public
@@ -349,8 +349,8 @@ class Precision:
     low_io: bool = False
 
     def __post_init__(self) -> None:
-        choice("precision", self.dtype, (*PRECISIONS, *LOW_PRECISIONS))
-        choice("Precision.weights", self.weights, (None, "int4"))
+        choice("precision", self.dtype, MODEL_PRECISIONS)
+        choice("Precision.weights", self.weights, (None, *WEIGHT_PRECISIONS))
         choice("Precision.method", self.method, _METHODS)
         kept = cast("object", self.keep_fp32)
         if isinstance(kept, str) or not isinstance(kept, Sequence):
@@ -363,11 +363,12 @@ class Precision:
             of_kind("Precision.budget", self.budget, Budget)
         if not _is_finite(self.percentile) or not 50 < self.percentile <= 100:
             raise InputError("Precision.percentile", got=repr(self.percentile), allowed="a number above 50 up to 100")
-        if self.weights is not None and self.dtype in ("tf32", *QUANTIZED):
+        beside_weights = ("fp32", *CAST_PRECISIONS)
+        if self.weights is not None and self.dtype not in beside_weights:
             raise InputError(
                 "Precision.weights",
                 got=f"{self.weights!r} with dtype {self.dtype!r}",
-                allowed="weights alone beside 'fp32', 'fp16' or 'bf16'",
+                allowed=f"weights alone beside {quoted(beside_weights, 'or')}",
             )
         if self.weights is not None and self.budget is not None:
             raise InputError(
@@ -376,8 +377,10 @@ class Precision:
                 allowed="a search among modules that are low in their dtype",
                 fix="leave out the budget, and name modules in keep_fp32",
             )
-        if self.low_io and self.dtype not in ("fp16", "bf16"):
-            raise InputError("Precision.low_io", got=f"True with dtype {self.dtype!r}", allowed="'fp16' or 'bf16'")
+        if self.low_io and self.dtype not in CAST_PRECISIONS:
+            raise InputError(
+                "Precision.low_io", got=f"True with dtype {self.dtype!r}", allowed=quoted(CAST_PRECISIONS, "or")
+            )
 
     @classmethod
     def of(cls, value: object) -> Precision:

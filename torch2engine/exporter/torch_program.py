@@ -14,19 +14,19 @@ import torch
 from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
 
 from torch2engine.capture.source_lines import innermost_user_frame
+from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.errors import UnsupportedNode
+from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.exporter import onnx_names as _graph
 
 __all__ = ["has_mixed_norm", "lowest_precision", "without_onnx_form"]
 
 
-def lowest_precision(program: torch.export.ExportedProgram) -> str:
-    """The lowest floating arithmetic in a program, inside autocast too: "bf16", "fp16" or ""."""
+def lowest_precision(program: torch.export.ExportedProgram) -> str | None:
+    """Find the lowest floating arithmetic in a program, inside autocast too: "bf16", "fp16" or None."""
     values = [node.meta.get("val") for node in _nodes(program)]
-    dtypes = {value.dtype for value in values if isinstance(value, torch.Tensor)}
-    if torch.bfloat16 in dtypes:
-        return "bf16"
-    return "fp16" if torch.float16 in dtypes else ""
+    dtypes = {dtype_name(value.dtype) for value in values if isinstance(value, torch.Tensor)}
+    return lowest_cast_precision(dtypes)
 
 
 def has_mixed_norm(program: torch.export.ExportedProgram) -> bool:

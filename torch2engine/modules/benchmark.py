@@ -25,7 +25,8 @@ from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.modules.made_inputs import case_name, corner_sizes, random_cases
 from torch2engine.modules.timing import Call, Timing, measure
-from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import ParityReport
 from torch2engine.trt.gpu import require_gpu
 
 if TYPE_CHECKING:

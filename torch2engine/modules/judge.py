@@ -12,7 +12,8 @@ from typing import Any
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance, check_tolerance
 from torch2engine.modules.deployed import DeployedModule
-from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import ParityReport
 
 __all__ = ["judge"]
 

@@ -25,7 +25,7 @@ from torch2engine.core.config import RuntimeConfig, Tolerance
 from torch2engine.core.errors import DeviceError, ExportError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.modules.split import Cut, InRangeRunner, Unsplittable, choose_cut, halves, places, prove, split
-from torch2engine.parity.compare import ParityReport
+from torch2engine.parity.report import ParityReport
 
 __all__ = ["OutOfRange", "checked_reference"]
 

@@ -17,7 +17,8 @@ from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.modules.backend import Infer
-from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import ParityReport
 
 __all__ = ["Cut", "InRangeRunner", "Places", "Unsplittable", "choose_cut", "halves", "places", "prove", "split"]
 

@@ -30,7 +30,8 @@ from torch2engine.core.errors import ParityError, RefitError
 from torch2engine.modules.backend import FIX_OF_WRONG_WEIGHTS, Backend, Infer, RefittableBackend, WeightsGuard
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
 from torch2engine.modules.out_of_range import OutOfRange
-from torch2engine.parity.compare import ParityReport, compare
+from torch2engine.parity.compare import compare
+from torch2engine.parity.report import ParityReport
 
 __all__ = ["NamedInputs", "Refit", "WeightSync"]
 

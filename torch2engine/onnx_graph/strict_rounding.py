@@ -15,7 +15,7 @@ import numpy as np
 
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.session import DTYPE_ATTRIBUTES
-from torch2engine.onnx_graph.tensor_types import tensor_types
+from torch2engine.onnx_graph.tensor_types import cast_element_types, tensor_types
 from torch2engine.onnx_graph.walk import subgraphs
 
 __all__ = ["EXACT_OPS", "write_strictly_rounded"]
@@ -60,7 +60,7 @@ class _StrictRounding:
         self._onnx = onnx
         proto = onnx.TensorProto
         self._float32 = proto.FLOAT
-        self._low_types = (proto.FLOAT16, proto.BFLOAT16)
+        self._low_types = cast_element_types()
         self._name_count = 0
 
     def rewrite(self, graph: Any, outer_types: dict[str, int]) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["float32_tensors", "tensor_types", "without_weight_values"]
+from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES
+
+__all__ = ["cast_element_types", "element_type", "float32_tensors", "tensor_types", "without_weight_values"]
 
 # A constant of this size may be a shape, whose value the inference needs.
 _SMALL_BYTES = 1024
@@ -44,4 +46,16 @@ def float32_tensors(model: Any) -> set[str]:
     """Find the names of all float32 tensors, weights included."""
     from onnx import TensorProto
 
-    return {name for name, element_type in tensor_types(model).items() if element_type == TensorProto.FLOAT}
+    return {name for name, number in tensor_types(model).items() if number == TensorProto.FLOAT}
+
+
+def element_type(precision: str) -> int:
+    """Give ONNX's number for the type of a precision, e.g. "fp16"."""
+    from onnx import TensorProto
+
+    return TensorProto.DataType.Value(PRECISION_TYPES[precision].onnx_type)
+
+
+def cast_element_types() -> frozenset[int]:
+    """Give ONNX's numbers for the types that whole graphs are cast to, float16 and bfloat16."""
+    return frozenset(element_type(precision) for precision in CAST_PRECISIONS)

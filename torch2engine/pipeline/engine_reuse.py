@@ -28,17 +28,18 @@ from torch2engine.builder.onnx_fingerprint import refittable_fingerprint
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
-from torch2engine.core.config import QUANTIZED, BuildConfig, Precision, RuntimeConfig, Tolerance
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
+from torch2engine.core.precisions import QUANTIZED_PRECISIONS
 from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.judge import judge
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.parity.compare import ParityReport
+from torch2engine.parity.report import ParityReport
 from torch2engine.pipeline.report import Phases
 from torch2engine.pipeline.stages import precision_notes, prove_split, target_device
+from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.outcome import PrecisionOutcome
-from torch2engine.precision.graph.shares import PrecisionReport
-from torch2engine.precision.request import as_typed, bounds_of, judged_on
+from torch2engine.precision.parity_cases import cast_case, parity_cases_for, tolerance_for
 
 __all__ = ["Recall"]
 
@@ -195,8 +196,8 @@ class Recall:
         asked = self.asked if outcome is None else replace(self.asked, dtype=outcome.dtype)
         notes = (*captured.notes, *facts["notes"])
         if outcome is not None:  # the graph was lowered
-            judged = [as_typed(one, engine.signature, asked.dtype) for one in judged_on(judged, asked)]
-            bounds = bounds_of(asked, bounds)
+            judged = [cast_case(one, engine.signature, asked.dtype) for one in parity_cases_for(asked.dtype, judged)]
+            bounds = tolerance_for(asked, bounds)
         target = target_device(captured)
         module = TRTModule(engine, None, None, self.runtime_config, self.kept).bind(target)
         if WEIGHTS in engine.files:
@@ -266,7 +267,7 @@ class Recall:
         """
         if not self.asked.changes_graph:
             return None
-        if self.asked.dtype in QUANTIZED or self.asked.weights is not None:
+        if self.asked.dtype in QUANTIZED_PRECISIONS or self.asked.weights is not None:
             return [fingerprints({"": leaf})[""] for leaf in sample]
         floats = [leaf for leaf in sample if leaf.is_floating_point() and leaf.numel()]
         return [math.frexp(float(leaf.abs().max()))[1] for leaf in floats]

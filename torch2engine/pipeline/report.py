@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from torch2engine.parity.compare import ParityReport
+from torch2engine.parity.report import ParityReport
+from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.outcome import PrecisionOutcome
-from torch2engine.precision.graph.shares import PrecisionReport
 
 __all__ = ["DeployReport", "Phases"]
 

@@ -21,8 +21,6 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
-    LOW_PRECISIONS,
-    QUANTIZED,
     RUNTIMES,
     TF32_OVERRIDE,
     BuildConfig,
@@ -32,13 +30,14 @@ from torch2engine.core.config import (
     of_kind,
 )
 from torch2engine.core.errors import InputError, InstallationError
+from torch2engine.core.precisions import LOW_PRECISIONS, QUANTIZED_PRECISIONS
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
 from torch2engine.modules.deployed import DeployedModule, prove_split_axes
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.modules.trt.backend import require_cuda
-from torch2engine.parity.compare import ParityReport
+from torch2engine.parity.report import ParityReport
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
 
@@ -104,7 +103,7 @@ def check(
         artifact.signature.resolve([leaf.shape for leaf in captured.sample])
         captured = replace(captured, signature=artifact.signature, profiles=artifact.profiles)
         examples, notes = make_parity_cases(captured)
-    if artifact.precision in QUANTIZED:  # whose ranges are those of real data
+    if artifact.precision in QUANTIZED_PRECISIONS:  # whose ranges are those of real data
         examples = [example for example in examples if not example.name.endswith("random")]
     # A typed graph of a float32 model: ONNX Runtime's own answers would hide what overflows.
     floats = [spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)]

@@ -1,5 +1,13 @@
 """Lower precisions, written into the ONNX graph itself.
 
-Enters: a float32 ONNX model and calibration data. Leaves: the same model in float16 or bfloat16, or quantised, and the
-means to see what that costs. A room of its own because every flavour of TensorRT takes the graph's word for it.
+Enters: a float32 ONNX model and calibration data. Leaves: the same model in float16 or bfloat16, or quantised, and
+reports on what that costs. Separate because every flavour of TensorRT computes in the types that the graph has.
+
+- `validate`: refuses precisions and options that don't go together.
+- `calibration`: reads calibration data, and evaluates a user's metric on it.
+- `lower`: makes a lowered model that holds its tolerance or budget: `lower_graph` makes one, `budget_search` looks on.
+- `parity_cases`: the cases and the tolerance by which a lowered model is judged.
+- `retype_weights`: keeps a refittable model's weight program in step with the lowered graph.
+- `report`, `verify`, `sensitivity`: what a model computes in, whether an engine does so, and what it costs.
+- `graph`: rewriting and measuring ONNX graphs, without torch.
 """

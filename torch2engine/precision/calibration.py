@@ -1,7 +1,7 @@
-"""Calibration data: inputs in the form of sample_input, and what a user's metric says of the answers to them.
+"""Calibration data: inputs in the form of sample_input, and a user's metric of the answers to them.
 
 Enters: whatever the user passed. Leaves: tensors in the signature's order, or a typed error before any work is done.
-Apart from `lowering` because it knows nothing of precisions' graphs.
+Separate because it knows nothing of the graphs that precisions make.
 """
 
 from __future__ import annotations
@@ -9,30 +9,45 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from operator import length_hint
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
-from torch2engine.core.config import QUANTIZED, Precision, RuntimeConfig
+from torch2engine.core.config import Budget, Precision, RuntimeConfig
 from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import LOW_PRECISIONS, QUANTIZED_PRECISIONS, quoted
+from torch2engine.core.progress import Reporter
 from torch2engine.core.pytree import as_inputs, bind, unflatten
 from torch2engine.core.spec import Signature
 from torch2engine.modules.deployed import DeployedModule
 
-__all__ = ["Metric", "arrays", "check_calibration", "tensors"]
+__all__ = [
+    "Arrays",
+    "CalibrationMetric",
+    "batch_tensors",
+    "calibration_arrays",
+    "check_calibration",
+    "metric_of_budget",
+    "named_arrays",
+]
+
+Arrays = Mapping[str, NDArray[Any]]
 
 
 def check_calibration(
     precision: Precision, calibration: object, runtime_config: RuntimeConfig = RuntimeConfig()
 ) -> None:
-    """Refuse, before any work, what does not go together, and calibration data that can't be read.
+    """Refuse calibration data that can't be read or has no use, and options that don't go together.
 
     Raises:
         InputError: naming what is wrong.
     """
+    budget = precision.budget
+    has_metric = budget is not None and budget.metric is not None
     if precision.low_io and runtime_config.out_of_range == "eager":
         raise InputError(
             "Precision.low_io",
@@ -40,79 +55,135 @@ def check_calibration(
             allowed="one of them: PyTorch's model takes its own dtypes",
         )
     if calibration is None:
-        if precision.budget is not None and precision.budget.metric is not None:
+        if has_metric:
             raise InputError("calibration", got="None", allowed="the batches that Budget.metric is to judge")
         return
     if not precision.changes_graph:
         raise InputError(
             "calibration",
             got=f"given with precision {precision.dtype!r}",
-            allowed="data for 'fp16', 'bf16', 'int8' or 'fp8'",
+            allowed=f"data for {quoted(LOW_PRECISIONS, 'or')}",
             fix="leave it out",
         )
+    kind = type(calibration).__name__
     if isinstance(calibration, (torch.Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
         raise InputError(
             "calibration",
-            got=f"a {type(cast('object', calibration)).__name__}",
+            got=f"a {kind}",
             allowed="an iterable of inputs, each in the form of sample_input",
             fix="calibration=[sample] for a single one",
         )
-    again = precision.budget is not None and (precision.dtype in QUANTIZED or precision.budget.metric is not None)
-    if again and isinstance(calibration, Iterator):
+    is_read_again = budget is not None and (precision.dtype in QUANTIZED_PRECISIONS or has_metric)
+    if is_read_again and isinstance(calibration, Iterator):
         raise InputError(
             "calibration",
             got="an iterator, which can be read once",
-            allowed="with Budget.metric, and with a budget for 'int8' or 'fp8', data that can be read again",
+            allowed=f"with Budget.metric, and with a budget for {quoted(QUANTIZED_PRECISIONS, 'or')}, "
+            "data that can be read again",
             fix="pass a list or a DataLoader",
         )
 
 
-def tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
-    """A batch's tensors in the signature's order and dtypes.
+def batch_tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
+    """Give a batch's tensors in the signature's order and dtypes.
 
     Raises:
         InputError, DtypeError: it is not in the form of sample_input, or of a dtype that can't be cast without loss.
     """
-    given = as_inputs(batch)
-    leaves = cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
+    inputs = as_inputs(batch)
+    leaves: Sequence[Any] = bind(signature.parameters, inputs.args, inputs.kwargs)
     for spec, leaf in zip(signature.inputs, leaves, strict=True):
         signature.check_dtype(spec, dtype_name(leaf.dtype))
     return [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
 
 
-def arrays(signature: Signature, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
-    """Tensors as arrays on the CPU by input name; 16-bit floats as float32, for which numpy has no bfloat16."""
-    halves = (torch.float16, torch.bfloat16)
-    plain = [leaf.detach().cpu().float() if leaf.dtype in halves else leaf.detach().cpu() for leaf in leaves]
-    return {spec.name: np.ascontiguousarray(leaf.numpy()) for spec, leaf in zip(signature.inputs, plain, strict=True)}
+def named_arrays(signature: Signature, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
+    """Copy tensors to arrays on the CPU by input name; 16-bit floats become float32, for numpy has no bfloat16."""
+    arrays: dict[str, NDArray[Any]] = {}
+    for spec, leaf in zip(signature.inputs, leaves, strict=True):
+        on_cpu = leaf.detach().cpu()
+        is_16_bit_float = on_cpu.dtype in (torch.float16, torch.bfloat16)
+        arrays[spec.name] = np.ascontiguousarray((on_cpu.float() if is_16_bit_float else on_cpu).numpy())
+    return arrays
+
+
+def calibration_arrays(calibration: Iterable[Any], signature: Signature, report: Reporter) -> Iterator[Arrays]:
+    """Read calibration data one batch at a time, and report the progress.
+
+    Args:
+        calibration: the user's data, each batch in the form of sample_input.
+        signature: of the model.
+        report: receives every batch in the phase "calibration".
+
+    Raises:
+        InputError, DtypeError, ShapeError: a batch that does not fit the signature.
+    """
+    known_count = _length(calibration)
+    count = 0
+    for batch in calibration:
+        report("calibration", count, max(known_count, count + 1))
+        count += 1
+        leaves = batch_tensors(signature, batch)
+        signature.resolve([leaf.shape for leaf in leaves])
+        yield named_arrays(signature, leaves)
+    report("calibration", count, count)
+
+
+def _length(batches: Iterable[Any]) -> int:
+    """Find how many batches there are; 0 if the data can't say."""
+    try:
+        return length_hint(batches)
+    except Exception:  # the user's own code, and a missing length only shortens the progress bar
+        return 0
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A user's metric over the calibration data."""
+class CalibrationMetric:
+    """A user's metric over the calibration data.
 
-    call: Callable[[Any, Any], float]
+    Args:
+        function: given (outputs, batch), it returns a number; more is better.
+        floor: the least mean over all batches.
+        signature: of the float32 model.
+        batches: the calibration data, which can be read again.
+    """
+
+    function: Callable[[Any, Any], float]
     floor: float
     signature: Signature
     batches: Iterable[Any]
 
-    def __call__(self, module: DeployedModule[Any]) -> float:
-        """The mean over all batches; NaN without any."""
-        values: list[float] = []
-        for batch in self.batches:
-            leaves = tensors(self.signature, batch)
-            specs = module.signature.inputs
-            given = [
-                leaf.detach().to(module.device, torch_dtype(spec.dtype) if leaf.is_floating_point() else None)
-                for leaf, spec in zip(leaves, specs, strict=True)
-            ]
-            answer = module.infer(given)
-            outputs = unflatten(self.signature.output, [answer[spec.name] for spec in self.signature.outputs])
-            value = cast("Any", self.call)(outputs, batch)
-            try:
-                values.append(float(value))
-            except (TypeError, ValueError) as error:
-                raise InputError(
-                    "Budget.metric", got=f"it returned {value!r}", allowed="a number for each batch"
-                ) from error
+    def mean(self, module: DeployedModule[Any]) -> float:
+        """Compute the mean over all batches; NaN without any."""
+        values = [self._evaluate(module, batch) for batch in self.batches]
         return float(np.mean(values)) if values else math.nan
+
+    def _evaluate(self, module: DeployedModule[Any], batch: Any) -> float:
+        leaves = batch_tensors(self.signature, batch)
+        inputs = [
+            leaf.detach().to(module.device, torch_dtype(spec.dtype) if leaf.is_floating_point() else None)
+            for leaf, spec in zip(leaves, module.signature.inputs, strict=True)
+        ]
+        answer = module.infer(inputs)
+        outputs = unflatten(self.signature.output, [answer[spec.name] for spec in self.signature.outputs])
+        value: Any = self.function(outputs, batch)
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                "Budget.metric", got=f"it returned {value!r}", allowed="a number for each batch"
+            ) from error
+
+
+def metric_of_budget(
+    budget: Budget | None, signature: Signature, calibration: Iterable[Any] | None
+) -> CalibrationMetric | None:
+    """Make the metric of a budget; None if parity judges.
+
+    Args:
+        calibration: present if there is a metric, as `check_calibration` has made sure.
+    """
+    if budget is None or budget.metric is None or budget.floor is None:
+        return None
+    assert calibration is not None, "check_calibration refuses a metric without data"
+    return CalibrationMetric(budget.metric, budget.floor, signature, calibration)

@@ -1,12 +1,14 @@
 """The weight program of a graph → that of the same graph in other types.
 
 Enters: a float32 graph with its program, and what a precision made of it. Leaves: a program that gives the typed
-graph's weights, each proved on the weights that both graphs hold now. Apart from `weights`, which needs no ONNX.
+graph's weights; each is proved on the weights that both graphs hold now. Separate from the program itself, which needs
+no ONNX.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,56 +20,60 @@ from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram,
 from torch2engine.core.errors import RefitError
 from torch2engine.onnx_graph.model_file import load_model
 
-__all__ = ["retyped"]
+__all__ = ["retype_weight_program"]
 
 # AutoCast gives a weight that nodes of two types read a copy for one of them: "weight_1".
 _COPY = re.compile(r"(.+)_\d+")
 
 
-def retyped(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
-    """The program of a typed graph.
+def retype_weight_program(program: WeightProgram, before: Path, after: Path) -> WeightProgram:
+    """Make the weight program of a typed graph.
 
     Args:
         program: of the graph in `before`.
-        before, after: ONNX files; weights of `after` have the names that they have in `before`, or a copy's.
+        before: the float32 ONNX file.
+        after: the typed ONNX file; its weights have the names that they have in `before`, or a copy's.
 
     Raises:
-        RefitError: a weight of the typed graph is not the old one in another type, or the typed graph has it no more.
+        RefitError: a weight of the typed graph is not the float32 one in another type, or is missing in it.
     """
-    old = {tensor.name: tensor for tensor in load_model(before).graph.initializer}
-    weights: dict[str, str] = {}
+    float32_weights = {tensor.name: tensor for tensor in load_model(before).graph.initializer}
+    value_of_weight: dict[str, str] = {}
     fixed: list[str] = []
     casts: dict[tuple[str, torch.dtype], WeightStep] = {}
-    seen: set[str] = set()
+    retyped: set[str] = set()
     for tensor in load_model(after).graph.initializer:
-        name = tensor.name if tensor.name in old else _original(tensor.name, old)
+        name = tensor.name if tensor.name in float32_weights else _name_of_original(tensor.name, float32_weights)
         if name not in program.weights:
             fixed.append(tensor.name)
             continue
-        was, now = _tensor(old[name]), _tensor(tensor)
-        step = _rounding(program.weights[name], was.dtype, now.dtype)
-        rounded = was if step is None else WEIGHT_OPERATORS[step.op]([was], step.attributes)
-        if not torch.equal(rounded, now):
-            raise _lost(name, "has other values in the typed graph than its own, rounded")
-        seen.add(name)
+        float32 = _tensor(float32_weights[name])
+        typed = _tensor(tensor)
         value = program.weights[name]
-        weights[tensor.name] = value if step is None else casts.setdefault((value, now.dtype), step).output
-    if missing := [name for name in program.weights if name not in seen]:
+        step = _cast_step(value, float32.dtype, typed.dtype)
+        rounded = float32 if step is None else WEIGHT_OPERATORS[step.op]([float32], step.attributes)
+        if not torch.equal(rounded, typed):
+            raise _lost(name, "has other values in the typed graph than its own, rounded")
+        retyped.add(name)
+        value_of_weight[tensor.name] = value if step is None else casts.setdefault((value, typed.dtype), step).output
+    if missing := [name for name in program.weights if name not in retyped]:
         raise _lost(missing[0], "became part of a constant")
-    return replace(program, steps=(*program.steps, *casts.values()), weights=weights, fixed=tuple(fixed))
+    steps = (*program.steps, *casts.values())
+    return replace(program, steps=steps, weights=value_of_weight, fixed=tuple(fixed))
 
 
-def _rounding(value: str, was: torch.dtype, now: torch.dtype) -> WeightStep | None:
-    """What gives a value another type; None where it has it."""
-    if was == now:
+def _cast_step(value: str, source: torch.dtype, target: torch.dtype) -> WeightStep | None:
+    """Make the step that gives a value another type; None if it has that type."""
+    if source == target:
         return None
-    output = f"{value}@{dtype_name(now)}"
-    if (was, now) == (torch.float32, torch.float16):
+    output = f"{value}@{dtype_name(target)}"
+    if (source, target) == (torch.float32, torch.float16):
         return WeightStep("CastHalf", (value,), output)
-    return WeightStep("Cast", (value,), output, {"to": now})
+    return WeightStep("Cast", (value,), output, {"to": target})
 
 
-def _original(name: str, known: Any) -> str:
+def _name_of_original(name: str, known: Container[str]) -> str:
+    """Find the weight that a name is a copy of."""
     match = _COPY.fullmatch(name)
     return match[1] if match and match[1] in known else name
 

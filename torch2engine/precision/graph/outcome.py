@@ -1,7 +1,7 @@
-"""What became of a model's nodes and modules in a low precision, as data.
+"""How a model's nodes and modules came to a low precision, as data.
 
-Enters: counts and reasons. Leaves: text and JSON. A room of its own because reports travel with deployed modules, which
-need no ONNX.
+Enters: counts and reasons. Leaves: text and JSON. Separate because reports travel with deployed modules, which need no
+ONNX.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class PrecisionOutcome:
     """How a graph was lowered.
 
     Args:
-        dtype: what was asked, e.g. "fp16".
+        dtype: the requested precision, e.g. "fp16".
         nodes: nodes that compute with floating-point numbers.
         low: those of them that compute in the low precision; for "int8" and "fp8" those with quantised inputs.
-        kept: what stayed in float32 by a rule, by demand or to hold the budget.
-        attempts: what a budget's search tried, a sentence each.
-        errors: relative L2 error when one module alone is low, largest first; empty unless a search asked.
+        kept: modules that stay in float32 by a rule, by request or to hold the budget.
+        attempts: the graphs that a budget's search tried, a sentence each.
+        errors: module path -> relative L2 error when it alone is low, largest first; None unless a search measured it.
     """
 
     dtype: str

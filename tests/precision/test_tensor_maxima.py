@@ -17,7 +17,7 @@ from onnx import helper
 
 import torch2engine as t2e
 from tests.support.onnx_models import FLOAT, save
-from torch2engine.precision.graph.ranges import absolute_maxima
+from torch2engine.precision.graph.tensor_maxima import absolute_maxima
 
 
 def squares(folder: Path) -> Path:

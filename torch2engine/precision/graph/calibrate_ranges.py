@@ -1,9 +1,11 @@
-"""Calibration: which range of a tensor an 8-bit type should cover.
+"""A model + calibration batches → the range of each tensor that an 8-bit type should cover.
 
-Enters: a model, names of its tensors, batches. Leaves: a threshold for each tensor, or why there is none. Apart from
-the writing of Q/DQ nodes because it alone runs the model. Its histograms are not ONNX Runtime's (1.32), which grow by
-as many bins as a later batch is larger (1e6 after 1e-6: until memory ends) and fail where a range is too small for its
-bins ("Too many bins for data range", which ends ModelOpt 0.47's entropy too): these have `_BINS` bins for ever.
+Enters: a model, names of its tensors, batches. Leaves: a threshold for each tensor, or why there is none. Separate from
+the writing of Q/DQ nodes because it alone runs the model.
+
+The histograms are not ONNX Runtime's (1.32). Those grow by as many bins as a later batch is larger (1e6 after 1e-6:
+until memory ends), and fail where a range is too small for its bins ("Too many bins for data range", which ends
+ModelOpt 0.47's entropy too). These always have `_BINS` bins.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from numpy.typing import NDArray
 from torch2engine.core.errors import InputError
 from torch2engine.onnx_graph.model_file import save_model
 from torch2engine.onnx_graph.session import OrtSession
-from torch2engine.precision.graph.ranges import PREFIX, watch
+from torch2engine.precision.graph.tensor_maxima import OBSERVED_PREFIX, observe_tensors
 
-__all__ = ["SMALLEST", "Range", "calibrate"]
+__all__ = ["SMALLEST", "Range", "calibrate_ranges"]
 
 _BINS = 8192
-# Entropy compares shapes: with fewer values for each bin it sees mere noise, and clips far too much (a trained ResNet
-# with 6 values a bin: relative error 0.31, against 0.010 by the largest value).
+# Entropy compares shapes. With fewer values for each bin it sees mere noise, and clips far too much: a trained ResNet
+# with 6 values a bin has a relative error of 0.31, against 0.010 by the largest value.
 _ENTROPY_BINS, _VALUES_PER_BIN = 2048, 50
-# int8 without a sign: what the entropy of a candidate is measured in.
+# int8 without a sign: the levels to which a candidate range is rounded when its entropy is measured.
 _LEVELS = 128
 # Below this the scale comes near what float32 can't hold, and a tensor is as good as zero.
 SMALLEST = 1e-30
@@ -37,12 +39,12 @@ SMALLEST = 1e-30
 
 @dataclass(frozen=True)
 class Range:
-    """What calibration found for one tensor.
+    """The calibrated range of one tensor.
 
     Args:
         threshold: the largest absolute value to be represented; 0 if none can be.
         problem: why there is none, as a clause, or "".
-        by_max: whether the asked method gave nothing and the largest value was taken.
+        by_max: whether the requested method gave nothing, so that the largest value was taken.
     """
 
     threshold: float
@@ -50,12 +52,12 @@ class Range:
     by_max: bool = False
 
 
-def calibrate(
+def calibrate_ranges(
     model: Any, names: Sequence[str], batches: Iterable[Mapping[str, NDArray[Any]]], method: str, percentile: float
 ) -> dict[str, Range]:
-    """Run the model on every batch, one after the other.
+    """Run the model on every batch, one after the other, and find the range of each tensor.
 
-    Only one batch, the tensors that it makes and a histogram for each are held at a time.
+    Memory holds one batch, the tensors that it makes, and a histogram for each.
 
     Args:
         model: onnx.ModelProto in float32; its outputs are changed.
@@ -66,10 +68,10 @@ def calibrate(
     Raises:
         InputError: no batch, or ONNX Runtime fails on one.
     """
-    seen = {name: _Histogram() for name in names}
+    histograms = {name: _Histogram() for name in names}
     with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
         path = Path(folder) / "model.onnx"
-        watch(model, names, reduced=method == "max")
+        observe_tensors(model, names, reduced=method == "max")
         save_model(model, path)
         session = OrtSession(path, as_it_is=True)
         count = 0
@@ -78,7 +80,7 @@ def calibrate(
             answers = session(batch)
             del batch  # else two are alive while the next one is made
             for name in names:
-                seen[name].add(answers.pop(PREFIX + name))
+                histograms[name].add(answers.pop(OBSERVED_PREFIX + name))
     if not count:
         raise InputError(
             "calibration",
@@ -86,7 +88,7 @@ def calibrate(
             allowed="int8 and fp8 need calibration data, an iterable of inputs in the form of sample_input",
             fix="pass e.g. calibration=[batch for batch in loader][:32]",
         )
-    return {name: histogram.range(method, percentile) for name, histogram in seen.items()}
+    return {name: histogram.range(method, percentile) for name, histogram in histograms.items()}
 
 
 class _Histogram:
@@ -96,8 +98,8 @@ class _Histogram:
         self._counts = np.zeros(_BINS, np.int64)
         self._top = 0.0
         self._largest = 0.0
-        self._finite = True
-        self._seen = False
+        self._is_finite = True
+        self._is_empty = True
 
     def add(self, values: NDArray[Any]) -> None:
         """Count these values."""
@@ -105,14 +107,14 @@ class _Histogram:
             return
         sizes = np.abs(values, dtype=np.float64).ravel()
         largest = float(sizes.max())
-        self._seen = True
+        self._is_empty = False
         if not math.isfinite(largest):
-            self._finite = False
+            self._is_finite = False
             return
         self._largest = max(self._largest, largest)
         if self._top == 0.0:
-            self._counts[0] += 0 if largest > SMALLEST else sizes.size
             if largest <= SMALLEST:
+                self._counts[0] += sizes.size
                 return
             self._top = largest
         while largest > self._top:
@@ -123,28 +125,31 @@ class _Histogram:
         self._counts += np.bincount(bins, minlength=_BINS)
 
     def range(self, method: str, percentile: float) -> Range:
-        """The range by a method of `Precision`."""
-        if not self._finite:
+        """Choose the range by a method of `Precision`."""
+        if not self._is_finite:
             return Range(0.0, "is NaN or infinite on the calibration data")
-        if not self._seen:
+        if self._is_empty:
             return Range(0.0, "is empty on all of the calibration data")
         if self._largest <= SMALLEST:
             return Range(0.0, "is zero on all of the calibration data")
         if method == "max":
             return Range(self._largest)
-        found = self._percentile(percentile) if method == "percentile" else self._entropy()
-        return Range(self._largest, by_max=True) if found is None else Range(min(found, self._largest))
+        threshold = self._percentile(percentile) if method == "percentile" else self._entropy()
+        return Range(self._largest, by_max=True) if threshold is None else Range(min(threshold, self._largest))
 
     def _percentile(self, percentile: float) -> float | None:
         if percentile >= 100:
             return self._largest
         share = np.cumsum(self._counts) / self._counts.sum()
         index = int(np.searchsorted(share, percentile / 100))
-        # All that is kept lies in the first bin, with zero: a range of one bin would clip everything else.
+        # In the first bin lies zero too: a range of that bin alone would clip everything else.
         return (index + 1) * self._top / _BINS if index else None
 
     def _entropy(self) -> float | None:
-        """Where clipping and rounding to `_LEVELS` levels lose the least information (Kullback-Leibler divergence)."""
+        """Find where clipping and rounding to `_LEVELS` levels lose the least information.
+
+        The loss is the Kullback-Leibler divergence.
+        """
         used = math.ceil(self._largest / self._top * _BINS)
         filled = int(self._counts[1:].sum()) // _VALUES_PER_BIN
         factor = math.ceil(used / max(1, min(_ENTROPY_BINS, filled)))
@@ -154,25 +159,22 @@ class _Histogram:
         if np.count_nonzero(counts) < _LEVELS:
             return None
         counts[0] = counts[1]  # zeros cost nothing at any scale, and would drown all else after a ReLU
-        best, least = None, math.inf
-        for end in [*range(_LEVELS, counts.size, 8), counts.size]:
-            loss = _divergence(counts, end)
-            if loss < least:
-                best, least = end, loss
-        return None if best is None else best * factor * self._top / _BINS
+        losses = {end: _divergence(counts, end) for end in [*range(_LEVELS, counts.size, 8), counts.size]}
+        best_end = min(losses, key=losses.__getitem__)
+        return best_end * factor * self._top / _BINS if math.isfinite(losses[best_end]) else None
 
 
 def _divergence(counts: NDArray[np.float64], end: int) -> float:
-    """What is lost if only the first `end` bins are represented."""
+    """Compute how much is lost if only the first `end` bins are represented."""
     inside = counts[:end]
     clipped = np.append(inside[:-1], counts[end - 1 :].sum())
     level = np.arange(end) * _LEVELS // end
     mass = np.bincount(level, inside, _LEVELS)
-    occupied = np.bincount(level, clipped > 0, _LEVELS)
-    there = clipped > 0
-    coarse: Any = (mass / np.maximum(occupied, 1))[level][there]
+    occupied_bins = np.bincount(level, clipped > 0, _LEVELS)
+    is_occupied = clipped > 0
+    coarse: Any = (mass / np.maximum(occupied_bins, 1))[level][is_occupied]
     total = coarse.sum()
     if total == 0:
         return math.inf
-    fine = clipped[there] / clipped.sum()
+    fine = clipped[is_occupied] / clipped.sum()
     return float((fine * np.log(fine / np.maximum(coarse / total, 1e-12))).sum())

@@ -1,4 +1,4 @@
-"""`torch2engine.precision.graph.layers`: what TensorRT's inspector says, read right.
+"""`torch2engine.precision.graph.engine_layers`: what TensorRT's inspector says, read right.
 
 Enters: accounts of real engines in `inspected` (TensorRT-RTX 1.6.1 on an H200; cut to the fields that matter) with the
 products of the graphs that they were built from, and layers made up to the letter. Leaves: proof that every product's
@@ -16,9 +16,9 @@ import pytest
 
 import torch2engine as t2e
 from tests.support.paths import SUPPORT
-from torch2engine.precision.graph.layers import Layer, computed_in, read_layers
-from torch2engine.precision.graph.shares import PrecisionReport, Product
-from torch2engine.precision.reports import check_taken
+from torch2engine.precision.graph.engine_layers import Layer, engine_precisions, read_layers
+from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
+from torch2engine.precision.verify import require_precision
 
 INSPECTED = {path.stem: path for path in sorted((SUPPORT / "inspected").glob("*.json"))}
 # What the engines compute otherwise than their graphs: TensorRT-RTX has no fp8 kernel for these convolutions.
@@ -30,14 +30,16 @@ WIDER = {"Half": "Float", "BFloat16": "Float", "FP8": "Half", "Int8": "Half", "F
 WORDS = {"Half": "fp16", "Float": "fp32"}
 
 
-def account(name: str) -> tuple[dict[str, Any], tuple[Product, ...]]:
+def account(name: str) -> tuple[dict[str, Any], tuple[MultiplyAddNode, ...]]:
     """An engine's account, and its graph's products."""
     data = json.loads(INSPECTED[name].read_text(encoding="utf-8"))
-    return data, tuple(Product(node, op, "", precision, 1) for node, (op, precision) in data["products"].items())
+    return data, tuple(
+        MultiplyAddNode(node, op, "", precision, 1) for node, (op, precision) in data["products"].items()
+    )
 
 
-def found_in(data: dict[str, Any], graph: tuple[Product, ...]) -> dict[str, str]:
-    return computed_in(read_layers(json.dumps(data)), graph)
+def found_in(data: dict[str, Any], graph: tuple[MultiplyAddNode, ...]) -> dict[str, str]:
+    return engine_precisions(read_layers(json.dumps(data)), graph)
 
 
 @pytest.mark.parametrize("name", INSPECTED)
@@ -163,25 +165,27 @@ NULLS = '{"Layers": [{"Name": null, "Inputs": null, "Outputs": null, "Constants"
 @pytest.mark.parametrize("text", [*NOTHING, NULLS])
 def test_without_details_nothing_is_claimed(text: str) -> None:
     """An engine that was built without detailed profiling verbosity, or words that nobody knows."""
-    assert computed_in(read_layers(text), [Product("conv1", "Conv", "", "fp16", 1)]) == {"conv1": "unknown"}
+    assert engine_precisions(read_layers(text), [MultiplyAddNode("conv1", "Conv", "", "fp16", 1)]) == {
+        "conv1": "unknown"
+    }
 
 
 def test_layer_of_no_known_kind_proves_nothing() -> None:
     """What surrounds a product may well be wide where it is not."""
     layer = read_one(LayerType="Myelin", Inputs=[tensor("Float", -1, 8)], Outputs=[tensor("Float", -1, 8)])
-    assert computed_in([layer], [Product("n", "MatMul", "", "fp16", 1)]) == {"n": "unknown"}
+    assert engine_precisions([layer], [MultiplyAddNode("n", "MatMul", "", "fp16", 1)]) == {"n": "unknown"}
 
 
-def product(engine: str, multiply_adds: int, module: str = "head", precision: str = "fp16") -> Product:
+def product(engine: str, multiply_adds: int, module: str = "head", precision: str = "fp16") -> MultiplyAddNode:
     """One that the graph has in float16."""
-    return Product(module, "Gemm", module, precision, multiply_adds, engine)
+    return MultiplyAddNode(module, "Gemm", module, precision, multiply_adds, engine)
 
 
 def test_engine_that_stays_in_float32_is_refused() -> None:
     """With what is computed, in which modules, and what to do."""
     report = PrecisionReport((product("fp32", 60), product("fp32", 30, "stem"), product("fp16", 10, "neck")))
     with pytest.raises(t2e.PrecisionError) as caught:
-        check_taken(report, "fp16", "TensorRT 11")
+        require_precision(report, "fp16", "TensorRT 11")
     assert str(caught.value) == (
         "precision 'fp16': TensorRT 11 computes 10.0 % of the multiply-adds that the graph has in fp16 in it, "
         "not 'head' (in fp32), 'stem' (in fp32), at least 90 %; take Precision('fp16', keep_fp32=['head', 'stem']) if "
@@ -192,17 +196,17 @@ def test_engine_that_stays_in_float32_is_refused() -> None:
 def test_engine_of_which_nothing_is_known_but_that_it_has_no_such_layer_is_refused() -> None:
     """Without a name on any layer their types still tell."""
     unknown = (product("unknown", 5),)
-    assert len(check_taken(PrecisionReport(unknown, {"fp16": 1, "fp32": 9}), "fp16", "TRT")) == 1
-    assert len(check_taken(PrecisionReport(unknown, {}), "fp16", "TRT")) == 1
+    assert len(require_precision(PrecisionReport(unknown, {"fp16": 1, "fp32": 9}), "fp16", "TRT")) == 1
+    assert len(require_precision(PrecisionReport(unknown, {}), "fp16", "TRT")) == 1
     with pytest.raises(t2e.PrecisionError, match=r"computes 0\.0 % .*it does not tell of 'head'"):
-        check_taken(PrecisionReport(unknown, {"fp32": 10}), "fp16", "TRT")
+        require_precision(PrecisionReport(unknown, {"fp32": 10}), "fp16", "TRT")
 
 
 def test_islands_and_small_parts_are_allowed() -> None:
     """What the graph itself has in float32 is not asked for; less than a tenth is told, as is what is not known."""
 
-    def told(*products: Product) -> tuple[str, ...]:
-        return check_taken(PrecisionReport(products), "fp16", "TRT")
+    def told(*products: MultiplyAddNode) -> tuple[str, ...]:
+        return require_precision(PrecisionReport(products), "fp16", "TRT")
 
     island = product("fp32", 900, "norm", "fp32")
     assert told(island, product("fp16", 10)) == ()

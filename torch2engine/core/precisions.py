@@ -1,0 +1,204 @@
+"""The table of precisions: one row for each type that a model can compute in.
+
+Enters: nothing. Leaves: rows of plain facts, and sets of names that follow from them. Separate because configuration,
+export, rewriting, judging and reports all need facts about a precision, and each fact stands in one place.
+
+A new precision is one row here and the pass that rewrites a graph for it (`precision/graph/`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "CAST_PRECISIONS",
+    "FLOAT32_PRECISIONS",
+    "LOW_PRECISIONS",
+    "MODEL_PRECISIONS",
+    "PRECISION_TYPES",
+    "QUANTIZED_PRECISIONS",
+    "WEIGHT_PRECISIONS",
+    "PrecisionType",
+    "lowest_cast_precision",
+    "quoted",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionType:
+    """Facts about one precision.
+
+    Args:
+        name: the user's word for it.
+        made_by: "builder" for float32 arithmetic, which the graph does not show; "cast" for a graph whose tensors have
+            the type; "quantize" for a graph with QuantizeLinear and DequantizeLinear; "weights" for a type that weights
+            alone can have, beside another precision.
+        dtype: the type's name in PyTorch.
+        onnx_type: the type's name in onnx.TensorProto.
+        bits: size of one number.
+        largest: the largest finite value; for integers the largest that a symmetric scale uses.
+        largest_kept: nodes with larger values stay in float32 when tensors are cast.
+        rel_l2, max_rel, abs: fields of the default `Tolerance`.
+        inspector_words: regular expression of the type in TensorRT's engine inspector; "" if it never appears there.
+            TensorRT 11 and RTX say "Half"; TensorRT 10 may say "Channel major FP16 format where channel % 8 == 0". See
+            https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
+        other_onnx_types: further types in a graph that are computed in this precision.
+    """
+
+    name: str
+    made_by: Literal["builder", "cast", "quantize", "weights"]
+    dtype: str
+    onnx_type: str
+    bits: int
+    largest: float
+    rel_l2: float
+    max_rel: float
+    abs: float
+    largest_kept: float = math.inf
+    inspector_words: str = ""
+    other_onnx_types: tuple[str, ...] = ()
+
+    @property
+    def has_headroom(self) -> bool:
+        """Whether nodes stay in float32 long before the type overflows."""
+        return self.largest_kept < self.largest / 2
+
+
+# rel_l2 and its companions: see `Tolerance.default`.
+# largest_kept of fp16 is an eighth of 65504, since other data may be larger than what was seen. AutoCast's own 512
+# would leave the residual stream of trained transformers in float32, although its rounding is relative. That of bf16 is
+# below what rounds to infinity: masks are made with float32's lowest value, which does.
+_ROWS = (
+    PrecisionType(
+        name="fp32",
+        made_by="builder",
+        dtype="float32",
+        onnx_type="FLOAT",
+        bits=32,
+        largest=3.4028234663852886e38,
+        rel_l2=2.5e-4,
+        max_rel=1e-3,
+        abs=1e-6,
+        inspector_words=r"FP32|\bFloat\b",
+    ),
+    PrecisionType(
+        name="tf32",  # TensorRT's inspector calls it float32
+        made_by="builder",
+        dtype="float32",
+        onnx_type="FLOAT",
+        bits=32,
+        largest=3.4028234663852886e38,
+        rel_l2=5e-3,
+        max_rel=5e-2,
+        abs=1e-4,
+    ),
+    PrecisionType(
+        name="fp16",
+        made_by="cast",
+        dtype="float16",
+        onnx_type="FLOAT16",
+        bits=16,
+        largest=65504.0,
+        largest_kept=8188.0,
+        rel_l2=1e-2,
+        max_rel=1e-1,
+        abs=1e-4,
+        inspector_words=r"FP16|Half",
+    ),
+    PrecisionType(
+        name="bf16",
+        made_by="cast",
+        dtype="bfloat16",
+        onnx_type="BFLOAT16",
+        bits=16,
+        largest=3.3895313892515355e38,
+        largest_kept=3.38e38,
+        rel_l2=5e-2,
+        max_rel=2.5e-1,
+        abs=1e-3,
+        inspector_words=r"BF16|BFloat16",
+    ),
+    PrecisionType(
+        name="int8",
+        made_by="quantize",
+        dtype="int8",
+        onnx_type="INT8",
+        bits=8,
+        largest=127.0,
+        rel_l2=5e-2,
+        max_rel=5e-1,
+        abs=1e-3,
+        inspector_words=r"\bInt8|INT8",
+        other_onnx_types=("UINT8",),
+    ),
+    PrecisionType(
+        name="fp8",  # E4M3
+        made_by="quantize",
+        dtype="float8_e4m3fn",
+        onnx_type="FLOAT8E4M3FN",
+        bits=8,
+        largest=448.0,
+        rel_l2=6e-2,
+        max_rel=6e-1,
+        abs=1e-3,
+        inspector_words=r"FP8",
+    ),
+    PrecisionType(
+        name="int4",  # answers as roughly as int8
+        made_by="weights",
+        dtype="int4",
+        onnx_type="INT4",
+        bits=4,
+        largest=7.0,
+        rel_l2=5e-2,
+        max_rel=5e-1,
+        abs=1e-3,
+    ),
+)
+
+PRECISION_TYPES = {row.name: row for row in _ROWS}
+"""Rows by name."""
+
+
+def _made_by(*ways: str) -> tuple[str, ...]:
+    return tuple(row.name for row in _ROWS if row.made_by in ways)
+
+
+MODEL_PRECISIONS = _made_by("builder", "cast", "quantize")
+"""Precisions that a whole model can have."""
+FLOAT32_PRECISIONS = _made_by("builder")
+"""Precisions that a float32 graph is built in."""
+CAST_PRECISIONS = _made_by("cast")
+"""Precisions for which a graph's tensors are cast."""
+QUANTIZED_PRECISIONS = _made_by("quantize")
+"""Precisions for which a graph is quantised by calibrated ranges."""
+LOW_PRECISIONS = _made_by("cast", "quantize")
+"""Precisions for which the graph is rewritten."""
+WEIGHT_PRECISIONS = _made_by("weights")
+"""Precisions of weights alone."""
+
+
+def lowest_cast_precision(dtypes: Collection[str]) -> str | None:
+    """Find the precision of the floating-point dtypes of a model: the one with the loosest tolerance, or None.
+
+    Args:
+        dtypes: as PyTorch spells them, e.g. "float16".
+
+    >>> lowest_cast_precision({"float32", "float16"}), lowest_cast_precision({"float32"})
+    ('fp16', None)
+    """
+    found = [row for row in _ROWS if row.made_by == "cast" and row.dtype in dtypes]
+    return max(found, key=lambda row: row.rel_l2).name if found else None
+
+
+def quoted(names: Iterable[object], conjunction: str) -> str:
+    """Join words for an error's text.
+
+    >>> quoted(("fp16", "bf16", "int8"), "or")
+    "'fp16', 'bf16' or 'int8'"
+    """
+    words = [repr(name) for name in names]
+    return f" {conjunction} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)

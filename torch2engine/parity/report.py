@@ -1,0 +1,194 @@
+"""Verdicts on outputs, as data: what was compared, and whether the candidate answers like the reference.
+
+Enters: rows of figures and reasons. Leaves: a table, JSON, or a `ParityError`. Separate from `compare` because reports
+travel with deployed modules, and printing has nothing to do with judging.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
+
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import InputError, ParityError
+from torch2engine.core.package import public
+
+__all__ = ["OutputParity", "ParityReport"]
+
+Number: TypeAlias = "bool | int | float | complex"
+
+_NAMED = 4  # failures in an error's first line; the table below it has them all
+
+
+@dataclass(frozen=True)
+class OutputParity:
+    """One output of one case, judged.
+
+    Args:
+        name, case: the output's name, and the case's, e.g. "max".
+        passed: the verdict.
+        reason: why it failed; "" if it passed.
+        shape, dtype: the reference's (the candidate's for an output that the reference does not have).
+        max_abs: largest |candidate − reference|.
+        max_rel: largest |candidate − reference| in units of |reference| plus its row's root mean square.
+        rel_l2: ‖candidate − reference‖₂ / ‖reference‖₂.
+        cosine: cosine of the angle between the two, flattened.
+        mismatch: share of the elements of an integer or bool output that differ; 0 for other dtypes.
+        worst_index: where max_rel is, or the first element that is NaN or Inf in one only; None if not measured.
+        nonfinite_reference, nonfinite_candidate: counts of NaN and ±Inf.
+        reference_value, candidate_value: the elements at worst_index.
+
+    Figures that could not be measured are NaN; norms leave out elements that are not finite and mask values.
+    """
+
+    name: str
+    case: str
+    passed: bool
+    reason: str = ""
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+    max_abs: float = math.nan
+    max_rel: float = math.nan
+    rel_l2: float = math.nan
+    cosine: float = math.nan
+    mismatch: float = math.nan
+    worst_index: tuple[int, ...] | None = None
+    nonfinite_reference: int = 0
+    nonfinite_candidate: int = 0
+    reference_value: Number | None = None
+    candidate_value: Number | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; a number that is not finite becomes None, a complex one a pair."""
+        data = {key: _plain(value) for key, value in vars(self).items()}
+        data["shape"] = list(self.shape)
+        data["worst_index"] = None if self.worst_index is None else list(self.worst_index)
+        return data
+
+
+@public
+@dataclass(frozen=True)
+class ParityReport:
+    """What was compared, and whether the candidate answers like the reference.
+
+    Args:
+        rows: one per output and case.
+        subject: who was compared, e.g. "PyTorch vs TensorRT".
+        tolerance: the bounds.
+        notes: what a reader should know besides, one sentence each.
+
+    Printed, it is a table in plain text.
+    """
+
+    rows: tuple[OutputParity, ...]
+    subject: str
+    tolerance: Tolerance
+    notes: tuple[str, ...] = ()
+
+    @property
+    def failures(self) -> tuple[OutputParity, ...]:
+        """The rows that did not pass."""
+        return tuple(row for row in self.rows if not row.passed)
+
+    @property
+    def passed(self) -> bool:
+        """True if something was compared and all of it passed."""
+        return bool(self.rows) and not self.failures
+
+    @property
+    def worst(self) -> OutputParity | None:
+        """The row with the largest rel_l2, failures before passes; None without rows."""
+        return max(self.rows, key=_badness, default=None)
+
+    def add(self, rows: Iterable[OutputParity], *, notes: Iterable[str] = ()) -> ParityReport:
+        """The report with the rows of one more case."""
+        return replace(self, rows=(*self.rows, *rows), notes=(*self.notes, *notes))
+
+    def merge(self, other: ParityReport) -> ParityReport:
+        """The report with all rows and notes of another one.
+
+        Raises:
+            InputError: the other one was judged by another tolerance.
+        """
+        if other.tolerance != self.tolerance:
+            raise InputError(
+                "ParityReport.merge",
+                got=f"a report judged by {other.tolerance}",
+                allowed=f"one judged by {self.tolerance}",
+                fix="compare both with one tolerance",
+            )
+        return self.add(other.rows, notes=other.notes)
+
+    def raise_if_failed(self) -> ParityReport:
+        """Return this report if the candidate passed.
+
+        Raises:
+            ParityError: naming the outputs and cases that failed, and why; it carries this report and shows it.
+        """
+        if self.passed:
+            return self
+        failed = [f"output '{row.name}'{_of_case(row.case)}: {row.reason}" for row in self.failures]
+        more = f" | and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+        why = (" | ".join(failed[:_NAMED]) or "nothing was compared") + more
+        fix = (
+            "if the difference is meant, pass a wider tolerance=Tolerance(...)"
+            if failed
+            else "compare one case at least"
+        )
+        raise ParityError(f"parity, {self.subject}, {why}", report=self, fix=fix)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for json.dumps."""
+        return {
+            "subject": self.subject,
+            "passed": self.passed,
+            "tolerance": asdict(self.tolerance),
+            "rows": [row.to_json() for row in self.rows],
+            "notes": list(self.notes),
+        }
+
+    def __str__(self) -> str:
+        head = "case output tensor rel_l2 max_abs max_rel cosine worst verdict".replace("_", "-").split()
+        cells = [head, *map(_cells, self.rows)]
+        widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
+        lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells)
+        bounds = ", ".join(f"{name} {value:g}" for name, value in asdict(self.tolerance).items())
+        if self.rows:
+            share = f"{len(self.rows) - len(self.failures)} of {len(self.rows)} outputs passed"
+        else:
+            share = "nothing was compared"
+        title = f"{self.subject}: {'passed' if self.passed else 'FAILED'}, {share} (allowed: {bounds})"
+        return "\n".join([title, *(line.rstrip() for line in lines), *(f"note: {note}" for note in self.notes)])
+
+
+def _badness(row: OutputParity) -> tuple[bool, float]:
+    unmeasured = 0.0 if row.passed else math.inf
+    return not row.passed, unmeasured if math.isnan(row.rel_l2) else row.rel_l2
+
+
+def _of_case(case: str) -> str:
+    return f" of case '{case}'" if case else ""
+
+
+def _cells(row: OutputParity) -> list[str]:
+    figures = [f"{value:.2e}" if not math.isnan(value) else "-" for value in (row.rel_l2, row.max_abs, row.max_rel)]
+    cosine = f"{row.cosine:.6f}" if not math.isnan(row.cosine) else "-"
+    where = "-" if row.worst_index is None else str(list(row.worst_index)).replace(" ", "")
+    verdict = "passed" if row.passed else f"FAILED: {row.reason}"
+    remarks: list[str] = []
+    if row.passed and row.mismatch > 0:
+        remarks.append(f"{row.mismatch:.2g} of the elements differ")
+    if row.passed and row.nonfinite_reference:
+        remarks.append(f"{row.nonfinite_reference} NaN or Inf in both")
+    verdict += f" ({', '.join(remarks)})" if remarks else ""
+    tensor = f"{row.dtype}[{', '.join(map(str, row.shape))}]"
+    return [row.case or "-", row.name, tensor, *figures, cosine, where, verdict]
+
+
+def _plain(value: Any) -> Any:
+    """Make a number fit for JSON: one that is not finite becomes None, a complex one a pair."""
+    if isinstance(value, complex):
+        return [_plain(value.real), _plain(value.imag)]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,105 @@
+"""How much of a model is computed in which precision, as data.
+
+Enters: counts. Leaves: shares, a table, JSON. Separate from `count_multiply_adds`, which needs ONNX: reports travel
+with deployed modules, which need none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["RECURRENT", "UNKNOWN", "MultiplyAddNode", "PrecisionReport", "table"]
+
+UNKNOWN = "unknown"  # TensorRT does not tell
+RECURRENT = ("GRU", "LSTM", "RNN")
+
+
+@dataclass(frozen=True)
+class MultiplyAddNode:
+    """A node that multiplies and adds: a convolution, a matrix product or a recurrent layer.
+
+    Args:
+        name: the node's.
+        op: e.g. "Conv".
+        module: its torch module's path.
+        precision: "fp32", "fp16", "bf16", "int8" or "fp8", as the graph has it.
+        multiply_adds: how many.
+        engine: the precision by TensorRT's account of the engine's layers, "unknown" where it does not tell; "" without
+            an engine. TF32 looks like "fp32".
+    """
+
+    name: str
+    op: str
+    module: str
+    precision: str
+    multiply_adds: int
+    engine: str = ""
+
+    @property
+    def computed_in(self) -> str:
+        """The engine's precision, or without one the graph's."""
+        return self.engine or self.precision
+
+
+@dataclass(frozen=True)
+class PrecisionReport:
+    """What the products of a model (convolutions, matrix products, recurrent layers) are computed in.
+
+    For a TRTModule it is what TensorRT's inspector says of the engine; else it is what the graph has. Multiply-adds are
+    counted at the opt sizes of the first profile, without those inside branches and loops. Printed, it is a table.
+
+    Args:
+        products: one for each such node, in the graph's order.
+        layers: precision -> number of the engine's layers, by the widest type that each reads; empty without an engine.
+    """
+
+    products: tuple[MultiplyAddNode, ...]
+    layers: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def share(self, precision: str) -> float:
+        """Share of the multiply-adds in "fp32", "fp16", "bf16", "int8" or "fp8"; 0 for a model without any."""
+        total = _multiply_adds(self.products)
+        return _multiply_adds(node for node in self.products if node.computed_in == precision) / total if total else 0.0
+
+    def summary(self) -> str:
+        """The shares in a sentence."""
+        precisions = dict.fromkeys(node.computed_in for node in self.products)
+        shares = ", ".join(f"{100 * self.share(name):.1f} % of the multiply-adds in {name}" for name in precisions)
+        layers = ", ".join(f"{count} in {name}" for name, count in self.layers.items())
+        return (shares or "no products") + (f"; layers: {layers}" if layers else "")
+
+    def __str__(self) -> str:
+        has_engine = any(node.engine for node in self.products)
+        rows: dict[tuple[str, ...], list[MultiplyAddNode]] = {}
+        for node in self.products:
+            precisions = (node.precision, node.engine) if has_engine else (node.precision,)
+            rows.setdefault((node.module or "(model)", *precisions), []).append(node)
+        head = ["module", *(["graph", "engine"] if has_engine else ["precision"]), "products", "multiply-adds"]
+        cells = [[*words, str(len(nodes)), f"{_multiply_adds(nodes):,}"] for words, nodes in rows.items()]
+        return "\n".join([self.summary(), *table([head, *cells])])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for json.dumps."""
+        precisions = sorted({node.computed_in for node in self.products})
+        return {
+            "shares": {name: self.share(name) for name in precisions},
+            "layers": dict(self.layers),
+            "products": [vars(node) for node in self.products],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> PrecisionReport:
+        """The inverse of `to_json`."""
+        return cls(tuple(MultiplyAddNode(**node) for node in data["products"]), data["layers"])
+
+
+def table(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Align columns: rows of cells -> lines."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
+
+
+def _multiply_adds(nodes: Iterable[MultiplyAddNode]) -> int:
+    return sum(node.multiply_adds for node in nodes)

@@ -1,0 +1,81 @@
+"""A model in a low precision, with everything that says how it was made and how it is judged.
+
+Enters: what one lowering made. Leaves: values, and the checks that belong to an engine of it. Separate because `lower`,
+its budget search and `deploy` hand it on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import ParityError
+from torch2engine.modules.deployed import DeployedModule, attach_model
+from torch2engine.parity.report import ParityReport
+from torch2engine.precision.calibration import CalibrationMetric
+from torch2engine.precision.graph.outcome import PrecisionOutcome
+
+__all__ = ["LoweredModel"]
+
+AnyModule = TypeVar("AnyModule", bound=DeployedModule[Any])
+
+
+@dataclass(frozen=True)
+class LoweredModel:
+    """A model in the requested precision.
+
+    Args:
+        artifact: the model.
+        parity_cases: the cases that it was judged on, in its own dtypes.
+        tolerance: when its engine counts as equal too; without bounds where a metric judges; None for the default.
+        outcome: which nodes are low, and why others are not; None for a graph that was left as it is.
+        reports: PyTorch against the graph, rounded after every operator; and against ONNX Runtime if that will answer.
+        notes: sentences for the user.
+        metric: judges whatever is deployed; None without one.
+    """
+
+    artifact: OnnxArtifact
+    parity_cases: Sequence[ParityCase]
+    tolerance: Tolerance | None
+    outcome: PrecisionOutcome | None = None
+    reports: tuple[ParityReport, ...] = ()
+    notes: tuple[str, ...] = ()
+    metric: CalibrationMetric | None = None
+
+    def attach_model(self, module: AnyModule, model: nn.Module) -> AnyModule:
+        """Let a deployed module be refitted from the model, if it was built refittable.
+
+        Returns:
+            the module.
+
+        Raises:
+            RefitError: not all of its weights follow from the model.
+        """
+        if WEIGHTS in self.artifact.files:
+            tolerance = None if self.metric is not None else self.tolerance  # with a metric that one has no bounds
+            attach_model(module, model, [(case.name, case.inputs) for case in self.parity_cases], tolerance)
+        return module
+
+    def check_metric(self, module: DeployedModule[Any]) -> tuple[str, ...]:
+        """Evaluate the metric of the budget, if there is one, on the deployed module.
+
+        Returns:
+            a sentence on the result, as notes.
+
+        Raises:
+            ParityError: it is below the floor.
+        """
+        if self.metric is None:
+            return ()
+        value = self.metric.mean(module)
+        sentence = f"Budget.metric of {module.runtime} is {value:.4g}, its floor {self.metric.floor:.4g}"
+        if not value >= self.metric.floor:
+            raise ParityError(f"parity, {sentence}", report=self.reports[0], fix="ask for a higher precision")
+        return (sentence,)

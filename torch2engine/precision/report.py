@@ -1,0 +1,78 @@
+"""A deployed module or an artifact → what each torch module's arithmetic is computed in.
+
+Enters: what deploy(), load() or export() gave. Leaves: a `PrecisionReport`. Separate because it reads both the graph
+and, for a TRTModule, the engine's own account of its layers.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.made_inputs import zeros
+from torch2engine.modules.trt.module import TRTModule
+from torch2engine.precision.calibration import named_arrays
+from torch2engine.precision.graph.count_multiply_adds import count_multiply_adds
+from torch2engine.precision.graph.engine_layers import engine_precisions, read_layers
+from torch2engine.precision.graph.multiply_adds import PrecisionReport
+
+__all__ = ["PrecisionReport", "precision_report", "report_at_inputs"]
+
+
+def precision_report(deployed: DeployedModule[Any] | OnnxArtifact | EngineArtifact) -> PrecisionReport:
+    """Tell what each module's convolutions, matrix products and recurrent layers are computed in.
+
+    Args:
+        deployed: what deploy() or load() gave, or an artifact. A TRTModule is bound to its GPU, and its engine's layers
+            are read; of anything else the graph is read.
+
+    Raises:
+        InputError: anything else.
+        ArtifactError: an engine that was saved without its ONNX.
+        DeviceError, InstallationError: a TRTModule without its GPU.
+    """
+    artifact: object = deployed
+    if isinstance(deployed, DeployedModule):
+        artifact = deployed._artifact  # pyright: ignore[reportPrivateUsage]  # kin of it
+    if not isinstance(artifact, (OnnxArtifact, EngineArtifact)):
+        raise InputError(
+            "precision_report",
+            got=f"a {type(deployed).__name__}",
+            allowed="a deployed module or an artifact",
+            fix="deploy the model first",
+        )
+    onnx_path = artifact.onnx_path
+    if onnx_path is None:
+        raise ArtifactError(
+            "precision_report",
+            got="the engine has no ONNX beside it",
+            allowed="a plan alone does not say which module a layer comes from",
+            fix="ask the module that deploy() gave, or load the folder that its save() wrote",
+        )
+    profiles = artifact.profiles
+    opt_sizes = [profiles[0].sizes(1)] if profiles else None
+    inputs = next(iter(zeros(artifact.signature, profiles, opt_sizes, torch.device("cpu"))))
+    return report_at_inputs(deployed, onnx_path, named_arrays(artifact.signature, inputs))
+
+
+def report_at_inputs(deployed: object, onnx_path: Path, inputs: Mapping[str, NDArray[Any]]) -> PrecisionReport:
+    """Report on a graph, and on the engine where `deployed` is one, with multiply-adds at the sizes of these inputs."""
+    nodes = count_multiply_adds(onnx_path, inputs)
+    if not isinstance(deployed, TRTModule):
+        return PrecisionReport(nodes)
+    layers = read_layers(deployed.layers())
+    precision_of_node = engine_precisions(layers, nodes)
+    layer_counts = Counter(layer.precision for layer in layers if layer.precision)
+    return PrecisionReport(
+        tuple(replace(node, engine=precision_of_node[node.name]) for node in nodes), dict(sorted(layer_counts.items()))
+    )

@@ -1,0 +1,117 @@
+"""A precision + the options and the graph that go with it → the precision to lower to, or a refusal.
+
+Enters: deploy's arguments, a graph. Leaves: a `Precision`, or a typed error. Separate because refusals come before any
+work is done, and `lower` does the work.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, check_tolerance, of_kind
+from torch2engine.core.errors import InputError, PrecisionError
+from torch2engine.core.precisions import CAST_PRECISIONS, QUANTIZED_PRECISIONS, quoted
+from torch2engine.onnx_graph.model_file import load_model
+from torch2engine.onnx_graph.node_origins import node_modules
+from torch2engine.onnx_graph.tensor_types import tensor_types
+from torch2engine.precision.calibration import check_calibration
+from torch2engine.precision.graph.outcome import PrecisionOutcome
+
+__all__ = [
+    "remaining_precision",
+    "require_low_nodes",
+    "require_no_float64",
+    "require_refittable_precision",
+    "validated_precision",
+]
+
+
+def validated_precision(
+    precision: object, calibration: object, tolerance: object, config: BuildConfig, runtime_config: RuntimeConfig
+) -> Precision:
+    """Read deploy's precision, and refuse options that don't go with it.
+
+    Raises:
+        InputError: no precision or tolerance, or what `check_calibration` and `require_refittable_precision` refuse.
+    """
+    validated = Precision.of(precision)
+    check_tolerance(tolerance)
+    of_kind("config", config, BuildConfig)
+    of_kind("runtime_config", runtime_config, RuntimeConfig)
+    check_calibration(validated, calibration, runtime_config)
+    require_refittable_precision(validated, config)
+    return validated
+
+
+def require_refittable_precision(precision: Precision, config: BuildConfig) -> None:
+    """Refuse a refittable engine in a precision whose weights don't follow from the module's one by one.
+
+    Raises:
+        InputError: an 8-bit or 4-bit precision, or low inputs and outputs.
+    """
+    if not config.refittable:
+        return
+    is_quantized = precision.dtype in QUANTIZED_PRECISIONS or precision.weights is not None
+    if is_quantized or precision.low_io:
+        refittable = ("fp32", "tf32", *CAST_PRECISIONS)
+        raise InputError(
+            "BuildConfig.refittable",
+            got="True with " + (repr(precision.weights or precision.dtype) if is_quantized else "low_io=True"),
+            allowed=f"{quoted(refittable, 'or')}, with the model's own inputs and outputs",
+            fix="leave refittable out, or take another precision",
+        )
+
+
+def remaining_precision(precision: Precision, artifact: OnnxArtifact) -> Precision:
+    """Find what the exported graph still has to be lowered to.
+
+    A half model for which half was requested needs nothing more. A model with quantisers of its own keeps their type.
+    """
+    if artifact.precision in QUANTIZED_PRECISIONS:
+        return precision if precision.changes_graph else Precision(artifact.precision)
+    if precision.dtype == artifact.precision and precision.weights is None:
+        return Precision()
+    return precision
+
+
+def require_no_float64(onnx_path: Path, precision: Precision) -> None:
+    """Refuse float64 in a graph whose tensors are to be cast, because AutoCast would round it to less.
+
+    Raises:
+        InputError: naming the modules.
+    """
+    from onnx import TensorProto
+
+    if precision.dtype not in CAST_PRECISIONS:
+        return
+    model = load_model(onnx_path)
+    module_of_node = node_modules(model)
+    float64 = {name for name, element_type in tensor_types(model).items() if element_type == TensorProto.DOUBLE}
+    modules = {
+        module_of_node[node.name] for node in model.graph.node if float64.intersection((*node.input, *node.output))
+    }
+    if modules:
+        raise InputError(
+            f"precision '{precision.dtype}'",
+            got="float64 in " + ", ".join(repr(module) for module in sorted(modules)[:8]),
+            allowed="a model that computes in float32",
+            fix="deploy model.float(), or convert to float64 outside of the model",
+        )
+
+
+def require_low_nodes(outcome: PrecisionOutcome | None, precision: Precision) -> None:
+    """Refuse a lowered graph without a node that computes in the precision.
+
+    Raises:
+        PrecisionError: with the reasons.
+    """
+    if outcome is None or outcome.low or precision.weights is not None:
+        return
+    reasons = "; ".join(map(str, outcome.kept[:4])) or "none has an operator that this precision changes"
+    raise PrecisionError(
+        f"precision '{precision.dtype}'",
+        got=f"none of the graph's {outcome.nodes} floating-point nodes would compute in it: {reasons}",
+        allowed="at least one that does",
+        fix="leave precision out, or look at calibration data and keep_fp32",
+    )

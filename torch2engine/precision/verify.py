@@ -1,0 +1,116 @@
+"""An engine + the precision of its graph → proof that it computes in that precision.
+
+Enters: a TRTModule. Leaves: a report and notes, or a `PrecisionError`. Separate because TensorRT may compute a low
+graph in float32 without a word, and only its own account of the engine's layers shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.errors import PrecisionError
+from torch2engine.core.precisions import LOW_PRECISIONS
+from torch2engine.modules.trt.module import TRTModule
+from torch2engine.precision.calibration import named_arrays
+from torch2engine.precision.graph.multiply_adds import UNKNOWN, MultiplyAddNode, PrecisionReport
+from torch2engine.precision.report import report_at_inputs
+
+__all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]
+
+# The share of a low graph's multiply-adds that the engine must compute in the low type. TensorRT-RTX 1.6 has no fp8
+# kernel for some convolutions (ResNet-50's first, ConvNeXt's depthwise ones) and quietly computes them in float32. That
+# is mostly a small part of a network; where it is not, the user is to say that they may stay so.
+_LEAST_SHARE = 0.9
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class EnginePrecision:
+    """What an engine computes in.
+
+    Args:
+        report: the account; None for a graph in float32.
+        notes: sentences for the user.
+    """
+
+    report: PrecisionReport | None
+    notes: tuple[str, ...] = ()
+
+
+def verify_engine_precision(module: TRTModule, precision: str, cases: Sequence[ParityCase]) -> EnginePrecision:
+    """Make sure that an engine computes in the low type what its graph has in it.
+
+    Args:
+        module: the engine, with its ONNX.
+        precision: the graph's; the engine's own may be called otherwise.
+        cases: the parity cases; multiply-adds are counted at the sizes of the one at opt.
+
+    Raises:
+        PrecisionError: as `require_precision`.
+    """
+    onnx_path = module._artifact.onnx_path  # pyright: ignore[reportPrivateUsage]  # kin of it
+    if precision not in LOW_PRECISIONS or onnx_path is None:
+        return EnginePrecision(None)
+    case = next((case for case in cases if case.name.endswith("opt")), cases[0])
+    report = report_at_inputs(module, onnx_path, named_arrays(module.signature, case.inputs))
+    return EnginePrecision(report, require_precision(report, precision, module.runtime))
+
+
+def require_precision(report: PrecisionReport, precision: str, runtime: str) -> tuple[str, ...]:
+    """Compare what an engine computes in with what its graph has in a low precision.
+
+    Args:
+        report: of the engine.
+        precision: the low precision.
+        runtime: the engine's runtime, for the messages.
+
+    Returns:
+        notes on nodes that the engine computes otherwise, or of which TensorRT does not tell.
+
+    Raises:
+        PrecisionError: they are more than a tenth of the multiply-adds that the graph has in this precision, or
+            TensorRT tells of none of them and has no layer in it.
+    """
+    nodes = [node for node in report.products if node.precision == precision]
+    if not nodes:
+        return (f"there is no convolution or matrix product in {precision} outside of branches and loops to verify",)
+    otherwise = [node for node in nodes if node.engine not in (precision, UNKNOWN)]
+    unknown = [node for node in nodes if node.engine == UNKNOWN]
+    if not otherwise and not unknown:
+        return ()
+    total = _multiply_adds(nodes) or 1
+    otherwise_share = _multiply_adds(otherwise) / total
+    known_share = 1 - otherwise_share - _multiply_adds(unknown) / total
+    findings = (
+        f"{runtime} computes {100 * known_share:.1f} % of the multiply-adds that the graph has in {precision} in it"
+    )
+    findings += f", not {_described_modules(otherwise)}" if otherwise else ""
+    findings += f"; it does not tell of {_described_modules(unknown)}" if unknown else ""
+    no_layer_has_it = len(unknown) == len(nodes) and bool(report.layers) and precision not in report.layers
+    if otherwise_share <= 1 - _LEAST_SHARE and not no_layer_has_it:
+        return (findings,)
+    modules = sorted({node.module for node in otherwise})
+    raise PrecisionError(
+        f"precision '{precision}'",
+        got=findings,
+        allowed=f"at least {100 * _LEAST_SHARE:.0f} %",
+        fix=f"take Precision('{precision}', keep_fp32={modules}) if these may stay as they are, or another precision",
+    )
+
+
+def _multiply_adds(nodes: Sequence[MultiplyAddNode]) -> int:
+    return sum(node.multiply_adds for node in nodes)
+
+
+def _described_modules(nodes: Sequence[MultiplyAddNode]) -> str:
+    """List the nodes' modules with what each is computed in, those with the most work first."""
+    work: dict[str, int] = {}
+    for node in nodes:
+        computed_in = "" if node.engine == UNKNOWN else f" (in {node.engine})"
+        description = (f"'{node.module}'" if node.module else "(model)") + computed_in
+        work[description] = work.get(description, 0) + node.multiply_adds
+    descriptions = sorted(work, key=lambda description: -work[description])
+    more = f" and {len(descriptions) - _SHOWN} more" if len(descriptions) > _SHOWN else ""
+    return ", ".join(descriptions[:_SHOWN]) + more
