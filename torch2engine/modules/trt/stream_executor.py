@@ -268,6 +268,8 @@ class StreamExecutor:
             return capture_inference(
                 context, key, self._side_handle, self._done.cuda_event, gpu_index=self._device.index
             )
+        except NotCapturable:
+            raise  # `_count_failed_capture` starts afresh.
         except BaseException:
             self._done.synchronize()
             self.pool.drop_context(prepared)  # A capture that failed half-way may have left it unusable.
