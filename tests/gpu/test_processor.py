@@ -25,7 +25,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Scale, Tiny, tiny_inputs
 from tests.gpu.scenarios import run_together
-from torch2engine.processor.arrays import check
+from torch2engine.processor.arrays import check_call
 from torch2engine.processor.cuda import Cuda
 from torch2engine.processor.staging import PendingCall, Timings
 from torch2engine.trt.context import Context
@@ -195,7 +195,7 @@ def test_page_locked_arrays_are_not_staged(double: t2e.Processor) -> None:
 
     def direct(array: Any) -> bool:
         profiles = double._artifact.profiles
-        pending: PendingCall = double._session.start(check(double.signature, profiles, array), {}, blocking=False)
+        pending: PendingCall = double._session.start(check_call(double.signature, profiles, array), {}, blocking=False)
         assert np.array_equal(only(double._session.finish(pending)), array.astype(np.float32) * 2)
         return bool(pending.direct)
 

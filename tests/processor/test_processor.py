@@ -38,9 +38,9 @@ def text(kind: type[Exception], call: Any, *args: Any, **kwargs: Any) -> str:
     return str(caught.value)
 
 
-def check(module: ORTModule, given: object) -> _arrays.Call:
+def check(module: ORTModule, given: object) -> _arrays.CheckedCall:
     """The contract of a Processor of this model."""
-    return _arrays.check(module.signature, module._artifact.profiles, given)
+    return _arrays.check_call(module.signature, module._artifact.profiles, given)
 
 
 def tensors(value: Any) -> Any:
@@ -185,7 +185,7 @@ def test_odd_arrays_keep_their_values() -> None:
 
 def outputs(out: object) -> dict[str, Any]:
     """The caller's arrays for the outputs of a model with one of them."""
-    return _arrays.read_out(mlp()[1].signature, out)
+    return _arrays.match_out(mlp()[1].signature, out)
 
 
 def test_own_outputs_come_in_every_form() -> None:
@@ -209,9 +209,9 @@ def test_own_outputs_that_take_no_result_are_refused() -> None:
     for message, out in cases.items():
         assert text(t2e.InputError, outputs, out) == message
     message = "out['y']: dtype is float64, the output is float32; make it with dtype='float32'"
-    assert text(t2e.DtypeError, _arrays.check_out, "y", y.astype("f8"), y.dtype, (4, 3)) == message
+    assert text(t2e.DtypeError, _arrays.check_out_array, "y", y.astype("f8"), y.dtype, (4, 3)) == message
     message = "out['y']: its shape is [4, 3], the output is [5, 3]; pass an array of that shape"
-    assert text(t2e.ShapeError, _arrays.check_out, "y", y, y.dtype, (5, 3)) == message
+    assert text(t2e.ShapeError, _arrays.check_out_array, "y", y, y.dtype, (5, 3)) == message
 
 
 # Construction

@@ -15,9 +15,9 @@ from tests.support.deploy_models import mlp, nested, pair
 from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
 from torch2engine.processor import host_copy as _copying
 from torch2engine.processor.arrays import input_layout
-from torch2engine.processor.batches import Batches, grouped, plan_batches, stacked
-from torch2engine.processor.host_copy import Copier, pieces
-from torch2engine.processor.staging import flat, make_layout
+from torch2engine.processor.batches import Batches, group_samples, plan_batches, stack_samples
+from torch2engine.processor.host_copy import HostCopier, split_copy
+from torch2engine.processor.staging import as_bytes, make_layout
 from torch2engine.trt.capture_policy import is_harmless
 
 BATCH = Axis("batch", 1, 4, 64)
@@ -58,13 +58,13 @@ def test_batches_fit_the_profiles(
     axis = Axis("batch", multiple, multiple, 64, multiple_of=multiple)
     found = plan_batches(signature(axis, 3), profiles(*ranges), asked)
     assert found == Batches(tuple(ranges), multiple, size)
-    assert {count: found.padded(count) for count in padded} == padded
+    assert {count: found.padded_size(count) for count in padded} == padded
 
 
 def test_fixed_batch_is_the_only_one() -> None:
     """An engine without a dynamic batch is always given a whole one."""
     found = plan_batches(signature(8, 3), [Profile({})], 3)
-    assert (found.size, found.padded(3)) == (8, 8)
+    assert (found.size, found.padded_size(3)) == (8, 8)
 
 
 @pytest.mark.parametrize("name", ["states.1", "hidden.sum"])
@@ -83,10 +83,10 @@ def test_engine_without_a_batch_is_refused(name: str) -> None:
 def test_samples_are_stacked_and_filled_up() -> None:
     """Each input gets its samples in order, and copies of the last one."""
     rows = np.arange(18, dtype=np.float32).reshape(3, 6)
-    batch = stacked(mlp()[1].signature, list(rows), 0, 5)
+    batch = stack_samples(mlp()[1].signature, list(rows), 0, 5)
     assert np.array_equal(batch["x"], rows[[0, 1, 2, 2, 2]])
     columns = np.arange(12, dtype=np.float32).reshape(4, 3)
-    both = stacked(pair().signature, [{"b": row, "a": -row} for row in columns], 0, 4)
+    both = stack_samples(pair().signature, [{"b": row, "a": -row} for row in columns], 0, 4)
     assert np.array_equal(both["a"], -columns)
     assert np.array_equal(both["b"], columns)
 
@@ -95,13 +95,13 @@ def test_sample_that_does_not_fit_is_named() -> None:
     """Another shape or dtype is refused with the sample's number."""
     rows: list[Any] = [np.zeros(6, np.float32), np.zeros(5, np.float32)]
     with pytest.raises(t2e.ShapeError) as caught:
-        stacked(mlp()[1].signature, rows, 40, 2)
+        stack_samples(mlp()[1].signature, rows, 40, 2)
     assert str(caught.value) == (
         "sample 41 of the data set: input 'x' is [5], in sample 40 [6], samples of one shape in a batch; "
         "sort them by shape, or make the batches yourself and pass them to infer_stream"
     )
     with pytest.raises(t2e.DtypeError, match="input 'x': dtype is float64, the engine takes float32"):
-        stacked(mlp()[1].signature, [np.zeros(6)], 0, 1)
+        stack_samples(mlp()[1].signature, [np.zeros(6)], 0, 1)
 
 
 def test_samples_before_one_that_fails_come_first() -> None:
@@ -111,12 +111,12 @@ def test_samples_before_one_that_fails_come_first() -> None:
         yield from range(5)
         raise OSError("disk")
 
-    groups = grouped(samples(), 3)
+    groups = group_samples(samples(), 3)
     assert [next(groups), next(groups)] == [[0, 1, 2], [3, 4]]
     with pytest.raises(OSError, match="disk"):
         next(groups)
-    assert list(grouped(range(6), 3)) == [[0, 1, 2], [3, 4, 5]]
-    assert list(grouped([], 3)) == []
+    assert list(group_samples(range(6), 3)) == [[0, 1, 2], [3, 4, 5]]
+    assert list(group_samples([], 3)) == []
 
 
 def test_layout_of_inputs_follows_the_axes() -> None:
@@ -150,7 +150,7 @@ def test_places_are_aligned_and_apart() -> None:
 def test_bytes_of_an_array_are_its_own(shape: tuple[int, ...], dtype: str) -> None:
     """The flat view has all bytes of any dtype and rank, and writes through."""
     array = np.zeros(shape, dtype)
-    view = flat(array)
+    view = as_bytes(array)
     assert (view.dtype, view.nbytes) == (np.uint8, array.nbytes)
     assert np.shares_memory(view, array) or not array.nbytes
 
@@ -175,7 +175,7 @@ def test_copies_are_whole(how: str, threads: int) -> None:
     """Any layout and dtype arrives, whichever number of threads copies it."""
     source = ARRAYS[how]()
     wide = np.float64 if source.dtype.newbyteorder("=") == np.float64 else np.float32
-    copier = Copier(threads)
+    copier = HostCopier(threads)
     for target in (np.zeros(source.shape, wide), np.zeros(source.shape, wide, order="F")):
         other = np.zeros(5)
         copier.copy([(target, source), (other, np.arange(5.0))])
@@ -187,17 +187,17 @@ def test_copies_are_whole(how: str, threads: int) -> None:
 def test_large_copies_are_split_and_small_ones_are_not() -> None:
     """Pieces are at least a MiB, as many as threads, and cover the whole."""
     large, small = np.zeros((64, 1 << 16), np.uint8), np.zeros(1 << 20, np.uint8)
-    assert len(pieces(large, large, 4)) == 4
-    assert sum(target.nbytes for target, _ in pieces(large, large, 3)) == large.nbytes
-    assert len(pieces(large, large, 64)) == 4
-    assert len(pieces(small, small, 4)) == 1
-    assert len(pieces(large[:, ::2], large[:, ::2], 4)) == 1
+    assert len(split_copy(large, large, 4)) == 4
+    assert sum(target.nbytes for target, _ in split_copy(large, large, 3)) == large.nbytes
+    assert len(split_copy(large, large, 64)) == 4
+    assert len(split_copy(small, small, 4)) == 1
+    assert len(split_copy(large[:, ::2], large[:, ::2], 4)) == 1
 
 
 def test_copy_after_close_is_made_all_the_same() -> None:
     """Who is still copying when the threads are sent away copies to the end."""
     source = np.random.default_rng(0).integers(0, 255, 1 << 23, np.uint8)
-    copier = Copier(4)
+    copier = HostCopier(4)
     stop = threading.Event()
 
     def close() -> None:
@@ -228,7 +228,7 @@ def test_error_in_a_copy_is_raised_once_all_are_through(monkeypatch: pytest.Monk
     monkeypatch.setattr(_copying, "_copy", copy)
     source = np.zeros(1 << 22, np.uint8)
     source[0] = 1
-    copier = Copier(3)
+    copier = HostCopier(3)
     with pytest.raises(ValueError, match="planted"):
         copier.copy([(np.zeros_like(source), source)])
     assert sum(through) == source.nbytes
@@ -237,7 +237,7 @@ def test_error_in_a_copy_is_raised_once_all_are_through(monkeypatch: pytest.Monk
 
 def test_copying_threads_are_harmless_to_captures() -> None:
     """CUDA graphs are captured beside them, since they wait for no device."""
-    copier = Copier(3)
+    copier = HostCopier(3)
     copier._start()
     assert len(copier._threads) == 2
     assert all(is_harmless(thread) for thread in copier._threads)

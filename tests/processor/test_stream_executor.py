@@ -14,7 +14,7 @@ import pytest
 import torch2engine as t2e
 from torch2engine.core.spec import TensorSpec
 from torch2engine.processor import stream_executor
-from torch2engine.processor.arrays import Call
+from torch2engine.processor.arrays import CheckedCall
 from torch2engine.processor.cuda import Cuda
 from torch2engine.processor.staging import PendingCall, StagingBuffers, make_layout
 from torch2engine.processor.stream_executor import ArrayStreamExecutor, InitialBytes
@@ -209,7 +209,7 @@ class Bench:
         inputs = make_layout([x.nbytes])
         staging.reserve(inputs.total, 0)
         staging.inputs[: x.nbytes] = x.reshape(-1).view(np.uint8)
-        pending = PendingCall(Call((x,), (x.shape,), 0), staging, out or {}, perf_counter(), inputs)
+        pending = PendingCall(CheckedCall((x,), (x.shape,), 0), staging, out or {}, perf_counter(), inputs)
         with self.executor.lock:
             self.executor.run(pending)
         (result,) = pending.results

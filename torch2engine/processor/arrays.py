@@ -1,7 +1,7 @@
 """numpy arrays under the call contract: the checks of TRTModule, in its words, for arrays.
 
 Enters: what a caller passes to a Processor. Leaves: one array per input of the signature, checked, and its profile; or
-the typed error. Apart because nothing here needs a GPU.
+the typed error. Separate because nothing here needs a GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,17 @@ from torch2engine.core.errors import DtypeError, InputError, InstallationError, 
 from torch2engine.core.pytree import Leaves, bind
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 
-__all__ = ["Array", "Call", "check", "check_out", "checked_dtype", "input_layout", "leaves", "numpy_dtype", "read_out"]
+__all__ = [
+    "Array",
+    "CheckedCall",
+    "check_call",
+    "check_out_array",
+    "input_layout",
+    "match_arguments",
+    "match_out",
+    "numpy_dtype",
+    "require_dtype",
+]
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
@@ -35,7 +45,7 @@ ARRAYS = Leaves(_fits, "a numpy.ndarray", "pass numpy.asarray(...) of it")
 
 
 @dataclass(frozen=True)
-class Call:
+class CheckedCall:
     """One checked call.
 
     Args:
@@ -69,8 +79,8 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
     return np.dtype(getattr(found, spec.dtype))
 
 
-def leaves(signature: Signature, given: object) -> list[Any]:
-    """What was passed, in the signature's order."""
+def match_arguments(signature: Signature, given: object) -> list[Any]:
+    """The arguments of a call, in the order of the signature's inputs."""
     if isinstance(given, Mapping):
         items = cast("Mapping[Any, Any]", given)
         names = [spec.name for spec in signature.inputs]
@@ -112,7 +122,7 @@ def _by_name(names: Sequence[str], items: Mapping[Any, Any]) -> list[Any]:
     return [items[name] for name in names]
 
 
-def checked_dtype(signature: Signature, spec: TensorSpec, leaf: Any) -> Array:
+def require_dtype(signature: Signature, spec: TensorSpec, leaf: Any) -> Array:
     """An input as an array, whose dtype is or casts without loss to the engine's.
 
     Raises:
@@ -124,7 +134,7 @@ def checked_dtype(signature: Signature, spec: TensorSpec, leaf: Any) -> Array:
     return array
 
 
-def check(signature: Signature, profiles: Sequence[Profile], given: object) -> Call:
+def check_call(signature: Signature, profiles: Sequence[Profile], given: object) -> CheckedCall:
     """Hold a call against the signature and the profiles.
 
     Args:
@@ -138,16 +148,16 @@ def check(signature: Signature, profiles: Sequence[Profile], given: object) -> C
         ShapeError: a rank or size that no profile allows.
     """
     arrays = [
-        checked_dtype(signature, spec, leaf)
-        for spec, leaf in zip(signature.inputs, leaves(signature, given), strict=True)
+        require_dtype(signature, spec, leaf)
+        for spec, leaf in zip(signature.inputs, match_arguments(signature, given), strict=True)
     ]
     shapes = tuple(array.shape for array in arrays)
     sizes = signature.resolve(shapes)
     profile = signature.select_profile(profiles, sizes) if profiles else 0
-    return Call(tuple(arrays), shapes, profile)
+    return CheckedCall(tuple(arrays), shapes, profile)
 
 
-def read_out(signature: Signature, out: object) -> dict[str, Array]:
+def match_out(signature: Signature, out: object) -> dict[str, Array]:
     """The caller's own arrays for results, by output.
 
     Args:
@@ -179,7 +189,7 @@ def read_out(signature: Signature, out: object) -> dict[str, Array]:
     return found
 
 
-def check_out(name: str, array: Array, dtype: np.dtype[Any], shape: Shape) -> None:
+def check_out_array(name: str, array: Array, dtype: np.dtype[Any], shape: Shape) -> None:
     """Refuse an array that does not take an output as it is.
 
     Raises:

@@ -1,6 +1,6 @@
 """Samples → batches that a profile allows: how many go together, and with how many copies the last batch is filled up.
 
-Enters: a signature, profiles, samples one by one. Leaves: batches, and how many results of each count. Apart because
+Enters: a signature, profiles, samples one by one. Leaves: batches, and how many results of each count. Separate because
 nothing here needs a GPU.
 """
 
@@ -14,9 +14,9 @@ import numpy as np
 
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.spec import Profile, Signature
-from torch2engine.processor.arrays import Array, checked_dtype, leaves
+from torch2engine.processor.arrays import Array, match_arguments, require_dtype
 
-__all__ = ["Batches", "grouped", "plan_batches", "stacked"]
+__all__ = ["Batches", "group_samples", "plan_batches", "stack_samples"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Batches:
     multiple_of: int
     size: int
 
-    def padded(self, count: int) -> int:
+    def padded_size(self, count: int) -> int:
         """The smallest batch that holds so many samples, of which there are at most `size`."""
         step = self.multiple_of
         sizes = [-(-max(low, count) // step) * step for low, _ in self.ranges]
@@ -41,7 +41,7 @@ class Batches:
 
 
 def plan_batches(signature: Signature, profiles: Sequence[Profile], batch_size: int) -> Batches:
-    """Find the batch sizes that come near to what is asked: at most so many, unless even the smallest one is larger.
+    """Find the batch sizes near to a wanted one: at most as large, unless even the smallest one is larger.
 
     Raises:
         InputError: dimension 0 is not one axis of every input and output.
@@ -68,7 +68,7 @@ def plan_batches(signature: Signature, profiles: Sequence[Profile], batch_size: 
     return Batches(ranges, step, size)
 
 
-def stacked(signature: Signature, samples: Sequence[Any], first: int, size: int) -> dict[str, Array]:
+def stack_samples(signature: Signature, samples: Sequence[Any], first: int, size: int) -> dict[str, Array]:
     """One batch: the samples, and the last one again and again.
 
     Args:
@@ -79,8 +79,8 @@ def stacked(signature: Signature, samples: Sequence[Any], first: int, size: int)
     """
     columns: list[list[Array]] = [[] for _ in signature.inputs]
     for number, sample in enumerate(samples, first):
-        for spec, column, leaf in zip(signature.inputs, columns, leaves(signature, sample), strict=True):
-            array = checked_dtype(signature, spec, leaf)
+        for spec, column, leaf in zip(signature.inputs, columns, match_arguments(signature, sample), strict=True):
+            array = require_dtype(signature, spec, leaf)
             if column and array.shape != column[0].shape:
                 raise ShapeError(
                     f"sample {number} of the data set",
@@ -94,7 +94,7 @@ def stacked(signature: Signature, samples: Sequence[Any], first: int, size: int)
     return {spec.name: np.stack(column) for spec, column in zip(signature.inputs, filled, strict=True)}
 
 
-def grouped(dataset: Iterable[Any], size: int) -> Generator[list[Any]]:
+def group_samples(dataset: Iterable[Any], size: int) -> Generator[list[Any]]:
     """Samples in groups; those before a sample that can't be had come first, then its error."""
     group: list[Any] = []
     try:

@@ -1,9 +1,9 @@
 """The only door to pycuda: a device's primary context, streams, events, and memory on either side.
 
-Enters: a device's number. Leaves: a `Cuda` that is entered around every piece of work, and what was made in it. Apart
-because pycuda's objects may only be made, used and let go of while their context is current in the very thread: what
-leaves this room takes care of that, whichever thread drops it. Only primary contexts are used, which CUDA's runtime,
-and so TensorRT and PyTorch, use too: with any other, pointers of one side would mean nothing to the other.
+Enters: a device's number. Leaves: a `Cuda` that is entered around every piece of work, and the objects made in it.
+Separate because pycuda's objects may only be made, used and dropped while their context is current in the same thread.
+The objects that leave this file take care of that, whichever thread drops them. Only primary contexts are used, since
+CUDA's runtime, and so TensorRT and PyTorch, use them too. Pointers of another context would mean nothing to them.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ class Cuda:
                 out_of_memory=memory,
             ) from error
 
-    # What follows is called while it is entered.
+    # The methods below are called while the context is entered.
 
     def stream(self) -> Stream:
         """A stream of its own, which never waits for the legacy default stream."""
@@ -221,7 +221,7 @@ class _Owned:
             del made
 
     def _free(self, made: Any) -> None:
-        """What there is to do beyond dropping it."""
+        """Free memory explicitly; pycuda destroys its other objects by itself."""
 
 
 class Stream(_Owned):
@@ -273,7 +273,7 @@ class Memory(_Owned):
 
 
 class _Pinned(_Owned):
-    """What arrays on page-locked memory hold."""
+    """The owner of page-locked memory, which arrays on it hold."""
 
     @property
     def __array_interface__(self) -> dict[str, Any]:

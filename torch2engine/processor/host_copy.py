@@ -1,6 +1,6 @@
 """Copies from array to array in host memory, by several threads where one would keep the GPU waiting.
 
-Enters: arrays of one shape. Leaves: the target filled. Apart because one core copies some 10 GB/s, a fifth of what a
+Enters: arrays of one shape. Leaves: the target filled. Separate because one core copies some 10 GB/s, a fifth of what a
 GPU takes in: a batch of images would otherwise take longer to stage than to answer.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Copier", "pieces"]
+__all__ = ["HostCopier", "split_copy"]
 
 _MOST_THREADS = 6
 _PIECE_BYTES = 1 << 20
@@ -24,7 +24,7 @@ _PIECE_BYTES = 1 << 20
 Array = npt.NDArray[Any]
 
 
-def pieces(target: Array, source: Array, most: int) -> list[tuple[Array, Array]]:
+def split_copy(target: Array, source: Array, most: int) -> list[tuple[Array, Array]]:
     """Split a copy into at most that many of about one size, none of them small.
 
     Args:
@@ -46,8 +46,8 @@ def _copy(target: Array, source: Array) -> None:
     np.copyto(target, source, casting="unsafe")
 
 
-class _Together:
-    """Pieces that several threads copy, the caller among them, who so depends on none of the others."""
+class _SharedCopy:
+    """A copy in pieces for several threads. The calling thread copies too, so that it depends on none of the others."""
 
     def __init__(self, parts: Sequence[tuple[Array, Array]]) -> None:
         self._lock = threading.Lock()
@@ -73,10 +73,10 @@ class _Together:
                     self._done.set()
 
     def finish(self) -> None:
-        """Copy and wait for those who help."""
+        """Copy, and wait for the helping threads."""
         try:
             self.work()
-        finally:  # an interrupt must not leave anybody writing to memory that is then used again
+        finally:  # an interrupt must not leave a thread writing to memory that is then used again
             self._done.wait()
         if self._error is not None:
             try:
@@ -85,7 +85,7 @@ class _Together:
                 self._error = None
 
 
-class Copier:
+class HostCopier:
     """Threads that help to copy; they are made at the first large copy and end with `close`.
 
     Args:
@@ -95,7 +95,7 @@ class Copier:
     def __init__(self, threads: int | None = None) -> None:
         self._count = threads or min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         self._lock = threading.Lock()
-        self._work: queue.SimpleQueue[_Together | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[_SharedCopy | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._is_closed = False
 
@@ -105,12 +105,12 @@ class Copier:
         Args:
             pairs: (target, source) of one shape; targets don't overlap.
         """
-        parts = [part for target, source in pairs for part in pieces(target, source, self._count)]
+        parts = [part for target, source in pairs for part in split_copy(target, source, self._count)]
         if len(parts) == len(pairs) or not self._start():
             for part in parts:
                 _copy(*part)
             return
-        together = _Together(parts)
+        together = _SharedCopy(parts)
         for _ in range(self._count - 1):
             self._work.put(together)
         together.finish()
@@ -119,7 +119,9 @@ class Copier:
         """Have the threads; False once it was closed."""
         with self._lock:
             while not self._is_closed and len(self._threads) < self._count - 1:
-                thread = threading.Thread(target=_serve, args=(self._work,), name="torch2engine copy", daemon=True)
+                thread = threading.Thread(
+                    target=_help_copying, args=(self._work,), name="torch2engine copy", daemon=True
+                )
                 self._threads.append(thread)
                 thread.start()
             return not self._is_closed
@@ -133,7 +135,7 @@ class Copier:
             self._threads.clear()
 
 
-def _serve(work: queue.SimpleQueue[_Together | None]) -> None:
+def _help_copying(work: queue.SimpleQueue[_SharedCopy | None]) -> None:
     while (one := work.get()) is not None:
         one.work()
-        del one  # or its arrays would be kept until the next copy
+        del one  # or its arrays would live until the next copy

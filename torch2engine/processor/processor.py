@@ -22,8 +22,8 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig, choice, of_kind
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Signature
-from torch2engine.processor.arrays import Array, check, input_layout, read_out
-from torch2engine.processor.batches import grouped, plan_batches, stacked
+from torch2engine.processor.arrays import Array, check_call, input_layout, match_out
+from torch2engine.processor.batches import group_samples, plan_batches, stack_samples
 from torch2engine.processor.session import ProcessorSession
 from torch2engine.processor.staging import PendingCall, Timings
 
@@ -119,20 +119,20 @@ class Processor:
             DeviceError: in a fork of the process that made the Processor.
             BuildError: TensorRT or the GPU fails, mostly for want of memory.
         """
-        call = check(self.signature, self._artifact.profiles, inputs)
-        wanted = read_out(self.signature, out)
+        call = check_call(self.signature, self._artifact.profiles, inputs)
+        wanted = match_out(self.signature, out)
         with self._turns:
             return self._session.finish(self._session.start(call, wanted, blocking=False))
 
     def infer_stream(self, items: Iterable[Any], depth: int = 4) -> Generator[Results]:
         """Answer one call after the other, while the next ones are copied in and the last ones out.
 
-        Calls of any shapes may follow each other. An item is staged before the next one is asked for, so a source may
+        Calls of any shapes may follow each other. An item is staged before the next one is fetched, so a source may
         fill the same arrays anew each time, unless they are page-locked: those must stay as they are until their
         results have come.
 
         Args:
-            items: what `infer` takes, each; asked for in the caller's thread, up to `depth` ahead.
+            items: what `infer` takes, each; fetched in the caller's thread, up to `depth` ahead.
             depth: how many calls may be under way, at least 1; more than `streams` + 2 are of no use.
 
         Returns:
@@ -158,7 +158,7 @@ class Processor:
             while True:
                 while more and len(under_way) < depth:
                     try:
-                        call = check(self.signature, self._artifact.profiles, next(source))
+                        call = check_call(self.signature, self._artifact.profiles, next(source))
                         under_way.append(self._session.start(call, {}, blocking=True))
                     except StopIteration:
                         more = False
@@ -197,8 +197,8 @@ class Processor:
 
         def made() -> Generator[dict[str, Array]]:
             first = 0
-            for group in grouped(dataset, batches.size):
-                batch = stacked(self.signature, group, first, batches.padded(len(group)))
+            for group in group_samples(dataset, batches.size):
+                batch = stack_samples(self.signature, group, first, batches.padded_size(len(group)))
                 counts.append(len(group))
                 first += len(group)
                 yield batch

@@ -17,9 +17,9 @@ import numpy as np
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.config import RuntimeConfig
-from torch2engine.processor.arrays import Array, Call, numpy_dtype
+from torch2engine.processor.arrays import Array, CheckedCall, numpy_dtype
 from torch2engine.processor.cuda import find_cuda
-from torch2engine.processor.host_copy import Copier
+from torch2engine.processor.host_copy import HostCopier
 from torch2engine.processor.staging import PendingCall, StagingBuffers, Timings, make_layout
 from torch2engine.processor.stream_executor import ArrayStreamExecutor, InitialBytes, closed_error
 from torch2engine.trt.context import Context
@@ -54,7 +54,7 @@ class ProcessorSession:
         for spec in signature.outputs:
             numpy_dtype(spec)
         self.cuda = find_cuda(index)
-        self._copier = Copier()
+        self._copier = HostCopier()
         # The garbage collector may end a stream of calls in a thread that holds it.
         self._lock = threading.RLock()
         self._spare_staging: list[StagingBuffers] = []
@@ -93,12 +93,12 @@ class ProcessorSession:
         stream.wait()
         return largest
 
-    def start(self, call: Call, out: Mapping[str, Array], blocking: bool) -> PendingCall:
+    def start(self, call: CheckedCall, out: Mapping[str, Array], blocking: bool) -> PendingCall:
         """Enqueue a call; the caller's arrays may change afterwards, unless they are large and page-locked.
 
         Args:
             call: checked.
-            out: the caller's own arrays for outputs, as `read_out` gives them.
+            out: the caller's own arrays for outputs, as `match_out` gives them.
             blocking: whether `finish` sleeps rather than spins.
 
         Raises:
@@ -133,7 +133,7 @@ class ProcessorSession:
             raise closed_error()
         return engine
 
-    def _stage(self, call: Call, out: dict[str, Array], staging: StagingBuffers, began: float) -> PendingCall:
+    def _stage(self, call: CheckedCall, out: dict[str, Array], staging: StagingBuffers, began: float) -> PendingCall:
         """Copy the inputs that are not page-locked themselves into page-locked memory."""
         inputs = make_layout([_bytes(shape, dtype) for shape, dtype in zip(call.shapes, self._dtypes, strict=True)])
         direct: list[int] = []

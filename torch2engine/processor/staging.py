@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from torch2engine.processor.arrays import Array, Call, Shape
+from torch2engine.processor.arrays import Array, CheckedCall, Shape
 from torch2engine.processor.cuda import Bytes, Cuda, Memory
 from torch2engine.trt.memory import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
     from torch2engine.processor.stream_executor import ArrayStreamExecutor
 
-__all__ = ["Layout", "PendingCall", "Result", "StagingBuffers", "Timings", "flat", "make_layout"]
+__all__ = ["Layout", "PendingCall", "Result", "StagingBuffers", "Timings", "as_bytes", "make_layout"]
 
 
 class Timings(NamedTuple):
@@ -56,7 +56,7 @@ def make_layout(sizes: Sequence[int]) -> Layout:
     return Layout(tuple(offsets), tuple(sizes), end)
 
 
-def flat(array: Array) -> Bytes:
+def as_bytes(array: Array) -> Bytes:
     """The bytes of a contiguous array, without a copy."""
     return array.reshape(-1).view(np.uint8)
 
@@ -129,7 +129,7 @@ class PendingCall:
         executor: where it runs, once that is decided.
     """
 
-    call: Call
+    call: CheckedCall
     staging: StagingBuffers
     out: dict[str, Array]
     began: float

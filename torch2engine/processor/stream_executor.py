@@ -20,9 +20,9 @@ import numpy as np
 
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import BuildError, InputError
-from torch2engine.processor.arrays import Shape, check_out, numpy_dtype
+from torch2engine.processor.arrays import Shape, check_out_array, numpy_dtype
 from torch2engine.processor.cuda import Bytes, Cuda, Memory, Stream
-from torch2engine.processor.staging import Layout, PendingCall, Result, flat, make_layout
+from torch2engine.processor.staging import Layout, PendingCall, Result, as_bytes, make_layout
 from torch2engine.trt.capture_policy import CapturePolicy
 from torch2engine.trt.context import Context, DataDependentOutput
 from torch2engine.trt.context_pool import ContextPool, PreparedShape
@@ -214,7 +214,7 @@ class ArrayStreamExecutor:
         """Refuse arrays of the caller's that don't take the outputs, as far as these are known."""
         for index, spec in enumerate(self._output_specs):
             if spec.name in pending.out and index not in prepared.outputs.data_dependent:
-                check_out(spec.name, pending.out[spec.name], self._dtypes[index], prepared.outputs.shapes[index])
+                check_out_array(spec.name, pending.out[spec.name], self._dtypes[index], prepared.outputs.shapes[index])
 
     # The steps of a call.
 
@@ -227,7 +227,7 @@ class ArrayStreamExecutor:
             return
         for index, (offset, size) in enumerate(zip(layout.offsets, layout.sizes, strict=True)):
             is_direct = index in pending.direct
-            source = flat(pending.call.arrays[index]) if is_direct else staged[offset : offset + size]
+            source = as_bytes(pending.call.arrays[index]) if is_direct else staged[offset : offset + size]
             if size:
                 self._cuda.copy_in(self._inputs.address + offset, source, self.stream)
 
@@ -272,7 +272,7 @@ class ArrayStreamExecutor:
             is_direct = False
             if target is not None and size and target.flags.c_contiguous and self._cuda.is_pinned(target):
                 is_direct = True
-                destination = flat(target)
+                destination = as_bytes(target)
             staged = None if is_direct else output.staged
             pending.results.append(Result(spec.name, self._dtypes[index], output.shape, staged, target))
             if size:
@@ -294,7 +294,7 @@ class ArrayStreamExecutor:
         """The place of an output whose shape and memory are known since the enqueue."""
         name, dtype = self._output_specs[index].name, self._dtypes[index]
         if name in pending.out:
-            check_out(name, pending.out[name], dtype, output.shape)
+            check_out_array(name, pending.out[name], dtype, output.shape)
         staged = self._cuda.pinned(math.prod(output.shape) * dtype.itemsize)
         address = 0
         if staged.nbytes and output.memory is not None:

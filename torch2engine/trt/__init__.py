@@ -1,5 +1,5 @@
 """The only door to TensorRT and the driver: flavours, engines, execution contexts, CUDA graphs.
 
-Enters: an engine artifact and device addresses. Leaves: work on streams. A room of its own because it needs neither
-torch nor ONNX.
+Enters: an engine artifact and device addresses. Leaves: work on streams. Separate because it needs neither torch
+nor ONNX.
 """

@@ -1,8 +1,8 @@
 """`EngineArtifact` → `Engine`: deserialised on one device, a maker of execution contexts.
 
 Enters: a plan whose hashes were checked. Leaves: contexts that are enqueued by address, and the kernels that
-TensorRT-RTX compiled on the way. A room of its own, without torch: whose memory and streams these are is not its
-business.
+TensorRT-RTX compiled on the way. Separate, and without torch, because PyTorch
+and pycuda may both own the memory and the streams that its contexts use.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from torch2engine.trt.memory import FREE_MEMORY
 __all__ = ["Engine"]
 
 _logger = logging.getLogger("torch2engine.runtime")
-_PARTS = ("_refitter", "_config", "_cache", "_engine", "_runtime")  # in the order in which they go
+_TENSORRT_OBJECTS = ("_refitter", "_config", "_cache", "_engine", "_runtime")  # in the order in which they go
 
 
 class Engine:
@@ -54,11 +54,11 @@ class Engine:
     Raises:
         InstallationError: no such GPU, or no TensorRT of the artifact's flavour.
         ArtifactError: made for other hardware or another version, or TensorRT refuses the plan.
-        InputError: kernel_specialization is asked of a TensorRT that has none.
+        InputError: a kernel_specialization that this TensorRT does not have.
     """
 
     def __init__(self, artifact: EngineArtifact, index: int, kernel_specialization: str = "none") -> None:
-        self._process = -1
+        self._process: int | None = None  # until there is something to give back
         gpu = require_gpu(index)
         hardware = artifact.hardware
         rt = find_tensorrt(hardware.flavour)
@@ -128,7 +128,8 @@ class Engine:
 
     def _configure(self, kernel_specialization: str, cache: bytes) -> IRuntimeConfig:
         """The configuration that every context is made with."""
-        rt, mark = self._rt, self._rt.log.mark()
+        rt = self._rt
+        mark = rt.log.mark()
         config: IRuntimeConfig = check_return_value(
             self._engine.create_runtime_config(), "runtime config", rt, since=mark
         )
@@ -190,7 +191,7 @@ class Engine:
     def __del__(self) -> None:
         # In the order in which they must go: contexts are gone, since they hold the engine's users.
         if os.getpid() == self._process and not sys.is_finalizing():
-            parts = {name: self.__dict__.pop(name, None) for name in _PARTS}
+            parts = {name: self.__dict__.pop(name, None) for name in _TENSORRT_OBJECTS}
             held = {name: part for name, part in parts.items() if part is not None}
             del parts
             self._rt.call_lock.release_when_idle(held)
@@ -247,7 +248,8 @@ class Engine:
         Raises:
             RefitError: TensorRT refuses one, or needs more of them; the engine may be half-way.
         """
-        rt, api = self._rt, self._rt.api
+        rt = self._rt
+        api = rt.api
         with rt.call_lock:
             mark = rt.log.mark()
             refitter = self._make_refitter()
@@ -300,7 +302,7 @@ class Engine:
             return bytes(data)
 
     def runtime_cache(self) -> bytes:
-        """What TensorRT-RTX compiled so far, for an artifact; empty for TensorRT, which compiles when it builds."""
+        """The kernels that TensorRT-RTX compiled so far; empty for TensorRT, which compiles when it builds."""
         rt = self._rt
         if self._cache is None:
             return b""

@@ -1,7 +1,7 @@
-"""Facts about the GPUs of this machine, asked from the driver itself.
+"""Facts about the GPUs of this machine, as the driver itself gives them.
 
 Enters: nothing. Leaves: `Gpu` values, or an InstallationError that says what is missing and the line that mends it.
-A room of its own because building, loading and serving all need these facts where torch must not be imported. The
+Separate because building, loading and serving all need these facts where torch must not be imported. The
 driver is initialised only when one of these functions is called: a process that is going to fork must not call them.
 """
 
@@ -144,7 +144,7 @@ def find_capture_id(stream: int) -> int | None:
     """
     cuda = load_driver()
     state, number = ctypes.c_int(_CAPTURE_NONE), ctypes.c_uint64()
-    # CUDA 11.3 and later; the graph and its last nodes are not asked for
+    # CUDA 11.3 and later; the CUDA graph and its last nodes are not wanted
     status = cuda.cuStreamGetCaptureInfo_v2(
         ctypes.c_void_p(stream), ctypes.byref(state), ctypes.byref(number), None, None, None
     )

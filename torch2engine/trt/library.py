@@ -1,7 +1,7 @@
 """The only door to TensorRT: which flavour is installed, what it can do, its dtypes, its log and its return values.
 
 Enters: the bindings module, whatever its name and version. Leaves: a `TensorRT` value through which every other room
-uses it, and names for annotations (`trt.Builder`, `trt.ITensor`, ...). A room of its own so that a new TensorRT
+uses it, and names for annotations (`Builder`, `ITensor`, ...). Separate so that a new TensorRT
 version is a change in one file, and so that its differences are questions of "has it this?", never of numbers.
 """
 
@@ -83,7 +83,7 @@ _LEVELS = {
     "INFO": logging.INFO,
     "VERBOSE": logging.DEBUG,
 }
-_KEPT_LINES = 200
+_MAX_LINES = 200
 
 _logger = logging.getLogger("torch2engine.tensorrt")
 # Without a handler Python would print TensorRT's warnings; whether they are shown is the application's choice.
@@ -100,14 +100,14 @@ class LogLine:
 
 
 class Log:
-    """TensorRT's most recent lines, kept for error messages and passed on to ``torch2engine.tensorrt``.
+    """TensorRT's most recent lines, for error messages and passed on to ``torch2engine.tensorrt``.
 
     There is one per flavour and process, because TensorRT keeps the first logger that it is given and sends part of
     its lines there, whichever object they are about. Threads may share it.
     """
 
     def __init__(self) -> None:
-        self._lines: deque[LogLine] = deque(maxlen=_KEPT_LINES)
+        self._lines: deque[LogLine] = deque(maxlen=_MAX_LINES)
         self._lock = threading.Lock()
         self._number = 0
 
@@ -130,19 +130,19 @@ class Log:
         return self._number
 
     def lines(self, since: int = 0, level: int = logging.WARNING) -> tuple[str, ...]:
-        """Give the kept lines, oldest first.
+        """Give the recent lines, oldest first.
 
         Args:
             since: a number from `mark`; only lines after it.
             level: the lowest Python logging level.
         """
         with self._lock:
-            kept = list(self._lines)
-        return tuple(line.text for line in kept if line.number > since and line.level >= level)
+            recent = list(self._lines)
+        return tuple(line.text for line in recent if line.number > since and line.level >= level)
 
 
 class CallLock:
-    """Who plans or runs; a context manager that is held meanwhile. Not reentrant.
+    """The lock around everything that plans or runs in TensorRT. Not reentrant.
 
     Args:
         exclusive: one thread at a time; otherwise any number of them.
@@ -150,7 +150,7 @@ class CallLock:
 
     def __init__(self, exclusive: bool) -> None:
         self._lock = threading.Lock() if exclusive else None
-        self._parked: deque[dict[str, Any]] = deque()
+        self._released: deque[dict[str, Any]] = deque()
 
     def __enter__(self) -> None:
         if self._lock is not None:
@@ -159,37 +159,37 @@ class CallLock:
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.release()
-        if self._parked:
-            self._sweep()
+        if self._released:
+            self._destroy_if_idle()
 
     def release_when_idle(self, objects: dict[str, Any]) -> None:
-        """Let go of TensorRT's objects while nothing of it runs: now, or when whoever runs is through.
+        """Let go of TensorRT's objects while nothing of it runs: now, or when the running call ends.
 
         It never waits: it is called by destructors, in any thread and with any lock held.
 
         Args:
             objects: attributes of an object that is going, in the order in which they go; the only references.
         """
-        self._parked.append(objects)
-        self._sweep()
+        self._released.append(objects)
+        self._destroy_if_idle()
 
-    def _sweep(self) -> None:
+    def _destroy_if_idle(self) -> None:
         if self._lock is None:
-            _let_go(self._parked)
+            _destroy_in_order(self._released)
             return
-        # Whoever holds the lock looks again when it is released.
-        while self._parked and self._lock.acquire(blocking=False):
+        # The thread that holds the lock looks again when it releases it.
+        while self._released and self._lock.acquire(blocking=False):
             try:
-                _let_go(self._parked)
+                _destroy_in_order(self._released)
             finally:
                 self._lock.release()
 
 
-def _let_go(parked: deque[dict[str, Any]]) -> None:
+def _destroy_in_order(released: deque[dict[str, Any]]) -> None:
     with relaxed_capture_mode():  # the garbage collector calls destructors amid the user's captures too
-        while parked:
+        while released:
             try:
-                objects = parked.popleft()
+                objects = released.popleft()
             except IndexError:  # another thread was faster
                 return
             while objects:
@@ -205,7 +205,7 @@ class TensorRT:
         version: e.g. ``"10.16.1.11"``.
         api: the bindings module.
         is_rtx: True for TensorRT-RTX.
-        log: where its lines are kept.
+        log: holds its recent lines.
         logger: the ILogger that feeds `log`; every builder, parser, runtime and refitter is given this one.
         call_lock: held around everything that plans or runs. TensorRT lets contexts of one engine run in
             several threads at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with
@@ -263,11 +263,11 @@ def find_tensorrt(flavour: str | None = None) -> TensorRT:
         for module in _MODULES[name]:
             api, problem = _import(module)
             if api is not None:
-                return _describe(api)
+                return _make_tensorrt(api)
             problems.append(problem)
     raise InstallationError(
         " or ".join(PRODUCT_NAMES[name] for name in flavours),
-        got=_findings(problems),
+        got=_describe_problems(problems),
         fix=" or ".join(f"`pip install torch2engine[{_EXTRAS[name]}]`" for name in flavours),
     )
 
@@ -288,7 +288,7 @@ def _import(module: str) -> tuple[Any, str]:
     return api, ""
 
 
-def _findings(problems: Iterable[str]) -> str:
+def _describe_problems(problems: Iterable[str]) -> str:
     found = [problem for problem in problems if problem] or ["it is not installed"]
     installed = sorted(
         f"{name} {distribution.version}"
@@ -300,7 +300,7 @@ def _findings(problems: Iterable[str]) -> str:
 
 # One Log and one logger per bindings module: see Log. They live as long as the module does.
 @functools.cache
-def _describe(api: Any) -> TensorRT:
+def _make_tensorrt(api: Any) -> TensorRT:
     is_rtx = hasattr(api, "CudaGraphStrategy")
     log = Log()
     name = "tensorrt_rtx" if is_rtx else "tensorrt"
@@ -331,7 +331,7 @@ def check_return_value(
 
     Args:
         value: what TensorRT returned.
-        what: what was asked of it, for the message, e.g. ``"set_input_shape of 'x'"``.
+        what: the request, for the message, e.g. ``"set_input_shape of 'x'"``.
         rt: the flavour, whose recent lines go into the message.
         error: the class to raise.
         since: a number from `Log.mark`; only lines after it are quoted.

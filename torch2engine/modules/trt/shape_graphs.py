@@ -64,7 +64,7 @@ class ShapeGraphs:
         return len(self.by_addresses) >= _MAX_GRAPHS
 
     def note_enqueue(self, seconds: float) -> None:
-        """Note how long an enqueue kept the host busy."""
+        """Note how long the host was busy with an enqueue."""
         self._enqueue_seconds = min(self._enqueue_seconds, seconds)
 
     def count_sighting(self, addresses: Addresses) -> bool:
