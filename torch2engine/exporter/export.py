@@ -34,6 +34,7 @@ from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, 
 from torch2engine.core.spec import Axis, Signature, TensorSpec
 from torch2engine.exporter import onnx_names as _graph
 from torch2engine.exporter import torch_program as _program
+from torch2engine.exporter.decompositions.table import exact_decompositions
 from torch2engine.exporter.fake_quant import as_operators
 from torch2engine.exporter.optimize import exact_rewrites, optimize
 from torch2engine.exporter.shape_guards import record_guards, tied, translate
@@ -324,7 +325,7 @@ def _to_onnx(
     if "fallback" in inspect.signature(cast("Any", torch.onnx.export)).parameters:  # gone since torch 2.12
         options["fallback"] = False
     weights: Weights | None = None
-    with exact_rewrites() as exact:
+    with exact_rewrites() as exact, exact_decompositions(program) as program:
         try:
             rewrite = (rewrite or refitted is not None) and exact
             options["optimize"] = rewrite and refitted is None

@@ -1,0 +1,269 @@
+"""Attention with PyTorch's semantics, in the pattern that TensorRT fuses.
+
+Enters: the arguments of `scaled_dot_product_attention` or of one of its forms for a device. Leaves: its results, from
+matrix products and one softmax. Separate because one function serves every form.
+
+torch.onnx's own translation takes four dimensions only, and averages all values for a query whose keys are all masked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["ATTENTION", "scaled_dot_product_attention"]
+
+
+@dataclass(frozen=True)
+class _Bias:
+    """A mask as numbers to add to the scores.
+
+    `added` has the query's dtype. A value of `seen` is true where a query sees at least one key; None: each one does.
+    """
+
+    added: Tensor
+    seen: Tensor | None
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Compute attention as PyTorch does, for any number of batch dimensions.
+
+    Args:
+        query: [..., L, E].
+        key: [..., S, E].
+        value: [..., S, Ev].
+        attn_mask: bool (true: this key is seen) or float (added to the scores), broadcast over [..., L, S].
+        dropout_p: share of the attention weights that are dropped.
+        is_causal: query i sees the keys 0..i.
+        scale: factor of the scores; 1 / sqrt(E) by default.
+        enable_gqa: groups of query heads share a key and a value head.
+
+    Returns:
+        [..., L, Ev]; zeros for a query that sees no key.
+    """
+    if enable_gqa:
+        key = _repeat_heads(key, query)
+        value = _repeat_heads(value, query)
+    bias = _bias(query, key, attn_mask, is_causal)
+    # Softmax cancels what all scores of a query have in common, so a masked row is cleared after the second product:
+    # nothing then stands between the products but what TensorRT's fused kernel knows.
+    weights = torch.softmax(_scores(query, key, bias, scale), dim=-1)
+    if dropout_p > 0:
+        weights = torch.dropout(weights, dropout_p, True)
+    result = torch.matmul(weights, value)
+    if bias is None or bias.seen is None:
+        return result
+    return torch.where(bias.seen, result, 0.0)
+
+
+def _scores(query: Tensor, key: Tensor, bias: _Bias | None, scale: float | None) -> Tensor:
+    """Scale both factors by the root of the scale, as PyTorch does: their product then stays small in float16."""
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    root = math.sqrt(abs(factor))
+    scores = torch.matmul(query * math.copysign(root, factor), key.transpose(-2, -1) * root)
+    return scores if bias is None else scores + bias.added
+
+
+def _bias(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool) -> _Bias | None:
+    """The mask and the causal limit as one bias."""
+    if mask is None:
+        # The first key is seen by each query.
+        return _Bias(_added(_causal(query, key), query.dtype), None) if is_causal else None
+    if mask.dtype == torch.bool:
+        added = _added(mask & _causal(query, key) if is_causal else mask, query.dtype)
+        # Each value is 0 or the lowest one, whatever dtype a lower precision makes of the latter.
+        return _Bias(added, added.amax(-1, keepdim=True) > -1.0)
+    if is_causal:
+        mask = torch.where(_causal(query, key), mask, -math.inf)
+    return _Bias(mask.to(query.dtype), mask.amax(-1, keepdim=True) > -math.inf)
+
+
+def _added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where a key is seen; else the lowest finite value, as infinities would spoil a calibration.
+
+    Its weight is exactly 0 beside any key that is seen.
+    """
+    zero = torch.zeros((), dtype=dtype, device=seen.device)
+    return torch.where(seen, zero, torch.finfo(dtype).min)
+
+
+def _causal(query: Tensor, key: Tensor) -> Tensor:
+    """[L, S]: true where the key's position is not above the query's."""
+    rows = torch.arange(query.shape[-2], device=query.device)
+    columns = torch.arange(key.shape[-2], device=query.device)
+    return rows.unsqueeze(-1) >= columns
+
+
+def _repeat_heads(shared: Tensor, query: Tensor) -> Tensor:
+    """Repeat each head of a key or value for the query heads that share it."""
+    heads = shared.shape[-3]
+    group = query.shape[-3] // heads
+    if group == 1:
+        return shared
+    sizes = shared.shape
+    expanded = shared.unsqueeze(-3).expand(*sizes[:-3], heads, group, *sizes[-2:])
+    return expanded.reshape(*sizes[:-3], heads * group, *sizes[-2:])
+
+
+def _math(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    dropout_mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`_scaled_dot_product_attention_math`: the result and the weights."""
+    if dropout_mask is not None:
+        return NotImplemented
+    result = scaled_dot_product_attention(
+        query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+    )
+    shared = _repeat_heads(key, query) if enable_gqa else key
+    bias = _bias(query, shared, attn_mask, is_causal)
+    weights = torch.softmax(_scores(query, shared, bias, scale), dim=-1)
+    return result, weights if bias is None or bias.seen is None else torch.where(bias.seen, weights, 0.0)
+
+
+def _flash_for_cpu(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`_scaled_dot_product_flash_attention_for_cpu`: the result and the logarithm of the softmax's sum."""
+    return _with_logsumexp(query, key, value, attn_mask, dropout_p, is_causal, scale)
+
+
+def _efficient(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None,
+    compute_log_sumexp: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Tensor, ...]:
+    """`_scaled_dot_product_efficient_attention`: the result, logsumexp and the state of a random generator."""
+    seed = torch.zeros((), dtype=torch.int64)
+    return (*_with_logsumexp(query, key, value, attn_bias, dropout_p, is_causal, scale), seed, seed.clone())
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Any, ...]:
+    """`_scaled_dot_product_flash_attention`: the result, logsumexp and what a backward pass needs."""
+    return _with_backward_state(query, key, value, None, dropout_p, is_causal, scale)
+
+
+def _cudnn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None,
+    compute_log_sumexp: bool,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Any, ...]:
+    """`_scaled_dot_product_cudnn_attention`: as `_flash`, with a bias."""
+    return _with_backward_state(query, key, value, attn_bias, dropout_p, is_causal, scale)
+
+
+def _overrideable(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_bias: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    return_debug_mask: bool = False,
+    *,
+    scale: float | None = None,
+) -> tuple[Any, ...]:
+    """`_scaled_dot_product_fused_attention_overrideable`: as `_flash`, with a bias."""
+    return _with_backward_state(query, key, value, attn_bias, dropout_p, is_causal, scale)
+
+
+def _with_logsumexp(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Tensor, Tensor]:
+    """The result, and [..., L]: the logarithm of the softmax's sum. Heads may be shared without a flag here."""
+    key, value = _repeat_heads(key, query), _repeat_heads(value, query)
+    result = scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale)
+    scores = _scores(query, key, _bias(query, key, mask, is_causal), scale)
+    return result, torch.logsumexp(scores.float(), dim=-1)
+
+
+def _with_backward_state(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+) -> tuple[Any, ...]:
+    """Nine results: the last seven serve a backward pass or a debugger, so that empty tensors stand for them."""
+    lengths = torch.zeros(0, dtype=torch.int64)
+    return (
+        *_with_logsumexp(query, key, value, mask, dropout_p, is_causal, scale),
+        lengths,
+        lengths.clone(),
+        query.shape[-2],
+        key.shape[-2],
+        lengths.clone(),
+        lengths.clone(),
+        query.new_empty((0,)),
+    )
+
+
+ATTENTION: Mapping[str, Callable[..., Any]] = {
+    "scaled_dot_product_attention": scaled_dot_product_attention,
+    "_scaled_dot_product_attention_math": _math,
+    "_scaled_dot_product_flash_attention_for_cpu": _flash_for_cpu,
+    "_scaled_dot_product_efficient_attention": _efficient,
+    "_scaled_dot_product_flash_attention": _flash,
+    "_scaled_dot_product_cudnn_attention": _cudnn,
+    "_scaled_dot_product_fused_attention_overrideable": _overrideable,
+}

@@ -1,0 +1,65 @@
+"""The table {aten operator: decomposition}, and its installation in torch.onnx.
+
+Enters: the tables of the operator families. Leaves: a context in which torch.onnx decomposes these operators by them.
+Separate because it alone knows how torch.onnx chooses a decomposition.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from torch2engine.exporter.decompositions.attention import ATTENTION
+
+__all__ = ["decompositions", "exact_decompositions"]
+
+_EXPORTER_TABLE = "torch.onnx._internal.exporter._decomp"
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """Return {operator overload: decomposition} for the operators that this torch has."""
+    return _resolved(ATTENTION)
+
+
+def _resolved(table: Mapping[str, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
+    """Replace names like "logit" or "pow.Tensor_Scalar" by this torch's operator overloads."""
+    resolved: dict[Any, Callable[..., Any]] = {}
+    for name, decomposition in table.items():
+        packet_name, _, overload_name = name.partition(".")
+        packet: Any = getattr(torch.ops.aten, packet_name, None)
+        overload: Any = getattr(packet, overload_name or "default", None)
+        if overload is not None:
+            resolved[overload] = decomposition
+    return resolved
+
+
+@contextmanager
+def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[torch.export.ExportedProgram]:
+    """Let torch.onnx decompose by this table first.
+
+    torch.onnx has no public option for this: its `custom_translation_table` takes ONNX functions only. A separate
+    `run_decompositions` traces the program once more, which doubles the time of an export, so it is the second choice.
+
+    Returns:
+        the program to give to torch.onnx.
+    """
+    exact = decompositions()
+    try:
+        exporter: Any = importlib.import_module(_EXPORTER_TABLE)
+        before = exporter.create_onnx_friendly_decomposition_table
+    except (ImportError, AttributeError):  # other versions
+        yield program.run_decompositions(exact)
+        return
+
+    def with_exact(onnx_registered_ops: Any) -> dict[Any, Callable[..., Any]]:
+        return {**before(onnx_registered_ops), **exact}
+
+    exporter.create_onnx_friendly_decomposition_table = with_exact
+    try:
+        yield program
+    finally:
+        exporter.create_onnx_friendly_decomposition_table = before
