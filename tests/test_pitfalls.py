@@ -24,7 +24,7 @@ from tests.support.conformance.check import check
 from tests.support.deploy_models import BATCH, Mlp, engine, sample, seeded
 from tests.support.paths import REPOSITORY
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.manifest import Hardware
+from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import (
     ArtifactError,

@@ -25,7 +25,7 @@ from tests.support.sample_artifacts import HARDWARE, PROFILES, SIGNATURE, VERSIO
 from torch2engine.artifact import atomic_folder
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load import load_artifact
-from torch2engine.artifact.manifest import Hardware
+from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError

@@ -16,10 +16,11 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.support.models import Box, Pair
-from torch2engine.core.classes import find_class
+from torch2engine.core.containers import CONTAINERS, find_class
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.pytree import Inputs, as_inputs, bind, flatten, is_tensor, unflatten
-from torch2engine.core.spec import Parameter, Tree
+from torch2engine.core.spec import Parameter
+from torch2engine.core.structure import TREE_JSON
 
 X, Y = torch.arange(6.0).reshape(2, 3), torch.ones(2)
 
@@ -159,7 +160,7 @@ def test_structure_survives_there_and_back(value: Any) -> None:
     flat = flatten(value, "r")
     assert same(unflatten(flat.tree, flat.leaves), value)
     assert flat.tree.leaves() == len(flat.leaves)
-    reloaded = Tree.from_json(flat.tree.to_json())
+    reloaded = TREE_JSON.decode(TREE_JSON.encode(flat.tree))
     assert same(unflatten(reloaded, flat.leaves), value)
 
 
@@ -226,14 +227,14 @@ FIND = (
 def test_class_that_is_not_found_is_named(name: str, text: str) -> None:
     """A result class that can't be imported is an ArtifactError that says which."""
     with pytest.raises(ArtifactError) as error:
-        find_class(name, "mapping")
+        find_class(name, CONTAINERS["mapping"])
     assert str(error.value).startswith(f"type '{name}': {text}")
 
 
 def test_class_is_found_by_its_qualified_name() -> None:
     """A class of the standard library and one of the user's own."""
-    assert find_class("collections:OrderedDict", "mapping") is collections.OrderedDict
-    assert find_class("tests.support.models:Pair", "namedtuple") is Pair
+    assert find_class("collections:OrderedDict", CONTAINERS["mapping"]) is collections.OrderedDict
+    assert find_class("tests.support.models:Pair", CONTAINERS["namedtuple"]) is Pair
 
 
 @pytest.mark.parametrize("kind", ["namedtuple", "sequence", "mapping", "dataclass"])
@@ -241,7 +242,7 @@ def test_class_is_found_by_its_qualified_name() -> None:
 def test_class_that_is_no_such_container_is_refused(name: str, kind: str) -> None:
     """A manifest can't have just any callable called with what it holds."""
     with pytest.raises(ArtifactError) as error:
-        find_class(name, kind)
+        find_class(name, CONTAINERS[kind])
     assert str(error.value) == f"type '{name}': is no such container, a {kind} class"
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.manifest import Hardware
+from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from torch2engine.artifact.artifact import Artifact
-from torch2engine.artifact.manifest import Hardware, ManifestFields
+from torch2engine.artifact.manifest_fields import Hardware, ManifestFields
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import ALL_FILES, ONNX, ONNX_DATA, PLAN, RUNTIME_CACHE, WEIGHTS
 from torch2engine.core.errors import ArtifactError

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch2engine.artifact.artifact import Artifact
-from torch2engine.artifact.manifest import ManifestFields
+from torch2engine.artifact.manifest_fields import ManifestFields
 from torch2engine.artifact.saved_folder import ONNX, ONNX_DATA, WEIGHTS
 from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature

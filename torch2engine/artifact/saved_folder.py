@@ -24,7 +24,8 @@ from pathlib import Path
 from torch2engine.artifact.atomic_folder import folder_identity, previous_folder
 from torch2engine.artifact.file_access import read_file
 from torch2engine.artifact.files import ArtifactFiles, disk_errors
-from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, ManifestFields, claimed_files, parse_manifest
+from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, claimed_files, parse_manifest
+from torch2engine.artifact.manifest_fields import ManifestFields
 from torch2engine.core.errors import ArtifactError
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch2engine.artifact.cache import Cache, EngineCache, hash_facts, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.manifest import Hardware, encode_non_finite
+from torch2engine.artifact.manifest_fields import Hardware, encode_non_finite
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import ScratchFolder, scratch_folder

@@ -1,7 +1,7 @@
-"""How bytes become a model's input, as data: `Preprocess`, which `spec` hands on.
+"""How bytes become a model's input, as data: `Preprocess`.
 
-Enters: what a user says of images. Leaves: validated numbers, JSON-able, and one arithmetic for PyTorch's answers and
-the graph. Apart from `spec` only for its length.
+Enters: a user's mean, std, scale and layout of images. Leaves: validated numbers, and one arithmetic for PyTorch's
+answers and the ONNX graph alike. Separate from `spec` because it is a computation, though one that is data.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard, cast
 
 from torch2engine.core.errors import DtypeError, InputError, ShapeError
+from torch2engine.core.json_rules import Object, Plain, field_error
 from torch2engine.core.package import public
 
-__all__ = ["ORIGIN", "Preprocess", "by_input"]
+__all__ = ["ORIGIN", "PREPROCESS_JSON", "Preprocess", "by_input"]
 
-ORIGIN = "(preprocess)"  # where nodes come from that no module of the model made; no module can be called so
+ORIGIN = "(preprocess)"  # stands for a module's path in the ONNX graph; no module can be called so
 
 LAYOUTS = ("NHWC", "NCHW")
 _DIMENSIONS = {"N": "batch", "H": "height", "W": "width", "C": "channels"}
@@ -53,9 +54,10 @@ class Preprocess:
             allowed = "one of " + ", ".join(map(repr, LAYOUTS))
             fix = "say where the images have their channels; a decoder gives 'NHWC'"
             raise InputError("Preprocess.layout", got=repr(self.layout), allowed=allowed, fix=fix)
-        for name in ("mean", "std", "scale"):
-            # Frozen, so hashable too: lists, arrays and tensors become tuples.
-            object.__setattr__(self, name, _numbers(name, getattr(self, name)))
+        # Frozen, so hashable too: lists, arrays and tensors become tuples.
+        object.__setattr__(self, "mean", _one_or_several("mean", self.mean))
+        object.__setattr__(self, "std", _one_or_several("std", self.std))
+        object.__setattr__(self, "scale", _scale_factor(self.scale))
         lengths = [len(value) for value in (self.mean, self.std) if isinstance(value, tuple)]
         if len(set(lengths)) > 1:
             raise InputError(
@@ -64,7 +66,7 @@ class Preprocess:
                 allowed="one number for all channels, or one for each",
                 fix="give as many of both as the images have channels",
             )
-        largest = max(map(abs, cast("tuple[float, ...]", self.mean if isinstance(self.mean, tuple) else (self.mean,))))
+        largest = max(map(abs, _per_channel(self.mean, 1)))
         if largest > 255 * self.scale * (1 + 1e-6):  # the same formula is on both sides of parity, which can't tell
             raise InputError(
                 "Preprocess.mean",
@@ -75,11 +77,11 @@ class Preprocess:
 
     @property
     def channels(self) -> int | None:
-        """How many channels the numbers are for; None if for any."""
+        """The number of channels that mean and std are for; None if for any."""
         return next((len(value) for value in (self.mean, self.std) if isinstance(value, tuple)), None)
 
     def __call__(self, images: Any) -> Any:
-        """What the model gets, but for its dtype.
+        """Compute the model's input from images; only the cast to the model's dtype is left.
 
         Args:
             images: a torch.Tensor, (batch, height, width, channels) uint8, or as `layout` says; only read.
@@ -97,16 +99,14 @@ class Preprocess:
         return (x + x.new_tensor(shifts).reshape(sides) if any(shifts) else x).contiguous()
 
     def _affine(self) -> tuple[list[float], list[float]]:
-        """What every channel is multiplied by and what is added to it."""
+        """The factor of every channel, and the number added to every channel."""
         count = self.channels or 1
-        means, stds = (
-            cast("tuple[float, ...]", value if isinstance(value, tuple) else (value,) * count)
-            for value in (self.mean, self.std)
-        )
+        means = _per_channel(self.mean, count)
+        stds = _per_channel(self.std, count)
         return [self.scale / std for std in stds], [-mean / std for mean, std in zip(means, stds, strict=True)]
 
     def check(self, name: str, dtype: str, shape: Sequence[int]) -> None:
-        """Refuse a sample that is no such image.
+        """Refuse a sample that is no batch of such images.
 
         Args:
             name: the input's.
@@ -134,58 +134,114 @@ class Preprocess:
                 allowed=f"Preprocess takes {self.layout}, ({order})",
                 fix=f"unsqueeze(0) adds a batch, unsqueeze({self.layout.index('C') - 4}) channels",
             )
-        found, wanted = shape[self.layout.index("C")], self.channels
-        if wanted not in (None, found):
+        channels = shape[self.layout.index("C")]
+        if self.channels not in (None, channels):
             other = next(layout for layout in LAYOUTS if layout != self.layout)
-            swapped = shape[other.index("C")] == wanted
+            is_swapped = shape[other.index("C")] == self.channels
             raise ShapeError(
                 subject,
                 name=name,
-                got=f"shape {list(shape)} has {found} channels in the order {self.layout}",
-                allowed=f"{wanted}, one for each number of mean and std",
-                fix=f"pass layout={other!r}" if swapped else "give as many numbers as there are channels, or one",
+                got=f"shape {list(shape)} has {channels} channels in the order {self.layout}",
+                allowed=f"{self.channels}, one for each number of mean and std",
+                fix=f"pass layout={other!r}" if is_swapped else "give as many numbers as there are channels, or one",
             )
 
     def to_json(self) -> dict[str, Any]:
-        values = (list(value) if isinstance(value, tuple) else value for value in (self.mean, self.std))
-        mean, std = values
-        return {"mean": mean, "std": std, "scale": self.scale, "layout": self.layout}
+        """Make JSON values of it."""
+        return PREPROCESS_JSON.encode(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
-        return cls(**data)
+        """Make it of what `to_json` gave."""
+        return PREPROCESS_JSON.decode(data)
 
 
-def _numbers(name: str, given: object) -> float | tuple[float, ...]:
-    """A float, or a tuple of them where `value` holds several."""
-    value: Any = given
-    shown = repr(given)
-    several, positive = name != "scale", name in ("std", "scale")
-    wrong: tuple[type, ...] = (bool, str, bytes, set, frozenset, Mapping)  # sets have no order, and keys are no values
+def _per_channel(value: float | Sequence[float], count: int) -> Sequence[float]:
+    """The numbers of the channels; one number stands for `count` channels."""
+    return (value,) * count if isinstance(value, (int, float)) else value
+
+
+def _encode_numbers(value: float | tuple[float, ...]) -> float | list[float]:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _check_nothing(value: object, where: str) -> None:
+    """Leave the check to `_check_preprocess`, since `Preprocess` checks its own fields."""
+
+
+def _check_preprocess(members: dict[str, Any], where: str) -> None:
     try:
-        items: tuple[Any, ...] | None = tuple(value) if several and not isinstance(given, wrong) else None
+        Preprocess(**members)
+    except InputError as error:
+        raise field_error(members, where, f"what Preprocess takes ({error})") from None
+
+
+_NUMBERS = Plain(_check_nothing, _encode_numbers)
+_UNCHECKED = Plain(_check_nothing)
+PREPROCESS_JSON = Object(
+    Preprocess,
+    {"mean": _NUMBERS, "std": _NUMBERS, "scale": _UNCHECKED, "layout": _UNCHECKED},
+    check_whole=_check_preprocess,
+)
+
+# bool is an int, a string holds characters, sets have no order, and the keys of a mapping are no numbers.
+_NO_NUMBERS = (bool, str, bytes, set, frozenset, Mapping)
+
+
+def _one_or_several(name: str, value: object) -> float | tuple[float, ...]:
+    """Read the mean or std: one finite number, or one for each channel as any iterable.
+
+    Raises:
+        InputError: something else.
+    """
+    items = _as_tuple(value)
+    numbers = _as_floats((value,) if items is None else items)
+    lowest = 0.0 if name == "std" else -math.inf
+    if not numbers or not all(math.isfinite(number) and number > lowest for number in numbers):
+        one = "a finite number above 0" if name == "std" else "a finite number"
+        allowed = f"{one}, or one for each channel"
+        raise InputError(
+            f"Preprocess.{name}", got=repr(value), allowed=allowed, fix="pass a float, or a list of floats"
+        )
+    return numbers[0] if items is None else numbers
+
+
+def _scale_factor(value: object) -> float:
+    """Read the scale: one finite number above 0.
+
+    Raises:
+        InputError: something else.
+    """
+    numbers = _as_floats((value,))
+    if not numbers or not math.isfinite(numbers[0]) or numbers[0] <= 0:
+        fix = "pass 1 / 255 for floats of 0 to 1, or 1 for bytes"
+        raise InputError("Preprocess.scale", got=repr(value), allowed="a finite number above 0", fix=fix)
+    return numbers[0]
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...] | None:
+    """The items of an iterable, e.g. a list, array or tensor; None if it is a single value."""
+    try:
+        return None if isinstance(value, _NO_NUMBERS) else tuple(value)
     except TypeError:
-        items = None
+        return None
+
+
+def _as_floats(values: tuple[Any, ...]) -> tuple[float, ...]:
+    """The values as floats; () if one of them is no number."""
     try:
-        each: Any = [value] if items is None else items
-        found = [] if any(isinstance(item, wrong) for item in each) else [float(item) for item in each]
+        return () if any(isinstance(value, _NO_NUMBERS) for value in values) else tuple(map(float, values))
     except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor without values
-        found = []
-    if not found or not all(map(math.isfinite, found)) or (positive and min(found) <= 0):
-        one = "a finite number above 0" if positive else "a finite number"
-        allowed = one + ", or one for each channel" * several
-        fix = "pass " + ("a float, or a list of floats" if several else "1 / 255 for floats of 0 to 1, or 1 for bytes")
-        raise InputError(f"Preprocess.{name}", got=shown, allowed=allowed, fix=fix)
-    return found[0] if items is None else tuple(found)
+        return ()
 
 
-def _is_one(value: object) -> TypeGuard[Preprocess]:
-    """Whether it is a Preprocess itself: what a subclass does would be lost by whoever loads the engine."""
+def _is_preprocess(value: object) -> TypeGuard[Preprocess]:
+    """Whether it is a Preprocess itself: loading an engine would lose the changes of a subclass."""
     return type(value) is Preprocess
 
 
 def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
-    """Settle which input each is for.
+    """Find the input that each Preprocess is for.
 
     Args:
         preprocess: a `Preprocess` for the only input, a Mapping of inputs' names to such, or None.
@@ -196,7 +252,7 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
     """
     if preprocess is None:
         return {}
-    if _is_one(preprocess):
+    if _is_preprocess(preprocess):
         if len(names) != 1:
             raise InputError(
                 "preprocess",
@@ -212,8 +268,8 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
             allowed="a Preprocess, or a dict of them by input",
             fix="for another computation, deploy a module that makes it before it calls the model",
         )
-    found = cast("Mapping[str, object]", preprocess)
-    for name, one in found.items():
+    given = cast("Mapping[str, object]", preprocess)
+    for name, one in given.items():
         if name not in names:
             raise InputError(
                 f"preprocess[{name!r}]",
@@ -221,11 +277,11 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
                 allowed=f"inputs are {', '.join(names)}",
                 fix="use one of these names",
             )
-        if not _is_one(one):
+        if not _is_preprocess(one):
             raise InputError(
                 f"preprocess[{name!r}]",
                 got=f"a {type(one).__name__}",
                 allowed="a Preprocess",
                 fix="leave the input out if it has none",
             )
-    return cast("dict[str, Preprocess]", dict(found))
+    return cast("dict[str, Preprocess]", dict(given))

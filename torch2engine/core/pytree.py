@@ -7,14 +7,12 @@ through it, before and after a save; it never imports torch (a value can only be
 
 from __future__ import annotations
 
-import dataclasses
 import sys
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from torch2engine.core.classes import find_class
+from torch2engine.core.containers import CONTAINERS, Container, Key, container_of, find_class
 from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Parameter, Tree
@@ -123,64 +121,33 @@ def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
 # Not nested, and neither is _unflatten: a function that calls itself by its closure would keep the leaves until the
 # cyclic garbage collector comes.
 def _flatten(node: Any, path: str, bare: str | None, into: Flat) -> Tree:
-    """The tree of a node, whose tensors go `into` lists; fields of a result at path `bare` are named without it."""
+    """Make the tree of a node and collect its tensors; fields of a result at path `bare` are named without the path."""
     if is_tensor(node):
         into.leaves.append(node)
         into.names.append(path)
         return Tree("tensor")
     if isinstance(node, _CONSTANTS):
         return Tree("constant", value=node)
-    kind, keys, children = _take_apart(node, path)
-    own = path == bare and kind in ("dict", "mapping", "dataclass", "namedtuple")
+    container = container_of(node, path)
+    keys = _keys(container, node, path)
+    children = container.children_of(node, keys)
+    assert children is not None, "a container has its own structure"
+    is_bare = path == bare and container.names_fields
     subtrees = [
-        _flatten(child, str(key) if own else f"{path}.{key}", bare, into)
+        _flatten(child, str(key) if is_bare else f"{path}.{key}", bare, into)
         for key, child in zip(keys, children, strict=True)
     ]
-    cls = None if kind in ("list", "tuple", "dict") else _class(node)
-    return Tree(kind, tuple(keys), tuple(subtrees), type_name=_type_name(cls) if cls else "", cls=cls)
+    cls = None if container.fits_class is None else node.__class__
+    type_name = "" if cls is None else f"{cls.__module__}:{cls.__qualname__}"
+    return Tree(container.kind, keys, tuple(subtrees), type_name=type_name, cls=cls)
 
 
-def _take_apart(node: Any, path: str) -> tuple[str, list[str | int], list[Any]]:
-    """A container's kind, keys and children."""
-    kind = _class(node)
-    if isinstance(node, tuple) and hasattr(kind, "_fields"):
-        return "namedtuple", list(kind._fields), list(cast("tuple[Any, ...]", node))
-    if isinstance(node, (list, tuple)):
-        children = list(cast("Sequence[Any]", node))
-        name = kind.__name__ if kind in (list, tuple) else "sequence"
-        return name, list(range(len(children))), children
-    if dataclasses.is_dataclass(node) and not isinstance(node, Mapping):
-        names = [field.name for field in dataclasses.fields(node)]
-        return "dataclass", cast("list[str | int]", names), [getattr(node, name) for name in names]
-    if isinstance(node, Mapping):
-        items = cast("Mapping[Any, Any]", node)
-        for key in items:
-            if not isinstance(key, (str, int)):
-                raise InputError(f"'{path}'", got=f"the dict key {key!r}", allowed="str or int keys")
-        # A defaultdict's factory is no part of a signature.
-        return ("dict" if kind in (dict, defaultdict) else "mapping"), list(items), list(items.values())
-    fix = ""
-    if kind.__module__.partition(".")[0] == "numpy":
-        fix = "convert it with torch.from_numpy"
-    elif kind.__name__ in ("SymInt", "SymFloat", "SymBool"):
-        fix = "a Python number that follows a dynamic axis can't leave an engine: return a tensor instead"
-    elif "Cache" in kind.__name__:
-        fix = "for a Hugging Face model pass use_cache=False"
-    raise InputError(
-        f"'{path}'",
-        name=path,
-        got=f"a {kind.__module__}.{kind.__qualname__}",
-        allowed="tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTuples, dataclasses of these",
-        fix=fix,
-    )
-
-
-def _class(node: object) -> Any:
-    return node.__class__
-
-
-def _type_name(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
+def _keys(container: Container, node: Any, path: str) -> tuple[Key, ...]:
+    keys = tuple(container.keys_of(node))
+    for key in keys:
+        if not isinstance(cast("object", key), (str, int)):
+            raise InputError(f"'{path}'", got=f"the dict key {key!r}", allowed="str or int keys")
+    return keys
 
 
 def _unique(names: list[str]) -> list[str]:
@@ -210,30 +177,11 @@ def _unflatten(node: Tree, leaves: Iterator[Any]) -> Any:
     if node.kind == "constant":
         return node.value
     children = [_unflatten(child, leaves) for child in node.children]
-    if node.kind == "list":
-        return children
-    if node.kind == "tuple":
-        return tuple(children)
-    if node.kind == "dict":
-        return dict(zip(node.keys, children, strict=True))
-    return _rebuild(node, children)
-
-
-def _rebuild(node: Tree, children: list[Any]) -> Any:
-    cls: Any = node.cls or find_class(node.type_name, node.kind)
-    if node.kind == "namedtuple":
-        return cls(*children)
-    if node.kind == "sequence":
-        return cls(children)
-    fields = {str(key): child for key, child in zip(node.keys, children, strict=True)}
-    if node.kind == "mapping":
-        # Hugging Face's ModelOutput is a dataclass that takes its fields as keywords; other Mappings take pairs.
-        make: Any = cls
-        return make(**fields) if dataclasses.is_dataclass(cls) else make(dict(zip(node.keys, children, strict=True)))
-    instance: Any = object.__new__(cls)  # __init__ and __post_init__ may compute: the fields are already final
-    for name, child in fields.items():
-        object.__setattr__(instance, name, child)
-    return instance
+    container = CONTAINERS[node.kind]
+    cls = node.cls
+    if cls is None and container.fits_class is not None:
+        cls = find_class(node.type_name, container)
+    return container.rebuild(cls, node.keys, children)
 
 
 def bind(
@@ -358,21 +306,17 @@ def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaves
 
 
 def _children(tree: Tree, value: Any, path: str) -> list[Any]:
-    if tree.kind in ("list", "tuple", "sequence", "namedtuple"):
-        if isinstance(value, (list, tuple)) and len(cast("Sequence[Any]", value)) == len(tree.keys):
-            return list(cast("Sequence[Any]", value))
-    elif tree.kind in ("dict", "mapping"):
-        items = cast("Mapping[Any, Any]", value) if isinstance(value, Mapping) else dict[Any, Any]()
-        if isinstance(value, Mapping) and set(items) == set(tree.keys):
-            return [items[key] for key in tree.keys]
-    elif all(hasattr(value, str(key)) for key in tree.keys):
-        return [getattr(value, str(key)) for key in tree.keys]
-    wanted = f"a {tree.type_name.rpartition(':')[2] or tree.kind} of {len(tree.keys)}: {', '.join(map(str, tree.keys))}"
+    children = CONTAINERS[tree.kind].children_of(value, tree.keys)
+    if children is not None:
+        return children
+    expected = (
+        f"a {tree.type_name.rpartition(':')[2] or tree.kind} of {len(tree.keys)}: {', '.join(map(str, tree.keys))}"
+    )
     raise InputError(
         f"argument '{path}'",
         name=path,
         got=_short(value),
-        allowed=wanted,
+        allowed=expected,
         fix="pass the structure that sample_input had",
     )
 

@@ -7,17 +7,44 @@ room shares. A room of its own, without torch, so that serving and training refu
 from __future__ import annotations
 
 import math
+import reprlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias, cast
 
 from torch2engine.core.errors import DtypeError, DynamicAxisError, ShapeError
+from torch2engine.core.json_rules import (
+    TEXT,
+    ByName,
+    Items,
+    Object,
+    OneField,
+    Plain,
+    SchemaError,
+    field_error,
+    integer,
+    plain,
+)
 from torch2engine.core.package import public
-from torch2engine.core.preprocess import Preprocess
-from torch2engine.core.structure import Parameter, Tree
+from torch2engine.core.preprocess import PREPROCESS_JSON, Preprocess
+from torch2engine.core.structure import PARAMETER_JSON, TREE_JSON, Parameter, Tree
 
-__all__ = ["Axis", "Dim", "Parameter", "Preprocess", "Profile", "Signature", "TensorSpec", "Tree", "lossless_cast"]
+__all__ = [
+    "PROFILE_JSON",
+    "SIGNATURE_JSON",
+    "TENSOR_JSON",
+    "Axis",
+    "Dim",
+    "Parameter",
+    "Preprocess",
+    "Profile",
+    "Signature",
+    "TensorSpec",
+    "Tree",
+    "lossless_cast",
+]
 
 Dim: TypeAlias = "int | str"
 Range: TypeAlias = "tuple[int, int, int]"
@@ -25,6 +52,12 @@ Range: TypeAlias = "tuple[int, int, int]"
 # (bits of exact integers, exponent bits, is signed) decide whether every value of one dtype exists in another.
 _INTEGER_BITS = {"uint8": 8, "int8": 7, "int16": 15, "int32": 31, "int64": 63}
 _FLOAT_BITS = {"float16": (11, 5), "bfloat16": (8, 8), "float32": (24, 8), "float64": (53, 11)}
+
+# Every dtype that PyTorch has.
+_DTYPES = frozenset(f"{sign}{bits}" for sign in ("int", "uint") for bits in (*range(1, 9), 16, 32, 64)) | {
+    *("bool", "float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
+}
 
 
 def lossless_cast(source: str, target: str) -> bool:
@@ -125,17 +158,13 @@ class Axis:
         return self.min, self.opt, self.max
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "min": self.min,
-            "opt": self.opt,
-            "max": self.max,
-            "multiple_of": self.multiple_of,
-        }
+        """Make JSON values of it."""
+        return AXIS_JSON.encode(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Axis:
-        return cls(**data)
+        """Make it of what `to_json` gave."""
+        return AXIS_JSON.decode(data)
 
 
 @dataclass(frozen=True)
@@ -161,15 +190,6 @@ class TensorSpec:
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape with every axis name replaced by its size (inputs only)."""
         return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
-
-    def to_json(self) -> dict[str, Any]:
-        data: dict[str, Any] = {"name": self.name, "dtype": self.dtype, "shape": list(self.shape)}
-        return data if self.preprocess is None else {**data, "preprocess": self.preprocess.to_json()}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> TensorSpec:
-        preprocess = Preprocess.from_json(data["preprocess"]) if "preprocess" in data else None
-        return cls(data["name"], data["dtype"], tuple(data["shape"]), preprocess)
 
 
 @public
@@ -222,11 +242,13 @@ class Profile:
         return ", ".join(f"{name} {low}..{high} (opt {opt})" for name, (low, opt, high) in self.ranges.items())
 
     def to_json(self) -> dict[str, list[int]]:
-        return {name: list(sizes) for name, sizes in self.ranges.items()}
+        """Make JSON values of it."""
+        return PROFILE_JSON.encode(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Sequence[int]]) -> Profile:
-        return cls({name: cast("Range", tuple(sizes)) for name, sizes in data.items()})
+        """Make it of what `to_json` gave."""
+        return PROFILE_JSON.decode(data)
 
 
 @dataclass(frozen=True)
@@ -371,20 +393,77 @@ class Signature:
         )
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "inputs": [spec.to_json() for spec in self.inputs],
-            "outputs": [spec.to_json() for spec in self.outputs],
-            "axes": [axis.to_json() for axis in self.axes],
-            "parameters": [parameter.to_json() for parameter in self.parameters],
-            "output": self.output.to_json(),
-        }
+        """Make JSON values of it."""
+        return SIGNATURE_JSON.encode(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Signature:
-        return cls(
-            inputs=tuple(TensorSpec.from_json(spec) for spec in data["inputs"]),
-            outputs=tuple(TensorSpec.from_json(spec) for spec in data["outputs"]),
-            axes=tuple(Axis.from_json(axis) for axis in data["axes"]),
-            parameters=tuple(Parameter.from_json(parameter) for parameter in data["parameters"]),
-            output=Tree.from_json(data["output"]),
+        """Make it of what `to_json` gave."""
+        return SIGNATURE_JSON.decode(data)
+
+
+# The JSON form of each class: one row a field. A new field is one row here and one field of the class above.
+
+
+def _is_dtype(value: object) -> bool:
+    return isinstance(value, str) and value in _DTYPES
+
+
+def _check_dim(value: object, where: str) -> None:
+    """A dimension is a size, or the name of an axis or an expression over such names."""
+    (TEXT if isinstance(value, str) else integer()).check(value, where)
+
+
+def _check_sizes(members: dict[str, Any], where: str) -> None:
+    sizes = [members["min"], members["opt"], members["max"]]
+    if sizes != sorted(sizes):
+        raise field_error(sizes, where, "min <= opt <= max")
+
+
+def _check_signature(members: dict[str, Any], where: str) -> None:
+    """Names are unique, and the inputs use the axes that there are."""
+    axes = [axis["name"] for axis in members["axes"]]
+    tensors = [tensor["name"] for tensor in (*members["inputs"], *members["outputs"])]
+    for subject, names in (("axes", axes), ("tensors", tensors)):
+        for name, count in Counter(names).most_common(1):
+            if count > 1:
+                raise SchemaError(f"its manifest has {count} {subject} named {reprlib.repr(name)}", "names are unique")
+    used = {dim for tensor in members["inputs"] for dim in tensor["shape"] if isinstance(dim, str)}
+    if used != set(axes):
+        raise SchemaError(
+            f"its manifest's inputs use the axes {sorted(used)}",
+            f"they must be those in {where}.axes: {sorted(axes)}",
         )
+
+
+AXIS_JSON = Object(
+    Axis,
+    {"name": TEXT, "min": integer(1), "opt": integer(1), "max": integer(1), "multiple_of": integer(1)},
+    check_whole=_check_sizes,
+)
+PROFILE_JSON = OneField(
+    Profile,
+    "ranges",
+    ByName(Items(integer(1), lambda sizes: len(sizes) == 3 and sizes == sorted(sizes), "min <= opt <= max")),
+)
+TENSOR_JSON = Object(
+    TensorSpec,
+    {
+        "name": TEXT,
+        "dtype": plain(_is_dtype, "a dtype as PyTorch spells it, e.g. 'float32'"),
+        "shape": Items(Plain(_check_dim)),
+        "preprocess": PREPROCESS_JSON,
+    },
+    optional=("preprocess",),
+)
+SIGNATURE_JSON = Object(
+    Signature,
+    {
+        "inputs": Items(TENSOR_JSON),
+        "outputs": Items(TENSOR_JSON),
+        "axes": Items(AXIS_JSON),
+        "parameters": Items(PARAMETER_JSON),
+        "output": TREE_JSON,
+    },
+    check_whole=_check_signature,
+)

@@ -20,7 +20,7 @@ from torch import nn
 
 from torch2engine.artifact.cache import CacheNote, EngineCache, hash_facts
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.manifest import encode_non_finite
+from torch2engine.artifact.manifest_fields import encode_non_finite
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.engine_request import EngineRequest, build_environment, current_driver

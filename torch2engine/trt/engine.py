@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.manifest import Hardware
+from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.core.config import TF32_OVERRIDE, float32_arithmetic
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.spec import TensorSpec

@@ -1,0 +1,190 @@
+"""The fields of a manifest: one field of a class here and one row of its table each.
+
+Enters: values that a stage found, or JSON values that somebody else may have changed. Leaves: frozen values that were
+checked, alone and together. Separate from `manifest` because a new field of the manifest is a change of this file.
+
+To add a field, give `ManifestFields` a field with a default and `_MANIFEST_JSON` a row, named in `optional` so that
+artifacts without it still load. `Artifact` hands it on unchanged and may show it as a property.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, cast
+
+from torch2engine.core.config import FLAVOURS
+from torch2engine.core.errors import ArtifactError
+from torch2engine.core.json_rules import (
+    TEXT,
+    ByName,
+    Items,
+    Object,
+    Optional,
+    SchemaError,
+    check_names,
+    field_error,
+    integer,
+    word,
+)
+from torch2engine.core.precisions import MODEL_PRECISIONS
+from torch2engine.core.spec import PROFILE_JSON, SIGNATURE_JSON, Profile, Signature
+
+__all__ = ["FILE_NAME", "Hardware", "ManifestFields", "check_fields", "encode_non_finite", "field_names"]
+
+# No separators, no leading dot, no drive: such a name can't leave the folder on any system.
+FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
+
+_KINDS = ("onnx", "engine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """Where an engine was built, or where it is to run.
+
+    Args:
+        flavour: "tensorrt" or "tensorrt_rtx".
+        flavour_version: the library's version, e.g. ``"10.16.1.11"``; a plan belongs to its major.minor.patch.
+        gpu: the GPU's name; None if none was visible.
+        compute_capability: (major, minor) of that GPU.
+        driver: the driver's version.
+        compute_capabilities: what the plan was built for, if it was built for more than the GPU at hand; else empty.
+    """
+
+    flavour: str
+    flavour_version: str
+    gpu: str | None = None
+    compute_capability: tuple[int, int] | None = None
+    driver: str | None = None
+    compute_capabilities: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestFields:
+    """Everything that a manifest says apart from its files.
+
+    Raises:
+        ArtifactError: the fields contradict each other or could not be read back.
+    """
+
+    kind: str
+    signature: Signature
+    profiles: tuple[Profile, ...]
+    precision: str
+    versions: Mapping[str, str]
+    hardware: Hardware | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
+        try:
+            check_fields(self.to_json())
+        except SchemaError as error:
+            raise ArtifactError(f"{self.kind} artifact", got=error.got, allowed=error.allowed) from None
+        except RecursionError:
+            raise ArtifactError(f"{self.kind} artifact", got="the signature is nested too deeply") from None
+
+    def to_json(self) -> dict[str, Any]:
+        """Make JSON values of the fields."""
+        return _MANIFEST_JSON.encode(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ManifestFields:
+        """Make fields of JSON values that `check_fields` has checked."""
+        return _MANIFEST_JSON.decode(data)
+
+
+def field_names(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the fields that a manifest must have, and of the optional ones that this one has."""
+    return _MANIFEST_JSON.names(manifest)
+
+
+def check_fields(data: Mapping[str, Any]) -> None:
+    """Check every field of a manifest, and that the fields fit together.
+
+    Raises:
+        SchemaError: the first field that is not valid.
+    """
+    _MANIFEST_JSON.check(data, "")
+
+
+class _NonFinite:
+    """Values of another rule, with NaN and infinities as JSON objects."""
+
+    def __init__(self, rule: Object) -> None:
+        self._rule = rule
+
+    def check(self, value: object, where: str) -> None:
+        self._rule.check(value, where)
+
+    def encode(self, value: Any) -> Any:
+        return encode_non_finite(self._rule.encode(value))
+
+    def decode(self, value: Any) -> Any:
+        return self._rule.decode(_decode_non_finite(value))
+
+
+def _check_together(members: dict[str, Any], where: str) -> None:
+    axes = [axis["name"] for axis in members["signature"]["axes"]]
+    for index, profile in enumerate(members["profiles"]):
+        check_names(profile, f"profiles[{index}]", axes)
+    if axes and not members["profiles"]:
+        raise field_error(members["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
+    if (members["kind"] == "engine") != ("hardware" in members):
+        raise SchemaError(
+            'its manifest\'s "hardware" does not fit its kind', 'an engine has "hardware", an ONNX model has not'
+        )
+
+
+_CAPABILITY = Items(integer(), lambda numbers: len(numbers) == 2, "[major, minor]")
+_HARDWARE_JSON = Object(
+    Hardware,
+    {
+        "flavour": word(FLAVOURS),
+        "flavour_version": TEXT,
+        "gpu": Optional(TEXT),
+        "compute_capability": Optional(_CAPABILITY),
+        "driver": Optional(TEXT),
+        "compute_capabilities": Items(_CAPABILITY),
+    },
+)
+_MANIFEST_JSON = Object(
+    ManifestFields,
+    {
+        "kind": word(_KINDS),
+        "signature": _NonFinite(SIGNATURE_JSON),
+        "profiles": Items(PROFILE_JSON),
+        "precision": word(MODEL_PRECISIONS),
+        "versions": ByName(TEXT),
+        "hardware": _HARDWARE_JSON,
+    },
+    optional=("hardware",),
+    check_whole=_check_together,
+)
+
+
+def encode_non_finite(value: Any) -> Any:
+    """Replace NaN and infinities by JSON objects, since JSON has no such numbers.
+
+    A model's default argument may be one, e.g. the fill value of a mask.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if isinstance(value, dict):
+        return {key: encode_non_finite(item) for key, item in cast("dict[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [encode_non_finite(item) for item in cast("list[Any]", value)]
+    return value
+
+
+def _decode_non_finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value)
+        if items.keys() == {"float"}:
+            return float(items["float"])
+        return {key: _decode_non_finite(item) for key, item in items.items()}
+    if isinstance(value, list):
+        return [_decode_non_finite(item) for item in cast("list[Any]", value)]
+    return value

@@ -1,0 +1,210 @@
+"""The kinds of container that arguments and results may be made of, one row of a table each.
+
+Enters: a container, or the kind, class name and children of one. Leaves: its children, or the container again.
+Separate because a new kind of container is one row here; `pytree`, `structure` and the manifest follow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch2engine.core.errors import ArtifactError, InputError
+
+__all__ = ["CONTAINERS", "Container", "Key", "container_of", "find_class"]
+
+Key = str | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Container:
+    """One kind of container.
+
+    Args:
+        kind: its name in a manifest.
+        matches: tells whether a value is of this kind; the first row that matches is the one.
+        keys_of: the keys, field names or indices of a value, in the order of its children.
+        children_of: the children of a value for these keys; None if the value has another structure.
+        rebuild: called with the class (None if `fits_class` is), the keys and the children; gives the container.
+        fits_class: tells whether a manifest may name a class for this kind; None if the kind needs no class.
+        names_fields: whether the fields of a result of this kind are named without the result's own name.
+    """
+
+    kind: str
+    matches: Callable[[Any], bool]
+    keys_of: Callable[[Any], Sequence[Key]]
+    children_of: Callable[[Any, Sequence[Key]], list[Any] | None]
+    rebuild: Callable[[Any, Sequence[Key], list[Any]], Any]
+    fits_class: Callable[[type], bool] | None = None
+    names_fields: bool = False
+
+
+def _indices(value: Sequence[Any]) -> Sequence[Key]:
+    return range(len(value))
+
+
+def _items(value: Any, keys: Sequence[Key]) -> list[Any] | None:
+    """The children of a sequence. A list may stand for a tuple and the other way round."""
+    if not isinstance(value, (list, tuple)):
+        return None
+    items = cast("Sequence[Any]", value)
+    return list(items) if len(items) == len(keys) else None
+
+
+def _mapping_keys(value: Mapping[Any, Any]) -> Sequence[Key]:
+    return list(value)
+
+
+def _values(value: Any, keys: Sequence[Key]) -> list[Any] | None:
+    """The children of a mapping, in the order of the keys."""
+    if not isinstance(value, Mapping):
+        return None
+    items = cast("Mapping[Any, Any]", value)
+    return [items[key] for key in keys] if set(items) == set(keys) else None
+
+
+def _attributes(value: Any, keys: Sequence[Key]) -> list[Any] | None:
+    """The children of a dataclass: attributes of any object that has them all."""
+    return [getattr(value, str(key)) for key in keys] if all(hasattr(value, str(key)) for key in keys) else None
+
+
+def _is_namedtuple(cls: type) -> bool:
+    return issubclass(cls, tuple) and hasattr(cast("Any", cls), "_fields")
+
+
+def _rebuild_dataclass(cls: Any, keys: Sequence[Key], children: list[Any]) -> Any:
+    instance = object.__new__(cls)  # __init__ and __post_init__ may compute: the fields are already final
+    for key, child in zip(keys, children, strict=True):
+        object.__setattr__(instance, str(key), child)
+    return instance
+
+
+def _rebuild_mapping(cls: Any, keys: Sequence[Key], children: list[Any]) -> Any:
+    # Hugging Face's ModelOutput is a dataclass that takes its fields as keywords; other Mappings take pairs.
+    if dataclasses.is_dataclass(cls):
+        make = cast("Callable[..., Any]", cls)
+        return make(**{str(key): child for key, child in zip(keys, children, strict=True)})
+    return cls(dict(zip(keys, children, strict=True)))
+
+
+_ROWS = (
+    Container(
+        kind="list",
+        matches=lambda value: value.__class__ is list,
+        keys_of=_indices,
+        children_of=_items,
+        rebuild=lambda cls, keys, children: children,
+    ),
+    Container(
+        kind="tuple",
+        matches=lambda value: value.__class__ is tuple,
+        keys_of=_indices,
+        children_of=_items,
+        rebuild=lambda cls, keys, children: tuple(children),
+    ),
+    Container(
+        kind="dict",
+        matches=lambda value: value.__class__ in (dict, defaultdict),  # a defaultdict's factory is not captured
+        keys_of=_mapping_keys,
+        children_of=_values,
+        rebuild=lambda cls, keys, children: dict(zip(keys, children, strict=True)),
+        names_fields=True,
+    ),
+    Container(
+        kind="namedtuple",
+        matches=lambda value: _is_namedtuple(value.__class__),
+        keys_of=lambda value: value._fields,
+        children_of=_items,
+        rebuild=lambda cls, keys, children: cls(*children),
+        fits_class=_is_namedtuple,
+        names_fields=True,
+    ),
+    Container(
+        kind="sequence",
+        matches=lambda value: isinstance(value, (list, tuple)),
+        keys_of=_indices,
+        children_of=_items,
+        rebuild=lambda cls, keys, children: cls(children),
+        fits_class=lambda cls: issubclass(cls, (list, tuple)),
+    ),
+    Container(
+        kind="dataclass",
+        matches=lambda value: dataclasses.is_dataclass(value) and not isinstance(value, Mapping),
+        keys_of=lambda value: [field.name for field in dataclasses.fields(value)],
+        children_of=_attributes,
+        rebuild=_rebuild_dataclass,
+        fits_class=dataclasses.is_dataclass,
+        names_fields=True,
+    ),
+    Container(
+        kind="mapping",
+        matches=lambda value: isinstance(value, Mapping),
+        keys_of=_mapping_keys,
+        children_of=_values,
+        rebuild=_rebuild_mapping,
+        fits_class=lambda cls: issubclass(cls, Mapping),
+        names_fields=True,
+    ),
+)
+
+CONTAINERS = {row.kind: row for row in _ROWS}
+
+
+def container_of(value: Any, path: str) -> Container:
+    """Find the kind of a container.
+
+    Args:
+        value: neither a tensor nor a constant.
+        path: where it stands, for the error.
+
+    Raises:
+        InputError: it is no known container.
+    """
+    for container in CONTAINERS.values():
+        if container.matches(value):
+            return container
+    cls: type = value.__class__
+    fix = ""
+    if cls.__module__.partition(".")[0] == "numpy":
+        fix = "convert it with torch.from_numpy"
+    elif cls.__name__ in ("SymInt", "SymFloat", "SymBool"):
+        fix = "a Python number that follows a dynamic axis can't leave an engine: return a tensor instead"
+    elif "Cache" in cls.__name__:
+        fix = "for a Hugging Face model pass use_cache=False"
+    raise InputError(
+        f"'{path}'",
+        name=path,
+        got=f"a {cls.__module__}.{cls.__qualname__}",
+        allowed="tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTuples, dataclasses of these",
+        fix=fix,
+    )
+
+
+def find_class(type_name: str, container: Container) -> type:
+    """Import the class "module:qualified.name" that rebuilds a container.
+
+    A manifest comes from outside, so it may name a class of the right kind only, and no other callable.
+
+    Raises:
+        ArtifactError: it can't be found, or is no such container; the message names it.
+    """
+    module, _, qualname = type_name.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in qualname.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ArtifactError(
+            f"type '{type_name}'",
+            got=f"can't be imported here ({error})",
+            allowed="results are rebuilt in the model's own types",
+            fix="define the class at the top level of a module that can be imported where the artifact is loaded",
+        ) from error
+    fits = container.fits_class
+    if not isinstance(found, type) or fits is None or not fits(found):
+        raise ArtifactError(f"type '{type_name}'", got="is no such container", allowed=f"a {container.kind} class")
+    return found
