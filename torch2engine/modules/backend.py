@@ -64,7 +64,7 @@ class WeightsGuard:
 
 
 class Backend(Protocol):
-    """What computes for one deployed module. Threads may share it.
+    """The part of a deployed module that computes. Threads may share it.
 
     A module makes it from an artifact and asks nothing of it before the first call. It never holds the module.
     """

@@ -75,7 +75,6 @@ class DeployedModule(ParameterlessModule, Generic[B]):
     _out_of_range: OutOfRange
     _weight_sync: WeightSync
     _runtime_config: RuntimeConfig
-    report: DeployReport | None
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         super().__init__()
         of_kind("runtime_config", runtime_config, RuntimeConfig)
         self._runtime_config = runtime_config
-        self.report = report
+        self.report: DeployReport | None = report
         self.training = False
         self._assemble(artifact, checked_reference(type(self).__name__, runtime_config, reference), device)
 

@@ -53,7 +53,7 @@ def checked_reference(subject: str, config: RuntimeConfig, reference: object) ->
 
 
 class _Memory:
-    """What the policy remembers of the present weights and reference."""
+    """The proofs and warnings of the policy, for the present weights and reference."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()

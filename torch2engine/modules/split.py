@@ -29,7 +29,7 @@ class Unsplittable(Exception):
 
 @dataclass(frozen=True)
 class InRangeRunner:
-    """What answers the calls inside the profiles, as the out-of-range policy needs to know it.
+    """The deployed module as the out-of-range policy sees it: it answers calls inside the profiles.
 
     Args:
         title: the name of the runtime, e.g. "ONNX Runtime".

@@ -46,7 +46,7 @@ _PIECE = 1 << 24  # elements that are checked together, in at most 64 MiB of tem
 
 @dataclass(frozen=True)
 class Refit:
-    """What a refit did.
+    """The outcome of a refit.
 
     Args:
         changed: paths of the parameters and buffers whose values were others than the engine's; nothing was done
@@ -85,7 +85,7 @@ class _HeldWeights:
 
 @dataclass(frozen=True)
 class _FirstLook:
-    """What a look at the model, before the locks of a refit are taken, has found.
+    """The result of a look at the model before a refit takes its locks.
 
     Args:
         needs_refit: whether there is anything to do.

@@ -14,6 +14,7 @@ from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
+from torch2engine.core.package import public
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ORTModule", "StrictModule"]
 
 
+@public
 class ORTModule(DeployedModule[OnnxRuntimeBackend]):
     """The exported model on ONNX Runtime's CPU provider, in the model's place.
 

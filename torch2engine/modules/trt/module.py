@@ -16,6 +16,7 @@ from torch import nn
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
+from torch2engine.core.package import public
 from torch2engine.core.pytree import unflatten
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
@@ -33,6 +34,7 @@ T = TypeVar("T", bound="TRTModule")
 _WARM_CALLS = 5  # enough for a CUDA graph at addresses that recur
 
 
+@public
 class TRTModule(DeployedModule[TensorRTBackend]):
     """A TensorRT engine in the model's place.
 
