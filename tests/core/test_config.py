@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import torch2engine as t2e
-from torch2engine.core.config import RuntimeConfig, of_kind
+from torch2engine.core.config import RuntimeConfig, require_instance
 from torch2engine.core.errors import InputError
 
 COUNTS = ("contexts", "max_shapes", "streams")
@@ -98,7 +98,7 @@ def test_options_that_the_cpu_lacks_are_named_together() -> None:
 
 def test_config_of_another_class_is_refused() -> None:
     """BuildConfig and RuntimeConfig can't be taken for each other."""
-    of_kind("config", t2e.BuildConfig(), t2e.BuildConfig)
+    require_instance("config", t2e.BuildConfig(), t2e.BuildConfig)
     with pytest.raises(InputError) as caught:
-        of_kind("runtime_config", "split", RuntimeConfig)
+        require_instance("runtime_config", "split", RuntimeConfig)
     assert str(caught.value) == "runtime_config: 'split', a RuntimeConfig; pass t2e.RuntimeConfig(...)"

@@ -310,7 +310,7 @@ def test_weights_changed_between_two_exports_are_the_new_ones() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_external_weights_load_and_answer(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Weights that are too large for the file lie beside it, and go with the artifact wherever it is saved."""
-    monkeypatch.setattr(ROOM, "_EXTERNAL_ABOVE_BYTES", 1000)
+    monkeypatch.setattr(ROOM, "EXTERNAL_ABOVE_BYTES", 1000)
     model = nn.Linear(64, 64).to(dtype)
     artifact, examples = exported(model, torch.randn(4, 64, dtype=dtype), {"input": BATCH})
     assert {path.name for path in artifact.folder.iterdir()} == {"model.onnx", "model.onnx.data"}

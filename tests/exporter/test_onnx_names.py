@@ -25,8 +25,9 @@ from tests.support.models import (
     line_of,
 )
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.onnx_names import MODULE_KEY, SOURCE_KEY, name_axes, name_tensors, record_origins
+from torch2engine.exporter.onnx_names import name_axes, name_tensors, record_origins
 
 X = torch.randn(4, 3)
 

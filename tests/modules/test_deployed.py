@@ -696,7 +696,7 @@ def test_state_dict_carries_the_whole_module(where: str) -> None:
 @pytest.mark.parametrize("width", [1, 64])
 def test_state_dict_of_external_weights_carries_them(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that lie beside the graph travel with it, and a file without any does no harm."""
-    monkeypatch.setattr(importlib.import_module("torch2engine.exporter.export"), "_EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr(importlib.import_module("torch2engine.exporter.export"), "EXTERNAL_ABOVE_BYTES", 0)
     model = nn.Linear(6, width).eval()
     module = deploy_models.deploy(model, sample(4, 6))
     assert module._artifact.files == ("model.onnx", "model.onnx.data")

@@ -644,7 +644,7 @@ def test_large_weights_lie_beside_the_model(
     from torch2engine.onnx_graph import model_file
 
     quantize(nets["Cnn"].path, tmp_path / "whole.onnx", Precision("int8"), calibration())
-    monkeypatch.setattr(model_file, "_EXTERNAL_ABOVE_BYTES", 1000)
+    monkeypatch.setattr(model_file, "EXTERNAL_ABOVE_BYTES", 1000)
     folder = tmp_path / "parts"
     folder.mkdir()
     quantize(nets["Cnn"].path, folder / "model.onnx", Precision("int8"), calibration())

@@ -22,11 +22,12 @@ import warnings
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch2engine.artifact.atomic_folder import remove_abandoned
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME, canonical
+from torch2engine.core.config import is_count
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.package import public
 
@@ -91,9 +92,8 @@ class EngineCache:
     """
 
     def __init__(self, folder: str | Path | None = None, max_bytes: int = _DEFAULT_MAX_BYTES) -> None:
-        size = cast("object", max_bytes)
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError("EngineCache.max_bytes", got=repr(size), allowed="a positive int, in bytes")
+        if not is_count(max_bytes):
+            raise InputError("EngineCache.max_bytes", got=repr(max_bytes), allowed="a positive int, in bytes")
         if folder is None:
             import platformdirs
 

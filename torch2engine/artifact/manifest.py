@@ -14,12 +14,12 @@ import hashlib
 import json
 import reprlib
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from torch2engine.artifact.file_access import FileRecord
 from torch2engine.artifact.manifest_fields import FILE_NAME, ManifestFields, check_fields, field_names
 from torch2engine.core.errors import ArtifactError, Torch2EngineError
-from torch2engine.core.json_rules import TEXT, SchemaError, check_names, integer
+from torch2engine.core.json_rules import TEXT, SchemaError, check_names, integer, is_object
 
 __all__ = [
     "FORMAT",
@@ -83,15 +83,15 @@ def parse_manifest(data: bytes, path: str) -> tuple[ManifestFields, dict[str, Fi
 
 
 def claimed_files(data: bytes) -> frozenset[str] | None:
-    """The files that a manifest lists, be it damaged or of a newer version; None if it is not one of torch2engine."""
+    """List the files of a manifest, even a damaged or newer one; None if it is not one of torch2engine."""
     try:
         manifest = json.loads(data)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(manifest, dict) or cast("dict[str, Any]", manifest).get("format") != FORMAT:
+    if not is_object(manifest) or manifest.get("format") != FORMAT:
         return None
-    files = cast("dict[str, Any]", manifest).get("files")
-    return frozenset(cast("dict[str, Any]", files)) if isinstance(files, dict) else frozenset()
+    files = manifest.get("files")
+    return frozenset(files) if is_object(files) else frozenset()
 
 
 def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
@@ -100,15 +100,14 @@ def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
     except ValueError:  # also UnicodeDecodeError, JSONDecodeError and numbers too long to convert
         raise SchemaError("its manifest is not JSON in ASCII") from None
     # The format's name comes before the digest: somebody else's manifest.json is foreign, not damaged.
-    if not isinstance(manifest, dict) or cast("dict[str, Any]", manifest).get("format") != FORMAT:
+    if not is_object(manifest) or manifest.get("format") != FORMAT:
         raise SchemaError(
             "its manifest is not one of torch2engine",
             f'its "format" must be {FORMAT!r}',
             "give the folder that torch2engine saved",
         )
-    whole = cast("dict[str, Any]", manifest)
-    _check_digest(whole, data)
-    version: Any = whole.get("format_version")
+    _check_digest(manifest, data)
+    version: Any = manifest.get("format_version")
     integer(1).check(version, "format_version")
     if version > FORMAT_VERSION:
         raise SchemaError(
@@ -116,10 +115,10 @@ def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
             f"this torch2engine reads up to {FORMAT_VERSION}",
             "it was made by a newer torch2engine; upgrade",
         )
-    names = field_names(whole)
-    check_names(whole, "", (*_ENVELOPE, *names))
-    records = _records(whole["files"])
-    fields = {name: whole[name] for name in names}
+    names = field_names(manifest)
+    check_names(manifest, "", (*_ENVELOPE, *names))
+    records = _records(manifest["files"])
+    fields = {name: manifest[name] for name in names}
     check_fields(fields)
     return ManifestFields.from_json(fields), records
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 from torch2engine.core.config import FLAVOURS
 from torch2engine.core.errors import ArtifactError
@@ -28,6 +28,8 @@ from torch2engine.core.json_rules import (
     check_names,
     field_error,
     integer,
+    is_array,
+    is_object,
     word,
 )
 from torch2engine.core.precisions import MODEL_PRECISIONS
@@ -172,19 +174,18 @@ def encode_non_finite(value: Any) -> Any:
     """
     if isinstance(value, float) and not math.isfinite(value):
         return {"float": repr(value)}
-    if isinstance(value, dict):
-        return {key: encode_non_finite(item) for key, item in cast("dict[str, Any]", value).items()}
-    if isinstance(value, list):
-        return [encode_non_finite(item) for item in cast("list[Any]", value)]
+    if is_object(value):
+        return {key: encode_non_finite(item) for key, item in value.items()}
+    if is_array(value):
+        return [encode_non_finite(item) for item in value]
     return value
 
 
 def _decode_non_finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        items = cast("dict[str, Any]", value)
-        if items.keys() == {"float"}:
-            return float(items["float"])
-        return {key: _decode_non_finite(item) for key, item in items.items()}
-    if isinstance(value, list):
-        return [_decode_non_finite(item) for item in cast("list[Any]", value)]
+    if is_object(value):
+        if value.keys() == {"float"}:
+            return float(value["float"])
+        return {key: _decode_non_finite(item) for key, item in value.items()}
+    if is_array(value):
+        return [_decode_non_finite(item) for item in value]
     return value

@@ -16,7 +16,7 @@ import onnx
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.builder.onnx_file import check_onnx_file, copy_model, read_signature
-from torch2engine.core.config import choice
+from torch2engine.core.config import require_choice
 from torch2engine.core.errors import DtypeError, DynamicAxisError, InputError
 from torch2engine.core.precisions import FLOAT32_PRECISIONS
 from torch2engine.core.spec import Axis, Profile, Signature
@@ -60,7 +60,7 @@ def resolve_source(source: object, profiles: Profiles, precision: str | None) ->
         DynamicAxisError: a dynamic dimension without a range, or a range without such a dimension.
     """
     if precision is not None:
-        choice("precision", precision, FLOAT32_PRECISIONS)
+        require_choice("precision", precision, FLOAT32_PRECISIONS)
     if isinstance(source, (str, Path)):
         return _import_onnx_file(Path(source), profiles, precision or "fp32")
     if not isinstance(source, OnnxArtifact):

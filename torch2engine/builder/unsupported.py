@@ -15,8 +15,8 @@ from typing import Any, cast
 import onnx as _typed_onnx
 
 from torch2engine.builder.plan import make_network
+from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.onnx_graph.node_origins import MODULE_KEY, SOURCE_KEY
 from torch2engine.onnx_graph.walk import walk_nodes
 from torch2engine.trt.library import Builder, INetworkDefinition, OnnxParser, ParserError, TensorRT
 

@@ -1,7 +1,7 @@
-"""What a user may choose, as frozen values: `BuildConfig`, `RuntimeConfig`, `Tolerance`, `Precision` and `Budget`.
+"""A user's choices, as frozen values: `BuildConfig`, `RuntimeConfig`, `Tolerance`, `Precision` and `Budget`.
 
-Enters: keyword arguments. Leaves: validated values; a wrong one never gets past construction. A room of its own so
-that an option exists exactly once.
+Enters: keyword arguments. Leaves: validated values; a wrong one never gets past construction. Separate so that
+an option exists exactly once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, cast
+from typing import Any, TypeGuard
 
 from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
@@ -34,10 +34,10 @@ __all__ = [
     "RuntimeConfig",
     "Tolerance",
     "check_tolerance",
-    "choice",
     "default_tolerance",
     "float32_arithmetic",
-    "of_kind",
+    "require_choice",
+    "require_instance",
 ]
 
 RUNTIMES = ("tensorrt", "onnxruntime", "auto")
@@ -52,26 +52,26 @@ TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
 
 
 def tf32_override() -> str | None:
-    """What the environment says of TF32, by which TensorRT and CUDA's libraries choose their kernels; None: nothing."""
+    """Read the variable by which TensorRT and CUDA's libraries allow or rule out TF32; None if it is not set."""
     return os.environ.get(TF32_OVERRIDE)
 
 
 def float32_arithmetic(flavour: str, precision: str) -> str:
-    """What float32 convolutions and matrix products are computed in, whatever was asked.
+    """Find the arithmetic in which float32 convolutions and matrix products are really computed.
 
     TensorRT obeys its TF32 flag. TensorRT-RTX does not: it computes in TF32 unless the environment rules it out (1.6.1
     on an H200: relative error of a convolution 4e-4 with the flag cleared, 3e-6 with NVIDIA_TF32_OVERRIDE=0).
 
     Args:
         flavour: "tensorrt" or "tensorrt_rtx".
-        precision: what was asked; other than "fp32" and "tf32" it is returned as it is.
+        precision: the requested one; any other than "fp32" and "tf32" is returned as it is.
     """
     if flavour != "tensorrt_rtx" or precision not in FLOAT32_PRECISIONS:
         return precision
     return "fp32" if os.environ.get(TF32_OVERRIDE) == "0" else "tf32"
 
 
-def choice(subject: str, value: object, allowed: Sequence[object]) -> None:
+def require_choice(subject: str, value: object, allowed: Sequence[object]) -> None:
     """Refuse a value that is not one of the allowed words.
 
     Raises:
@@ -81,7 +81,7 @@ def choice(subject: str, value: object, allowed: Sequence[object]) -> None:
         raise InputError(subject, got=repr(value), allowed="one of " + ", ".join(map(repr, allowed)))
 
 
-def of_kind(subject: str, value: object, kind: type) -> None:
+def require_instance(subject: str, value: object, kind: type) -> None:
     """Refuse a value of another class.
 
     Raises:
@@ -89,6 +89,33 @@ def of_kind(subject: str, value: object, kind: type) -> None:
     """
     if not isinstance(value, kind):
         raise InputError(subject, got=repr(value), allowed=f"a {kind.__name__}", fix=f"pass t2e.{kind.__name__}(...)")
+
+
+def is_count(value: object) -> TypeGuard[int]:
+    """Whether a value is an int of at least 1; True is no int."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _require(holds: bool, subject: str, value: object, allowed: str, fix: str = "") -> None:
+    """Refuse a value for which a condition does not hold.
+
+    Raises:
+        InputError: saying what is allowed.
+    """
+    if not holds:
+        raise InputError(subject, got=repr(value), allowed=allowed, fix=fix)
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
 
 
 def check_tolerance(value: object) -> None:
@@ -128,18 +155,16 @@ class BuildConfig:
     refittable: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(cast("object", self.refittable), bool):
-            raise InputError("BuildConfig.refittable", got=repr(self.refittable), allowed="True or False")
+        _require(_is_bool(self.refittable), "BuildConfig.refittable", self.refittable, "True or False")
         if self.flavour is not None:
-            choice("BuildConfig.flavour", self.flavour, FLAVOURS)
-        size = cast("object", self.workspace_bytes)
-        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-            raise InputError(
-                "BuildConfig.workspace_bytes",
-                got=repr(size),
-                allowed="a positive int, in bytes, or None",
-                fix="e.g. workspace_bytes=4 << 30 for 4 GiB",
-            )
+            require_choice("BuildConfig.flavour", self.flavour, FLAVOURS)
+        _require(
+            self.workspace_bytes is None or is_count(self.workspace_bytes),
+            "BuildConfig.workspace_bytes",
+            self.workspace_bytes,
+            "a positive int, in bytes, or None",
+            "e.g. workspace_bytes=4 << 30 for 4 GiB",
+        )
 
 
 @public
@@ -186,14 +211,13 @@ class RuntimeConfig:
 
     def __post_init__(self) -> None:
         for name in ("contexts", "max_shapes", "streams"):
-            count = cast("object", getattr(self, name))
-            if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-                raise InputError(f"RuntimeConfig.{name}", got=repr(count), allowed="a positive int")
-        if not isinstance(cast("object", self.cuda_graphs), bool) and self.cuda_graphs != "auto":
-            raise InputError("RuntimeConfig.cuda_graphs", got=repr(self.cuda_graphs), allowed="'auto', True or False")
-        choice("RuntimeConfig.output", self.output, _OUTPUTS)
-        choice("RuntimeConfig.kernel_specialization", self.kernel_specialization, _SPECIALIZATIONS)
-        choice("RuntimeConfig.out_of_range", self.out_of_range, _OUT_OF_RANGE)
+            count: object = getattr(self, name)
+            _require(is_count(count), f"RuntimeConfig.{name}", count, "a positive int")
+        graphs = self.cuda_graphs
+        _require(_is_bool(graphs) or graphs == "auto", "RuntimeConfig.cuda_graphs", graphs, "'auto', True or False")
+        require_choice("RuntimeConfig.output", self.output, _OUTPUTS)
+        require_choice("RuntimeConfig.kernel_specialization", self.kernel_specialization, _SPECIALIZATIONS)
+        require_choice("RuntimeConfig.out_of_range", self.out_of_range, _OUT_OF_RANGE)
 
     def on_cpu(self) -> RuntimeConfig:
         """The same with only those options that mean something on the CPU."""
@@ -218,10 +242,6 @@ class RuntimeConfig:
                 allowed="only out_of_range: the rest of RuntimeConfig is for engines on a GPU",
                 fix="leave it out, or deploy with runtime='tensorrt'",
             )
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @public
@@ -255,9 +275,9 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         for name in ("rel_l2", "max_rel", "abs", "mismatch"):
-            value = cast("object", getattr(self, name))
-            if not _is_finite(value) or cast("float", value) < 0:
-                raise InputError(f"Tolerance.{name}", got=repr(value), allowed="a finite number of at least 0")
+            bound: object = getattr(self, name)
+            allowed = "a finite number of at least 0"
+            _require(_is_finite(bound) and bound >= 0, f"Tolerance.{name}", bound, allowed)
 
     @classmethod
     def default(cls, precision: str) -> Tolerance:
@@ -271,7 +291,7 @@ class Tolerance:
         Raises:
             InputError: listing the precisions.
         """
-        choice("precision", precision, MODEL_PRECISIONS)
+        require_choice("precision", precision, MODEL_PRECISIONS)
         return default_tolerance(precision)
 
 
@@ -305,18 +325,18 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.tolerance is not None:
-            of_kind("Budget.tolerance", self.tolerance, Tolerance)
+            require_instance("Budget.tolerance", self.tolerance, Tolerance)
         if (self.metric is None) != (self.floor is None):
             given, missing = ("floor", "metric") if self.metric is None else ("metric", "floor")
             raise InputError("Budget", got=f"{given} without {missing}", allowed="both or neither")
         if self.metric is not None and self.tolerance is not None:
             raise InputError("Budget", got="a metric and a tolerance", allowed="one of them: the metric judges instead")
-        if self.metric is not None and not callable(cast("object", self.metric)):
-            raise InputError("Budget.metric", got=repr(self.metric), allowed="a callable given (outputs, batch)")
-        if self.floor is not None and not _is_finite(self.floor):
-            raise InputError("Budget.floor", got=repr(self.floor), allowed="a finite number")
-        if type(cast("object", self.rebuilds)) is not int or self.rebuilds < 1:
-            raise InputError("Budget.rebuilds", got=repr(self.rebuilds), allowed="an int of at least 1")
+        if self.metric is not None:
+            _require(callable(self.metric), "Budget.metric", self.metric, "a callable given (outputs, batch)")
+        if self.floor is not None:
+            _require(_is_finite(self.floor), "Budget.floor", self.floor, "a finite number")
+        is_int = type(self.rebuilds) is int
+        _require(is_int and self.rebuilds >= 1, "Budget.rebuilds", self.rebuilds, "an int of at least 1")
 
 
 @public
@@ -349,18 +369,17 @@ class Precision:
     low_io: bool = False
 
     def __post_init__(self) -> None:
-        choice("precision", self.dtype, MODEL_PRECISIONS)
-        choice("Precision.weights", self.weights, (None, *WEIGHT_PRECISIONS))
-        choice("Precision.method", self.method, _METHODS)
-        kept = cast("object", self.keep_fp32)
-        if isinstance(kept, str) or not isinstance(kept, Sequence):
-            raise InputError("Precision.keep_fp32", got=repr(kept), allowed="a list of module paths", fix=f"[{kept!r}]")
-        for path in cast("Sequence[object]", kept):
-            if not isinstance(path, str) or not path:
-                raise InputError("Precision.keep_fp32", got=repr(path), allowed="paths of modules, with * and ?")
-        object.__setattr__(self, "keep_fp32", tuple(cast("Sequence[str]", kept)))
+        require_choice("precision", self.dtype, MODEL_PRECISIONS)
+        require_choice("Precision.weights", self.weights, (None, *WEIGHT_PRECISIONS))
+        require_choice("Precision.method", self.method, _METHODS)
+        paths: Any = self.keep_fp32
+        _require(_is_list(paths), "Precision.keep_fp32", paths, "a list of module paths", f"[{paths!r}]")
+        for path in paths:
+            is_path = isinstance(path, str) and path != ""
+            _require(is_path, "Precision.keep_fp32", path, "paths of modules, with * and ?")
+        object.__setattr__(self, "keep_fp32", tuple(paths))
         if self.budget is not None:
-            of_kind("Precision.budget", self.budget, Budget)
+            require_instance("Precision.budget", self.budget, Budget)
         if not _is_finite(self.percentile) or not 50 < self.percentile <= 100:
             raise InputError("Precision.percentile", got=repr(self.percentile), allowed="a number above 50 up to 100")
         beside_weights = ("fp32", *CAST_PRECISIONS)
@@ -391,8 +410,9 @@ class Precision:
         """
         if isinstance(value, str):
             return cls(value)
-        of_kind("precision", value, Precision)
-        return cast("Precision", value)
+        require_instance("precision", value, Precision)
+        assert isinstance(value, Precision)
+        return value
 
     @property
     def changes_graph(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeGuard
 
 __all__ = [
     "BOOLEAN",
@@ -25,6 +25,8 @@ __all__ = [
     "check_names",
     "field_error",
     "integer",
+    "is_array",
+    "is_object",
     "plain",
     "word",
 ]
@@ -47,22 +49,31 @@ def field_error(value: object, where: str, allowed: str) -> SchemaError:
     return SchemaError(f"its manifest's {where} is {reprlib.repr(value)}", f"it must be {allowed}")
 
 
+def is_object(value: object) -> TypeGuard[dict[str, Any]]:
+    """Whether a JSON value is an object."""
+    return isinstance(value, dict)
+
+
+def is_array(value: object) -> TypeGuard[list[Any]]:
+    """Whether a JSON value is an array."""
+    return isinstance(value, list)
+
+
 def check_names(value: object, where: str, names: Sequence[str] | None = None) -> dict[str, Any]:
     """Check that a value is a JSON object with exactly these names, or with any names if None; return its members.
 
     Raises:
         SchemaError: naming the first name that is missing or surplus.
     """
-    if not isinstance(value, dict):
+    if not is_object(value):
         raise field_error(value, where, "an object")
-    members = cast("dict[str, Any]", value)
-    if names is not None and members.keys() != set(names):
+    if names is not None and value.keys() != set(names):
         for name in names:
-            if name not in members:
+            if name not in value:
                 raise SchemaError(f"its manifest lacks {_inside(where, name)}")
-        surplus = reprlib.repr(min(members.keys() - set(names)))
+        surplus = reprlib.repr(min(value.keys() - set(names)))
         raise SchemaError(f"its manifest holds {surplus} in {where or 'itself'}", f"only {', '.join(names)}")
-    return members
+    return value
 
 
 def _inside(where: str, name: str) -> str:
@@ -157,13 +168,12 @@ class Items:
     allowed: str = ""
 
     def check(self, value: object, where: str) -> None:
-        if not isinstance(value, list):
+        if not is_array(value):
             raise field_error(value, where, "an array")
-        items = cast("list[Any]", value)
-        for index, item in enumerate(items):
+        for index, item in enumerate(value):
             self.rule.check(item, f"{where}[{index}]")
-        if not self.fits(items):
-            raise field_error(items, where, self.allowed)
+        if not self.fits(value):
+            raise field_error(value, where, self.allowed)
 
     def encode(self, value: Any) -> list[Any]:
         return [self.rule.encode(item) for item in value]
@@ -225,7 +235,7 @@ class Object:
 
     def names(self, value: object) -> list[str]:
         """The names that a JSON object must have, and the optional ones that this one has."""
-        present = cast("dict[str, Any]", value) if isinstance(value, dict) else dict[str, Any]()
+        present = value.keys() if is_object(value) else ()
         return [name for name in self.fields if name not in self.optional or name in present]
 
     def check(self, value: object, where: str) -> None:

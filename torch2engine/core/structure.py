@@ -7,7 +7,7 @@ form. Separate from `spec` because structures know nothing of tensors, dtypes an
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from torch2engine.core.containers import CONTAINERS
 from torch2engine.core.json_rules import (
@@ -20,6 +20,7 @@ from torch2engine.core.json_rules import (
     SchemaError,
     check_names,
     field_error,
+    is_object,
     plain,
     word,
 )
@@ -72,8 +73,8 @@ class Parameter:
 
 
 def _check_constant(value: object, where: str) -> None:
-    if isinstance(value, dict):  # NaN and infinities; see `encode_non_finite`
-        text = check_names(cast("object", value), where, ("float",))["float"]
+    if is_object(value):  # NaN and infinities; see `encode_non_finite`
+        text = check_names(value, where, ("float",))["float"]
         word(_NON_FINITE).check(text, f"{where}.float")
     elif value is not None and not isinstance(value, (bool, int, float, str)):
         raise field_error(value, where, "null, true, false, a number or a string")

@@ -30,6 +30,7 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.captured_call import CapturedCall, resized
 from torch2engine.capture.reference import Reference, flatten_result
 from torch2engine.capture.source_lines import user_source
+from torch2engine.core.constants import EXTERNAL_ABOVE_BYTES
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.core.spec import Axis, Signature, TensorSpec
 from torch2engine.exporter import onnx_names as _graph
@@ -45,8 +46,6 @@ __all__ = ["OPSET", "export_onnx"]
 # 22: the first opset whose Conv and pooling take bfloat16; ONNX Runtime and TensorRT 10, 11 and RTX understand it; and
 # it has no Attention (opset 23), which RTX 1.6 does not build in float32 and crashes on in one form.
 OPSET = 22
-# Protobuf holds 2 GiB; the graph itself needs room beside the weights.
-_EXTERNAL_ABOVE_BYTES = 1_800_000_000
 
 
 class _FlatModule(nn.Module):
@@ -124,7 +123,7 @@ def _exported(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
             str(path),
             include_initializers=True,
             keep_initializers_as_inputs=False,
-            external_data=size > _EXTERNAL_ABOVE_BYTES,
+            external_data=size > EXTERNAL_ABOVE_BYTES,
         )
         if weights is not None:
             write_file(path.with_name(WEIGHTS), weights.program().to_json())

@@ -15,12 +15,11 @@ from typing import Any
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from torch2engine.capture.source_lines import innermost_user_frame
+from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
 from torch2engine.core.package import PACKAGE_ROOT
 from torch2engine.core.preprocess import ORIGIN
 
 __all__ = [
-    "MODULE_KEY",
-    "SOURCE_KEY",
     "drop_saturation",
     "module_path",
     "name_axes",
@@ -28,8 +27,6 @@ __all__ = [
     "record_origins",
 ]
 
-MODULE_KEY = "torch2engine.module"
-SOURCE_KEY = "torch2engine.source"
 WRAPPER = "model"
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+)')

@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
-from torch2engine.core.config import RuntimeConfig, Tolerance, of_kind
+from torch2engine.core.config import RuntimeConfig, Tolerance, require_instance
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.core.pytree import bind, unflatten
 from torch2engine.core.spec import Signature
@@ -85,7 +85,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        of_kind("runtime_config", runtime_config, RuntimeConfig)
+        require_instance("runtime_config", runtime_config, RuntimeConfig)
         self._runtime_config = runtime_config
         self.report: DeployReport | None = report
         self.training = False

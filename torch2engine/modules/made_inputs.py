@@ -11,13 +11,12 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 import torch
 
 from torch2engine.capture.torch_types import torch_dtype
+from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import InputError
 from torch2engine.core.profiles import corners
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 
 __all__ = ["case_name", "corner_sizes", "random_cases", "zeros"]
-
-_SEED = 20170727
 
 
 def zeros(
@@ -69,7 +68,7 @@ def random_cases(
     Returns:
         random floats, bytes of images, True, and other integers that are 0, or 1 where the input's name ends in "mask".
     """
-    generator = torch.Generator().manual_seed(_SEED)
+    generator = torch.Generator().manual_seed(RANDOM_SEED)
     return {
         case_name(sizes): [_random(spec, spec.sized(sizes), generator).to(device) for spec in signature.inputs]
         for sizes in all_sizes

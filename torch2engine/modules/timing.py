@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 
+from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.trt.gpu import require_gpu
 
@@ -30,7 +31,6 @@ _MOST_CALLS = 200
 _TRAIN_S = 0.010
 _PROBES = 3
 _REHEARSED = 5  # calls right before a train: the caches hold what other candidates did
-_SEED = 20170727
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def _collector_waits() -> Generator[None]:
 
 def _turns(names: Iterable[str], rounds: int) -> Generator[str]:
     """Every name once a round, in another order each time."""
-    order, shuffler = list(names), random.Random(_SEED)
+    order, shuffler = list(names), random.Random(RANDOM_SEED)
     for _ in range(rounds):
         shuffler.shuffle(order)
         yield from order

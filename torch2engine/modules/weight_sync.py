@@ -25,7 +25,7 @@ from torch2engine.capture.reference import Reference, outputs_by_name
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.core.config import Tolerance, of_kind
+from torch2engine.core.config import Tolerance, require_instance
 from torch2engine.core.errors import ParityError, RefitError
 from torch2engine.modules.backend import FIX_OF_WRONG_WEIGHTS, Backend, Infer, RefittableBackend, WeightsGuard
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
@@ -147,7 +147,7 @@ class WeightSync:
         start = perf_counter()
         held = self.held_weights()
         if tolerance is not None:
-            of_kind("tolerance", tolerance, Tolerance)
+            require_instance("tolerance", tolerance, Tolerance)
         look = _FirstLook(needs_refit=True) if verify else self._first_look(held, model, unless_verified=verify is None)
         if not look.needs_refit:
             return Refit((), perf_counter() - start)

@@ -13,10 +13,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-__all__ = ["load_model", "replace_weights", "save_model"]
+from torch2engine.core.constants import EXTERNAL_ABOVE_BYTES
 
-# Protobuf holds 2 GiB; the graph itself needs room beside the weights.
-_EXTERNAL_ABOVE_BYTES = 1_800_000_000
+__all__ = ["load_model", "replace_weights", "save_model"]
 
 
 def load_model(path: Path) -> Any:
@@ -44,7 +43,7 @@ def save_model(model: Any, path: Path) -> None:
         onnx.save_model(
             model,
             str(part),
-            save_as_external_data=weight_bytes > _EXTERNAL_ABOVE_BYTES,
+            save_as_external_data=weight_bytes > EXTERNAL_ABOVE_BYTES,
             location=f"{path.name}.data",
         )
         os.replace(part, path)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
+
 __all__ = [
-    "MODULE_KEY",
-    "SOURCE_KEY",
     "NodeOrigin",
     "copy_origin",
     "node_modules",
@@ -20,9 +20,6 @@ __all__ = [
     "origin_of",
     "restore_origins",
 ]
-
-MODULE_KEY = "torch2engine.module"  # as the exporter writes them
-SOURCE_KEY = "torch2engine.source"
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ from torch2engine.core.config import (
     BuildConfig,
     RuntimeConfig,
     Tolerance,
-    choice,
-    of_kind,
+    require_choice,
+    require_instance,
 )
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.precisions import LOW_PRECISIONS, QUANTIZED_PRECISIONS
@@ -135,9 +135,9 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
         InputError: an unknown runtime, or options that it does not have.
         InstallationError: "tensorrt" without a usable TensorRT, GPU or CUDA build of PyTorch.
     """
-    choice("runtime", runtime, RUNTIMES)
-    of_kind("config", config, BuildConfig)
-    of_kind("runtime_config", runtime_config, RuntimeConfig)
+    require_choice("runtime", runtime, RUNTIMES)
+    require_instance("config", config, BuildConfig)
+    require_instance("runtime_config", runtime_config, RuntimeConfig)
     if runtime == "onnxruntime":
         runtime_config.check_cpu("runtime='onnxruntime'")
         return runtime

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, check_tolerance, of_kind
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, check_tolerance, require_instance
 from torch2engine.core.errors import InputError, PrecisionError
 from torch2engine.core.precisions import CAST_PRECISIONS, QUANTIZED_PRECISIONS, quoted
 from torch2engine.onnx_graph.model_file import load_model
@@ -37,8 +37,8 @@ def validated_precision(
     """
     validated = Precision.of(precision)
     check_tolerance(tolerance)
-    of_kind("config", config, BuildConfig)
-    of_kind("runtime_config", runtime_config, RuntimeConfig)
+    require_instance("config", config, BuildConfig)
+    require_instance("runtime_config", runtime_config, RuntimeConfig)
     check_calibration(validated, calibration, runtime_config)
     require_refittable_precision(validated, config)
     return validated

@@ -19,7 +19,7 @@ from typing import Any, cast
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.core.config import RuntimeConfig, choice, of_kind
+from torch2engine.core.config import RuntimeConfig, require_choice, require_instance
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Signature
 from torch2engine.processor.arrays import Array, check_call, input_layout, match_out
@@ -69,8 +69,8 @@ class Processor:
         allocation: str = "max",
         runtime_config: RuntimeConfig = RuntimeConfig(),
     ) -> None:
-        choice("Processor(allocation=...)", allocation, ALLOCATIONS)
-        of_kind("runtime_config", runtime_config, RuntimeConfig)
+        require_choice("Processor(allocation=...)", allocation, ALLOCATIONS)
+        require_instance("runtime_config", runtime_config, RuntimeConfig)
         _check_int("device", device, 0)
         _check_int("streams", streams, 1)
         _check_config(runtime_config)
@@ -286,7 +286,7 @@ def _engine(source: object) -> EngineArtifact:
             fix="build it with torch2engine.build(artifact), or serve it by torch2engine.load",
             path=where,
         )
-    of_kind("Processor(source=...)", found, EngineArtifact)
+    require_instance("Processor(source=...)", found, EngineArtifact)
     assert isinstance(found, EngineArtifact)
     return found
 

@@ -1,0 +1,18 @@
+"""Numbers and names that several folders must agree on.
+
+Enters: nothing. Leaves: constants. Separate because the folders that use them never import each other.
+"""
+
+from __future__ import annotations
+
+__all__ = ["EXTERNAL_ABOVE_BYTES", "MODULE_KEY", "RANDOM_SEED", "SOURCE_KEY"]
+
+# Weights above this go into a file beside the ONNX graph. Protobuf holds 2 GiB, and the graph itself needs room too.
+EXTERNAL_ABOVE_BYTES = 1_800_000_000
+
+# Keys of a node's metadata in an ONNX graph: the path of its torch module, and "FILE:LINE" of the user's code.
+MODULE_KEY = "torch2engine.module"
+SOURCE_KEY = "torch2engine.source"
+
+# Every generator starts from it, so that two runs make the same inputs and orders.
+RANDOM_SEED = 20170727
