@@ -17,7 +17,7 @@ from torch import nn
 from torch2engine.capture.process_state import exact_arithmetic, process_state_lock, restored_random_state
 from torch2engine.core.errors import ExportError
 
-__all__ = ["undisturbed"]
+__all__ = ["training_flags_off", "undisturbed"]
 
 _CONTAINERS: tuple[type, ...] = (dict, list, set, deque)
 
@@ -37,7 +37,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
         snapshot = _ModuleSnapshot(model)
         with restored_random_state(), exact_arithmetic():
             try:
-                with _training_flags_off(model):
+                with training_flags_off(model):
                     yield
             except Exception as error:
                 snapshot.check_parameters(error)  # says more than an error that may follow from it
@@ -48,7 +48,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def _training_flags_off(model: nn.Module) -> Generator[None]:
+def training_flags_off(model: nn.Module) -> Generator[None]:
     """Clear the training flag of every submodule, and set it as it was after the body."""
     flags = [(module, module.training) for module in model.modules()]
     try:
@@ -61,8 +61,7 @@ def _training_flags_off(model: nn.Module) -> Generator[None]:
 
 
 def _set_training_flag(module: nn.Module, flag: bool) -> None:
-    # Neither .eval() nor .train(): models override them, to merge adapters for instance, and that can't be undone.
-    module.__dict__["training"] = flag
+    module.__dict__["training"] = flag  # models override .train(), to merge adapters for instance: no way back
 
 
 class _ModuleSnapshot:

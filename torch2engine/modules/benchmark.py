@@ -8,8 +8,7 @@ little.
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +16,7 @@ import torch
 from torch import nn
 
 from torch2engine.capture.reference import Reference, outputs_by_name
-from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.undisturbed import training_flags_off, undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import DeviceError, InputError
@@ -146,7 +145,9 @@ def benchmark(
                 candidates["PyTorch eager"] = functools.partial(reference.model, *args, **kwargs)
                 if any(module.signature.preprocess):  # which an eager call makes each time, too
                     candidates["PyTorch eager"] = functools.partial(reference.call, leaves)
-                with _inference(reference.model):
+                with training_flags_off(
+                    reference.model
+                ):  # not `undisturbed`, which sets slower arithmetic than the user's
                     timings = measure(candidates, device=device, rounds=rounds, calls=calls, warmup=warmup)
         rows += [BenchmarkRow(case=case, candidate=name, timing=timing) for name, timing in timings.items()]
     subject = "CPU" if device.type == "cpu" else require_gpu(device.index).name
@@ -173,19 +174,6 @@ def _check_device(model: nn.Module, device: torch.device) -> None:
             allowed=f"the module's device, {device}",
             fix=f"move it with .to('{device}')",
         )
-
-
-@contextmanager
-def _inference(model: nn.Module) -> Generator[None]:
-    # Not .eval(), which models override, and not `undisturbed`, which sets slower arithmetic than the user's.
-    before = [(part, part.training) for part in cast("Iterable[nn.Module]", model.modules())]
-    try:
-        for part, _ in before:
-            part.__dict__["training"] = False
-        yield
-    finally:
-        for part, training in before:
-            part.__dict__["training"] = training
 
 
 def _compared(
