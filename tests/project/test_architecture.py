@@ -1,0 +1,114 @@
+"""ARCHITECTURE.md speaks of the package as it is: its paths, its names, its layers, and where each change goes."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import PACKAGE, REPOSITORY
+
+PAGE = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8")
+FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+Mark = Callable[[ast.AST], bool]
+
+
+def section(title: str) -> str:
+    """The text below a heading, up to the next one."""
+    return PAGE.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def rows(title: str) -> list[list[str]]:
+    """The cells of a section's table, its head left out."""
+    lines = [line for line in section(title).splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def constant(value: str) -> Mark:
+    """Code that has this very text as a constant."""
+    return lambda node: isinstance(node, ast.Constant) and node.value == value
+
+
+def attribute(name: str) -> Mark:
+    """Code that reads an attribute of this name."""
+    return lambda node: isinstance(node, ast.Attribute) and node.attr == name
+
+
+def files_with(mark: Mark) -> set[str]:
+    """The package's files in which a mark stands."""
+    return {name for name, path in FILES.items() if any(map(mark, ast.walk(ast.parse(path.read_text("utf-8")))))}
+
+
+# What an existing example of each kind of change leaves in the code: fp8, the ONNX Runtime backend, named tuples, the
+# narrowest of several profiles, and the field "hardware".
+MARKS: dict[str, Mark] = {
+    "a new precision": constant("fp8"),
+    "a new backend": constant("torch2engine.modules.onnxruntime.module"),
+    "a new pytree kind": constant("namedtuple"),
+    "another choice of profile for a shape": attribute("breadth"),
+    "a new manifest field": constant("hardware"),
+}
+
+
+@pytest.mark.parametrize("change", MARKS)
+def test_change_touches_the_files_that_the_page_lists(change: str) -> None:
+    """The marks of a change of this kind stand in listed files, and in no other."""
+    listed = {kind: set(re.findall(r"`([\w/]+\.py)`", files)) for kind, files in rows("Where a change goes")}
+    found = files_with(MARKS[change])
+    assert found
+    assert found <= listed[change]
+
+
+def test_page_lists_every_marked_change() -> None:
+    """No kind of change is listed that nothing holds."""
+    assert [kind for kind, _ in rows("Where a change goes")] == list(MARKS)
+
+
+def test_marks_are_found_wherever_they_stand() -> None:
+    """A mark in a further file would show."""
+    planted = ast.parse('if precision == "fp8":\n    profile.breadth\n')
+    assert any(map(constant("fp8"), ast.walk(planted)))
+    assert any(map(attribute("breadth"), ast.walk(planted)))
+    assert not any(map(constant("fp8"), ast.walk(ast.parse('"""Quantises to "fp8"."""\n'))))
+
+
+def test_every_path_of_the_page_exists() -> None:
+    """Folders and files that the page names are there, below the package or the repository."""
+    named = set(re.findall(r"`([\w/]+(?:\.py|\.toml|/))`", PAGE)) | set(re.findall(r"\b(\w+/)  ", PAGE))
+    assert len(named) > 20
+    assert [name for name in sorted(named) if not _exists(name)] == []
+
+
+def _exists(name: str) -> bool:
+    return any((root / name).exists() for root in (PACKAGE, REPOSITORY)) or name == "modules/NAME/"
+
+
+@pytest.mark.parametrize(("question", "place"), rows("Where is it?"))
+def test_name_stands_in_the_file_that_the_page_gives(question: str, place: str) -> None:
+    """Each answer names a definition of that file."""
+    file, name = re.findall(r"`([^`]+)`", place)
+    tree = ast.parse(FILES[file].read_text("utf-8"))
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    assert name in defined, question
+
+
+def test_layers_of_the_page_are_those_of_the_import_rules() -> None:
+    """The picture of the layers and the contract that holds them are the same list."""
+    rules = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    contract = re.search(r"^layers = \[\n(.*?)^\]", rules, re.MULTILINE | re.DOTALL)
+    assert contract is not None
+    held = [set(re.findall(r"\w+", line)) for line in contract[1].splitlines()]
+    drawn = section("Layers").split("```")[1].strip().splitlines()
+    assert [set(re.findall(r"\w+", line)) for line in drawn] == held
+
+
+def test_every_entry_of_the_package_is_on_the_page() -> None:
+    """A newcomer who lists the package finds each entry explained."""
+    entries = {Path(name).parts[0] for name in FILES} - {"__init__.py"}
+    picture = PAGE.split("```")[1]
+    missing = [entry for entry in sorted(entries) if f"{entry}/ " not in picture and f"{entry} " not in picture]
+    assert missing == []
