@@ -39,7 +39,7 @@ def compare(
     Returns:
         one row per output of the reference, in its order, then one per output that only the candidate has.
     """
-    rows = [_judge(name, value, reference, candidate, tolerance) for name, value in reference.items()]
+    rows = [_judge_output(name, reference, candidate, tolerance) for name in reference]
     for name, value in candidate.items():
         if name not in reference:
             rows.append(_row(name, value, "the reference has no such output"))
@@ -50,9 +50,10 @@ def _row(name: str, value: Any, reason: str) -> OutputParity:
     return OutputParity(name, "", not reason, reason, shape=tuple(getattr(value, "shape", ())), dtype=dtype_name(value))
 
 
-def _judge(
-    name: str, reference: Any, references: Mapping[str, Any], candidates: Mapping[str, Any], tolerance: Tolerance
+def _judge_output(
+    name: str, references: Mapping[str, Any], candidates: Mapping[str, Any], tolerance: Tolerance
 ) -> OutputParity:
+    reference = references[name]
     if name not in candidates:
         return _row(name, reference, "missing from the candidate")
     candidate = candidates[name]
@@ -60,13 +61,14 @@ def _judge(
     if reason or 0 in reference.shape:
         return _row(name, reference, reason)
     figures = measure(reference, candidate, tolerance)
-    where = figures.worst_index
-    values = element(reference, where), element(candidate, where)
-    reason = _reason(figures, tolerance, reference, values)
-    if not reason and dtype_kind(dtype_name(reference)) == "exact":
+    reference_value = element(reference, figures.worst_index)
+    candidate_value = element(candidate, figures.worst_index)
+    is_exact = _is_exact(reference)
+    reason = _broken_rule(figures, tolerance, is_exact, reference_value, candidate_value)
+    if not reason and is_exact:
         reason = _lost_value(reference, candidate, figures)
     if reason:
-        reason += _likeness(name, candidate, figures, references, tolerance)
+        reason += _resemblance(name, candidate, figures, references, tolerance)
     return replace(
         _row(name, reference, reason),
         max_abs=figures.max_abs,
@@ -74,23 +76,24 @@ def _judge(
         rel_l2=figures.rel_l2,
         cosine=figures.cosine,
         mismatch=figures.mismatch,
-        worst_index=where,
+        worst_index=figures.worst_index,
         nonfinite_reference=figures.nonfinite_reference,
         nonfinite_candidate=figures.nonfinite_candidate,
-        reference_value=values[0],
-        candidate_value=values[1],
+        reference_value=reference_value,
+        candidate_value=candidate_value,
     )
 
 
 def _difference_in_kind(reference: Any, candidate: Any) -> str:
-    """Why the two can't be compared element by element, or ""."""
+    """Say why the two can't be compared element by element, or ""."""
     for who, value in (("the reference", reference), ("the candidate", candidate)):
         if not (hasattr(value, "dtype") and hasattr(value, "shape")):
             return f"{who} is a {type(value).__name__}, neither a tensor nor an array"
         layout = str(getattr(value, "layout", "torch.strided")).removeprefix("torch.")
         if layout != "strided":
             return f"{who} is a {layout} tensor, only dense ones can be compared"
-    expected, dtype = dtype_name(reference), dtype_name(candidate)
+    expected = dtype_name(reference)
+    dtype = dtype_name(candidate)
     if dtype != expected:
         return f"dtype is {dtype}, the reference's is {expected}"
     if not dtype_kind(dtype):
@@ -101,16 +104,32 @@ def _difference_in_kind(reference: Any, candidate: Any) -> str:
     return ""
 
 
-def _reason(figures: Figures, tolerance: Tolerance, reference: Any, values: tuple[Any, Any]) -> str:
-    """The first rule that is broken, or "". Written as `not (figure <= bound)` so that a NaN fails."""
-    expected, got = (f"{value:.6g}" for value in values)
+def _is_exact(value: Any) -> bool:
+    return dtype_kind(dtype_name(value)) == "exact"
+
+
+def _broken_rule(
+    figures: Figures, tolerance: Tolerance, is_exact: bool, reference_value: Any, candidate_value: Any
+) -> str:
+    """Say which rule is broken first, or "".
+
+    Rules are written as `not (figure <= bound)`, so that a NaN fails.
+
+    Args:
+        figures: of the output.
+        tolerance: the bounds.
+        is_exact: whether the output is of integers or bools.
+        reference_value, candidate_value: the elements at the worst index.
+    """
+    expected = f"{reference_value:.6g}"
+    got = f"{candidate_value:.6g}"
     at = list(figures.worst_index)
     if figures.misplaced:
         return f"{figures.misplaced} elements are NaN or Inf in one only, the first at {at}: {got}, expected {expected}"
     if not figures.compared:
         return "the reference has no finite element, so nothing was compared"
     worst = figures.worst_slice
-    if dtype_kind(dtype_name(reference)) == "exact":
+    if is_exact:
         if not figures.mismatch <= tolerance.mismatch:
             return (
                 f"{figures.mismatch:.3g} of the elements differ, at most {tolerance.mismatch:.3g} may; "
@@ -137,10 +156,11 @@ def _reason(figures: Figures, tolerance: Tolerance, reference: Any, values: tupl
 
 
 def _lost_value(reference: Any, candidate: Any, figures: Figures) -> str:
-    """Whether a value that is frequent in the reference is mostly something else in the candidate."""
+    """Say which value, frequent in the reference, is mostly something else in the candidate, or ""."""
     if not figures.mismatch:
         return ""
-    expected, got = (np.asarray(value.cpu() if hasattr(value, "cpu") else value) for value in (reference, candidate))
+    expected = _on_host(reference)
+    got = _on_host(candidate)
     values, which, counts = np.unique(expected, return_inverse=True, return_counts=True)
     wrong = np.bincount(which.ravel(), (expected != got).ravel(), len(values))
     share = np.where(counts >= _FAMILIAR, wrong / counts, 0.0)
@@ -150,8 +170,14 @@ def _lost_value(reference: Any, candidate: Any, figures: Figures) -> str:
     return f"{share[lost]:.3g} of the elements that are {values[lost]} in the reference differ, at most 0.5 may"
 
 
-def _likeness(name: str, candidate: Any, figures: Figures, references: Mapping[str, Any], tolerance: Tolerance) -> str:
-    """What a wrong output looks like, in brackets, or ""."""
+def _on_host(value: Any) -> Any:
+    return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
+
+
+def _resemblance(
+    name: str, candidate: Any, figures: Figures, references: Mapping[str, Any], tolerance: Tolerance
+) -> str:
+    """Say in brackets what a wrong output looks like, or ""."""
     if figures.zeros:
         return " (all zeros)"
     if figures.constant and math.prod(candidate.shape) > 1:
@@ -171,4 +197,4 @@ def _likeness(name: str, candidate: Any, figures: Figures, references: Mapping[s
 
 def _equal(reference: Any, candidate: Any, tolerance: Tolerance) -> bool:
     figures = measure(reference, candidate, tolerance)
-    return not _reason(figures, tolerance, reference, (0, 0))
+    return not _broken_rule(figures, tolerance, _is_exact(reference), 0, 0)

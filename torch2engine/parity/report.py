@@ -71,13 +71,13 @@ class OutputParity:
 @public
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared, and whether the candidate answers like the reference.
+    """Verdicts on every output of every case that was compared.
 
     Args:
         rows: one per output and case.
-        subject: who was compared, e.g. "PyTorch vs TensorRT".
+        subject: the reference and the candidate, e.g. "PyTorch vs TensorRT".
         tolerance: the bounds.
-        notes: what a reader should know besides, one sentence each.
+        notes: remarks for the reader, one sentence each.
 
     Printed, it is a table in plain text.
     """
@@ -94,7 +94,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """True if something was compared and all of it passed."""
+        """Whether something was compared and all of it passed."""
         return bool(self.rows) and not self.failures
 
     @property
@@ -103,14 +103,14 @@ class ParityReport:
         return max(self.rows, key=_badness, default=None)
 
     def add(self, rows: Iterable[OutputParity], *, notes: Iterable[str] = ()) -> ParityReport:
-        """The report with the rows of one more case."""
+        """Give the report with the rows of one more case."""
         return replace(self, rows=(*self.rows, *rows), notes=(*self.notes, *notes))
 
     def merge(self, other: ParityReport) -> ParityReport:
-        """The report with all rows and notes of another one.
+        """Give the report with all rows and notes of another one.
 
         Raises:
-            InputError: the other one was judged by another tolerance.
+            InputError: the other report has another tolerance.
         """
         if other.tolerance != self.tolerance:
             raise InputError(
@@ -164,8 +164,10 @@ class ParityReport:
 
 
 def _badness(row: OutputParity) -> tuple[bool, float]:
-    unmeasured = 0.0 if row.passed else math.inf
-    return not row.passed, unmeasured if math.isnan(row.rel_l2) else row.rel_l2
+    """Order rows: failures after passes, then by rel_l2; a failure without it is the worst."""
+    if math.isnan(row.rel_l2):
+        return not row.passed, 0.0 if row.passed else math.inf
+    return not row.passed, row.rel_l2
 
 
 def _of_case(case: str) -> str:
@@ -173,6 +175,7 @@ def _of_case(case: str) -> str:
 
 
 def _cells(row: OutputParity) -> list[str]:
+    """Give a row of the printed table."""
     figures = [f"{value:.2e}" if not math.isnan(value) else "-" for value in (row.rel_l2, row.max_abs, row.max_rel)]
     cosine = f"{row.cosine:.6f}" if not math.isnan(row.cosine) else "-"
     where = "-" if row.worst_index is None else str(list(row.worst_index)).replace(" ", "")

@@ -30,7 +30,7 @@ from torch2engine.core.config import (
     require_instance,
 )
 from torch2engine.core.errors import InputError, InstallationError
-from torch2engine.core.precisions import LOW_PRECISIONS, QUANTIZED_PRECISIONS
+from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
 from torch2engine.modules.deployed import DeployedModule, prove_split_axes
@@ -38,6 +38,7 @@ from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.modules.trt.backend import require_cuda
 from torch2engine.parity.report import ParityReport
+from torch2engine.precision.parity_cases import parity_cases_for
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
 
@@ -103,8 +104,7 @@ def check(
         artifact.signature.resolve([leaf.shape for leaf in captured.sample])
         captured = replace(captured, signature=artifact.signature, profiles=artifact.profiles)
         examples, notes = make_parity_cases(captured)
-    if artifact.precision in QUANTIZED_PRECISIONS:  # whose ranges are those of real data
-        examples = [example for example in examples if not example.name.endswith("random")]
+    examples = parity_cases_for(artifact.precision, examples)
     # A typed graph of a float32 model: ONNX Runtime's own answers would hide what overflows.
     floats = [spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)]
     typed = artifact.precision in LOW_PRECISIONS and "float32" in floats
