@@ -1,11 +1,11 @@
-"""Sizes that one of several profiles answers, against trying all of them."""
+"""Sizes that select one of several profiles, against trying all of them."""
 
 from __future__ import annotations
 
 import itertools
 import random
 
-from torch2engine.core.profiles import answers, corners, own_sizes
+from torch2engine.core.profiles import exclusive_sizes, profile_sizes, selects_profile
 from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
 
 
@@ -32,8 +32,8 @@ def test_own_sizes_are_found_if_there_are_any() -> None:
                 for axis, (low, _, high) in zip(axes, profile.ranges.values(), strict=True)
             ]
             every = [dict(zip("ab", point, strict=True)) for point in itertools.product(*ranges)]
-            own = [sizes for sizes in every if answers(signature, profiles, index, sizes)]
-            found = own_sizes(signature, profiles, index, near)
+            own = [sizes for sizes in every if selects_profile(signature, profiles, index, sizes)]
+            found = exclusive_sizes(signature, profiles, index, near)
             known += bool(own)
             lost += not own
             assert (found in own) if own else found is None
@@ -41,5 +41,8 @@ def test_own_sizes_are_found_if_there_are_any() -> None:
                 far = [sum(abs(sizes[name] - near[name]) for name in "ab") for sizes in (found, *own)]
                 assert far[0] == min(far[1:])
                 moved += found != near
-                assert any(answers(signature, profiles, index, sizes) for sizes in corners(signature, profiles, index))
+                assert any(
+                    selects_profile(signature, profiles, index, sizes)
+                    for sizes in profile_sizes(signature, profiles, index)
+                )
     assert min(known, lost, moved) > 100

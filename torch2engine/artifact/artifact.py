@@ -1,4 +1,4 @@
-"""What both kinds of artifact share: manifest fields and files that never change, saving, loading, pickling.
+"""`Artifact`, shared by both kinds: manifest fields and files that never change, saving, loading, pickling.
 
 Enters: a folder, or bytes with their manifest. Leaves: `Artifact`, every byte of it checked. Separate so that
 `onnx_artifact` and `engine_artifact` hold only the difference between an ONNX model and an engine.
@@ -58,7 +58,7 @@ class Artifact:
 
     @property
     def signature(self) -> Signature:
-        """What a call takes and gives."""
+        """The inputs and outputs of a call."""
         return self._fields.signature
 
     @property

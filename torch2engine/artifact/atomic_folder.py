@@ -25,7 +25,7 @@ _ATTEMPTS = 10
 
 
 def folder_identity(folder: Path) -> tuple[int, int] | None:
-    """What changes when another folder takes this one's place; None if there is none."""
+    """Device and inode, which change when another folder takes this one's place; None if there is no folder."""
     try:
         status = folder.stat()
     except (OSError, ValueError):

@@ -78,7 +78,7 @@ class EngineArtifact(Artifact):
         versions: Mapping[str, str] | None = None,
         owner: object = None,
     ) -> EngineArtifact:
-        """The engine that was built from an ONNX artifact, with the ONNX files kept beside the plan.
+        """Make the artifact of an engine that was built from an ONNX artifact; its files stay beside the plan.
 
         Args:
             onnx: what it was built from; its files are linked into `folder`, or copied where links can't be made.
@@ -120,7 +120,7 @@ class EngineArtifact(Artifact):
 
     @property
     def onnx_path(self) -> Path | None:
-        """``model.onnx`` that the plan was built from; None if it was not kept."""
+        """``model.onnx`` that the plan was built from; None if it is not here."""
         return self._artifact_files.path(ONNX) if ONNX in self.files else None
 
     @property
@@ -172,7 +172,7 @@ class EngineArtifact(Artifact):
         return self._with_files({ONNX: None, ONNX_DATA: None})
 
     def has_model_of(self, other: EngineArtifact) -> bool:
-        """Whether the ONNX files and the weight program that the other has beside its plan are here, byte for byte."""
+        """Whether all ONNX files and the weight program of the other are here too, byte for byte."""
         names = [name for name in (ONNX, ONNX_DATA, WEIGHTS) if name in other.files]
         mine, theirs = self._artifact_files, other._artifact_files
         return all(name in self.files and mine.record(name) == theirs.record(name) for name in names)

@@ -17,7 +17,7 @@ from torch2engine.capture.captured_call import CapturedCall, resized
 from torch2engine.capture.reference import outputs_by_name
 from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import DynamicAxisError, ExportError
-from torch2engine.core.profiles import corners, own_sizes
+from torch2engine.core.profiles import exclusive_sizes, profile_sizes
 from torch2engine.core.spec import Profile, Signature
 
 __all__ = ["ParityCase", "make_parity_cases"]
@@ -52,7 +52,7 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
     notes: list[str] = []
     generator = torch.Generator().manual_seed(RANDOM_SEED)
     for index, profile in enumerate(captured.profiles):
-        if own_sizes(captured.signature, captured.profiles, index, profile.sizes(1)) is None:
+        if exclusive_sizes(captured.signature, captured.profiles, index, profile.sizes(1)) is None:
             notes.append(
                 f"profile {index} ({profile}) answers nothing: others that are as narrow hold all of its sizes"
             )
@@ -89,12 +89,12 @@ def _sizes(signature: Signature, profiles: Sequence[Profile]) -> Iterator[tuple[
     for index, profile in enumerate(profiles):
         prefix = f"profile {index} " if len(profiles) > 1 else ""
         seen: list[dict[str, int]] = []
-        for word, sizes in zip(("min", "opt", "max", "own"), corners(signature, profiles, index), strict=False):
+        for word, sizes in zip(("min", "opt", "max", "own"), profile_sizes(signature, profiles, index), strict=False):
             if sizes not in seen:
                 seen.append(sizes)
                 yield prefix + (word if profile.ranges else "sample"), sizes, False
         between = _between(signature, profile)
-        yield prefix + "random", own_sizes(signature, profiles, index, between) or between, True
+        yield prefix + "random", exclusive_sizes(signature, profiles, index, between) or between, True
 
 
 def _between(signature: Signature, profile: Profile) -> dict[str, int]:

@@ -1,5 +1,5 @@
 """Plain data and the errors: what every other folder builds on.
 
-Enters: values and structures from anywhere. Leaves: frozen values that check themselves, and typed errors. A room of
-its own because it needs no torch, no ONNX and no TensorRT.
+Enters: values and structures from anywhere. Leaves: frozen values that check themselves, and typed errors. Separate
+because it needs no torch, no ONNX and no TensorRT.
 """

@@ -136,7 +136,7 @@ def check_tolerance(value: object) -> None:
 @public
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """How TensorRT builds.
+    """Options of TensorRT's builder.
 
     Args:
         flavour: "tensorrt", "tensorrt_rtx", or None for the one that is installed (TensorRT where both are).
@@ -170,7 +170,7 @@ class BuildConfig:
 @public
 @dataclass(frozen=True, kw_only=True)
 class RuntimeConfig:
-    """How a deployed module answers.
+    """Options of a deployed module's calls.
 
     Args:
         contexts: execution contexts that each stream may hold, one per shape: some MiB of host and device memory each.
@@ -304,7 +304,9 @@ def default_tolerance(precision: str) -> Tolerance:
 @public
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """What a low precision may cost; where it costs more, modules go back to float32, the worst ones first.
+    """The loss of accuracy that a low precision may cause.
+
+    Where it causes more, modules go back to float32, the worst ones first.
 
     Args:
         tolerance: what parity must hold; by default the one that deploy was given, or `Tolerance.default`.
@@ -312,7 +314,7 @@ class Budget:
             batch of the calibration data as it came, it gives a number, where more is better. The mean over all batches
             must reach `floor`.
         floor: the least mean of the metric.
-        rebuilds: graphs that are made and judged at most.
+        rebuilds: the most ONNX graphs that the search makes and compares.
 
     Raises:
         InputError: a metric without a floor or a floor without a metric, or a number out of range.
@@ -342,7 +344,9 @@ class Budget:
 @public
 @dataclass(frozen=True)
 class Precision:
-    """What a deployed model computes in; the ONNX graph itself is typed or quantised, on every flavour alike.
+    """The arithmetic of a deployed model.
+
+    The ONNX graph itself is typed or quantised, on every flavour alike.
 
     Args:
         dtype: "fp32" (TF32 off), "tf32", "fp16", "bf16", "int8" or "fp8". In "int8" and "fp8" convolutions and matrix
@@ -416,5 +420,5 @@ class Precision:
 
     @property
     def changes_graph(self) -> bool:
-        """Whether the graph must be typed or quantised; "fp32" and "tf32" are the builder's business."""
+        """Whether the ONNX graph must be typed or quantised; "fp32" and "tf32" are options of the builder."""
         return self.dtype in LOW_PRECISIONS or self.weights is not None

@@ -6,7 +6,7 @@
     │   └── DynamicAxisError         an axis that the model pins down
     ├── UnsupportedOperatorError     every unsupported node at once
     ├── BuildError                   TensorRT's own lines; out of memory named as such
-    │   └── PrecisionError           nothing computes in the precision that was asked
+    │   └── PrecisionError           nothing computes in the requested precision
     ├── ParityError                  carries the ParityReport
     ├── InputError (ValueError)
     │   ├── ShapeError
@@ -16,8 +16,8 @@
     └── RefitError                   weights not covered, structure changed
 
 Enters: the facts of a failure. Leaves: one message of the form "subject: got, allowed; fix", with the same
-facts as attributes. A room of its own because every other room raises from here and it needs only the
-standard library.
+facts as attributes. Separate because every other folder raises from here, and it needs only the standard
+library.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ class ExportError(Torch2EngineError):
 
 @public
 class DynamicAxisError(ExportError):
-    """An axis was asked to be dynamic but the model, or the request, pins it down.
+    """An axis should be dynamic, but the model or the request pins it down.
 
     Attributes:
         axis: the axis's name, or ``""`` where the request is wrong before an axis is known.
@@ -199,7 +199,7 @@ class BuildError(Torch2EngineError):
 
 @public
 class PrecisionError(BuildError):
-    """What was built, or would be, does not compute in the precision that was asked."""
+    """The engine, or the ONNX graph for it, does not compute in the requested precision."""
 
 
 @public

@@ -1,4 +1,4 @@
-"""How bytes become a model's input, as data: `Preprocess`.
+"""`Preprocess`: the step from bytes to a model's input, as data.
 
 Enters: a user's mean, std, scale and layout of images. Leaves: validated numbers, and one arithmetic for PyTorch's
 answers and the ONNX graph alike. Separate from `spec` because it is a computation, though one that is data.
@@ -26,7 +26,7 @@ _DIMENSIONS = {"N": "batch", "H": "height", "W": "width", "C": "channels"}
 @public
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """How images of bytes become the input of a model: ``(x * scale - mean) / std``, in the order NCHW.
+    """The step from images of bytes to a model's input: ``(x * scale - mean) / std``, in the order NCHW.
 
     Computed in float32, as one product and one sum with ``scale / std`` and ``-mean / std``, which differs from the
     formula by float32's rounding alone; then cast to the dtype of the model's first floating parameter.

@@ -1,7 +1,7 @@
-"""Which sizes only one of several optimization profiles answers.
+"""Sizes of axes that select one optimization profile of several.
 
-Enters: a signature and its profiles, which may hold one another. Leaves: sizes by which a profile is reached. Apart
-because judging and warming up need it alike, or kernels that none of their inputs reaches would go unseen.
+Enters: a signature and its profiles, which may overlap. Leaves: sizes that select a certain profile. Separate because
+parity checks and warm-up both need inputs for every profile, or its kernels would never run before the first call.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from collections.abc import Mapping, Sequence
 
 from torch2engine.core.spec import Profile, Signature
 
-__all__ = ["answers", "corners", "own_sizes"]
+__all__ = ["exclusive_sizes", "profile_sizes", "selects_profile"]
 
 _MOST_TRIED = 100_000
 
 
-def answers(signature: Signature, profiles: Sequence[Profile], index: int, sizes: Mapping[str, int]) -> bool:
-    """Whether a call of these sizes is answered by this profile."""
+def selects_profile(signature: Signature, profiles: Sequence[Profile], index: int, sizes: Mapping[str, int]) -> bool:
+    """Whether a call of these sizes selects this profile."""
     return profiles[index].contains(sizes) and signature.select_profile(profiles, sizes) == index
 
 
-def corners(signature: Signature, profiles: Sequence[Profile], index: int) -> list[dict[str, int]]:
-    """min, opt and max of a profile; and, if others answer all of these, sizes of its own where there are any."""
-    found = [profiles[index].sizes(which) for which in range(3)]
-    if not any(answers(signature, profiles, index, sizes) for sizes in found):
-        own = own_sizes(signature, profiles, index, found[1])
-        found += [] if own is None else [own]
-    return found
+def profile_sizes(signature: Signature, profiles: Sequence[Profile], index: int) -> list[dict[str, int]]:
+    """Find sizes to try a profile with: min, opt and max; and exclusive sizes if other profiles take all of these."""
+    sizes = [profiles[index].sizes(which) for which in range(3)]
+    if not any(selects_profile(signature, profiles, index, candidate) for candidate in sizes):
+        exclusive = exclusive_sizes(signature, profiles, index, sizes[1])
+        sizes += [] if exclusive is None else [exclusive]
+    return sizes
 
 
-def own_sizes(
+def exclusive_sizes(
     signature: Signature, profiles: Sequence[Profile], index: int, near: Mapping[str, int]
 ) -> dict[str, int] | None:
-    """The sizes nearest to some in a profile that this very profile answers; None if others answer all of its sizes.
+    """Find sizes that select this very profile, near given ones; None if other profiles take all of its sizes.
 
     Args:
         signature: the axes, with their steps.
@@ -41,7 +41,7 @@ def own_sizes(
         index: which one.
         near: sizes inside it.
     """
-    if answers(signature, profiles, index, near):
+    if selects_profile(signature, profiles, index, near):
         return dict(near)
     # Profiles are boxes: if there is such a point at all, there is one whose coordinates lie at or next to their sides.
     sides: list[list[int]] = []
@@ -58,5 +58,5 @@ def own_sizes(
         dict(zip(profiles[index].ranges, point, strict=True))
         for point in itertools.islice(itertools.product(*sides), _MOST_TRIED)
     )
-    own = (sizes for sizes in tried if answers(signature, profiles, index, sizes))
-    return min(own, key=lambda sizes: sum(abs(sizes[name] - near[name]) for name in sizes), default=None)
+    exclusive = (sizes for sizes in tried if selects_profile(signature, profiles, index, sizes))
+    return min(exclusive, key=lambda sizes: sum(abs(sizes[name] - near[name]) for name in sizes), default=None)

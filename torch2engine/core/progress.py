@@ -1,7 +1,7 @@
-"""What a long step reports while it runs, as a callable or as a bar.
+"""Progress of a long step, reported to a callable or drawn as a bar.
 
-Enters: the `progress` argument of a public function. Leaves: one callable for the steps to report to. A room of its own
-because every stage that takes minutes reports in the same form, and only here is anything drawn.
+Enters: the `progress` argument of a public function. Leaves: one callable for the steps to report to. Separate
+because every stage that takes minutes reports in the same form, and only this file draws.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["Progress", "Report", "Reporter", "reporting"]
 
 
 class Report(Protocol):
-    """What takes reports.
+    """A callable that takes reports.
 
     Args:
         phase: what is being done; phases that begin before others end lie inside them.
@@ -67,11 +67,12 @@ class Reporter:
 
     Args:
         subject: the work, for the error.
-        report: who is told; None for nobody.
+        report: takes the reports; None if nobody does.
     """
 
     def __init__(self, subject: str, report: Report | None) -> None:
-        self._subject, self._report = subject, report
+        self._subject = subject
+        self._report = report
         self._started = time.monotonic()
 
     def __call__(self, phase: str, step: int, steps: int) -> None:

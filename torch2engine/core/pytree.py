@@ -1,8 +1,8 @@
 """Arguments and results of any structure ↔ flat lists of tensors.
 
 Enters: what a caller passes to, or gets from, a module. Leaves: the tensors in a fixed order, with names, and a
-`Tree` that puts them back into the same types. A room of its own because the sample, every call and every result go
-through it, before and after a save; it never imports torch (a value can only be a Tensor if torch is loaded).
+`Tree` that puts them back into the same types. Separate because the sample, every call and every result go through
+it, before and after a save. It never imports torch: a value can only be a Tensor if torch is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Parameter, Tree
 
-__all__ = ["TENSORS", "Flat", "Inputs", "Leaves", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
+__all__ = ["TENSORS", "Flat", "Inputs", "LeafKind", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
 
 _CONSTANTS = (type(None), bool, int, float, str)
 _NUMBERS = (bool, int, float)
@@ -79,15 +79,15 @@ def is_tensor(value: Any) -> bool:
 
 
 @dataclass(frozen=True)
-class Leaves:
-    """What a call's tensors are: `fits` tells one, `allowed` and `fix` are for who passes something else."""
+class LeafKind:
+    """The kind of a call's leaves: `fits` recognises one; `allowed` and `fix` go into the error for any other value."""
 
     fits: Callable[[Any], bool]
     allowed: str
     fix: str
 
 
-TENSORS = Leaves(is_tensor, "a torch.Tensor", "pass torch.as_tensor(...) on the engine's device")
+TENSORS = LeafKind(is_tensor, "a torch.Tensor", "pass torch.as_tensor(...) on the engine's device")
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,11 @@ def _unique(names: list[str]) -> list[str]:
     seen: set[str] = set()
     out: list[str] = []
     for name in names:
-        candidate, number = name, 1
+        candidate = name
+        number = 1
         while candidate in seen:
-            candidate, number = f"{name}_{number}", number + 1
+            candidate = f"{name}_{number}"
+            number += 1
         seen.add(candidate)
         out.append(candidate)
     return out
@@ -185,14 +187,14 @@ def _unflatten(node: Tree, leaves: Iterator[Any]) -> Any:
 
 
 def bind(
-    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any], leaves_are: Leaves = TENSORS
+    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any], leaf_kind: LeafKind = TENSORS
 ) -> list[Any]:
     """Match a call with the captured parameters.
 
     Args:
         parameters: the signature's.
         args, kwargs: the call.
-        leaves_are: what stands where the sample had tensors.
+        leaf_kind: the kind of values that stand where the sample had tensors.
 
     Returns:
         the tensors in the signature's order.
@@ -208,9 +210,9 @@ def bind(
         elif parameter.tree is not None and parameter.kind == "var_keyword":  # callers know these by their own names
             items = _children(parameter.tree, given[parameter.name], parameter.name)
             for key, tree, item in zip(parameter.tree.keys, parameter.tree.children, items, strict=True):
-                _match(tree, item, str(key), leaves.append, leaves_are)
+                _match(tree, item, str(key), leaves.append, leaf_kind)
         elif parameter.tree is not None:
-            _match(parameter.tree, given[parameter.name], parameter.name, leaves.append, leaves_are)
+            _match(parameter.tree, given[parameter.name], parameter.name, leaves.append, leaf_kind)
         else:
             _check_default(parameter, given[parameter.name])
     return leaves
@@ -285,11 +287,11 @@ def _assign(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mappin
     return given
 
 
-def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaves_are: Leaves) -> None:
+def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaf_kind: LeafKind) -> None:
     if tree.kind == "tensor":
-        if not leaves_are.fits(value):
+        if not leaf_kind.fits(value):
             got = f"a {type(value).__name__}"
-            raise InputError(f"input '{path}'", name=path, got=got, allowed=leaves_are.allowed, fix=leaves_are.fix)
+            raise InputError(f"input '{path}'", name=path, got=got, allowed=leaf_kind.allowed, fix=leaf_kind.fix)
         add(value)
     elif tree.kind == "constant":
         if not _same_constant(value, tree.value):
@@ -302,7 +304,7 @@ def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaves
             )
     else:
         for key, child, item in zip(tree.keys, tree.children, _children(tree, value, path), strict=True):
-            _match(child, item, f"{path}.{key}", add, leaves_are)
+            _match(child, item, f"{path}.{key}", add, leaf_kind)
 
 
 def _children(tree: Tree, value: Any, path: str) -> list[Any]:

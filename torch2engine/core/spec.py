@@ -1,7 +1,7 @@
 """Names, dtypes, symbolic shapes and call structure as plain data.
 
-Enters: facts found by `capture` or read from a manifest. Leaves: validated, JSON-able values that every other
-room shares. A room of its own, without torch, so that serving and training refuse a wrong call in the same words.
+Enters: facts found by `capture` or read from a manifest. Leaves: validated values that every other
+folder shares. Separate, and without torch, so that serving and training refuse a wrong call in the same words.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ class Profile:
 
     @cached_property
     def breadth(self) -> int:
-        """How wide it is: the product of the numbers of sizes from min to max, steps not counted."""
+        """The number of combinations of sizes in it, steps not counted."""
         return math.prod(high - low + 1 for low, _, high in self.ranges.values())
 
     def sizes(self, which: int) -> dict[str, int]:
@@ -253,7 +253,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Signature:
-    """What a call takes and gives: tensors by name, axes, and the structure around them.
+    """The inputs and outputs of a call: tensors by name, axes, and the structure around them.
 
     Args:
         inputs, outputs: tensors in the order in which the trees are flattened.
@@ -274,7 +274,7 @@ class Signature:
 
     @property
     def preprocess(self) -> tuple[Preprocess | None, ...]:
-        """What becomes of each input before the model gets it."""
+        """The preprocessing of each input; None where there is none."""
         return tuple(spec.preprocess for spec in self.inputs)
 
     def check_dtype(self, spec: TensorSpec, dtype: str, by: str = ".to({})") -> None:

@@ -1,6 +1,6 @@
 """The version, as one string that packaging tools read without importing anything.
 
-Enters: nothing. Leaves: `__version__`. A room of its own so that manifests and `pip` quote the same number.
+Enters: nothing. Leaves: `__version__`. Separate so that manifests and `pip` quote the same number.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import torch
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import InputError
-from torch2engine.core.profiles import corners
+from torch2engine.core.profiles import profile_sizes
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 
 __all__ = ["case_name", "corner_sizes", "random_cases", "zeros"]
@@ -38,7 +38,9 @@ def zeros(
         InputError: no such axis.
     """
     if shapes is None:
-        shapes = [sizes for index in range(len(profiles)) for sizes in corners(signature, profiles, index)] or [{}]
+        shapes = [sizes for index in range(len(profiles)) for sizes in profile_sizes(signature, profiles, index)] or [
+            {}
+        ]
     names = [axis.name for axis in signature.axes]
     for given in shapes:
         if unknown := [name for name in given if name not in names]:

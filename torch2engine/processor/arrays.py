@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torch2engine.core.errors import DtypeError, InputError, InstallationError, ShapeError
-from torch2engine.core.pytree import Leaves, bind
+from torch2engine.core.pytree import LeafKind, bind
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 
 __all__ = [
@@ -41,7 +41,7 @@ def _fits(value: object) -> bool:
     return isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, np.ma.MaskedArray)
 
 
-ARRAYS = Leaves(_fits, "a numpy.ndarray", "pass numpy.asarray(...) of it")
+ARRAYS = LeafKind(_fits, "a numpy.ndarray", "pass numpy.asarray(...) of it")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,362 @@
+"""A save appears whole or not at all, whatever dies and whoever else saves, and scratch folders go by themselves."""
+
+from __future__ import annotations
+
+import gc
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.sample_artifacts import fresh_engine, fresh_onnx
+from torch2engine.artifact import atomic_folder
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.core.errors import ArtifactError
+
+
+def message(error: pytest.ExceptionInfo[ArtifactError], folder: Path) -> str:
+    """An error's text with the test's own folder left out."""
+    return str(error.value).replace(str(folder), "DIR")
+
+
+def test_save_replaces_an_artifact_and_leaves_nothing_else(tmp_path: Path) -> None:
+    """The second save takes the first one's place; files of the first that the second lacks are gone."""
+    path = tmp_path / "model.t2e"
+    fresh_engine(tmp_path / "built").save(path)
+    fresh_onnx(tmp_path / "fresh", "another model").save(path)
+    assert OnnxArtifact.load(path).read("model.onnx") == b"another model"
+    assert sorted(entry.name for entry in path.iterdir()) == ["manifest.json", "model.onnx", "model.onnx.data"]
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["built", "fresh", "model.t2e"]
+
+
+def test_save_onto_itself_keeps_the_artifact(tmp_path: Path) -> None:
+    """An artifact can be saved to the folder that it was loaded from."""
+    path = fresh_engine(tmp_path / "fresh").save(tmp_path / "model.t2e")
+    loaded = EngineArtifact.load(path)
+    loaded.save(path)
+    assert loaded.read_plan() == EngineArtifact.load(path).read_plan() == b"a plan of an ONNX model"
+
+
+def test_save_through_a_link_replaces_what_it_points_to(tmp_path: Path) -> None:
+    """A symbolic link such as 'current' stays a link."""
+    fresh_onnx(tmp_path / "one").save(tmp_path / "v1.t2e")
+    (tmp_path / "current").symlink_to("v1.t2e")
+    fresh_onnx(tmp_path / "two", "another model").save(tmp_path / "current")
+    assert (tmp_path / "current").is_symlink()
+    assert OnnxArtifact.load(tmp_path / "v1.t2e").read("model.onnx") == b"another model"
+
+
+def test_save_with_overwrite_false_refuses_what_is_there(tmp_path: Path) -> None:
+    """overwrite=False replaces nothing, and writes where nothing is."""
+    fresh = fresh_onnx(tmp_path / "fresh")
+    fresh.save(tmp_path / "model.t2e", overwrite=False)
+    with pytest.raises(ArtifactError) as error:
+        fresh.save(tmp_path / "model.t2e", overwrite=False)
+    assert message(error, tmp_path) == (
+        "artifact 'DIR/model.t2e': something is there already, overwrite=False replaces nothing; "
+        "save to another path, or move away what is there"
+    )
+
+
+def a_file(path: Path) -> None:
+    path.write_text("theirs")
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "thesis.tex").write_text("theirs")
+
+
+def a_foreign_manifest(path: Path) -> None:
+    a_folder(path)
+    (path / "manifest.json").write_text('{"format": "other"}')
+
+
+def a_linked_manifest(path: Path) -> None:
+    a_folder(path)
+    (path / "manifest.json").symlink_to(path / "thesis.tex")
+
+
+@pytest.mark.parametrize(
+    ("make", "got"),
+    [
+        (a_file, "a file is there already"),
+        (Path.mkdir, "a folder without a torch2engine manifest is there already"),
+        (a_folder, "a folder without a torch2engine manifest is there already"),
+        (a_foreign_manifest, "a folder without a torch2engine manifest is there already"),
+        (a_linked_manifest, "a folder without a torch2engine manifest is there already"),
+    ],
+)
+def test_save_never_touches_what_is_not_an_artifact(tmp_path: Path, make: Callable[[Path], None], got: str) -> None:
+    """Somebody's file or folder stays as it is, whatever it is."""
+    path = tmp_path / "there"
+    make(path)
+    before = sorted((entry.name, entry.lstat().st_mtime_ns) for entry in tmp_path.rglob("*"))
+    with pytest.raises(ArtifactError) as error:
+        fresh_onnx(tmp_path.parent / f"{tmp_path.name}-fresh").save(path)
+    assert message(error, tmp_path) == (
+        f"artifact 'DIR/there': {got}, only a torch2engine artifact is replaced; "
+        "save to another path, or move away what is there"
+    )
+    assert sorted((entry.name, entry.lstat().st_mtime_ns) for entry in tmp_path.rglob("*")) == before
+
+
+def test_save_keeps_an_artifact_with_somebodys_file_in_it(tmp_path: Path) -> None:
+    """A replacement would delete the user's notes, so it is refused."""
+    fresh = fresh_onnx(tmp_path / "fresh")
+    path = fresh.save(tmp_path / "model.t2e")
+    (path / "notes.txt").write_text("theirs")
+    with pytest.raises(ArtifactError) as error:
+        fresh.save(path)
+    assert message(error, tmp_path) == (
+        "artifact 'DIR/model.t2e': the artifact that is there also holds 'notes.txt', "
+        "which torch2engine did not write; move 'notes.txt' away"
+    )
+    assert (path / "notes.txt").read_text() == "theirs"
+
+
+def test_save_replaces_a_damaged_or_newer_artifact(tmp_path: Path) -> None:
+    """What torch2engine wrote can be replaced even where it can't be loaded."""
+    fresh = fresh_onnx(tmp_path / "fresh")
+    path = fresh.save(tmp_path / "model.t2e")
+    (path / "manifest.json").write_text('{"format": "torch2engine", "format_version": 2, "files": {"model.new": 1}}')
+    (path / "model.new").touch()
+    fresh.save(path)
+    assert load_artifact(path).files == ("model.onnx", "model.onnx.data")
+
+
+def test_failed_save_leaves_no_trace(tmp_path: Path) -> None:
+    """A file of the artifact that vanished is named; the path and its siblings are as before."""
+    fresh = fresh_onnx(tmp_path / "fresh")
+    path = fresh.save(tmp_path / "out" / "model.t2e")
+    (tmp_path / "fresh" / "model.onnx.data").unlink()
+    with pytest.raises(ArtifactError) as error:
+        fresh.save(path)
+    assert message(error, tmp_path) == (
+        "artifact 'DIR/fresh': it holds no 'model.onnx.data'; save it again or restore it from a copy"
+    )
+    assert load_artifact(path).files == ("model.onnx", "model.onnx.data")
+    assert [entry.name for entry in path.parent.iterdir()] == ["model.t2e"]
+
+
+def test_save_below_a_file_is_an_artifact_error(tmp_path: Path) -> None:
+    """What the operating system refuses comes as an ArtifactError with its words."""
+    (tmp_path / "file").touch()
+    with pytest.raises(ArtifactError) as error:
+        fresh_onnx(tmp_path / "fresh").save(tmp_path / "file" / "model.t2e")
+    assert message(error, tmp_path) == "artifact 'DIR/file/model.t2e': File exists ('DIR/file')"
+    assert error.value.path == str(tmp_path / "file" / "model.t2e")
+
+
+CRASH = """
+import os, sys
+from pathlib import Path
+from tests.support.sample_artifacts import fresh_onnx
+from torch2engine.artifact import atomic_folder
+from torch2engine.artifact.load import load_artifact
+
+root, exchange = Path(sys.argv[1]), sys.argv[2] == "exchange"
+if not exchange:
+    atomic_folder._exchange = lambda *arguments: False
+old = fresh_onnx(root / "old", "old" * 1000)
+new = fresh_onnx(root / "new", "new" * 1000)
+path = root / "model.t2e"
+"""
+
+STEPS = """
+def die_at(step):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event.split(".")[0] in ("open", "os", "shutil", "ctypes"):
+            seen += 1
+            if seen == step:
+                os._exit(9)
+    sys.addaudithook(hook)
+
+step, texts, status = 0, set(), 9
+while status == 9:
+    step += 1
+    old.save(path)
+    child = os.fork()
+    if child == 0:
+        die_at(step)
+        new.save(path)
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    text = load_artifact(path).read("model.onnx").decode()
+    assert text in ("old" * 1000, "new" * 1000), text
+    texts.add(text[:3])
+old.save(path)
+left = sorted(entry.name for entry in root.iterdir())
+print(__import__("json").dumps([status, step, sorted(texts), left]))
+"""
+
+
+@pytest.mark.parametrize("how", ["exchange", "two steps"])
+def test_save_that_dies_at_any_step_leaves_old_or_new(tmp_path: Path, repository: Path, how: str) -> None:
+    """Killed before each of its system calls in turn, a save leaves a whole artifact, and the next save tidies up."""
+    command = [sys.executable, "-c", CRASH + STEPS, str(tmp_path), how]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    status, steps, texts, left = json.loads(done.stdout)
+    assert (status, texts, left) == (0, ["new", "old"], ["model.t2e", "new", "old"])
+    assert steps > 15
+
+
+LOOP = """
+print("ready", flush=True)
+old.save(path)
+while True:
+    new.save(path)
+    old.save(path)
+"""
+
+
+@pytest.mark.parametrize("how", ["exchange", "two steps"])
+def test_save_that_is_killed_at_random_leaves_old_or_new(tmp_path: Path, repository: Path, how: str) -> None:
+    """Twenty SIGKILLs at random moments: the path always holds one whole artifact."""
+    random_ = random.Random(0)
+    path = fresh_onnx(tmp_path / "first", "old" * 1000).save(tmp_path / "model.t2e")
+    for _ in range(10):
+        command = [sys.executable, "-c", CRASH + LOOP, str(tmp_path), how]
+        with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == b"ready\n"
+            time.sleep(random_.uniform(0, 0.05))
+            child.send_signal(signal.SIGKILL)
+        assert OnnxArtifact.load(path).read("model.onnx") in (b"old" * 1000, b"new" * 1000)
+    fresh_onnx(tmp_path / "last").save(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "last", "model.t2e", "new", "old"]
+
+
+def test_loading_while_another_saves_never_sees_half_an_artifact(tmp_path: Path) -> None:
+    """A server that loads while training saves gets the old or the new artifact, never an error."""
+    artifacts = [fresh_onnx(tmp_path / text, text) for text in ("old", "new")]
+    path = artifacts[0].save(tmp_path / "model.t2e")
+    done = threading.Event()
+
+    def save() -> None:
+        for index in range(40):
+            artifacts[index % 2].save(path)
+            time.sleep(0.002)
+        done.set()
+
+    saver = threading.Thread(target=save)
+    saver.start()
+    loads = 0
+    try:
+        while not done.is_set():
+            assert load_artifact(path).manifest()["files"]["model.onnx"]["bytes"] == 3
+            loads += 1
+    finally:
+        saver.join()
+    assert loads > 0
+
+
+def test_failed_second_step_puts_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two names can't be exchanged and the disk fails half-way, the old artifact is where it was."""
+    path = fresh_onnx(tmp_path / "old", "old").save(tmp_path / "model.t2e")
+    rename = Path.rename
+
+    def fail(source: Path, target: Path) -> Path:
+        if "saving" in source.name:
+            raise OSError(5, "Input/output error")
+        return rename(source, target)
+
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda *arguments: False)
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(ArtifactError) as error:
+        fresh_onnx(tmp_path / "new", "new").save(path)
+    assert message(error, tmp_path) == "artifact 'DIR/model.t2e': Input/output error ('DIR/model.t2e')"
+    assert (path / "model.onnx").read_bytes() == b"old"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.t2e", "new", "old"]
+
+
+@pytest.mark.parametrize("how", ["exchange", "two steps"])
+def test_two_savers_end_with_one_whole_artifact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Two processes may save to one path at once: neither fails, and one of them has the last word."""
+    if how == "two steps":
+        monkeypatch.setattr(atomic_folder, "_exchange", lambda *arguments: False)
+    path = tmp_path / "model.t2e"
+    errors: list[BaseException] = []
+
+    def save(text: str) -> None:
+        try:
+            artifact = fresh_onnx(tmp_path / text, text)
+            for _ in range(15):
+                artifact.save(path)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save, args=(text,)) for text in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert OnnxArtifact.load(path).read("model.onnx") in (b"one", b"two")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.t2e", "one", "two"]
+
+
+def test_scratch_folder_goes_with_the_last_artifact(tmp_path: Path) -> None:
+    """The folder lives as long as an artifact holds it, and no longer."""
+    owner = scratch_folder()
+    folder = owner.path
+    artifact = fresh_onnx(folder, owner=owner)
+    assert folder.stat().st_mode & 0o077 == 0
+    del owner
+    gc.collect()
+    assert artifact.onnx_path.exists()
+    del artifact
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_scratch_folder_goes_when_the_process_ends(run_python: Callable[[str], Any]) -> None:
+    """A folder that is still held when the interpreter ends is removed without a word."""
+    path = run_python(
+        "import json; from torch2engine.artifact.scratch_folder import scratch_folder; owner = scratch_folder(); "
+        "(owner.path / 'file').touch(); print(json.dumps(str(owner.path)))"
+    )
+    assert not Path(path).exists()
+
+
+def test_scratch_folder_survives_a_forked_child(run_python: Callable[[str], Any]) -> None:
+    """A child that collects the owner, or ends with exit handlers, leaves the parent's folder alone."""
+    there, path = run_python(
+        "import gc, json, os, sys\n"
+        "from torch2engine.artifact.scratch_folder import scratch_folder\n"
+        "owner = scratch_folder()\n"
+        "path = str(owner.path)\n"
+        "for collect in (True, False):\n"
+        "    if os.fork() == 0:\n"
+        "        if collect:\n"
+        "            del owner\n"
+        "            gc.collect()\n"
+        "        sys.exit()\n"
+        "    os.wait()\n"
+        "print(json.dumps([os.path.isdir(path), path]))"
+    )
+    assert there
+    assert not Path(path).exists()
+
+
+def test_scratch_folder_names_the_cure_where_none_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a place for temporary files the error names TMPDIR."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    with pytest.raises(ArtifactError) as error:
+        scratch_folder()
+    assert error.value.subject == "scratch folder"
+    assert error.value.fix == "point TMPDIR at a folder with room that can be written"
