@@ -14,27 +14,32 @@ from typing import Any
 import torch
 
 from torch2engine.exporter.decompositions.attention import ATTENTION
+from torch2engine.exporter.decompositions.division import DIVISION
+from torch2engine.exporter.decompositions.error_function import ERROR_FUNCTION
+from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
+from torch2engine.exporter.decompositions.signs import SIGNS
 
-__all__ = ["decompositions", "exact_decompositions"]
+__all__ = ["NAMED", "PYTORCHS", "decompositions", "exact_decompositions", "find_operator"]
 
+NAMED: Mapping[str, Callable[..., Any]] = {**ATTENTION, **LOGARITHMS, **ERROR_FUNCTION, **SIGNS, **DIVISION}
+# torch.onnx ignores label smoothing here, and refuses probabilities as a target; PyTorch's decomposition is right.
+PYTORCHS = ("cross_entropy_loss",)
 _EXPORTER_TABLE = "torch.onnx._internal.exporter._decomp"
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
     """Return {operator overload: decomposition} for the operators that this torch has."""
-    return _resolved(ATTENTION)
+    pytorchs: Any = torch.export.default_decompositions()
+    named = {find_operator(name): decomposition for name, decomposition in NAMED.items()}
+    kept: dict[Any, Callable[..., Any]] = {find_operator(name): pytorchs[find_operator(name)] for name in PYTORCHS}
+    return {operator: decomposition for operator, decomposition in {**kept, **named}.items() if operator is not None}
 
 
-def _resolved(table: Mapping[str, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
-    """Replace names like "logit" or "pow.Tensor_Scalar" by this torch's operator overloads."""
-    resolved: dict[Any, Callable[..., Any]] = {}
-    for name, decomposition in table.items():
-        packet_name, _, overload_name = name.partition(".")
-        packet: Any = getattr(torch.ops.aten, packet_name, None)
-        overload: Any = getattr(packet, overload_name or "default", None)
-        if overload is not None:
-            resolved[overload] = decomposition
-    return resolved
+def find_operator(name: str) -> Any:
+    """Find "logit" or "pow.Tensor_Scalar"; None where this torch lacks the operator."""
+    packet_name, _, overload_name = name.partition(".")
+    packet: Any = getattr(torch.ops.aten, packet_name, None)
+    return getattr(packet, overload_name or "default", None)
 
 
 @contextmanager
