@@ -140,6 +140,22 @@ def test_dict_order_is_no_difference() -> None:
     assert "relative L2 is 2, at most 0.00025 is allowed (it matches the reference's output 'b')" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("expected", "swapped"),
+    [
+        ({1: X, "1": X + 1}, {"1": X, 1: X + 1}),
+        ({"a": {"b": X}, "a.b": X + 1}, {"a.b": X, "a": {"b": X + 1}}),
+    ],
+    ids=["int and str keys", "dotted key"],
+)
+def test_values_are_compared_by_their_paths(expected: Any, swapped: Any) -> None:
+    """Two values whose paths are spelt alike can't be swapped, and the order of a dict is no difference."""
+    assert_parity(lambda x: expected, lambda x: dict(reversed(expected.items())), X)
+    with pytest.raises(ParityError) as error:
+        assert_parity(lambda x: expected, lambda x: swapped, X)
+    assert [row.passed for row in error.value.report.rows] == [False, False]
+
+
 def test_result_without_tensors_fails() -> None:
     """Constants alone are no parity: nothing was compared."""
     with pytest.raises(ParityError) as caught:

@@ -23,7 +23,7 @@ from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import lowest_cast_precision
-from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unflatten
+from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, leaf_paths, unflatten, unique_names
 from torch2engine.core.spec import Tree
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import OutputParity, ParityReport
@@ -131,7 +131,7 @@ def _judge_call(
         difference = _difference(wanted.tree, found.tree, "output")
         if difference:
             rows.append(OutputParity("output", case, False, f"structure: {difference}"))
-        rows.extend(compare(_by_name(wanted), _by_name(found), bounds, case=case))
+        rows.extend(compare(_by_name(wanted), _by_path(found, wanted), bounds, case=case))
     if not rows:
         # Two results without any tensor: their constants were compared, but that is no parity of a model.
         rows.append(OutputParity("output", case, False, "the reference returns no tensor, so nothing was compared"))
@@ -184,6 +184,15 @@ def _unchanged(before: torch.Tensor, after: torch.Tensor) -> bool:
 
 def _by_name(flat: Flat) -> dict[str, torch.Tensor]:
     return dict(zip(flat.names, flat.leaves, strict=True))
+
+
+def _by_path(got: Flat, expected: Flat) -> dict[str, torch.Tensor]:
+    """The candidate's tensors under the reference's names for the same paths; names alone can collide."""
+    names = dict(zip(leaf_paths(expected.tree), expected.names, strict=True))
+    paths = leaf_paths(got.tree)
+    others = [name for path, name in zip(paths, got.names, strict=True) if path not in names]
+    renamed = iter(unique_names(others, taken=expected.names))
+    return {names[path] if path in names else next(renamed): leaf for path, leaf in zip(paths, got.leaves, strict=True)}
 
 
 def _difference(expected: Tree, got: Tree, path: str) -> str:

@@ -14,8 +14,11 @@ from torch import nn
 
 from tests.support.models import Arguments, Block, Box, Function, Pair, TwoInputs, captured, exported, line_of
 from torch2engine.capture.captured_call import resized
+from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.reference import Reference, flatten_result, outputs_by_name
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.source_lines import innermost_user_frame, user_source
+from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.pytree import Inputs, flatten
@@ -170,6 +173,32 @@ def test_reference_runs_on_clones() -> None:
     assert torch.equal(settled.sample[0], before)
     settled.reference.run(settled.sample)
     assert torch.equal(settled.sample[0], before * 2)
+
+
+class ReturnsBuffer(nn.Module):
+    """Returns the buffer that it has just written, or a view of it."""
+
+    def __init__(self, part: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.register_buffer("last", torch.zeros(4, 3))
+        self.part = part
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last.copy_(x * 2)
+        return self.part(self.last)
+
+
+@pytest.mark.parametrize(
+    "part", [lambda last: last, lambda last: last[1:], lambda last: last.T], ids=["itself", "slice", "transposed"]
+)
+def test_answer_that_is_a_buffer_survives_the_restoring(part: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """The recorded answer is the model's, not what the buffer holds when everything has been put back."""
+    model = ReturnsBuffer(part)
+    with undisturbed(model):
+        settled = capture_call(model, X)
+        (case, *_), _ = make_parity_cases(settled)
+    assert torch.equal(model.last, torch.zeros(4, 3))
+    assert torch.equal(case.outputs["output"], part(case.inputs[0] * 2))
 
 
 def test_reference_failure_names_the_innermost_user_line() -> None:

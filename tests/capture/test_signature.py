@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.models import Arguments, Box, Cnn, Function, Pair, TwoInputs, captured, line_of
+from tests.support.models import Arguments, Box, Cnn, Function, Pair, TwoInputs, captured, error_of, exported, line_of
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis, Profile, TensorSpec
@@ -377,6 +377,37 @@ def test_axes_named_for_outputs_are_kept_for_export() -> None:
     """Entries for outputs are no inputs, and export checks them."""
     settled = captured(DOUBLE, X, {"output": {0: Axis("n"), 1: None}, "x": {0: "n"}})
     assert settled.output_axes == {"output": {0: "n", 1: None}}
+
+
+@pytest.mark.parametrize(
+    ("result", "names"),
+    [
+        (lambda x: {1: x, "1": x + 1}, ["1", "1_1"]),
+        (lambda x: {"a": {"b": x}, "a.b": x + 1}, ["a.b", "a.b_1"]),
+        (lambda x: {"x": x * 2, "output.x": x}, ["output.x", "output.x_1"]),
+    ],
+    ids=["int and str keys", "dotted key", "like an input"],
+)
+def test_outputs_whose_names_collide_stay_apart(result: Callable[[Any], Any], names: list[str]) -> None:
+    """Every output gets a name of its own, and the exported answers stand where the model's do."""
+    model = Function(lambda x, w: result(x))
+    settled = captured(model, X)
+    assert [spec.name for spec in settled.signature.outputs] == names
+    artifact, cases = exported(model, X)
+    assert error_of(artifact, cases) == 0
+
+
+def test_inputs_whose_names_collide_stay_apart() -> None:
+    """A keyword named like a part of another argument is another input."""
+
+    class Keywords(nn.Module):
+        def forward(self, a: Any, **named: torch.Tensor) -> torch.Tensor:
+            return a["b"] - named["a.b"]
+
+    sample = Inputs({"b": X}, **{"a.b": X + 1})
+    assert [spec.name for spec in captured(Keywords(), sample).signature.inputs] == ["a.b", "a.b_1"]
+    artifact, cases = exported(Keywords(), sample)
+    assert error_of(artifact, cases) == 0
 
 
 # what the model does

@@ -151,6 +151,8 @@ STRUCTURES: dict[str, tuple[Any, list[str]]] = {
     "nested": ({"a": [Pair(X, None), {"b": Box(Y)}], "c": 1}, ["r.a.0.left", "r.a.1.b.tensor"]),
     "one tensor twice": ([X, X], ["r.0", "r.1"]),
     "clashing keys": ({"a": {"b": X}, "a.b": Y}, ["r.a.b", "r.a.b_1"]),
+    "int and str keys": ({1: X, "1": Y}, ["r.1", "r.1_1"]),
+    "numbered key": ({1: X, "1": Y, "1_1": X}, ["r.1", "r.1_2", "r.1_1"]),
 }
 
 

@@ -281,3 +281,43 @@ def test_model_of_half_weights_and_float32_inputs_is_right() -> None:
     artifact, examples = exported(model, torch.randn(4, 3), {"x": BATCH})
     assert artifact.precision == "fp16"
     assert error_of(artifact, examples) < 2e-3
+
+
+TELEMETRY = """
+import json, os, tempfile
+from pathlib import Path
+home = tempfile.mkdtemp()
+os.environ.update(HOME=home, XDG_CACHE_HOME=home, XDG_CONFIG_HOME=home, XDG_DATA_HOME=home)
+os.environ.pop("ORT_DISABLE_TELEMETRY", None)
+if {is_imported_before}:
+    import onnxruntime
+from tests.support import onnx_models
+from torch2engine.onnx_graph import session as file
+calls = []
+
+def watched(module, name):
+    original = getattr(module, name)
+    setattr(module, name, lambda *args, **kwargs: calls.append(name) or original(*args, **kwargs))
+
+if {is_imported_before}:
+    watched(onnxruntime, "disable_telemetry_events")
+    watched(onnxruntime, "InferenceSession")
+with tempfile.TemporaryDirectory() as folder:
+    model = onnx_models.relu(Path(folder))
+    file.OrtSession(model), file.OrtSession(model)
+print(json.dumps([calls, os.listdir(home), os.environ.get("ORT_DISABLE_TELEMETRY")]))
+"""
+
+
+def test_telemetry_is_off_before_onnx_runtime_is_imported(run_python: Callable[[str], Any]) -> None:
+    """ONNX Runtime leaves no identifier of the device in the home folder, and the environment is as it was."""
+    _, files_at_home, variable = run_python(TELEMETRY.replace("{is_imported_before}", "False"))
+    assert files_at_home == []
+    assert variable is None
+
+
+def test_telemetry_is_off_before_the_first_session(run_python: Callable[[str], Any]) -> None:
+    """Where the user's own code has imported ONNX Runtime before, it is turned off then."""
+    calls, _, variable = run_python(TELEMETRY.replace("{is_imported_before}", "True"))
+    assert calls == ["disable_telemetry_events", "InferenceSession", "InferenceSession"]
+    assert variable is None

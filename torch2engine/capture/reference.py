@@ -81,7 +81,11 @@ class Reference:
         return self.run([leaf.detach().clone() for leaf in leaves])
 
     def run(self, leaves: Sequence[torch.Tensor]) -> Flat:
-        """As `__call__`, on `leaves` themselves."""
+        """As `__call__`, on `leaves` themselves.
+
+        Returns:
+            copies: the model may have returned a buffer of its own, which its next call or the restoring overwrites.
+        """
         try:
             result = self.call(leaves)
         except Exception as error:
@@ -92,7 +96,8 @@ class Reference:
                 fix="call the model with these shapes and mend that first",
                 source=user_source(error),
             ) from error
-        return flatten_result(result)
+        flat = flatten_result(result)
+        return Flat(flat.tree, [leaf.detach().clone() for leaf in flat.leaves], flat.names)
 
 
 def _float_dtype(model: nn.Module) -> torch.dtype:

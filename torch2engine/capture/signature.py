@@ -21,7 +21,7 @@ from torch2engine.capture.torch_types import dtype_name, layout_name
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.preprocess import by_input
-from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten
+from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unique_names
 from torch2engine.core.spec import Parameter, Preprocess, Signature, TensorSpec
 
 __all__ = ["capture_call"]
@@ -66,7 +66,9 @@ def capture_call(
     result, notes = _answer_sample(reference, sample)
     _check_result(result)
     _check_repeatable(reference, sample, result)
-    output_names = [f"output.{name}" if name in sample.by_name else name for name in result.names]
+    output_names = unique_names(
+        [f"output.{name}" if name in sample.by_name else name for name in result.names], taken=sample.names
+    )
     shapes = {name: tuple(tensor.shape) for name, tensor in sample.by_name.items()}
     requested = parse_dynamic_axes(dynamic_axes or {}, shapes, output_names)
     axes = resolve_axes(requested.inputs, shapes, profiles)
@@ -150,6 +152,7 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
         # Keywords caught by **kwargs are known to the caller by their names alone.
         prefix = f"{name}."
         names.extend(path.removeprefix(prefix) if kind == "var_keyword" else path for path in flat.names)
+    names = unique_names(names)  # keywords caught by **kwargs may be named like a part of another argument
     for name, tensor in zip(names, tensors, strict=True):
         _check_tensor(name, tensor)
     if not tensors:

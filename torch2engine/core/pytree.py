@@ -8,7 +8,7 @@ it, before and after a save. It never imports torch: a value can only be a Tenso
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -17,7 +17,19 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Parameter, Tree
 
-__all__ = ["TENSORS", "Flat", "Inputs", "LeafKind", "as_inputs", "bind", "flatten", "is_tensor", "unflatten"]
+__all__ = [
+    "TENSORS",
+    "Flat",
+    "Inputs",
+    "LeafKind",
+    "as_inputs",
+    "bind",
+    "flatten",
+    "is_tensor",
+    "leaf_paths",
+    "unflatten",
+    "unique_names",
+]
 
 _CONSTANTS = (type(None), bool, int, float, str)
 _NUMBERS = (bool, int, float)
@@ -115,7 +127,7 @@ def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
     """
     flat = Flat(Tree("tensor"), [], [])
     tree = _flatten(value, root, root if result else None, flat)
-    return Flat(tree, flat.leaves, _unique(flat.names))
+    return Flat(tree, flat.leaves, unique_names(flat.names))
 
 
 # Not nested, and neither is _unflatten: a function that calls itself by its closure would keep the leaves until the
@@ -150,9 +162,27 @@ def _keys(container: Container, node: Any, path: str) -> tuple[Key, ...]:
     return keys
 
 
-def _unique(names: list[str]) -> list[str]:
-    seen: set[str] = set()
-    out: list[str] = []
+def leaf_paths(tree: Tree) -> list[tuple[Key, ...]]:
+    """The keys that lead to each tensor, in depth-first order.
+
+    Two tensors may share a dotted name, such as those at ``("a", "b")`` and ``("a.b",)``, but never a path.
+    """
+    if tree.kind == "tensor":
+        return [()]
+    children = zip(tree.keys, tree.children, strict=True) if tree.children else ()
+    return [(key, *rest) for key, child in children for rest in leaf_paths(child)]
+
+
+def unique_names(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
+    """Number the names that repeat an earlier one; all others stay.
+
+    Args:
+        names: in a fixed order, on which the numbers depend.
+        taken: names that none of the result may have.
+    """
+    used = set(taken)
+    given = used.union(names)
+    unique: list[str] = []
     for name in names:
         candidate = name
         number = 1

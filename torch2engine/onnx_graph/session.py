@@ -6,10 +6,12 @@ judge of an export and the engine of machines without a GPU.
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,13 @@ from numpy.typing import NDArray
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.onnx_graph.walk import walk_graphs, walk_tensors
 
-__all__ = ["DTYPE_ATTRIBUTES", "OrtSession"]
+__all__ = ["DTYPE_ATTRIBUTES", "OrtSession", "import_onnxruntime"]
 
 DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # attributes whose value is an element type
 
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
 _ERRORS_ONLY = 3
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
 class OrtSession:
@@ -41,9 +44,7 @@ class OrtSession:
     """
 
     def __init__(self, path: Path, as_it_is: bool = False) -> None:
-        import onnxruntime
-
-        ort: Any = onnxruntime
+        ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         # An open session needs none of its files any more (Linux: what it has mapped stays).
@@ -83,6 +84,27 @@ class OrtSession:
         except Exception as error:
             raise InputError("ONNX Runtime", got=_first_line(error)) from error
         return dict(zip(self._outputs, outputs, strict=True))
+
+
+@cache
+def import_onnxruntime() -> Any:
+    """Import ONNX Runtime with its telemetry off, and keep it off.
+
+    Its packages collect usage, and the import alone writes a device identifier into the home folder (1.32), unless
+    this variable is set.
+    """
+    before = os.environ.get(_NO_TELEMETRY)
+    os.environ[_NO_TELEMETRY] = "1"
+    try:
+        import onnxruntime
+    finally:
+        if before is None:
+            del os.environ[_NO_TELEMETRY]
+        else:
+            os.environ[_NO_TELEMETRY] = before
+    module: Any = onnxruntime
+    module.disable_telemetry_events()  # it may have been imported before, by others
+    return module
 
 
 def _refusal(error: Exception, path: Path) -> Exception:

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from torch2engine.core.errors import ExportError, InstallationError
+from torch2engine.onnx_graph.session import import_onnxruntime
 
 __all__ = ["quiet_modelopt"]
 
@@ -36,6 +37,7 @@ def quiet_modelopt(task: str) -> Generator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import_onnxruntime()  # ModelOpt imports it too, with its telemetry on
             importlib.import_module("modelopt.onnx.autocast")  # its import sets its loggers' levels
             with _errors_only():
                 yield
