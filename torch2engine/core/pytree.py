@@ -186,12 +186,12 @@ def unique_names(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
     for name in names:
         candidate = name
         number = 1
-        while candidate in seen:
+        while candidate in used or (candidate != name and candidate in given):
             candidate = f"{name}_{number}"
             number += 1
-        seen.add(candidate)
-        out.append(candidate)
-    return out
+        used.add(candidate)
+        unique.append(candidate)
+    return unique
 
 
 def unflatten(tree: Tree, leaves: Sequence[Any]) -> Any:
