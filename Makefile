@@ -53,25 +53,25 @@ check: .venv/stamp
 
 gpu-test:
 	@mkdir -p $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m pytest -q tests/gpu --evidence=$(RESULTS)/gpu-tests.json $(PYTEST)
+	@$(GPU_PYTHON) -m pytest -q tests/gpu --evidence=$(RESULTS)/gpu-tests.json $(PYTEST)
 
 gpu2-test:
 	@mkdir -p $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m pytest -q tests/gpu2 --evidence=$(RESULTS)/gpu2-tests.json $(PYTEST)
+	@$(GPU_PYTHON) -m pytest -q tests/gpu2 --evidence=$(RESULTS)/gpu2-tests.json $(PYTEST)
 
 # Each in its own process, so that none inherits another's memory, threads or compiled code.
 bench:
 	@mkdir -p $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.call_overhead --out $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.models --out $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.stress --out $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.call_overhead --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.models --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.stress --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
 
 # Exit status 1 of the list is a finding, not a failure of make.
 evidence:
-	@NVIDIA_TF32_OVERRIDE=0 $(GPU_PYTHON) -m benchmarks.staleness $(RUN) --out $(RESULTS) || test $$? -eq 1
+	@$(GPU_PYTHON) -m benchmarks.staleness $(RUN) --out $(RESULTS) || test $$? -eq 1
 
 lock: build/uv/bin/uv
 	@echo '· resolving pyproject.toml'

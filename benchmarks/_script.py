@@ -34,7 +34,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
 
 
 def require_gpu() -> None:
-    """Make sure that a GPU is there, and that PyTorch can use it.
+    """Make sure that a GPU is there, and that PyTorch can use it; its float32 convolutions are float32 from here on.
 
     Raises:
         InstallationError: what is missing.
@@ -47,6 +47,7 @@ def require_gpu() -> None:
             allowed="benchmarks run on a GPU",
             fix="install a CUDA build of torch",
         )
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def run(

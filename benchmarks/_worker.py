@@ -1,7 +1,7 @@
 """Processes of a benchmark that has several at a time: what they answer, and which cores each may use.
 
-Enters: a module of this package with its words. Leaves: the JSON on the last line that it prints. Apart because a
-process decides on TF32 by its environment, and because workers that share all cores slow each other down.
+Enters: a module of this package with its words. Leaves: the JSON on the last line that it prints. Apart because workers
+that share all cores slow each other down.
 """
 
 from __future__ import annotations
@@ -25,25 +25,19 @@ __all__ = ["Cores", "answer", "keep_to", "parser"]
 TIMEOUT_S = 400
 
 
-def answer(module: str, words: Sequence[str], tf32: bool, cores: str = "") -> dict[str, Any]:
+def answer(module: str, words: Sequence[str], cores: str = "") -> dict[str, Any]:
     """Run a worker.
 
     Args:
         module: e.g. "benchmarks.precision_worker".
         words: its command line.
-        tf32: whether TF32 is allowed there.
         cores: numbers of the CPU cores that it keeps to, with commas; "" for all.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.
     """
-    environment = {name: value for name, value in os.environ.items() if name != "NVIDIA_TF32_OVERRIDE"}
-    if not tf32:
-        environment["NVIDIA_TF32_OVERRIDE"] = "0"
     command = [sys.executable, "-m", module, f"--cores={cores}", *words]
-    done = subprocess.run(
-        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed ({done.returncode}):\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -83,7 +77,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def keep_to(cores: str) -> None:
-    """Use these cores alone."""
+    """Use these cores alone, and let PyTorch compute float32 convolutions in float32."""
+    torch.backends.cudnn.allow_tf32 = False
     if cores:
         numbers = [int(core) for core in cores.split(",")]
         os.sched_setaffinity(0, numbers)

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from benchmarks.raw import RawEngine
+from torch2engine.core.tf32 import float32_arithmetic
 
 __all__ = ["COMPILED", "PEERS", "Peer", "eager", "eager_graph", "peer"]
 
@@ -82,7 +83,8 @@ def polygraphy(engine: RawEngine, inputs: Inputs) -> Peer:
     plan = EngineFromBytes(bytes(engine.artifact.plan_buffer()))()
     config = engine.config(engine=plan)
     profile = engine.profile([inputs[spec.name].shape for spec in engine.artifact.signature.inputs])
-    made = engine.check(plan.create_execution_context(config), "Polygraphy's context")
+    with float32_arithmetic(engine.artifact.precision):
+        made = engine.check(plan.create_execution_context(config), "Polygraphy's context")
     runner = TrtRunner(made, optimization_profile=profile or None)
     runner.activate()
     call = functools.partial(runner.infer, dict(inputs), check_inputs=False, copy_outputs_to_host=False)

@@ -4,7 +4,7 @@
 
 Enters: a GPU. Leaves: precision.json. Every model is deployed in each precision by a process of its own, several at a
 time, since most of that is the CPU's work; then the engines of a model are timed side by side in one process, with
-nothing beside it. TF32 is a matter of the process (see `NVIDIA_TF32_OVERRIDE`), so those are built and timed in others.
+nothing beside it.
 """
 
 from __future__ import annotations
@@ -65,9 +65,7 @@ class Run:
         with ThreadPoolExecutor(self.cores.count) as pool:
             built = dict(zip(jobs, pool.map(lambda job: self.deploy(*job), jobs), strict=True))
         models = self.options.models
-        there = {model: [word for word in PRECISIONS if built[model, word] and word != "tf32"] for model in models}
-        self.times(there, tf32=False)
-        self.times({model: ["tf32"] for model in models if built[model, "tf32"]}, tf32=True)
+        self.times({model: [word for word in PRECISIONS if built[model, word]] for model in models})
         for model in models:
             self.speedups(model)
         if self.failures:  # last, so that the file of the failed run has all that did not fail
@@ -78,7 +76,7 @@ class Run:
         words = ["deploy", model, precision, str(self.folder / f"{model}.{precision}")]
         try:
             with self.cores.share() as cores:
-                found = answer(WORKER, words, tf32=precision == "tf32", cores=cores)
+                found = answer(WORKER, words, cores=cores)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             self.failures.append(f"{model}.{precision}: {error}")
             return False
@@ -92,13 +90,13 @@ class Run:
             self.evidence.figure(f"{name}.{figure}", value)
         return True
 
-    def times(self, precisions: Mapping[str, Sequence[str]], tf32: bool) -> None:
+    def times(self, precisions: Mapping[str, Sequence[str]]) -> None:
         """Time the engines of all models, in a process."""
         wanted = {model: words for model, words in precisions.items() if words}
         batches = ",".join(map(str, BATCHES))
         words = ["time", json.dumps(wanted), batches, str(self.options.rounds), str(self.folder)]
         try:
-            found = answer(WORKER, words, tf32=tf32)
+            found = answer(WORKER, words)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             self.failures.append(str(error))
             return

@@ -1,7 +1,7 @@
 """One step of `benchmarks.precision` in a process of its own: deploy a model in one precision, or time engines.
 
-Enters: words on the command line. Leaves: JSON on the last line. Apart because a process's environment decides on TF32,
-and because deploying is the CPU's work that several processes share.
+Enters: words on the command line. Leaves: JSON on the last line. Apart because deploying is the CPU's work, which
+several processes share.
 """
 
 from __future__ import annotations
@@ -97,8 +97,6 @@ def _timed(name: str, precisions: list[str], batches: list[int], rounds: int, fo
             (row,) = compare({"output": expected}, {"output": answer}, bounds, case=f"batch {batch}")
             assert row.passed, f"{name} in {word}: {row}"
             figures[f"{word}.b{batch}.rel_l2"] = row.rel_l2
-        if precisions == ["tf32"]:
-            del calls["eager"]
         for word, timing in measure(calls, device="cuda", rounds=rounds).items():
             figures[f"{word}.b{batch}.host_us"] = timing.host_us
             assert timing.device_us is not None

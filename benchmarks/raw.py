@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.trt.library import check_return_value, find_tensorrt
 
 __all__ = ["RawContext", "RawEngine"]
@@ -123,7 +124,8 @@ class RawEngine:
         config = self._configs[graph]
         if config is None:
             config = self._configs[graph] = self.config(graph=graph)
-        made = self.check(self.engine.create_execution_context(config), "execution context")
+        with float32_arithmetic(self.artifact.precision):
+            made = self.check(self.engine.create_execution_context(config), "execution context")
         return RawContext(self, made, inputs, stream)
 
     @property

@@ -81,7 +81,7 @@ class Run:
 
     def work(self, words: Sequence[str], cores: str) -> None:
         try:
-            found = answer("benchmarks.refit_worker", words, tf32=False, cores=cores)
+            found = answer("benchmarks.refit_worker", words, cores=cores)
         except (RuntimeError, subprocess.TimeoutExpired) as error:
             self.failures.append(str(error))
             return

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.processor import cuda
 from torch2engine.trt.library import check_return_value, find_tensorrt
 
@@ -44,7 +45,8 @@ class Tutorial:
             if self._rt.is_rtx and not specialized:
                 strategies = self._rt.api.DynamicShapesKernelSpecializationStrategy
                 config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
-            self._context = self._check(engine.create_execution_context(config), "execution context")
+            with float32_arithmetic(artifact.precision):
+                self._context = self._check(engine.create_execution_context(config), "execution context")
             self._engine = engine
             self._stream = self._cuda.Stream()
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

@@ -53,6 +53,6 @@ print(f"built from {engine.versions['producer']}: {engine.signature.inputs[0]}")
 if torch.cuda.is_available():
     (answer,) = t2e.Processor(engine).infer(images).values()
     print(f"the engine and Keras differ by {abs(answer - answers).max():.1e}")
-    assert np.allclose(answer, answers, rtol=1e-2, atol=1e-2), "TensorRT-RTX may compute in TF32"
+    assert np.allclose(answer, answers, rtol=1e-3, atol=1e-4)
 else:
     print("running it takes a GPU, so its answers are not compared here")

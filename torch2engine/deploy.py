@@ -27,7 +27,7 @@ from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.engine_reuse import Recall
 from torch2engine.pipeline.report import Phases
-from torch2engine.pipeline.stages import choose_runtime, precision_notes, prove_split, target_device
+from torch2engine.pipeline.stages import choose_runtime, prove_split, target_device
 from torch2engine.precision.lower import lower
 from torch2engine.precision.validate import remaining_precision, validated_precision
 from torch2engine.precision.verify import verify_engine_precision
@@ -62,10 +62,9 @@ def deploy(
             `Inputs(*args, **kwargs)`. Any pytree; Python numbers and strings in it become constants.
         dynamic_axes: as in torch.onnx.export: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``; a value may be an `Axis`. A
             bare name ranges from 1 to the sample's size. Axes of one name are one symbol.
-        precision: "fp32" (TF32 off) or "tf32", for float32 convolutions and matrix products on the GPU. TensorRT-RTX
-            turns TF32 off only if NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts; else the engine's
-            `precision` is "tf32" and the report has a note. "fp16", "bf16", "int8" and "fp8" change the graph of a
-            float32 model (inputs and outputs keep their dtypes) and need the extra `quantize`; a `Precision` says more.
+        precision: "fp32" (TF32 off) or "tf32", for float32 convolutions and matrix products on the GPU. "fp16", "bf16",
+            "int8" and "fp8" change the graph of a float32 model (inputs and outputs keep their dtypes) and need the
+            extra `quantize`; a `Precision` says more.
         calibration: inputs in the form of sample_input, for those four: they show how large values become. Read once,
             one at a time. By default the sample at min, opt and max.
         profiles: several ``{"batch": (min, opt, max)}``, of which the narrowest that holds a call's sizes answers it;
@@ -150,7 +149,7 @@ def deploy(
                 *prove_split(module, lowered.parity_cases, tolerance),
                 *computed.notes,
             )
-            notes = (*notes, *precision_notes(asked.dtype, module), *wanted.notes)
+            notes = (*notes, *wanted.notes)
         recall.keep(wanted, module, engine, lowered.outcome, computed.report, (*lowered.notes, *computed.notes))
     module.report = phases.report(
         reports, module.precision, notes, module.memory_bytes, lowered.outcome, computed.report

@@ -203,8 +203,6 @@ CHANGES: dict[str, Any] = {
     "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
     "refittable": {"config": t2e.BuildConfig(refittable=True)},
     "TensorRT's version": {"world": flavour(version="1.6.2.1")},
-    "TF32 of the process": {"environment": "1"},
-    "TF32 of a process with plain TensorRT": {"environment": "1", "before": flavour(name="tensorrt")},
     "GPU": {"world": gpu()},
     "GPU's name": {"world": gpu(name="NVIDIA H100"), "before": gpu()},
     "compute capability": {"world": gpu(compute_capability=(9, 1)), "before": gpu()},
@@ -222,17 +220,23 @@ def found_key(path: Path, ranges: Any = RANGES, precision: str = "fp32", config:
 def test_every_single_change_misses(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever decides what TensorRT makes is in the key."""
     change = CHANGES[name]
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     change.get("before", lambda monkeypatch: None)(monkeypatch)
     path = gemm(tmp_path)
     before = found_key(path)
     assert found_key(path) == before
     change.get("file", lambda path: None)(path)
     change.get("world", lambda monkeypatch: None)(monkeypatch)
-    if "environment" in change:
-        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", change["environment"])
     options = {option: change[option] for option in ("ranges", "precision", "config") if option in change}
     assert found_key(path, **options) != before
+
+
+def test_tf32_setting_of_the_environment_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The precision alone decides on TF32."""
+    path = onnx_models.matmul(tmp_path)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    before = found_key(path)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert found_key(path) == before
 
 
 def test_driver_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

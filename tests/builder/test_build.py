@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,6 +17,7 @@ from onnx import helper
 
 from tests.support import onnx_models
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.builder import child_process
 from torch2engine.builder import plan as plan_room
 from torch2engine.builder.build import build
 from torch2engine.core.config import BuildConfig
@@ -33,9 +36,8 @@ from torch2engine.trt.library import find_tensorrt
 TITLE = find_tensorrt("tensorrt_rtx").title
 
 
-def test_build_gives_a_plan_with_its_signature(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_gives_a_plan_with_its_signature(tmp_path: Path) -> None:
     """An ONNX file becomes an engine that knows its names, dtypes, axes, profiles and where it was built."""
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     engine = build(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)})
     assert engine.plan_path.stat().st_size > 1000
     assert engine.signature.inputs == (TensorSpec("x", "float32", ("batch", 4)),)
@@ -94,18 +96,30 @@ def test_build_sets_tf32_by_precision_alone(precision: str, allowed: bool) -> No
     assert plan_room._configure(build, builder).get_flag(flag) is allowed
 
 
-@pytest.mark.parametrize(("override", "precision"), [("0", "fp32"), ("1", "tf32"), ("", "tf32"), (None, "tf32")])
-@pytest.mark.parametrize("asked", ["fp32", "tf32"])
-def test_engine_tells_what_rtx_really_computes_in(
-    asked: str, override: str | None, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("override", ["0", "1", None])
+@pytest.mark.parametrize("precision", ["fp32", "tf32"])
+def test_engine_computes_in_what_was_asked_whatever_the_environment_says(
+    precision: str, override: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT-RTX obeys the environment and not the builder's flag: the engine's precision follows it."""
+    """The builder's process has the variable for float32 alone; this process keeps its own value."""
+    environments: list[Any] = []
+    popen = subprocess.Popen
+
+    def spying_popen(*args: Any, **options: Any) -> Any:
+        environments.append(options["env"])
+        return popen(*args, **options)
+
     if override is None:
         monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     else:
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
-    engine = build(onnx_models.matmul(tmp_path), {"batch": (1, 8, 32)}, precision=asked)
+    monkeypatch.setattr(child_process.subprocess, "Popen", spying_popen)
+    engine = build(onnx_models.matmul(tmp_path), {"batch": (1, 8, 32)}, precision=precision)
     assert engine.precision == precision
+    assert [environment.get("NVIDIA_TF32_OVERRIDE") for environment in environments] == [
+        "0" if precision == "fp32" else None
+    ]
+    assert os.environ.get("NVIDIA_TF32_OVERRIDE") == override
 
 
 def test_pitfall_20_every_unsupported_node_is_listed_at_once(tmp_path: Path) -> None:

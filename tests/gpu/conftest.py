@@ -82,6 +82,15 @@ def _runners_threads_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(capture_policy, "_HARMLESS_PACKAGES", (*capture_policy._HARMLESS_PACKAGES, *homes))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _convolves_in_float32() -> Iterator[None]:
+    """PyTorch's own convolutions, which engines are compared with, are in TF32 by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> Iterator[None]:
     torch.manual_seed(0)

@@ -196,44 +196,6 @@ def test_pitfall_36_calls_and_rebuilds_leave_memory_flat() -> None:
     assert _resident_bytes() - host < 160 << 20  # one kept engine has 64 MiB of weights
 
 
-def test_pitfall_40_tf32_is_told_and_judged_as_such(figure: Any) -> None:
-    """Without NVIDIA_TF32_OVERRIDE=0, RTX computes float32 in TF32: precision, tolerance, warning and note say so."""
-    code = """
-import warnings, torch, torch2engine as t2e
-torch.manual_seed(0)
-model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64)).cuda()
-with warnings.catch_warnings(record=True) as warned:
-    warnings.simplefilter("always")
-    module = t2e.deploy(model, torch.randn(8, 256, device="cuda"), {"input": {0: t2e.Axis("n", 1, 8, 64)}})
-row = max(module.report.parity[1].rows, key=lambda row: row.rel_l2)
-told = any("TF32" in note for note in module.report.notes) and any("TF32" in str(w.message) for w in warned)
-print(module.precision, row.rel_l2, told)
-"""
-    environment = {key: value for key, value in os.environ.items() if key != "NVIDIA_TF32_OVERRIDE"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    precision, rel_l2, told = done.stdout.split()
-    figure("mlp.tf32.parity.rel_l2", float(rel_l2))
-    assert (precision, told) == ("tf32", "True")
-    assert 1e-5 < float(rel_l2) < 5e-3
-
-
-def test_tf32_setting_must_be_the_builds(module: t2e.TRTModule, tmp_path: Path) -> None:
-    """An engine loaded under another TF32 setting than it was built under is refused with the variable's name."""
-    module.save(tmp_path / "tiny.t2e")
-    code = f"""
-import torch, torch2engine as t2e
-from tests.gpu.models import tiny_inputs
-try:
-    t2e.load({str(tmp_path / "tiny.t2e")!r})(*tiny_inputs(2))
-except t2e.ArtifactError as error:
-    print(error)
-"""
-    assert "it computes in fp32, and this process in tf32" in _python(code, NVIDIA_TF32_OVERRIDE="")
-
-
 def test_quickstart_goes_through_tensorrt() -> None:
     """The quickstart trains, deploys through TensorRT and ends with equal accuracy."""
     done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.gpu.conftest import (  # noqa: F401  # pytest finds fixtures and hooks by these names
+    _convolves_in_float32,
     _runners_threads_are_harmless,
     _seeded,
     figure,

@@ -110,7 +110,7 @@ def torch2engine_of_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @functools.cache
 def usual() -> tuple[str, str]:
-    """What `net()` is found by where TF32 is off; asked for there alone."""
+    """What `net()` is found by."""
     return keys(net())
 
 
@@ -130,7 +130,6 @@ CHANGES: dict[str, dict[str, Any]] = {
     "refittable": {"config": t2e.BuildConfig(refittable=True)},
     "libraries": {"world": other_libraries},
     "torch2engine": {"world": torch2engine_of_tomorrow},
-    "TF32": {"environment": "1"},
 }
 
 
@@ -138,12 +137,9 @@ CHANGES: dict[str, dict[str, Any]] = {
 def test_every_single_change_misses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever decides about graph and engine is in both keys, and what does not matter in neither."""
     change = dict(CHANGES[name])
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
     before = usual()
     make = change.pop("model", net)
     change.pop("world", lambda monkeypatch: None)(monkeypatch)
-    if "environment" in change:
-        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", change.pop("environment"))
     after = keys(make(), **change)
     assert after[0] != before[0] and after[1] != before[1]
 

@@ -15,17 +15,16 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support import deploy_models
-from tests.support.deploy_models import BATCH, Baked, Mlp, engine, mlp, nested_inputs, sample, seeded
+from tests.support.deploy_models import BATCH, Baked, Mlp, mlp, nested_inputs, sample, seeded
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.config import BuildConfig, Tolerance, float32_arithmetic
+from torch2engine.core.config import BuildConfig, Tolerance
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError, ParityError, ShapeError
 from torch2engine.core.spec import Axis, Profile
 from torch2engine.parity.report import ParityReport
-from torch2engine.pipeline.stages import choose_runtime, judge, precision_notes
+from torch2engine.pipeline.stages import choose_runtime, judge
 from torch2engine.trt.gpu import CUDA_LIBRARIES, Gpu
-from torch2engine.trt.library import find_tensorrt
 
 ROOM: Any = importlib.import_module("torch2engine.pipeline.stages")
 
@@ -294,39 +293,6 @@ def test_unknown_runtime_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         choose_runtime("onnx", BuildConfig())
     assert str(caught.value) == "runtime: 'onnx', one of 'tensorrt', 'onnxruntime', 'auto'"
-
-
-@pytest.mark.parametrize(
-    ("override", "asked", "noted"), [("", "fp32", True), ("0", "fp32", False), ("", "tf32", False)]
-)
-def test_note_tells_of_tf32_that_was_not_asked_for(
-    override: str, asked: str, noted: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where TensorRT-RTX computes in TF32 although fp32 was asked, the report says so and how to change it."""
-    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", override)
-    source = engine()
-    precision = float32_arithmetic("tensorrt_rtx", asked)
-    plan = EngineArtifact(
-        source.folder,
-        hardware=source.hardware,
-        signature=source.signature,
-        profiles=source.profiles,
-        precision=precision,
-        owner=source,
-    )
-    text = (
-        f"precision='fp32' was asked, but {find_tensorrt('tensorrt_rtx').title} computes float32 convolutions and "
-        "matrix products in TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts"
-    )
-    with warnings.catch_warnings(record=True) as warned:
-        warnings.simplefilter("always")
-        assert precision_notes(asked, t2e.TRTModule(plan)) == ((text,) if noted else ())
-    assert [str(warning.message) for warning in warned] == ([text] if noted else [])
-
-
-def test_note_is_not_made_for_onnx_runtime() -> None:
-    """ONNX Runtime computes in float32."""
-    assert precision_notes("fp32", mlp()[1]) == ()
 
 
 def test_deploy_and_the_stages_are_one_road(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,15 +104,21 @@ def nothing_is_printed(name: str, text: str) -> Iterator[str]:
             yield f"line {node.lineno}: writes to {dotted(node)[:-6]}"
 
 
-def environment_is_read_in_config(name: str, text: str) -> Iterator[str]:
-    """The environment is read in config alone."""
+def environment_is_used_in_declared_places(name: str, text: str) -> Iterator[str]:
+    """The environment is read in config and tf32, and written in tf32 alone, whose tests prove that it is restored."""
+    read = {"os.environ", "os.environb", "os.getenv"}
+    write = {"os.putenv", "os.unsetenv"}
+    forbidden = {"config.py": write, "tf32.py": set[str]()}.get(name, read | write)
     tree = ast.parse(text)
     for node in ast.walk(tree):
         used = dotted(node) if isinstance(node, ast.Attribute) else ""
-        if used in ("os.environ", "os.environb", "os.getenv", "os.putenv") and name != "config.py":
+        if used in forbidden:
             yield f"line {node.lineno}: uses {used}"
+        changed = isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load)
+        if changed and dotted(node.value) in read:
+            yield f"line {node.lineno}: writes {dotted(node.value)}"
     for line, module in imported(tree):
-        if module in ("os.environ", "os.environb", "os.getenv", "os.putenv") and name != "config.py":
+        if module in forbidden:
             yield f"line {line}: imports {module}"
 
 
@@ -176,7 +182,7 @@ PACKAGE_RULES: list[Rule] = [
     tensorrt_is_imported_in_one_place,
     pycuda_is_imported_in_one_place,
     nothing_is_printed,
-    environment_is_read_in_config,
+    environment_is_used_in_declared_places,
     pickle_is_no_format,
     ignores_have_reasons,
     module_docstring_tells_the_job,
@@ -194,9 +200,11 @@ OFFENCES: list[tuple[Rule, str]] = [
     (pycuda_is_imported_in_one_place, "importlib.import_module('pycuda.autoinit')\n"),
     (nothing_is_printed, "def f():\n    print('x')\n"),
     (nothing_is_printed, "sys.stderr.write('x')\n"),
-    (environment_is_read_in_config, "x = os.environ['X']\n"),
-    (environment_is_read_in_config, "x = os.getenv('X')\n"),
-    (environment_is_read_in_config, "from os import environ\n"),
+    (environment_is_used_in_declared_places, "x = os.environ['X']\n"),
+    (environment_is_used_in_declared_places, "x = os.getenv('X')\n"),
+    (environment_is_used_in_declared_places, "from os import environ\n"),
+    (environment_is_used_in_declared_places, "os.putenv('X', '0')\n"),
+    (environment_is_used_in_declared_places, "os.unsetenv('X')\n"),
     (pickle_is_no_format, "pickle.loads(b'')\n"),
     (pickle_is_no_format, "torch.load(path, weights_only=False)\n"),
     (ignores_have_reasons, "x = f()  # type: ignore\n"),

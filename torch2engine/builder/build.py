@@ -37,8 +37,7 @@ def build(
             dimension's name is the axis's, an unnamed one is called ``"<input>_dim_<position>"``. None means the
             artifact's own.
         precision: "fp32" or "tf32" for float32 matrix products; the dtypes themselves are the graph's. None means the
-            artifact's own, and "fp32" for a file. The engine's `precision` says what it really computes in:
-            TensorRT-RTX uses TF32 unless NVIDIA_TF32_OVERRIDE=0 is in the environment when Python starts.
+            artifact's own, and "fp32" for a file. TF32 is off unless it is "tf32".
         config: flavour and limits.
         cache: True for the user's cache of engines, a folder, or an `EngineCache`: an engine that was built before from
             the same bytes for the same profiles, precision, config, GPU and TensorRT is taken from there.

@@ -27,6 +27,7 @@ from typing import IO, Any, NoReturn
 from torch2engine.builder.plan import PhaseReport, PlanFacts, PlanRequest, compile_plan
 from torch2engine.core import errors
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode
+from torch2engine.core.tf32 import builder_environment
 
 __all__ = ["compile_in_child"]
 
@@ -62,7 +63,12 @@ def compile_in_child(request: PlanRequest, report: PhaseReport) -> PlanFacts:
     with tempfile.TemporaryFile() as printed:
         # In a session of its own it gets no Ctrl-C from the terminal: this process ends it.
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=printed, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=printed,
+            start_new_session=True,
+            env=builder_environment(request.precision),
         )
         assert child.stdin is not None and child.stdout is not None
         try:

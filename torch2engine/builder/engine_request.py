@@ -24,7 +24,7 @@ from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import BuildSource, Profiles, resolve_source
-from torch2engine.core.config import BuildConfig, float32_arithmetic, tf32_override
+from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.progress import Progress, Report, Reporter, reporting
 from torch2engine.core.spec import Profile
@@ -239,7 +239,7 @@ def _engine_artifact(source: BuildSource, owner: ScratchFolder, hardware: Hardwa
         hardware=hardware,
         signature=source.signature,
         profiles=source.profiles,
-        precision=float32_arithmetic(hardware.flavour, source.precision),
+        precision=source.precision,
         versions={hardware.flavour: hardware.flavour_version},
         owner=owner,
     )
@@ -269,7 +269,6 @@ def build_environment(config: BuildConfig) -> dict[str, Any]:
     current_gpu = _current_gpu()
     return {
         "torch2engine": __version__,
-        "tf32": tf32_override(),
         "config": {**asdict(config), "flavour": [rt.name, rt.version]},
         "gpu": None if current_gpu is None else [current_gpu.name, list(current_gpu.compute_capability)],
     }

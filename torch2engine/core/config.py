@@ -7,7 +7,6 @@ an option exists exactly once.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, TypeGuard
@@ -16,7 +15,6 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
 from torch2engine.core.precisions import (
     CAST_PRECISIONS,
-    FLOAT32_PRECISIONS,
     LOW_PRECISIONS,
     MODEL_PRECISIONS,
     PRECISION_TYPES,
@@ -27,7 +25,6 @@ from torch2engine.core.precisions import (
 __all__ = [
     "FLAVOURS",
     "RUNTIMES",
-    "TF32_OVERRIDE",
     "Budget",
     "BuildConfig",
     "Precision",
@@ -35,7 +32,6 @@ __all__ = [
     "Tolerance",
     "check_tolerance",
     "default_tolerance",
-    "float32_arithmetic",
     "require_choice",
     "require_instance",
 ]
@@ -46,29 +42,6 @@ _OUTPUTS = ("fresh", "static")
 _SPECIALIZATIONS = ("none", "lazy", "eager")
 _OUT_OF_RANGE = ("error", "split", "eager")
 _METHODS = ("max", "percentile", "entropy")
-
-# NVIDIA's libraries read this variable once, when a process starts to use them; "0" rules TF32 out.
-TF32_OVERRIDE = "NVIDIA_TF32_OVERRIDE"
-
-
-def tf32_override() -> str | None:
-    """Read the variable by which TensorRT and CUDA's libraries allow or rule out TF32; None if it is not set."""
-    return os.environ.get(TF32_OVERRIDE)
-
-
-def float32_arithmetic(flavour: str, precision: str) -> str:
-    """Find the arithmetic in which float32 convolutions and matrix products are really computed.
-
-    TensorRT obeys its TF32 flag. TensorRT-RTX does not: it computes in TF32 unless the environment rules it out (1.6.1
-    on an H200: relative error of a convolution 4e-4 with the flag cleared, 3e-6 with NVIDIA_TF32_OVERRIDE=0).
-
-    Args:
-        flavour: "tensorrt" or "tensorrt_rtx".
-        precision: the requested one; any other than "fp32" and "tf32" is returned as it is.
-    """
-    if flavour != "tensorrt_rtx" or precision not in FLOAT32_PRECISIONS:
-        return precision
-    return "fp32" if os.environ.get(TF32_OVERRIDE) == "0" else "tf32"
 
 
 def require_choice(subject: str, value: object, allowed: Sequence[object]) -> None:

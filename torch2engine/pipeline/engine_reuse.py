@@ -36,7 +36,7 @@ from torch2engine.modules.judge import judge
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.parity.report import ParityReport
 from torch2engine.pipeline.report import Phases
-from torch2engine.pipeline.stages import precision_notes, prove_split, target_device
+from torch2engine.pipeline.stages import prove_split, target_device
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.outcome import PrecisionOutcome
 from torch2engine.precision.parity_cases import cast_case, parity_cases_for, tolerance_for
@@ -205,7 +205,7 @@ class Recall:
             changed = attach_model(module, self.model, samples, bounds, onnx_is_current=False)
             notes = (*notes, _OTHER_WEIGHTS) if changed and outcome is not None else notes
         report = judge(module, judged, bounds, remarks).raise_if_failed()
-        notes = (*notes, *prove_split(module, judged, self.tolerance), *precision_notes(asked.dtype, module, 6))
+        notes = (*notes, *prove_split(module, judged, self.tolerance))
         computed = None if facts["computed"] is None else PrecisionReport.from_json(facts["computed"])
         parts = (module.precision, (*notes, _FOUND), module.memory_bytes, outcome, computed)
         return module, report, parts

@@ -22,7 +22,6 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
     RUNTIMES,
-    TF32_OVERRIDE,
     BuildConfig,
     RuntimeConfig,
     Tolerance,
@@ -42,7 +41,7 @@ from torch2engine.precision.parity_cases import parity_cases_for
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
 
-__all__ = ["check", "choose_runtime", "export", "precision_notes", "prove_split", "target_device"]
+__all__ = ["check", "choose_runtime", "export", "prove_split", "target_device"]
 
 
 def export(
@@ -154,18 +153,6 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
         warnings.warn(text, stacklevel=3)
         return "onnxruntime"
     return "tensorrt"
-
-
-def precision_notes(asked: str, module: DeployedModule[Any], depth: int = 3) -> tuple[str, ...]:
-    """Say, and warn, where the engine computes in less than was asked; `depth` is the warning's stacklevel."""
-    if (asked, module.precision) != ("fp32", "tf32"):
-        return ()
-    note = (
-        f"precision='fp32' was asked, but {module.runtime} computes float32 convolutions and matrix products in TF32 "
-        f"unless {TF32_OVERRIDE}=0 is in the environment when Python starts"
-    )
-    warnings.warn(note, stacklevel=depth)
-    return (note,)
 
 
 def target_device(captured: CapturedCall) -> torch.device:

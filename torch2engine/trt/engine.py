@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest_fields import Hardware
-from torch2engine.core.config import TF32_OVERRIDE, float32_arithmetic
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.spec import TensorSpec
+from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.trt.context import Context
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import (
@@ -71,10 +71,8 @@ class Engine:
                 driver=gpu.driver,
             )
         )
-        arithmetic = float32_arithmetic(rt.name, artifact.precision)
-        if arithmetic != artifact.precision:
-            raise _other_tf32(f"it computes in {artifact.precision}, and this process in {arithmetic}")
         self.signature = artifact.signature
+        self._precision = artifact.precision
         self._rt = rt
         mark = rt.log.mark()
         self._runtime: Runtime = rt.api.Runtime(rt.logger)
@@ -176,15 +174,13 @@ class Engine:
         """An execution context without shapes and memory.
 
         Raises:
-            ArtifactError: the engine was built under another TF32 setting.
             BuildError: TensorRT can't make a context, mostly for want of memory.
         """
         rt = self._rt
         with rt.call_lock:
             mark = rt.log.mark()
-            made: IExecutionContext = self._engine.create_execution_context(self._config)
-            if not made and any(TF32_OVERRIDE in line for line in rt.log.lines(mark)):
-                raise _other_tf32("it was built under another setting than this process has")
+            with float32_arithmetic(self._precision):
+                made: IExecutionContext = self._engine.create_execution_context(self._config)
             check_return_value(made, "execution context", rt, since=mark, fix=FREE_MEMORY)
         return Context(rt, made, self.signature.inputs, self.inputs, self.outputs)
 
@@ -315,12 +311,3 @@ class Engine:
 def _listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(f"'{name}'" for name in names[:8]) + more
-
-
-def _other_tf32(got: str) -> ArtifactError:
-    return ArtifactError(
-        f"engine and {TF32_OVERRIDE}",
-        got=got,
-        allowed="one setting for building and running, since TensorRT-RTX chooses its kernels by it",
-        fix=f"start Python with {TF32_OVERRIDE} as it was for the build (0 for fp32), or build the engine again",
-    )

@@ -118,7 +118,7 @@ class TRTModule(DeployedModule[TensorRTBackend]):
         Raises:
             DeviceError: no CUDA device.
             InstallationError: no GPU, no TensorRT of this flavour, or a PyTorch without CUDA.
-            ArtifactError: the engine was made for other hardware, another version or another TF32 setting.
+            ArtifactError: the engine was made for other hardware, or another version.
         """
         self._backend.bind(device)
         return self

@@ -1,0 +1,64 @@
+"""`NVIDIA_TF32_OVERRIDE`, the variable by which TensorRT chooses float32 or TF32: set for a build and for a context.
+
+Enters: a precision. Leaves: a builder process's environment, or a moment in which TensorRT reads the right value.
+Separate because this is the only place that writes the environment.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+
+__all__ = ["builder_environment", "float32_arithmetic"]
+
+_VARIABLE = "NVIDIA_TF32_OVERRIDE"
+_WRITE_LOCK = threading.Lock()
+
+
+def builder_environment(precision: str) -> dict[str, str]:
+    """Make the environment of a process that builds an engine: TF32 is ruled out unless the precision is "tf32".
+
+    TensorRT-RTX 1.6.1 ignores the builder's TF32 flag. It reads the variable when it builds.
+
+    Args:
+        precision: of the engine, e.g. "fp32" or "fp16".
+    """
+    environment = dict(os.environ)
+    value = _value_for(precision)
+    environment.pop(_VARIABLE, None)
+    return environment if value is None else {**environment, _VARIABLE: value}
+
+
+@contextmanager
+def float32_arithmetic(precision: str) -> Generator[None]:
+    """Let TensorRT find the variable that an engine of this precision needs, while the body creates a context.
+
+    TensorRT-RTX 1.6.1 reads the variable when it creates an execution context. The variable is written for C alone:
+    `os.environ`, which other threads may be reading, stays as it is. Threads wait for one another.
+
+    Args:
+        precision: of the engine.
+    """
+    with _WRITE_LOCK:
+        user_value, value = os.environ.get(_VARIABLE), _value_for(precision)
+        if value == user_value:
+            yield
+            return
+        try:
+            _write(value)
+            yield
+        finally:
+            _write(user_value)
+
+
+def _value_for(precision: str) -> str | None:
+    return None if precision == "tf32" else "0"
+
+
+def _write(value: str | None) -> None:
+    if value is None:
+        os.unsetenv(_VARIABLE)
+    else:
+        os.putenv(_VARIABLE, value)
