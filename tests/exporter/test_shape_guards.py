@@ -14,7 +14,7 @@ from torch import nn
 from tests.support.models import Function, Recurrent, TwoInputs, exported, line_of
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.shape_guards import Guards, record_guards, translate
+from torch2engine.exporter.shape_guards import ShapeGuard, ShapeGuards, explain_refusal, record_guards
 
 X = torch.randn(4, 3)
 HERE = Path(__file__)
@@ -303,7 +303,7 @@ def test_number_that_follows_an_axis_can_not_leave_the_engine() -> None:
 def test_errors_of_our_own_come_through() -> None:
     """A typed error raised while torch traces is not wrapped again."""
     own = InputError("x", got="mine")
-    assert translate(own, Guards(), {}) is own
+    assert explain_refusal(own, ShapeGuards({})) is own
 
 
 @pytest.mark.parametrize(
@@ -311,17 +311,19 @@ def test_errors_of_our_own_come_through() -> None:
 )
 def test_caches_have_their_hint(message: str) -> None:
     """torch's words about a Hugging Face cache come with the argument that avoids it."""
-    error = translate(ValueError(message), Guards(), {})
+    error = explain_refusal(ValueError(message), ShapeGuards({}))
     assert str(error) == f"torch.export: ValueError: {message}; for a Hugging Face model pass use_cache=False"
 
 
 def test_source_is_empty_where_torch_says_nothing() -> None:
     """No line is better than a wrong one."""
-    guards = Guards(symbols={"s0": (0, 0)}, lines=[("s1 > 4", "model.py:3", False)])
-    assert guards.source({(0, 0): "n"}, "n") == ""
-    assert guards.source({(0, 0): "n"}, "m") == ""
-    guards.lines += [("s0 > 4", "", False), ("s0 > 5", "model.py:5", False), ("s0", "model.py:9", True)]
-    assert guards.source({(0, 0): "n"}, "n") == "model.py:9"
+    guards = ShapeGuards({(0, 0): "n"}, {"s0": (0, 0)}, [ShapeGuard("s1 > 4", "model.py:3", is_pinned=False)])
+    assert guards.source_of("n") == ""
+    assert guards.source_of("m") == ""
+    guards.guards.append(ShapeGuard("s0 > 4", "", is_pinned=False))
+    guards.guards.append(ShapeGuard("s0 > 5", "model.py:5", is_pinned=False))
+    guards.guards.append(ShapeGuard("s0", "model.py:9", is_pinned=True))
+    assert guards.source_of("n") == "model.py:9"
 
 
 def test_torchs_logger_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
@@ -329,9 +331,9 @@ def test_torchs_logger_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> No
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     filters = list(logger.filters)
     with caplog.at_level(logging.ERROR, logger=logger.name):
-        with record_guards() as guards:
+        with record_guards({}) as guards:
             logger.info("eval s7 <= 4 [guard added]")
             logger.error("broken")
         assert (logger.level, logger.filters) == (logging.ERROR, filters)
-    assert [text for text, _, _ in guards.lines] == ["s7 <= 4"]
+    assert [guard.condition for guard in guards.guards] == ["s7 <= 4"]
     assert [record.getMessage() for record in caplog.records] == ["broken"]

@@ -19,7 +19,7 @@ __all__ = ["CapturedCall", "resized"]
 
 @dataclass(frozen=True)
 class CapturedCall:
-    """A model's call, settled.
+    """One call of a model, and everything that later stages need to know about it.
 
     Args:
         reference: the module as a function of the flat inputs.
@@ -38,6 +38,11 @@ class CapturedCall:
     output_axes: Mapping[str, Mapping[int, str | None]]
     precision: str
     notes: tuple[str, ...] = ()
+
+    def sample_of_sizes(self, sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
+        """Fresh copies of the sample's tensors, cut or repeated to these axis sizes."""
+        pairs = zip(self.sample, self.signature.inputs, strict=True)
+        return tuple(resized(tensor, spec.sized(sizes)) for tensor, spec in pairs)
 
 
 def resized(leaf: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""`CapturedCall` → the cases that a candidate is judged on: inputs with the reference's answers.
+"""A captured call → the cases that a candidate is compared on: inputs with the reference's answers.
 
 Enters: the sample and the profiles. Leaves: for every profile the sample resized to min, opt and max, and a second,
-random input at a size between. A room of its own because ONNX Runtime and the engine are judged on the same cases.
+random input at a size between. Separate because ONNX Runtime and the engine are compared on the same cases.
 """
 
 from __future__ import annotations
@@ -48,56 +48,81 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
     Raises:
         DynamicAxisError: the model itself fails at a size that a profile promises.
     """
-    found: list[ParityCase] = []
-    notes: list[str] = []
+    parity_cases: list[ParityCase] = []
+    notes = _notes_on_unreachable_profiles(captured)
+    output_names = [spec.name for spec in captured.signature.outputs]
     generator = torch.Generator().manual_seed(RANDOM_SEED)
-    for index, profile in enumerate(captured.profiles):
-        if exclusive_sizes(captured.signature, captured.profiles, index, profile.sizes(1)) is None:
-            notes.append(
-                f"profile {index} ({profile}) answers nothing: others that are as narrow hold all of its sizes"
-            )
-    for name, sizes, is_random in _sizes(captured.signature, captured.profiles):
-        inputs = tuple(
-            _made(leaf, spec.sized(sizes), generator, is_random, spec.preprocess is not None)
-            for leaf, spec in zip(captured.sample, captured.signature.inputs, strict=True)
-        )
+    for plan in _planned_cases(captured.signature, captured.profiles):
+        inputs = _make_inputs(captured, plan, generator)
         try:
-            flat = captured.reference(inputs)
+            result = captured.reference(inputs)
         except ExportError as error:
-            if not is_random:
-                asked = ", ".join(f"{axis} = {size}" for axis, size in sizes.items())
-                raise DynamicAxisError(
-                    f"axes {asked}" if sizes else "model",
-                    axis=next(iter(sizes), ""),
-                    got=error.got,
-                    allowed="a model that holds over the whole of every axis",
-                    fix="narrow the Axis, or mend the line",
-                    source=error.source,
-                ) from error
+            if not plan.is_random:
+                raise _size_is_not_held(plan, error) from error
             notes.append(
-                f"no case '{name}': the model refuses random values drawn from the sample's range ({error.got})"
+                f"no case '{plan.name}': the model refuses random values drawn from the sample's range ({error.got})"
             )
             continue
-        names = [spec.name for spec in captured.signature.outputs]
-        found.append(ParityCase(name, inputs, outputs_by_name(flat, captured.signature.output, names)))
-    return found, tuple(notes)
+        outputs = outputs_by_name(result, captured.signature.output, output_names)
+        parity_cases.append(ParityCase(plan.name, inputs, outputs))
+    return parity_cases, tuple(notes)
 
 
-def _sizes(signature: Signature, profiles: Sequence[Profile]) -> Iterator[tuple[str, dict[str, int], bool]]:
-    """(name, axis sizes, random values?) of every case, equal sizes once; every profile answers one with the sample's
-    values and the random one, if it answers any."""
+def _notes_on_unreachable_profiles(captured: CapturedCall) -> list[str]:
+    signature, profiles = captured.signature, captured.profiles
+    return [
+        f"profile {index} ({profile}) answers nothing: others that are as narrow hold all of its sizes"
+        for index, profile in enumerate(profiles)
+        if exclusive_sizes(signature, profiles, index, profile.sizes(1)) is None
+    ]
+
+
+def _size_is_not_held(plan: _PlannedCase, error: ExportError) -> DynamicAxisError:
+    """The error for a model that fails at a size inside its profile."""
+    sizes = ", ".join(f"{axis} = {size}" for axis, size in plan.sizes.items())
+    return DynamicAxisError(
+        f"axes {sizes}" if sizes else "model",
+        axis=next(iter(plan.sizes), ""),
+        got=error.got,
+        allowed="a model that holds over the whole of every axis",
+        fix="narrow the Axis, or mend the line",
+        source=error.source,
+    )
+
+
+@dataclass(frozen=True)
+class _PlannedCase:
+    """A case whose inputs are not made yet.
+
+    Args:
+        name: as in `ParityCase`.
+        sizes: of every dynamic axis.
+        is_random: True for random values, False for the sample's.
+    """
+
+    name: str
+    sizes: Mapping[str, int]
+    is_random: bool
+
+
+def _planned_cases(signature: Signature, profiles: Sequence[Profile]) -> Iterator[_PlannedCase]:
+    """Every profile's cases: the sample's values at its corners, equal sizes once, and random ones at a size between.
+
+    A profile answers at least one case with the sample's values and the random one, if it answers any sizes.
+    """
     for index, profile in enumerate(profiles):
         prefix = f"profile {index} " if len(profiles) > 1 else ""
-        seen: list[dict[str, int]] = []
-        for word, sizes in zip(("min", "opt", "max", "own"), profile_sizes(signature, profiles, index), strict=False):
+        seen: list[Mapping[str, int]] = []
+        for corner, sizes in zip(("min", "opt", "max", "own"), profile_sizes(signature, profiles, index), strict=False):
             if sizes not in seen:
                 seen.append(sizes)
-                yield prefix + (word if profile.ranges else "sample"), sizes, False
-        between = _between(signature, profile)
-        yield prefix + "random", exclusive_sizes(signature, profiles, index, between) or between, True
+                yield _PlannedCase(prefix + (corner if profile.ranges else "sample"), sizes, is_random=False)
+        between = _sizes_between(signature, profile)
+        sizes = exclusive_sizes(signature, profiles, index, between) or between
+        yield _PlannedCase(prefix + "random", sizes, is_random=True)
 
 
-def _between(signature: Signature, profile: Profile) -> dict[str, int]:
+def _sizes_between(signature: Signature, profile: Profile) -> dict[str, int]:
     """Sizes strictly inside the profile where there are any, other than opt, in multiples of the axis's step."""
     sizes: dict[str, int] = {}
     for name, (low, opt, high) in profile.ranges.items():
@@ -107,51 +132,79 @@ def _between(signature: Signature, profile: Profile) -> dict[str, int]:
     return sizes
 
 
-def _made(
-    leaf: torch.Tensor, shape: Sequence[int], generator: torch.Generator, is_random: bool, is_image: bool
-) -> torch.Tensor:
-    if not is_image:
-        return (_random if is_random else _perturbed)(leaf, shape, generator)
-    if is_random:  # any byte may come, whatever the sample shows
-        return torch.randint(256, tuple(shape), generator=generator, device="cpu").to(leaf.device, leaf.dtype)
-    return _perturbed(leaf.float(), shape, generator).round().to(leaf.dtype)
+def _make_inputs(captured: CapturedCall, plan: _PlannedCase, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
+    inputs: list[torch.Tensor] = []
+    for sample, spec in zip(captured.sample, captured.signature.inputs, strict=True):
+        shape = spec.sized(plan.sizes)
+        if spec.preprocess is None:
+            make = _random_values if plan.is_random else _resized_with_noise
+        else:
+            make = _random_image if plan.is_random else _resized_image
+        inputs.append(make(sample, shape, generator))
+    return tuple(inputs)
 
 
-def _perturbed(leaf: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+def _random_image(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Random bytes; any byte may come, whatever the sample shows."""
+    return torch.randint(256, tuple(shape), generator=generator, device="cpu").to(sample.device, sample.dtype)
+
+
+def _resized_image(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    return _resized_with_noise(sample.float(), shape, generator).round().to(sample.dtype)
+
+
+def _resized_with_noise(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """The sample at another size; repeated floats get noise, so that mixed-up rows show."""
-    grown = resized(leaf, shape)
-    if leaf.is_floating_point() and grown.numel() > leaf.numel() > 1 and not _is_mask(leaf):
-        noise = torch.randn(grown.shape, generator=generator, device="cpu").to(grown.device, grown.dtype)
-        low, high = float(leaf.min()), float(leaf.max())
-        if math.isfinite(low) and math.isfinite(high):
-            grown = (grown + 0.1 * (high - low) * noise).clamp(low, high)
-    return grown
+    values = resized(sample, shape)
+    if not (sample.is_floating_point() and values.numel() > sample.numel() > 1) or _is_mask(sample):
+        return values
+    noise = torch.randn(values.shape, generator=generator, device="cpu").to(values.device, values.dtype)
+    least = float(sample.min())
+    largest = float(sample.max())
+    if math.isfinite(least) and math.isfinite(largest):
+        return (values + 0.1 * (largest - least) * noise).clamp(least, largest)
+    return values
 
 
-def _is_mask(leaf: torch.Tensor) -> bool:
+def _is_mask(sample: torch.Tensor) -> bool:
     """Bools, integers of two values, and masks to be added to scores: zero, or so low that softmax forgets it."""
-    if leaf.dtype == torch.bool or (leaf.is_floating_point() and float(leaf.min()) >= -1e3):
-        return leaf.dtype == torch.bool
-    values = len(cast("torch.Tensor", leaf.unique()))
-    return values == 2 or (values == 1 and not leaf.is_floating_point())
+    if sample.dtype == torch.bool:
+        return True
+    if sample.is_floating_point() and float(sample.min()) >= -1e3:
+        return False
+    distinct = len(cast("torch.Tensor", sample.unique()))
+    return distinct == 2 or (distinct == 1 and not sample.is_floating_point())
 
 
-def _random(leaf: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+def _random_values(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
     """Fresh values from the sample's own range: ids stay in the vocabulary, positive stays positive."""
-    if leaf.numel() == 0:
-        return resized(leaf, shape)
-    if _is_mask(leaf):  # whole rows in another order, because a mask of random bits may mask everything
-        values = resized(leaf, shape)
-        order = torch.randperm(values.shape[0] if values.ndim else 0, generator=generator, device="cpu")
-        return values[order.to(values.device)] if values.ndim else values
-    if leaf.is_floating_point():
-        low, high = float(leaf.min()), float(leaf.max())
-        if not (math.isfinite(low) and math.isfinite(high)):
-            return resized(leaf, shape)
-        if low == high:  # a sample of constants says nothing about the range
-            low, high = (low - 1, high + 1) if leaf.numel() > 1 or not low else (0.9 * low, 1.1 * high)
-        values = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device="cpu") * (high - low) + low
-        return values.to(leaf.device, leaf.dtype)
-    low, high = int(leaf.min()), min(int(leaf.max()), torch.iinfo(torch.int64).max - 1)
-    values = torch.randint(low, high + 1, tuple(shape), generator=generator, device="cpu")
-    return values.to(leaf.device, leaf.dtype)
+    if sample.numel() == 0:
+        return resized(sample, shape)
+    if _is_mask(sample):
+        return _shuffled_rows(resized(sample, shape), generator)
+    if sample.is_floating_point():
+        return _random_floats(sample, shape, generator)
+    least = int(sample.min())
+    largest = min(int(sample.max()), torch.iinfo(torch.int64).max - 1)
+    values = torch.randint(least, largest + 1, tuple(shape), generator=generator, device="cpu")
+    return values.to(sample.device, sample.dtype)
+
+
+def _shuffled_rows(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Whole rows of a mask in another order, because a mask of random bits may mask everything."""
+    order = torch.randperm(values.shape[0] if values.ndim else 0, generator=generator, device="cpu")
+    return values[order.to(values.device)] if values.ndim else values
+
+
+def _random_floats(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    least = float(sample.min())
+    largest = float(sample.max())
+    if not (math.isfinite(least) and math.isfinite(largest)):
+        return resized(sample, shape)
+    if least == largest:  # a sample of constants says nothing about the range
+        if sample.numel() > 1 or not least:
+            least, largest = least - 1, least + 1
+        else:
+            least, largest = 0.9 * least, 1.1 * least
+    uniform = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device="cpu")
+    return (uniform * (largest - least) + least).to(sample.device, sample.dtype)

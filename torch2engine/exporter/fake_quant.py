@@ -17,7 +17,7 @@ from torch import nn
 
 from torch2engine.core.errors import ExportError
 
-__all__ = ["as_operators"]
+__all__ = ["quantizers_as_operators"]
 
 _HOME = "modelopt.torch.quantization.nn.modules.tensor_quantizer"
 _BACKEND = "torch2engine"
@@ -27,7 +27,7 @@ Quantize = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextmanager
-def as_operators(model: nn.Module) -> Generator[str]:
+def quantizers_as_operators(model: nn.Module) -> Generator[str]:
     """Let each fake quantiser of the model be a pair of operators.
 
     Returns:

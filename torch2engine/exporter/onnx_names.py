@@ -1,7 +1,7 @@
-"""The exported ONNX graph made ours: names of inputs and outputs, of axes, and every node's origin.
+"""The exported ONNX graph under the user's names: inputs, outputs, weights and axes, and every node's origin.
 
-Enters: the ir.Model of torch's exporter. Leaves: the same graph under the signature's names, with module path and
-source line on each node. Beside `export` because torch names by position, lets names clash, and logs origins.
+Enters: the ir.Model of torch's exporter. Leaves: the same ONNX graph under the signature's names, with module path and
+source line on each node. Separate because torch names by position, lets names clash, and logs origins.
 """
 
 from __future__ import annotations
@@ -12,22 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import onnx_ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
 from torch2engine.core.package import PACKAGE_ROOT
 from torch2engine.core.preprocess import ORIGIN
+from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
+from torch2engine.onnx_graph.node_origins import NodeOrigin
 
-__all__ = [
-    "drop_saturation",
-    "module_path",
-    "name_axes",
-    "name_tensors",
-    "record_origins",
-]
-
-WRAPPER = "model"
+__all__ = ["drop_saturation", "module_path", "name_axes", "name_tensors", "record_origins"]
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+)')
 
@@ -39,29 +34,31 @@ def name_tensors(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> N
         graph: onnx_ir.Graph, changed in place.
     """
     _separate_outputs(graph)
-    ours = [*graph.inputs, *graph.outputs]
-    wanted = [*inputs, *outputs]
-    for index, value in enumerate(ours):
-        value.name = f"__t2e_{index}"
-    taken = set(wanted)
+    values = [*graph.inputs, *graph.outputs]
+    names = [*inputs, *outputs]
+    for index, value in enumerate(values):
+        value.name = f"__t2e_{index}"  # out of the way of every other name
+    taken = set(names)
     for value in list(graph.initializers.values()):
-        own = value.name.removeprefix(f"{WRAPPER}.")
-        name = own if own not in taken else _free(own, taken)
-        taken.add(name)
-        if name != value.name:
-            graph.initializers.pop(value.name)
-            value.name = name
-            if value.const_value is not None:
-                value.const_value.name = name
-            graph.register_initializer(value)
+        _rename_initializer(graph, value, _free_name(value.name.removeprefix(FLAT_MODULE_PREFIX), taken))
+        taken.add(value.name)
     for node in RecursiveGraphIterator(graph):
         for value in node.outputs:
-            if value.name and value.name in taken:
-                value.name = _free(value.name, taken)
             if value.name:
+                value.name = _free_name(value.name, taken)
                 taken.add(value.name)
-    for value, name in zip(ours, wanted, strict=True):
+    for value, name in zip(values, names, strict=True):
         value.name = name
+
+
+def _rename_initializer(graph: Any, value: Any, name: str) -> None:
+    if name == value.name:
+        return
+    graph.initializers.pop(value.name)
+    value.name = name
+    if value.const_value is not None:
+        value.const_value.name = name
+    graph.register_initializer(value)
 
 
 def drop_saturation(graph: Any) -> None:
@@ -70,8 +67,6 @@ def drop_saturation(graph: Any) -> None:
     Args:
         graph: onnx_ir.Graph, changed in place.
     """
-    import onnx_ir
-
     for node in list(graph):
         before = node.inputs[0].producer() if node.op_type == "Clip" and node.inputs[0] is not None else None
         if before is not None and before.op_type == "QuantizeLinear":
@@ -81,8 +76,6 @@ def drop_saturation(graph: Any) -> None:
 
 def _separate_outputs(graph: Any) -> None:
     """Give every output a value of its own: one that is also an input, a weight or another output gets an Identity."""
-    import onnx_ir
-
     taken = {*graph.inputs, *graph.initializers.values()}
     for index, value in enumerate(list(graph.outputs)):
         if value in taken:
@@ -94,7 +87,10 @@ def _separate_outputs(graph: Any) -> None:
         taken.add(graph.outputs[index])
 
 
-def _free(name: str, taken: set[str]) -> str:
+def _free_name(name: str, taken: set[str]) -> str:
+    """The name itself, or the name with the first free number behind it."""
+    if name not in taken:
+        return name
     number = 1
     while f"{name}__{number}" in taken:
         number += 1
@@ -109,23 +105,20 @@ def name_axes(graph: Any, symbols: Mapping[str, str], shapes: Sequence[Sequence[
         symbols: torch's symbol -> axis name (or an expression over one).
         shapes: the inputs' and outputs' shapes as in the signature.
     """
-    import onnx_ir
-
-    word = re.compile(r"\b(" + "|".join(map(re.escape, symbols)) + r")\b") if symbols else None
-    values = [
-        *graph.inputs,
-        *graph.outputs,
-        *(value for node in RecursiveGraphIterator(graph) for value in node.outputs),
-    ]
-    for value in values:
-        if value.shape is None or word is None:
-            continue
-        dims = [dim if isinstance(dim, int) else dim.value for dim in value.shape]
-        value.shape = onnx_ir.Shape(
-            [word.sub(lambda m: symbols[m[0]], dim) if isinstance(dim, str) else dim for dim in dims]
-        )
+    inner_values = [value for node in RecursiveGraphIterator(graph) for value in node.outputs]
+    for value in [*graph.inputs, *graph.outputs, *inner_values]:
+        if value.shape is not None and symbols:
+            value.shape = onnx_ir.Shape([_dim_in_axes(dim, symbols) for dim in value.shape])
     for value, shape in zip((*graph.inputs, *graph.outputs), shapes, strict=True):
         value.shape = onnx_ir.Shape(list(shape))
+
+
+def _dim_in_axes(dim: Any, symbols: Mapping[str, str]) -> Any:
+    """A dimension with axis names for torch's symbols; a number stays a number."""
+    if isinstance(dim, int) or not isinstance(dim.value, str):
+        return dim if isinstance(dim, int) else dim.value
+    any_symbol = r"\b(" + "|".join(map(re.escape, symbols)) + r")\b"
+    return re.sub(any_symbol, lambda match: symbols[match[0]], dim.value)
 
 
 def record_origins(graph: Any, root: str) -> None:
@@ -137,24 +130,38 @@ def record_origins(graph: Any, root: str) -> None:
     """
     nodes = list(RecursiveGraphIterator(graph))
     for node in nodes:
-        module, source = _origin(node.metadata_props)
-        module = _before_fusion(node) or module
+        origin = _origin_from_torch(node.metadata_props)
+        module = _module_before_fusion(node) or origin.module
         for key in [key for key in node.metadata_props if key.startswith("pkg.torch.onnx.")]:
             del node.metadata_props[key]
-        if source:
-            node.metadata_props[SOURCE_KEY] = source
-        if source or module:
+        if origin.source:
+            node.metadata_props[SOURCE_KEY] = origin.source
+        if origin.source or module:
             node.metadata_props[MODULE_KEY] = module
-    for direction in (nodes, nodes[::-1]):
-        for node in direction:
+    for ordered in (nodes, nodes[::-1]):
+        for node in ordered:
             if SOURCE_KEY not in node.metadata_props:
-                _inherit(node)
+                _inherit_origin(node)
     for node in nodes:
         node.metadata_props.setdefault(MODULE_KEY, "")
         node.metadata_props.setdefault(SOURCE_KEY, root)
 
 
-def _before_fusion(node: Any) -> str:
+def _origin_from_torch(properties: Mapping[str, str]) -> NodeOrigin:
+    """The origin in the stack trace and the scopes that torch's exporter wrote on a node."""
+    stack_trace = properties.get("pkg.torch.onnx.stack_trace", "")
+    frames = [(file, int(line)) for file, line in _FRAME.findall(stack_trace)]
+    if frames and Path(frames[-1][0]).is_relative_to(PACKAGE_ROOT):  # no module of the user's made it
+        return NodeOrigin(ORIGIN, ORIGIN)
+    try:
+        scopes: list[str] = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
+    except (ValueError, SyntaxError):
+        scopes = []
+    innermost_scope = scopes[-2] if len(scopes) > 1 else ""  # the last is the operator's
+    return NodeOrigin(module_path(innermost_scope), innermost_user_frame(frames))
+
+
+def _module_before_fusion(node: Any) -> str:
     """The path of a convolution that has swallowed its BatchNorm and carries that one's name; else ""."""
     if not node.metadata_props.get("pkg.onnxscript.rewriter.rule_name", "").startswith("FuseBatchNorm"):
         return ""
@@ -162,27 +169,17 @@ def _before_fusion(node: Any) -> str:
     return "" if weight is None or not weight.name else weight.name.rpartition(".")[0]
 
 
-def _inherit(node: Any) -> None:
+def _inherit_origin(node: Any) -> None:
+    """Give a node the origin of the first neighbour that has one."""
     producers = [value.producer() for value in node.inputs if value is not None]
     consumers = [user for value in node.outputs for user in value.consumers()]
-    for other in [*producers, *consumers]:
-        if other is not None and SOURCE_KEY in other.metadata_props:
+    for neighbour in [*producers, *consumers]:
+        if neighbour is not None and SOURCE_KEY in neighbour.metadata_props:
             for key in (MODULE_KEY, SOURCE_KEY):
-                node.metadata_props.setdefault(key, other.metadata_props[key])
+                node.metadata_props.setdefault(key, neighbour.metadata_props[key])
             return
-
-
-def _origin(props: Mapping[str, str]) -> tuple[str, str]:
-    frames = [(file, int(line)) for file, line in _FRAME.findall(props.get("pkg.torch.onnx.stack_trace", ""))]
-    try:
-        scopes: list[str] = ast.literal_eval(props.get("pkg.torch.onnx.name_scopes", "[]"))
-    except (ValueError, SyntaxError):
-        scopes = []
-    if frames and Path(frames[-1][0]).is_relative_to(PACKAGE_ROOT):  # no module of the model's made it
-        return ORIGIN, ORIGIN
-    return module_path(scopes[-2] if len(scopes) > 1 else ""), innermost_user_frame(frames)
 
 
 def module_path(scope: str) -> str:
     """The path of a scope as in named_modules(); torch has scopes of its own, which are ""."""
-    return scope.removeprefix(f"{WRAPPER}.") if scope.startswith(f"{WRAPPER}.") else ""
+    return scope.removeprefix(FLAT_MODULE_PREFIX) if scope.startswith(FLAT_MODULE_PREFIX) else ""

@@ -17,7 +17,7 @@ from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.errors import UnsupportedNode
 from torch2engine.core.precisions import lowest_cast_precision
-from torch2engine.exporter import onnx_names as _graph
+from torch2engine.exporter.onnx_names import module_path
 
 __all__ = ["has_mixed_norm", "lowest_precision", "without_onnx_form"]
 
@@ -83,5 +83,5 @@ def _unsupported(node: Any) -> UnsupportedNode:
     path = [entry[0] for entry in stack.values()][-1] if stack else ""
     frames = [(f, int(n)) for f, n in re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")]
     return UnsupportedNode(
-        _operator(node), node.name, _graph.module_path(path), innermost_user_frame(frames), "no ONNX function"
+        _operator(node), node.name, module_path(path), innermost_user_frame(frames), "no ONNX function"
     )

@@ -1,14 +1,16 @@
-"""An exported graph → the same with its weights worked out, and the program that works them out again.
+"""An exported ONNX graph → the same with its weights computed, and the program that computes them again.
 
-Enters: the ir.Model of torch's exporter, not optimised, and the module. Leaves: a graph whose weights are parameters as
-they are, values of the program, or constants; no rule looked at a parameter's value, which will be another one. Beside
-`export` because optimisers fold parameters, merge equal ones and drop zeros, and a refit must know of none of that.
+Enters: the ir.Model of torch's exporter, not optimised, and the module. Leaves: an ONNX graph whose weights are
+parameters as they are, values of the program, or constants; no rule looked at a parameter's value, which will be
+another one. Separate because optimisers fold parameters, merge equal ones and drop zeros, and a refit must know of none
+of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -17,21 +19,23 @@ from torch import nn
 
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
+from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
 
-__all__ = ["Weights"]
+__all__ = ["WeightTracer"]
 
-PREFIX = "model."  # of the module inside what is exported
-# Convolution or matrix product that a BatchNorm behind it can be part of -> the axis of its weight's outputs.
-_FOLDED = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
-# A graph that spreads a parameter out does so when it runs: neither its file nor a refit shall carry that.
-_MOST_GROWTH, _SMALL = 2, 4096
-_LARGEST_CONSTANT = 65_536
+# Operators that a BatchNorm behind them can be folded into -> the axis of their weight that counts outputs.
+_OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
+# An ONNX graph that expands a parameter does so when it runs: neither its file nor a refit shall carry that.
+_LARGEST_GROWTH = 2
+_SMALL_SIZE = 4096  # elements; growth up to here does no harm
+_LARGEST_CONSTANT = 65_536  # bytes
 
 
-class Weights:
-    """The weights of one exported graph.
+class WeightTracer:
+    """Finds how the weights of one exported ONNX graph follow from a module.
 
-    What the program can't work out, or had better not, stays in the graph, as does the parameter that it starts from.
+    A node that the program can't compute, or should not, stays in the ONNX graph, and so does the parameter that it
+    reads.
 
     Args:
         model: ir.Model, changed in place.
@@ -39,188 +43,122 @@ class Weights:
     """
 
     def __init__(self, model: Any, module: nn.Module) -> None:
-        self._graph = model.graph
+        self._onnx_graph = model.graph
         parameters = dict(module.named_parameters(remove_duplicate=False))
-        self._parameters = tuple(parameters)
-        self._tensors: dict[str, torch.Tensor] = parameters | dict(module.named_buffers(remove_duplicate=False))
-        self._sources: dict[Any, str] = {}
-        for value in list(self._graph.initializers.values()):
-            path = value.name.removeprefix(PREFIX)
-            if value.name.startswith(PREFIX) and path in self._tensors:
-                self._sources[value] = path
-        self._names: dict[Any, str] = {}
-        self._known: dict[Any, torch.Tensor] = {}  # values that follow from parameters, as they are now
-        self._constants: dict[str, torch.Tensor] = {}
-        self._steps: list[WeightStep] = []
-        self._edge: list[Any] = []  # values of steps that the graph reads
-        self._replaced: dict[Any, Any] = {}
+        self._parameter_paths = tuple(parameters)
+        self._live: dict[str, torch.Tensor] = parameters | dict(module.named_buffers(remove_duplicate=False))
+        self._path_of: dict[Any, str] = {}  # the graph's values that are parameters or buffers
+        for value in self._onnx_graph.initializers.values():
+            path = value.name.removeprefix(FLAT_MODULE_PREFIX)
+            if value.name.startswith(FLAT_MODULE_PREFIX) and path in self._live:
+                self._path_of[value] = path
+        self._recorder = _StepRecorder(self._path_of)
+        self._results: list[Any] = []  # values of the program that the remaining nodes of the graph read
+        self._program_value_of: dict[Any, Any] = {}  # an initializer in a result's place -> that result
 
     @torch.no_grad()
     def optimize(self, optimize: Callable[[], object]) -> None:
-        """Run an optimiser that sees parameters as inputs, whose values nobody knows."""
-        graph = self._graph
-        held = {value: value.const_value for value in self._sources}
-        before = len(graph.inputs)
-        for value in self._sources:
-            graph.initializers.pop(value.name)
+        """Optimise the ONNX graph with parameters unknown, then move the nodes that only weights decide.
+
+        Args:
+            optimize: optimises the model in place.
+        """
+        self._optimize_with_parameters_as_inputs(optimize)
+        self._recorder.derived = {value: self._live[path].detach().cpu() for value, path in self._path_of.items()}
+        moved = [node for node in self._onnx_graph if self._recorder.record_node(node)]
+        for node in list(self._onnx_graph):
+            if node.op_type == "BatchNormalization" and len(node.outputs) == 1:
+                self._move_batch_norm(_BatchNorm.of(node))
+        self._replace_moved_nodes(moved)
+
+    def _optimize_with_parameters_as_inputs(self, optimize: Callable[[], object]) -> None:
+        """An optimiser knows no value of an input, so it folds none, merges none and drops none."""
+        onnx_graph = self._onnx_graph
+        values = {value: value.const_value for value in self._path_of}
+        number_of_inputs = len(onnx_graph.inputs)
+        for value in values:
+            onnx_graph.initializers.pop(value.name)
             value.const_value = None
-            graph.inputs.append(value)
+            onnx_graph.inputs.append(value)
         optimize()
-        del graph.inputs[before:]
-        for value, tensor in held.items():
+        del onnx_graph.inputs[number_of_inputs:]
+        for value, tensor in values.items():
             value.const_value = tensor
-            graph.register_initializer(value)
-        self._known = {value: self._tensors[path].detach().cpu() for value, path in self._sources.items()}
-        taken = [node for node in graph if self._take(node)]
-        self._fold_norms()
-        self._place(taken)
+            onnx_graph.register_initializer(value)
 
     def program(self) -> WeightProgram:
-        """The program, under the names that the graph's weights have now."""
-        produced = {**{value: value for value in self._sources}, **{new: old for old, new in self._replaced.items()}}
+        """The program, under the names that the ONNX graph's weights have now."""
         weights: dict[str, str] = {}
         fixed: list[str] = []
-        for value in self._graph.initializers.values():
-            if value in produced:
-                weights[value.name] = self._name(produced[value])
+        for initializer in self._onnx_graph.initializers.values():
+            value = self._program_value_of.get(initializer, initializer)
+            if value is not initializer or value in self._path_of:
+                weights[initializer.name] = self._recorder.name_of(value)
             else:
-                fixed.append(value.name)
-        needed, steps = set(weights.values()), list[WeightStep]()
-        for step in reversed(self._steps):
-            if step.output in needed:
-                needed.update(step.inputs)
-                steps.append(step)
-        sources = {
-            path: (tuple(self._tensors[path].shape), self._tensors[path].dtype)
-            for path in self._sources.values()
-            if path in needed
-        }
-        groups: dict[int, list[str]] = {}
-        for path, tensor in self._tensors.items():
-            groups.setdefault(id(tensor), []).append(path)
+                fixed.append(initializer.name)
+        steps, needed = self._recorder.steps_for(weights.values())
+        source_paths = [path for path in self._path_of.values() if path in needed]
+        sources = {path: (tuple(self._live[path].shape), self._live[path].dtype) for path in source_paths}
         return WeightProgram(
             sources=sources,
-            shared=tuple(tuple(group) for group in groups.values() if len(group) > 1 and set(group) & sources.keys()),
-            constants={name: tensor for name, tensor in self._constants.items() if name in needed},
-            steps=tuple(reversed(steps)),
+            shared=self._shared_groups(sources),
+            constants={name: tensor for name, tensor in self._recorder.constants.items() if name in needed},
+            steps=steps,
             weights=weights,
             fixed=tuple(fixed),
-            fingerprint=fingerprints({path: self._tensors[path] for path in sources}),
-            parameters=self._parameters,
+            fingerprint=fingerprints({path: self._live[path] for path in sources}),
+            parameters=self._parameter_paths,
         )
 
-    def _name(self, value: Any) -> str:
-        """A value's name in the program, which later names in the graph don't change."""
-        if value in self._sources:
-            return self._sources[value]
-        return self._names.setdefault(value, f"%{len(self._names)}")
-
-    def _tensor(self, value: Any) -> torch.Tensor | None:
-        """A value that a parameter or nothing at all decides, as it is now; None for one that inputs decide."""
-        if value is None or value in self._known:
-            return self._known.get(value)
-        held = value.const_value
-        if held is None and (maker := value.producer()) is not None and maker.op_type == "Constant":
-            held = ir.convenience.get_const_tensor(value)
-        if held is None or held.nbytes > _LARGEST_CONSTANT:
-            return None
-        raw, dtype = bytearray(held.tobytes()), tensor_adapters.to_torch_dtype(held.dtype)
-        flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return flat.reshape(tuple(held.shape.numpy()))
-
-    def _step(self, op: str, inputs: Sequence[Any], output: Any, attributes: dict[str, Any]) -> bool:
-        """Make a step, if its operator can do that."""
-        tensors = [self._tensor(value) for value in inputs]
-        try:
-            made = WEIGHT_OPERATORS[op](cast("list[torch.Tensor]", tensors), attributes)
-        except (RuntimeError, TypeError, IndexError, ValueError):
-            return False
-        size = sum(self._known[value].numel() for value in inputs if value in self._known)
-        if made.numel() > max(_MOST_GROWTH * size, _SMALL):
-            return False
-        names = tuple("" if value is None else self._name(value) for value in inputs)
-        for value, name, tensor in zip(inputs, names, tensors, strict=True):
-            if tensor is not None and value not in self._known:
-                self._constants[name] = tensor
-        self._known[output] = made
-        self._steps.append(WeightStep(op, names, self._name(output), attributes))
-        return True
-
-    def _take(self, node: Any) -> bool:
-        """Whether a node is a step of the program from now on."""
-        inputs = [value for value in node.inputs if value is not None]
-        derived = [value for value in inputs if value in self._known]
-        if not derived or node.op_type not in WEIGHT_OPERATORS or node.domain or len(node.outputs) != 1:
-            return False
-        # ONNX counts in integers otherwise than PyTorch, and no weight is one.
-        if not all(self._known[value].is_floating_point() for value in derived):
-            return False
-        if any(self._tensor(value) is None for value in inputs):
-            return False
-        attributes = {name: _plain(name, part) for name, part in node.attributes.items()}
-        return self._step(node.op_type, list(node.inputs), node.outputs[0], attributes)
+    def _shared_groups(self, sources: Mapping[str, object]) -> tuple[tuple[str, ...], ...]:
+        """The groups of paths that are one tensor, if one of them is a source."""
+        paths_of_tensor: dict[int, list[str]] = {}
+        for path, tensor in self._live.items():
+            paths_of_tensor.setdefault(id(tensor), []).append(path)
+        groups = paths_of_tensor.values()
+        return tuple(tuple(group) for group in groups if len(group) > 1 and set(group) & sources.keys())
 
     # BatchNorm
 
-    def _fold_norms(self) -> None:
-        """Make BatchNorm part of the product before it, as steps of the program."""
-        for node in list(self._graph):
-            if node.op_type != "BatchNormalization" or len(node.outputs) != 1:
-                continue
-            product = node.inputs[0].producer()
-            if product is None or not self._takes_norm(product, node):
-                self._spread(node)
-                continue
-            epsilon = _epsilon(node)
-            gamma, beta, mean, variance = node.inputs[1:]
-            bias = product.inputs[2] if len(product.inputs) > 2 else None
-            weight, shift = (ir.Value(name=f"{node.name}/{what}{len(self._steps)}") for what in ("weight", "bias"))
-            axis = {"epsilon": epsilon, "axis": _FOLDED[product.op_type]}
-            made = self._step("FoldedWeight", [product.inputs[1], gamma, variance], weight, axis)
-            made = made and self._step("FoldedBias", [bias, gamma, beta, mean, variance], shift, {"epsilon": epsilon})
-            if made:
-                self._edge += [weight, shift]
-                self._put(product, node, weight, shift)
+    def _move_batch_norm(self, norm: _BatchNorm) -> None:
+        """Make a BatchNorm part of the product before it; else split it, so that its weights are the graph's."""
+        product = norm.x.producer()
+        if product is not None and self._can_fold(product, norm):
+            self._fold_batch_norm(product, norm)
+        else:
+            self._split_batch_norm(norm)
 
-    def _spread(self, norm: Any) -> None:
-        """Make a BatchNorm that no product takes (x - mean) · scale + beta, in this order, which loses no digits.
+    def _can_fold(self, product: Any, norm: _BatchNorm) -> bool:
+        """Whether product and BatchNorm together are a product with another weight and bias."""
+        if product.op_type not in _OUTPUT_AXIS:
+            return False
+        if len(list(norm.x.uses())) != 1 or norm.x in self._onnx_graph.outputs:
+            return False
+        values = [value for value in (*product.inputs[1:], *norm.weights) if value is not None]
+        tensors = [self._recorder.tensor_of(value) for value in values]
+        dtypes = {None if tensor is None else tensor.dtype for tensor in tensors}
+        if len(dtypes) != 1 or None in dtypes:
+            return False  # inputs decide some, or it would be rounded where the model does not
+        if product.op_type == "Gemm":
+            scales = (_number(product, "alpha", 1.0), _number(product, "beta", 1.0))
+            return _number(product, "transB", 0) == 1 and scales == (1.0, 1.0)
+        return product.op_type == "Conv" or _number(product, "group", 1) == 1
 
-        Of the four tensors of a BatchNorm TensorRT's parser makes two of its own, which nobody could replace.
-        """
-        x, gamma, beta, mean, variance = norm.inputs
-        tensors = [self._tensor(value) for value in norm.inputs[1:]]
-        if x.shape is None or x.dtype is None or any(tensor is None for tensor in tensors):
+    def _fold_batch_norm(self, product: Any, norm: _BatchNorm) -> None:
+        """Put one product in the place of a product and its BatchNorm, with weight and bias from the program."""
+        recorder = self._recorder
+        bias_before = product.inputs[2] if len(product.inputs) > 2 else None
+        number = len(recorder.steps)
+        weight = ir.Value(name=f"{norm.name}/weight{number}")
+        bias = ir.Value(name=f"{norm.name}/bias{number}")
+        weight_attributes = {"epsilon": norm.epsilon, "axis": _OUTPUT_AXIS[product.op_type]}
+        weight_inputs = [product.inputs[1], norm.gamma, norm.variance]
+        if not recorder.record_step("FoldedWeight", weight_inputs, weight, weight_attributes):
             return
-        dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
-        if dtypes != {tensor_adapters.to_torch_dtype(x.dtype)} or not set(norm.inputs[1:]) & self._known.keys():
+        bias_inputs = [bias_before, norm.gamma, norm.beta, norm.mean, norm.variance]
+        if not recorder.record_step("FoldedBias", bias_inputs, bias, {"epsilon": norm.epsilon}):
             return
-        flat = ir.Value(name=f"{norm.name}/flat")
-        if not self._step("NormScale", [gamma, variance], flat, {"epsilon": _epsilon(norm)}):
-            return
-        sides = self._constant(torch.tensor([-1] + [1] * (len(x.shape) - 2)), norm)
-        parts = {op: ir.Value(name=f"{norm.name}/{op.lower()}") for op in ("Sub", "Mul", "Add")}
-        for part, source in zip(parts.values(), (mean, flat, beta), strict=True):
-            if not self._step("Reshape", [source, sides], part, {}):
-                return
-        self._edge += parts.values()
-        last, value = norm.outputs[0], x
-        for op, part in parts.items():
-            node = ir.Node("", op, [value, part], name=f"{norm.name}/{op}", metadata_props=dict(norm.metadata_props))
-            value = node.outputs[0]
-            value.name, value.shape, value.type = f"{norm.name}/{op.lower()}ed", last.shape, last.type
-            self._graph.insert_before(norm, node)
-        ir.convenience.replace_all_uses_with(last, value, replace_graph_outputs=True)
-        self._graph.remove(norm, safe=True)
-        value.name = last.name
-
-    def _constant(self, tensor: torch.Tensor, near: Any) -> Any:
-        """A value of the program that nothing decides."""
-        value = ir.Value(name=f"{near.name}/constant{len(self._constants)}")
-        value.const_value = tensor_adapters.TorchTensor(tensor)
-        return value
-
-    def _put(self, product: Any, norm: Any, weight: Any, bias: Any) -> None:
-        """One product in the place of a product and its norm."""
+        self._results += [weight, bias]
         folded = ir.Node(
             "",
             product.op_type,
@@ -229,58 +167,223 @@ class Weights:
             name=product.name,
             metadata_props=dict(product.metadata_props),
         )
-        made, last = folded.outputs[0], norm.outputs[0]
-        made.shape, made.type = last.shape, last.type
-        self._graph.insert_before(product, folded)
-        ir.convenience.replace_all_uses_with(last, made, replace_graph_outputs=True)
-        self._graph.remove([norm, product], safe=True)
-        made.name = last.name
+        output = folded.outputs[0]
+        output.shape = norm.output.shape
+        output.type = norm.output.type
+        self._onnx_graph.insert_before(product, folded)
+        ir.convenience.replace_all_uses_with(norm.output, output, replace_graph_outputs=True)
+        self._onnx_graph.remove([norm.node, product], safe=True)
+        output.name = norm.output.name
 
-    def _takes_norm(self, product: Any, norm: Any) -> bool:
-        between, attributes = norm.inputs[0], product.attributes
+    def _split_batch_norm(self, norm: _BatchNorm) -> None:
+        """Replace a BatchNorm by (x - mean) · scale + beta, in this order, which loses no digits.
 
-        def number(name: str, default: float) -> float:
-            return attributes[name].value if name in attributes else default
+        TensorRT's parser makes two tensors of its own from the four of a BatchNorm, and no refit could replace those.
+        """
+        if not self._can_split(norm):
+            return
+        recorder = self._recorder
+        scale = ir.Value(name=f"{norm.name}/flat")
+        if not recorder.record_step("NormScale", [norm.gamma, norm.variance], scale, {"epsilon": norm.epsilon}):
+            return
+        channels_first = _program_constant(torch.tensor([-1] + [1] * (len(norm.x.shape) - 2)), norm, recorder)
+        operands: dict[str, Any] = {}
+        for op_type, source in (("Sub", norm.mean), ("Mul", scale), ("Add", norm.beta)):
+            operand = ir.Value(name=f"{norm.name}/{op_type.lower()}")
+            if not recorder.record_step("Reshape", [source, channels_first], operand, {}):
+                return
+            operands[op_type] = operand
+        self._results += operands.values()
+        value = norm.x
+        for op_type, operand in operands.items():
+            properties = dict(norm.node.metadata_props)
+            node = ir.Node("", op_type, [value, operand], name=f"{norm.name}/{op_type}", metadata_props=properties)
+            value = node.outputs[0]
+            value.name = f"{norm.name}/{op_type.lower()}ed"
+            value.shape = norm.output.shape
+            value.type = norm.output.type
+            self._onnx_graph.insert_before(norm.node, node)
+        ir.convenience.replace_all_uses_with(norm.output, value, replace_graph_outputs=True)
+        self._onnx_graph.remove(norm.node, safe=True)
+        value.name = norm.output.name
 
-        if product.op_type not in _FOLDED or len(list(between.uses())) != 1 or between in self._graph.outputs:
+    def _can_split(self, norm: _BatchNorm) -> bool:
+        """Whether weights alone decide the BatchNorm's tensors, parameters are among them, and all have x's dtype."""
+        if norm.x.shape is None or norm.x.dtype is None:
             return False
-        tensors = [self._tensor(value) for value in (*product.inputs[1:], *norm.inputs[1:]) if value is not None]
-        if len({None if tensor is None else tensor.dtype for tensor in tensors}) != 1 or tensors[0] is None:
-            return False  # inputs decide some, or it would be rounded where the model does not
-        if product.op_type == "Gemm":
-            return number("transB", 0) == 1 and number("alpha", 1.0) == number("beta", 1.0) == 1.0
-        return product.op_type == "Conv" or number("group", 1) == 1
+        tensors = [self._recorder.tensor_of(value) for value in norm.weights]
+        dtypes = {None if tensor is None else tensor.dtype for tensor in tensors}
+        follows_parameters = any(value in self._recorder.derived for value in norm.weights)
+        return dtypes == {tensor_adapters.to_torch_dtype(norm.x.dtype)} and follows_parameters
 
-    # The graph
+    # The ONNX graph
 
-    def _place(self, taken: Sequence[Any]) -> None:
-        """Take the nodes that became steps out of the graph, and put their values there."""
-        graph, inside = self._graph, set(taken)
-        for node in taken:
+    def _replace_moved_nodes(self, moved: Sequence[Any]) -> None:
+        """Remove the nodes that became steps, and put initializers in the place of their values."""
+        onnx_graph = self._onnx_graph
+        moved_nodes = set(moved)
+        for node in moved:
             (value,) = node.outputs
-            if value in graph.outputs or any(use.node not in inside for use in value.uses()):
-                self._edge.append(value)
-        for value in self._edge:
-            tensor = self._known[value].contiguous().clone()
-            kind = ir.TensorType(tensor_adapters.from_torch_dtype(tensor.dtype))
-            new = ir.Value(name=value.name, shape=ir.Shape(tensor.shape), type=kind)
-            new.const_value = tensor_adapters.TorchTensor(tensor, name=value.name)
-            ir.convenience.replace_all_uses_with(value, new, replace_graph_outputs=True)
-            self._replaced[value] = new
-        graph.remove(taken, safe=True)
-        for new in self._replaced.values():
-            graph.register_initializer(new)
-        for value in list(graph.initializers.values()):
-            if not value.uses() and value not in graph.outputs:
-                graph.initializers.pop(value.name)
+            if value in onnx_graph.outputs or any(use.node not in moved_nodes for use in value.uses()):
+                self._results.append(value)
+        for value in self._results:
+            tensor = self._recorder.derived[value].contiguous().clone()
+            value_type = ir.TensorType(tensor_adapters.from_torch_dtype(tensor.dtype))
+            initializer = ir.Value(name=value.name, shape=ir.Shape(tensor.shape), type=value_type)
+            initializer.const_value = tensor_adapters.TorchTensor(tensor, name=value.name)
+            ir.convenience.replace_all_uses_with(value, initializer, replace_graph_outputs=True)
+            self._program_value_of[initializer] = value
+        onnx_graph.remove(moved, safe=True)
+        for initializer in self._program_value_of:
+            onnx_graph.register_initializer(initializer)
+        for value in list(onnx_graph.initializers.values()):
+            if not value.uses() and value not in onnx_graph.outputs:
+                onnx_graph.initializers.pop(value.name)
 
 
-def _plain(name: str, attribute: Any) -> Any:
+class _StepRecorder:
+    """The steps of a program, recorded while they are computed once on the CPU.
+
+    Args:
+        path_of: the graph's values that are parameters or buffers -> their paths.
+
+    Attributes:
+        derived: values that follow from parameters, as they are now.
+        constants: tensors that no parameter decides, by name in the program.
+        steps: in the order in which they are computed.
+    """
+
+    def __init__(self, path_of: Mapping[Any, str]) -> None:
+        self._path_of = path_of
+        self._names: dict[Any, str] = {}
+        self.derived: dict[Any, torch.Tensor] = {}
+        self.constants: dict[str, torch.Tensor] = {}
+        self.steps: list[WeightStep] = []
+
+    def name_of(self, value: Any) -> str:
+        """A value's name in the program, which later names in the ONNX graph don't change."""
+        if value in self._path_of:
+            return self._path_of[value]
+        return self._names.setdefault(value, f"%{len(self._names)}")
+
+    def tensor_of(self, value: Any) -> torch.Tensor | None:
+        """A value that parameters or nothing at all decide, as it is now; None for one that inputs decide."""
+        if value is None or value in self.derived:
+            return self.derived.get(value)
+        constant = value.const_value
+        producer = value.producer()
+        if constant is None and producer is not None and producer.op_type == "Constant":
+            constant = ir.convenience.get_const_tensor(value)
+        if constant is None or constant.nbytes > _LARGEST_CONSTANT:
+            return None
+        raw = bytearray(constant.tobytes())
+        dtype = tensor_adapters.to_torch_dtype(constant.dtype)
+        flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
+        return flat.reshape(tuple(constant.shape.numpy()))
+
+    def record_node(self, node: Any) -> bool:
+        """Record a node of the ONNX graph as a step.
+
+        Returns:
+            False, with nothing recorded, if the program can't compute it.
+        """
+        inputs = [value for value in node.inputs if value is not None]
+        derived = [value for value in inputs if value in self.derived]
+        if not derived or node.op_type not in WEIGHT_OPERATORS or node.domain or len(node.outputs) != 1:
+            return False
+        # Integer arithmetic differs between ONNX and PyTorch, and no weight is an integer.
+        if not all(self.derived[value].is_floating_point() for value in derived):
+            return False
+        if any(self.tensor_of(value) is None for value in inputs):
+            return False
+        attributes = {name: _attribute_value(name, attribute) for name, attribute in node.attributes.items()}
+        return self.record_step(node.op_type, list(node.inputs), node.outputs[0], attributes)
+
+    def record_step(self, op: str, inputs: Sequence[Any], output: Any, attributes: dict[str, Any]) -> bool:
+        """Compute a step and record it.
+
+        Args:
+            op: one of `WEIGHT_OPERATORS`.
+            inputs: values of the ONNX graph, or new ones; None for one that is left out.
+            output: the value that the step computes.
+            attributes: ONNX's.
+
+        Returns:
+            False, with nothing recorded, if the operator fails on these inputs or expands them.
+        """
+        tensors = [self.tensor_of(value) for value in inputs]
+        try:
+            result = WEIGHT_OPERATORS[op](tensors, attributes)
+        except (RuntimeError, TypeError, IndexError, ValueError):
+            return False
+        derived_size = sum(self.derived[value].numel() for value in inputs if value in self.derived)
+        if result.numel() > max(_LARGEST_GROWTH * derived_size, _SMALL_SIZE):
+            return False
+        names = tuple("" if value is None else self.name_of(value) for value in inputs)
+        for value, name, tensor in zip(inputs, names, tensors, strict=True):
+            if tensor is not None and value not in self.derived:
+                self.constants[name] = tensor
+        self.derived[output] = result
+        self.steps.append(WeightStep(op, names, self.name_of(output), attributes))
+        return True
+
+    def steps_for(self, values: Iterable[str]) -> tuple[tuple[WeightStep, ...], set[str]]:
+        """The steps that lead to some values, and the names of all values that take part."""
+        needed = set(values)
+        steps: list[WeightStep] = []
+        for step in reversed(self.steps):
+            if step.output in needed:
+                needed.update(step.inputs)
+                steps.append(step)
+        return tuple(reversed(steps)), needed
+
+
+@dataclass(frozen=True)
+class _BatchNorm:
+    """A BatchNormalization node, with ONNX's names for its inputs."""
+
+    node: Any
+    x: Any
+    gamma: Any
+    beta: Any
+    mean: Any
+    variance: Any
+
+    @classmethod
+    def of(cls, node: Any) -> _BatchNorm:
+        return cls(node, *node.inputs)
+
+    @property
+    def name(self) -> str:
+        return str(self.node.name)
+
+    @property
+    def output(self) -> Any:
+        return self.node.outputs[0]
+
+    @property
+    def weights(self) -> tuple[Any, ...]:
+        return (self.gamma, self.beta, self.mean, self.variance)
+
+    @property
+    def epsilon(self) -> float:
+        attributes = self.node.attributes
+        return float(attributes["epsilon"].as_float()) if "epsilon" in attributes else 1e-5
+
+
+def _program_constant(tensor: torch.Tensor, norm: _BatchNorm, recorder: _StepRecorder) -> Any:
+    """A new value of the program that nothing decides."""
+    value = ir.Value(name=f"{norm.name}/constant{len(recorder.constants)}")
+    value.const_value = tensor_adapters.TorchTensor(tensor)
+    return value
+
+
+def _number(node: Any, name: str, default: float) -> float:
+    return node.attributes[name].value if name in node.attributes else default
+
+
+def _attribute_value(name: str, attribute: Any) -> Any:
     value: Any = attribute.value
-    if name == "to":
+    if name == "to":  # of Cast
         return tensor_adapters.to_torch_dtype(ir.DataType(value))
-    return tuple(cast("list[Any]", value)) if isinstance(value, (list, tuple)) else value
-
-
-def _epsilon(norm: Any) -> float:
-    return float(norm.attributes["epsilon"].as_float()) if "epsilon" in norm.attributes else 1e-5
+    return (*value,) if isinstance(value, (list, tuple)) else value

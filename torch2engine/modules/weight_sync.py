@@ -154,7 +154,7 @@ class WeightSync:
         with process_state_lock(), self._guard.lock:  # in this order, which others take too
             live = self._live_model(held, model)
             tensors = held.program.tensors(live)
-            new = take_snapshot(tensors, look.snapshot).numbers
+            new = take_snapshot(tensors, look.snapshot).fingerprints
             changed = tuple(path for path, number in new.items() if number != held.fingerprints.get(path))
             if changed or self._guard.fault:
                 comparison_due = not held.is_verified if verify is None else verify
@@ -266,7 +266,7 @@ class WeightSync:
             if self._out_of_range.answers_with_another(live):
                 return _FirstLook(needs_refit=True)
             snapshot = take_snapshot(held.program.tensors(live))
-            return _FirstLook(dict(snapshot.numbers) != dict(held.fingerprints), snapshot)
+            return _FirstLook(dict(snapshot.fingerprints) != dict(held.fingerprints), snapshot)
 
     def _live_model(self, held: _HeldWeights, model: nn.Module | None) -> nn.Module:
         if model is None:

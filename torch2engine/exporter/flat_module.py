@@ -1,0 +1,41 @@
+"""The model as torch.export sees it: a function from a tuple of tensors to a tuple of tensors.
+
+Enters: a captured call. Leaves: an nn.Module without any other structure, so that torch's pytrees decide nothing.
+Separate because names and origins in the ONNX graph begin at this module, and several files know its prefix.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.reference import Reference, flatten_result
+from torch2engine.core.errors import ExportError
+
+__all__ = ["FLAT_MODULE_PREFIX", "FlatModule"]
+
+FLAT_MODULE_PREFIX = "model."  # before the path of every parameter and module of the user's model
+
+
+class FlatModule(nn.Module):
+    """The captured call's model; weights keep the model's paths behind `FLAT_MODULE_PREFIX`."""
+
+    def __init__(self, captured: CapturedCall) -> None:
+        super().__init__()
+        self.model = captured.reference.model
+        self._signature = captured.signature
+
+    def forward(self, leaves: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Call the model as its user does, and take its result apart."""
+        signature = self._signature
+        args, kwargs = Reference(self.model, signature.parameters, signature.preprocess).arguments(leaves)
+        result = flatten_result(self.model(*args, **kwargs))
+        if result.tree != signature.output:
+            raise ExportError(
+                "model",
+                got="its result has another structure while it is exported than when it is called",
+                allowed="one structure",
+                fix="don't look at torch.compiler.is_exporting() and the like in forward",
+            )
+        return tuple(result.leaves)

@@ -1,0 +1,139 @@
+"""torch's program → an ONNX model in memory, by torch.onnx's dynamo exporter.
+
+Enters: an ExportedProgram. Leaves: an ONNXProgram, optimised by exact rules, and the program that computes its weights
+if they shall follow the module. Separate because all that is particular to torch.onnx's call stays here.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from torch2engine.capture.source_lines import user_source
+from torch2engine.core.errors import ExportError, UnsupportedOperatorError
+from torch2engine.exporter.decompositions.table import exact_decompositions
+from torch2engine.exporter.optimize import exact_rewrites, optimize
+from torch2engine.exporter.torch_program import has_mixed_norm, without_onnx_form
+from torch2engine.exporter.trace_weights import WeightTracer
+
+__all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
+
+# 22: the first opset whose Conv and pooling take bfloat16; ONNX Runtime and TensorRT 10, 11 and RTX understand it; and
+# it has no Attention (opset 23), which RTX 1.6 does not build in float32 and crashes on in one form.
+OPSET = 22
+
+_NO_ONNX_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>")
+
+
+@dataclass(frozen=True)
+class TranslatedModel:
+    """An ONNX model in memory.
+
+    Args:
+        onnx_program: torch.onnx.ONNXProgram, whose weights are the live ones until it is saved.
+        weights: how the ONNX graph's weights follow from the module; None unless it is to be refitted.
+    """
+
+    onnx_program: Any
+    weights: WeightTracer | None
+
+
+def translate_to_onnx(
+    program: torch.export.ExportedProgram, precision: str, refittable_model: nn.Module | None
+) -> TranslatedModel:
+    """Decompose, translate and optimise a program.
+
+    Args:
+        program: from torch.export.
+        precision: the lowest in the program.
+        refittable_model: the module whose weights the ONNX graph shall follow; None for a graph of fixed weights.
+
+    Raises:
+        ExportError: torch.onnx fails, or its graph is in another opset.
+        UnsupportedOperatorError: operators without an ONNX form; names each with its module and line.
+    """
+    # The rewrite rules fold BatchNorm into a convolution as float32 where it is bfloat16, and in its own dtype where
+    # the convolution has another (onnxscript 0.7): fold only constants there.
+    may_rewrite = refittable_model is not None or (precision != "bf16" and not has_mixed_norm(program))
+    weights: WeightTracer | None = None
+    with exact_decompositions(program) as decomposed, exact_rewrites() as rules_are_exact:
+        rewrite = may_rewrite and rules_are_exact
+        optimized_by_torch = rewrite and refittable_model is None
+        onnx_program = _call_torch_onnx(decomposed, optimized_by_torch)
+        if refittable_model is not None:
+            weights = WeightTracer(onnx_program.model, refittable_model)
+            weights.optimize(partial(optimize, onnx_program.model, rewrite))
+        elif not optimized_by_torch:
+            optimize(onnx_program.model, rewrite)
+    opset = onnx_program.model.opset_imports.get("")
+    if opset != OPSET:
+        raise ExportError("torch.onnx", got=f"the graph came out in opset {opset}", allowed=f"opset {OPSET}")
+    return TranslatedModel(onnx_program, weights)
+
+
+def _call_torch_onnx(program: torch.export.ExportedProgram, optimized: bool) -> Any:
+    """Call torch.onnx.export with every option, so that another torch's defaults change nothing."""
+    options: dict[str, Any] = {
+        "dynamo": True,
+        "kwargs": None,
+        "opset_version": OPSET,
+        "optimize": optimized,
+        "external_data": True,
+        "dynamic_shapes": None,
+        "dynamic_axes": None,
+        "input_names": None,
+        "output_names": None,
+        "custom_translation_table": None,
+        "export_params": True,
+        "keep_initializers_as_inputs": False,
+        "report": False,
+        "verify": False,
+        "profile": False,
+        "dump_exported_program": False,
+        "verbose": False,
+    }
+    if _takes_fallback():
+        options["fallback"] = False
+    try:
+        return torch.onnx.export(program, (), None, **options)
+    except Exception as error:
+        raise _explain_failure(error, program) from error
+
+
+def _takes_fallback() -> bool:
+    """Whether this torch has the option `fallback`, which is gone since torch 2.12."""
+    return "fallback" in inspect.signature(cast("Any", torch.onnx.export)).parameters
+
+
+def _explain_failure(error: Exception, program: torch.export.ExportedProgram) -> Exception:
+    """Name every node whose operator has no ONNX form, with its module and line."""
+    causes = _chain_of_causes(error)
+    without_function: list[tuple[str, str]] = _NO_ONNX_FUNCTION.findall("\n".join(map(str, causes)))
+    operators = {f"{name}.{overload}".replace(".default", "") for name, overload in without_function}
+    if operators:
+        nodes = without_onnx_form(program, operators, OPSET)
+        return UnsupportedOperatorError(
+            "torch.onnx",
+            nodes=nodes,
+            got=f"no ONNX form for {', '.join(sorted({node.op for node in nodes}))}",
+            fix="write these lines with other PyTorch operators",
+        )
+    first_lines = [f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}" for cause in causes]
+    innermost = "; ".join(first_lines[-2:])  # the last ones say what it was
+    return ExportError("torch.onnx", got=innermost, source=user_source(error))
+
+
+def _chain_of_causes(error: BaseException) -> list[BaseException]:
+    """The error, then its cause, then that one's, without end in a circle."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return chain
