@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from torch2engine.exporter.decompositions.attention import ATTENTION
+from torch2engine.exporter.decompositions.device_forms import DEVICE_FORMS
 from torch2engine.exporter.decompositions.division import DIVISION
 from torch2engine.exporter.decompositions.error_function import ERROR_FUNCTION
 from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
@@ -21,9 +22,16 @@ from torch2engine.exporter.decompositions.signs import SIGNS
 
 __all__ = ["NAMED", "PYTORCHS", "decompositions", "exact_decompositions", "find_operator"]
 
-NAMED: Mapping[str, Callable[..., Any]] = {**ATTENTION, **LOGARITHMS, **ERROR_FUNCTION, **SIGNS, **DIVISION}
-# torch.onnx ignores label smoothing here, and refuses probabilities as a target; PyTorch's decomposition is right.
-PYTORCHS = ("cross_entropy_loss",)
+NAMED: Mapping[str, Callable[..., Any]] = {
+    **ATTENTION,
+    **LOGARITHMS,
+    **ERROR_FUNCTION,
+    **SIGNS,
+    **DIVISION,
+    **DEVICE_FORMS,
+}
+# torch.onnx ignores label smoothing, and refuses probabilities as a target; TensorRT has none of ONNX's losses.
+PYTORCHS = ("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss_forward", "nll_loss2d_forward")
 _EXPORTER_TABLE = "torch.onnx._internal.exporter._decomp"
 
 

@@ -1,0 +1,59 @@
+"""Operators that PyTorch replaces by another one on a GPU, in the form that is the same on every device.
+
+Enters: the arguments of one operator. Leaves: its result. Separate because a model that is traced on a GPU must give
+the ONNX graph that it gives on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["DEVICE_FORMS", "rms_norm"]
+
+_BILINEAR = 0
+_ZEROS = 0
+
+
+def rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """Divide by the root of the mean square over the last dimensions; in float32 for the half types."""
+    return _fused_rms_norm(x, normalized_shape, weight, eps)[0]
+
+
+def _fused_rms_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
+) -> tuple[Tensor, Tensor]:
+    """`_fused_rms_norm`: the result, and one over the root."""
+    wide = x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+    dims = list(range(-len(normalized_shape), 0))
+    smallest = torch.finfo(wide.dtype).eps if eps is None else eps
+    scale = torch.rsqrt(wide.pow(2).mean(dims, keepdim=True) + smallest)
+    result = wide * scale
+    if weight is not None:
+        result = result * weight
+    return result.to(x.dtype), scale
+
+
+def _grid_sampler(x: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Tensor:
+    """`grid_sampler` of images: on a GPU it would become `cudnn_grid_sampler`."""
+    if x.dim() != 4:
+        return NotImplemented
+    return torch.ops.aten.grid_sampler_2d(x, grid, interpolation_mode, padding_mode, align_corners)
+
+
+def _cudnn_grid_sampler(x: Tensor, grid: Tensor) -> Tensor:
+    """`cudnn_grid_sampler`: the one form of `grid_sampler` that cuDNN has."""
+    return _grid_sampler(x, grid, _BILINEAR, _ZEROS, True)
+
+
+DEVICE_FORMS: Mapping[str, Callable[..., Any]] = {
+    "rms_norm": rms_norm,
+    "_fused_rms_norm": _fused_rms_norm,
+    "grid_sampler": _grid_sampler,
+    "cudnn_grid_sampler": _cudnn_grid_sampler,
+}
