@@ -39,6 +39,8 @@ int cuStreamGetCaptureInfo_v2(void *stream, int *state, unsigned long long *id, 
   *state = stream == (void *)0xA0000000A ? 1 : stream == (void *)0xB0000000B ? 2 : 0;
   if (*state == 1) *id = 0x100000007;
   return 0; }
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+  if (current < 0) return 3; *free = 5l << 20; *total = 8l << 20; return 0; }
 int cuCtxGetDevice(int *device) { if (current < 0) return 3; *device = current - 100; return 0; }
 """
 NVML = r"""
@@ -196,3 +198,10 @@ def test_driver_that_is_missing_is_named_when_it_is_needed(drivers: dict[str, Pa
     """Whoever needs the library itself gets the line that installs it."""
     text = message("gpu.CUDA_LIBRARIES = ('libcuda-of-nobody.so.1',); gpu.find_capture_id(0)", drivers["nvml"])
     assert text.startswith("NVIDIA driver: libcuda-of-nobody.so.1 can't be loaded; install the driver")
+
+
+def test_free_memory_is_that_of_the_current_gpu(drivers: dict[str, Path]) -> None:
+    """A thread without a CUDA context says nothing about memory."""
+    code = "before = gpu.describe_free_memory()\ngpu.make_gpu_current(0)\n"
+    code += "print(json.dumps([before, gpu.describe_free_memory()]))"
+    assert ask(code, drivers["nvml"]) == ["", "5 of 8 MiB of GPU memory are free"]

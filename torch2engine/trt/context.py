@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Generic
 
-from torch2engine.core.errors import BuildError, ShapeError
+from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.trt.library import Dims, IExecutionContext, IOutputAllocator, TensorRT, check_return_value
-from torch2engine.trt.memory import FREE_MEMORY, DeviceMemory, MemoryT
+from torch2engine.trt.memory import ALIGNMENT_BYTES, DeviceMemory, MemoryT
 
 __all__ = ["Context", "DataDependentOutput"]
 
@@ -49,6 +49,7 @@ class Context:
         context: TensorRT's execution context.
         signature_inputs: the signature's inputs in order, which shapes and addresses are passed for.
         inputs, outputs: the tensors that the engine has.
+        largest_memory_bytes: gives the device memory that the largest shapes of a profile need.
     """
 
     def __init__(
@@ -58,10 +59,12 @@ class Context:
         signature_inputs: Sequence[TensorSpec],
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
+        largest_memory_bytes: Callable[[int], int],
     ) -> None:
         self._rt = rt
         self._context: IExecutionContext = context
         self._call_lock = rt.call_lock
+        self._largest_memory_bytes = largest_memory_bytes
         self._process = os.getpid()
         names = [spec.name for spec in inputs]
         self._inputs = [(index, spec.name) for index, spec in enumerate(signature_inputs) if spec.name in names]
@@ -113,9 +116,16 @@ class Context:
         return self._shape_changes >= _MAX_SHAPE_CHANGES
 
     def memory_bytes(self) -> int:
-        """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`."""
+        """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`.
+
+        It is never 0: TensorRT wants an address even where it needs no memory. TensorRT answers 0 also where it can't
+        compute the size, as for conditions; the size for the profile's largest shapes then counts.
+        """
         with self._call_lock:
-            return int(self._context.update_device_memory_size_for_shapes())
+            size = int(self._context.update_device_memory_size_for_shapes())
+        if size == 0 and self._profile is not None:
+            size = self._largest_memory_bytes(self._profile)
+        return max(size, ALIGNMENT_BYTES)
 
     def set_memory(self, address: int, size_bytes: int) -> None:
         """Work in this device memory from now on.
@@ -159,7 +169,7 @@ class Context:
         with self._call_lock:
             done = self._context.execute_async_v3(stream)
         if not done:
-            check_return_value(False, "enqueue", self._rt, error=BuildError, since=mark, fix=FREE_MEMORY)
+            check_return_value(False, "enqueue", self._rt, since=mark)
 
     def why_not_capturable(self, stream: int) -> str:
         """Why an enqueue on this stream can't be captured in a CUDA graph, as far as TensorRT says; else empty."""

@@ -32,7 +32,6 @@ from torch2engine.trt.library import (
     check_return_value,
     find_tensorrt,
 )
-from torch2engine.trt.memory import FREE_MEMORY
 
 __all__ = ["Engine"]
 
@@ -174,15 +173,15 @@ class Engine:
         """An execution context without shapes and memory.
 
         Raises:
-            BuildError: TensorRT can't make a context, mostly for want of memory.
+            BuildError: TensorRT can't make a context; the message has its own lines.
         """
         rt = self._rt
         with rt.call_lock:
             mark = rt.log.mark()
             with float32_arithmetic(self._precision):
                 made: IExecutionContext = self._engine.create_execution_context(self._config)
-            check_return_value(made, "execution context", rt, since=mark, fix=FREE_MEMORY)
-        return Context(rt, made, self.signature.inputs, self.inputs, self.outputs)
+            check_return_value(made, "execution context", rt, since=mark)
+        return Context(rt, made, self.signature.inputs, self.inputs, self.outputs, self.memory_bytes)
 
     def __del__(self) -> None:
         # In the order in which they must go: contexts are gone, since they hold the engine's users.

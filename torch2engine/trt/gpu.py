@@ -20,6 +20,7 @@ from torch2engine.core.errors import DeviceError, InstallationError
 __all__ = [
     "Gpu",
     "current_gpu_index",
+    "describe_free_memory",
     "find_capture_id",
     "list_gpus",
     "load_driver",
@@ -102,6 +103,15 @@ def current_gpu_index() -> int | None:
     if cuda is None or cuda.cuCtxGetDevice(ctypes.byref(device)) != 0:
         return None
     return device.value
+
+
+def describe_free_memory() -> str:
+    """Say how much memory of the calling thread's current GPU is free, as a clause; empty where no GPU is current."""
+    cuda = _library(CUDA_LIBRARIES)
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    if cuda is None or cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) != 0:
+        return ""
+    return f"{free.value / 2**20:.0f} of {total.value / 2**20:.0f} MiB of GPU memory are free"
 
 
 def make_gpu_current(index: int) -> None:

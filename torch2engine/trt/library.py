@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from torch2engine.core.errors import BuildError, InstallationError, Torch2EngineError
-from torch2engine.trt.gpu import relaxed_capture_mode
-from torch2engine.trt.memory import means_out_of_memory
+from torch2engine.trt.gpu import describe_free_memory, relaxed_capture_mode
+from torch2engine.trt.memory import FREE_MEMORY, means_out_of_memory
 
 __all__ = [
     "DTYPES",
@@ -335,7 +335,7 @@ def check_return_value(
         rt: the flavour, whose recent lines go into the message.
         error: the class to raise.
         since: a number from `Log.mark`; only lines after it are quoted.
-        fix: what to do.
+        fix: what to do. By default, and only where TensorRT's lines name memory as the cause, to free GPU memory.
 
     Returns:
         `value`.
@@ -345,8 +345,12 @@ def check_return_value(
     """
     if value is not None and value is not False:
         return value
-    lines = rt.log.lines(since, logging.ERROR)[-20:]
+    lines = (rt.log.lines(since, logging.ERROR) or rt.log.lines(since))[-20:]
     got = f"{rt.title} returned {value}"
     if error is BuildError:
-        raise BuildError(what, got=got, fix=fix, log=lines, out_of_memory=any(map(means_out_of_memory, lines)))
+        out_of_memory = any(map(means_out_of_memory, lines))
+        if out_of_memory:
+            got = "; ".join(part for part in (got, describe_free_memory()) if part)
+            fix = fix or FREE_MEMORY
+        raise BuildError(what, got=got, fix=fix, log=lines, out_of_memory=out_of_memory)
     raise error(what, got=": ".join([got, " | ".join(lines)]) if lines else got, fix=fix)

@@ -41,7 +41,8 @@ def allocate_memory(device: torch.device, size_bytes: int) -> TensorMemory:
     except torch.OutOfMemoryError as error:
         raise BuildError(
             "execution context",
-            got=f"its working memory of {size_bytes / 2**20:.0f} MiB does not fit on {device}",
+            got=f"its working memory of {size_bytes / 2**20:.0f} MiB does not fit on {device}, of which "
+            f"{torch.cuda.mem_get_info(device)[0] / 2**20:.0f} MiB are free",
             fix=FREE_MEMORY,
             out_of_memory=True,
         ) from error
