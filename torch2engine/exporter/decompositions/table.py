@@ -19,6 +19,7 @@ from torch2engine.exporter.decompositions.division import DIVISION
 from torch2engine.exporter.decompositions.error_function import ERROR_FUNCTION
 from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
 from torch2engine.exporter.decompositions.signs import SIGNS
+from torch2engine.exporter.decompositions.size_division import floor_negative_sizes
 
 __all__ = ["NAMED", "PYTORCHS", "decompositions", "exact_decompositions", "find_operator"]
 
@@ -57,9 +58,13 @@ def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[tor
     torch.onnx has no public option for this: its `custom_translation_table` takes ONNX functions only. A separate
     `run_decompositions` traces the program once more, which doubles the time of an export, so it is the second choice.
 
+    Args:
+        program: divisions of its sizes are changed in place.
+
     Returns:
         the program to give to torch.onnx.
     """
+    floor_negative_sizes(program)
     exact = decompositions()
     try:
         exporter: Any = importlib.import_module(_EXPORTER_TABLE)

@@ -1,0 +1,46 @@
+"""Floor division of negative sizes: right at every size of the axis.
+
+Enters: models that round a size up. Leaves: proof by ONNX Runtime and the RTX builder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from tests.support.models import Function, error_of, exported
+from torch2engine.builder.build import build
+from torch2engine.core.spec import Axis
+from torch2engine.onnx_graph.session import OrtSession
+
+
+def _padded(x: Tensor, w: Tensor) -> Tensor:
+    """Padded to a multiple of four."""
+    return functional.pad(x, (0, -(-x.shape[1] // 4) * 4 - x.shape[1]))
+
+
+def _of_mixed_sign(x: Tensor, w: Tensor) -> Tensor:
+    """A dividend that is negative for short inputs only."""
+    return functional.pad(x, (0, (x.shape[1] - 7) // 3 + 3))
+
+
+def _by_another_size(x: Tensor, w: Tensor) -> Tensor:
+    """A divisor that is a size too."""
+    return functional.pad(x, (0, -(-x.shape[1] // x.shape[0])))
+
+
+@pytest.mark.parametrize("function", [_padded, _of_mixed_sign, _by_another_size])
+def test_negative_sizes_are_rounded_down(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Every size gives PyTorch's answer, not only the one that was traced."""
+    model = Function(function)
+    artifact, cases = exported(model, torch.randn(2, 6), {"x": {0: Axis("b", 2, 2, 4), 1: Axis("n", 4, 6, 12)}})
+    assert error_of(artifact, cases) == 0
+    session = OrtSession(artifact.onnx_path)
+    for length in range(4, 13):
+        x = torch.randn(3, length)
+        torch.testing.assert_close(torch.from_numpy(next(iter(session({"x": x.numpy()}).values()))), model(x))
+    build(artifact)
