@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from torch2engine.modules.onnxruntime.module import ORTModule
     from torch2engine.modules.trt.module import TRTModule
     from torch2engine.parity.report import ParityReport
-    from torch2engine.pipeline.stages import check, export
+    from torch2engine.pipeline.check import check
+    from torch2engine.pipeline.export import export
     from torch2engine.precision.report import precision_report
     from torch2engine.precision.sensitivity import sensitivity
     from torch2engine.processor.processor import Processor
@@ -117,8 +118,8 @@ _ROOMS = {
     "Axis": "core.spec",
     "Preprocess": "core.spec",
     "Profile": "core.spec",
-    "check": "pipeline.stages",
-    "export": "pipeline.stages",
+    "check": "pipeline.check",
+    "export": "pipeline.export",
     "testing": "",
     "Inputs": "core.pytree",
 }

@@ -1,7 +1,7 @@
-"""The straight road: module → signature → ONNX → checked → engine → checked, each step one call.
+"""The straight road from a module to an engine: capture, export, check, lower, build, accept.
 
-Enters: a live module and a sample. Leaves: a module in its place, proved equal. A room of its own because only here are
-the stages composed; none of them knows another.
+Enters: a live module and a sample. Leaves: a deployed module that was compared with it. Separate because only this
+function composes the stages; none of them knows another.
 """
 
 from __future__ import annotations
@@ -12,26 +12,23 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine.artifact.cache import Cache, resolve_cache
+from torch2engine.artifact.cache import Cache
 from torch2engine.builder.engine_request import request_engine
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
-from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.engine_reuse import Recall
-from torch2engine.pipeline.report import Phases
-from torch2engine.pipeline.stages import choose_runtime, prove_split, target_device
-from torch2engine.precision.lower import lower
-from torch2engine.precision.validate import remaining_precision, validated_precision
-from torch2engine.precision.verify import verify_engine_precision
-from torch2engine.trt.library import find_tensorrt
+from torch2engine.pipeline.accept import accept_lowered_engine, accept_onnx, finish, target_device
+from torch2engine.pipeline.check import check_onnx
+from torch2engine.pipeline.engine_reuse import EngineReuse
+from torch2engine.pipeline.lowering import lower_as_requested
+from torch2engine.pipeline.report import ReportBuilder
+from torch2engine.pipeline.request import DeployRequest
 
 __all__ = ["deploy"]
 
@@ -101,58 +98,45 @@ def deploy(
         ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
             or not in chunks like in the whole although out_of_range is "split"; carries the table.
     """
-    asked = validated_precision(precision, calibration, tolerance, config, runtime_config)
-    store = resolve_cache(cache, cache_key)
-    runtime, model, phases = choose_runtime(runtime, config, runtime_config), unwrap(model), Phases()
-    known = store if runtime == "tensorrt" else None
-    recall = Recall(known, model, asked, tolerance, config, runtime_config, calibration is not None, phases)
-    with undisturbed(model):
-        with phases("capture"):
-            captured = capture_call(model, sample_input, dynamic_axes, profiles, preprocess)
-        if (module := recall.by_key(cache_key, captured)) is not None:
-            return module
-        with phases("export"):
-            artifact = recall.exported(export_onnx(captured, config.refittable))  # torch.onnx.export
-        with phases("reference"):
-            examples, notes = make_parity_cases(captured)
-        if (module := recall.by_graph(artifact, captured, (examples, notes))) is not None:
-            return module
-    with phases("check"):
-        module = ORTModule(artifact, None, runtime_config.on_cpu(), recall.kept)  # onnxruntime.InferenceSession
-        checked = judge(module, examples, tolerance, notes).raise_if_failed()
-    asked = remaining_precision(asked, artifact)
-    with phases("precision", when=asked.changes_graph):
-        flavour = None if runtime == "onnxruntime" else find_tensorrt(config.flavour).name
-        lowered = lower(artifact, asked, examples, calibration, tolerance=tolerance, flavour=flavour, progress=progress)
-    reports, notes = [checked, *lowered.reports], (*captured.notes, *lowered.notes)
-    if runtime == "onnxruntime":
-        module = lowered.attach_model(ORTModule(lowered.artifact, None, runtime_config.on_cpu(), recall.kept), model)
-        notes = (*notes, *prove_split(module, lowered.parity_cases, tolerance))
-        module.report = phases.report(reports, module.precision, notes, lowering=lowered.outcome)
-        return module
-    target, float32 = target_device(captured), "tf32" if asked.dtype == "tf32" else None
-    with request_engine(
-        lowered.artifact, None, float32, config=config, cache=store, progress=progress, accepts_other_weights=True
-    ) as wanted:
-        with phases("build"), torch.cuda.device(target):  # build_serialized_network
-            torch.cuda.empty_cache()  # the builder is another process and needs the memory
-            engine = wanted.load_or_build()
-        with phases("parity"):
-            module = lowered.attach_model(
-                TRTModule(engine, None, None, runtime_config, recall.kept).bind(target), model
-            )
-            reports.append(judge(module, lowered.parity_cases, lowered.tolerance).raise_if_failed())
-            computed = verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases)
-            notes = (
-                *notes,
-                *lowered.check_metric(module),
-                *prove_split(module, lowered.parity_cases, tolerance),
-                *computed.notes,
-            )
-            notes = (*notes, *wanted.notes)
-        recall.keep(wanted, module, engine, lowered.outcome, computed.report, (*lowered.notes, *computed.notes))
-    module.report = phases.report(
-        reports, module.precision, notes, module.memory_bytes, lowered.outcome, computed.report
+    request = DeployRequest.check(
+        model, precision, calibration, tolerance, runtime, config, runtime_config, cache, cache_key
     )
-    module.trim()  # the memory of the largest shapes; those that come may be smaller
-    return module
+    report = ReportBuilder()
+    engine_reuse = EngineReuse(request, report)
+    with undisturbed(request.model):
+        with report.phase("capture"):
+            captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess)
+            report.add_notes(captured.notes)
+        reused_module = engine_reuse.find_by_cache_key(captured)
+        if reused_module is not None:
+            return reused_module
+        with report.phase("export"):
+            onnx_artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
+            engine_reuse.start_hashing(onnx_artifact)
+        with report.phase("reference"):
+            parity_cases, case_notes = make_parity_cases(captured)
+        reused_module = engine_reuse.find_by_graph(onnx_artifact, captured, parity_cases, case_notes)
+        if reused_module is not None:
+            return reused_module
+    with report.phase("check"):  # ONNX Runtime against PyTorch
+        report.add_parity(check_onnx(onnx_artifact, parity_cases, tolerance, case_notes))
+    lowered = lower_as_requested(onnx_artifact, parity_cases, calibration, progress, request, report)
+    if request.runtime == "onnxruntime":
+        return accept_onnx(lowered, request, report)
+    gpu = target_device(captured)
+    with request_engine(
+        lowered.artifact,
+        precision=request.float32_precision(onnx_artifact),
+        config=config,
+        cache=request.cache,
+        progress=progress,
+        accepts_other_weights=True,  # accepting a refittable engine gives it the model's weights
+    ) as engine_request:
+        with report.phase("build"), torch.cuda.device(gpu):
+            torch.cuda.empty_cache()  # the builder is another process and needs the memory
+            engine_artifact = engine_request.load_or_build()  # TensorRT's build_serialized_network
+        with report.phase("parity"):  # the engine against PyTorch
+            trt_module = accept_lowered_engine(engine_artifact, lowered, request, gpu, report)
+        report.add_notes(engine_request.notes)
+        engine_reuse.remember(engine_request, engine_artifact, trt_module, report)
+    return finish(trt_module, report)

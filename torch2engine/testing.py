@@ -1,8 +1,8 @@
-"""For test suites: hold a candidate against its reference on given inputs.
+"""For test suites: compare a candidate with its reference on given inputs.
 
 Enters: two callables and inputs in the forms of deploy's sample_input. Leaves: a `ParityReport`, or a `ParityError`
-whose message is its table. A room of its own because it judges any callable (a deployed module, an ORTModule, a
-rewritten layer) as deploy judges an engine, and structure on top.
+whose message is its table. Separate because it compares any callable (a deployed module, an ORTModule, a rewritten
+layer) as deploy compares an engine, and the structure of its result too.
 
 >>> import torch
 >>> from torch2engine.testing import assert_parity
@@ -14,7 +14,7 @@ True
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -43,7 +43,7 @@ def assert_parity(
 ) -> ParityReport:
     """Assert that a candidate answers one call like its reference: same structure, same values within a tolerance.
 
-    Both get clones of their own of every tensor, and run without grad, in the mode (training or not) that they are in.
+    Each gets its own clones of all tensors. Both run without grad, in the mode (training or not) that they are in.
 
     Args:
         reference, candidate: modules or functions.
@@ -59,7 +59,7 @@ def assert_parity(
         InputError: inputs in another form, both tolerance and precision, or a result that is no pytree of tensors.
     """
     __tracebackhide__ = True  # pytest then shows the caller's line
-    report = _judge_call(reference, candidate, inputs, tolerance, precision, case="")
+    report = _compare_call(reference, candidate, inputs, tolerance, precision, case="")
     report.raise_if_failed()
     return report
 
@@ -74,7 +74,7 @@ def assert_parity_on_each(
 ) -> ParityReport:
     """Assert parity on several calls, and name every case that fails, not only the first.
 
-    A function of its own because a list of tensors is already one call: its positional arguments.
+    It is not an option of `assert_parity`, because there a list of tensors is one call: its positional arguments.
 
     Args:
         reference, candidate: modules or functions.
@@ -89,25 +89,24 @@ def assert_parity_on_each(
         InputError: as in `assert_parity`.
     """
     __tracebackhide__ = True
-    named: Iterable[tuple[str, Any]]
+    named_cases: Iterable[tuple[str, Any]]
     if isinstance(cases, Mapping):
-        named = cast("Mapping[str, Any]", cases).items()
+        named_cases = cast("Mapping[str, Any]", cases).items()
     else:
-        named = ((str(number), inputs) for number, inputs in enumerate(cases))
+        named_cases = ((str(number), inputs) for number, inputs in enumerate(cases))
     report: ParityReport | None = None
-    for name, inputs in named:
-        found = _judge_call(reference, candidate, inputs, tolerance, precision, case=name)
+    for name, inputs in named_cases:
         if report is None:
-            report, tolerance, precision = found, found.tolerance, None
+            report = _compare_call(reference, candidate, inputs, tolerance, precision, case=name)
         else:
-            report = report.merge(found)
+            report = report.merge(_compare_call(reference, candidate, inputs, report.tolerance, None, case=name))
     if report is None:
-        report = ParityReport((), _SUBJECT, _chosen(tolerance, precision, []))
+        report = ParityReport((), _SUBJECT, _choose_tolerance(tolerance, precision, []))
     report.raise_if_failed()
     return report
 
 
-def _judge_call(
+def _compare_call(
     reference: Callable[..., Any],
     candidate: Callable[..., Any],
     inputs: Any,
@@ -115,36 +114,39 @@ def _judge_call(
     precision: str | None,
     case: str,
 ) -> ParityReport:
-    given = as_inputs(inputs)
-    expected, reference_writes = _call(reference, given)
-    wanted = flatten(expected, "output", result=True)
-    # Copies: a candidate that shares state with the reference must not overwrite the answer it is held against.
-    wanted = replace(wanted, leaves=[leaf.detach().clone() for leaf in wanted.leaves])
-    bounds = _chosen(tolerance, precision, wanted.leaves)
-    got, candidate_writes = _call(candidate, given)
+    call_inputs = as_inputs(inputs)
+    reference_call = _call(reference, call_inputs)
+    expected = flatten(reference_call.result, "output", result=True)
+    # Copies: a candidate that shares state with the reference must not overwrite the answer that it is compared with.
+    expected = replace(expected, leaves=[leaf.detach().clone() for leaf in expected.leaves])
+    chosen_tolerance = _choose_tolerance(tolerance, precision, expected.leaves)
+    candidate_call = _call(candidate, call_inputs)
+    rows = _compare_results(expected, candidate_call.result, chosen_tolerance, case)
+    of_case = f" of case '{case}'" if case else ""
+    notes = [f"the reference writes into input '{name}'{of_case}" for name in reference_call.changed_inputs]
+    notes += [f"the candidate writes into input '{name}'{of_case}" for name in candidate_call.changed_inputs]
+    return ParityReport(tuple(rows), _SUBJECT, chosen_tolerance, tuple(notes))
+
+
+def _compare_results(expected: Flat, result: Any, tolerance: Tolerance, case: str) -> list[OutputParity]:
+    """Compare structure, constants and tensors of a candidate's result."""
     rows: list[OutputParity] = []
     try:
-        found = flatten(got, "output", result=True)
+        answer = flatten(result, "output", result=True)
     except InputError as error:
         rows.append(OutputParity("output", case, False, f"structure: {error}"))
     else:
-        difference = _difference(wanted.tree, found.tree, "output")
+        difference = _difference(expected.tree, answer.tree, "output")
         if difference:
             rows.append(OutputParity("output", case, False, f"structure: {difference}"))
-        rows.extend(compare(_by_name(wanted), _by_path(found, wanted), bounds, case=case))
+        rows.extend(compare(_by_name(expected), _by_path(answer, expected), tolerance, case=case))
     if not rows:
         # Two results without any tensor: their constants were compared, but that is no parity of a model.
         rows.append(OutputParity("output", case, False, "the reference returns no tensor, so nothing was compared"))
-    of_case = f" of case '{case}'" if case else ""
-    notes = [
-        f"the {who} writes into input '{name}'{of_case}"
-        for who, names in (("reference", reference_writes), ("candidate", candidate_writes))
-        for name in names
-    ]
-    return ParityReport(tuple(rows), _SUBJECT, bounds, tuple(notes))
+    return rows
 
 
-def _chosen(tolerance: Tolerance | None, precision: str | None, outputs: list[torch.Tensor]) -> Tolerance:
+def _choose_tolerance(tolerance: Tolerance | None, precision: str | None, outputs: list[torch.Tensor]) -> Tolerance:
     if tolerance is not None:
         if precision is not None:
             raise InputError(
@@ -158,21 +160,30 @@ def _chosen(tolerance: Tolerance | None, precision: str | None, outputs: list[to
     return Tolerance.default(precision or lowest_cast_precision(dtypes) or "fp32")
 
 
-def _call(function: Callable[..., Any], inputs: Inputs) -> tuple[Any, list[str]]:
-    """Call with clones; return the result and the names of the inputs that were written to."""
+@dataclass(frozen=True)
+class _Call:
+    """The result of a call, and the names of the inputs that it wrote into."""
+
+    result: Any
+    changed_inputs: list[str]
+
+
+def _call(function: Callable[..., Any], inputs: Inputs) -> _Call:
+    """Call a function with clones of the inputs."""
     clones: dict[int, torch.Tensor] = {}  # one clone per tensor, so that one tensor passed twice stays one
     originals: dict[str, torch.Tensor] = {}
 
-    def own(value: Any, name: str) -> Any:
+    def cloned(value: Any, name: str) -> Any:
         flat = flatten(value, name)
         originals.update(_by_name(flat))
         return unflatten(flat.tree, [clones.setdefault(id(leaf), leaf.detach().clone()) for leaf in flat.leaves])
 
-    args = [own(value, str(position)) for position, value in enumerate(inputs.args)]
-    kwargs = {name: own(value, name) for name, value in inputs.kwargs.items()}
+    args = [cloned(value, str(position)) for position, value in enumerate(inputs.args)]
+    kwargs = {name: cloned(value, name) for name, value in inputs.kwargs.items()}
     with torch.no_grad():
         result = function(*args, **kwargs)
-    return result, [name for name, leaf in originals.items() if not _unchanged(leaf, clones[id(leaf)])]
+    changed = [name for name, leaf in originals.items() if not _unchanged(leaf, clones[id(leaf)])]
+    return _Call(result, changed)
 
 
 def _unchanged(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -45,7 +45,7 @@ from torch2engine.core.errors import DynamicAxisError, ExportError, UnsupportedO
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis, TensorSpec
 from torch2engine.onnx_graph.session import OrtSession
-from torch2engine.pipeline.stages import check
+from torch2engine.pipeline.check import check
 
 ROOM = importlib.import_module("torch2engine.exporter.export")  # by its attribute it is the public function
 X = torch.randn(4, 3)

@@ -1,235 +1,34 @@
-"""`torch2engine.pipeline.engine_reuse`: what a request to deploy is found by.
+"""`torch2engine.pipeline.engine_reuse`: engines are remembered, found again, and forgotten when they are wrong.
 
-Enters: small models and everything that deploy() is given. Leaves: proof that the same request in another process has
-the same key, that each single change has another, and that options that make no sense are refused. Whether the engine
-that is found is right is seen on a GPU.
+Enters: a small model and a cache. Leaves: proof that the engine that a deploy remembered is offered to the next one.
+Whether an engine that is found is right is seen on a GPU.
 """
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import importlib
 import json
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 import torch2engine as t2e
+from tests.pipeline.test_request_facts import BATCH, net, request_for
+from tests.support.sample_artifacts import fresh_engine
 from torch2engine.artifact.cache import CacheNote, EngineCache, hash_facts
-from torch2engine.builder import engine_request
+from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.exporter.export import export_onnx
 from torch2engine.pipeline import engine_reuse as room
-from torch2engine.pipeline.engine_reuse import Recall
-from torch2engine.pipeline.report import Phases
-
-BATCH = t2e.Axis("batch", 1, 4, 8)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 2)
-        self.register_buffer("shift", torch.ones(2), persistent=False)
-
-    def forward(self, x: torch.Tensor, factor: float = float("nan")) -> torch.Tensor:
-        return self.head(self.body(x).relu()) + self.shift
-
-
-class Twin(Net):
-    """The same under another name."""
-
-
-def net(kind: type[nn.Module] = Net, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return kind().eval()
-
-
-def asking(model: nn.Module, cache: EngineCache | None = None, **options: Any) -> Recall:
-    """A deploy with these options."""
-    asked = {
-        "asked": t2e.Precision(),
-        "tolerance": None,
-        "config": t2e.BuildConfig(),
-        "runtime_config": t2e.RuntimeConfig(),
-        "calibrated": False,
-        **options,
-    }
-    return Recall(cache, model, phases=Phases(), **asked)
-
-
-def promised(model: nn.Module, cache_key: str = "net 1") -> Any:
-    """What tells a model from others under a key."""
-    return asking(model)._promised(cache_key)
-
-
-def requested(model: nn.Module, sample: torch.Tensor, **options: Any) -> str:
-    """What a request is known by, beside the model."""
-    with undisturbed(model):
-        captured = capture_call(model, sample, {"x": {0: BATCH}})
-        return hash_facts(asking(model, **options)._request(captured))
-
-
-def keys(model: nn.Module, axis: t2e.Axis = BATCH, profiles: Any = None, **options: Any) -> tuple[str, str]:
-    """What a deploy is found by: under its cache_key, and by its export."""
-    recall = asking(model, **options)
-    with undisturbed(model):
-        captured = capture_call(model, torch.ones(4, 4), {"x": {0: axis}}, profiles)
-        artifact = export_onnx(captured, recall.config.refittable)
-    request, own = recall._request(captured), recall._promised("net 1")
-    assert own is not None
-    return hash_facts({**request, **own}), hash_facts({**request, **recall._exported(artifact)})
-
-
-def changed(path: str) -> Callable[[], nn.Module]:
-    def make() -> nn.Module:
-        model = net()
-        tensor = {**dict(model.named_parameters()), **dict(model.named_buffers())}[path]
-        with torch.no_grad():
-            tensor.view(-1)[0] += 1
-        return model
-
-    return make
-
-
-def other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "_version", lambda library: "0.0.1")
-
-
-def torch2engine_of_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_request, "__version__", "0.0.0")
-
-
-@functools.cache
-def usual() -> tuple[str, str]:
-    """What `net()` is found by."""
-    return keys(net())
-
-
-CHANGES: dict[str, dict[str, Any]] = {
-    "weight": {"model": changed("body.weight")},
-    "buffer": {"model": changed("shift")},
-    "opt": {"axis": t2e.Axis("batch", 1, 5, 8)},
-    "max": {"axis": t2e.Axis("batch", 1, 4, 9)},
-    "axis's name": {"axis": t2e.Axis("rows", 1, 4, 8)},
-    "profiles": {"profiles": [{"batch": (1, 4, 8)}, {"batch": (1, 4, 8)}]},
-    "precision": {"asked": t2e.Precision("fp16")},
-    "keep_fp32": {"asked": t2e.Precision(keep_fp32=["head"])},
-    "budget": {"asked": t2e.Precision("fp16", budget=t2e.Budget(tolerance=t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)))},
-    "calibration": {"calibrated": True},
-    "tolerance": {"tolerance": t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)},
-    "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
-    "refittable": {"config": t2e.BuildConfig(refittable=True)},
-    "libraries": {"world": other_libraries},
-    "torch2engine": {"world": torch2engine_of_tomorrow},
-}
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_every_single_change_misses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever decides about graph and engine is in both keys, and what does not matter in neither."""
-    change = dict(CHANGES[name])
-    before = usual()
-    make = change.pop("model", net)
-    change.pop("world", lambda monkeypatch: None)(monkeypatch)
-    after = keys(make(), **change)
-    assert after[0] != before[0] and after[1] != before[1]
-
-
-def test_sample_counts_as_far_as_lowering_takes_something_from_it() -> None:
-    """Its size never, its magnitude for half precision, its values for ranges of 8 bits."""
-    samples = [torch.ones(4, 4), torch.full((5, 4), 1.5), torch.full((4, 4), 1000.0)]
-    full, half, eight = (
-        [requested(net(), sample, asked=t2e.Precision(word)) for sample in samples] for word in ("fp32", "fp16", "int8")
-    )
-    assert full[0] == full[1] == full[2]
-    assert half[0] == half[1] != half[2]
-    assert len(set(eight)) == 3
-
-
-@pytest.mark.parametrize("name", ["epsilon", "form", "table", "tensor"])
-def test_settings_of_modules_are_no_part_of_the_promise(name: str) -> None:
-    """Numbers, words, tuples and tensors in attributes are looked at; the training flag is not."""
-    model, other = net(), net()
-    for one in (model, other):
-        one.norm = nn.LayerNorm(4)
-        one.form, one.table, one.cut = nn.GELU(), (1, 2.5), torch.ones(2)
-    if name == "epsilon":
-        other.norm.eps = 1e-3
-    elif name == "form":
-        other.form = nn.GELU("tanh")
-    elif name == "table":
-        other.table = (1, 2.6)
-    else:
-        other.cut = torch.tensor([1.0, 1.1])
-    before = promised(model)
-    assert promised(model.train()) == before
-    assert promised(other) != before
-
-
-def odd_meta(model: Any) -> None:
-    model.odd = nn.Parameter(torch.empty(2, device="meta"))
-
-
-def odd_sparse(model: Any) -> None:
-    model.register_buffer("odd", torch.eye(3).to_sparse())
-
-
-def odd_quantized(model: Any) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch 2.13 deprecates them
-        model.register_buffer("odd", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
-
-
-@pytest.mark.parametrize("add", [odd_meta, odd_sparse, odd_quantized])
-def test_tensors_without_plain_values_have_no_key(add: Callable[[Any], None]) -> None:
-    """They take the long road, which knows what to say of them."""
-    model = net()
-    add(model)
-    assert promised(model) is None
-
-
-def test_conjugated_parameters_have_a_key() -> None:
-    """Their values are those that are seen."""
-    one, other = net(), net()
-    one.odd = torch.tensor([1 + 2j]).conj()
-    other.odd = torch.tensor([1 - 2j])
-    assert promised(one) == promised(other) is not None
-
-
-def test_key_promises_no_more_than_the_code() -> None:
-    """Another key and another class miss, though what they export is the same but for the class's name."""
-    before = promised(net())
-    assert promised(net(), cache_key="net 2") != before
-    assert promised(net(Twin)) != before
-    assert promised(net()) == before
-
-
-def test_weights_of_refittable_engines_do_not_count() -> None:
-    """Whoever takes the engine refits it; their shapes and dtypes do."""
-    options = {"config": t2e.BuildConfig(refittable=True)}
-    before = keys(net(), **options)
-    assert keys(net(seed=1), **options) == before
-    model = net()
-    model.head = nn.Linear(4, 3)
-    model.shift = torch.ones(3)
-    wider = keys(model, **options)
-    assert wider[0] != before[0] and wider[1] != before[1]
-
-
-def test_another_process_asks_by_the_same_key(run_python: Callable[[str], Any]) -> None:
-    """Nothing of a process, such as an address or the order of a set, gets into them."""
-    here = keys(net())
-    code = "import json; from tests.pipeline.test_engine_reuse import keys, net; print(json.dumps(keys(net())))"
-    assert run_python(code) == list(here)
+from torch2engine.pipeline.engine_reuse import EngineReuse
+from torch2engine.pipeline.report import ReportBuilder
+from torch2engine.pipeline.request_facts import graph_facts
 
 
 @pytest.mark.parametrize(
@@ -316,15 +115,107 @@ def test_report_parts_go_through_a_note() -> None:
 def test_hashes_are_there_when_they_are_asked_for(cache: EngineCache) -> None:
     """Worked out beside something else they are the same, and a file that is gone is told by who asks."""
     model = net()
-    recall = asking(model, cache)
+    engine_reuse = EngineReuse(request_for(model, cache=cache), ReportBuilder())
     first, second = (t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}}) for _ in range(2))
-    assert recall.exported(first) is first
-    assert recall._hashing is not None
-    recall._hashing.join()
-    assert recall._exported(first) == recall._exported(second)
+    engine_reuse.start_hashing(first)
+    assert engine_reuse._hashing is not None
+    engine_reuse._hashing.join()
+    assert graph_facts(first, refittable=False) == graph_facts(second, refittable=False)
     third = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
     third.onnx_path.unlink()
-    recall.exported(third)
-    recall._hashing.join()
+    engine_reuse.start_hashing(third)
+    engine_reuse._hashing.join()
     with pytest.raises(t2e.ArtifactError):
-        recall._exported(third)
+        graph_facts(third, refittable=False)
+
+
+# Found again
+
+
+class Earlier:
+    """A cache, and deploys that find or remember an engine in it; what only a GPU can do is left out."""
+
+    def __init__(self, cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cache = cache
+        self.engine = fresh_engine(tmp_path / "engine")
+        self.accepted: list[Any] = []
+        self.failure: Exception | None = None
+        monkeypatch.setattr(room, "target_device", lambda captured: torch.device("cpu"))
+        monkeypatch.setattr(room, "current_driver", lambda: self.engine.hardware.driver)
+        monkeypatch.setattr(room, "accept", self.accept)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+        # The sample engine has no compiled kernels.
+        self.runtime_config = t2e.RuntimeConfig(kernel_specialization="eager")
+
+    def accept(self, candidate: Any, request: Any, gpu: Any, report: ReportBuilder) -> Any:
+        report.add_notes(["compared"])
+        if self.failure is not None:
+            raise self.failure
+        self.accepted.append(candidate)
+        return SimpleNamespace(precision="fp32", memory_bytes=7, report=None, trim=lambda: None)
+
+    def deploy(self, cache_key: str | None) -> tuple[str, Any]:
+        """How an engine was found, "" for not at all, and the module; what was not found is remembered."""
+        model = net()
+        report = ReportBuilder()
+        request = request_for(model, cache=self.cache, cache_key=cache_key, runtime_config=self.runtime_config)
+        engine_reuse = EngineReuse(request, report)
+        with undisturbed(model):
+            captured = capture_call(model, torch.ones(4, 4), {"x": {0: BATCH}})
+            report.add_notes(["captured"])
+            if (module := engine_reuse.find_by_cache_key(captured)) is not None:
+                return "cache_key", module
+            artifact = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
+            cases, notes = make_parity_cases(captured)
+            if (module := engine_reuse.find_by_graph(artifact, captured, cases, notes)) is not None:
+                return "graph", module
+        key = hash_facts({"engine": 1})
+        engine_request: Any = SimpleNamespace(cache_key=key, store=lambda engine: self.cache.store(key, engine))
+        module: Any = SimpleNamespace(compiled=lambda: self.engine)
+        lowered: Any = SimpleNamespace(outcome=None, reports=(), notes=("lowered",))
+        precision: Any = SimpleNamespace(report=None, notes=("verified",))
+        report.add_lowering(lowered)
+        report.add_engine_precision(precision)
+        engine_reuse.remember(engine_request, self.engine, module, report)
+        return "", report.build("fp32")
+
+
+@pytest.fixture
+def earlier(cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Earlier:
+    return Earlier(cache, tmp_path, monkeypatch)
+
+
+def test_engine_is_found_by_both_keys_with_its_notes(earlier: Earlier) -> None:
+    """By the cache_key before the export, else by the graph; the report tells what the first deploy found."""
+    assert earlier.deploy("net 1")[0] == ""
+    by_key, module = earlier.deploy("net 1")
+    assert by_key == "cache_key"
+    assert module.report.notes == ("captured", "lowered", "verified", "compared", room._FROM_CACHE)
+    assert list(module.report.seconds) == ["recall", "parity"]
+    assert (module.report.precision, module.report.memory_bytes) == ("fp32", 7)
+    assert earlier.deploy("net 2")[0] == "graph"
+    assert earlier.deploy(None)[0] == "graph"
+    assert all(candidate.is_reused for candidate in earlier.accepted)
+
+
+def test_engine_that_is_wrong_is_forgotten_and_leaves_nothing_in_the_report(earlier: Earlier) -> None:
+    """The warning points at the caller; the long road's report has no word of the attempt, and remembers anew."""
+    earlier.deploy("net 1")
+    earlier.failure = t2e.RefitError("parity")
+    with pytest.warns(UserWarning, match="is not taken, and the model is deployed anew: parity") as caught:
+        found, report = earlier.deploy("net 1")
+    assert {warning.filename for warning in caught} == {__file__}
+    assert found == ""
+    assert report.notes == ("captured", "lowered", "verified")
+    earlier.failure = None
+    assert earlier.deploy("net 1")[0] == "cache_key"
+
+
+def test_fault_of_the_user_is_raised(earlier: Earlier) -> None:
+    """It is no fault of the engine, which stays."""
+    earlier.deploy("net 1")
+    earlier.failure = t2e.InputError("sample_input")
+    with pytest.raises(t2e.InputError):
+        earlier.deploy("net 1")
+    earlier.failure = None
+    assert earlier.deploy("net 1")[0] == "cache_key"

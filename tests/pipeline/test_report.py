@@ -12,7 +12,7 @@ import pytest
 from torch2engine.core.config import Tolerance
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import ParityReport
-from torch2engine.pipeline.report import DeployReport, Phases
+from torch2engine.pipeline.report import DeployReport, ReportBuilder
 from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
 
 TOLERANCE = Tolerance(rel_l2=1e-3, max_rel=1e-2, abs=1e-6)
@@ -102,12 +102,14 @@ def test_report_passes_only_if_every_comparison_did(parity: tuple[ParityReport, 
 
 def test_phases_measure_their_bodies_in_order() -> None:
     """Each phase has its own seconds, in the order in which they began."""
-    phases = Phases()
-    with phases("first"):
+    builder = ReportBuilder()
+    with builder.phase("first"):
         time.sleep(0.05)
-    with phases("second"):
+    with builder.phase("second"):
         pass
-    report = phases.report([table("a vs b")], "fp32", ["n"], 5)
+    builder.add_parity(table("a vs b"))
+    builder.add_notes(["n"])
+    report = builder.build("fp32", 5)
     assert list(report.seconds) == ["first", "second"]
     assert 0.05 <= report.seconds["first"] < 5
     assert 0 <= report.seconds["second"] < 0.05
@@ -116,20 +118,49 @@ def test_phases_measure_their_bodies_in_order() -> None:
 
 def test_phases_count_a_body_that_fails() -> None:
     """The time until an error is time too."""
-    phases = Phases()
-    with pytest.raises(KeyError), phases("broken"):
+    builder = ReportBuilder()
+    with pytest.raises(KeyError), builder.phase("broken"):
         raise KeyError
-    assert list(phases.report([], "fp32", []).seconds) == ["broken"]
+    assert list(builder.build("fp32").seconds) == ["broken"]
 
 
 def test_report_does_not_change_afterwards() -> None:
     """A report that was handed out is a value; later phases don't reach it."""
-    phases = Phases()
-    with phases("one"):
+    builder = ReportBuilder()
+    with builder.phase("one"):
         pass
-    report = phases.report([], "fp32", [])
-    with phases("two"):
+    report = builder.build("fp32")
+    with builder.phase("two"):
         pass
     assert list(report.seconds) == ["one"]
     with pytest.raises(dataclasses.FrozenInstanceError):
         report.precision = "fp16"  # type: ignore[misc]
+
+
+def test_phase_that_does_not_happen_leaves_no_trace() -> None:
+    """Its body runs all the same."""
+    builder = ReportBuilder()
+    ran: list[int] = []
+    with builder.phase("precision", when=False):
+        ran.append(1)
+    assert ran == [1]
+    assert builder.build("fp32").seconds == {}
+
+
+def test_copy_of_a_builder_goes_its_own_way() -> None:
+    """What a failed attempt adds to a copy is not in the report."""
+    builder = ReportBuilder()
+    builder.add_notes(["one"])
+    builder.add_parity(table("a vs b"))
+    with builder.phase("capture"):
+        pass
+    attempt = builder.copy()
+    attempt.add_notes(["two"])
+    attempt.add_parity(table("a vs c"))
+    attempt.add_engine_facts({"outcome": None, "computed": PrecisionReport((), {}).to_json(), "notes": ["three"]})
+    with attempt.phase("parity"):
+        pass
+    report = builder.build("fp32")
+    assert (report.notes, len(report.parity), list(report.seconds), report.computed) == (("one",), 1, ["capture"], None)
+    other = attempt.build("fp32")
+    assert (other.notes, len(other.parity), list(other.seconds)) == (("one", "two", "three"), 2, ["capture", "parity"])

@@ -1,5 +1,12 @@
 """`OnnxArtifact` → `EngineArtifact`: TensorRT's parser and builder, in a child process.
 
-Enters: an ONNX file. Leaves: a plan with its manifest, or an error that names every node at fault. A room of its own
-because a builder may crash or hang, and must not take the caller along.
+Enters: an ONNX file. Leaves: a plan with its manifest, or an error that names every unsupported node. Separate because
+a builder may crash or hang, and must not take its caller along.
+
+    build             the public step `build`
+    engine_request    loads an engine from the cache, or builds it; stores it once its caller accepts it
+    source            which profiles and precision are built; onnx_file reads ONNX from elsewhere
+    child_process     runs the build where it can crash; plan talks to TensorRT's builder there
+    unsupported       lists every node that TensorRT can't build
+    onnx_fingerprint  hashes what decides the engine, for cache keys
 """

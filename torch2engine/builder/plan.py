@@ -207,9 +207,10 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
     parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     # By path: bytes alone would lose external data.
     if not parser.parse_from_file(build.request.onnx_path):
-        from torch2engine.builder.unsupported import explain  # reads ONNX, which a build that works does not need
+        # Imported only here, since it loads onnx.
+        from torch2engine.builder.unsupported import explain_refusal
 
-        raise explain(rt, builder, parser, Path(build.request.onnx_path), build.log_mark)
+        raise explain_refusal(rt, builder, parser, Path(build.request.onnx_path), build.log_mark)
     return network
 
 

@@ -1,8 +1,8 @@
-"""Why the parser refused a graph → one error that lists every node at fault.
+"""A parse that TensorRT refused → one error that lists every unsupported node.
 
-Enters: a parser that said no. Leaves: an UnsupportedOperatorError with operator, node, torch module and source line of
-each node. Beside `build` because the parser stops at the first node that it fails to import: to find the rest, what it
-refused is cut out and the remainder parsed again, until nothing is refused.
+Enters: the parser that failed. Leaves: an UnsupportedOperatorError with operator, node, torch module and source line of
+each node. Separate because the parser stops at the first node that it can't import: to find the others, the refused
+nodes are cut out and the rest is parsed again, until nothing is refused.
 """
 
 from __future__ import annotations
@@ -15,143 +15,184 @@ from typing import Any, cast
 import onnx as _typed_onnx
 
 from torch2engine.builder.plan import make_network
-from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
+from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.walk import walk_nodes
 from torch2engine.trt.library import Builder, INetworkDefinition, OnnxParser, ParserError, TensorRT
 
-__all__ = ["explain"]
+__all__ = ["explain_refusal"]
 
 # onnx's own annotations are incomplete
 onnx = cast("Any", _typed_onnx)
 
-# What a parser says of a node that its own table of limits rules out, and what it says of nodes it never heard of.
-_SILENT = ("", "false")
-_ROUNDS = 50
+# The parser gives these reasons for a node that its own table of limits rules out, or that it has no importer for.
+_EMPTY_REASONS = ("", "false")
+_MOST_ROUNDS = 50
 
 
 @dataclass(frozen=True)
-class _Complaint:
-    """One parser error.
+class _Refusal:
+    """One error of the parser.
 
     Args:
-        op, name: operator and name of the node, both empty if the parser names none.
-        index: the node's place in the graph that was parsed, -1 if it lies deeper.
-        outer: ``"name (operator)"`` of the If, Loop or function call that it lies in, or empty.
+        operator, name: of the refused node; both are empty if the parser names none.
+        position: the node's place in the main graph that was parsed; None if it lies deeper, or is unknown.
+        enclosing: ``"name (operator)"`` of the If, Loop or function call that it lies in, or empty.
         reason: TensorRT's words.
     """
 
-    op: str
+    operator: str
     name: str
-    index: int
-    outer: str
+    position: int | None
+    enclosing: str
     reason: str
 
+    def is_about(self, node: Any) -> bool:
+        return node.name == self.name and node.op_type == self.operator
 
-def explain(rt: TensorRT, builder: Builder, parser: OnnxParser, path: Path, since: int) -> Torch2EngineError:
+
+def explain_refusal(rt: TensorRT, builder: Builder, parser: OnnxParser, path: Path, log_mark: int) -> Torch2EngineError:
     """Make the error of a failed parse.
 
     Args:
         rt, builder: used to parse again.
         parser: the one that failed.
         path: the ONNX file.
-        since: where TensorRT's log stood when the build began.
+        log_mark: the place in TensorRT's log at which the build began.
 
     Returns:
-        UnsupportedOperatorError; BuildError if no node is to blame.
+        UnsupportedOperatorError; BuildError if the parser blames no node.
     """
     model = onnx.load(str(path), load_external_data=False)
-    nodes, other = _Search(rt, builder, model, path).run(_complaints(parser))
+    search = _UnsupportedNodeSearch(rt, builder, model, path)
+    search.run(_refusals(parser))
+    nodes = search.nodes_in_graph_order()
     if not nodes:
-        return BuildError(rt.title, got="its parser refuses the ONNX file", log=other or rt.log.lines(since))
+        log = search.other_reasons or rt.log.lines(log_mark)
+        return BuildError(rt.title, got="its parser refuses the ONNX file", log=log)
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    other = "; ".join(search.other_reasons)
     return UnsupportedOperatorError(
         rt.title,
         nodes=nodes,
         got=f"it can't build {count} of the ONNX graph",
-        allowed=f"its parser also says: {'; '.join(other)}" if other else "",
+        allowed=f"its parser also says: {other}" if other else "",
         fix="replace these operations in the model",
     )
 
 
-def _complaints(parser: OnnxParser) -> list[_Complaint]:
-    found: list[_Complaint] = []
-    for index in range(parser.num_errors):
-        error: ParserError = parser.get_error(index)
+def _refusals(parser: OnnxParser) -> list[_Refusal]:
+    refusals: list[_Refusal] = []
+    for number in range(parser.num_errors):
+        error: ParserError = parser.get_error(number)
         reason = str(error.desc()).strip()
-        if reason in _SILENT:
+        if reason in _EMPTY_REASONS:
             reason = "no importer or unsupported dtype/attribute"
         stack: Sequence[str] = error.local_function_stack()
-        at, outer = (-1, stack[0]) if stack else (error.node(), "")
-        found.append(_Complaint(error.node_operator(), error.node_name(), at, outer, reason))
-    return found
+        refusals.append(
+            _Refusal(
+                operator=error.node_operator(),
+                name=error.node_name(),
+                position=None if stack or error.node() < 0 else error.node(),
+                enclosing=stack[0] if stack else "",
+                reason=reason,
+            )
+        )
+    return refusals
 
 
-class _Search:
-    """Parses what is left of a model until nothing in it is refused."""
+class _UnsupportedNodeSearch:
+    """Cuts refused nodes out of a model and parses the rest, until nothing is refused.
+
+    Attributes:
+        other_reasons: the parser's reasons that belong to no node.
+    """
 
     def __init__(self, rt: TensorRT, builder: Builder, model: Any, path: Path) -> None:
+        self.other_reasons: list[str] = []
         self._rt = rt
         self._builder: Builder = builder
         self._model = model
         self._path = path
         self._types = _value_types(model)
+        self._nodes: dict[tuple[int, str, str], UnsupportedNode] = {}
 
-    def run(self, complaints: Sequence[_Complaint]) -> tuple[list[UnsupportedNode], list[str]]:
-        """Give the nodes at fault in the graph's order, and what the parser said without a node to blame."""
+    def nodes_in_graph_order(self) -> list[UnsupportedNode]:
+        """The unsupported nodes that `run` has found."""
+        return [self._nodes[key] for key in sorted(self._nodes)]
+
+    def run(self, refusals: Sequence[_Refusal]) -> None:
+        """Find every unsupported node.
+
+        Args:
+            refusals: of the whole model.
+        """
         cut: set[int] = set()
-        found: dict[tuple[int, str, str], UnsupportedNode] = {}
-        other: dict[str, None] = {}
-        for _ in range(_ROUNDS):
-            new: set[int] = set()
-            for complaint in complaints:
-                index = _top_level(self._model, complaint)
-                if index is None and not complaint.op:
-                    index = self._locate(complaint.reason, cut)
-                if index is None:
-                    other[complaint.reason] = None
-                    continue
-                new.add(index)
-                # What hangs on a cut node sees an input in its place, and may be refused for that alone.
-                if not _depends_on(self._model.graph, index, cut):
-                    found.setdefault((index, complaint.op, complaint.name), _describe(self._model, index, complaint))
-            if new <= cut:
-                break
-            cut |= new
-            complaints = self._without(cut)
-        return [found[key] for key in sorted(found)], list(other)
+        for _ in range(_MOST_ROUNDS):
+            refused: set[int] = set()
+            for refusal in refusals:
+                position = self._add_refusal(refusal, cut)
+                if position is not None:
+                    refused.add(position)
+            if refused <= cut:
+                return
+            cut |= refused
+            refusals = self._refusals_without(cut)
 
-    def _without(self, cut: set[int]) -> list[_Complaint]:
-        """Complaints about the model without these nodes."""
-        rest = _without(self._model, cut, self._types)
+    def _add_refusal(self, refusal: _Refusal, cut: set[int]) -> int | None:
+        """Note a refusal of the model without the cut nodes.
+
+        Returns:
+            the position of the refused node in the main graph; None if no node is to blame.
+        """
+        position = _main_graph_position(self._model, refusal)
+        if position is None and not refusal.operator:
+            position = self._position_of_reason(refusal.reason, cut)
+        if position is None:
+            if refusal.reason not in self.other_reasons:
+                self.other_reasons.append(refusal.reason)
+            return None
+        # A node behind a cut one sees an input in its place, and may be refused for that alone.
+        if not _depends_on_cut(self._model.graph, position, cut):
+            key = (position, refusal.operator, refusal.name)
+            self._nodes.setdefault(key, _unsupported_node(self._model.graph.node[position], refusal))
+        return position
+
+    def _refusals_without(self, cut: set[int]) -> list[_Refusal]:
+        rest = _model_without(self._model, cut, self._types)
         return [] if rest is None else self._parse(rest)
 
-    def _parse(self, rest: Any) -> list[_Complaint]:
-        # A network for each time: a failed parse leaves half of one behind.
+    def _parse(self, rest: Any) -> list[_Refusal]:
+        # A new network each time: a failed parse leaves half of one behind.
         network: INetworkDefinition = make_network(self._rt, self._builder)
         parser: OnnxParser = self._rt.api.OnnxParser(network, self._rt.logger)
         if parser.parse(rest.SerializeToString(), str(self._path)):
             return []
-        return [_restored(self._model, rest, complaint) for complaint in _complaints(parser)]
+        return [_at_original_position(refusal, rest, self._model) for refusal in _refusals(parser)]
 
-    def _locate(self, reason: str, cut: set[int]) -> int | None:
-        """The node behind a complaint that names none: the last one of the shortest beginning that draws it.
+    def _position_of_reason(self, reason: str, cut: set[int]) -> int | None:
+        """Find the node behind a refusal that names none: the last node of the shortest prefix that is refused.
 
-        None if the file draws it without any node: by its weights or its header, say.
+        Returns:
+            its position; None if the file is refused without any node, such as for its weights or its header.
         """
-        if any(one.reason == reason for one in self._parse(_shell(self._model))):
+        if any(refusal.reason == reason for refusal in self._parse(_model_without_nodes(self._model))):
             return None
-        left = [index for index in range(len(self._model.graph.node)) if index not in cut]
-        low, high = 0, len(left)  # `low` nodes don't draw it, `high` do
-        while high - low > 1:
-            middle = (low + high) // 2
-            drawn = any(one.reason == reason for one in self._without(cut | set(left[middle:])))
-            low, high = (low, middle) if drawn else (middle, high)
-        return left[high - 1]
+        positions = [position for position in range(len(self._model.graph.node)) if position not in cut]
+        longest_accepted = 0
+        shortest_refused = len(positions)
+        while shortest_refused - longest_accepted > 1:
+            length = (longest_accepted + shortest_refused) // 2
+            refusals = self._refusals_without(cut | set(positions[length:]))
+            if any(refusal.reason == reason for refusal in refusals):
+                shortest_refused = length
+            else:
+                longest_accepted = length
+        return positions[shortest_refused - 1]
 
 
 def _value_types(model: Any) -> dict[str, Any]:
-    """Types by value name, inferred where the file has none."""
+    """{name of a value: its type}, inferred where the file has none."""
     try:
         graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     except (onnx.shape_inference.InferenceError, RuntimeError, ValueError):
@@ -159,88 +200,89 @@ def _value_types(model: Any) -> dict[str, Any]:
     return {value.name: value for value in (*graph.value_info, *graph.output)}
 
 
-def _top_level(model: Any, complaint: _Complaint) -> int | None:
-    """The place in the main graph of the node that a complaint is about or lies in."""
+def _main_graph_position(model: Any, refusal: _Refusal) -> int | None:
+    """The position in the main graph of the refused node, or of the node that it lies in."""
     nodes = model.graph.node
-    if 0 <= complaint.index < len(nodes) and nodes[complaint.index].op_type == complaint.op:
-        return complaint.index
+    position = refusal.position
+    if position is not None and position < len(nodes) and nodes[position].op_type == refusal.operator:
+        return position
     for index, node in enumerate(nodes):
-        if complaint.outer and complaint.outer == f"{node.name} ({node.op_type})":
+        if refusal.enclosing and refusal.enclosing == f"{node.name} ({node.op_type})":
             return index
-        # not every version tells: then by the node's own name, wherever it lies
-        if complaint.name and any(_is(inner, complaint) for inner in walk_nodes([node])):
+        # Not every version gives the enclosing node; then the refused node's own name counts, wherever it lies.
+        if refusal.name and any(refusal.is_about(inner) for inner in walk_nodes([node])):
             return index
     return None
 
 
-def _is(node: Any, complaint: _Complaint) -> bool:
-    return node.name == complaint.name and node.op_type == complaint.op
-
-
-def _inputs(node: Any) -> set[str]:
+def _input_names(node: Any) -> set[str]:
+    """The inputs of a node and of the nodes in its subgraphs."""
     return {name for inner in walk_nodes([node]) for name in inner.input if name}
 
 
-def _depends_on(graph: Any, index: int, cut: set[int]) -> bool:
-    tainted: set[str] = set()
-    for at, node in enumerate(graph.node):
-        hangs = not tainted.isdisjoint(_inputs(node))
-        if at == index:
-            return hangs
-        if at in cut or hangs:
-            tainted.update(node.output)
+def _depends_on_cut(graph: Any, position: int, cut: set[int]) -> bool:
+    """Whether a node reads, directly or through others, the result of a cut node."""
+    dependent_values: set[str] = set()
+    for index, node in enumerate(graph.node):
+        depends = not dependent_values.isdisjoint(_input_names(node))
+        if index == position:
+            return depends
+        if index in cut or depends:
+            dependent_values.update(node.output)
     return False
 
 
-def _describe(model: Any, index: int, complaint: _Complaint) -> UnsupportedNode:
-    top = model.graph.node[index]
-    node = next((inner for inner in walk_nodes([top]) if _is(inner, complaint)), top)
-    props = {prop.key: prop.value for holder in (top, node) for prop in holder.metadata_props}
-    name = complaint.name or node.name or ", ".join(node.output)
+def _unsupported_node(outermost: Any, refusal: _Refusal) -> UnsupportedNode:
+    node = next((inner for inner in walk_nodes([outermost]) if refusal.is_about(inner)), outermost)
+    origin = origin_of(node)
+    outer_origin = origin_of(outermost)
     return UnsupportedNode(
-        complaint.op or node.op_type, name, props.get(MODULE_KEY, ""), props.get(SOURCE_KEY, ""), complaint.reason
+        refusal.operator or node.op_type,
+        refusal.name or node.name or ", ".join(node.output),
+        origin.module or outer_origin.module,
+        origin.source or outer_origin.source,
+        refusal.reason,
     )
 
 
-def _without(model: Any, cut: set[int], types: dict[str, Any]) -> Any | None:
-    """The model with the results of these nodes as inputs instead; None if nothing remains."""
-    nodes = {index: node for index, node in enumerate(model.graph.node) if index not in cut}
-    loose = {name for index in cut for name in model.graph.node[index].output}
-    # An input needs a type; where none is known, what hangs on the value goes too.
-    while untyped := {name for name in loose if not _has_shape(types.get(name))}:
-        gone = [index for index, node in nodes.items() if not untyped.isdisjoint(_inputs(node))]
-        loose = (loose - untyped) | {name for index in gone for name in nodes.pop(index).output}
-    kept = list(nodes.values())
-    used = {name for node in kept for name in _inputs(node)}
-    ends = {value.name for value in model.graph.output}
-    ends |= {name for node in kept for name in node.output} - used
-    made = [name for node in kept for name in node.output]
-    outputs = [types[name] for name in made if name in ends and name in types]
+def _model_without(model: Any, cut: set[int], types: dict[str, Any]) -> Any | None:
+    """The model with the results of the cut nodes as inputs; None if nothing remains."""
+    nodes = {position: node for position, node in enumerate(model.graph.node) if position not in cut}
+    missing = {name for position in cut for name in model.graph.node[position].output}
+    # An input needs a type; the nodes that read a value without a known type are cut too.
+    while untyped := {name for name in missing if not _has_shape(types.get(name))}:
+        reading = [position for position, node in nodes.items() if not untyped.isdisjoint(_input_names(node))]
+        missing = (missing - untyped) | {name for position in reading for name in nodes.pop(position).output}
+    remaining = list(nodes.values())
+    read = {name for node in remaining for name in _input_names(node)}
+    results = [name for node in remaining for name in node.output]
+    # Every value that no node reads becomes an output, so that nodes which led only to a cut one are parsed too.
+    ends = {value.name for value in model.graph.output} | (set(results) - read)
+    outputs = [types[name] for name in results if name in ends and name in types]
     if not outputs:
         return None
     rest = onnx.ModelProto()
     rest.CopyFrom(model)
     del rest.graph.node[:]
-    rest.graph.node.extend(kept)
-    rest.graph.input.extend(types[name] for name in sorted(loose & used))
-    # Every loose end is an output, so that what led to a cut node alone is looked at too.
+    rest.graph.node.extend(remaining)
+    rest.graph.input.extend(types[name] for name in sorted(missing & read))
     del rest.graph.output[:]
     rest.graph.output.extend(outputs)
     return rest
 
 
-def _shell(model: Any) -> Any:
-    """The model with no other node than a copy of its first input."""
-    shell = onnx.ModelProto()
-    shell.CopyFrom(model)
-    del shell.graph.node[:]
-    del shell.graph.output[:]
+def _model_without_nodes(model: Any) -> Any:
+    """The model with a single node, which copies its first input."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.node[:]
+    del bare.graph.output[:]
     for value in model.graph.input[:1]:
-        output = shell.graph.output.add()
+        output = bare.graph.output.add()
         output.CopyFrom(value)
         output.name = f"{value.name}__copy"
-        shell.graph.node.append(onnx.helper.make_node("Identity", [value.name], [output.name], name="__shell"))
-    return shell
+        bare.graph.node.append(onnx.helper.make_node("Identity", [value.name], [output.name], name="__shell"))
+    return bare
 
 
 def _has_shape(value: Any) -> bool:
@@ -251,10 +293,10 @@ def _has_shape(value: Any) -> bool:
     )
 
 
-def _restored(model: Any, rest: Any, complaint: _Complaint) -> _Complaint:
-    """A complaint about the remainder, with the node's place in the whole model."""
-    if not 0 <= complaint.index < len(rest.graph.node):
-        return complaint
-    outputs = list(rest.graph.node[complaint.index].output)
-    index = next((at for at, node in enumerate(model.graph.node) if list(node.output) == outputs), -1)
-    return replace(complaint, index=index)
+def _at_original_position(refusal: _Refusal, rest: Any, model: Any) -> _Refusal:
+    """A refusal of the rest of a model, with the node's position in the whole model."""
+    if refusal.position is None or refusal.position >= len(rest.graph.node):
+        return refusal
+    outputs = list(rest.graph.node[refusal.position].output)
+    positions = (index for index, node in enumerate(model.graph.node) if list(node.output) == outputs)
+    return replace(refusal, position=next(positions, None))

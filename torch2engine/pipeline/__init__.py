@@ -1,5 +1,12 @@
-"""Steps that compose the stages: `export`, `check`, reuse of an earlier engine, the report.
+"""Steps that compose the stages of `deploy`.
 
-Enters: a live module. Leaves: artifacts and reports. A room of its own because stages never import each other; they
-are composed here and in `deploy`.
+Enters: a live module. Leaves: artifacts, deployed modules and reports. Separate because stages never import each other:
+they are composed here and in `deploy`.
+
+    request         the checked arguments of deploy(), and which runtime answers
+    export, check   the public steps `export` and `check`
+    lowering        the exported model in the requested precision
+    accept          a module takes the model's place only if it answers like the model
+    engine_reuse    the engine of an earlier deploy is found again; request_facts says by which facts
+    report          `DeployReport`, and the builder that collects it
 """

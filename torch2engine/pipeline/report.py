@@ -1,37 +1,42 @@
-"""What deploy() found, as a value that prints itself.
+"""The report of one deploy(): a builder that collects it, and the value that prints itself.
 
-Enters: parity reports and seconds of each phase. Leaves: text and JSON. A room of its own so that stages measure and
-only this one formats.
+Enters: comparisons, notes, and the seconds of each phase, as deploy() goes along. Leaves: a `DeployReport`, with text
+and JSON. Separate because the steps only measure, and this file alone formats.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch2engine.parity.report import ParityReport
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.outcome import PrecisionOutcome
 
-__all__ = ["DeployReport", "Phases"]
+if TYPE_CHECKING:
+    from torch2engine.precision.lowered_model import LoweredModel
+    from torch2engine.precision.verify import EnginePrecision
+
+__all__ = ["DeployReport", "ReportBuilder"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeployReport:
-    """The account of one deploy().
+    """The report of one deploy().
 
     Args:
-        parity: PyTorch against ONNX Runtime, then PyTorch against the engine; that alone where the engine was found by
-            what was asked, which the note "...come from the cache..." tells.
+        parity: PyTorch against ONNX Runtime, then PyTorch against the engine. An engine of an earlier deploy has only
+            the second; the note "...come from the cache..." says so.
         seconds: wall time per phase, in order.
         precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
-        notes: what a user should know.
-        lowering: how the graph came to a low precision; None where it was not changed.
-        computed: what a low engine computes in, as TensorRT tells of its layers; None in float32 and of ONNX Runtime.
+        notes: sentences for the user.
+        lowering: how the ONNX graph came to a low precision; None where it was not changed.
+        computed: the precisions that a lowered engine computes in, by TensorRT's account of its layers; None in float32
+            and for ONNX Runtime.
     """
 
     parity: tuple[ParityReport, ...]
@@ -44,7 +49,7 @@ class DeployReport:
 
     @property
     def passed(self) -> bool:
-        """True if there was a comparison and every one passed."""
+        """Whether there was a comparison and every one passed."""
         return bool(self.parity) and all(report.passed for report in self.parity)
 
     def __str__(self) -> str:
@@ -69,15 +74,20 @@ class DeployReport:
         }
 
 
-class Phases:
-    """Wall time by phase, as deploy() goes along."""
+class ReportBuilder:
+    """Collects the findings of one deploy(), step by step."""
 
     def __init__(self) -> None:
+        self._lowering: PrecisionOutcome | None = None
+        self._computed: PrecisionReport | None = None
+        self._parity: list[ParityReport] = []
+        self._notes: list[str] = []
+        self._engine_notes: list[str] = []  # those of `_notes` that stay true when the engine is reused
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, name: str, when: bool = True) -> Generator[None]:
-        """Time the body under `name`; leave no trace unless `when`."""
+    def phase(self, name: str, when: bool = True) -> Generator[None]:
+        """Time the body as a phase of the report; without `when`, only run it."""
         start = time.perf_counter()
         try:
             yield
@@ -85,22 +95,75 @@ class Phases:
             if when:
                 self._seconds[name] = time.perf_counter() - start
 
-    def report(
-        self,
-        parity: Sequence[ParityReport],
-        precision: str,
-        notes: Sequence[str],
-        memory_bytes: int = 0,
-        lowering: PrecisionOutcome | None = None,
-        computed: PrecisionReport | None = None,
-    ) -> DeployReport:
-        """The report, with the phases so far."""
+    def add_parity(self, *reports: ParityReport) -> None:
+        """Add comparisons with PyTorch."""
+        self._parity.extend(reports)
+
+    def add_notes(self, notes: Iterable[str]) -> None:
+        """Add sentences for the user."""
+        self._notes.extend(notes)
+
+    def add_lowering(self, lowered: LoweredModel) -> None:
+        """Add how the ONNX graph was lowered, with its comparisons and notes."""
+        self._lowering = lowered.outcome
+        self.add_parity(*lowered.reports)
+        self._add_engine_notes(lowered.notes)
+
+    def add_engine_precision(self, engine_precision: EnginePrecision) -> None:
+        """Add the precisions that the engine computes in, with notes."""
+        self._computed = engine_precision.report
+        self._add_engine_notes(engine_precision.notes)
+
+    @property
+    def is_lowered(self) -> bool:
+        """Whether the ONNX graph was lowered."""
+        return self._lowering is not None
+
+    def engine_facts(self) -> dict[str, Any]:
+        """Give everything that stays true when a later deploy reuses the engine, as JSON values."""
+        return {
+            "outcome": None if self._lowering is None else self._lowering.to_json(),
+            "computed": None if self._computed is None else self._computed.to_json(),
+            "notes": list(self._engine_notes),
+        }
+
+    def add_engine_facts(self, facts: Mapping[str, Any]) -> None:
+        """Add the `engine_facts` of an earlier deploy."""
+        outcome = facts["outcome"]
+        computed = facts["computed"]
+        self._lowering = None if outcome is None else PrecisionOutcome.from_json(outcome)
+        self._computed = None if computed is None else PrecisionReport.from_json(computed)
+        self._add_engine_notes(facts["notes"])
+
+    def _add_engine_notes(self, notes: Iterable[str]) -> None:
+        sentences = list(notes)
+        self._engine_notes.extend(sentences)
+        self._notes.extend(sentences)
+
+    def copy(self) -> ReportBuilder:
+        """Give a builder with the same contents, for an attempt that may fail."""
+        other = ReportBuilder()
+        other._lowering = self._lowering
+        other._computed = self._computed
+        other._parity = list(self._parity)
+        other._notes = list(self._notes)
+        other._engine_notes = list(self._engine_notes)
+        other._seconds = dict(self._seconds)
+        return other
+
+    def build(self, precision: str, memory_bytes: int = 0) -> DeployReport:
+        """Give the report of everything so far.
+
+        Args:
+            precision: the arithmetic that answers.
+            memory_bytes: device memory that the engine works in.
+        """
         return DeployReport(
-            parity=tuple(parity),
+            parity=tuple(self._parity),
             seconds=dict(self._seconds),
             precision=precision,
             memory_bytes=memory_bytes,
-            notes=tuple(notes),
-            lowering=lowering,
-            computed=computed,
+            notes=tuple(self._notes),
+            lowering=self._lowering,
+            computed=self._computed,
         )

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from torch import nn
+from typing import Any
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import ParityError
-from torch2engine.modules.deployed import DeployedModule, attach_model
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.report import ParityReport
 from torch2engine.precision.calibration import CalibrationMetric
 from torch2engine.precision.graph.outcome import PrecisionOutcome
 
 __all__ = ["LoweredModel"]
-
-AnyModule = TypeVar("AnyModule", bound=DeployedModule[Any])
 
 
 @dataclass(frozen=True)
@@ -49,19 +44,10 @@ class LoweredModel:
     notes: tuple[str, ...] = ()
     metric: CalibrationMetric | None = None
 
-    def attach_model(self, module: AnyModule, model: nn.Module) -> AnyModule:
-        """Let a deployed module be refitted from the model, if it was built refittable.
-
-        Returns:
-            the module.
-
-        Raises:
-            RefitError: not all of its weights follow from the model.
-        """
-        if WEIGHTS in self.artifact.files:
-            tolerance = None if self.metric is not None else self.tolerance  # with a metric that one has no bounds
-            attach_model(module, model, [(case.name, case.inputs) for case in self.parity_cases], tolerance)
-        return module
+    @property
+    def refit_tolerance(self) -> Tolerance | None:
+        """When answers count as equal after a refit; None for the default of the precision."""
+        return None if self.metric is not None else self.tolerance  # with a metric, the tolerance has no bounds
 
     def check_metric(self, module: DeployedModule[Any]) -> tuple[str, ...]:
         """Evaluate the metric of the budget, if there is one, on the deployed module.

@@ -1,0 +1,235 @@
+"""`torch2engine.pipeline.request_facts`: the facts by which the engine of an earlier deploy is found.
+
+Enters: small models and everything that deploy() is given. Leaves: proof that the same request in another process has
+the same key, and that each single change has another.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from torch2engine.artifact.cache import hash_facts
+from torch2engine.builder import engine_request
+from torch2engine.capture.signature import capture_call
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.exporter.export import export_onnx
+from torch2engine.pipeline import request_facts as room
+from torch2engine.pipeline.request import DeployRequest
+from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
+
+BATCH = t2e.Axis("batch", 1, 4, 8)
+LOOSE = t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 2)
+        self.register_buffer("shift", torch.ones(2), persistent=False)
+
+    def forward(self, x: torch.Tensor, factor: float = float("nan")) -> torch.Tensor:
+        return self.head(self.body(x).relu()) + self.shift
+
+
+class Twin(Net):
+    """The same under another name."""
+
+
+def net(kind: type[nn.Module] = Net, seed: int = 0) -> Any:
+    torch.manual_seed(seed)
+    return kind().eval()
+
+
+def request_for(model: nn.Module, **options: Any) -> DeployRequest:
+    """A deploy with these options."""
+    defaults = {
+        "precision": t2e.Precision(),
+        "has_calibration": False,
+        "tolerance": None,
+        "runtime": "tensorrt",
+        "config": t2e.BuildConfig(),
+        "runtime_config": t2e.RuntimeConfig(),
+        "cache": None,
+        "cache_key": "net 1",
+    }
+    return DeployRequest(model=model, **{**defaults, **options})
+
+
+def facts_of_model(model: nn.Module, cache_key: str = "net 1") -> Any:
+    """The facts of a model under a key."""
+    return model_facts(request_for(model, cache_key=cache_key))
+
+
+def key_of_request(model: nn.Module, sample: torch.Tensor, **options: Any) -> str:
+    """The key of a request, beside the model."""
+    with undisturbed(model):
+        captured = capture_call(model, sample, {"x": {0: BATCH}})
+        return hash_facts(request_facts(request_for(model, **options), captured))
+
+
+def keys(model: nn.Module, axis: t2e.Axis = BATCH, profiles: Any = None, **options: Any) -> tuple[str, str]:
+    """The keys of a deploy: by its cache_key, and by its export."""
+    request = request_for(model, **options)
+    with undisturbed(model):
+        captured = capture_call(model, torch.ones(4, 4), {"x": {0: axis}}, profiles)
+        artifact = export_onnx(captured, request.config.refittable)
+    of_request = request_facts(request, captured)
+    of_model = model_facts(request)
+    assert of_model is not None
+    of_graph = graph_facts(artifact, request.config.refittable)
+    return hash_facts({**of_request, **of_model}), hash_facts({**of_request, **of_graph})
+
+
+def changed(path: str) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = net()
+        tensor = {**dict(model.named_parameters()), **dict(model.named_buffers())}[path]
+        with torch.no_grad():
+            tensor.view(-1)[0] += 1
+        return model
+
+    return make
+
+
+def other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "_library_version", lambda library: "0.0.1")
+
+
+def torch2engine_of_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_request, "__version__", "0.0.0")
+
+
+@functools.cache
+def usual() -> tuple[str, str]:
+    """What `net()` is found by."""
+    return keys(net())
+
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "weight": {"model": changed("body.weight")},
+    "buffer": {"model": changed("shift")},
+    "opt": {"axis": t2e.Axis("batch", 1, 5, 8)},
+    "max": {"axis": t2e.Axis("batch", 1, 4, 9)},
+    "axis's name": {"axis": t2e.Axis("rows", 1, 4, 8)},
+    "profiles": {"profiles": [{"batch": (1, 4, 8)}, {"batch": (1, 4, 8)}]},
+    "precision": {"precision": t2e.Precision("fp16")},
+    "keep_fp32": {"precision": t2e.Precision(keep_fp32=["head"])},
+    "budget": {
+        "precision": t2e.Precision("fp16", budget=t2e.Budget(tolerance=t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)))
+    },
+    "calibration": {"has_calibration": True},
+    "tolerance": {"tolerance": LOOSE},
+    "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
+    "refittable": {"config": t2e.BuildConfig(refittable=True)},
+    "libraries": {"world": other_libraries},
+    "torch2engine": {"world": torch2engine_of_tomorrow},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_every_single_change_misses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever decides about graph and engine is in both keys, and what does not matter in neither."""
+    change = dict(CHANGES[name])
+    before = usual()
+    make = change.pop("model", net)
+    change.pop("world", lambda monkeypatch: None)(monkeypatch)
+    after = keys(make(), **change)
+    assert after[0] != before[0] and after[1] != before[1]
+
+
+def test_sample_counts_as_far_as_lowering_takes_something_from_it() -> None:
+    """Its size never, its magnitude for half precision, its values for ranges of 8 bits."""
+    samples = [torch.ones(4, 4), torch.full((5, 4), 1.5), torch.full((4, 4), 1000.0)]
+    full, half, eight = (
+        [key_of_request(net(), sample, precision=t2e.Precision(word)) for sample in samples]
+        for word in ("fp32", "fp16", "int8")
+    )
+    assert full[0] == full[1] == full[2]
+    assert half[0] == half[1] != half[2]
+    assert len(set(eight)) == 3
+
+
+@pytest.mark.parametrize("name", ["epsilon", "form", "table", "tensor"])
+def test_settings_of_modules_are_no_part_of_the_promise(name: str) -> None:
+    """Numbers, words, tuples and tensors in attributes are looked at; the training flag is not."""
+    model, other = net(), net()
+    for one in (model, other):
+        one.norm = nn.LayerNorm(4)
+        one.form, one.table, one.cut = nn.GELU(), (1, 2.5), torch.ones(2)
+    if name == "epsilon":
+        other.norm.eps = 1e-3
+    elif name == "form":
+        other.form = nn.GELU("tanh")
+    elif name == "table":
+        other.table = (1, 2.6)
+    else:
+        other.cut = torch.tensor([1.0, 1.1])
+    before = facts_of_model(model)
+    assert facts_of_model(model.train()) == before
+    assert facts_of_model(other) != before
+
+
+def odd_meta(model: Any) -> None:
+    model.odd = nn.Parameter(torch.empty(2, device="meta"))
+
+
+def odd_sparse(model: Any) -> None:
+    model.register_buffer("odd", torch.eye(3).to_sparse())
+
+
+def odd_quantized(model: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch 2.13 deprecates them
+        model.register_buffer("odd", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8))
+
+
+@pytest.mark.parametrize("add", [odd_meta, odd_sparse, odd_quantized])
+def test_tensors_without_plain_values_have_no_key(add: Callable[[Any], None]) -> None:
+    """They take the long road, which knows what to say of them."""
+    model = net()
+    add(model)
+    assert facts_of_model(model) is None
+
+
+def test_conjugated_parameters_have_a_key() -> None:
+    """Their values are those that are seen."""
+    one, other = net(), net()
+    one.odd = torch.tensor([1 + 2j]).conj()
+    other.odd = torch.tensor([1 - 2j])
+    assert facts_of_model(one) == facts_of_model(other) is not None
+
+
+def test_key_promises_no_more_than_the_code() -> None:
+    """Another key and another class miss, though what they export is the same but for the class's name."""
+    before = facts_of_model(net())
+    assert facts_of_model(net(), cache_key="net 2") != before
+    assert facts_of_model(net(Twin)) != before
+    assert facts_of_model(net()) == before
+
+
+def test_weights_of_refittable_engines_do_not_count() -> None:
+    """Whoever takes the engine refits it; their shapes and dtypes do."""
+    options = {"config": t2e.BuildConfig(refittable=True)}
+    before = keys(net(), **options)
+    assert keys(net(seed=1), **options) == before
+    model = net()
+    model.head = nn.Linear(4, 3)
+    model.shift = torch.ones(3)
+    wider = keys(model, **options)
+    assert wider[0] != before[0] and wider[1] != before[1]
+
+
+def test_another_process_asks_by_the_same_key(run_python: Callable[[str], Any]) -> None:
+    """Nothing of a process, such as an address or the order of a set, gets into them."""
+    here = keys(net())
+    code = "import json; from tests.pipeline.test_request_facts import keys, net; print(json.dumps(keys(net())))"
+    assert run_python(code) == list(here)

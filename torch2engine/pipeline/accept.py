@@ -1,0 +1,165 @@
+"""A module takes the model's place only if it answers like the model.
+
+Enters: an engine, built now or by an earlier deploy, or a lowered ONNX model. Leaves: a deployed module that was
+compared with PyTorch, or an error. Separate because every engine is accepted in the same way, wherever it comes from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.config import Tolerance
+from torch2engine.modules.deployed import DeployedModule, attach_model, prove_split_axes
+from torch2engine.modules.judge import judge
+from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.trt.module import TRTModule
+from torch2engine.pipeline.report import ReportBuilder
+from torch2engine.pipeline.request import DeployRequest
+from torch2engine.precision.lowered_model import LoweredModel
+from torch2engine.precision.verify import verify_engine_precision
+
+__all__ = [
+    "EngineCandidate",
+    "accept",
+    "accept_lowered_engine",
+    "accept_onnx",
+    "finish",
+    "prove_split",
+    "target_device",
+]
+
+_OTHER_WEIGHTS = "what stays in float32 was chosen for the weights that were deployed first; these are others"
+
+
+@dataclass(frozen=True)
+class EngineCandidate:
+    """An engine that may take the model's place, and what it is compared with.
+
+    Args:
+        engine: the engine.
+        parity_cases: inputs with the model's answers, in the engine's dtypes.
+        tolerance: when the engine counts as equal to the model; None for the default of its precision.
+        refit_tolerance: when it does so after a later refit; None for the default of its precision.
+        is_reused: whether engine and ONNX model are those of an earlier deploy.
+        notes: on the parity cases, for the comparison's report.
+    """
+
+    engine: EngineArtifact
+    parity_cases: Sequence[ParityCase]
+    tolerance: Tolerance | None
+    refit_tolerance: Tolerance | None
+    is_reused: bool
+    notes: Sequence[str] = ()
+
+
+def accept_lowered_engine(
+    engine: EngineArtifact, lowered: LoweredModel, request: DeployRequest, gpu: torch.device, report: ReportBuilder
+) -> TRTModule:
+    """Put the engine of a lowered model in the model's place, if it answers like the model, and in its precision.
+
+    Args:
+        engine: built now, or loaded from the cache.
+        lowered: the ONNX model that was exported and lowered just now.
+        request: the model, and how the module is to answer.
+        gpu: where the engine runs.
+        report: takes the comparison, the engine's precisions and notes.
+
+    Raises:
+        ParityError, RefitError: the engine does not answer like the model.
+        PrecisionError: it computes too much in another precision.
+    """
+    candidate = EngineCandidate(
+        engine, lowered.parity_cases, lowered.tolerance, lowered.refit_tolerance, is_reused=False
+    )
+    module = accept(candidate, request, gpu, report)
+    report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
+    report.add_notes(lowered.check_metric(module))
+    return module
+
+
+def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device, report: ReportBuilder) -> TRTModule:
+    """Put an engine in the model's place, if it answers like the model.
+
+    Args:
+        candidate: the engine, and what it is compared with.
+        request: the model, and how the module is to answer.
+        gpu: where the engine runs.
+        report: takes the comparison and notes.
+
+    Raises:
+        ParityError, RefitError: the engine does not answer like the model.
+    """
+    module = TRTModule(candidate.engine, runtime_config=request.runtime_config, reference=request.eager_reference).bind(
+        gpu
+    )
+    if WEIGHTS in candidate.engine.files:
+        samples = [(case.name, case.inputs) for case in candidate.parity_cases]
+        had_other_weights = attach_model(
+            module, request.model, samples, candidate.refit_tolerance, onnx_is_current=not candidate.is_reused
+        )
+        if had_other_weights and candidate.is_reused and report.is_lowered:
+            report.add_notes([_OTHER_WEIGHTS])
+    parity = judge(module, candidate.parity_cases, candidate.tolerance, candidate.notes)
+    report.add_parity(parity.raise_if_failed())
+    report.add_notes(prove_split(module, candidate.parity_cases, request.tolerance))
+    return module
+
+
+def accept_onnx(lowered: LoweredModel, request: DeployRequest, report: ReportBuilder) -> ORTModule:
+    """Put an ONNX model in the model's place; its comparisons were made when it was checked and lowered.
+
+    Args:
+        lowered: the ONNX model.
+        request: the model, and how the module is to answer.
+        report: takes notes; the module's report is built from it.
+    """
+    runtime_config = request.runtime_config.on_cpu()
+    module = ORTModule(lowered.artifact, runtime_config=runtime_config, reference=request.eager_reference)
+    if WEIGHTS in lowered.artifact.files:
+        samples = [(case.name, case.inputs) for case in lowered.parity_cases]
+        attach_model(module, request.model, samples, lowered.refit_tolerance)
+    report.add_notes(prove_split(module, lowered.parity_cases, request.tolerance))
+    module.report = report.build(module.precision)
+    return module
+
+
+def finish(module: TRTModule, report: ReportBuilder) -> TRTModule:
+    """Attach the report to an accepted module, and free the memory of its largest shapes: later calls may be smaller.
+
+    Returns:
+        the module.
+    """
+    module.report = report.build(module.precision, module.memory_bytes)
+    module.trim()
+    return module
+
+
+def prove_split(
+    module: DeployedModule[Any], parity_cases: Sequence[ParityCase], tolerance: Tolerance | None = None
+) -> tuple[str, ...]:
+    """Prove which axes may be split, if the module splits calls that are out of range.
+
+    Returns:
+        a sentence on every axis; nothing under another policy.
+
+    Raises:
+        InputError, ParityError: no axis can be split.
+    """
+    if module.runtime_config.out_of_range != "split":
+        return ()
+    calls = [[leaf.to(module.device) for leaf in case.inputs] for case in parity_cases]
+    return prove_split_axes(module, calls, tolerance)
+
+
+def target_device(captured: CapturedCall) -> torch.device:
+    """The GPU that the engine is for: the sample's, or PyTorch's current one for a sample on the CPU."""
+    sample_device = captured.sample[0].device
+    return sample_device if sample_device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())

@@ -1,0 +1,101 @@
+"""`OnnxArtifact` against the module that it was exported from, on ONNX Runtime: the public step `check`.
+
+Enters: an artifact, and the module or its parity cases. Leaves: a `ParityReport`. Separate because `check` is a step of
+its own for users, and `deploy` compares in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.signature import capture_call
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
+from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import LOW_PRECISIONS
+from torch2engine.modules.judge import judge
+from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
+from torch2engine.parity.report import ParityReport
+from torch2engine.precision.parity_cases import parity_cases_for
+
+__all__ = ["check", "check_onnx"]
+
+
+def check(
+    model: nn.Module, artifact: OnnxArtifact, sample_input: Any, *, tolerance: Tolerance | None = None
+) -> ParityReport:
+    """Compare an exported model with the module that it was exported from, by ONNX Runtime on the CPU.
+
+    Args:
+        model: the reference.
+        artifact: the exported model; its profiles say at which sizes to compare.
+        sample_input: in the form that it was exported with.
+        tolerance: by default `Tolerance.default` of the artifact's precision.
+
+    Returns:
+        the report; call its `raise_if_failed`.
+
+    Raises:
+        InputError, ShapeError: the sample does not fit the artifact's signature.
+    """
+    model = unwrap(model)
+    with undisturbed(model):
+        captured = _capture_like(artifact, model, sample_input)
+        all_cases, notes = make_parity_cases(captured)
+    parity_cases = parity_cases_for(artifact.precision, all_cases)
+    if _is_lowered(artifact):
+        # ONNX Runtime's own answers would hide what overflows.
+        return judge(StrictModule(artifact), parity_cases, tolerance, notes)
+    return judge(ORTModule(artifact), parity_cases, tolerance, notes)
+
+
+def check_onnx(
+    artifact: OnnxArtifact, parity_cases: Sequence[ParityCase], tolerance: Tolerance | None, notes: Sequence[str]
+) -> ParityReport:
+    """Compare a model that was exported just now with the reference, by ONNX Runtime on the CPU.
+
+    Args:
+        artifact: the exported model, not lowered.
+        parity_cases: inputs with the reference's answers.
+        tolerance: by default `Tolerance.default` of the artifact's precision.
+        notes: on the parity cases, for the report.
+
+    Raises:
+        ParityError: it does not answer like the reference.
+    """
+    return judge(ORTModule(artifact), parity_cases, tolerance, notes).raise_if_failed()
+
+
+def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -> CapturedCall:
+    """Capture the model's call with an artifact's signature and profiles.
+
+    Raises:
+        InputError, ShapeError: the sample does not fit the signature.
+    """
+    preprocess = {spec.name: spec.preprocess for spec in artifact.signature.inputs if spec.preprocess is not None}
+    expected = [(spec.name, spec.dtype) for spec in artifact.signature.inputs]
+    try:
+        captured = capture_call(model, sample_input, preprocess=preprocess)
+    except InputError as error:
+        if not error.subject.startswith("preprocess["):
+            raise
+        raise InputError("sample_input", got=error.allowed, allowed=f"the artifact's are {expected}") from None
+    given = [(spec.name, spec.dtype) for spec in captured.signature.inputs]
+    if given != expected:
+        raise InputError("sample_input", got=f"inputs {given}", allowed=f"the artifact's are {expected}")
+    artifact.signature.resolve([leaf.shape for leaf in captured.sample])
+    return replace(captured, signature=artifact.signature, profiles=artifact.profiles)
+
+
+def _is_lowered(artifact: OnnxArtifact) -> bool:
+    """Whether a float32 model was lowered: its inputs or outputs are float32, and its precision is a lower one."""
+    dtypes = [spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)]
+    return artifact.precision in LOW_PRECISIONS and "float32" in dtypes

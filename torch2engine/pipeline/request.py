@@ -1,0 +1,137 @@
+"""The arguments of one deploy(), checked before any work is done.
+
+Enters: arguments as the user gave them. Leaves: a `DeployRequest`, or an error that says what is allowed. Separate
+because every later step reads the same checked values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from torch2engine.artifact.cache import EngineCache, resolve_cache
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.unwrap import unwrap
+from torch2engine.core.config import (
+    RUNTIMES,
+    BuildConfig,
+    Precision,
+    RuntimeConfig,
+    Tolerance,
+    require_choice,
+    require_instance,
+)
+from torch2engine.core.errors import InstallationError
+from torch2engine.modules.trt.backend import require_cuda
+from torch2engine.pipeline.user_warning import warn_user
+from torch2engine.precision.validate import remaining_precision, validated_precision
+from torch2engine.trt.gpu import require_gpu
+from torch2engine.trt.library import find_tensorrt
+
+__all__ = ["DeployRequest", "choose_runtime"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeployRequest:
+    """The checked arguments of one deploy().
+
+    Args:
+        model: the user's module, below torch's wrappers.
+        precision: the requested precision.
+        has_calibration: whether calibration data were given; nothing has read them yet.
+        tolerance: the requested one; None for the precision's default.
+        runtime: "tensorrt" or "onnxruntime".
+        config: how TensorRT builds.
+        runtime_config: how the deployed module answers.
+        cache: where engines are kept; None for nowhere.
+        cache_key: the caller's name for the model's code and calibration data, or None.
+    """
+
+    model: nn.Module
+    precision: Precision
+    has_calibration: bool
+    tolerance: Tolerance | None
+    runtime: str
+    config: BuildConfig
+    runtime_config: RuntimeConfig
+    cache: EngineCache | None
+    cache_key: str | None
+
+    @classmethod
+    def check(
+        cls,
+        model: object,
+        precision: object,
+        calibration: object,
+        tolerance: Tolerance | None,
+        runtime: str,
+        config: BuildConfig,
+        runtime_config: RuntimeConfig,
+        cache: object,
+        cache_key: str | None,
+    ) -> DeployRequest:
+        """Check the arguments of deploy(), and choose the runtime.
+
+        Raises:
+            InputError: an argument, or a combination of them, that is not allowed.
+            InstallationError: runtime is "tensorrt", and it can't run.
+        """
+        checked_precision = validated_precision(precision, calibration, tolerance, config, runtime_config)
+        engine_cache = resolve_cache(cache, cache_key)
+        chosen_runtime = choose_runtime(runtime, config, runtime_config)
+        return cls(
+            model=unwrap(model),
+            precision=checked_precision,
+            has_calibration=calibration is not None,
+            tolerance=tolerance,
+            runtime=chosen_runtime,
+            config=config,
+            runtime_config=runtime_config,
+            cache=engine_cache,
+            cache_key=cache_key,
+        )
+
+    @property
+    def flavour(self) -> str | None:
+        """The TensorRT that builds: "tensorrt" or "tensorrt_rtx"; None where ONNX Runtime answers."""
+        return None if self.runtime == "onnxruntime" else find_tensorrt(self.config.flavour).name
+
+    def float32_precision(self, artifact: OnnxArtifact) -> str | None:
+        """The precision of float32 matrix products for the builder: "tf32", or None for that of the exported model."""
+        return "tf32" if remaining_precision(self.precision, artifact).dtype == "tf32" else None
+
+    @property
+    def eager_reference(self) -> nn.Module | None:
+        """The model where out_of_range is "eager": it then answers calls outside every profile. None otherwise."""
+        return self.model if self.runtime_config.out_of_range == "eager" else None
+
+
+def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeConfig = RuntimeConfig()) -> str:
+    """Choose what "auto" means here, and refuse "tensorrt" where it can't run.
+
+    Returns:
+        "tensorrt" or "onnxruntime".
+
+    Raises:
+        InputError: an unknown runtime, or options that it does not have.
+        InstallationError: "tensorrt" without a usable TensorRT, GPU or CUDA build of PyTorch.
+    """
+    require_choice("runtime", runtime, RUNTIMES)
+    require_instance("config", config, BuildConfig)
+    require_instance("runtime_config", runtime_config, RuntimeConfig)
+    if runtime == "onnxruntime":
+        runtime_config.check_cpu("runtime='onnxruntime'")
+        return runtime
+    try:
+        find_tensorrt(config.flavour)
+        require_gpu()
+        require_cuda()
+    except InstallationError as error:
+        if runtime == "tensorrt":
+            raise
+        ignored = runtime_config.only_gpu()
+        without = f" without {ignored}, which it does not have" if ignored else ""
+        warn_user(f"deploying to ONNX Runtime on the CPU{without}, because TensorRT can't run: {error}")
+        return "onnxruntime"
+    return "tensorrt"

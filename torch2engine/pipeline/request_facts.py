@@ -1,0 +1,130 @@
+"""The facts that two deploys must share for one engine to serve both, as JSON values for cache keys.
+
+Enters: a model or its exported graph, and the rest of the request. Leaves: facts to be hashed. Separate because here is
+decided, in one place, which differences between two deploys matter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from torch2engine.artifact.manifest_fields import encode_non_finite
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.builder.engine_request import build_environment
+from torch2engine.builder.onnx_fingerprint import refittable_fingerprint
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.fingerprint import fingerprints
+from torch2engine.core.config import Precision
+from torch2engine.core.precisions import QUANTIZED_PRECISIONS
+from torch2engine.pipeline.request import DeployRequest
+
+__all__ = ["graph_facts", "model_facts", "request_facts", "sample_facts"]
+
+_LIBRARIES = ("ml-dtypes", "nvidia-modelopt", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
+
+
+def model_facts(request: DeployRequest) -> dict[str, Any] | None:
+    """The facts that tell one model from another, where the caller's cache_key stands for its code.
+
+    Returns:
+        the facts; None for a model with tensors whose values can't be read.
+    """
+    # All tensors count, so that a cache_key that is used for a second model or for other weights finds nothing.
+    state = dict(request.model.named_parameters(remove_duplicate=False))
+    state |= dict(request.model.named_buffers(remove_duplicate=False))
+    modules = dict(cast("Iterable[tuple[str, nn.Module]]", request.model.named_modules()))
+    attributes = {
+        f"{path}:{name}": value
+        for path, module in modules.items()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+    tensors = state | attributes
+    if not all(_has_plain_values(tensor) for tensor in tensors.values()):
+        return None
+    return {
+        "cache_key": request.cache_key,
+        "modules": {path: _module_settings(module) for path, module in modules.items()},
+        "tensors": {path: [list(tensor.shape), str(tensor.dtype)] for path, tensor in tensors.items()},
+        # A refit replaces the values of parameters and buffers, but not those of other attributes.
+        "values": fingerprints(attributes if request.config.refittable else tensors),
+    }
+
+
+def graph_facts(artifact: OnnxArtifact, refittable: bool) -> dict[str, Any]:
+    """The facts that tell one exported model from another.
+
+    Args:
+        artifact: the exported model.
+        refittable: leave out the values of weights that a refit replaces.
+    """
+    if refittable:
+        hashes = refittable_fingerprint(artifact)
+    else:
+        hashes = {name: entry["sha256"] for name, entry in artifact.manifest()["files"].items()}
+    return {"graph": hashes, "precision": artifact.precision}
+
+
+def request_facts(request: DeployRequest, captured: CapturedCall) -> dict[str, Any]:
+    """The facts that decide, beside the model, which ONNX graph is built and how; the current GPU is part of them."""
+    tolerance = request.tolerance
+    sample = None if request.has_calibration else sample_facts(request.precision, captured.sample)
+    outputs = [[spec.name, spec.dtype] for spec in captured.signature.outputs]  # the sample decides their shapes
+    output_axes = {name: {str(dim): axis for dim, axis in axes.items()} for name, axes in captured.output_axes.items()}
+    return {
+        **build_environment(request.config),
+        "signature": encode_non_finite(replace(captured.signature, outputs=()).to_json()),
+        "outputs": [outputs, output_axes],
+        "profiles": [profile.to_json() for profile in captured.profiles],
+        "asked": asdict(request.precision),
+        "calibrated": request.has_calibration,
+        "sample": sample,
+        "tolerance": None if tolerance is None else asdict(tolerance),
+        "libraries": {name: installed for name in _LIBRARIES if (installed := _library_version(name))},
+    }
+
+
+def sample_facts(precision: Precision, sample: Sequence[torch.Tensor]) -> list[Any] | None:
+    """The facts that lowering takes from the sample, where there are no calibration data.
+
+    The ranges of "int8" and "fp8" follow from the sample's values. In half precision the sample only shows what may
+    overflow: the power of two of its largest value counts, so that a fresh random sample of the same kind is equal.
+    """
+    if not precision.changes_graph:
+        return None
+    if precision.dtype in QUANTIZED_PRECISIONS or precision.weights is not None:
+        return [fingerprints({"": leaf})[""] for leaf in sample]
+    floats = [leaf for leaf in sample if leaf.is_floating_point() and leaf.numel()]
+    return [math.frexp(float(leaf.abs().max()))[1] for leaf in floats]
+
+
+def _has_plain_values(tensor: torch.Tensor) -> bool:
+    """Whether its values are bits in memory."""
+    is_known_class = type(tensor) in (torch.Tensor, nn.Parameter)
+    return is_known_class and tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
+
+
+def _module_settings(module: nn.Module) -> list[Any]:
+    """A module's class, and the plain values among its attributes."""
+    settings = {name: repr(value) for name, value in vars(module).items() if name != "training" and _is_setting(value)}
+    return [f"{type(module).__module__}.{type(module).__qualname__}", settings]
+
+
+def _is_setting(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(_is_setting(item) for item in cast("Sequence[object]", value))
+    return isinstance(value, (type(None), bool, int, float, str))
+
+
+def _library_version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return ""
