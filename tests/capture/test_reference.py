@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
-import sysconfig
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.support.models import Arguments, Block, Box, Function, Pair, TwoInputs, captured, exported, line_of
-from torch2engine.capture.captured_call import resized
+from tests.support.models import Arguments, Block, Box, Function, Pair, captured, line_of
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.reference import Reference, flatten_result, outputs_by_name
 from torch2engine.capture.signature import capture_call
-from torch2engine.capture.source_lines import innermost_user_frame, user_source
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.errors import ExportError, InputError
+from torch2engine.core.errors import ExportError
 from torch2engine.core.pytree import Inputs, flatten
-from torch2engine.modules.onnxruntime.module import ORTModule
 
 X = torch.arange(12.0).reshape(4, 3)
-
-
-class OwnParallel(nn.DataParallel):
-    """A user's own kind, whose forward may do more than the inner module's."""
 
 
 class Failing(nn.Module):
@@ -41,83 +30,6 @@ class Failing(nn.Module):
 def stretch(x: torch.Tensor) -> torch.Tensor:
     """Fails inside torch."""
     return x.reshape(7, -1)  # no 7 in 12
-
-
-# unwrap
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, when it loads its compiler
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda model: model,
-        torch.compile,
-        nn.DataParallel,
-        lambda model: torch.compile(nn.DataParallel(model)),
-        lambda model: nn.DataParallel(torch.compile(model)),
-    ],
-    ids=["bare", "compiled", "parallel", "compiled parallel", "parallel compiled"],
-)
-def test_module_is_reached_behind_wrappers(wrap: Callable[[nn.Module], nn.Module]) -> None:
-    """torch.compile and DataParallel, also one in the other, hide nothing."""
-    model = Block()
-    assert unwrap(wrap(model)) is model
-
-
-def test_users_own_wrapper_is_left_on() -> None:
-    """A subclass of DataParallel is the user's model, not a wrapper to be taken off."""
-    model = OwnParallel(Block())
-    assert unwrap(model) is model
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.jit's own
-@pytest.mark.parametrize(
-    ("make", "text"),
-    [
-        (
-            lambda: torch.relu,
-            "model: a builtin_function_or_method, a torch.nn.Module; wrap a function in a module whose forward calls "
-            "it",
-        ),
-        (lambda: None, "model: a NoneType, a torch.nn.Module; wrap a function in a module whose forward calls it"),
-        (lambda: Block, "model: a type, a torch.nn.Module; wrap a function in a module whose forward calls it"),
-        (
-            lambda: torch.jit.script(nn.Linear(3, 3)),
-            "model: a RecursiveScriptModule, the Python module that it was made from; pass the module as it was before "
-            "torch.jit.script or torch.jit.trace",
-        ),
-        (
-            lambda: torch.jit.trace(nn.Linear(3, 3), X),
-            "model: a TopLevelTracedModule, the Python module that it was made from; pass the module as it was before "
-            "torch.jit.script or torch.jit.trace",
-        ),
-        (
-            lambda: nn.Sequential(nn.Sequential(torch.jit.script(nn.Linear(3, 3)))),
-            "model: its submodule '0.0' is a RecursiveScriptModule, the Python module that it was made from; pass the "
-            "module as it was before torch.jit.script or torch.jit.trace",
-        ),
-        (
-            lambda: nn.Sequential(nn.LazyLinear(3)),
-            "model: its lazy parameter '0.weight' has no shape yet; call the model once first",
-        ),
-        (
-            lambda: torch.inference_mode()(lambda: nn.Linear(3, 3))(),
-            "model: its parameter 'weight' was made in inference mode and requires grad, which torch.export can't "
-            "take; make or load the model outside torch.inference_mode()",
-        ),
-        (
-            lambda: ORTModule(exported(TwoInputs(), (X, X))[0]),
-            "model: a ORTModule; it is deployed already; pass the PyTorch module",
-        ),
-    ],
-    ids=["function", "None", "class", "script", "trace", "script inside", "lazy", "inference", "deployed"],
-)
-def test_model_that_can_not_be_deployed_is_refused(make: Callable[[], Any], text: str) -> None:
-    """What is no live, traceable nn.Module is refused with what to pass instead."""
-    model = make()
-    with pytest.raises(InputError) as error:
-        unwrap(model)
-    assert str(error.value) == text
 
 
 # calling it
@@ -232,55 +144,3 @@ def test_results_are_named_and_detached() -> None:
     assert list(answers) == ["p", "q", "r"]
     assert not any(answer.requires_grad for answer in answers.values())
     X.requires_grad_(False)
-
-
-# the user's line
-
-
-def test_user_source_is_the_innermost_user_frame() -> None:
-    """It is the last line before torch's; nothing is told where there is nothing."""
-    with pytest.raises(RuntimeError) as error:
-        stretch(X)
-    assert user_source(error.value) == line_of(stretch, "no 7 in 12")
-    assert user_source(RuntimeError("never raised")) == ""
-
-
-@pytest.mark.parametrize(
-    "foreign",
-    [
-        torch.nn.functional.__file__,
-        inspect.getsourcefile(Reference),
-        str(Path(sysconfig.get_paths()["stdlib"]) / "contextlib.py"),
-        "torch/fx/passes/runtime_assert.py",
-        "<eval_with_key>.3",
-        "<string>",
-    ],
-    ids=["torch", "torch2engine", "stdlib", "made up by torch", "generated", "string"],
-)
-def test_machinery_is_no_users_line(foreign: str) -> None:
-    """Frames of torch, torch2engine, the standard library and generated code are passed over."""
-    assert innermost_user_frame([("model.py", 7), (foreign, 3)]) == "model.py:7"
-    assert innermost_user_frame([(foreign, 3)]) == ""
-
-
-def test_model_library_is_a_users_line() -> None:
-    """The line in a library of models is the one that tells what to change."""
-    library = str(Path(torch.__file__).parents[1] / "some_models" / "vit.py")
-    assert innermost_user_frame([("train.py", 7), (library, 30), (torch.__file__, 3)]) == f"{library}:30"
-
-
-# sizes
-
-
-def test_resized_cuts_and_repeats() -> None:
-    """Every dimension is cut or repeated in order, into fresh contiguous memory."""
-    assert resized(X, (2, 3)).tolist() == X[:2].tolist()
-    assert resized(X, (9, 3)).tolist() == torch.cat([X, X, X[:1]]).tolist()
-    assert resized(X, (1, 4)).tolist() == [[0.0, 1.0, 2.0, 0.0]]
-    same = resized(X.t(), (3, 4))
-    assert same.is_contiguous()
-    assert torch.equal(same, X.t())
-    same.zero_()
-    assert X[3, 2] == 11
-    assert resized(torch.tensor(3.0), ()).shape == ()
-    assert resized(torch.tensor([[True]]), (2, 2)).all()

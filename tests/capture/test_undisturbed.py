@@ -6,7 +6,6 @@ import collections
 import copy
 import random
 import threading
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,7 +14,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.models import BATCH, captured, exported
+from tests.support.float32_switches import SWITCHES
+from tests.support.models import BATCH, exported
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
@@ -150,16 +150,6 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-SWITCHES: dict[str, Callable[[], Any]] = {
-    "matmul": lambda: torch.backends.cuda.matmul.fp32_precision,
-    "conv": lambda: torch.backends.cudnn.conv.fp32_precision,
-    "rnn": lambda: torch.backends.cudnn.rnn.fp32_precision,
-    "cpu matmul": lambda: torch.backends.mkldnn.matmul.fp32_precision,
-    "cpu conv": lambda: torch.backends.mkldnn.conv.fp32_precision,
-    "cpu rnn": lambda: torch.backends.mkldnn.rnn.fp32_precision,
-}
-
-
 def assert_same(before: dict[str, Any], after: dict[str, Any]) -> None:
     """Equal down to the last bit."""
     assert before.keys() == after.keys()
@@ -279,16 +269,6 @@ def test_body_runs_in_inference_mode_of_every_submodule() -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_callers_autocast_does_not_leak_in() -> None:
-    """A deploy inside autocast gives the float32 model, and autocast goes on afterwards."""
-    model = nn.Linear(3, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        artifact, _ = exported(model, X)
-        assert model(X).dtype == torch.bfloat16
-    assert artifact.signature.outputs[0].dtype == "float32"
-    assert artifact.precision == "fp32"
-
-
 def test_deploy_works_in_inference_mode() -> None:
     """A caller under torch.inference_mode() gets his artifact, and stays in that mode."""
     model = nn.Linear(3, 2)
@@ -297,124 +277,6 @@ def test_deploy_works_in_inference_mode() -> None:
         assert torch.is_inference_mode_enabled()
     assert artifact.signature.inputs[0].shape == ("batch", 3)
     assert [case.name for case in examples] == ["min", "opt", "max", "random"]
-
-
-TURNS: dict[str, Callable[[], None]] = {
-    "nothing": lambda: None,
-    "old matmul": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
-    "old conv": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
-    "high": lambda: torch.set_float32_matmul_precision("high"),
-    "medium": lambda: torch.set_float32_matmul_precision("medium"),
-    "new matmul": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
-    "new conv": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
-    "new rnn": lambda: setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
-    "new all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
-    "new cpu": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
-}
-OLD: dict[str, Callable[[], Any]] = {
-    "float32_matmul_precision": torch.get_float32_matmul_precision,
-    "matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
-    "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
-}
-
-
-def old_switches() -> dict[str, Any]:
-    """What the older switches say, which may be that they can't tell."""
-    said: dict[str, Any] = {}
-    for name, read in OLD.items():
-        try:
-            said[name] = read()
-        except RuntimeError:
-            said[name] = "mixed"
-    return said
-
-
-def turn_and_look(turn: str) -> list[Any]:
-    """The switches as a user turned them, inside, and afterwards; in a process of its own."""
-
-    def look() -> list[Any]:
-        return [{name: read() for name, read in SWITCHES.items()}, old_switches()]
-
-    TURNS[turn]()
-    before = look()
-    with undisturbed(nn.Linear(2, 2)):
-        inside = [read() for read in SWITCHES.values()]
-    return [before, inside, look()]
-
-
-LOOK = """
-import json
-from multiprocessing import get_context
-from tests.capture.test_undisturbed import TURNS, turn_and_look
-with get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # a fresh process for each, since torch remembers
-    print(json.dumps(dict(zip(TURNS, pool.map(turn_and_look, TURNS, chunksize=1)))))
-"""
-
-
-@pytest.fixture(scope="module")
-def looks(run_python: Callable[[str], Any]) -> dict[str, Any]:
-    """What the switches said, for each way of turning them."""
-    return run_python(LOOK)
-
-
-@pytest.mark.parametrize("turn", TURNS)
-def test_pitfall_40_shortened_float32_is_off_inside_and_back_afterwards(turn: str, looks: dict[str, Any]) -> None:
-    """TF32 and bfloat16 products are off while comparing, whichever of torch's two sets of switches a user turned."""
-    before, inside, after = looks[turn]
-    assert inside == ["ieee"] * len(SWITCHES)
-    assert after == before
-
-
-def test_pitfall_40_full_float32_is_what_the_cpu_computes() -> None:
-    """Under set_float32_matmul_precision("medium") the reference still is float32, as ONNX Runtime is."""
-    wide = nn.Linear(256, 256)
-    x = torch.randn(64, 256)
-    right = x.double() @ wide.weight.detach().double().t() + wide.bias.detach().double()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        settled = captured(wide, x)
-        with undisturbed(wide):
-            found = settled.reference(settled.sample).leaves[0]
-    finally:
-        torch.set_float32_matmul_precision("highest")
-    assert float((found.double() - right).norm() / right.norm()) < 1e-5
-
-
-FUNCTIONS = (
-    *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma", "log", "log10", "log1p"),
-    *("log2", "sin", "sinh", "cosh", "sqrt", "tan", "tanh"),
-)
-FIRST_CALLS = f"""
-import json
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch2engine.capture.process_state import exact_arithmetic
-
-class Log(TorchDispatchMode):
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        if args and isinstance(args[0], torch.Tensor):
-            seen.append([function.__name__.partition(".")[0], str(args[0].dtype), args[0].numel()])
-        return function(*args, **(kwargs or {{}}))
-
-torch.set_num_threads(2)
-seen = []
-with Log(), exact_arithmetic():
-    pass
-x = torch.linspace(0.1, 0.9, 1 << 15)
-with exact_arithmetic():
-    narrow = {{name: getattr(torch, name)(x) for name in {FUNCTIONS}}}
-    wide = {{name: getattr(torch, name)(x.double()) for name in narrow}}
-print(json.dumps([seen, {{name: float((narrow[name] - wide[name]).abs().max()) for name in wide}}]))
-"""
-
-
-def test_first_call_of_mkls_functions_is_one_threads(run_python: Callable[[str], Any]) -> None:
-    """Else references may be wrong by 1e-4, in one process of six on some CPUs (pytorch/pytorch#188792)."""
-    calls, errors = run_python(FIRST_CALLS)
-    for name in FUNCTIONS:
-        for dtype in ("torch.float32", "torch.float64"):
-            assert [size for function, of, size in calls if (function, of) == (name, dtype)] == [1], name
-    assert all(error < 1e-6 for error in errors.values()), errors
 
 
 # what can't be undone

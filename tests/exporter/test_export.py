@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
-import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -41,7 +40,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.build import build
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig
-from torch2engine.core.errors import DynamicAxisError, ExportError, UnsupportedOperatorError
+from torch2engine.core.errors import ExportError
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis, TensorSpec
 from torch2engine.onnx_graph.session import OrtSession
@@ -108,44 +107,6 @@ def test_opset_is_the_one_that_was_chosen(nested: tuple[OnnxArtifact, list[Parit
     assert not model.functions
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 8), (1, 1, 2)])
-def test_pitfall_06_sample_of_one_does_not_fix_the_axis(sizes: tuple[int, int, int]) -> None:
-    """torch fixes an axis whose sample is 1; here it stays symbolic and right at every size."""
-    artifact, examples = exported(Function(lambda x, w: (x * w).sum(0)), X[:1], {"x": {0: Axis("batch", *sizes)}})
-    assert symbolic(artifact)[0] == ["batch", 3]
-    assert examples[0].inputs[0].shape[0] == 1
-    assert error_of(artifact, examples) < 1e-5
-
-
-@pytest.mark.parametrize("name", ["N", "S", "O", "lambda", "None", "_n"])
-def test_axis_may_have_any_identifier_for_a_name(name: str) -> None:
-    """Names that mean something to sympy, to Python or to torch are names like others."""
-    artifact, examples = exported(
-        Function(lambda x, w: (x.reshape(-1), x)), X, {"x": {0: Axis(name, 2, 4, 8, multiple_of=2)}}
-    )
-    assert symbolic(artifact) == [[name, 3], [f"3*{name}"], [name, 3]]
-    assert [spec.shape for spec in artifact.signature.outputs] == [(f"3*{name}",), (name, 3)]
-    assert error_of(artifact, examples) == 0
-
-
-def test_several_axes_steps_and_profiles_hold_together() -> None:
-    """Output shapes are expressions over the axes, and every corner of every profile is right."""
-    model = Function(
-        lambda x, w: {"halves": x.reshape(x.shape[0] // 2, 2, -1), "both": x @ x.T, "more": x.repeat(3, 2)}
-    )
-    axes = {"x": {0: Axis("rows", 2, 4, 8, multiple_of=2), 1: Axis("columns", 1, 3, 6)}}
-    profiles = [{"rows": (2, 2, 4), "columns": (1, 3, 3)}, {"rows": (4, 8, 8), "columns": (3, 6, 6)}]
-    artifact, examples = exported(model, X, axes, profiles)
-    shapes = {spec.name: spec.shape for spec in artifact.signature.outputs}
-    assert shapes == {
-        "halves": ("rows/2", 2, "columns"),
-        "both": ("rows", "rows"),
-        "more": ("3*rows", "2*columns"),
-    }
-    assert len(examples) == 7
-    assert error_of(artifact, examples) < 1e-5
-
-
 def test_pitfall_12_axes_and_keywords_reach_the_right_input() -> None:
     """{'y': ...} before {'x': ...}, a skipped optional, negative dimensions: the file's inputs are the ones named."""
 
@@ -162,23 +123,6 @@ def test_pitfall_12_axes_and_keywords_reach_the_right_input() -> None:
     ]
     assert symbolic(artifact)[:3] == [[2, "m"], ["n", 5], [1, 5]]
     assert error_of(artifact, examples) < 1e-5
-
-
-def test_outputs_named_in_dynamic_axes_must_agree() -> None:
-    """Entries for outputs are checked against what the model does, and need not be given."""
-    artifact, _ = exported(DOUBLE, X, {"x": BATCH, "output": {0: "batch"}})
-    assert artifact.signature.outputs[0].shape == ("batch", 3)
-    for entry, got in (
-        ({0: "n"}, "dimension 0 is 'n'"),
-        ([1], "dimension 1 is 'dynamic'"),
-        ({2: "batch"}, "dimension 2 is 'batch'"),
-    ):
-        with pytest.raises(DynamicAxisError) as error:
-            exported(DOUBLE, X, {"x": BATCH, "output": entry})
-        assert str(error.value) == (
-            f"dynamic_axes['output']: {got}, the model's output is output: float32[batch, 3]; name them as the model "
-            "computes them, or leave outputs out: they follow from the inputs"
-        )
 
 
 # what is frozen in the trace
@@ -578,81 +522,3 @@ def test_scalar_tensors_go_in_and_out() -> None:
     artifact, examples = exported(Function(lambda x, w: (x * 2, x + w)), torch.tensor(3.0))
     assert [spec.shape for spec in artifact.signature.outputs] == [(), (3,)]
     assert error_of(artifact, examples) < 1e-5
-
-
-# what has no ONNX form
-
-
-class ErfInv(nn.Module):
-    """An operator that torch takes apart before it fails."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.special.erfinv(x * 0.1)
-
-
-class Distance(nn.Module):
-    """Another."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cdist(x, x)
-
-
-class Strange(nn.Module):
-    """Three operators without an ONNX form, in three places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Sequential(ErfInv())
-        self.second = nn.ModuleDict({"distance": Distance()})
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.second["distance"](self.first(x))
-        return torch.searchsorted(y, y)
-
-
-def test_operators_without_an_onnx_form_are_named_all_at_once() -> None:
-    """torch names the first; here each is told with its module's path and the user's line."""
-    with pytest.raises(UnsupportedOperatorError) as error:
-        exported(Strange(), X, {"x": BATCH})
-    assert [(node.op, node.module, node.source) for node in error.value.nodes] == [
-        ("prims.erf_inv", "first.0", line_of(ErfInv, "erfinv")),
-        ("aten._cdist_forward", "second.distance", line_of(Distance, "cdist")),
-        ("aten.searchsorted.Tensor", "", line_of(Strange, "torch.searchsorted")),
-    ]
-    head, *lines = str(error.value).splitlines()
-    assert head == (
-        "torch.onnx: no ONNX form for aten._cdist_forward, aten.searchsorted.Tensor, prims.erf_inv; write these lines "
-        "with other PyTorch operators"
-    )
-    assert lines[0] == (
-        f"  prims.erf_inv (erf_inv) in module 'first.0' at {line_of(ErfInv, 'erfinv')}: no ONNX function"
-    )
-
-
-@torch.library.custom_op("torch2engine_tests::twice", mutates_args=())
-def twice(x: torch.Tensor) -> torch.Tensor:
-    """An operator of the user's own."""
-    return x * 2
-
-
-@twice.register_fake
-def _twice(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
-
-
-def test_operator_inside_a_branch_is_named_too() -> None:
-    """Custom operators and branches are no hiding places."""
-    model = Function(lambda x, w: torch.cond(x.sum() > 0, lambda y: twice(y), lambda y: y - 1, (x,)))
-    with pytest.raises(UnsupportedOperatorError) as error:
-        exported(model, X, {"x": BATCH})
-    line = line_of(Function, "self.function(x, self.w)")
-    assert [(node.op, node.source) for node in error.value.nodes] == [("torch2engine_tests.twice", line)]
-
-
-def test_other_failures_of_the_exporter_are_typed() -> None:
-    """What the exporter can't do for other reasons is an ExportError with the last things that it said."""
-    model = Function(lambda x, w: torch.cat(x.chunk(2), 1))
-    with pytest.raises(ExportError) as error:
-        exported(model, X, {"x": {0: Axis("n", 2, 4, 8, multiple_of=2)}})
-    assert not isinstance(error.value, DynamicAxisError)
-    assert re.match(r"torch\.onnx: \w+: .*node_split", str(error.value))

@@ -26,6 +26,8 @@ from tests.support.models import (
 )
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
+from torch2engine.core.package import PACKAGE_ROOT
+from torch2engine.core.preprocess import ORIGIN
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.onnx_names import name_axes, name_tensors, record_origins
 
@@ -222,6 +224,26 @@ def test_origins_are_inherited_from_producers_then_consumers() -> None:
         "alone": ("", "net.py:1"),
     }
     assert all(key in (MODULE_KEY, SOURCE_KEY) for n in graph for key in n.metadata_props)
+
+
+def origin_of_trace(*frames: tuple[str, int]) -> tuple[str, str]:
+    """The origin that is recorded for a node of module "deep" with this stack trace, the innermost frame last."""
+    x = value("x")
+    node = onnx_ir.Node("", "Relu", [x], name="relu")
+    node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'model', 'model.deep', 'relu']"
+    trace = "\n".join(f'  File "{file}", line {line}, in forward' for file, line in frames)
+    node.metadata_props["pkg.torch.onnx.stack_trace"] = trace
+    record_origins(onnx_ir.Graph([x], [node.outputs[0]], nodes=[node], opset_imports={"": 22}), "net.py:1")
+    return node.metadata_props[MODULE_KEY], node.metadata_props[SOURCE_KEY]
+
+
+def test_node_of_any_file_of_the_package_is_preprocessing() -> None:
+    """Whichever folder of the package made a node, it is no module of the user's; below it, his line stays his."""
+    files = [str(path) for path in PACKAGE_ROOT.rglob("*.py")]
+    assert len(files) > 100
+    users = str(PACKAGE_ROOT.with_name("train.py"))
+    assert {origin_of_trace((users, 3), (file, 7)) for file in files} == {(ORIGIN, ORIGIN)}
+    assert {origin_of_trace((file, 7), (users, 3)) for file in files} == {("deep", f"{users}:3")}
 
 
 def test_function_in_another_file_is_not_the_models_line() -> None:

@@ -1,5 +1,14 @@
-"""What is asked of the live PyTorch model: its signature, its answers, its weights.
+"""The live PyTorch model's side of the road: its signature, its answers, its weights.
 
-Enters: a module and a sample. Leaves: `CapturedCall`, and parity cases with the reference's answers. A room of its own
-because it is the only stage that runs the user's model.
+Enters: a module and a sample. Leaves: a captured call, and parity cases with the reference's answers. Separate because
+this is the only stage that runs the user's model.
+
+- `unwrap`: the user's module below torch.compile and DataParallel.
+- `undisturbed`, `process_state`: run a module without leaving a trace, in exact arithmetic.
+- `signature`, `axes`: sample_input and dynamic_axes become a `captured_call`.
+- `reference`: the module as a function from flat inputs to named outputs.
+- `parity_cases`: the inputs and answers that every candidate is compared on.
+- `fingerprint`: whether weights have changed.
+- `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
+- `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 """

@@ -1,5 +1,13 @@
-"""`CapturedCall` → `OnnxArtifact`: guards proved, operators translated, axes symbolic.
+"""A captured call → `OnnxArtifact`: guards proved, operators translated, axes symbolic.
 
-Enters: a captured call. Leaves: an ONNX graph with names, axes and origins. A room of its own because all that is
-particular to torch.export and torch.onnx stays here.
+Enters: a captured call. Leaves: an ONNX graph with names, axes and origins. Separate because all that is particular to
+torch.export and torch.onnx stays here.
+
+`export.export_onnx` is the only function that other folders call. Its steps, in this order:
+
+- `trace`: torch.export, of the `flat_module`; `shape_guards` records its decisions about axes.
+- `axis_symbols`: proves every dynamic axis, and works the outputs' shapes out.
+- `translate`: `decompositions`, torch.onnx, then `optimize`; `trace_weights` for a model that can be refitted.
+- `onnx_names`: the user's names and every node's origin.
+- `fake_quant`, `torch_program`: quantisers of the model's own, and what is read from torch's program.
 """

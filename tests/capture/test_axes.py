@@ -1,0 +1,206 @@
+"""dynamic_axes and profiles: every form is read, and every wrong entry is refused with what is valid."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.models import Function, TwoInputs, captured
+from torch2engine.core.errors import DynamicAxisError
+from torch2engine.core.spec import Axis, Profile
+
+X = torch.randn(4, 3)
+
+DOUBLE = Function(lambda x, w: x * 2)
+
+
+@pytest.mark.parametrize(
+    ("axes", "ranges"),
+    [
+        ({"a": {0: "n"}, "b": {0: "n"}}, {"n": (1, 4, 4)}),
+        ({"a": {-2: "n"}, "b": {0: "n"}}, {"n": (1, 4, 4)}),
+        ({"b": {0: "n"}, "a": {0: "n"}}, {"n": (1, 4, 4)}),
+        ({"b": [0]}, {"b_dim_0": (1, 4, 4)}),
+        ({"b": (0, -1)}, {"b_dim_0": (1, 4, 4), "b_dim_1": (1, 3, 3)}),
+        ({"b": {1: None}}, {"b_dim_1": (1, 3, 3)}),
+        ({"a": {0: Axis("n", 2, 6, 9)}, "b": {0: "n"}}, {"n": (2, 6, 9)}),
+        ({"a": {0: Axis("n", max=9)}}, {"n": (1, 4, 9)}),
+        ({"a": {0: Axis("n", opt=9)}}, {"n": (1, 9, 9)}),
+        ({"a": {0: Axis("n", 2)}}, {"n": (2, 4, 4)}),
+        ({"a": {0: Axis("n", max=8, multiple_of=2)}}, {"n": (2, 4, 8)}),
+        ({"a": {0: Axis("n", 4, 4, 4)}}, {}),
+        ({"a": {}}, {}),
+        ({}, {}),
+        (None, {}),
+    ],
+)
+def test_axes_are_read_in_every_form(axes: Any, ranges: dict[str, tuple[int, int, int]]) -> None:
+    """Names, lists, negative dimensions and Axis, shared by name; a range of one size is no axis."""
+    settled = captured(TwoInputs(), (X, X), axes)
+    assert {axis.name: axis.range for axis in settled.signature.axes} == ranges
+    assert settled.profiles == (Profile(ranges),)
+    shapes = {spec.name: spec.shape for spec in settled.signature.inputs}
+    assert {dim for shape in shapes.values() for dim in shape if isinstance(dim, str)} == set(ranges)
+
+
+def test_pitfall_12_axes_go_to_the_input_that_is_named() -> None:
+    """Entries in another order than forward's, or for the second input only, reach the input of that name."""
+    settled = captured(TwoInputs(), (X, torch.randn(1, 3)), {"b": {1: "n"}, "a": {1: "n", 0: "m"}})
+    assert [spec.shape for spec in settled.signature.inputs] == [("m", "n"), (1, "n")]
+    settled = captured(TwoInputs(), {"b": X, "a": torch.randn(1, 3)}, {"b": {0: "m"}})
+    assert [(spec.name, spec.shape) for spec in settled.signature.inputs] == [("a", (1, 3)), ("b", ("m", 3))]
+
+
+def test_axis_of_a_sample_of_one_takes_the_range_that_it_is_given() -> None:
+    """A batch of one is a fine sample for a batch of up to 8."""
+    settled = captured(DOUBLE, X[:1], {"x": {0: Axis("n", 1, 1, 8)}})
+    assert settled.signature.axis("n").range == (1, 1, 8)
+    settled = captured(DOUBLE, X[:1], {"x": {0: "n"}}, [{"n": (1, 4, 8)}])
+    assert settled.signature.axis("n").range == (1, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("profiles", "axis", "found"),
+    [
+        ([{"n": (1, 2, 3)}], "n", [(1, 2, 3)]),
+        ([{"n": (1, 1, 1)}, {"n": (2, 8, 16)}], "n", [(1, 1, 1), (2, 8, 16)]),
+        ([{"n": [1, 2, 3]}, Profile({"n": (2, 3, 4)})], "n", [(1, 2, 3), (2, 3, 4)]),
+        ([{"n": (1, 1, 2)}, {}], Axis("n", 1, 4, 8), [(1, 1, 2), (1, 4, 8)]),
+        ([], "n", [(1, 4, 4)]),
+    ],
+)
+def test_profiles_give_the_ranges(profiles: Any, axis: Any, found: list[tuple[int, int, int]]) -> None:
+    """Several profiles are kept in order, and one that says nothing of an axis takes its Axis's range."""
+    settled = captured(DOUBLE, X, {"x": {0: axis}}, profiles)
+    assert [profile.ranges["n"] for profile in settled.profiles] == found
+    low, _, high = settled.signature.axis("n").range
+    assert low <= min(f[0] for f in found)
+    assert high >= max(f[2] for f in found)
+
+
+INPUTS = "inputs are a, b; outputs are output; use one of these names"
+
+
+@pytest.mark.parametrize(
+    ("axes", "text"),
+    [
+        ({"c": {0: "n"}}, f"dynamic_axes['c']: no such tensor, {INPUTS}"),
+        ({0: {0: "n"}}, f"dynamic_axes[0]: no such tensor, {INPUTS}"),
+        ([0], "dynamic_axes: a list, a dict as in torch.onnx.export; e.g. {'a': {0: 'batch'}}"),
+        (
+            {"a": "n"},
+            "dynamic_axes['a']: a str, {dimension: name or Axis} or [dimension, ...]; e.g. {0: 'batch'}",
+        ),
+        ({"a": {2: "n"}}, "dynamic_axes['a']: dimension 2, valid dimensions are 0..1 (or -2..-1)"),
+        ({"a": {-3: "n"}}, "dynamic_axes['a']: dimension -3, valid dimensions are 0..1 (or -2..-1)"),
+        ({"a": {True: "n"}}, "dynamic_axes['a']: dimension True, valid dimensions are 0..1 (or -2..-1)"),
+        ({"a": {"0": "n"}}, "dynamic_axes['a']: dimension '0', valid dimensions are 0..1 (or -2..-1)"),
+        ({"a": [0.5]}, "dynamic_axes['a']: dimension 0.5, valid dimensions are 0..1 (or -2..-1)"),
+        ({"a": {0: "n", -2: "n"}}, "dynamic_axes['a']: dimension 0 twice; name it once"),
+        (
+            {"a": {0: 8}},
+            "dynamic_axes['a']: 8 for dimension 0, a name or torch2engine.Axis; e.g. {0: Axis('batch', 1, 8, 32)}",
+        ),
+        (
+            {"a": {0: "my batch"}},
+            "axis name: 'my batch' is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+        ),
+        (
+            {"a": {0: "n", 1: "n"}},
+            "axis 'n': it is 4 in 'a' dimension 0 and 3 in 'a' dimension 1 of sample_input, one size per name; use two "
+            "names, or a sample whose sizes agree",
+        ),
+        (
+            {"a": {0: Axis("n", 1, 4, 8)}, "b": {0: Axis("n", 1, 4, 9)}},
+            "axis 'n': two ranges, Axis(name='n', min=1, opt=4, max=8, multiple_of=1) and Axis(name='n', min=1, opt=4, "
+            "max=9, multiple_of=1), one range per name; pass the same Axis in both places",
+        ),
+        (
+            {"a": {0: Axis("n", 1, 2, 3)}},
+            "axis 'n': sample_input has 4, 1..3; take a sample inside the range, or widen the Axis",
+        ),
+        (
+            {"a": {0: Axis("n", 8, 8, 16)}},
+            "axis 'n': sample_input has 4, 8..16; take a sample inside the range, or widen the Axis",
+        ),
+        ({"a": {0: Axis("n", 8)}}, "axis 'n': sample_input has 4, at least min=8; give opt and max"),
+        (
+            {"a": {0: Axis("n", 3, 6, 12, multiple_of=3)}},
+            "axis 'n': sample_input has 4, 3..12 in multiples of 3; take a sample inside the range, or widen the Axis",
+        ),
+        ({"output": {"0": "n"}}, "dynamic_axes['output']: dimension '0', valid dimensions are ints"),
+    ],
+)
+def test_wrong_axes_are_refused_with_what_is_valid(axes: Any, text: str) -> None:
+    """Unknown tensors, dimensions out of range, contradicting names and ranges: each error lists the valid ones."""
+    with pytest.raises(DynamicAxisError) as error:
+        captured(TwoInputs(), (X, X), axes)
+    assert str(error.value) == text
+
+
+@pytest.mark.parametrize("axis", ["n", Axis("n")], ids=["name", "Axis"])
+def test_axis_without_a_range_is_refused_for_a_sample_of_one(axis: Any) -> None:
+    """1..1 would be no axis: it is refused, not silently fixed."""
+    with pytest.raises(DynamicAxisError) as error:
+        captured(DOUBLE, X[:1], {"x": {0: axis}})
+    assert str(error.value) == (
+        "axis 'n': sample_input has 1, so that its range would be 1..1, without opt and max it ranges from 1 to the "
+        "sample's size; give a range, e.g. Axis('n', 1, 8, 32), or a larger sample"
+    )
+
+
+def test_axis_of_an_empty_sample_is_refused() -> None:
+    """An engine can't answer empty axes, so an empty sample is none."""
+    with pytest.raises(DynamicAxisError) as error:
+        captured(DOUBLE, torch.ones(0, 3), {"x": {0: "n"}})
+    assert str(error.value) == "axis 'n': sample_input has 0, at least min=1; give opt and max"
+
+
+def test_axis_of_a_scalar_is_refused() -> None:
+    """A tensor without dimensions has none to be dynamic."""
+    with pytest.raises(DynamicAxisError) as error:
+        captured(Function(lambda x, w: x * 2), torch.tensor(2.0), {"x": {0: "n"}})
+    assert str(error.value) == "dynamic_axes['x']: dimension 0, valid dimensions are none: it is a scalar"
+
+
+@pytest.mark.parametrize(
+    ("profiles", "axes", "text"),
+    [
+        ({"n": (1, 2, 3)}, {0: "n"}, "profiles: a dict, a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
+        (Profile({"n": (1, 2, 3)}), {0: "n"}, "profiles: a Profile, a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
+        ([(1, 2, 3)], {0: "n"}, "profiles: a tuple, a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
+        ([{"m": (1, 2, 3)}], {0: "n"}, "profiles: no axis named 'm', axes are n"),
+        ([{"m": (1, 2, 3)}], {}, "profiles: no axis named 'm', axes are none: give dynamic_axes"),
+        ([{"n": 8}], {0: "n"}, "profile of axis 'n': 8, three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        (
+            [{"n": (4, 2, 8)}],
+            {0: "n"},
+            "axis 'n': min 4, opt 2, max 8, min <= opt <= max; give sizes in that order, e.g. Axis('n', 2, 4, 8)",
+        ),
+        (
+            [{"n": (1, 8, 16)}],
+            {0: Axis("n", 1, 4, 8)},
+            "axis 'n': a profile asks for (1, 8, 16), its Axis allows 1..8; widen the Axis, or leave the range to the "
+            "profiles by naming the axis only",
+        ),
+        (
+            [{"n": (2, 4, 7)}],
+            {0: Axis("n", 2, 4, 8, multiple_of=2)},
+            "axis 'n': a profile asks for (2, 4, 7), its Axis allows 2..8 in multiples of 2; widen the Axis, or leave "
+            "the range to the profiles by naming the axis only",
+        ),
+    ],
+)
+def test_wrong_profiles_are_refused_with_what_is_valid(profiles: Any, axes: Any, text: str) -> None:
+    """Unknown axes, other forms and ranges outside the Axis are errors that say what would be right."""
+    with pytest.raises(DynamicAxisError) as error:
+        captured(DOUBLE, X, {"x": axes}, profiles)
+    assert str(error.value) == text
+
+
+def test_axes_named_for_outputs_are_kept_for_export() -> None:
+    """Entries for outputs are no inputs, and export checks them."""
+    settled = captured(DOUBLE, X, {"output": {0: Axis("n"), 1: None}, "x": {0: "n"}})
+    assert settled.output_axes == {"output": {0: "n", 1: None}}
