@@ -22,7 +22,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support import precision_networks as networks
 from torch2engine.parity.report import ParityReport
-from torch2engine.precision import lower as lowering
+from torch2engine.precision import lower_graph
 from torch2engine.testing import assert_parity
 
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
@@ -149,8 +149,8 @@ def test_overflow_is_seen_on_the_engine_too(monkeypatch: pytest.MonkeyPatch) -> 
     """With the ranges hidden and the CPU's judge silenced, the engine's own answers are not finite, and refused."""
     model, inputs = made("vit")
     model.blocks[2].mlp.fc2 = networks.Detour(model.blocks[2].mlp.fc2.cpu(), 2e7).cuda()
-    monkeypatch.setattr(lowering, "out_of_range", lambda *args: {})
-    monkeypatch.setattr(lowering, "judge", lambda module, examples, bounds: Passed((), "PyTorch vs nobody", bounds))
+    monkeypatch.setattr(lower_graph, "nodes_out_of_range", lambda *args: {})
+    monkeypatch.setattr(lower_graph, "judge", lambda module, examples, bounds: Passed((), "PyTorch vs nobody", bounds))
     with pytest.raises(t2e.ParityError) as caught:
         deployed(model, inputs(8), "fp16")
     worst = caught.value.report.worst

@@ -19,7 +19,11 @@ from tests.support.models import exported
 from torch2engine.builder.build import build
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.decompositions.attention import ATTENTION, scaled_dot_product_attention
+from torch2engine.exporter.decompositions.attention import (
+    ATTENTION,
+    needs_exact_attention,
+    scaled_dot_product_attention,
+)
 from torch2engine.onnx_graph.session import OrtSession
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -178,3 +182,50 @@ def test_dynamic_attention_with_masked_rows(attend: Callable[..., Tensor], mask:
         answer = session({name: part.numpy() for name, part in zip(["q", "k", "mask"], sizes, strict=True)})
         torch.testing.assert_close(torch.from_numpy(next(iter(answer.values()))), model(*sizes), rtol=0, atol=2e-6)
     build(artifact)
+
+
+class Choice(nn.Module):
+    """Attention of which the flags choose the form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+        self.register_buffer("finite", torch.zeros(3, 3))
+        self.register_buffer("causal", torch.full((3, 3), -torch.inf).triu(1))
+
+    def forward(self, x: torch.Tensor, given: torch.Tensor, flags: torch.Tensor) -> torch.Tensor:
+        if self.form == "three dimensions":
+            return functional.scaled_dot_product_attention(x[0], x[0], x[0])
+        if self.form == "shared heads":
+            return functional.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True)
+        masks = {
+            "no mask": lambda: None,
+            "least finite value": lambda: torch.where(flags == 0, torch.finfo(x.dtype).min, 0.0),
+            "finite buffer": lambda: self.finite,
+            "bool": lambda: flags == 1,
+            "given": lambda: given,
+            "infinity in the code": lambda: self.finite.masked_fill(flags == 0, -torch.inf),
+            "infinity in a buffer": lambda: self.causal,
+        }
+        return functional.scaled_dot_product_attention(x, x, x, attn_mask=masks[self.form]())
+
+
+@pytest.mark.parametrize(
+    ("form", "exact"),
+    [
+        ("no mask", False),
+        ("least finite value", False),
+        ("finite buffer", False),
+        ("three dimensions", True),
+        ("shared heads", True),
+        ("bool", True),
+        ("given", True),
+        ("infinity in the code", True),
+        ("infinity in a buffer", True),
+    ],
+)
+def test_own_form_is_taken_only_where_it_is_needed(form: str, exact: bool) -> None:
+    """torch.onnx's form stays where it is right, since TensorRT-RTX keeps 8-bit products before it."""
+    inputs = (torch.randn(1, 2, 3, 4), torch.zeros(3, 3), torch.ones(3, 3, dtype=torch.int64))
+    program = torch.export.export(Choice(form).eval(), inputs, strict=False)
+    assert needs_exact_attention(program) is exact

@@ -9,14 +9,14 @@ torch.onnx's own translation takes four dimensions only, and averages all values
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["ATTENTION", "scaled_dot_product_attention"]
+__all__ = ["ATTENTION", "needs_exact_attention", "scaled_dot_product_attention"]
 
 
 @dataclass(frozen=True)
@@ -267,3 +267,48 @@ ATTENTION: Mapping[str, Callable[..., Any]] = {
     "_scaled_dot_product_cudnn_attention": _cudnn,
     "_scaled_dot_product_fused_attention_overrideable": _overrideable,
 }
+
+
+def needs_exact_attention(program: torch.export.ExportedProgram) -> bool:
+    """Tell whether torch.onnx would translate some attention of a program wrongly, or not at all.
+
+    Where it need not, its own translation stays: TensorRT-RTX 1.6.1 computes the product before it in int8 or fp8 then,
+    and in float32 with ours (seen on an H200).
+    """
+    attention = torch.ops.aten.scaled_dot_product_attention.default
+    nodes: Iterable[Any] = program.graph.nodes
+    return any(_is_special(node, program) for node in nodes if node.target is attention)
+
+
+def _is_special(node: Any, program: torch.export.ExportedProgram) -> bool:
+    """Tell whether one attention has another rank than four, shared heads, or a mask that may hide a whole row."""
+    arguments: dict[str, Any] = dict(zip(("query", "key", "value", "attn_mask"), node.args, strict=False)) | node.kwargs
+    ranks = {arguments[name].meta["val"].dim() for name in ("query", "key", "value")}
+    mask = arguments.get("attn_mask")
+    may_hide_rows = mask is not None and (mask.meta["val"].dtype == torch.bool or _may_be_infinite(mask, program))
+    return bool(ranks != {4} or arguments.get("enable_gqa") or may_hide_rows)
+
+
+def _may_be_infinite(mask: Any, program: torch.export.ExportedProgram) -> bool:
+    """Tell whether a float mask may hold -inf: from an input, from a stored tensor, or from a constant of the code."""
+    stored: dict[str, Any] = {**program.state_dict, **program.constants}
+    signature = program.graph_signature
+    names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    names.update(signature.inputs_to_lifted_tensor_constants)
+    pending: list[Any] = [mask]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        pending += node.all_input_nodes
+        if node.op == "placeholder" and node.meta["val"].is_floating_point():
+            tensor = stored.get(names.get(node.name, ""))
+            if not isinstance(tensor, Tensor) or bool(tensor.isinf().any()):
+                return True
+        if any(
+            isinstance(argument, float) and math.isinf(argument) for argument in (*node.args, *node.kwargs.values())
+        ):
+            return True
+    return False

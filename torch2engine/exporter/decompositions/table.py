@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from torch2engine.exporter.decompositions.attention import ATTENTION
+from torch2engine.exporter.decompositions.attention import ATTENTION, needs_exact_attention
 from torch2engine.exporter.decompositions.device_forms import DEVICE_FORMS
 from torch2engine.exporter.decompositions.division import DIVISION
 from torch2engine.exporter.decompositions.error_function import ERROR_FUNCTION
@@ -66,6 +66,8 @@ def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[tor
     """
     floor_negative_sizes(program)
     exact = decompositions()
+    if not needs_exact_attention(program):
+        del exact[find_operator("scaled_dot_product_attention")]
     try:
         exporter: Any = importlib.import_module(_EXPORTER_TABLE)
         before = exporter.create_onnx_friendly_decomposition_table
