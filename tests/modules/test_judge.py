@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.deploy_models import mlp, sample
+from tests.support.deploy_models import Mlp, mlp, sample
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import ParityError
@@ -43,6 +43,51 @@ def test_judge_keeps_the_examples() -> None:
 
     assert judge(Vandal(module._artifact), [case]).passed
     assert torch.equal(x, sample(3, 6))
+
+
+def two_cases(reference: Mlp) -> list[ParityCase]:
+    return [
+        ParityCase(name, (x,), {"output": reference(x).detach()})
+        for name, x in (("small", sample(2, 6)), ("large", sample(3, 6)))
+    ]
+
+
+@pytest.mark.parametrize(("drift", "call"), [(1.0001, 2), (1.0001, 3), (1.0001, 7), (0.9, 8)])
+def test_judge_refuses_a_candidate_that_does_not_repeat_itself(drift: float, call: int) -> None:
+    """One call of four answers differently, within the tolerance or not, at once or after the other shapes."""
+    reference, module = mlp()
+    calls = iter(range(1, 9))
+
+    class Drifting(type(module)):
+        def infer(self, leaves: Any) -> dict[str, torch.Tensor]:
+            scale = drift if next(calls) == call else 1.0
+            return {name: answer * scale for name, answer in super().infer(leaves).items()}
+
+    with pytest.raises(ParityError) as caught:
+        judge(Drifting(module._artifact), two_cases(reference), repeats=2)
+    case = "small" if call in (2, 3, 7) else "large"
+    assert str(caught.value).startswith(
+        f"parity, ONNX Runtime vs itself: the engine does not repeat itself: its answers to case '{case}' differ by "
+        f"rel_l2 {abs(1 - drift):.1e}"
+    )
+    assert [row.case for row in caught.value.report.rows] == [case]
+
+
+def test_judge_passes_repeated_answers_that_differ_by_rounding() -> None:
+    """Sums of another order are no other answers; each case is asked four times, and once where nothing repeats."""
+    reference, module = mlp()
+    calls: list[int] = []
+
+    class Rounding(type(module)):
+        def infer(self, leaves: Any) -> dict[str, torch.Tensor]:
+            calls.append(len(leaves[0]))
+            return {name: answer * (1 + 1e-7 * len(calls)) for name, answer in super().infer(leaves).items()}
+
+    candidate = Rounding(module._artifact)
+    assert judge(candidate, two_cases(reference), repeats=2).passed
+    assert calls == [2, 2, 2, 3, 3, 3, 2, 3]
+    assert judge(candidate, two_cases(reference)).passed
+    assert len(calls) == 10
 
 
 def test_judge_without_cases_has_not_passed() -> None:

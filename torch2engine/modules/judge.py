@@ -6,16 +6,28 @@ because lowering, `check` and `deploy` judge in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+import torch
 
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance, check_tolerance
+from torch2engine.core.errors import ParityError
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import ParityReport
 
-__all__ = ["judge"]
+__all__ = ["ENGINE_REPEATS", "judge"]
+
+ENGINE_REPEATS = 2
+"""How often an engine answers each case again: TensorRT-RTX in TF32 may answer differently from call to call."""
+
+# Repeated answers may differ by a tenth of the tolerance, and always by what the order of float32 sums can change.
+_REPEAT_SHARE = 0.1
+_REPEAT_REL_L2 = 1e-6
+_REPEAT_MAX_REL = 1e-5
 
 
 def judge(
@@ -23,6 +35,7 @@ def judge(
     examples: Sequence[ParityCase],
     tolerance: Tolerance | None = None,
     notes: Sequence[str] = (),
+    repeats: int = 0,
 ) -> ParityReport:
     """Compare the reference's answers with a deployed module's, case by case.
 
@@ -31,14 +44,62 @@ def judge(
         examples: from `make_parity_cases`.
         tolerance: by default `Tolerance.default` of the candidate's precision.
         notes: kept in the report.
+        repeats: how often each case is asked again at once. If it is not 0, each is asked once more after the others.
 
     Raises:
         InputError: a tolerance that is none.
+        ParityError: the candidate answers the same case differently, beyond rounding.
     """
     check_tolerance(tolerance)
     bounds = tolerance or Tolerance.default(candidate.precision)
     report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds, tuple(notes))
+    answers: list[dict[str, torch.Tensor]] = []
     for example in examples:
-        answer = candidate.infer([leaf.to(candidate.device, copy=True) for leaf in example.inputs])
+        answer = _answer(candidate, example)
+        for _ in range(repeats):
+            _require_repetition(candidate, example.name, answer, _answer(candidate, example), bounds)
         report = report.add(compare(example.outputs, answer, bounds, case=example.name))
+        if repeats:
+            answers.append(answer)
+    for example, answer in zip(examples, answers, strict=False):  # without repeats there are no answers
+        _require_repetition(candidate, example.name, answer, _answer(candidate, example), bounds)
     return report
+
+
+def _answer(candidate: DeployedModule[Any], example: ParityCase) -> dict[str, torch.Tensor]:
+    return candidate.infer([leaf.to(candidate.device, copy=True) for leaf in example.inputs])
+
+
+def _require_repetition(
+    candidate: DeployedModule[Any],
+    case: str,
+    first: Mapping[str, torch.Tensor],
+    again: Mapping[str, torch.Tensor],
+    bounds: Tolerance,
+) -> None:
+    """Refuse a candidate whose second answer to a case differs from its first one by more than rounding.
+
+    Raises:
+        ParityError: with the figures.
+    """
+    if all(torch.equal(first[name], again[name]) for name in first):
+        return
+    allowed = replace(
+        bounds,
+        rel_l2=max(bounds.rel_l2 * _REPEAT_SHARE, _REPEAT_REL_L2),
+        max_rel=max(bounds.max_rel * _REPEAT_SHARE, _REPEAT_MAX_REL),
+    )
+    title = f"{candidate.runtime} vs itself"
+    report = ParityReport((), title, allowed).add(compare(first, again, allowed, case=case))
+    if report.passed:
+        return
+    worst = max(report.rows, key=lambda row: row.rel_l2)
+    raise ParityError(
+        f"parity, {title}",
+        got=f"the engine does not repeat itself: its answers to case '{case}' differ by rel_l2 {worst.rel_l2:.1e}",
+        allowed=f"equal answers in every call, or a difference of at most {allowed.rel_l2:.1e}",
+        fix="deploy with precision='fp32'"
+        if candidate.precision == "tf32"
+        else "build with another precision, or with another version of TensorRT",
+        report=report,
+    )

@@ -18,7 +18,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance
 from torch2engine.modules.deployed import DeployedModule, attach_model, prove_split_axes
-from torch2engine.modules.judge import judge
+from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.report import ReportBuilder
@@ -107,7 +107,7 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
         )
         if had_other_weights and candidate.is_reused and report.is_lowered:
             report.add_notes([_OTHER_WEIGHTS])
-    parity = judge(module, candidate.parity_cases, candidate.tolerance, candidate.notes)
+    parity = judge(module, candidate.parity_cases, candidate.tolerance, candidate.notes, ENGINE_REPEATS)
     report.add_parity(parity.raise_if_failed())
     report.add_notes(prove_split(module, candidate.parity_cases, request.tolerance))
     return module
