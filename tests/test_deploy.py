@@ -243,15 +243,13 @@ class Writer(nn.Module):
         return x.mul_(2) + 1
 
 
-def test_note_tells_of_an_input_that_is_written_to() -> None:
-    """The answer is right and the input stays, which the report says."""
-    module = deploy(Writer(), sample(4, 6), BATCH)
-    note = "the model writes into its input 'x'; the engine leaves inputs as they are"
-    assert reported(module).notes == (note,)
-    assert str(reported(module)).endswith(f"\nnote: {note}")
-    x = sample(3, 6)
-    close(module(x), sample(3, 6) * 2 + 1)
-    assert torch.equal(x, sample(3, 6))
+def test_model_that_writes_into_its_input_is_refused() -> None:
+    """An engine would leave the caller's tensor as it is, so the model is refused and the sample stays."""
+    x = sample(4, 6)
+    with pytest.raises(ExportError, match="it writes into its input 'x'") as error:
+        deploy(Writer(), x, BATCH)
+    assert error.value.source.startswith(__file__)
+    assert torch.equal(x, sample(4, 6))
 
 
 class WholeNumbers(nn.Module):

@@ -79,12 +79,13 @@ def test_argument_after_a_skipped_one_is_passed_by_name() -> None:
 
 def test_reference_runs_on_clones() -> None:
     """A model that writes into its input does not write into the sample, unless it is run on the leaves themselves."""
-    settled = captured(Function(lambda x, w: x.mul_(2)), X.clone())
-    before = settled.sample[0].clone()
-    assert torch.equal(settled.reference(settled.sample).leaves[0], before * 2)
-    assert torch.equal(settled.sample[0], before)
-    settled.reference.run(settled.sample)
-    assert torch.equal(settled.sample[0], before * 2)
+    parameters = captured(Function(lambda x, w: x * 2), X).signature.parameters
+    reference = Reference(Function(lambda x, w: x.mul_(2)), parameters)
+    sample = X.clone()
+    assert torch.equal(reference([sample]).leaves[0], X * 2)
+    assert torch.equal(sample, X)
+    reference.run([sample])
+    assert torch.equal(sample, X * 2)
 
 
 class ReturnsBuffer(nn.Module):

@@ -259,10 +259,11 @@ def test_model_that_answers_twice_in_two_ways_is_refused(model: nn.Module) -> No
     """An engine keeps no state and draws no random numbers."""
     with pytest.raises(ExportError) as error:
         captured(model, X)
+    changed = "; a call changes 'calls'" if isinstance(model, Counter) else ""
     assert str(error.value) == (
-        "model: two calls on the same input give different results, a function of its inputs alone, since an engine "
-        "keeps no state and draws no random numbers; pass the state as an input and return it, or take randomness out "
-        "of inference"
+        f"model: two calls on the same input give different results{changed}, a function of its inputs alone, since an "
+        "engine keeps no state and draws no random numbers; pass the state as an input and return it, or take "
+        "randomness out of inference"
     )
 
 
@@ -295,13 +296,24 @@ def test_result_that_no_engine_gives_is_refused(model: nn.Module, text: str) -> 
     assert str(error.value) == text
 
 
-def test_input_that_the_model_writes_into_is_noted() -> None:
-    """The sample is not written to, and a note says which input the model changes."""
+def test_input_that_the_model_writes_into_is_refused() -> None:
+    """The input and the line are named, the sample is not written to, and the fix works."""
     sample = torch.ones(4, 3)
-    settled = captured(Writer(), (X, sample))
-    assert settled.notes == ("the model writes into its input 'b'; the engine leaves inputs as they are",)
+    with pytest.raises(ExportError) as error:
+        captured(Writer(), (X, sample))
+    assert str(error.value) == (
+        "model: it writes into its input 'b', a forward that only reads its inputs, since an engine leaves them as "
+        "they are; write into a clone of it in forward, and return what the caller needs "
+        f"(at {line_of(Writer, 'b[:, 0] = 0')})"
+    )
     assert torch.equal(sample, torch.ones(4, 3))
-    assert captured(TwoInputs(), (X, X)).notes == ()
+    assert captured(Function(lambda x, w: (x.clone().mul_(2), x)), X).notes == ()
+
+
+def test_write_behind_the_version_counter_is_refused() -> None:
+    """A write through .data counts too."""
+    with pytest.raises(ExportError, match="it writes into its input 'x'"):
+        captured(Function(lambda x, w: x.data.add_(1)), X)
 
 
 @pytest.mark.parametrize(
@@ -330,8 +342,10 @@ def test_sample_that_requires_grad_or_is_a_parameter_is_taken_as_values() -> Non
 def test_capture_works_in_inference_mode() -> None:
     """A user who already serves under torch.inference_mode() can capture there."""
     with torch.inference_mode():
-        settled = captured(Writer(), (torch.ones(4, 3), torch.ones(4, 3)))
-    assert settled.notes == ("the model writes into its input 'b'; the engine leaves inputs as they are",)
+        settled = captured(TwoInputs(), (torch.ones(4, 3), torch.ones(4, 3)))
+        with pytest.raises(ExportError, match="it writes into its input 'b'"):
+            captured(Writer(), (torch.ones(4, 3), torch.ones(4, 3)))
+    assert settled.notes == ()
 
 
 def test_parameters_are_found_behind_a_decorator() -> None:

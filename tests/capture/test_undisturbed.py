@@ -323,6 +323,77 @@ def test_buffer_that_is_written_behind_the_counters_back_is_put_back() -> None:
     assert model.calls._version == 0
 
 
+class Counts:
+    """A plain object with a tensor and a number."""
+
+    def __init__(self) -> None:
+        self.tensor, self.number = torch.zeros(2), 0
+
+
+class Reaching(nn.Module):
+    """Changes what no register of the module names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("resized", torch.arange(4.0))
+        self.plain = [nn.BatchNorm1d(3)]
+        self.loose = {"deep": (torch.zeros(3),)}
+        self.array = np.zeros(3)
+        self.counts = Counts()
+        self.generators = [torch.Generator(), random.Random(1), np.random.RandomState(1), np.random.default_rng(1)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.resized.resize_(9).fill_(2)
+        self.loose["deep"][0].data.add_(1)
+        self.array += 1
+        self.counts.tensor.add_(1)
+        self.counts.number += 1
+        ours, python, numpy, newer = self.generators
+        torch.rand(2, generator=ours), python.random(), numpy.rand(), newer.random()
+        return self.plain[0](x)
+
+
+def reached(model: Reaching) -> list[Any]:
+    """All that `Reaching` changes."""
+    ours, python, numpy, newer = model.generators
+    norm = model.plain[0]
+    tensors = (model.resized, norm.running_mean, norm.running_var, model.loose["deep"][0], model.counts.tensor)
+    return [
+        *(tensor.tolist() for tensor in tensors),
+        *(norm.num_batches_tracked.item(), model.array.tolist(), model.counts.number),
+        *(ours.get_state().tolist(), python.getstate(), repr(numpy.get_state()), newer.bit_generator.state),
+    ]
+
+
+def test_what_no_register_names_is_put_back() -> None:
+    """Tensors, arrays and generators are found in lists, tuples, plain objects and modules that are not registered."""
+    model = Reaching()
+    before = reached(model)
+    with undisturbed(model):
+        model(X)
+        assert reached(model) != before
+    assert reached(model) == before
+
+
+def test_forward_that_adds_to_gradients_is_reported() -> None:
+    """Gradients that were accumulated into can't be put back, so they are named."""
+
+    class Accumulating(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():
+                (x * self.w).sum().backward()
+            return x * self.w
+
+    model = Accumulating()
+    model(X)
+    with pytest.raises(ExportError, match="its forward adds to the gradients of w; they keep the new values"):
+        captured(model, X)
+
+
 def test_body_error_comes_through() -> None:
     """An error of the body is not replaced, and not wrapped."""
     model, _ = trained()

@@ -7,16 +7,21 @@ later stages need to know about the call. Separate because names, axes and struc
 from __future__ import annotations
 
 import inspect
+import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from torch2engine.capture.axes import parse_dynamic_axes, resolve_axes
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.reference import Reference
+from torch2engine.capture.repeatable import answer_repeatably
+from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.torch_types import dtype_name, layout_name
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.precisions import lowest_cast_precision
@@ -55,7 +60,7 @@ def capture_call(
     Raises:
         InputError: the sample does not fit forward's parameters or `preprocess`, or holds no tensor.
         DynamicAxisError: an unknown input, dimension or axis, or contradicting ranges; lists the valid ones.
-        ExportError: the model itself fails on the sample, or answers the same input in two ways.
+        ExportError: the model itself fails on the sample, writes into an input, or keeps state between calls.
     """
     sample = _bind_sample(model, as_inputs(sample_input))
     steps = by_input(preprocess, sample.names)
@@ -63,9 +68,9 @@ def capture_call(
         if name in steps:
             steps[name].check(name, dtype_name(tensor.dtype), tensor.shape)
     reference = Reference(model, sample.parameters, [steps.get(name) for name in sample.names])
-    result, notes = _answer_sample(reference, sample)
+    answer = answer_repeatably(reference, sample.tensors, lambda: _answer_without_writes(reference, sample))
+    result = answer.result
     _check_result(result)
-    _check_repeatable(reference, sample, result)
     output_names = unique_names(
         [f"output.{name}" if name in sample.by_name else name for name in result.names], taken=sample.names
     )
@@ -92,7 +97,7 @@ def capture_call(
         sample=tuple(tensor.detach() for tensor in sample.tensors),
         output_axes=requested.outputs,
         precision=_lowest_precision(model, [*sample.tensors, *result.leaves]),
-        notes=notes,
+        notes=answer.notes,
     )
 
 
@@ -181,21 +186,56 @@ def _not_dense(name: str, got: str, fix: str) -> InputError:
     return InputError(f"input '{name}'", name=name, got=got, allowed=allowed, fix=fix)
 
 
-def _answer_sample(reference: Reference, sample: _BoundSample) -> tuple[Flat, tuple[str, ...]]:
-    """Run the reference on clones of the sample.
+def _answer_without_writes(reference: Reference, sample: _BoundSample) -> Flat:
+    """Run the reference on clones of the sample, and refuse a model that writes into them.
 
-    Returns:
-        its result, and a note for each input that the model writes into.
+    Raises:
+        ExportError: it does; names the input and the line.
     """
     clones = [tensor.detach().clone() for tensor in sample.tensors]
     versions = [clone._version for clone in clones]
     result = reference.run(clones)
-    notes = [
-        f"the model writes into its input '{name}'; the engine leaves inputs as they are"
-        for name, clone, version in zip(sample.names, clones, versions, strict=True)
-        if clone._version != version
-    ]
-    return result, tuple(notes)
+    for name, tensor, clone, version in zip(sample.names, sample.tensors, clones, versions, strict=True):
+        if clone._version != version or not _is_same(tensor, clone):
+            raise ExportError(
+                "model",
+                got=f"it writes into its input '{name}'",
+                allowed="a forward that only reads its inputs, since an engine leaves them as they are",
+                fix="write into a clone of it in forward, and return what the caller needs",
+                source=_find_first_write(reference, [tensor.detach().clone() for tensor in sample.tensors]),
+            )
+    return result
+
+
+def _find_first_write(reference: Reference, leaves: Sequence[torch.Tensor]) -> str:
+    """The user's line that first writes into one of `leaves`, or ""."""
+    with _FirstWrite(leaves) as first_write, suppress(ExportError):
+        reference.run(leaves)
+    return first_write.source
+
+
+def _is_same(before: torch.Tensor, after: torch.Tensor) -> bool:
+    if before.shape != after.shape:
+        return False
+    before = before.detach()
+    return bool(((before == after) | ((before != before) & (after != after))).all())
+
+
+class _FirstWrite(TorchFunctionMode):
+    """Watches tensors, and remembers the user's line that first writes into one of them."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self._tensors = tensors
+        self._versions = [tensor._version for tensor in tensors]
+        self.source = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, and look at the versions afterwards."""
+        result = func(*args, **(kwargs or {}))
+        if not self.source and [tensor._version for tensor in self._tensors] != self._versions:
+            self.source = innermost_user_frame([(frame.filename, frame.lineno) for frame in traceback.extract_stack()])
+        return result
 
 
 def _check_result(result: Flat) -> None:
@@ -210,25 +250,3 @@ def _check_result(result: Flat) -> None:
                 allowed="real numbers: ONNX has no operators on complex ones",
                 fix="return torch.view_as_real(...) of it",
             )
-
-
-def _check_repeatable(reference: Reference, sample: _BoundSample, first: Flat) -> None:
-    """Refuse a model that answers the same input in two ways."""
-    second = reference(sample.tensors)
-    if second.tree != first.tree or not all(map(_nearly_equal, first.leaves, second.leaves)):
-        raise ExportError(
-            "model",
-            got="two calls on the same input give different results",
-            allowed="a function of its inputs alone, since an engine keeps no state and draws no random numbers",
-            fix="pass the state as an input and return it, or take randomness out of inference",
-        )
-
-
-def _nearly_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal but for what atomic additions on a GPU may change."""
-    if left.shape != right.shape or left.dtype != right.dtype:
-        return False
-    if not left.dtype.is_floating_point:
-        return torch.equal(left, right)
-    scale = float(left.double().abs().nan_to_num(0, 0, 0).max()) if left.numel() else 0.0
-    return torch.allclose(left.double(), right.double(), rtol=1e-2, atol=1e-2 * scale, equal_nan=True)
