@@ -35,7 +35,6 @@ _FOREIGN_PACKAGES = frozenset(
         *("pytorch_lightning", "threading", "typing", "weakref"),
     }
 )
-_SUMMED = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -108,9 +107,10 @@ def state_values(model: nn.Module) -> dict[str, Any]:
         value = entry.value
         if isinstance(value, torch.Tensor):
             values[entry.path] = (tuple(value.shape), value.dtype, value.device)
-            if isinstance(value, nn.Parameter) and value.dtype in _SUMMED:
+            if isinstance(value, nn.Parameter) and _has_words(value):
                 # Far quicker than a fingerprint, and models have many parameters.
-                values[entry.path] = (*values[entry.path], repr(float(value.detach().sum(dtype=torch.float64))))
+                words = value.detach().view(-1).view(torch.int64)
+                values[entry.path] = (*values[entry.path], int(words.sum()))
             elif value.layout is torch.strided and not (value.is_meta or value.is_quantized or value.is_nested):
                 tensors[entry.path] = value.detach()
         elif isinstance(value, np.ndarray):
@@ -124,6 +124,15 @@ def state_values(model: nn.Module) -> dict[str, Any]:
     for path, number in fingerprints(tensors).items():
         values[path] = (*values[path], number)
     return values
+
+
+def _has_words(tensor: torch.Tensor) -> bool:
+    """Tell whether a tensor's memory can be read as 64-bit integers."""
+    is_plain = tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
+    if not is_plain or tensor.is_complex() or not tensor.is_contiguous() or type(tensor) is not nn.Parameter:
+        return False
+    size = tensor.element_size()
+    return tensor.numel() * size % 8 == 0 and tensor.storage_offset() * size % 8 == 0
 
 
 class ModelSnapshot:
@@ -155,7 +164,7 @@ class ModelSnapshot:
         elif isinstance(value, np.ndarray):
             array = cast("NDArray[Any]", value)
             if array.flags.writeable and not array.dtype.hasobject:
-                self._arrays.append((array, array.copy()))
+                self._arrays.append((array, np.array(array)))
         elif (state := _generator_state(value)) is not None:
             self._generators.append(state)
 
