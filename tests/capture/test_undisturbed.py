@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from tests.support.float32_switches import SWITCHES
-from tests.support.models import BATCH, exported
+from tests.support.models import BATCH, captured, exported
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
