@@ -69,7 +69,8 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
 
 
 def _notes_on_unreachable_profiles(captured: CapturedCall) -> list[str]:
-    signature, profiles = captured.signature, captured.profiles
+    signature = captured.signature
+    profiles = captured.profiles
     return [
         f"profile {index} ({profile}) answers nothing: others that are as narrow hold all of its sizes"
         for index, profile in enumerate(profiles)

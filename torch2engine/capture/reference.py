@@ -26,7 +26,7 @@ class Reference:
     Args:
         model: the unwrapped module.
         parameters: forward's captured parameters, whose trees take the inputs.
-        preprocess: what becomes of each input before the model gets it; empty, or None for one: nothing.
+        preprocess: the step between each input and the model, None for an input without one; empty for no step at all.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Reference:
         self._preprocess = preprocess if any(preprocess) else ()
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
-        """forward's args and kwargs around these tensors, or what `preprocess` makes of them."""
+        """Build forward's args and kwargs from these tensors, after `preprocess`."""
         if self._preprocess:
             dtype = _float_dtype(self.model)
             pairs = zip(leaves, self._preprocess, strict=True)
@@ -45,24 +45,24 @@ class Reference:
         iterator = iter(leaves)
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
-        by_name = False
+        was_left_out = False
         for parameter in self._parameters:
             if parameter.tree is None:
-                by_name = True  # one was left out: what follows can only be passed by name
+                was_left_out = True  # so later ones can only be passed by name
                 continue
             value = unflatten(parameter.tree, [next(iterator) for _ in range(parameter.tree.leaves())])
             if parameter.kind == "var_positional":
                 args.extend(value)
             elif parameter.kind == "var_keyword":
                 kwargs.update(value)
-            elif parameter.kind == "keyword" or by_name:
+            elif parameter.kind == "keyword" or was_left_out:
                 kwargs[parameter.name] = value
             else:
                 args.append(value)
         return args, kwargs
 
-    def _made(self, leaves: Sequence[torch.Tensor]) -> str:
-        """What preprocessing makes of the shapes, for a message."""
+    def _describe_preprocessed_shapes(self, leaves: Sequence[torch.Tensor]) -> str:
+        """The shapes after preprocessing, for a message."""
         steps = zip(leaves, self._preprocess, strict=False)
         shapes = [list(step(leaf).shape) for leaf, step in steps if step is not None and leaf.ndim == 4]
         return f", of which preprocess= made {', '.join(map(str, shapes))}" if shapes else ""
@@ -89,7 +89,7 @@ class Reference:
         try:
             result = self.call(leaves)
         except Exception as error:
-            shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) + self._made(leaves)
+            shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) + self._describe_preprocessed_shapes(leaves)
             raise ExportError(
                 "model",
                 got=f"PyTorch itself fails on inputs of shape {shapes}: {type(error).__name__}: {error}",
@@ -101,7 +101,7 @@ class Reference:
 
 
 def _float_dtype(model: nn.Module) -> torch.dtype:
-    """What a model's first layer works in."""
+    """The dtype of the model's first floating parameter or buffer."""
     dtypes = (tensor.dtype for tensor in (*model.parameters(), *model.buffers()))
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 

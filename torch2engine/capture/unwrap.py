@@ -29,26 +29,38 @@ def unwrap(model: Any) -> nn.Module:
     inner = model
     while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
-    got = f"a {type(inner).__name__}"
     if not isinstance(inner, nn.Module):
         fix = "wrap a function in a module whose forward calls it"
-        raise InputError("model", got=got, allowed="a torch.nn.Module", fix=fix)
-    for name, module in cast("Iterable[tuple[str, nn.Module]]", inner.named_modules()):
+        raise InputError("model", got=_a(inner), allowed="a torch.nn.Module", fix=fix)
+    _check_no_script_module(inner)
+    _check_tensors(inner)
+    if getattr(inner, "_t2e_deployed", False):
+        raise InputError("model", got=_a(inner), fix="it is deployed already; pass the PyTorch module")
+    return inner
+
+
+def _a(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _check_no_script_module(model: nn.Module) -> None:
+    """Refuse what torch.jit made, since torch.export traces Python."""
+    for name, module in cast("Iterable[tuple[str, nn.Module]]", model.named_modules()):
         if isinstance(module, torch.jit.ScriptModule):
-            fix = "pass the module as it was before torch.jit.script or torch.jit.trace"
             raise InputError(
                 "model",
-                got=f"its submodule '{name}' is a {type(module).__name__}" if name else got,
+                got=f"its submodule '{name}' is {_a(module)}" if name else _a(module),
                 allowed="the Python module that it was made from",
-                fix=fix,
+                fix="pass the module as it was before torch.jit.script or torch.jit.trace",
             )
-    for name, parameter in [*inner.named_parameters(), *inner.named_buffers()]:
-        if isinstance(parameter, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+
+
+def _check_tensors(model: nn.Module) -> None:
+    """Refuse parameters and buffers without values, and those that torch.export can't take."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             got = f"its lazy parameter '{name}' has no shape yet"
             raise InputError("model", got=got, fix="call the model once first")
-        if parameter.is_inference() and parameter.requires_grad:
+        if tensor.is_inference() and tensor.requires_grad:
             got = f"its parameter '{name}' was made in inference mode and requires grad, which torch.export can't take"
             raise InputError("model", got=got, fix="make or load the model outside torch.inference_mode()")
-    if getattr(inner, "_t2e_deployed", False):
-        raise InputError("model", got=got, fix="it is deployed already; pass the PyTorch module")
-    return inner

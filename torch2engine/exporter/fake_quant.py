@@ -1,8 +1,8 @@
 """A model with ModelOpt's fake quantisers → the same with quantising operators, while it is exported.
 
 Enters: a model that was quantised, and mostly fine-tuned, with modelopt.torch.quantization. Leaves: nothing; meanwhile
-its quantisers are operators that become QuantizeLinear and DequantizeLinear. Beside `export` because it knows another
-project's class, which torch.export can't trace: it looks at values.
+its quantisers are operators that become QuantizeLinear and DequantizeLinear. Separate because it knows another
+project's class, which torch.export can't trace, since that class looks at values.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from torch2engine.core.errors import ExportError
 
 __all__ = ["quantizers_as_operators"]
 
-_HOME = "modelopt.torch.quantization.nn.modules.tensor_quantizer"
+_QUANTIZER_MODULE = "modelopt.torch.quantization.nn.modules.tensor_quantizer"
 _BACKEND = "torch2engine"
-_LARGEST = 127.0  # ModelOpt's scale is the largest absolute value over this one, for narrow ranges and others alike
+_LARGEST_CODE = (
+    127.0  # ModelOpt's scale is the largest absolute value over this one, for narrow ranges and others alike
+)
 
 Quantize = Callable[[torch.Tensor], torch.Tensor]
 
@@ -36,74 +38,79 @@ def quantizers_as_operators(model: nn.Module) -> Generator[str]:
     Raises:
         ExportError: a quantiser that was not calibrated, or is no plain int8.
     """
-    home: Any = sys.modules.get(_HOME)
-    quantizers = _quantizers(model, home)
+    modelopt: Any = sys.modules.get(_QUANTIZER_MODULE)
+    quantizers = _enabled_quantizers(model, modelopt)
     if not quantizers:
         yield ""
         return
-    operators = {id(part): _operator(name, part) for name, part in quantizers.items()}
-    before = {name: part.backend for name, part in quantizers.items()}
+    quantize_by = {id(quantizer): _as_function(path, quantizer) for path, quantizer in quantizers.items()}
+    backends = {path: quantizer.backend for path, quantizer in quantizers.items()}
 
-    def entry(x: torch.Tensor, part: object) -> torch.Tensor:
-        return operators[id(part)](x)
+    def quantize(x: torch.Tensor, quantizer: object) -> torch.Tensor:
+        return quantize_by[id(quantizer)](x)
 
-    home.register_quant_backend(_BACKEND, entry)
+    modelopt.register_quant_backend(_BACKEND, quantize)
     try:
-        for part in quantizers.values():
-            part.backend = _BACKEND
+        for quantizer in quantizers.values():
+            quantizer.backend = _BACKEND
         yield "int8"
     finally:
-        for name, part in quantizers.items():
-            part.backend = before[name]
-        home.unregister_quant_backend(_BACKEND)
+        for path, quantizer in quantizers.items():
+            quantizer.backend = backends[path]
+        modelopt.unregister_quant_backend(_BACKEND)
 
 
-def _quantizers(model: nn.Module, home: Any) -> dict[str, Any]:
-    """Those that are on, by path; none where ModelOpt was never imported."""
-    if home is None:
+def _enabled_quantizers(model: nn.Module, modelopt: Any) -> dict[str, Any]:
+    """The quantisers that are on, by path; none where ModelOpt was never imported."""
+    if modelopt is None:
         return {}
-    parts = cast("Iterable[tuple[str, Any]]", model.named_modules())
-    return {name: part for name, part in parts if isinstance(part, home.TensorQuantizer) and part.is_enabled}
+    modules = cast("Iterable[tuple[str, Any]]", model.named_modules())
+    is_quantizer = modelopt.TensorQuantizer
+    return {path: module for path, module in modules if isinstance(module, is_quantizer) and module.is_enabled}
 
 
-def _operator(name: str, part: Any) -> Quantize:
-    """The quantiser as operators on int8.
+def _as_function(path: str, quantizer: Any) -> Quantize:
+    """The quantiser as a function of operators on int8.
 
     Raises:
         ExportError: it has no such form.
     """
-    largest: Any = getattr(part, "_amax", None)
-    for wrong, got in (
-        (part.num_bits != 8, f"it has {part.num_bits} bits (exponent, mantissa)"),
-        (bool(part.unsigned), "it is unsigned"),
-        (part.block_sizes is not None, "it quantises in blocks"),
-        (largest is None, "it was never calibrated"),
-    ):
-        if wrong:
-            raise ExportError(
-                f"quantiser '{name}'",
-                got=got,
-                allowed="a calibrated symmetric int8 quantiser, for a tensor or for each channel",
-                fix="use mtq.INT8_DEFAULT_CFG, or deploy the model without quantisers and with precision=...",
-            )
+    largest: Any = getattr(quantizer, "_amax", None)
+    if quantizer.num_bits != 8:
+        raise _not_int8(path, f"it has {quantizer.num_bits} bits (exponent, mantissa)")
+    if quantizer.unsigned:
+        raise _not_int8(path, "it is unsigned")
+    if quantizer.block_sizes is not None:
+        raise _not_int8(path, "it quantises in blocks")
+    if largest is None:
+        raise _not_int8(path, "it was never calibrated")
     operators: Any = torch.ops.quantized_decomposed
     amax: torch.Tensor = largest.detach().float().cpu()
     bounds = (-128, 127, torch.int8)
     if amax.numel() == 1:
-        scale = max(float(amax), 1e-12) / _LARGEST
+        scale = max(float(amax), 1e-12) / _LARGEST_CODE
 
-        def whole(x: torch.Tensor) -> torch.Tensor:
-            low = operators.quantize_per_tensor.default(x, scale, 0, *bounds)
-            return operators.dequantize_per_tensor.default(low, scale, 0, *bounds)
+        def quantize_tensor(x: torch.Tensor) -> torch.Tensor:
+            codes = operators.quantize_per_tensor.default(x, scale, 0, *bounds)
+            return operators.dequantize_per_tensor.default(codes, scale, 0, *bounds)
 
-        return whole
+        return quantize_tensor
     axis = next(index for index, size in enumerate(amax.shape) if size > 1)
-    scales = amax.flatten().clamp(min=1e-12) / _LARGEST
+    scales = amax.flatten().clamp(min=1e-12) / _LARGEST_CODE
     zeros = torch.zeros(scales.numel(), dtype=torch.int64)
 
-    def by_channel(x: torch.Tensor) -> torch.Tensor:
-        here = scales.to(x.device), zeros.to(x.device), axis
-        low = operators.quantize_per_channel.default(x, *here, *bounds)
-        return operators.dequantize_per_channel.default(low, *here, *bounds)
+    def quantize_channels(x: torch.Tensor) -> torch.Tensor:
+        arguments = (scales.to(x.device), zeros.to(x.device), axis, *bounds)
+        codes = operators.quantize_per_channel.default(x, *arguments)
+        return operators.dequantize_per_channel.default(codes, *arguments)
 
-    return by_channel
+    return quantize_channels
+
+
+def _not_int8(path: str, got: str) -> ExportError:
+    return ExportError(
+        f"quantiser '{path}'",
+        got=got,
+        allowed="a calibrated symmetric int8 quantiser, for a tensor or for each channel",
+        fix="use mtq.INT8_DEFAULT_CFG, or deploy the model without quantisers and with precision=...",
+    )

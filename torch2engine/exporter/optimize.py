@@ -1,7 +1,7 @@
 """onnxscript's optimiser, held to rules that change no answer.
 
-Enters: the ir.Model of torch's exporter. Leaves: a smaller one. Beside `export` because which rules are right is a
-matter of onnxscript's, not of the road.
+Enters: the ir.Model of torch's exporter. Leaves: a smaller one. Separate because it depends on onnxscript's version
+which of its rules are exact.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def optimize(model: Any, rewrite: bool) -> None:
 
     Args:
         model: ir.Model, changed in place.
-        rewrite: by rewrite rules too; else constants alone are folded.
+        rewrite: apply rewrite rules too; otherwise only constants are folded.
     """
     if rewrite:
         onnxscript.optimizer.optimize_ir(model)
@@ -35,18 +35,20 @@ def optimize(model: Any, rewrite: bool) -> None:
 def exact_rewrites() -> Generator[bool]:
     """Leave out the rewrite rules that take a constant near 0 for 0, or near 1 for 1.
 
-    onnxscript 0.7 drops `+ 1e-8`, without which a norm of zeros divides by zero. Gives False where its rules can't be
-    chosen.
+    onnxscript 0.7 drops `+ 1e-8`, without which a norm of zeros divides by zero.
+
+    Returns:
+        False where this onnxscript's rules can't be chosen: then none may be applied.
     """
     rewriter = cast("Any", importlib.import_module("onnxscript.rewriter"))
     try:
-        loose = {id(rule) for rule in importlib.import_module("onnxscript.rewriter.rules.common._no_op").rules}
-        before = rewriter._DEFAULT_REWRITE_RULES
+        inexact = {id(rule) for rule in importlib.import_module("onnxscript.rewriter.rules.common._no_op").rules}
+        all_rules = rewriter._DEFAULT_REWRITE_RULES
     except (ImportError, AttributeError):  # other versions
         yield False
         return
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in before if id(rule) not in loose)
+    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in all_rules if id(rule) not in inexact)
     try:
         yield True
     finally:
-        rewriter._DEFAULT_REWRITE_RULES = before
+        rewriter._DEFAULT_REWRITE_RULES = all_rules

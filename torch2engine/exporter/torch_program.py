@@ -1,6 +1,6 @@
-"""What can be read from torch.export's program before it becomes ONNX.
+"""Facts about torch.export's program, read before it becomes ONNX.
 
-Enters: an ExportedProgram. Leaves: its lowest precision, and the nodes that have no ONNX form. Beside `export` because
+Enters: an ExportedProgram. Leaves: its lowest precision, and the nodes that have no ONNX form. Separate because
 torch's nodes are read here and nowhere changed.
 """
 
@@ -40,30 +40,31 @@ def has_mixed_norm(program: torch.export.ExportedProgram) -> bool:
 
 
 def without_onnx_form(
-    program: torch.export.ExportedProgram, named: Collection[str], opset: int
+    program: torch.export.ExportedProgram, reported: Collection[str], opset: int
 ) -> list[UnsupportedNode]:
-    """Every node that can't be translated, with its module and line.
+    """Find every node that can't be translated, with its module and line.
 
     Args:
         program: as it was given to the exporter.
-        named: the operators that the exporter complained of, which is the first only.
+        reported: the operators that the exporter's error names; it stops at the first.
         opset: ONNX's, which decides what can be translated.
     """
-    known: Any = None
+    is_translatable: Any
     try:
         from torch.onnx._internal.exporter import _fx_passes, _registration
 
         registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
         program = _fx_passes.decompose_with_registry(program, registry)  # an operator may fail in a part of it
-        known = cast("Any", registry).is_registered
-    except Exception:  # torch's own, so it may change: then only `named` are found
-        known = None
-    found = [
-        _unsupported(node)
-        for node in _nodes(program)
-        if _operator(node) in named or (_operator(node) and node.users and known and not known(node.target))
-    ]
-    return found or [UnsupportedNode(op, "", "", "", "no ONNX function") for op in sorted(named)]
+        is_translatable = cast("Any", registry).is_registered
+    except Exception:  # torch's own, so it may change: then only those reported are found
+        is_translatable = None
+    unsupported: list[UnsupportedNode] = []
+    for node in _nodes(program):
+        operator = _operator(node)
+        is_used = bool(operator and node.users)
+        if operator in reported or (is_used and is_translatable and not is_translatable(node.target)):
+            unsupported.append(_unsupported(node))
+    return unsupported or [UnsupportedNode(op, "", "", "", "no ONNX function") for op in sorted(reported)]
 
 
 def _nodes(program: torch.export.ExportedProgram) -> Iterator[Any]:
