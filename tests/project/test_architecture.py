@@ -112,3 +112,29 @@ def test_every_entry_of_the_package_is_on_the_page() -> None:
     picture = PAGE.split("```")[1]
     missing = [entry for entry in sorted(entries) if f"{entry}/ " not in picture and f"{entry} " not in picture]
     assert missing == []
+
+
+FOLDERS = sorted({name.split("/")[0] for name in FILES if "/" in name})
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_each_file_of_a_folder_is_public_or_protected(folder: str) -> None:
+    """The folder's docstring lists the public files, the import rules protect all others."""
+    text = ast.get_docstring(ast.parse(FILES[f"{folder}/__init__.py"].read_text("utf-8"))) or ""
+    public = set(re.findall(r"`([\w.]+)`", text.rpartition("Public: ")[2]))
+    rules = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
+    files = {
+        name.removeprefix(f"{folder}/").removesuffix(".py").replace("/", ".")
+        for name in FILES
+        if name.startswith(f"{folder}/") and not name.endswith("__init__.py")
+    }
+    assert public | _protected(rules, folder) == files
+    assert not public & _protected(rules, folder)
+
+
+def _protected(rules: str, folder: str) -> set[str]:
+    """The files of a folder that the import rules protect."""
+    contract = re.search(
+        rf'name = "the inside of {folder}/ is its own"\n.*?protected_modules = \[(.*?)\]', rules, re.DOTALL
+    )
+    return set(re.findall(rf"torch2engine\.{folder}\.([\w.]+)", contract[1])) if contract else set()

@@ -149,15 +149,15 @@ def test_make_commands_in_prose_are_targets() -> None:
 
 
 def test_named_files_exist() -> None:
-    """Every link leads to a file or a heading, and every step of the road names a file of the package."""
+    """Every link leads to a file or a heading, and every step of the road names a folder of the package."""
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert "examples/quickstart.py" in links
     assert [link for link in links if not (REPOSITORY / link).exists()] == []
     headings = {f"#{title.lower().replace(' ', '-')}" for title in re.findall(r"^#+ (.+)$", README, re.M)}
     assert set(re.findall(r"\]\((#[^)]+)\)", README)) <= headings
     road = next(block.text for block in blocks("text") if "Signature" in block.text)
-    steps = re.findall(r"[\w/]+\.py", road)
-    assert {"capture.py", "export.py", "ort.py", "parity.py", "build.py", "module.py"} <= set(steps)
+    steps = re.findall(r"\b\w+/(?= |:)", road)
+    assert {"capture/", "exporter/", "onnx_graph/", "parity/", "builder/", "modules/", "processor/"} <= set(steps)
     assert [step for step in steps if not (REPOSITORY / "torch2engine" / step).exists()] == []
 
 

@@ -3,5 +3,6 @@
 Enters: models between two stages. Leaves: folders that appear whole or not at all. Separate because serving reads
 them without torch.
 
-Public: `onnx_artifact.OnnxArtifact`, `engine_artifact.EngineArtifact`, `load.load_artifact`, `cache.EngineCache`.
+Public: `artifact`, `cache`, `engine_artifact`, `file_access`, `files`, `load`, `manifest`, `manifest_fields`,
+`onnx_artifact`, `saved_folder`, `scratch_folder`. The other files belong to this folder alone.
 """

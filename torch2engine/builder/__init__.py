@@ -9,4 +9,6 @@ a builder may crash or hang, and must not take its caller along.
     child_process     runs the build where it can crash; plan talks to TensorRT's builder there
     unsupported       lists every node that TensorRT can't build
     onnx_fingerprint  hashes what decides the engine, for cache keys
+
+Public: `build`, `engine_request`, `onnx_fingerprint`. The other files belong to this folder alone.
 """

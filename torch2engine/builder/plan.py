@@ -29,6 +29,7 @@ from torch2engine.trt.library import (
     TensorRT,
     check_return_value,
     find_tensorrt,
+    make_network,
 )
 from torch2engine.trt.memory import means_out_of_memory
 
@@ -191,14 +192,6 @@ def _check_gpu(rt: TensorRT) -> None:
             allowed="refittable engines are built on a GPU only",
             fix="build on the machine that runs the engine, or leave refittable out",
         )
-
-
-def make_network(rt: TensorRT, builder: Builder) -> INetworkDefinition:
-    """Make an empty network that takes every dtype from the ONNX graph.
-
-    TensorRT 11 and TensorRT-RTX have no other kind of network; they accept the flag. Its number differs by version.
-    """
-    return builder.create_network(1 << int(rt.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
 def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:

@@ -11,4 +11,7 @@ this is the only stage that runs the user's model.
 - `fingerprint`: whether weights have changed.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
+
+Public: `captured_call`, `fingerprint`, `parity_cases`, `process_state`, `reference`, `signature`, `source_lines`,
+`torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other files belong to this folder alone.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import logging
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.constants import EXTERNAL_ABOVE_BYTES
 from torch2engine.core.errors import ExportError, InputError
+from torch2engine.core.loggers import only_errors
 from torch2engine.core.spec import Signature
 from torch2engine.exporter.axis_symbols import AxisSymbol, check_output_axes, find_axis_symbols, output_specs
 from torch2engine.exporter.fake_quant import quantizers_as_operators
@@ -97,17 +97,9 @@ def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifac
 @contextmanager
 def _quiet_exporters() -> Generator[None]:
     """Silence the exporters' remarks on their own internals."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with only_errors(_TALKATIVE_LOGGERS), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _not_refittable(precision: str) -> InputError:

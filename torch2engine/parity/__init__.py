@@ -2,4 +2,6 @@
 
 Enters: named arrays and a tolerance. Leaves: a `ParityReport`. A room of its own because the judge knows neither who
 answered nor why, and needs no torch.
+
+Public: `compare`, `report`. The other files belong to this folder alone.
 """

@@ -9,4 +9,7 @@ they are composed here and in `deploy`.
     accept          a module takes the model's place only if it answers like the model
     engine_reuse    the engine of an earlier deploy is found again; request_facts says by which facts
     report          `DeployReport`, and the builder that collects it
+
+Public: `accept`, `check`, `engine_reuse`, `export`, `lowering`, `report`, `request`. The other files belong to this
+folder alone.
 """

@@ -10,4 +10,7 @@ reports on what that costs. Separate because every flavour of TensorRT computes 
 - `retype_weights`: keeps a refittable model's weight program in step with the lowered graph.
 - `report`, `verify`, `sensitivity`: what a model computes in, whether an engine does so, and what it costs.
 - `graph`: rewriting and measuring ONNX graphs, without torch.
+
+Public: `graph.multiply_adds`, `graph.outcome`, `lower`, `lowered_model`, `parity_cases`, `report`, `sensitivity`,
+`validate`, `verify`. The other files belong to this folder alone.
 """

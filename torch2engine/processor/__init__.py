@@ -2,4 +2,6 @@
 
 Enters: numpy arrays. Leaves: numpy arrays, with copies and kernels overlapped. Separate because serving needs no
 torch.
+
+Public: `processor`. The other files belong to this folder alone.
 """

@@ -29,6 +29,7 @@ __all__ = [
     "TensorRT",
     "check_return_value",
     "find_tensorrt",
+    "make_network",
 ]
 
 # TensorRT's classes, for annotations alone: the bindings carry no types, and which bindings it will be is known late.
@@ -316,6 +317,14 @@ def _make_logger(api: Any, log: Log) -> ILogger:
             log.record(severity.name, msg)
 
     return Logger()
+
+
+def make_network(rt: TensorRT, builder: Builder) -> INetworkDefinition:
+    """Make an empty network that takes every dtype from the ONNX graph.
+
+    TensorRT 11 and TensorRT-RTX have no other kind of network; they accept the flag. Its number differs by version.
+    """
+    return builder.create_network(1 << int(rt.api.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
 
 
 def check_return_value(

@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from torch2engine.core.errors import ExportError, InstallationError
+from torch2engine.core.loggers import only_errors
 from torch2engine.onnx_graph.session import import_onnxruntime
 
 __all__ = ["quiet_modelopt"]
@@ -39,7 +40,7 @@ def quiet_modelopt(task: str) -> Generator[None]:
             warnings.simplefilter("ignore")
             import_onnxruntime()  # ModelOpt imports it too, with its telemetry on
             importlib.import_module("modelopt.onnx.autocast")  # its import sets its loggers' levels
-            with _errors_only():
+            with only_errors(_TALKATIVE_LOGGERS):
                 yield
     except ImportError as error:
         raise InstallationError(
@@ -57,17 +58,3 @@ def quiet_modelopt(task: str) -> Generator[None]:
         ) from error
     finally:
         root.removeHandler(silent)
-
-
-@contextmanager
-def _errors_only() -> Generator[None]:
-    """Raise the levels of ModelOpt's loggers, and put them back afterwards."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
