@@ -21,10 +21,10 @@ from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tole
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
+from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.accept import accept_lowered_engine, accept_onnx, finish, target_device
-from torch2engine.pipeline.check import check_onnx
 from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.lowering import lower_as_requested
 from torch2engine.pipeline.report import ReportBuilder
@@ -75,11 +75,11 @@ def deploy(
         cache: True keeps the engine in the user's cache folder and takes it from there when the same one is wanted
             again: the model is exported, and if that gives the same graph the engine is compared with the model once
             more and nothing else is done. A folder or an `EngineCache` for another place; False for none.
-        cache_key: a text of your own, with which not even the export is made: your promise that the model's code is the
-            same, and calibration data are. Weights and everything else that is passed here are looked at all the same
-            (a refittable engine gets the model's own), and the engine is compared with the model.
+        cache_key: a text of your own, with which not even the export is made: it is your promise that the model's code
+            and the calibration data are the same. Weights and all other arguments are still compared (a refittable
+            engine gets the model's own weights), and the engine is compared with the model.
         progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds), as `build` says; it
-            is told of calibration and of building.
+            receives the steps of calibration and of building.
         preprocess: makes normalisation and layout part of the engine, which then takes images as bytes: `sample_input`,
             `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names, and the reference is `model`
             behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
@@ -93,10 +93,10 @@ def deploy(
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
         ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
         BuildError: TensorRT failed.
-        PrecisionError: nothing would compute in the precision that was asked, or TensorRT computes more than a tenth
-            of what the graph has in it otherwise.
-        ParityError: ONNX Runtime or the engine does not answer like the model, or not in the precision that was asked,
-            or not in chunks like in the whole although out_of_range is "split"; carries the table.
+        PrecisionError: nothing would compute in the requested precision, or TensorRT computes more than a tenth of
+            what the ONNX graph has in that precision in another one.
+        ParityError: the answers of ONNX Runtime or of the engine differ from the model's, or do so in the requested
+            precision; or chunks answer otherwise than the whole, with out_of_range="split". It carries the table.
     """
     request = DeployRequest.check(
         model, precision, calibration, tolerance, runtime, config, runtime_config, cache, cache_key
@@ -119,7 +119,8 @@ def deploy(
         if reused_module is not None:
             return reused_module
     with report.phase("check"):  # ONNX Runtime against PyTorch
-        report.add_parity(check_onnx(onnx_artifact, parity_cases, tolerance, case_notes))
+        onnx_parity = judge(ORTModule(onnx_artifact), parity_cases, tolerance, case_notes)
+        report.add_parity(onnx_parity.raise_if_failed())
     lowered = lower_as_requested(onnx_artifact, parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
         return accept_onnx(lowered, request, report)

@@ -51,7 +51,7 @@ def compile_in_child(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         report: called in this thread; what it raises ends the build at once, as does Ctrl-C.
 
     Returns:
-        the facts of what built the plan.
+        facts about the build.
 
     Raises:
         Torch2EngineError: whatever `compile_plan` raises.

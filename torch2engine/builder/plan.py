@@ -93,7 +93,7 @@ class PlanRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanFacts:
-    """What built a plan: flavour, its version, and the GPU if there was one."""
+    """Facts about the build of a plan: flavour, its version, and the GPU if there was one."""
 
     flavour: str
     flavour_version: str
@@ -133,10 +133,10 @@ def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         report: called from TensorRT's own threads while it builds.
 
     Returns:
-        the facts of what built it.
+        facts about the build.
 
     Raises:
-        InstallationError: no TensorRT, or the GPU asked for can't be used.
+        InstallationError: no TensorRT, or the requested GPU can't be used.
         UnsupportedOperatorError: every node that TensorRT can't build.
         DynamicAxisError, InputError: the graph and the signature don't fit.
         BuildError: anything else, with TensorRT's own lines.

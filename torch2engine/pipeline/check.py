@@ -1,12 +1,11 @@
 """`OnnxArtifact` against the module that it was exported from, on ONNX Runtime: the public step `check`.
 
-Enters: an artifact, and the module or its parity cases. Leaves: a `ParityReport`. Separate because `check` is a step of
-its own for users, and `deploy` compares in the same way.
+Enters: an artifact, and the module. Leaves: a `ParityReport`. Separate because days may lie between an export and this
+step: the artifact, and not the sample, says at which sizes to compare.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
@@ -26,7 +25,7 @@ from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.parity.report import ParityReport
 from torch2engine.precision.parity_cases import parity_cases_for
 
-__all__ = ["check", "check_onnx"]
+__all__ = ["check"]
 
 
 def check(
@@ -55,23 +54,6 @@ def check(
         # ONNX Runtime's own answers would hide what overflows.
         return judge(StrictModule(artifact), parity_cases, tolerance, notes)
     return judge(ORTModule(artifact), parity_cases, tolerance, notes)
-
-
-def check_onnx(
-    artifact: OnnxArtifact, parity_cases: Sequence[ParityCase], tolerance: Tolerance | None, notes: Sequence[str]
-) -> ParityReport:
-    """Compare a model that was exported just now with the reference, by ONNX Runtime on the CPU.
-
-    Args:
-        artifact: the exported model, not lowered.
-        parity_cases: inputs with the reference's answers.
-        tolerance: by default `Tolerance.default` of the artifact's precision.
-        notes: on the parity cases, for the report.
-
-    Raises:
-        ParityError: it does not answer like the reference.
-    """
-    return judge(ORTModule(artifact), parity_cases, tolerance, notes).raise_if_failed()
 
 
 def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -> CapturedCall:
