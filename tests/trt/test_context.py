@@ -48,7 +48,7 @@ def context_of(rt: TensorRT, fake: FakeExecutionContext, largest: int = 0) -> Co
     def largest_memory_bytes(profile: int) -> int:
         return largest + profile
 
-    context = Context(rt, fake, (), (), (), largest_memory_bytes)
+    context = Context(rt, fake, "fp32", (), (), (), largest_memory_bytes)
     context.set_shapes(1, (), 0)
     return context
 

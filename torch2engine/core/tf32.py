@@ -1,4 +1,4 @@
-"""`NVIDIA_TF32_OVERRIDE`, the variable by which TensorRT chooses float32 or TF32: set for a build and for a context.
+"""`NVIDIA_TF32_OVERRIDE`, the variable by which TensorRT chooses float32 or TF32: set for a build and for calls that read it.
 
 Enters: a precision. Leaves: a builder process's environment, or a moment in which TensorRT reads the right value.
 Separate because this is the only place that writes the environment.
@@ -33,10 +33,12 @@ def builder_environment(precision: str) -> dict[str, str]:
 
 @contextmanager
 def float32_arithmetic(precision: str) -> Generator[None]:
-    """Let TensorRT find the variable that an engine of this precision needs, while the body creates a context.
+    """Let TensorRT find the variable that an engine of this precision needs, while the body runs.
 
-    TensorRT-RTX 1.6.1 reads the variable when it creates an execution context. The variable is written for C alone:
-    `os.environ`, which other threads may be reading, stays as it is. Threads wait for one another.
+    TensorRT-RTX 1.6.1 reads the variable when it creates an execution context, changes its profile, inspects an engine
+    or refits it, and refuses a value other than the build's ("Inconsistent setting of NVIDIA_TF32_OVERRIDE", H200). The
+    variable is written for C alone: `os.environ`, which other threads may be reading, stays as it is. Threads wait for
+    one another.
 
     Args:
         precision: of the engine.

@@ -14,6 +14,7 @@ from typing import Any, Generic
 
 from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import TensorSpec
+from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.trt.library import Dims, IExecutionContext, IOutputAllocator, TensorRT, check_return_value
 from torch2engine.trt.memory import ALIGNMENT_BYTES, DeviceMemory, MemoryT
 
@@ -47,6 +48,7 @@ class Context:
     Args:
         rt: the flavour.
         context: TensorRT's execution context.
+        precision: of the engine; TensorRT-RTX asks for its arithmetic when the profile changes.
         signature_inputs: the signature's inputs in order, which shapes and addresses are passed for.
         inputs, outputs: the tensors that the engine has.
         largest_memory_bytes: gives the device memory that the largest shapes of a profile need.
@@ -56,6 +58,7 @@ class Context:
         self,
         rt: TensorRT,
         context: IExecutionContext,
+        precision: str,
         signature_inputs: Sequence[TensorSpec],
         inputs: Sequence[TensorSpec],
         outputs: Sequence[TensorSpec],
@@ -63,6 +66,7 @@ class Context:
     ) -> None:
         self._rt = rt
         self._context: IExecutionContext = context
+        self._precision = precision
         self._call_lock = rt.call_lock
         self._largest_memory_bytes = largest_memory_bytes
         self._process = os.getpid()
@@ -96,7 +100,8 @@ class Context:
         self._shape_changes += 1
         with self._call_lock:
             if profile != self._profile:
-                done = self._context.set_optimization_profile_async(profile, stream)
+                with float32_arithmetic(self._precision):
+                    done = self._context.set_optimization_profile_async(profile, stream)
                 check_return_value(done, f"profile {profile}", rt, since=mark)
                 self._profile = profile
             for index, name in self._inputs:

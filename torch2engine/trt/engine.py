@@ -181,7 +181,7 @@ class Engine:
             with float32_arithmetic(self._precision):
                 made: IExecutionContext = self._engine.create_execution_context(self._config)
             check_return_value(made, "execution context", rt, since=mark)
-        return Context(rt, made, self.signature.inputs, self.inputs, self.outputs, self.memory_bytes)
+        return Context(rt, made, self._precision, self.signature.inputs, self.inputs, self.outputs, self.memory_bytes)
 
     def __del__(self) -> None:
         # In the order in which they must go: contexts are gone, since they hold the engine's users.
@@ -203,7 +203,8 @@ class Engine:
             inspector: EngineInspector = check_return_value(
                 self._engine.create_engine_inspector(), "engine inspector", rt, since=mark
             )
-            text: str = inspector.get_engine_information(rt.api.LayerInformationFormat.JSON)
+            with float32_arithmetic(self._precision):
+                text: str = inspector.get_engine_information(rt.api.LayerInformationFormat.JSON)
             del inspector  # while nothing else runs in TensorRT
         return text
 
@@ -260,7 +261,8 @@ class Engine:
                         allowed="the weights that follow from the module",
                         fix="deploy the model again",
                     )
-                done = refitter.refit_cuda_engine_async(stream)
+                with float32_arithmetic(self._precision):
+                    done = refitter.refit_cuda_engine_async(stream)
                 wait()
                 check_return_value(done, "refit", rt, error=RefitError, since=mark)
             finally:
