@@ -1,4 +1,4 @@
-"""`NVIDIA_TF32_OVERRIDE`, the variable by which TensorRT chooses float32 or TF32: set for a build and for calls that read it.
+"""`NVIDIA_TF32_OVERRIDE`, the variable by which TensorRT chooses float32 or TF32, set where TensorRT reads it.
 
 Enters: a precision. Leaves: a builder process's environment, or a moment in which TensorRT reads the right value.
 Separate because this is the only place that writes the environment.
