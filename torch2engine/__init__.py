@@ -5,8 +5,8 @@
     module = t2e.deploy(model, sample_input, dynamic_axes={"x": {0: "batch"}})
     y = module(x)
 
-Enters: the first use of a public name. Leaves: that name, from the room it lives in. A room of its own because
-importing it must stay instant: it loads no torch, ONNX or TensorRT until a name is used (PEP 562).
+Enters: the first use of a public name. Leaves: that name, from the file it lives in. Separate because importing
+it must stay instant: it loads no torch, ONNX or TensorRT until a name is used (PEP 562).
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ __all__ = [
     "testing",
 ]
 
-# Public name -> the room it lives in; a name that is a room itself stands alone.
-_ROOMS = {
+# Public name -> the file it lives in; a name that is a file itself stands alone.
+_HOMES = {
     "EngineArtifact": "artifact.engine_artifact",
     "OnnxArtifact": "artifact.onnx_artifact",
     "build": "builder.build",
@@ -128,8 +128,8 @@ _ROOMS = {
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = _ROOMS.get(name, "core.errors")
-    value = getattr(import_module(f"{__name__}.{room}"), name) if room else import_module(f"{__name__}.{name}")
+    home = _HOMES.get(name, "core.errors")
+    value = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
     globals()[name] = value
     return value
 
@@ -139,13 +139,13 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `torch2engine.deploy`, `.export` and `.build` the functions, though rooms have these names too.
+    """Keeps `torch2engine.deploy` the function, though a file has this name too.
 
-    The import system sets an imported room as an attribute of the package, which would hide the function.
+    The import system sets an imported file as an attribute of the package, which would hide the function.
     """
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not (isinstance(value, ModuleType) and _ROOMS.get(name)):
+        if not (isinstance(value, ModuleType) and _HOMES.get(name)):
             super().__setattr__(name, value)
 
 

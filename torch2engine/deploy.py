@@ -24,7 +24,7 @@ from torch2engine.exporter.export import export_onnx
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import accept_lowered_engine, accept_onnx, finish, target_device
+from torch2engine.pipeline.accept import accept_lowered_engine, attach_report_and_trim, make_onnx_module, target_device
 from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.lowering import lower_as_requested
 from torch2engine.pipeline.report import ReportBuilder
@@ -123,11 +123,11 @@ def deploy(
         report.add_parity(onnx_parity.raise_if_failed())
     lowered = lower_as_requested(onnx_artifact, parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
-        return accept_onnx(lowered, request, report)
+        return make_onnx_module(lowered, request, report)
     gpu = target_device(captured)
     with request_engine(
         lowered.artifact,
-        precision=request.float32_precision(onnx_artifact),
+        precision=request.tf32_if_requested(onnx_artifact),
         config=config,
         cache=request.cache,
         progress=progress,
@@ -139,5 +139,5 @@ def deploy(
         with report.phase("parity"):  # the engine against PyTorch
             trt_module = accept_lowered_engine(engine_artifact, lowered, request, gpu, report)
         report.add_notes(engine_request.notes)
-        engine_reuse.remember(engine_request, engine_artifact, trt_module, report)
-    return finish(trt_module, report)
+        engine_reuse.store_and_note(engine_request, engine_artifact, trt_module, report)
+    return attach_report_and_trim(trt_module, report)

@@ -15,7 +15,7 @@ def test_is_traced_follows_jit_tracing() -> None:
     seen: list[tuple[bool, bool]] = []
 
     def look(x: torch.Tensor) -> torch.Tensor:
-        seen.append((_torch.is_traced() is not None, torch.jit.is_tracing()))
+        seen.append((_torch.tracing_state() is not None, torch.jit.is_tracing()))
         return x + 1
 
     look(torch.ones(2))

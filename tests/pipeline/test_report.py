@@ -157,7 +157,7 @@ def test_copy_of_a_builder_goes_its_own_way() -> None:
     attempt = builder.copy()
     attempt.add_notes(["two"])
     attempt.add_parity(table("a vs c"))
-    attempt.add_engine_facts({"outcome": None, "computed": PrecisionReport((), {}).to_json(), "notes": ["three"]})
+    attempt.add_reusable_findings({"outcome": None, "computed": PrecisionReport((), {}).to_json(), "notes": ["three"]})
     with attempt.phase("parity"):
         pass
     report = builder.build("fp32")

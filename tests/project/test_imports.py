@@ -114,7 +114,7 @@ def test_type_checkers_see_the_same_names_in_the_same_rooms(repository: Path) ->
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
     seen = {alias.name: (node.module or "").partition(".")[2] for node in imports for alias in node.names}
-    rooms = torch2engine._ROOMS
+    rooms = torch2engine._HOMES
     assert seen == {name: rooms.get(name, "core.errors") for name in torch2engine.__all__ if name != "__version__"}
     assert set(rooms) <= set(torch2engine.__all__)
 

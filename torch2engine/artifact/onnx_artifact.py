@@ -29,7 +29,7 @@ class OnnxArtifact(Artifact):
             The files must not change any more.
         signature: what a call takes and gives.
         profiles: at least one if the signature has axes.
-        precision: the arithmetic: "fp32", "tf32", "fp16" or "bf16".
+        precision: the arithmetic, a name of the table of precisions, e.g. "fp32".
         versions: library -> version, of what made it.
         owner: an object to hold as long as the folder is needed, such as `scratch_folder()` returns.
 

@@ -1,8 +1,8 @@
 """Tensors → a 64-bit fingerprint of each one's values, by which a change of any of them shows.
 
-Enters: parameters and buffers, on any device. Leaves: numbers, equal on every device. Separate from `refit` because a
-version counter can't replace it. It does not move when values are written through `.data`, by a CUDA graph of the
-optimizer or by a user's own kernel, and it moves when nothing has changed.
+Enters: parameters and buffers, on any device. Leaves: numbers, equal on every device. Separate because refits and the
+cache both need it, and a version counter can't replace it: that one stays when values are written through `.data`, by a
+CUDA graph of the optimizer or by a user's own kernel, and it moves when nothing has changed.
 """
 
 from __future__ import annotations

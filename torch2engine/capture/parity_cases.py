@@ -17,7 +17,7 @@ from torch2engine.capture.captured_call import CapturedCall, resized
 from torch2engine.capture.reference import outputs_by_name
 from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import DynamicAxisError, ExportError
-from torch2engine.core.profiles import exclusive_sizes, profile_sizes
+from torch2engine.core.profile_sizes import exclusive_sizes, profile_sizes
 from torch2engine.core.spec import Profile, Signature
 
 __all__ = ["ParityCase", "make_parity_cases"]

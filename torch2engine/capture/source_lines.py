@@ -1,7 +1,7 @@
 """Stack frames → the line of the user's code that a message names.
 
-Enters: an exception, or frames of a stack. Leaves: "FILE:LINE", or "". Separate because errors of every stage and every
-ONNX node, name a line that the user can mend, and never one of torch's or of this package.
+Enters: an exception, or frames of a stack. Leaves: "FILE:LINE", or "". Separate because the
+errors of every stage, and every ONNX node, must point to a line that the user can change.
 """
 
 from __future__ import annotations

@@ -31,15 +31,15 @@ def unwrap(model: Any) -> nn.Module:
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
     if not isinstance(inner, nn.Module):
         fix = "wrap a function in a module whose forward calls it"
-        raise InputError("model", got=_a(inner), allowed="a torch.nn.Module", fix=fix)
+        raise InputError("model", got=_described(inner), allowed="a torch.nn.Module", fix=fix)
     _check_no_script_module(inner)
     _check_tensors(inner)
     if getattr(inner, "_t2e_deployed", False):
-        raise InputError("model", got=_a(inner), fix="it is deployed already; pass the PyTorch module")
+        raise InputError("model", got=_described(inner), fix="it is deployed already; pass the PyTorch module")
     return inner
 
 
-def _a(value: object) -> str:
+def _described(value: object) -> str:
     return f"a {type(value).__name__}"
 
 
@@ -49,7 +49,7 @@ def _check_no_script_module(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
                 "model",
-                got=f"its submodule '{name}' is {_a(module)}" if name else _a(module),
+                got=f"its submodule '{name}' is {_described(module)}" if name else _described(module),
                 allowed="the Python module that it was made from",
                 fix="pass the module as it was before torch.jit.script or torch.jit.trace",
             )

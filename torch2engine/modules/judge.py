@@ -32,7 +32,7 @@ _REPEAT_MAX_REL = 1e-5
 
 def judge(
     candidate: DeployedModule[Any],
-    examples: Sequence[ParityCase],
+    parity_cases: Sequence[ParityCase],
     tolerance: Tolerance | None = None,
     notes: Sequence[str] = (),
     repeats: int = 0,
@@ -40,8 +40,8 @@ def judge(
     """Compare the reference's answers with a deployed module's, case by case.
 
     Args:
-        candidate: called with the examples' inputs, on its own device.
-        examples: from `make_parity_cases`.
+        candidate: called with the inputs of the parity cases, on its own device.
+        parity_cases: from `make_parity_cases`.
         tolerance: by default `Tolerance.default` of the candidate's precision.
         notes: kept in the report.
         repeats: how often each case is asked again at once. If it is not 0, each is asked once more after the others.
@@ -54,20 +54,20 @@ def judge(
     bounds = tolerance or Tolerance.default(candidate.precision)
     report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds, tuple(notes))
     answers: list[dict[str, torch.Tensor]] = []
-    for example in examples:
-        answer = _answer(candidate, example)
+    for parity_case in parity_cases:
+        answer = _answer(candidate, parity_case)
         for _ in range(repeats):
-            _require_repetition(candidate, example.name, answer, _answer(candidate, example), bounds)
-        report = report.add(compare(example.outputs, answer, bounds, case=example.name))
+            _require_repetition(candidate, parity_case.name, answer, _answer(candidate, parity_case), bounds)
+        report = report.add(compare(parity_case.outputs, answer, bounds, case=parity_case.name))
         if repeats:
             answers.append(answer)
-    for example, answer in zip(examples, answers, strict=False):  # without repeats there are no answers
-        _require_repetition(candidate, example.name, answer, _answer(candidate, example), bounds)
+    for parity_case, answer in zip(parity_cases, answers, strict=False):  # without repeats there are no answers
+        _require_repetition(candidate, parity_case.name, answer, _answer(candidate, parity_case), bounds)
     return report
 
 
-def _answer(candidate: DeployedModule[Any], example: ParityCase) -> dict[str, torch.Tensor]:
-    return candidate.infer([leaf.to(candidate.device, copy=True) for leaf in example.inputs])
+def _answer(candidate: DeployedModule[Any], parity_case: ParityCase) -> dict[str, torch.Tensor]:
+    return candidate.infer([leaf.to(candidate.device, copy=True) for leaf in parity_case.inputs])
 
 
 def _require_repetition(

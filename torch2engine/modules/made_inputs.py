@@ -13,7 +13,7 @@ import torch
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import InputError
-from torch2engine.core.profiles import profile_sizes
+from torch2engine.core.profile_sizes import profile_sizes
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 
 __all__ = ["case_name", "corner_sizes", "random_cases", "zeros"]

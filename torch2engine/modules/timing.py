@@ -146,7 +146,7 @@ def _percentile(samples: Sequence[float], share: float) -> float:
     return ordered[low] + (position - low) * (ordered[high] - ordered[low])
 
 
-def _train(call: Call, calls: int) -> float:
+def _time_run_of_calls(call: Call, calls: int) -> float:
     """Seconds of the host for so many calls; each result is dropped when the next one is there."""
     result: object = None
     start = time.perf_counter()
@@ -172,8 +172,8 @@ def _one_by_one(call: Call, calls: int) -> list[float]:
 def _measured_on_cpu(candidates: Mapping[str, Call], rounds: int, calls: int | None, warmup: int) -> dict[str, Timing]:
     counts: dict[str, int] = {}
     for name, call in candidates.items():
-        _train(call, warmup)
-        counts[name] = calls or _fitting(_train(call, _PROBES) / _PROBES)
+        _time_run_of_calls(call, warmup)
+        counts[name] = calls or _fitting(_time_run_of_calls(call, _PROBES) / _PROBES)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for name in _turns(candidates, rounds):
         seconds[name] += _one_by_one(candidates[name], counts[name])
@@ -198,7 +198,7 @@ def _measured_on_gpu(
     counts: dict[str, int] = {}
     for name, call in candidates.items():
         with torch.cuda.stream(streams.get(name)):
-            _train(call, warmup)
+            _time_run_of_calls(call, warmup)
             torch.cuda.synchronize()
             counts[name] = calls or _fitting(_until_idle(call, _PROBES))
     first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -207,12 +207,12 @@ def _measured_on_gpu(
     for name in _turns(candidates, rounds):
         call, count = candidates[name], counts[name]
         with torch.cuda.stream(streams.get(name)):
-            _train(call, _REHEARSED)
+            _time_run_of_calls(call, _REHEARSED)
             torch.cuda.synchronize()
-            host[name].append(1e6 * _train(call, count) / count)
+            host[name].append(1e6 * _time_run_of_calls(call, count) / count)
             torch.cuda.synchronize()
             first.record()
-            _train(call, count)
+            _time_run_of_calls(call, count)
             last.record()
             last.synchronize()
             device[name].append(1e3 * first.elapsed_time(last) / count)
@@ -232,6 +232,6 @@ def _measured_on_gpu(
 def _until_idle(call: Call, calls: int) -> float:
     """Seconds per call until the device has done them."""
     start = time.perf_counter()
-    _train(call, calls)
+    _time_run_of_calls(call, calls)
     torch.cuda.synchronize()
     return (time.perf_counter() - start) / calls

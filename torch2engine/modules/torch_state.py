@@ -19,9 +19,9 @@ __all__ = [
     "dual_level",
     "is_capturing",
     "is_simulated",
-    "is_traced",
     "modes",
     "stream_handle",
+    "tracing_state",
 ]
 
 _c: Any = vars(torch)["_C"]
@@ -49,7 +49,7 @@ is_capturing: Callable[[], bool] = getattr(_c, "_cuda_isCurrentStreamCapturing",
 modes: Callable[[], int] = getattr(_c, "_len_torch_dispatch_stack", lambda: 0)
 """How many modes of ``torch.utils._python_dispatch`` are entered: FakeTensorMode, make_fx, counters and the like."""
 
-is_traced: Callable[[], object] = getattr(_c, "_get_tracing_state", _is_traced)
+tracing_state: Callable[[], object] = getattr(_c, "_get_tracing_state", _is_traced)
 """None unless ``torch.jit.is_tracing()``."""
 
 

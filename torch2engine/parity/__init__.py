@@ -1,7 +1,7 @@
 """Outputs of a reference and of a candidate → verdict.
 
-Enters: named arrays and a tolerance. Leaves: a `ParityReport`. A room of its own because the judge knows neither who
-answered nor why, and needs no torch.
+Enters: named arrays and a tolerance. Leaves: a `ParityReport`. Separate because the judge knows neither who answered
+nor why, and needs no torch.
 
 Public: `compare`, `report`. The other files belong to this folder alone.
 """

@@ -30,8 +30,8 @@ __all__ = [
     "EngineCandidate",
     "accept",
     "accept_lowered_engine",
-    "accept_onnx",
-    "finish",
+    "attach_report_and_trim",
+    "make_onnx_module",
     "prove_split",
     "target_device",
 ]
@@ -113,7 +113,7 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
     return module
 
 
-def accept_onnx(lowered: LoweredModel, request: DeployRequest, report: ReportBuilder) -> ORTModule:
+def make_onnx_module(lowered: LoweredModel, request: DeployRequest, report: ReportBuilder) -> ORTModule:
     """Put an ONNX model in the model's place; its comparisons were made when it was checked and lowered.
 
     Args:
@@ -131,7 +131,7 @@ def accept_onnx(lowered: LoweredModel, request: DeployRequest, report: ReportBui
     return module
 
 
-def finish(module: TRTModule, report: ReportBuilder) -> TRTModule:
+def attach_report_and_trim(module: TRTModule, report: ReportBuilder) -> TRTModule:
     """Attach the report to an accepted module, and free the memory of its largest shapes: later calls may be smaller.
 
     Returns:

@@ -22,7 +22,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import EngineCandidate, accept, finish, target_device
+from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_trim, target_device
 from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
@@ -105,7 +105,7 @@ class EngineReuse:
             earlier = self._find(self._cache, facts, captured)
         return None if earlier is None else self._accept(self._cache, earlier, captured, parity_cases, notes)
 
-    def remember(
+    def store_and_note(
         self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule, report: ReportBuilder
     ) -> None:
         """Store an accepted engine, and note it for later deploys with the same facts.
@@ -123,10 +123,10 @@ class EngineReuse:
         engine_request.store(stored)
         if self._cache is not None:
             for key in self._keys:
-                self._cache.write_note(key, CacheNote(engine_request.cache_key, report.engine_facts()))
+                self._cache.write_note(key, CacheNote(engine_request.cache_key, report.reusable_findings()))
 
     def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was noted for the request with these facts; `remember` will use the same key."""
+        """The engine that was noted for the request with these facts; `store_and_note` will use the same key."""
         with torch.cuda.device(target_device(captured)):  # build_environment reads the current GPU
             key = hash_facts({**request_facts(self._request, captured), **facts})
             self._keys.append(key)
@@ -151,7 +151,7 @@ class EngineReuse:
     ) -> TRTModule | None:
         """Put an earlier engine in the model's place, if it answers like the model; else forget it and warn."""
         report = self._report.copy()
-        report.add_engine_facts(earlier.facts)
+        report.add_reusable_findings(earlier.facts)
         try:
             with report.phase("parity"):
                 candidate = self._candidate(earlier, parity_cases, notes)
@@ -166,7 +166,7 @@ class EngineReuse:
             return None
         cache.refresh_note(earlier.key)
         report.add_notes([_FROM_CACHE])
-        return finish(module, report)
+        return attach_report_and_trim(module, report)
 
     def _candidate(
         self, earlier: _EarlierEngine, parity_cases: Sequence[ParityCase], notes: Sequence[str]
@@ -190,7 +190,7 @@ class _EarlierEngine:
     Args:
         key: of the cache's note that led to it.
         engine: with its ONNX model.
-        facts: the `engine_facts` of the earlier deploy's report.
+        facts: the `reusable_findings` of the earlier deploy's report.
     """
 
     key: str

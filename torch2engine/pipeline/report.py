@@ -93,7 +93,7 @@ class ReportBuilder:
             yield
         finally:
             if when:
-                self._seconds[name] = time.perf_counter() - start
+                self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
     def add_parity(self, *reports: ParityReport) -> None:
         """Add comparisons with PyTorch."""
@@ -119,7 +119,7 @@ class ReportBuilder:
         """Whether the ONNX graph was lowered."""
         return self._lowering is not None
 
-    def engine_facts(self) -> dict[str, Any]:
+    def reusable_findings(self) -> dict[str, Any]:
         """Give everything that stays true when a later deploy reuses the engine, as JSON values."""
         return {
             "outcome": None if self._lowering is None else self._lowering.to_json(),
@@ -127,8 +127,8 @@ class ReportBuilder:
             "notes": list(self._engine_notes),
         }
 
-    def add_engine_facts(self, facts: Mapping[str, Any]) -> None:
-        """Add the `engine_facts` of an earlier deploy."""
+    def add_reusable_findings(self, facts: Mapping[str, Any]) -> None:
+        """Add the `reusable_findings` of an earlier deploy."""
         outcome = facts["outcome"]
         computed = facts["computed"]
         self._lowering = None if outcome is None else PrecisionOutcome.from_json(outcome)

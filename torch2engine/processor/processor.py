@@ -87,7 +87,7 @@ class Processor:
 
     @property
     def precision(self) -> str:
-        """The arithmetic: "fp32", "tf32", "fp16" or "bf16"."""
+        """The arithmetic: a name of the table of precisions, e.g. "fp32" or "int8"."""
         return self._artifact.precision
 
     @property

@@ -21,7 +21,7 @@ from torch2engine.core.pytree import unflatten
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
-from torch2engine.modules.torch_state import is_traced
+from torch2engine.modules.torch_state import tracing_state
 from torch2engine.modules.trt.backend import TensorRTBackend
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ class TRTModule(DeployedModule[TensorRTBackend]):
             return super().forward(*args, **kwargs)
         backend = self._backend
         session = backend.session
-        if session is None or self._weight_sync.tracked is not None or is_traced() is not None:
+        if session is None or self._weight_sync.tracked is not None or tracing_state() is not None:
             return super().forward(*args, **kwargs)
         direct_call = backend.direct_call
         outputs = session.try_fast_path(direct_call.leaves(args, kwargs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 
-from torch2engine.core.profiles import exclusive_sizes, profile_sizes, selects_profile
+from torch2engine.core.profile_sizes import exclusive_sizes, profile_sizes, selects_profile
 from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
 
 
