@@ -705,7 +705,7 @@ def test_fingerprints_see_what_cancels_out() -> None:
 
 def test_fingerprints_of_large_tensors_see_every_element(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a tensor comes in pieces, and pieces of several tensors together."""
-    monkeypatch.setattr("torch2engine.capture.fingerprint._PIECE", 16)
+    monkeypatch.setattr("torch2engine.capture.fingerprint._PIECE_SIZE", 16)
     torch.manual_seed(0)
     tensors = {"a": torch.randn(70), "b": torch.randn(3), "c": torch.randn(33).half(), "d": torch.randn(17)}
     before = fingerprints(tensors)

@@ -136,6 +136,6 @@ def _mixed_sums(pieces: list[torch.Tensor], place_numbers: torch.Tensor) -> torc
     mixed *= _MULTIPLIER - (1 << 64)
     mixed ^= (mixed >> 29) & ((1 << 35) - 1)
     running_sum = mixed.cumsum(0)
-    last_indices = torch.tensor(sizes).cumsum(0).sub_(1).to(place_numbers.device)
+    last_indices = torch.tensor(sizes, device="cpu").cumsum(0).sub_(1).to(place_numbers.device)
     sums_up_to = running_sum[last_indices]
     return torch.diff(sums_up_to, prepend=sums_up_to.new_zeros(1))
