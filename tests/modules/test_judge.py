@@ -96,3 +96,17 @@ def test_judge_without_cases_has_not_passed() -> None:
     assert report == ParityReport((), "PyTorch vs ONNX Runtime", Tolerance.default("fp32"))
     with pytest.raises(ParityError):
         report.raise_if_failed()
+
+
+def test_judge_refuses_repeated_nan_for_the_nan() -> None:
+    """An engine that overflows in every call repeats itself, and its answers fail against PyTorch's."""
+    reference, module = mlp()
+
+    class Overflowing(type(module)):
+        def infer(self, leaves: Any) -> dict[str, torch.Tensor]:
+            return {name: answer * torch.nan for name, answer in super().infer(leaves).items()}
+
+    report = judge(Overflowing(module._artifact), two_cases(reference), repeats=2)
+    assert report.subject == "PyTorch vs ONNX Runtime"
+    assert [(row.passed, row.nonfinite_reference) for row in report.rows] == [(False, 0), (False, 0)]
+    assert all(row.nonfinite_candidate > 0 for row in report.rows)
