@@ -24,7 +24,12 @@ from torch2engine.exporter.export import export_onnx
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import accept_lowered_engine, attach_report_and_trim, make_onnx_module, target_device
+from torch2engine.pipeline.accept import (
+    attach_report_and_trim,
+    make_accepted_trt_module,
+    make_onnx_module,
+    target_device,
+)
 from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.lowering import lower_as_requested
 from torch2engine.pipeline.report import ReportBuilder
@@ -125,9 +130,9 @@ def deploy(
     if request.runtime == "onnxruntime":
         return make_onnx_module(lowered, request, report)
     gpu = target_device(captured)
-    with request_engine(
+    with request_engine(  # a failure inside removes a cached engine
         lowered.artifact,
-        precision=request.tf32_if_requested(onnx_artifact),
+        precision=request.builder_precision(onnx_artifact),
         config=config,
         cache=request.cache,
         progress=progress,
@@ -137,7 +142,7 @@ def deploy(
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine_artifact = engine_request.load_or_build()  # TensorRT's build_serialized_network
         with report.phase("parity"):  # the engine against PyTorch
-            trt_module = accept_lowered_engine(engine_artifact, lowered, request, gpu, report)
+            trt_module = make_accepted_trt_module(engine_artifact, lowered, request, gpu, report)
         report.add_notes(engine_request.notes)
-        engine_reuse.store_and_note(engine_request, engine_artifact, trt_module, report)
+        engine_reuse.store_and_index(engine_request, engine_artifact, trt_module, report)
     return attach_report_and_trim(trt_module, report)

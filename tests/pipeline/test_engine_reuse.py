@@ -176,7 +176,7 @@ class Earlier:
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        engine_reuse.store_and_note(engine_request, self.engine, module, report)
+        engine_reuse.store_and_index(engine_request, self.engine, module, report)
         return "", report.build("fp32")
 
 

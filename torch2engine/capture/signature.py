@@ -47,7 +47,9 @@ def capture_call(
     profiles: Sequence[Any] | None = None,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> CapturedCall:
-    """Decide names, dtypes, axes, profiles and structure of a call; run inside `undisturbed(model)`.
+    """Run the model on the sample, refuse what no engine can repeat, and decide the call's names, dtypes and axes.
+
+    Profiles and the structure of arguments and result belong to the call, too. Run it inside `undisturbed(model)`.
 
     Args:
         model: the unwrapped module.

@@ -3,7 +3,8 @@
 Enters: nothing. Leaves: rows of plain facts, and sets of names that follow from them. Separate because configuration,
 export, rewriting, judging and reports all need facts about a precision, and each fact stands in one place.
 
-A new precision is one row here and the pass that rewrites a graph for it (`precision/graph/`).
+A new precision is one row here and the pass that rewrites a graph for it (`precision/graph/`); a quantised one also
+needs its packer in `quantized_writer` and its rules in `quantize`.
 """
 
 from __future__ import annotations

@@ -366,7 +366,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             RefitError: not deployed to be refitted; a parameter or buffer is missing or has another shape or dtype, or
                 is not tied any more; a weight is not finite in the engine's type: the old weights stay. Or the answers
                 differ from the model's, or TensorRT failed half-way: every call then raises it, until a refit succeeds.
-            InputError: no module, or a tolerance that is none.
+            InputError: no module, or `tolerance` is no valid `Tolerance`.
             DeviceError, InstallationError, ArtifactError: the engine can't be made live, or the new weights not stored.
         """
         return self._weight_sync.refit(self.infer, model, verify=verify, tolerance=tolerance)

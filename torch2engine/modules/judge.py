@@ -47,7 +47,7 @@ def judge(
         repeats: how often each case is asked again at once. If it is not 0, each is asked once more after the others.
 
     Raises:
-        InputError: a tolerance that is none.
+        InputError: `tolerance` is no valid `Tolerance`.
         ParityError: the candidate answers the same case differently, beyond rounding.
     """
     check_tolerance(tolerance)

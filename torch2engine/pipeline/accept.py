@@ -29,8 +29,8 @@ from torch2engine.precision.verify import verify_engine_precision
 __all__ = [
     "EngineCandidate",
     "accept",
-    "accept_lowered_engine",
     "attach_report_and_trim",
+    "make_accepted_trt_module",
     "make_onnx_module",
     "prove_split",
     "target_device",
@@ -60,7 +60,7 @@ class EngineCandidate:
     notes: Sequence[str] = ()
 
 
-def accept_lowered_engine(
+def make_accepted_trt_module(
     engine: EngineArtifact, lowered: LoweredModel, request: DeployRequest, gpu: torch.device, report: ReportBuilder
 ) -> TRTModule:
     """Put the engine of a lowered model in the model's place, if it answers like the model, and in its precision.

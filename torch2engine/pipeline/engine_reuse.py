@@ -105,7 +105,7 @@ class EngineReuse:
             earlier = self._find(self._cache, facts, captured)
         return None if earlier is None else self._accept(self._cache, earlier, captured, parity_cases, notes)
 
-    def store_and_note(
+    def store_and_index(
         self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule, report: ReportBuilder
     ) -> None:
         """Store an accepted engine, and note it for later deploys with the same facts.
@@ -126,7 +126,7 @@ class EngineReuse:
                 self._cache.write_note(key, CacheNote(engine_request.cache_key, report.reusable_findings()))
 
     def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was noted for the request with these facts; `store_and_note` will use the same key."""
+        """The engine that was noted for the request with these facts; `store_and_index` will use the same key."""
         with torch.cuda.device(target_device(captured)):  # build_environment reads the current GPU
             key = hash_facts({**request_facts(self._request, captured), **facts})
             self._keys.append(key)

@@ -97,7 +97,7 @@ class DeployRequest:
         """The TensorRT that builds: "tensorrt" or "tensorrt_rtx"; None where ONNX Runtime answers."""
         return None if self.runtime == "onnxruntime" else find_tensorrt(self.config.flavour).name
 
-    def tf32_if_requested(self, artifact: OnnxArtifact) -> str | None:
+    def builder_precision(self, artifact: OnnxArtifact) -> str | None:
         """The precision of float32 matrix products for the builder: "tf32", or None for that of the exported model."""
         return "tf32" if remaining_precision(self.precision, artifact).dtype == "tf32" else None
 

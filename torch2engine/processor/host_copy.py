@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 
 def split_copy(target: Array, source: Array, most: int) -> list[tuple[Array, Array]]:
-    """Split a copy into at most that many of about one size, none of them small.
+    """Split a copy into at most `most` pieces of similar size, each of at least `_PIECE_BYTES`.
 
     Args:
         target, source: of one shape; any strides, even another dtype.

@@ -1,9 +1,8 @@
 """The only door to TensorRT: which flavour is installed, what it can do, its dtypes, its log and its return values.
 
 Enters: the bindings module, whatever its name and version. Leaves: a `TensorRT` value through which every other
-folder
-uses it, and names for annotations (`Builder`, `ITensor`, ...). Separate so that a new TensorRT
-version is a change in one file, and so that its differences are questions of "has it this?", never of numbers.
+folder uses it, and names for annotations (`Builder`, `ITensor`, ...). Separate so that a new TensorRT version is a
+change in one file. Code asks whether a version has a feature, never for its number.
 """
 
 from __future__ import annotations
