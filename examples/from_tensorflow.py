@@ -17,7 +17,7 @@ import torch
 
 import torch2engine as t2e
 
-KEPT = Path(__file__).resolve().parent.parent / "tests" / "keras_cnn"
+KEPT = Path(__file__).resolve().parent.parent / "tests" / "support" / "keras_cnn"
 
 
 def exported(path: Path) -> tuple[np.ndarray, np.ndarray]:
