@@ -30,7 +30,9 @@ def nested() -> Any:
 
 def test_all_graphs_are_visited() -> None:
     """The outermost first."""
-    assert [part.name for part in walk_graphs(nested())] == ["main", "body", "then", "else"]
+    names = [part.name for part in walk_graphs(nested())]
+    assert names[:2] == ["main", "body"]
+    assert sorted(names[2:]) == ["else", "then"]  # the order of two branches is that of their attributes
 
 
 def test_all_nodes_are_visited() -> None:
