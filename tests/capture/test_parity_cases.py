@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 
 from tests.support import deploy_models
 from tests.support.models import Conditional, Function, TwoInputs, captured, line_of
+from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import DynamicAxisError, ExportError
@@ -326,3 +328,77 @@ def test_both_sides_of_a_branch_are_seen() -> None:
     sums = {name: float(case.inputs[0].sum()) for name, case in found.items()}
     assert sums["sample"] == 3.0
     assert sums["random"] != 3.0
+
+
+# on a GPU, where an index out of range is no exception
+
+
+class Positions(nn.Module):
+    """Adds a row of a table of `rows` for every place; remembers the sizes that reached it, but not its copies."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.table = nn.Embedding(rows, 3)
+        self.sizes: list[int] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sizes.append(len(x))
+        return x + self.table(torch.arange(len(x)))
+
+
+class Single(Positions):
+    """Refuses to be copied."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError("there is one of me")
+
+
+def run_on_gpu(model: nn.Module, axis: Axis, profiles: Any = None) -> tuple[dict[str, ParityCase], tuple[str, ...]]:
+    """The cases by name and the notes, as of a model on a GPU with a sample of 4 rows."""
+    call = captured(model, torch.ones(4, 3), {"x": {0: axis}}, profiles)
+    call = replace(call, trial=HostTrial(call.reference, call.sample))
+    with undisturbed(model):
+        found, notes = make_parity_cases(call)
+    return {case.name: case for case in found}, notes
+
+
+def test_cases_of_a_model_on_a_gpu_are_the_same_as_on_the_cpu() -> None:
+    """The trial changes nothing where nothing fails."""
+    model = Positions(16)
+    found, notes = run_on_gpu(model, Axis("n", 1, 4, 8))
+    expected, _ = run(Positions(16), torch.ones(4, 3), {"x": {0: Axis("n", 1, 4, 8)}})
+    assert notes == ()
+    assert {name: case.inputs[0].tolist() for name, case in found.items()} == {
+        name: case.inputs[0].tolist() for name, case in expected.items()
+    }
+
+
+def test_size_that_the_cpu_refuses_never_reaches_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of 6 positions at a size of 8 is an error; the live model is asked for no more than the sample has."""
+    model = Positions(6)
+    sizes: list[int] = []
+    monkeypatch.setattr(model, "sizes", sizes)
+    with pytest.raises(DynamicAxisError) as error:
+        run_on_gpu(model, Axis("n", 1, 4, 8))
+    assert error.value.axis == "n"
+    assert "IndexError: index out of range" in error.value.got
+
+
+def test_model_that_cannot_be_tried_on_the_cpu_is_compared_on_its_sample() -> None:
+    """Every other input may end the CUDA context; a note says what is missing and why."""
+    found, notes = run_on_gpu(Single(16), Axis("n", 1, 4, 8))
+    assert list(found) == ["opt"]
+    assert notes == (
+        "no cases 'min', 'max', 'random': other inputs may end the process's CUDA context, and can't be tried on the "
+        "CPU first (RuntimeError: there is one of me)",
+    )
+    found, _ = run_on_gpu(Single(16), Axis("n", 1, 2, 8))
+    assert list(found) == ["sample"]
+    assert len(found["sample"].inputs[0]) == 4
+
+
+def test_sample_outside_every_profile_cannot_stand_for_other_cases() -> None:
+    """Then nothing may be compared, and the error says so."""
+    with pytest.raises(ExportError) as error:
+        run_on_gpu(Single(16), Axis("n", 1, 4, 8), [{"n": (1, 1, 2)}, {"n": (6, 6, 8)}])
+    assert error.value.fix == "deploy the model from the CPU, or give a sample inside a profile"

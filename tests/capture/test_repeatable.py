@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from tests.support.models import captured
+from torch2engine.capture.repeatable import answer_repeatably
+from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import ExportError
 
 X = torch.linspace(0.1, 1.3, 12).reshape(4, 3)
@@ -187,3 +189,92 @@ def test_state_that_no_answer_depends_on_is_noted(
 def test_stateless_model_has_no_note() -> None:
     """Nothing is said of a model that keeps nothing."""
     assert captured(Stateful(lambda self, x: x * self.weight), X).notes == ()
+
+
+# on a GPU, where an index out of range is no exception
+
+
+class Paged(nn.Module):
+    """Reads a table at the input's places, or at one that a counter names; remembers which indices reached it."""
+
+    seen: ClassVar[list[int]] = []
+
+    def __init__(self, by_counter: bool = False, copies: bool = True) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.zeros(8))
+        self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.by_counter = by_counter
+        self.is_live = True
+        self.copies = copies
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Paged:
+        if not self.copies:
+            raise RuntimeError("there is one of me")
+        other = Paged(self.by_counter)
+        other.table, other.position, other.is_live = memo[id(self.table)], memo[id(self.position)], False
+        return other
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        if self.by_counter:
+            self.position += 1
+            index = self.position.reshape(1)
+        if self.is_live:
+            self.seen.extend(index.long().tolist())
+        return self.table[index.long()]
+
+
+def answer_on_gpu(model: Paged, index: torch.Tensor) -> Any:
+    """Answer as if the model's table were on a GPU."""
+    place = model.table.data_ptr()
+    reference = captured(Stateful(lambda self, x: x), index).reference.of(model)
+    Paged.seen.clear()
+    with undisturbed(model):
+        return answer_repeatably(
+            reference, [index], lambda: reference([index]), on_gpu=lambda tensor: tensor.data_ptr() == place
+        )
+
+
+def test_other_inputs_run_on_the_cpu_first() -> None:
+    """Other floats may be indices out of range, as a hundred times 0.16 is: these stay on the CPU."""
+    assert answer_on_gpu(Paged(), torch.tensor([6.0, 2.0])).trial is not None
+    assert set(Paged.seen) == {6, 2, 3, 1}
+    assert answer_on_gpu(Spread(), torch.tensor([0.07])).trial is not None
+    assert set(Paged.seen) == {7}
+
+
+class Spread(Paged):
+    """Reads at a hundred times its input."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Spread:
+        other = Spread()
+        other.table, other.is_live = memo[id(self.table)], False
+        return other
+
+    def forward(self, index: torch.Tensor) -> torch.Tensor:
+        return super().forward((index * 100).round())
+
+
+def test_other_counters_run_on_the_cpu_first() -> None:
+    """A counter of a million is out of the table's range: the model is refused, and the GPU never saw it."""
+    with pytest.raises(ExportError) as error:
+        answer_on_gpu(Paged(by_counter=True), torch.tensor([0]))
+    assert error.value.got == "its answers depend on values that every call changes; a call changes 'position'"
+    assert max(Paged.seen) < 8
+
+
+def test_state_that_cannot_be_tried_on_the_cpu_is_refused() -> None:
+    """Whether an answer depends on a counter is unknown then, and asking the GPU could end its context."""
+    with pytest.raises(ExportError) as error:
+        answer_on_gpu(Paged(by_counter=True, copies=False), torch.tensor([0]))
+    assert str(error.value) == (
+        "model: a call changes 'position', and whether answers depend on it can't be tried: RuntimeError: there is one "
+        "of me, a model that can be tried on the CPU, where an index out of range is an exception; deploy it from the "
+        "CPU, or don't change 'position' in inference"
+    )
+    assert max(Paged.seen) < 8
+
+
+def test_model_that_cannot_be_copied_answers_its_sample_alone() -> None:
+    """Without a trial no invented input reaches it."""
+    assert answer_on_gpu(Paged(copies=False), torch.tensor([6, 2])).trial is not None
+    assert set(Paged.seen) == {6, 2}

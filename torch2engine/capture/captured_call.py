@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.reference import Reference
 from torch2engine.core.spec import Profile, Signature
 
@@ -28,7 +29,8 @@ class CapturedCall:
         sample: the sample's tensors in the signature's order, on the sample's device.
         output_axes: {output name: {dimension: axis name or None}} that the user named in dynamic_axes.
         precision: the lowest floating arithmetic that the model itself asks for: "fp32", "fp16" or "bf16".
-        notes: what a user should know, e.g. that the model writes into an input.
+        notes: what a user should know, e.g. that a call changes a counter.
+        trial: where invented inputs must run before they may reach the model; None if they may at once.
     """
 
     reference: Reference
@@ -38,6 +40,11 @@ class CapturedCall:
     output_axes: Mapping[str, Mapping[int, str | None]]
     precision: str
     notes: tuple[str, ...] = ()
+    trial: HostTrial | None = None
+
+    def sample_sizes(self) -> dict[str, int]:
+        """The size of every dynamic axis in the sample."""
+        return self.signature.resolve([leaf.shape for leaf in self.sample])
 
     def sample_of_sizes(self, sizes: Mapping[str, int]) -> tuple[torch.Tensor, ...]:
         """Fresh copies of the sample's tensors, cut or repeated to these axis sizes."""

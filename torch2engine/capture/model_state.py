@@ -20,7 +20,7 @@ from torch import nn
 
 from torch2engine.capture.fingerprint import fingerprints
 
-__all__ = ["ModelSnapshot", "StateEntry", "state_entries", "state_values", "version_of"]
+__all__ = ["ModelSnapshot", "StateEntry", "holds_others", "state_entries", "state_values", "version_of"]
 
 _CONTAINERS: tuple[type, ...] = (dict, list, set, deque)
 _NOT_STATE: tuple[type, ...] = (
@@ -78,6 +78,11 @@ def _items(holder: Any) -> list[tuple[Any, Any]]:
     if _is_dict(holder):
         return list(holder.items())
     return list(enumerate(cast("Iterable[Any]", holder)))
+
+
+def holds_others(value: Any) -> bool:
+    """Tell whether `state_entries` gives what a value holds, too."""
+    return _below(value) is not None
 
 
 def _below(value: Any) -> Any:

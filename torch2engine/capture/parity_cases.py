@@ -42,20 +42,27 @@ class ParityCase:
 def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[str, ...]]:
     """Run the reference on every case; call it inside `undisturbed`.
 
+    Invented inputs that may end the process's CUDA context run on the CPU first.
+
     Returns:
-        the cases, and notes on random inputs that the model itself refuses.
+        the cases, and notes on cases that are missing.
 
     Raises:
         DynamicAxisError: the model itself fails at a size that a profile promises.
+        ExportError: the model can't be tried on the CPU first, and no profile holds the sample.
     """
-    parity_cases: list[ParityCase] = []
+    obstacle = "" if captured.trial is None else captured.trial.obstacle()
     notes = _notes_on_unreachable_profiles(captured)
-    output_names = [spec.name for spec in captured.signature.outputs]
     generator = torch.Generator().manual_seed(RANDOM_SEED)
-    for plan in _planned_cases(captured.signature, captured.profiles):
+    plans = list(_planned_cases(captured.signature, captured.profiles))
+    if obstacle:
+        plans, note = _without_invented(captured, plans, obstacle)
+        notes.append(note)
+    parity_cases: list[ParityCase] = []
+    for plan in plans:
         inputs = _make_inputs(captured, plan, generator)
         try:
-            result = captured.reference(inputs)
+            outputs = _answer(captured, plan, inputs)
         except ExportError as error:
             if not plan.is_random:
                 raise _size_is_not_held(plan, error) from error
@@ -63,9 +70,51 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
                 f"no case '{plan.name}': the model refuses random values drawn from the sample's range ({error.got})"
             )
             continue
-        outputs = outputs_by_name(result, captured.signature.output, output_names)
         parity_cases.append(ParityCase(plan.name, inputs, outputs))
+    if captured.trial is not None:
+        captured.trial.refresh()  # frees its copy of the model
     return parity_cases, tuple(notes)
+
+
+def _answer(captured: CapturedCall, plan: _PlannedCase, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
+    """The reference's answer by output name.
+
+    Raises:
+        ExportError: the reference fails, here or in its trial on the CPU.
+    """
+    if captured.trial is not None and not _is_sample(captured, plan):
+        captured.trial.run(inputs)
+    output_names = [spec.name for spec in captured.signature.outputs]
+    return outputs_by_name(captured.reference(inputs), captured.signature.output, output_names)
+
+
+def _is_sample(captured: CapturedCall, plan: _PlannedCase) -> bool:
+    """Whether a case is the sample itself, which the user gave and the model has answered."""
+    return not plan.is_random and dict(plan.sizes) == captured.sample_sizes()
+
+
+def _without_invented(
+    captured: CapturedCall, plans: Sequence[_PlannedCase], obstacle: str
+) -> tuple[list[_PlannedCase], str]:
+    """Leave out all cases but the sample, with a note that says why.
+
+    Raises:
+        ExportError: no profile holds the sample.
+    """
+    kept = [plan for plan in plans if _is_sample(captured, plan)]
+    sizes = captured.sample_sizes()
+    if not kept and any(profile.contains(sizes) for profile in captured.profiles):
+        kept = [_PlannedCase("sample", sizes, is_random=False)]
+    reason = f"other inputs may end the process's CUDA context, and can't be tried on the CPU first ({obstacle})"
+    if not kept:
+        raise ExportError(
+            "model",
+            got=reason,
+            allowed="a sample that a profile holds, since it alone may be compared",
+            fix="deploy the model from the CPU, or give a sample inside a profile",
+        )
+    missing = ", ".join(f"'{plan.name}'" for plan in plans if plan not in kept)
+    return kept, f"no cases {missing}: {reason}"
 
 
 def _notes_on_unreachable_profiles(captured: CapturedCall) -> list[str]:

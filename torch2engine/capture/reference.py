@@ -36,6 +36,10 @@ class Reference:
         self._parameters = parameters
         self._preprocess = preprocess if any(preprocess) else ()
 
+    def of(self, model: nn.Module) -> Reference:
+        """The same call of a copy of the module."""
+        return Reference(model, self._parameters, self._preprocess)
+
     def arguments(self, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Build forward's args and kwargs from these tensors, after `preprocess`."""
         if self._preprocess:

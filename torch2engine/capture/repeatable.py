@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from torch2engine.capture.device_asserts import is_on_gpu
+from torch2engine.capture.host_trial import HostTrial, trial_if_needed
 from torch2engine.capture.model_state import ModelSnapshot, StateEntry, state_entries, state_values
 from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
@@ -30,14 +32,24 @@ _MANY = 64  # times that a list which grows is repeated
 
 @dataclass(frozen=True)
 class RepeatableAnswer:
-    """The model's answer to the sample, and what a user should know of its state."""
+    """The model's answer to the sample, and what was found on the way.
+
+    Args:
+        result: the answer.
+        notes: what a user should know of the model's state.
+        trial: where invented inputs must run before they may reach the model; None if they may at once.
+    """
 
     result: Flat
     notes: tuple[str, ...]
+    trial: HostTrial | None
 
 
 def answer_repeatably(
-    reference: Reference, sample: Sequence[torch.Tensor], call_first: Callable[[], Flat]
+    reference: Reference,
+    sample: Sequence[torch.Tensor],
+    call_first: Callable[[], Flat],
+    on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu,
 ) -> RepeatableAnswer:
     """Call the model on the sample, on another input and on the sample again; run inside `undisturbed`.
 
@@ -45,6 +57,7 @@ def answer_repeatably(
         reference: the model.
         sample: its inputs; the model gets clones of them.
         call_first: the first call on the sample.
+        on_gpu: whether a tensor is on a GPU, where other inputs and other state may end the process's CUDA context.
 
     What the calls change is found by value. Its answers must not depend on it: not on what an earlier call left there,
     and not on other values in its place. The model is afterwards as it was before.
@@ -57,8 +70,9 @@ def answer_repeatably(
     values_when_fresh = state_values(model)
     first = call_first()
     values_after_first = state_values(model)
+    trial = trial_if_needed(reference, sample, first.leaves, on_gpu)
     other = _other_input(sample)
-    answer_to_other = _try_answer(reference, other)
+    answer_to_other = _try_answer(reference, other, trial)
     if answer_to_other is None:  # the failed call may have left anything behind
         fresh.restore()
         reference(sample)
@@ -71,25 +85,36 @@ def answer_repeatably(
         raise _refusal("two calls on the same input give different results", changed)
     if changed and answer_to_other is not None:
         fresh.restore()
-        answer_when_fresh = _try_answer(reference, other)
+        answer_when_fresh = _try_answer(reference, other, trial, has_other_state=True)
         if answer_when_fresh is None or not _same_answer(answer_when_fresh, answer_to_other):
             raise _refusal("its answer depends on the call before it", changed)
         reference(sample)
     if volatile:
-        _check_unread(reference, sample, first, volatile)
+        _check_unread(reference, sample, first, volatile, trial)
     fresh.restore()
-    return RepeatableAnswer(first, _note(changed))
+    if trial is not None:
+        trial.refresh()
+    return RepeatableAnswer(first, _note(changed), trial)
 
 
-def _check_unread(reference: Reference, sample: Sequence[torch.Tensor], answer: Flat, volatile: set[str]) -> None:
+def _check_unread(
+    reference: Reference, sample: Sequence[torch.Tensor], answer: Flat, volatile: set[str], trial: HostTrial | None
+) -> None:
     """Put other values in the place of what every call changes, and refuse a model that then answers otherwise."""
+    if trial is not None and (obstacle := trial.obstacle()):
+        raise ExportError(
+            "model",
+            got=f"a call changes {_named(volatile)}, and whether answers depend on it can't be tried: {obstacle}",
+            allowed="a model that can be tried on the CPU, where an index out of range is an exception",
+            fix=f"deploy it from the CPU, or don't change {_named(volatile)} in inference",
+        )
     current = ModelSnapshot(reference.model)
     entries = [entry for entry in state_entries(reference.model) if entry.path in volatile]
     has_counts = any(_is_count(entry.value) for entry in entries)
     for count in _COUNTS if has_counts else _COUNTS[:1]:
         for entry in entries:
             _replace(entry, count)
-        found = _try_answer(reference, sample)
+        found = _try_answer(reference, sample, trial, has_other_state=True)
         current.restore()
         if found is None or not _same_answer(found, answer):
             raise _refusal("its answers depend on values that every call changes", volatile)
@@ -132,23 +157,33 @@ def _other_value(value: Any, count: int) -> Any:
 
 
 def _other_input(sample: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Other values that are no larger than the sample's.
-
-    On a GPU integers stay: as an index out of range they would end the process's CUDA context.
-    """
+    """Other values that are no larger than the sample's."""
     others: list[torch.Tensor] = []
     for leaf in sample:
-        values = leaf.detach()
-        if leaf.is_floating_point() and bool(values.isfinite().all()):
-            values = values.flatten().flip(0).reshape(leaf.shape) * 0.5 + 0.125
-        elif leaf.device.type == "cpu":
-            values = values.flatten().flip(0).reshape(leaf.shape)
-        others.append(values)
+        values = leaf.detach().flatten().flip(0).reshape(leaf.shape)
+        is_finite = leaf.is_floating_point() and bool(leaf.isfinite().all())
+        others.append(values * 0.5 + 0.125 if is_finite else values)
     return others
 
 
-def _try_answer(reference: Reference, inputs: Sequence[torch.Tensor]) -> Flat | None:
+def _try_answer(
+    reference: Reference, inputs: Sequence[torch.Tensor], trial: HostTrial | None, has_other_state: bool = False
+) -> Flat | None:
+    """Answer invented inputs, or by invented state; None if the model fails, or may end the CUDA context.
+
+    Args:
+        reference: the model.
+        inputs: its inputs.
+        trial: where they run first; None if that is not needed.
+        has_other_state: whether the model's state has changed since the trial's last run.
+    """
     try:
+        if trial is not None:
+            if trial.obstacle():
+                return None
+            if has_other_state:
+                trial.refresh()
+            trial.run(inputs)
         return reference(inputs)
     except ExportError:
         return None

@@ -100,6 +100,7 @@ def capture_call(
         output_axes=requested.outputs,
         precision=_lowest_precision(model, [*sample.tensors, *result.leaves]),
         notes=answer.notes,
+        trial=answer.trial,
     )
 
 

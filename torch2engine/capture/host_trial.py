@@ -1,0 +1,223 @@
+"""Invented inputs on a copy of the model on the CPU, before they may reach a GPU.
+
+Enters: a model on a GPU, and inputs that nobody gave. Leaves: the CPU's answer or an exception. Separate because an
+index out of range ends the process's CUDA context, and with it the model, its optimizer and hours of training.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import re
+import types
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch2engine.capture.device_asserts import asserting_operators, is_on_gpu, tensors_in
+from torch2engine.capture.model_state import StateEntry, holds_others, state_entries
+from torch2engine.capture.reference import Reference
+from torch2engine.core.errors import ExportError
+from torch2engine.core.pytree import Flat
+
+__all__ = ["HostTrial", "trial_if_needed"]
+
+_CPU = torch.device("cpu")
+_GPU_NAME = re.compile(r"(cuda|xpu|hip)(:\d+)?")
+_LARGEST_SHARE = 0.5  # of the free memory that a copy may take; activations need the rest
+_COPIED: tuple[type, ...] = (
+    *(np.ndarray, np.random.Generator, np.random.RandomState, random.Random),
+    *(types.MethodType, functools.partial),  # the copy's own, where they are bound to a part of the model
+)
+
+
+class HostTrial:
+    """Runs invented inputs on a copy of the model on the CPU.
+
+    Args:
+        reference: the model on its GPU.
+        sample: inputs that the user gave. The copy must answer them, or it proves nothing about others.
+        on_gpu: whether a tensor is on a GPU.
+    """
+
+    def __init__(
+        self,
+        reference: Reference,
+        sample: Sequence[torch.Tensor],
+        on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu,
+    ) -> None:
+        self._reference = reference
+        self._sample = sample
+        self._on_gpu = on_gpu
+        self._copy: Reference | None = None
+        self._obstacle: str | None = None
+
+    def obstacle(self) -> str:
+        """Say why the model can't be tried on the CPU; "" if it can."""
+        if self._obstacle is None:
+            try:
+                self.run(self._sample)
+                self._obstacle = ""
+            except Exception as error:  # of anyone's code: a copy runs __deepcopy__, __reduce__ and __init__
+                self._copy = None
+                self._obstacle = error.got if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
+        return self._obstacle
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> Flat:
+        """Answer these inputs on the CPU, by a copy that is made at the first call.
+
+        Raises:
+            ExportError: as `Reference`, where the model would have failed on the GPU.
+            Exception: the model can't be copied, as `obstacle` says before.
+        """
+        if self._copy is None:
+            self._copy = self._reference.of(copy_to_cpu(self._reference.model))
+        with _only_on_cpu(self._on_gpu):
+            return self._copy([leaf.detach().to(_CPU) for leaf in inputs])
+
+    def refresh(self) -> None:
+        """Free the copy; the next run copies the model as it is then, with its state."""
+        self._copy = None
+
+
+def trial_if_needed(
+    reference: Reference,
+    sample: Sequence[torch.Tensor],
+    answer: Sequence[torch.Tensor],
+    on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu,
+) -> HostTrial | None:
+    """Decide whether invented inputs need a trial before they may reach the model, and watch it once for that.
+
+    Args:
+        reference: the model.
+        sample: its inputs, that it has answered.
+        answer: the tensors of its answer.
+        on_gpu: whether a tensor is on a GPU.
+
+    Returns:
+        None for a model that is not on a GPU, or has no operator that asserts there.
+    """
+    if not any(map(on_gpu, (*sample, *answer, *reference.model.parameters(), *reference.model.buffers()))):
+        return None
+    if not asserting_operators(lambda: reference(sample), on_gpu):
+        return None
+    return HostTrial(reference, sample, on_gpu)
+
+
+def copy_to_cpu(model: nn.Module) -> nn.Module:
+    """Copy a module with all tensors, generators and device names that it can reach, to the CPU.
+
+    The copy shares what nobody can copy, such as locks.
+
+    Raises:
+        MemoryError: the host has too little memory.
+        Exception: any of the classes in the model refuses to be copied.
+    """
+    entries = list(state_entries(model))
+    _require_memory(entry.value for entry in entries)
+    copies: dict[int, Any] = {}  # by the id of the original, as copy.deepcopy looks them up
+    for entry in entries:
+        value = entry.value
+        if isinstance(value, torch.Tensor):
+            copies[id(value)] = _tensor_on_cpu(value)
+        elif isinstance(value, torch.Generator):
+            copies[id(value)] = torch.Generator().manual_seed(value.initial_seed())
+        elif not holds_others(value) and not isinstance(value, _COPIED):
+            copies[id(value)] = value
+    copied = copy.deepcopy(model, copies)
+    for entry in list(state_entries(copied)):
+        _name_cpu(entry)
+    return copied
+
+
+def _tensor_on_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    values = tensor.detach().to(_CPU, copy=True)
+    return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
+
+
+def _name_cpu(entry: StateEntry) -> None:
+    """Replace the name of a GPU, from which forward makes tensors or moves them."""
+    value = entry.value
+    is_name = isinstance(value, str) and _GPU_NAME.fullmatch(value)
+    if entry.container is not None and (is_name or isinstance(value, torch.device)):
+        entry.container[entry.key] = _on_cpu(value)
+
+
+def _on_cpu(value: Any) -> Any:
+    """The CPU in the place of a GPU, in the form that the GPU was named in; other values as they are."""
+    if isinstance(value, torch.device):
+        return value if value.type == "meta" else _CPU
+    return "cpu" if isinstance(value, str) and _GPU_NAME.fullmatch(value) else value
+
+
+def _require_memory(values: Iterable[object]) -> None:
+    tensors = {id(value): value for value in values if isinstance(value, torch.Tensor)}
+    needed = sum(tensor.nbytes for tensor in tensors.values() if tensor.layout is torch.strided)
+    free = _free_host_bytes()
+    if needed > _LARGEST_SHARE * free:
+        raise MemoryError(f"its copy takes {needed >> 20} MiB of the host's {free >> 20} MiB that are free")
+
+
+def _free_host_bytes() -> int:
+    """The memory that this process can still take, by the system's account and by that of its control group."""
+    amounts = [int(words[1]) << 10 for words in _lines("/proc/meminfo") if words[0] == "MemAvailable:"]
+    group = [words[0] for name in ("memory.max", "memory.current") for words in _lines(f"/sys/fs/cgroup/{name}")]
+    if len(group) == 2 and all(word.isdigit() for word in group):
+        amounts.append(int(group[0]) - int(group[1]))
+    return max(0, min(amounts, default=1 << 62))
+
+
+def _lines(path: str) -> list[list[str]]:
+    """The words of each line; none where there is no such file."""
+    try:
+        return [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
+    except OSError:
+        return []
+
+
+@contextmanager
+def _only_on_cpu(on_gpu: Callable[[torch.Tensor], bool]) -> Generator[None]:
+    """Run the body on the CPU: every device that it names is the CPU, and what would run on a GPU raises."""
+    with _GpuRefused(on_gpu), _DevicesReplaced(), _CPU:  # the last one is for tensors without a named device
+        yield
+
+
+class _DevicesReplaced(TorchFunctionMode):
+    """Puts the CPU in the place of every device that a call of torch names."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function with other devices."""
+        named: Mapping[str, Any] = kwargs or {}
+        if func is torch.Tensor.cuda:
+            return args[0]
+        if func is torch.Tensor.to and len(args) > 1 and type(args[1]) is int:  # the index of a GPU
+            args = (args[0], _CPU, *args[2:])
+        positional = [_on_cpu(value) for value in cast("Sequence[Any]", args)]
+        by_name = {
+            key: _CPU if key == "device" and type(value) is int else _on_cpu(value) for key, value in named.items()
+        }
+        return func(*positional, **by_name)
+
+
+class _GpuRefused(TorchDispatchMode):
+    """Refuses operators on a tensor on a GPU, e.g. one that is a global variable."""
+
+    supports_higher_order_operators = True  # torch.cond and the like
+
+    def __init__(self, on_gpu: Callable[[torch.Tensor], bool]) -> None:
+        super().__init__()
+        self._on_gpu = on_gpu
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the operator, unless it reads or writes a GPU's memory."""
+        if any(map(self._on_gpu, tensors_in((args, kwargs)))):
+            raise RuntimeError(f"{func} reads a tensor on a GPU that is no part of the model")
+        return func(*args, **(kwargs or {}))
