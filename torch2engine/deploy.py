@@ -144,5 +144,5 @@ def deploy(
         with report.phase("parity"):  # the engine against PyTorch
             trt_module = make_accepted_trt_module(engine_artifact, lowered, request, gpu, report)
         report.add_notes(engine_request.notes)
-        engine_reuse.store_and_index(engine_request, engine_artifact, trt_module, report)
+        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module, report)
     return attach_report_and_trim(trt_module, report)

@@ -116,7 +116,7 @@ def _doubled(forward: Any) -> Any:
 
 
 def test_engine_that_is_gone_is_built_again(tmp_path: Path) -> None:
-    """What was noted of an engine is nothing without it."""
+    """A record of an engine is nothing without it."""
     deployed(net(), tmp_path, cache_key="tiny")
     t2e.EngineCache(tmp_path).clear()
     assert "build" in deployed(net(), tmp_path, cache_key="tiny")[1]

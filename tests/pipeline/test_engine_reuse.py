@@ -21,7 +21,7 @@ import torch
 import torch2engine as t2e
 from tests.pipeline.test_request_facts import BATCH, net, request_for
 from tests.support.sample_artifacts import fresh_engine
-from torch2engine.artifact.cache import CacheNote, EngineCache, hash_facts
+from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
@@ -48,7 +48,7 @@ def test_key_that_is_none_is_refused(options: dict[str, Any], text: str) -> None
     assert f"{error.subject}: got {error.got}; allowed: {error.allowed}".startswith(text)
 
 
-# What is noted of an engine
+# Records of requests
 
 
 @pytest.fixture
@@ -56,48 +56,48 @@ def cache(tmp_path: Path) -> EngineCache:
     return EngineCache(tmp_path / "cache")
 
 
-def test_note_is_found_until_it_is_forgotten(cache: EngineCache) -> None:
+def test_record_is_found_until_it_is_forgotten(cache: EngineCache) -> None:
     """It says which engine it is about, and what was found out."""
     request, engine = hash_facts({"n": 1}), hash_facts({"n": 2})
-    assert cache.read_note(request) is None
-    cache.write_note(request, CacheNote(engine, {"notes": ["é", 1, None]}))
-    assert cache.read_note(request) == CacheNote(engine, {"notes": ["é", 1, None]})
-    assert [path.name for path in (cache.folder / "notes").iterdir()] == [request]
-    cache.remove_note(request)
-    cache.remove_note(request)
-    assert cache.read_note(request) is None
+    assert cache.read_record(request) is None
+    cache.write_record(request, RequestRecord(engine, {"notes": ["é", 1, None]}))
+    assert cache.read_record(request) == RequestRecord(engine, {"notes": ["é", 1, None]})
+    assert [path.name for path in (cache.folder / "requests").iterdir()] == [request]
+    cache.remove_record(request)
+    cache.remove_record(request)
+    assert cache.read_record(request) is None
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"", lambda data: data.replace(b"1", b"2", 1)])
-def test_damaged_note_is_none(damage: Callable[[bytes], bytes], cache: EngineCache) -> None:
+def test_damaged_record_is_none(damage: Callable[[bytes], bytes], cache: EngineCache) -> None:
     """A machine that lost power may leave part of one."""
     request = hash_facts({"n": 1})
-    cache.write_note(request, CacheNote(hash_facts({"n": 2}), {"number": 1}))
-    path = cache.folder / "notes" / request
+    cache.write_record(request, RequestRecord(hash_facts({"n": 2}), {"number": 1}))
+    path = cache.folder / "requests" / request
     path.write_bytes(damage(path.read_bytes()))
-    assert cache.read_note(request) is None
+    assert cache.read_record(request) is None
 
 
-def test_notes_go_with_their_engines(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_records_go_with_their_engines(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pruning removes those whose engine is not there, once nobody can be about to store it."""
     request = hash_facts({"n": 1})
-    cache.write_note(request, CacheNote(hash_facts({"n": 2}), {}))
+    cache.write_record(request, RequestRecord(hash_facts({"n": 2}), {}))
     cache.prune()
-    assert cache.read_note(request) is not None
-    monkeypatch.setattr(importlib.import_module("torch2engine.artifact.cache"), "_NOTE_GRACE_S", -1.0)
+    assert cache.read_record(request) is not None
+    monkeypatch.setattr(importlib.import_module("torch2engine.artifact.cache"), "_RECORD_GRACE_S", -1.0)
     cache.prune()
-    assert cache.read_note(request) is None
+    assert cache.read_record(request) is None
 
 
-def test_folder_that_everybody_may_write_to_has_no_notes(cache: EngineCache) -> None:
+def test_folder_that_everybody_may_write_to_has_no_records(cache: EngineCache) -> None:
     """They decide which code runs."""
     request = hash_facts({"n": 1})
-    cache.write_note(request, CacheNote(hash_facts({"n": 2}), {}))
+    cache.write_record(request, RequestRecord(hash_facts({"n": 2}), {}))
     cache.folder.chmod(0o777)
-    assert cache.read_note(request) is None
+    assert cache.read_record(request) is None
 
 
-def test_report_parts_go_through_a_note() -> None:
+def test_report_parts_go_through_a_record() -> None:
     """What is told of lowering and of the engine's types comes back as it was."""
     from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
     from torch2engine.precision.graph.outcome import KeptModule, PrecisionOutcome
@@ -176,7 +176,7 @@ class Earlier:
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        engine_reuse.store_and_index(engine_request, self.engine, module, report)
+        engine_reuse.store_and_record(engine_request, self.engine, module, report)
         return "", report.build("fp32")
 
 

@@ -1,7 +1,7 @@
 """Engines that were built before, found by a hash of everything that decides what TensorRT makes.
 
-Enters: a key, and engines that passed their checks. Leaves: engines, and notes about them that belong to a whole
-request. Separate because several processes share the folder, and each may be killed at any moment. Entries and notes
+Enters: a key, and engines that passed their checks. Leaves: engines, and records that say which engine answered which
+request. Separate because several processes share the folder, and each may be killed at any moment. Entries and records
 appear and go by one rename each, so that reading needs no lock.
 """
 
@@ -31,18 +31,18 @@ from torch2engine.core.config import is_count
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.package import public
 
-__all__ = ["Cache", "CacheEntry", "CacheNote", "EngineCache", "hash_facts", "resolve_cache"]
+__all__ = ["Cache", "CacheEntry", "EngineCache", "RequestRecord", "hash_facts", "resolve_cache"]
 
 # Raise it with every change of the layout, and of the way in which an engine is built from the same facts.
 _VERSION = 2
 _KEY = re.compile(r"[0-9a-f]{64}")
 _TRASH_PREFIX = ".trash-"
 _LOCKS_FOLDER = "locks"
-_NOTES_FOLDER = "notes"
+_RECORDS_FOLDER = "requests"
 _DEFAULT_MAX_BYTES = 20 << 30
 _LOCK_POLL_S = 0.1
-_NOTE_GRACE_S = 60.0  # a younger note stays: its engine may be about to be stored
-_NOTE_LIFETIME_S = 90 * 24 * 3600.0
+_RECORD_GRACE_S = 60.0  # a younger record stays: its engine may be about to be stored
+_RECORD_LIFETIME_S = 90 * 24 * 3600.0
 _LOG = logging.getLogger("torch2engine.cache")
 
 Cache: TypeAlias = "EngineCache | str | Path | bool | None"
@@ -66,7 +66,7 @@ class CacheEntry:
 
 
 @dataclass(frozen=True)
-class CacheNote:
+class RequestRecord:
     """Facts about a cached engine that were found for one request.
 
     Args:
@@ -150,13 +150,13 @@ class EngineCache:
         """Remove an entry; False if there is none."""
         return self._discard(self._folder / _checked(key))
 
-    def write_note(self, request_key: str, note: CacheNote) -> None:
-        """Store facts about an engine for a request; the note is removed once the engine is gone.
+    def write_record(self, request_key: str, record: RequestRecord) -> None:
+        """Store facts about an engine for a request; the record is removed once the engine is gone.
 
         Where that fails the logger ``torch2engine.cache`` says so.
         """
-        data = canonical({"facts": note.facts, "engine": _checked(note.engine_key)})
-        path = self._note_path(request_key)
+        data = canonical({"facts": record.facts, "engine": _checked(record.engine_key)})
+        path = self._record_path(request_key)
         staging = path.with_name(f".{request_key}-{secrets.token_hex(8)}")
         try:
             if not self._make_folder():
@@ -168,34 +168,34 @@ class EngineCache:
             finally:
                 staging.unlink(missing_ok=True)
         except OSError as error:
-            _LOG.warning("the engine cache '%s' can't keep a note: %s", self._folder, error)
+            _LOG.warning("the engine cache '%s' can't keep a record: %s", self._folder, error)
 
-    def read_note(self, request_key: str) -> CacheNote | None:
-        """Find the note of a request; None if there is none, or if it can't be read."""
+    def read_record(self, request_key: str) -> RequestRecord | None:
+        """Find the record of a request; None if there is none, or if it can't be read."""
         try:
             if not self._is_safe():
                 return None
-            digest, _, data = self._note_path(request_key).read_bytes().partition(b"\n")
+            digest, _, data = self._record_path(request_key).read_bytes().partition(b"\n")
         except OSError:
             return None
         if hashlib.sha256(data).hexdigest().encode("ascii") != digest:
             return None  # the machine lost power during the write
-        note = json.loads(data)
+        record = json.loads(data)
         # No further check: the key holds the version of torch2engine, so the same version wrote it.
-        return CacheNote(note["engine"], note["facts"])
+        return RequestRecord(record["engine"], record["facts"])
 
-    def refresh_note(self, request_key: str) -> None:
-        """Reset the age of a note, because it was of use."""
+    def refresh_record(self, request_key: str) -> None:
+        """Reset the age of a record, because it was of use."""
         with contextlib.suppress(OSError):
-            os.utime(self._note_path(request_key))
+            os.utime(self._record_path(request_key))
 
-    def remove_note(self, request_key: str) -> None:
-        """Remove the note of a request, if there is one."""
+    def remove_record(self, request_key: str) -> None:
+        """Remove the record of a request, if there is one."""
         with contextlib.suppress(OSError):
-            self._note_path(request_key).unlink()
+            self._record_path(request_key).unlink()
 
-    def _note_path(self, request_key: str) -> Path:
-        return self._folder / _NOTES_FOLDER / _checked(request_key)
+    def _record_path(self, request_key: str) -> Path:
+        return self._folder / _RECORDS_FOLDER / _checked(request_key)
 
     @contextlib.contextmanager
     def building(self, key: str, waiting: Callable[[], object] = lambda: None) -> Generator[None]:
@@ -268,26 +268,26 @@ class EngineCache:
                 break
             if entry.key != keep and self.remove(entry.key):
                 freed += entry.size_bytes
-        self._prune_notes()
+        self._prune_records()
         return freed
 
     def clear(self) -> int:
         """Remove every engine and return the number of bytes freed."""
         return self.prune(0)
 
-    def _prune_notes(self) -> None:
-        """Remove old notes, notes of engines that are gone, and leftovers of killed processes."""
+    def _prune_records(self) -> None:
+        """Remove old records, records of engines that are gone, and leftovers of killed processes."""
         try:
-            paths = list((self._folder / _NOTES_FOLDER).iterdir())
+            paths = list((self._folder / _RECORDS_FOLDER).iterdir())
         except OSError:
             return
         for path in paths:
             with contextlib.suppress(OSError):
                 age_s = time.time() - path.stat().st_mtime
-                if age_s < _NOTE_GRACE_S:
+                if age_s < _RECORD_GRACE_S:
                     continue
-                note = self.read_note(path.name) if _KEY.fullmatch(path.name) else None
-                if note is None or age_s > _NOTE_LIFETIME_S or not (self._folder / note.engine_key).is_dir():
+                record = self.read_record(path.name) if _KEY.fullmatch(path.name) else None
+                if record is None or age_s > _RECORD_LIFETIME_S or not (self._folder / record.engine_key).is_dir():
                     path.unlink(missing_ok=True)
 
     def _children(self, select: Callable[[str], object]) -> list[Path]:

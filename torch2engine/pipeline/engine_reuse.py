@@ -1,7 +1,10 @@
 """The engine of an earlier deploy() is found again, so that export, checks and build are not repeated.
 
 Enters: a request, and its cache. Leaves: an engine that was compared with the model anew, or None; then deploy() takes
-every step. Separate because a shortcut is right only if it finds and accepts what the long road would have built.
+every step. Separate because a shortcut is right only if it finds and accepts what all steps would have built.
+
+Two keys lead to an engine. The request key hashes what deploy() was given; its record in the cache names the engine
+key, which hashes what TensorRT was given.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 
 import torch
 
-from torch2engine.artifact.cache import CacheNote, EngineCache, hash_facts
+from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.engine_request import EngineRequest, current_driver
@@ -105,10 +108,10 @@ class EngineReuse:
             earlier = self._find(self._cache, facts, captured)
         return None if earlier is None else self._accept(self._cache, earlier, captured, parity_cases, notes)
 
-    def store_and_index(
+    def store_and_record(
         self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule, report: ReportBuilder
     ) -> None:
-        """Store an accepted engine, and note it for later deploys with the same facts.
+        """Store an accepted engine, and record it for later deploys with the same facts.
 
         Args:
             engine_request: stores the engine.
@@ -123,23 +126,28 @@ class EngineReuse:
         engine_request.store(stored)
         if self._cache is not None:
             for key in self._keys:
-                self._cache.write_note(key, CacheNote(engine_request.cache_key, report.reusable_findings()))
+                self._cache.write_record(key, RequestRecord(engine_request.cache_key, report.reusable_findings()))
 
     def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was noted for the request with these facts; `store_and_index` will use the same key."""
+        """The engine that was recorded for the request with these facts; `store_and_record` will use the same key."""
         with torch.cuda.device(target_device(captured)):  # build_environment reads the current GPU
             key = hash_facts({**request_facts(self._request, captured), **facts})
             self._keys.append(key)
-            note = cache.read_note(key)
-            engine = None if note is None else cache.take(note.engine_key)
-            if note is None or engine is None or engine.onnx_path is None or engine.hardware.driver != current_driver():
+            record = cache.read_record(key)
+            engine = None if record is None else cache.take(record.engine_key)
+            if (
+                record is None
+                or engine is None
+                or engine.onnx_path is None
+                or engine.hardware.driver != current_driver()
+            ):
                 return None
         needs_kernels = (
             self._request.runtime_config.kernel_specialization == "none" and engine.hardware.flavour == "tensorrt_rtx"
         )
         if needs_kernels and not engine.read_runtime_cache():
-            return None  # the long road compiles kernels and stores them
-        return _EarlierEngine(key, engine, note.facts)
+            return None  # all steps together compile kernels and store them
+        return _EarlierEngine(key, engine, record.facts)
 
     def _accept(
         self,
@@ -159,12 +167,12 @@ class EngineReuse:
         except (InputError, InstallationError):
             raise
         except Torch2EngineError as error:
-            cache.remove_note(earlier.key)
+            cache.remove_record(earlier.key)
             warn_user(
                 f"an engine that was found for this request is not taken, and the model is deployed anew: {error}"
             )
             return None
-        cache.refresh_note(earlier.key)
+        cache.refresh_record(earlier.key)
         report.add_notes([_FROM_CACHE])
         return attach_report_and_trim(module, report)
 
@@ -188,7 +196,7 @@ class _EarlierEngine:
     """An engine of an earlier deploy.
 
     Args:
-        key: of the cache's note that led to it.
+        key: of the cache's record that led to it.
         engine: with its ONNX model.
         facts: the `reusable_findings` of the earlier deploy's report.
     """
