@@ -10,7 +10,7 @@ UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gpu-test gpu2-test bench evidence lock clean
+.PHONY: help demo test check gpu-test gpu2-test bench operators evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -68,6 +68,11 @@ bench:
 	@$(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
+
+# Needs no GPU.
+operators: .venv/stamp
+	@mkdir -p $(RESULTS)
+	@.venv/bin/python -m benchmarks.operators --out $(RESULTS)
 
 # Exit status 1 of the list is a finding, not a failure of make.
 evidence:

@@ -55,6 +55,7 @@ def run(
     body: Callable[[Evidence, argparse.Namespace], None],
     parser: argparse.ArgumentParser,
     covers: Sequence[str],
+    needs_gpu: bool = True,
 ) -> None:
     """Measure and write the evidence.
 
@@ -63,13 +64,15 @@ def run(
         body: measures, and records what it finds.
         parser: from `options`.
         covers: folders of the package that the figures depend on; the benchmark's own file is added.
+        needs_gpu: False for what is measured on a CPU.
 
     Raises:
         SystemExit: no GPU; the message says what is missing.
     """
     chosen = parser.parse_args()
     try:
-        require_gpu()
+        if needs_gpu:
+            require_gpu()
     except InstallationError as error:
         sys.exit(f"{type(error).__name__}: {error}")
     evidence = Evidence([*(f"torch2engine/{folder}" for folder in covers), f"benchmarks/{name}.py"])

@@ -1,0 +1,98 @@
+"""`benchmarks/operators.py`: its cases, its verdicts, and its figures, each on a few operators."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.operator_samples import LOW, OperatorCase, load_operators, make_case, reason_to_refuse
+from benchmarks.operator_worker import outcome_of
+from benchmarks.operators import figures_of
+
+X = torch.randn(4, 3)
+
+
+class _Reading(nn.Module):
+    """Looks into a tensor in Python."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1 if float(x.sum()) > 0 else x
+
+
+class _Failing(nn.Module):
+    """Fails while it is traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if type(x) is not torch.Tensor:
+            raise KeyError("lost")
+        return x * 3.0
+
+
+class _Drifting(nn.Module):
+    """Answers otherwise while it is traced."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * (3.0 if type(x) is torch.Tensor else 2.0)
+
+
+class _Function(nn.Module):
+    """Calls one function of a tensor."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return getattr(torch, self.name)(x)
+
+
+@pytest.mark.parametrize(
+    ("module", "outcome", "step"),
+    [
+        (_Function("tanh"), "right", ""),
+        (_Drifting(), "wrong", "parity"),
+        (_Function("geqrf"), "refused", "export"),
+        (_Reading(), "refused", "export"),
+        (_Failing(), "untyped", "export"),
+    ],
+)
+def test_outcome_of_a_case_is_what_the_road_says(module: nn.Module, outcome: str, step: str) -> None:
+    """An engine, a wrong answer, a refusal by name, and a refusal that names no operator are told apart."""
+    found = outcome_of(OperatorCase(module, (X,), {}))
+    assert (found["outcome"], found["step"]) == (outcome, step)
+
+
+def test_figures_count_what_can_never_pass_apart() -> None:
+    """A factorisation lowers no share of passes, but its untyped error counts."""
+    outcomes = {
+        "add (static)": "right",
+        "add (dynamic)": "right",
+        "sum.dim (static)": "wrong",
+        "cdist (static)": "refused",
+        "median (static)": "timeout",
+        "linalg.svd (static)": "refused",
+        "linalg.qr (static)": "untyped",
+    }
+    figures = figures_of({name: {"outcome": outcome} for name, outcome in outcomes.items()})
+    assert figures == {
+        "operators.cases": 5,
+        "operators.names": 4,
+        "operators.pass_share": 0.4,
+        "operators.refused": 1,
+        "operators.never": 2,
+        "operators.untyped": 2,
+        "operators.wrong": 1,
+    }
+
+
+def test_cases_are_pytorchs_own_samples() -> None:
+    """There are hundreds of operators; a dynamic case has an axis that PyTorch itself answers at other sizes."""
+    operators = load_operators()
+    assert len([name for name in operators if not reason_to_refuse(name)]) > 500
+    case = make_case(operators["add"], True)
+    assert case is not None
+    axis = case.axes["tensors.0"][0]
+    smaller = [tensor[:LOW] if f"tensors.{index}" in case.axes else tensor for index, tensor in enumerate(case.inputs)]
+    assert case.module(*smaller).shape[0] == LOW == axis.min
+    assert make_case(operators["linalg.tensorinv"], True) is None
