@@ -98,6 +98,13 @@ def _zero_at_zero(x: Tensor, y: Tensor, logarithm: Tensor) -> Tensor:
     return torch.where((x == 0) & (y == y), 0.0, x * logarithm)
 
 
+def entr(x: Tensor) -> Tensor:
+    """Compute -x * log(x); 0 at 0, -inf below."""
+    x = as_floating(x)
+    value = torch.where(x == 0, 0.0, -x * torch.log(x))
+    return torch.where(x < 0, -math.inf, value)
+
+
 def logit(x: Tensor, eps: float | None = None) -> Tensor:
     """Compute log(x / (1 - x)), with x limited to eps .. 1 - eps; NaN stays NaN."""
     x = as_floating(x)
@@ -136,6 +143,7 @@ LOGARITHMS: Mapping[str, Callable[..., Any]] = {
     "logcumsumexp": logcumsumexp,
     "xlogy.Tensor": xlogy,
     "special_xlog1py": xlog1py,
+    "special_entr": entr,
     "logit": logit,
     "special_logit": logit,
     "binary_cross_entropy": binary_cross_entropy,

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from torch2engine.exporter.decompositions.size_bounds import lowest
+
 __all__ = ["floor_negative_sizes"]
 
 
@@ -26,13 +28,13 @@ def floor_negative_sizes(program: torch.export.ExportedProgram) -> None:
 
 def _raise_dividend(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     dividend, divisor = node.args
-    lowest = _lowest(dividend)
-    least_divisor = _lowest(divisor)
-    if lowest is None or lowest >= 0 or least_divisor is None or least_divisor < 1:
+    least_dividend = lowest(_value(dividend))
+    least_divisor = lowest(_value(divisor))
+    if least_dividend is None or least_dividend >= 0 or least_divisor is None or least_divisor < 1:
         return
-    shift = -(lowest // least_divisor)  # rounded up
+    shift = -(least_dividend // least_divisor)  # rounded up
     if isinstance(divisor, torch.fx.Node):
-        shift = -lowest  # enough for any divisor
+        shift = -least_dividend  # enough for any divisor
 
     def call(function: Any, left: Any, right: Any) -> torch.fx.Node:
         created = graph.call_function(function, (left, right))
@@ -52,13 +54,3 @@ def _raise_dividend(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
 def _value(argument: Any) -> Any:
     """The size that a node stands for, or the number itself."""
     return argument.meta["val"] if isinstance(argument, torch.fx.Node) else argument
-
-
-def _lowest(argument: Any) -> int | None:
-    """The lowest value that a size may have; None where it has no bound."""
-    value = _value(argument)
-    if isinstance(value, int):
-        return value
-    symbolic: Any = value.node
-    bound = symbolic.shape_env.bound_sympy(symbolic.expr).lower
-    return int(bound) if bound.is_integer and bound.is_finite else None

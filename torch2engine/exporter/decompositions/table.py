@@ -14,12 +14,27 @@ from typing import Any
 import torch
 
 from torch2engine.exporter.decompositions.attention import ATTENTION, needs_exact_attention
+from torch2engine.exporter.decompositions.bags import BAGS
+from torch2engine.exporter.decompositions.bessel import BESSEL
+from torch2engine.exporter.decompositions.bits import BITS
 from torch2engine.exporter.decompositions.device_forms import DEVICE_FORMS
+from torch2engine.exporter.decompositions.diagonals import DIAGONALS
+from torch2engine.exporter.decompositions.distances import DISTANCES
 from torch2engine.exporter.decompositions.division import DIVISION
 from torch2engine.exporter.decompositions.error_function import ERROR_FUNCTION
+from torch2engine.exporter.decompositions.folding import FOLDING
+from torch2engine.exporter.decompositions.fourier import FOURIER
+from torch2engine.exporter.decompositions.gamma_functions import GAMMA_FUNCTIONS
+from torch2engine.exporter.decompositions.linear_algebra import LINEAR_ALGEBRA
 from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
+from torch2engine.exporter.decompositions.ordering import ORDERING
+from torch2engine.exporter.decompositions.pooling import POOLING
+from torch2engine.exporter.decompositions.reductions import REDUCTIONS
+from torch2engine.exporter.decompositions.resizing import RESIZING
+from torch2engine.exporter.decompositions.running import RUNNING
 from torch2engine.exporter.decompositions.signs import SIGNS
 from torch2engine.exporter.decompositions.size_division import floor_negative_sizes
+from torch2engine.exporter.decompositions.stacking import STACKING
 
 __all__ = ["NAMED", "PYTORCHS", "decompositions", "exact_decompositions", "find_operator"]
 
@@ -27,6 +42,21 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **ATTENTION,
     **LOGARITHMS,
     **ERROR_FUNCTION,
+    **GAMMA_FUNCTIONS,
+    **BESSEL,
+    **ORDERING,
+    **RUNNING,
+    **POOLING,
+    **DISTANCES,
+    **BAGS,
+    **BITS,
+    **DIAGONALS,
+    **FOLDING,
+    **FOURIER,
+    **LINEAR_ALGEBRA,
+    **REDUCTIONS,
+    **RESIZING,
+    **STACKING,
     **SIGNS,
     **DIVISION,
     **DEVICE_FORMS,

@@ -1,0 +1,66 @@
+"""Adaptive pooling: PyTorch's values and places, whether or not the windows have one size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import nn
+
+from tests.support.models import error_of, exported
+from torch2engine.core.spec import Axis
+from torch2engine.exporter.decompositions.pooling import POOLING
+
+ATEN = torch.ops.aten
+CASES = [
+    ((2, 3, 7), (3,)),
+    ((2, 3, 8), (4,)),
+    ((2, 3, 5), (7,)),
+    ((2, 3, 7, 9), (3, 4)),
+    ((2, 3, 8, 5), (4, 2)),
+    ((3, 7, 6), (1, 9)),
+    ((2, 3, 7, 9, 5), (3, 4, 2)),
+    ((2, 3, 8, 4, 4), (4, 2, 1)),
+]
+
+
+@pytest.mark.parametrize(("shape", "windows"), CASES)
+def test_largest_elements_and_places_are_pytorchs(shape: Sequence[int], windows: Sequence[int]) -> None:
+    """Of several equal ones the first."""
+    x = torch.randint(0, 9, tuple(shape), generator=torch.Generator().manual_seed(0)).float()
+    x.view(-1)[3] = math.inf
+    name = f"adaptive_max_pool{len(windows)}d"
+    values, places = POOLING[name](x, windows)
+    expected_values, expected_places = getattr(ATEN, name)(x, windows)
+    torch.testing.assert_close(values, expected_values, rtol=0, atol=0)
+    torch.testing.assert_close(places, expected_places)
+
+
+@pytest.mark.parametrize(("shape", "windows"), CASES)
+def test_means_are_pytorchs(shape: Sequence[int], windows: Sequence[int]) -> None:
+    """An infinity stays in its own windows; even windows are left to PyTorch."""
+    x = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
+    x.view(-1)[3] = math.inf
+    rank = len(windows)
+    name = "adaptive_avg_pool1d" if rank == 1 else f"_adaptive_avg_pool{rank}d"
+    means = POOLING[name](x, windows)
+    is_even = all(size % count == 0 for size, count in zip(shape[-rank:], windows, strict=True))
+    assert (means is NotImplemented) == is_even
+    if not is_even:
+        torch.testing.assert_close(means, getattr(ATEN, name)(x, windows))
+
+
+class _Pools(nn.Module):
+    """Adaptive pooling of every kind."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        largest, places = nn.functional.adaptive_max_pool2d_with_indices(x, (3, 2))
+        return largest, places, nn.functional.adaptive_avg_pool2d(x, (3, None)), nn.functional.adaptive_avg_pool2d(x, 5)
+
+
+def test_pooling_follows_a_dynamic_size() -> None:
+    """The windows are computed from the size that comes, not from the sample's."""
+    artifact, cases = exported(_Pools(), torch.randn(2, 2, 7, 9), {"x": {2: Axis("height", 3, 7, 11)}})
+    assert error_of(artifact, cases) < 1e-6

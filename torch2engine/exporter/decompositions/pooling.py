@@ -1,0 +1,135 @@
+"""Pooling to a fixed number of windows, whatever the size.
+
+Enters: the arguments of one operator. Leaves: its result, from windows that are gathered and reduced. Separate because
+torch.onnx has these only where every window has the same size, and never with indices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from torch2engine.exporter.decompositions.size_bounds import is_fixed
+
+__all__ = ["POOLING"]
+
+_MAX_POOL: Mapping[int, Callable[..., Tensor]] = {
+    1: functional.max_pool1d,
+    2: functional.max_pool2d,
+    3: functional.max_pool3d,
+}
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows along one dimension.
+
+    Args:
+        positions: [windows, largest length] of the elements; a shorter window repeats its last one.
+        counts: [windows] of elements that are no repetition.
+    """
+
+    positions: Tensor
+    counts: Tensor
+
+    def are_real(self) -> Tensor:
+        """[windows, largest length], false for repetitions."""
+        return torch.arange(self.positions.shape[1], device=self.counts.device) < self.counts.unsqueeze(-1)
+
+
+def _windows(size: int, count: int, device: torch.device) -> _Windows:
+    """Window i begins at floor(i * size / count) and ends before ceil((i + 1) * size / count), as in PyTorch."""
+    numbers = torch.arange(count, device=device)
+    starts = numbers * size // count
+    ends = ((numbers + 1) * size + count - 1) // count
+    # Windows are longer than size / count by less than 2 elements.
+    longest = size // count if _divides(count, size) else size // count + 2
+    positions = starts.unsqueeze(-1) + torch.arange(longest, device=device)
+    return _Windows(torch.minimum(positions, ends.unsqueeze(-1) - 1), ends - starts)
+
+
+def _divides(count: int, size: int) -> bool:
+    return is_fixed(size) and size % count == 0
+
+
+def _gather(x: Tensor, windows: Sequence[_Windows]) -> Tensor:
+    """[..., windows of each dimension, elements of each dimension]."""
+    first = x.dim() - len(windows)
+    for dim, along in enumerate(windows, first):
+        x = torch.movedim(_gather_one(x, dim, along), dim + 1, -1)
+    return x
+
+
+def _gather_one(x: Tensor, dim: int, along: _Windows) -> Tensor:
+    """[..., windows, elements, ...] in the place of `dim`."""
+    gathered = x.index_select(dim, along.positions.flatten())
+    return gathered.reshape([*x.shape[:dim], *along.positions.shape, *x.shape[dim + 1 :]])
+
+
+def _windows_of(x: Tensor, output_size: Sequence[int | None]) -> list[_Windows]:
+    sizes = x.shape[-len(output_size) :]
+    wanted = [size if count is None else count for size, count in zip(sizes, output_size, strict=True)]
+    return [_windows(size, count, x.device) for size, count in zip(sizes, wanted, strict=True)]
+
+
+def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """The largest element of each window, and its place in the flattened input."""
+    windows = _windows_of(x, output_size)
+    rank = len(windows)
+    elements = _gather(x, windows).flatten(-rank)
+    places = torch.zeros((1,) * (2 * rank), dtype=torch.int64, device=x.device)
+    for number, along in enumerate(windows):
+        shape = [1] * (2 * rank)
+        shape[number] = along.positions.shape[0]
+        shape[rank + number] = along.positions.shape[1]
+        places = places * x.shape[number - rank] + along.positions.reshape(shape)
+    largest = elements.argmax(-1, keepdim=True)
+    places = places.flatten(-rank).expand(elements.shape)
+    return _max_of(x, output_size, elements), places.gather(-1, largest).squeeze(-1)
+
+
+def _max_of(x: Tensor, output_size: Sequence[int], elements: Tensor) -> Tensor:
+    """The largest elements: by an ordinary pooling where every window has the same size."""
+    sizes = x.shape[-len(output_size) :]
+    if all(_divides(count, size) for size, count in zip(sizes, output_size, strict=True)):
+        window = [size // count for size, count in zip(sizes, output_size, strict=True)]
+        return _MAX_POOL[len(window)](x, window)
+    return elements.amax(-1)
+
+
+def _adaptive_avg_pool(x: Tensor, output_size: Sequence[int | None]) -> Tensor:
+    """The mean of each window."""
+    windows = _windows_of(x, output_size)
+    for dim, along in enumerate(windows, x.dim() - len(windows)):
+        later = [1] * (x.dim() - dim - 1)
+        real = along.are_real()
+        elements = torch.where(real.reshape([*real.shape, *later]), _gather_one(x, dim, along), 0.0)
+        x = elements.sum(dim + 1) / along.counts.to(x.dtype).reshape([-1, *later])
+    return x
+
+
+def _adaptive_avg_pool_of(dimensions: int) -> Callable[[Tensor, Sequence[int | None]], Tensor]:
+    """Static sizes that divide evenly are left to PyTorch, which writes them as an ordinary pooling."""
+
+    def decomposition(x: Tensor, output_size: Sequence[int | None]) -> Tensor:
+        sizes = x.shape[-dimensions:]
+        if all(count is None or _divides(count, size) for size, count in zip(sizes, output_size, strict=True)):
+            return NotImplemented
+        return _adaptive_avg_pool(x, output_size)
+
+    return decomposition
+
+
+POOLING: Mapping[str, Callable[..., Any]] = {
+    "adaptive_max_pool1d": _adaptive_max_pool,
+    "adaptive_max_pool2d": _adaptive_max_pool,
+    "adaptive_max_pool3d": _adaptive_max_pool,
+    "adaptive_avg_pool1d": _adaptive_avg_pool_of(1),
+    "_adaptive_avg_pool2d": _adaptive_avg_pool_of(2),
+    "_adaptive_avg_pool3d": _adaptive_avg_pool_of(3),
+}

@@ -1,0 +1,71 @@
+"""Reductions, softmax and running places in the forms that torch.onnx or TensorRT lack.
+
+Enters: the arguments of one operator. Leaves: its result by another form of the same operator. Separate because
+TensorRT's softmax and ArgMax need two dimensions, and torch.onnx forgets that a reduction may name none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["REDUCTIONS"]
+
+
+def _over_all_dimensions(reduction: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """amax or amin of all elements, where no dimension is named."""
+
+    def decomposition(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
+        return NotImplemented if dim or x.dim() == 0 else reduction(x, list(range(x.dim())), keepdim)
+
+    return decomposition
+
+
+def _aminmax(x: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    dims = list(range(x.dim())) if dim is None else [dim]
+    if x.dim() == 0:
+        return x.clone(), x.clone()
+    return torch.amin(x, dims, keepdim), torch.amax(x, dims, keepdim)
+
+
+def _place_of(reduction: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """argmax or argmin of a tensor of one dimension, or of a flattened one."""
+
+    def decomposition(x: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+        if x.dim() == 0:
+            return torch.zeros_like(x, dtype=torch.int64)
+        if dim is not None and x.dim() > 1:
+            return NotImplemented
+        place = reduction(x.reshape(1, -1), 1)
+        return place.reshape([1] * x.dim()) if keepdim else place.squeeze(0)
+
+    return decomposition
+
+
+def _softmax_of(softmax: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """softmax or log_softmax of a tensor of one dimension."""
+
+    def decomposition(x: Tensor, dim: int, last: Any = None) -> Tensor:
+        if x.dim() != 1:
+            return NotImplemented
+        # The last argument is a dtype, or tells whether a half result shall be in float32.
+        dtype = last if isinstance(last, torch.dtype) else torch.float32 if last else None
+        return softmax(x.unsqueeze(0), 1, dtype=dtype).squeeze(0)
+
+    return decomposition
+
+
+REDUCTIONS: Mapping[str, Callable[..., Any]] = {
+    "amax": _over_all_dimensions(torch.amax),
+    "amin": _over_all_dimensions(torch.amin),
+    "aminmax": _aminmax,
+    "argmax": _place_of(torch.argmax),
+    "argmin": _place_of(torch.argmin),
+    "softmax.int": _softmax_of(torch.softmax),
+    "_softmax": _softmax_of(torch.softmax),
+    "log_softmax.int": _softmax_of(torch.log_softmax),
+    "_log_softmax": _softmax_of(torch.log_softmax),
+}
