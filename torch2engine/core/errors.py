@@ -143,7 +143,8 @@ class UnsupportedNode:
         origin = f" in module '{self.module}'" if self.module else ""
         line = f" at {self.source}" if self.source else ""
         why = f": {self.reason}" if self.reason else ""
-        return f"{self.op} ({self.name}){origin}{line}{why}"
+        name = f" ({self.name})" if self.name else ""
+        return f"{self.op}{name}{origin}{line}{why}"
 
 
 @public

@@ -16,8 +16,16 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
+from torch._subclasses.fake_tensor import DataDependentOutputException, UnsupportedOperatorException
+
 from torch2engine.capture.source_lines import innermost_user_frame, user_source
-from torch2engine.core.errors import DynamicAxisError, ExportError, Torch2EngineError
+from torch2engine.core.errors import (
+    DynamicAxisError,
+    ExportError,
+    Torch2EngineError,
+    UnsupportedNode,
+    UnsupportedOperatorError,
+)
 from torch2engine.core.package import PACKAGE_ROOT
 
 __all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "axes_must_be_equal", "explain_refusal", "record_guards"]
@@ -132,7 +140,9 @@ def explain_refusal(error: Exception, guards: ShapeGuards) -> Torch2EngineError:
     if isinstance(error, Torch2EngineError):
         return error
     message = str(error)
-    if _DATA_DEPENDENT.search(message):
+    if isinstance(error, UnsupportedOperatorException):
+        return _has_no_shape_rule(error)
+    if _DATA_DEPENDENT.search(message) or isinstance(error, DataDependentOutputException):
         return ExportError(
             "torch.export",
             got="a branch or a shape depends on a tensor's values",
@@ -148,6 +158,17 @@ def explain_refusal(error: Exception, guards: ShapeGuards) -> Torch2EngineError:
     if ranged := _RANGE.search(message):
         return _axis_is_narrower(ranged, message, guards)
     return _unexplained(error, message)
+
+
+def _has_no_shape_rule(error: UnsupportedOperatorException) -> UnsupportedOperatorError:
+    operator = str(error).replace(".default", "")
+    reason = "torch has no rule for the shape of its result"
+    return UnsupportedOperatorError(
+        "torch.export",
+        nodes=[UnsupportedNode(operator, "", "", user_source(error), reason)],
+        got=f"it can't trace {operator}",
+        fix="write this line with other PyTorch operators",
+    )
 
 
 def _axis_is_pinned(match: re.Match[str], guards: ShapeGuards) -> DynamicAxisError:

@@ -7,7 +7,7 @@ torch's nodes are read here and nowhere changed.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,9 @@ from torch2engine.core.errors import UnsupportedNode
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.exporter.onnx_names import module_path
 
-__all__ = ["has_mixed_norm", "lowest_precision", "without_onnx_form"]
+__all__ = ["failed_node", "has_mixed_norm", "lowest_precision", "without_onnx_form"]
+
+_NO_FUNCTION = "no ONNX function"
 
 
 def lowest_precision(program: torch.export.ExportedProgram) -> str | None:
@@ -49,22 +51,57 @@ def without_onnx_form(
         reported: the operators that the exporter's error names; it stops at the first.
         opset: ONNX's, which decides what can be translated.
     """
-    is_translatable: Any
+    decomposed, is_translatable = _decomposed(program, opset)
+    unsupported: list[UnsupportedNode] = []
+    for node in _nodes(decomposed):
+        operator = _operator(node)
+        is_used = bool(operator and node.users)
+        if operator in reported or (is_used and is_translatable and not is_translatable(node.target)):
+            unsupported.append(_unsupported(node, _NO_FUNCTION))
+    return unsupported or [UnsupportedNode(op, "", "", "", _NO_FUNCTION) for op in sorted(reported)]
+
+
+def failed_node(
+    program: torch.export.ExportedProgram, name: str, operator: str, reason: str, opset: int
+) -> UnsupportedNode:
+    """Describe the node at which the exporter failed, with its module and line where it is found.
+
+    Args:
+        program: as it was given to the exporter.
+        name, operator: of the node, as the exporter's error gives them.
+        reason: what the exporter said.
+        opset: ONNX's.
+    """
+    decomposed, _ = _decomposed(program, opset)
+    written = list(_nodes(program))
+    for node in (*written, *_nodes(decomposed)):
+        if node.name == name:
+            return _unsupported(_as_written(node, written), reason)
+    return UnsupportedNode(operator, name, "", "", reason)
+
+
+def _as_written(part: Any, written: Sequence[Any]) -> Any:
+    """The node of the user's program that a decomposed one is a part of: it has the same stack trace."""
+    trace = part.meta.get("stack_trace")
+    same_place = [node for node in written if trace and node.meta.get("stack_trace") == trace and _operator(node)]
+    return part if part in written or len(same_place) != 1 else same_place[0]
+
+
+def _decomposed(
+    program: torch.export.ExportedProgram, opset: int
+) -> tuple[torch.export.ExportedProgram, Callable[[Any], bool] | None]:
+    """The program as torch.onnx decomposes it, since an operator may fail in a part of it; and what it can translate.
+
+    Returns:
+        the program itself and None where this torch's own functions are other ones.
+    """
     try:
         from torch.onnx._internal.exporter import _fx_passes, _registration
 
         registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
-        program = _fx_passes.decompose_with_registry(program, registry)  # an operator may fail in a part of it
-        is_translatable = cast("Any", registry).is_registered
-    except Exception:  # torch's own, so it may change: then only those reported are found
-        is_translatable = None
-    unsupported: list[UnsupportedNode] = []
-    for node in _nodes(program):
-        operator = _operator(node)
-        is_used = bool(operator and node.users)
-        if operator in reported or (is_used and is_translatable and not is_translatable(node.target)):
-            unsupported.append(_unsupported(node))
-    return unsupported or [UnsupportedNode(op, "", "", "", "no ONNX function") for op in sorted(reported)]
+        return _fx_passes.decompose_with_registry(program, registry), cast("Any", registry).is_registered
+    except Exception:  # torch's own, so it may change: then only what the exporter names is found
+        return program, None
 
 
 def _nodes(program: torch.export.ExportedProgram) -> Iterator[Any]:
@@ -79,10 +116,8 @@ def _operator(node: Any) -> str:
     return str(target.name()).replace("::", ".") if isinstance(target, OpOverload) else ""
 
 
-def _unsupported(node: Any) -> UnsupportedNode:
+def _unsupported(node: Any, reason: str) -> UnsupportedNode:
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     path = [entry[0] for entry in stack.values()][-1] if stack else ""
     frames = [(f, int(n)) for f, n in re.findall(r'File "(.+?)", line (\d+)', node.meta.get("stack_trace") or "")]
-    return UnsupportedNode(
-        _operator(node), node.name, module_path(path), innermost_user_frame(frames), "no ONNX function"
-    )
+    return UnsupportedNode(_operator(node), node.name, module_path(path), innermost_user_frame(frames), reason)

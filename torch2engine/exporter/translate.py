@@ -19,7 +19,7 @@ from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, UnsupportedOperatorError
 from torch2engine.exporter.decompositions.table import exact_decompositions
 from torch2engine.exporter.optimize import exact_rewrites, optimize
-from torch2engine.exporter.torch_program import has_mixed_norm, without_onnx_form
+from torch2engine.exporter.torch_program import failed_node, has_mixed_norm, without_onnx_form
 from torch2engine.exporter.trace_weights import WeightTracer
 
 __all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
@@ -28,6 +28,9 @@ __all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
 # it has no Attention (opset 23), which RTX 1.6 does not build in float32 and crashes on in one form.
 OPSET = 22
 
+_FAILED_NODE = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=torch\.ops\.([\w.]+)\]")
+_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*m")
+_LONGEST_QUOTE = 200
 _NO_ONNX_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>")
 
 
@@ -124,9 +127,24 @@ def _explain_failure(error: Exception, program: torch.export.ExportedProgram) ->
             got=f"no ONNX form for {', '.join(sorted({node.op for node in nodes}))}",
             fix="write these lines with other PyTorch operators",
         )
-    first_lines = [f"{type(cause).__name__}: {next(iter(str(cause).strip().splitlines()), '')}" for cause in causes]
-    innermost = "; ".join(first_lines[-2:])  # the last ones say what it was
-    return ExportError("torch.onnx", got=innermost, source=user_source(error))
+    quoted = "; ".join(map(_quote_of, causes[-2:]))  # the last ones say what it was
+    failed = _FAILED_NODE.search("\n".join(map(str, causes)))
+    if failed is None:
+        return ExportError("torch.onnx", got=f"it fails on this program: {quoted}", source=user_source(error))
+    node = failed_node(program, failed[1], failed[2].replace(".default", ""), quoted, OPSET)
+    return UnsupportedOperatorError(
+        "torch.onnx",
+        nodes=[node],
+        got=f"it can't translate this form of {node.op}",
+        fix="write this line with other PyTorch operators",
+    )
+
+
+def _quote_of(error: BaseException) -> str:
+    """The first line of another library's error as a quotation, short and without colours."""
+    line = next(iter(str(error).strip().splitlines()), "")
+    text = _TERMINAL_CODE.sub("", f"{type(error).__name__}: {line}")
+    return f'"{text[:_LONGEST_QUOTE]}{"..." if len(text) > _LONGEST_QUOTE else ""}"'
 
 
 def _chain_of_causes(error: BaseException) -> list[BaseException]:
