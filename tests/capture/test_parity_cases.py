@@ -292,7 +292,7 @@ def test_cases_ignore_the_default_device() -> None:
 
 def test_model_that_refuses_random_values_is_noted() -> None:
     """The corners are judged, and a note says that the random case is missing and why."""
-    found, notes = run(Increasing(), torch.arange(8))
+    found, notes = run(Increasing(), torch.arange(8.0))
     assert list(found) == ["sample"]
     assert notes == (
         "no case 'random': the model refuses random values drawn from the sample's range (PyTorch itself fails on "

@@ -8,6 +8,7 @@ this is the only stage that runs the user's model.
 - `signature`, `axes`: sample_input and dynamic_axes become a `captured_call`.
 - `reference`: the module as a function from flat inputs to named outputs.
 - `device_asserts`, `host_trial`: invented inputs run on the CPU before they may end a GPU's context.
+- `invented_inputs`: the sample at other sizes, and random values like it, as plausible as can be.
 - `parity_cases`: the inputs and answers that every candidate is compared on.
 - `fingerprint`: whether weights have changed.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.

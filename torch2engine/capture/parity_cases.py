@@ -6,18 +6,18 @@ random input at a size between. Separate because ONNX Runtime and the engine are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
-from torch2engine.capture.captured_call import CapturedCall, resized
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.invented_inputs import Guess, inputs_with_guesses, invented_inputs
 from torch2engine.capture.reference import outputs_by_name
 from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.profile_sizes import exclusive_sizes, profile_sizes
+from torch2engine.core.pytree import Flat
 from torch2engine.core.spec import Profile, Signature
 
 __all__ = ["ParityCase", "make_parity_cases"]
@@ -32,11 +32,13 @@ class ParityCase:
             profile's number in front where there are several.
         inputs: tensors in the signature's order, on the sample's device; never written to.
         outputs: the reference's answer by output name.
+        guessed: names of inputs with integers or masks that nobody gave; they may not fit together.
     """
 
     name: str
     inputs: tuple[torch.Tensor, ...]
     outputs: Mapping[str, torch.Tensor]
+    guessed: tuple[str, ...] = ()
 
 
 def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[str, ...]]:
@@ -45,7 +47,7 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
     Invented inputs that may end the process's CUDA context run on the CPU first.
 
     Returns:
-        the cases, and notes on cases that are missing.
+        the cases, and notes on cases that are missing or say little.
 
     Raises:
         DynamicAxisError: the model itself fails at a size that a profile promises.
@@ -60,32 +62,71 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
         notes.append(note)
     parity_cases: list[ParityCase] = []
     for plan in plans:
-        inputs = _make_inputs(captured, plan, generator)
         try:
-            outputs = _answer(captured, plan, inputs)
+            answered = _answer_plan(captured, plan, generator)
         except ExportError as error:
             if not plan.is_random:
-                raise _size_is_not_held(plan, error) from error
+                raise _size_is_not_held(captured, plan, error) from error
             notes.append(
                 f"no case '{plan.name}': the model refuses random values drawn from the sample's range ({error.got})"
             )
             continue
-        parity_cases.append(ParityCase(plan.name, inputs, outputs))
+        parity_cases.append(_make_case(captured, plan, answered))
+        notes += _notes_on_guess(captured, plan, answered)
     if captured.trial is not None:
         captured.trial.refresh()  # frees its copy of the model
     return parity_cases, tuple(notes)
 
 
-def _answer(captured: CapturedCall, plan: _PlannedCase, inputs: tuple[torch.Tensor, ...]) -> dict[str, torch.Tensor]:
-    """The reference's answer by output name.
+@dataclass(frozen=True)
+class _AnsweredInputs:
+    """Inputs with the reference's result; `guess` is None for the user's own."""
+
+    leaves: tuple[torch.Tensor, ...]
+    result: Flat
+    guess: Guess | None
+
+
+def _answer_plan(captured: CapturedCall, plan: _PlannedCase, generator: torch.Generator) -> _AnsweredInputs:
+    """Answer the sample, or the most plausible inputs that the reference answers with finite numbers.
 
     Raises:
-        ExportError: the reference fails, here or in its trial on the CPU.
+        ExportError: the reference fails on all of them; the error is that on the most plausible ones.
     """
-    if captured.trial is not None and not _is_sample(captured, plan):
-        captured.trial.run(inputs)
-    output_names = [spec.name for spec in captured.signature.outputs]
-    return outputs_by_name(captured.reference(inputs), captured.signature.output, output_names)
+    if _is_sample(captured, plan):
+        leaves = captured.sample_of_sizes(plan.sizes)
+        return _AnsweredInputs(leaves, captured.reference(leaves), None)
+    first_answered: _AnsweredInputs | None = None
+    first_error: ExportError | None = None
+    for invented in invented_inputs(captured, plan.sizes, plan.is_random, generator):
+        try:
+            if captured.trial is not None:
+                captured.trial.run(invented.leaves)
+            answered = _AnsweredInputs(invented.leaves, captured.reference(invented.leaves), invented.guess)
+        except ExportError as error:
+            first_error = first_error or error
+            continue
+        if all(bool(leaf.isfinite().all()) for leaf in answered.result.leaves):
+            return answered
+        first_answered = first_answered or answered
+    if first_answered is None:
+        assert first_error is not None, "there are inputs for every plan"
+        raise first_error
+    return first_answered
+
+
+def _make_case(captured: CapturedCall, plan: _PlannedCase, answered: _AnsweredInputs) -> ParityCase:
+    signature = captured.signature
+    outputs = outputs_by_name(answered.result, signature.output, [spec.name for spec in signature.outputs])
+    guessed = () if answered.guess is None else inputs_with_guesses(captured)
+    return ParityCase(plan.name, answered.leaves, outputs, guessed)
+
+
+def _notes_on_guess(captured: CapturedCall, plan: _PlannedCase, answered: _AnsweredInputs) -> list[str]:
+    if answered.guess is None or not answered.guess.name:
+        return []
+    names = ", ".join(f"'{name}'" for name in inputs_with_guesses(captured))
+    return [f"case '{plan.name}': of the integers in {names} {answered.guess.name}, since the model refuses others"]
 
 
 def _is_sample(captured: CapturedCall, plan: _PlannedCase) -> bool:
@@ -127,15 +168,17 @@ def _notes_on_unreachable_profiles(captured: CapturedCall) -> list[str]:
     ]
 
 
-def _size_is_not_held(plan: _PlannedCase, error: ExportError) -> DynamicAxisError:
+def _size_is_not_held(captured: CapturedCall, plan: _PlannedCase, error: ExportError) -> DynamicAxisError:
     """The error for a model that fails at a size inside its profile."""
     sizes = ", ".join(f"{axis} = {size}" for axis, size in plan.sizes.items())
+    names = ", ".join(f"'{name}'" for name in inputs_with_guesses(captured))
+    guess = f", or let the sample have values of {names} that fit any size: those of this case were made up from it"
     return DynamicAxisError(
         f"axes {sizes}" if sizes else "model",
         axis=next(iter(plan.sizes), ""),
         got=error.got,
         allowed="a model that holds over the whole of every axis",
-        fix="narrow the Axis, or mend the line",
+        fix="narrow the Axis, or mend the line" + (guess if names else ""),
         source=error.source,
     )
 
@@ -180,81 +223,3 @@ def _sizes_between(signature: Signature, profile: Profile) -> dict[str, int]:
         middle = low + (high - low) // (2 * step) * step
         sizes[name] = middle if middle != opt else min(high, middle + step)
     return sizes
-
-
-def _make_inputs(captured: CapturedCall, plan: _PlannedCase, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    inputs: list[torch.Tensor] = []
-    for sample, spec in zip(captured.sample, captured.signature.inputs, strict=True):
-        shape = spec.sized(plan.sizes)
-        if spec.preprocess is None:
-            make = _random_values if plan.is_random else _resized_with_noise
-        else:
-            make = _random_image if plan.is_random else _resized_image
-        inputs.append(make(sample, shape, generator))
-    return tuple(inputs)
-
-
-def _random_image(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Random bytes; any byte may come, whatever the sample shows."""
-    return torch.randint(256, tuple(shape), generator=generator, device="cpu").to(sample.device, sample.dtype)
-
-
-def _resized_image(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    return _resized_with_noise(sample.float(), shape, generator).round().to(sample.dtype)
-
-
-def _resized_with_noise(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """The sample at another size; repeated floats get noise, so that mixed-up rows show."""
-    values = resized(sample, shape)
-    if not (sample.is_floating_point() and values.numel() > sample.numel() > 1) or _is_mask(sample):
-        return values
-    noise = torch.randn(values.shape, generator=generator, device="cpu").to(values.device, values.dtype)
-    least = float(sample.min())
-    largest = float(sample.max())
-    if math.isfinite(least) and math.isfinite(largest):
-        return (values + 0.1 * (largest - least) * noise).clamp(least, largest)
-    return values
-
-
-def _is_mask(sample: torch.Tensor) -> bool:
-    """Bools, integers of two values, and masks to be added to scores: zero, or so low that softmax forgets it."""
-    if sample.dtype == torch.bool:
-        return True
-    if sample.is_floating_point() and float(sample.min()) >= -1e3:
-        return False
-    distinct = len(cast("torch.Tensor", sample.unique()))
-    return distinct == 2 or (distinct == 1 and not sample.is_floating_point())
-
-
-def _random_values(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Fresh values from the sample's own range: ids stay in the vocabulary, positive stays positive."""
-    if sample.numel() == 0:
-        return resized(sample, shape)
-    if _is_mask(sample):
-        return _shuffled_rows(resized(sample, shape), generator)
-    if sample.is_floating_point():
-        return _random_floats(sample, shape, generator)
-    least = int(sample.min())
-    largest = min(int(sample.max()), torch.iinfo(torch.int64).max - 1)
-    values = torch.randint(least, largest + 1, tuple(shape), generator=generator, device="cpu")
-    return values.to(sample.device, sample.dtype)
-
-
-def _shuffled_rows(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Whole rows of a mask in another order, because a mask of random bits may mask everything."""
-    order = torch.randperm(values.shape[0] if values.ndim else 0, generator=generator, device="cpu")
-    return values[order.to(values.device)] if values.ndim else values
-
-
-def _random_floats(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    least = float(sample.min())
-    largest = float(sample.max())
-    if not (math.isfinite(least) and math.isfinite(largest)):
-        return resized(sample, shape)
-    if least == largest:  # a sample of constants says nothing about the range
-        if sample.numel() > 1 or not least:
-            least, largest = least - 1, least + 1
-        else:
-            least, largest = 0.9 * least, 1.1 * least
-    uniform = torch.rand(tuple(shape), generator=generator, dtype=torch.float64, device="cpu")
-    return (uniform * (largest - least) + least).to(sample.device, sample.dtype)
