@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,13 @@ from tests.support.models import (
 )
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.build import build
+from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import ExportError
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis, TensorSpec
+from torch2engine.exporter.trace import TracedCall, trace
 from torch2engine.onnx_graph.session import OrtSession
 from torch2engine.pipeline.check import check
 
@@ -262,6 +266,38 @@ def test_external_weights_load_and_answer(dtype: torch.dtype, monkeypatch: pytes
     assert error_of(artifact, examples) < (1e-5 if dtype is torch.float32 else 2e-2)
     loaded = OnnxArtifact.load(artifact.save(tmp_path / "saved"))
     assert error_of(loaded, examples) < (1e-5 if dtype is torch.float32 else 2e-2)
+
+
+def test_program_of_torch_is_gone_after_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program holds the model's weights on the GPU, so it does not wait for Python's next collection."""
+    programs: list[weakref.ref[Any]] = []
+
+    def traced(captured: CapturedCall) -> TracedCall:
+        traced_call = trace(captured)
+        programs.extend([weakref.ref(traced_call.program), weakref.ref(traced_call.program.graph_module)])
+        return traced_call
+
+    monkeypatch.setattr("torch2engine.exporter.export.trace", traced)
+    gc.disable()
+    try:
+        exported(nn.Linear(3, 2), torch.randn(4, 3), {"input": BATCH})
+    finally:
+        gc.enable()
+    assert [program() for program in programs] == [None, None]
+
+
+def test_objects_that_the_user_froze_stay_frozen() -> None:
+    """Objects that gc.freeze() sets aside are the user's choice."""
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    try:
+        exported(nn.Linear(3, 2), torch.randn(4, 3), {"input": BATCH})
+        still_frozen = gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+    exported(nn.Linear(3, 2), torch.randn(4, 3), {"input": BATCH})
+    assert gc.get_freeze_count() == 0
+    assert still_frozen > 0.9 * frozen
 
 
 def test_threads_may_export_at_once() -> None:

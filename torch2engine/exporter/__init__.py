@@ -7,7 +7,8 @@ torch.export and torch.onnx stays here.
 
 - `trace`: torch.export, of the `flat_module`; `shape_guards` records its decisions about axes.
 - `axis_symbols`: proves every dynamic axis, and works the outputs' shapes out.
-- `translate`: `decompositions`, torch.onnx, then `optimize`; `trace_weights` for a model that can be refitted.
+- `translate`: `decompositions`, torch.onnx with its `operator_registry`, then `optimize`; `trace_weights` for a model
+  that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
 - `fake_quant`, `torch_program`: quantisers of the model's own, and what is read from torch's program.
 

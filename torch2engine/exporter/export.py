@@ -62,36 +62,55 @@ def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifac
         ExportError: torch can't trace the model, or its ONNX graph does not have the signature.
         UnsupportedOperatorError: operators without an ONNX form.
     """
+    with _own_cycles_collected():
+        return _export(captured, refittable)
+
+
+def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
     model = captured.reference.model
+    with _quiet_exporters(), quantizers_as_operators(model) as quantized_precision:
+        traced = trace(captured)
+        symbols = find_axis_symbols(traced, captured.signature)
+        outputs = output_specs(traced.program, captured.signature, symbols)
+        signature = replace(captured.signature, outputs=outputs)
+        check_output_axes(signature, captured.output_axes)
+        if quantized_precision and refittable:
+            raise _not_refittable(quantized_precision)
+        precision = quantized_precision or lowest_precision(traced.program) or captured.precision
+        translated = translate_to_onnx(traced.program, precision, model if refittable else None)
+        onnx_graph = translated.onnx_program.model.graph
+        if quantized_precision:
+            drop_saturation(onnx_graph)
+        _write_names(onnx_graph, signature, symbols, model)
+        folder = scratch_folder()
+        _save(translated, Path(folder.path))
+    _verify(Path(folder.path) / "model.onnx", signature)
+    return OnnxArtifact(
+        folder.path,
+        owner=folder,
+        signature=signature,
+        profiles=captured.profiles,
+        precision=precision,
+        versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
+    )
+
+
+@contextmanager
+def _own_cycles_collected() -> Generator[None]:
+    """Collect the reference cycles that the body leaves.
+
+    torch's exported programs are such cycles; they hold the model, its weights and the sample. What was there before is
+    set aside, since looking through it as well takes most of the time.
+    """
+    sets_aside = gc.get_freeze_count() == 0  # the user's own gc.freeze() does the same, and stays
+    if sets_aside:
+        gc.freeze()
     try:
-        with _quiet_exporters(), quantizers_as_operators(model) as quantized_precision:
-            traced = trace(captured)
-            symbols = find_axis_symbols(traced, captured.signature)
-            outputs = output_specs(traced.program, captured.signature, symbols)
-            signature = replace(captured.signature, outputs=outputs)
-            check_output_axes(signature, captured.output_axes)
-            if quantized_precision and refittable:
-                raise _not_refittable(quantized_precision)
-            precision = quantized_precision or lowest_precision(traced.program) or captured.precision
-            translated = translate_to_onnx(traced.program, precision, model if refittable else None)
-            onnx_graph = translated.onnx_program.model.graph
-            if quantized_precision:
-                drop_saturation(onnx_graph)
-            _write_names(onnx_graph, signature, symbols, model)
-            folder = scratch_folder()
-            _save(translated, Path(folder.path))
-        _verify(Path(folder.path) / "model.onnx", signature)
-        return OnnxArtifact(
-            folder.path,
-            owner=folder,
-            signature=signature,
-            profiles=captured.profiles,
-            precision=precision,
-            versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
-        )
+        yield
     finally:
-        # torch's exported programs are reference cycles that hold the model, its weights and the sample.
         gc.collect()
+        if sets_aside:
+            gc.unfreeze()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from torch import nn
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, UnsupportedOperatorError
 from torch2engine.exporter.decompositions.table import exact_decompositions
+from torch2engine.exporter.operator_registry import reused_operator_registry
 from torch2engine.exporter.optimize import exact_rewrites, optimize
 from torch2engine.exporter.torch_program import failed_node, has_mixed_norm, without_onnx_form
 from torch2engine.exporter.trace_weights import WeightTracer
@@ -104,7 +105,8 @@ def _call_torch_onnx(program: torch.export.ExportedProgram, optimized: bool) -> 
     if _takes_fallback():
         options["fallback"] = False
     try:
-        return torch.onnx.export(program, (), None, **options)
+        with reused_operator_registry():
+            return torch.onnx.export(program, (), None, **options)
     except Exception as error:
         raise _explain_failure(error, program) from error
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -66,12 +68,14 @@ PYTORCHS = ("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss_forward",
 _EXPORTER_TABLE = "torch.onnx._internal.exporter._decomp"
 
 
-def decompositions() -> dict[Any, Callable[..., Any]]:
-    """Return {operator overload: decomposition} for the operators that this torch has."""
+@cache
+def decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """Return {operator overload: decomposition} for the operators that this torch has; it is the same at each call."""
     pytorchs: Any = torch.export.default_decompositions()
     named = {find_operator(name): decomposition for name, decomposition in NAMED.items()}
     kept: dict[Any, Callable[..., Any]] = {find_operator(name): pytorchs[find_operator(name)] for name in PYTORCHS}
-    return {operator: decomposition for operator, decomposition in {**kept, **named}.items() if operator is not None}
+    found = {operator: decomposition for operator, decomposition in {**kept, **named}.items() if operator is not None}
+    return MappingProxyType(found)
 
 
 def find_operator(name: str) -> Any:
@@ -95,7 +99,7 @@ def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[tor
         the program to give to torch.onnx.
     """
     floor_negative_sizes(program)
-    exact = decompositions()
+    exact = dict(decompositions())
     if not needs_exact_attention(program):
         del exact[find_operator("scaled_dot_product_attention")]
     try:
