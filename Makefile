@@ -68,6 +68,7 @@ bench:
 	@$(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.trust --out $(RESULTS)
 
 # Needs no GPU.
 operators: .venv/stamp

@@ -25,19 +25,21 @@ __all__ = ["Cores", "answer", "keep_to", "parser"]
 TIMEOUT_S = 400
 
 
-def answer(module: str, words: Sequence[str], cores: str = "") -> dict[str, Any]:
+def answer(module: str, words: Sequence[str], cores: str = "", timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Run a worker.
 
     Args:
         module: e.g. "benchmarks.precision_worker".
         words: its command line.
         cores: numbers of the CPU cores that it keeps to, with commas; "" for all.
+        timeout_s: seconds that it may take.
 
     Raises:
         RuntimeError: it failed; with the end of what it printed.
+        subprocess.TimeoutExpired: it took too long, and was ended.
     """
     command = [sys.executable, "-m", module, f"--cores={cores}", *words]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout_s, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} failed ({done.returncode}):\n{done.stderr[-2000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -15,6 +15,7 @@ from torch import nn
 from torch2engine.artifact.cache import Cache
 from torch2engine.builder.engine_request import request_engine
 from torch2engine.capture.parity_cases import make_parity_cases
+from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
@@ -71,7 +72,8 @@ def deploy(
             one at a time. By default the sample at min, opt and max.
         profiles: several ``{"batch": (min, opt, max)}``, of which the narrowest that holds a call's sizes answers it;
             by default one, from the axes.
-        tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved.
+        tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved, or
+            more where the model's own answers move more by rounding; the report shows this sensitivity.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
             ONNX Runtime with one warning).
         config: how TensorRT builds.
@@ -120,12 +122,12 @@ def deploy(
             engine_reuse.start_hashing(onnx_artifact)
         with report.phase("reference"):
             parity_cases, case_notes = make_parity_cases(captured)
+            parity_cases = with_sensitivity(captured, parity_cases, request.judged_precisions(captured))
         reused_module = engine_reuse.find_by_graph(onnx_artifact, captured, parity_cases, case_notes)
         if reused_module is not None:
             return reused_module
     with report.phase("check"):  # ONNX Runtime against PyTorch
-        onnx_parity = judge(ORTModule(onnx_artifact), parity_cases, tolerance, case_notes)
-        report.add_parity(onnx_parity.raise_if_failed())
+        report.add_parity(judge(ORTModule(onnx_artifact), parity_cases, tolerance, case_notes).raise_if_failed())
     lowered = lower_as_requested(onnx_artifact, parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
         return make_onnx_module(lowered, request, report)

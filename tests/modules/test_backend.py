@@ -29,6 +29,7 @@ class NumpyBackend:
     """Answers the `Mlp` of these tests with numpy."""
 
     title = "numpy"
+    runtime_kind = ""
     device_type = "cpu"
     device = torch.device("cpu")
 

@@ -10,7 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.planted_faults import FAULTS, FP32, HIDDEN, garbage, judge, large, outputs, put, with_masks
+from tests.support.planted_faults import (
+    ALLOWED,
+    FAULTS,
+    FP32,
+    HIDDEN,
+    garbage,
+    judge,
+    large,
+    outputs,
+    planted_faults,
+    put,
+    with_masks,
+)
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.parity import figures as _figures
@@ -31,6 +43,17 @@ def test_planted_fault_fails_with_its_reason(
     reason = next(row.reason for row in report.failures if row.name == name)
     assert begin in reason
     assert end in reason
+
+
+@pytest.mark.parametrize("allowed", ALLOWED, ids=str)
+def test_planted_fault_fails_at_every_sensitivity(allowed: float | None) -> None:
+    """No fault passes because the model is sensitive, and what the model moves by itself is no fault."""
+    for planted in planted_faults(allowed):
+        if planted.name == "only NaN":
+            continue
+        assert not planted.passes(), planted.name
+        rows = compare(planted.reference, planted.reference, planted.bounds, sensitivity=planted.sensitivity)
+        assert all(row.passed for row in rows), planted.name
 
 
 def test_same_outputs_pass() -> None:
@@ -170,7 +193,7 @@ def test_report_without_rows_has_not_passed() -> None:
         "parity, PyTorch vs TensorRT, nothing was compared; compare one case at least\n"
         "PyTorch vs TensorRT: FAILED, nothing was compared "
         "(allowed: rel_l2 0.00025, max_rel 0.001, abs 1e-06, mismatch 0)\n"
-        "case  output  tensor  rel-l2  max-abs  max-rel  cosine  worst  verdict"
+        "case  output  tensor  rel-l2  allowed  sensitivity  max-abs  max-rel  cosine  worst  verdict"
     )
     assert not judge({}, {}).passed
 
@@ -230,17 +253,19 @@ def test_table_shows_every_row() -> None:
     assert str(failing_report()).splitlines() == [
         "PyTorch vs TensorRT: FAILED, 6 of 8 outputs passed "
         "(allowed: rel_l2 0.00025, max_rel 0.001, abs 1e-06, mismatch 0.5)",
-        "case  output  tensor         rel-l2    max-abs   max-rel   cosine    worst  verdict",
-        "min   logits  float32[2, 2]  0.00e+00  0.00e+00  0.00e+00  1.000000  [0,0]  passed",
-        "min   label   int64[2]       7.07e-01  1.00e+00  5.00e-01  0.707107  [1]    "
+        "case  output  tensor         rel-l2    allowed   sensitivity  max-abs   max-rel   cosine    worst  verdict",
+        "min   logits  float32[2, 2]  0.00e+00  2.50e-04  -            0.00e+00  0.00e+00  1.000000  [0,0]  passed",
+        "min   label   int64[2]       7.07e-01  -         -            1.00e+00  5.00e-01  0.707107  [1]    "
         "passed (0.5 of the elements differ)",
-        "min   mask    float16[2]     0.00e+00  0.00e+00  0.00e+00  1.000000  [0]    passed (1 NaN or Inf in both)",
-        "min   aux     float32[0, 3]  -         -         -         -         -      passed",
-        "max   logits  float32[2, 2]  9.13e-02  5.00e-01  7.42e-02  0.998295  [1,1]  "
+        "min   mask    float16[2]     0.00e+00  2.50e-04  -            0.00e+00  0.00e+00  1.000000  [0]    "
+        "passed (1 NaN or Inf in both)",
+        "min   aux     float32[0, 3]  -         -         -            -         -         -         -      passed",
+        "max   logits  float32[2, 2]  9.13e-02  2.50e-04  -            5.00e-01  7.42e-02  0.998295  [1,1]  "
         "FAILED: relative L2 is 0.0913, at most 0.00025 is allowed",
-        "max   label   int64[2]       0.00e+00  0.00e+00  0.00e+00  1.000000  [0]    passed",
-        "max   mask    float16[2]     0.00e+00  0.00e+00  0.00e+00  1.000000  [0]    passed (1 NaN or Inf in both)",
-        "max   aux     float32[0, 3]  -         -         -         -         -      "
+        "max   label   int64[2]       0.00e+00  -         -            0.00e+00  0.00e+00  1.000000  [0]    passed",
+        "max   mask    float16[2]     0.00e+00  2.50e-04  -            0.00e+00  0.00e+00  1.000000  [0]    "
+        "passed (1 NaN or Inf in both)",
+        "max   aux     float32[0, 3]  -         -         -            -         -         -         -      "
         "FAILED: missing from the candidate",
         "note: TF32 is off",
     ]

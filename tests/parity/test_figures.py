@@ -14,7 +14,10 @@ import torch
 from tests.support.planted_faults import FP32, judge, outputs
 from torch2engine.core.config import Tolerance
 from torch2engine.parity import figures as _figures
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
+
+BOUNDS = Bounds.of(FP32, "fp32")
 
 
 def network() -> torch.nn.Module:
@@ -127,31 +130,31 @@ def test_figures_do_not_depend_on_the_blocks(block: int, monkeypatch: pytest.Mon
     shape = (3, 5, 7, 11)
     reference = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     candidate = (reference + 1e-3 * np.random.default_rng(1).standard_normal(shape)).astype(np.float32)
-    whole = _figures.measure(reference, candidate, FP32)
+    whole = _figures.measure(reference, candidate, BOUNDS)
     monkeypatch.setattr(_figures, "_BLOCK", block)
-    parts = _figures.measure(reference, candidate, FP32)
+    parts = _figures.measure(reference, candidate, BOUNDS)
     assert parts.rel_l2 == pytest.approx(whole.rel_l2)
     assert (parts.max_abs, parts.max_rel, parts.worst_index) == (whole.max_abs, whole.max_rel, whole.worst_index)
     assert parts.following == pytest.approx(whole.following)
-    assert whole.worst_slice is not None
-    assert parts.worst_slice is not None
-    assert str(parts.worst_slice) == str(whole.worst_slice)
-    assert parts.worst_slice.excess == pytest.approx(whole.worst_slice.excess)
+    assert whole.worst_part is not None
+    assert parts.worst_part is not None
+    assert parts.worst_part.place == whole.worst_part.place
+    assert parts.worst_part.excess == pytest.approx(whole.worst_part.excess)
 
 
 def test_ties_go_to_the_first_element(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of equally wrong elements the first is shown, whatever the blocks."""
     monkeypatch.setattr(_figures, "_BLOCK", 8)
-    assert _figures.measure(np.ones((4, 8)), np.zeros((4, 8)), FP32).worst_index == (0, 0)
+    assert _figures.measure(np.ones((4, 8)), np.zeros((4, 8)), BOUNDS).worst_index == (0, 0)
 
 
 def test_thin_slices_are_taken_with_their_neighbours() -> None:
     """Columns of 3 elements go by sixes, and what is left over goes with the last six."""
     candidate = np.ones((3, 20))
     candidate[:, 19] = 2
-    worst = _figures.measure(np.ones((3, 20)), candidate, FP32).worst_slice
+    worst = _figures.measure(np.ones((3, 20)), candidate, BOUNDS).worst_part
     assert worst is not None
-    assert (str(worst), worst.share) == ("[:, 12:20]", pytest.approx(math.sqrt(1 / 8)))
+    assert (worst.place, worst.share) == ("slice [:, 12:20]", pytest.approx(math.sqrt(1 / 8)))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
 from tests.support.paths import REPOSITORY
 
-SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor")
+SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor", "trust")
 
 # Evidence
 

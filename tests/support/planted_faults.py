@@ -7,13 +7,16 @@ files of tests share the arrays, and the faults are a table to read.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from torch2engine.core.config import Tolerance
+from torch2engine.core.precisions import MODEL_PRECISIONS
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.report import OutputParity, ParityReport
 
 FP32 = Tolerance.default("fp32")
 Outputs = dict[str, Any]
@@ -163,7 +166,7 @@ HIDDEN = [
         with_masks(-1e9),
         lambda a: np.where(a < -1e8, -1e4, a).astype(np.float32),
         FP32,
-        "is -10000, expected -1e+09: relative to itself and its row off by 1,",
+        "is -10000, expected -1e+09: relative to itself and its surroundings off by 1,",
     ),
     ("mask of another kind", with_masks(-np.inf), lambda a: np.nan_to_num(a), FP32, "384 elements are NaN or Inf"),
     (
@@ -230,3 +233,96 @@ HIDDEN = [
     ("scalar", np.array(2.0, np.float32), at((), 2.1), FP32, "relative L2 is 0.05"),
     ("small and short", np.ones((3, 1), np.float32), at((1, 0), 1.01), FP32, "relative L2 is 0.005"),
 ]
+
+
+# Relative L2 errors that the sensitivity allows: none besides the tolerance's, some, and as much as still means much.
+ALLOWED = (None, 2.5e-3, 4.9e-2)
+
+
+@dataclass(frozen=True)
+class PlantedFault:
+    """A wrong answer, ready to be judged.
+
+    Args:
+        name: of the fault.
+        reference, candidate: the right outputs, and the wrong ones.
+        bounds: what is allowed.
+        sensitivity: how far rounding alone moves the reference; None if that was not measured.
+    """
+
+    name: str
+    reference: Outputs
+    candidate: Outputs
+    bounds: Bounds
+    sensitivity: Outputs | None
+
+    def rows(self) -> tuple[OutputParity, ...]:
+        """The judge's verdicts."""
+        return compare(self.reference, self.candidate, self.bounds, sensitivity=self.sensitivity)
+
+    def passes(self) -> bool:
+        """Whether the judge overlooks it."""
+        return all(row.passed for row in self.rows())
+
+
+def planted_faults(allowed: float | None, runtime: str = "tensorrt_rtx") -> list[PlantedFault]:
+    """Every fault in a model whose sensitivity allows some relative L2 error; small faults grow with it.
+
+    Args:
+        allowed: one of `ALLOWED`.
+        runtime: whose factor counts.
+    """
+    found: list[PlantedFault] = []
+    for name, fault, *_ in FAULTS:
+        found.append(_planted(name, outputs(), fault, None, "fp32", allowed, runtime))
+    for name, reference, fault, tolerance, _ in HIDDEN:
+        precision = next((word for word in MODEL_PRECISIONS if Tolerance.default(word) == tolerance), "")
+        chosen = None if precision else tolerance
+        found.append(_planted(name, {"y": reference}, put("y", fault), chosen, precision or "fp32", allowed, runtime))
+    return found
+
+
+def _planted(
+    name: str,
+    reference: Outputs,
+    fault: Callable[[Outputs], Outputs],
+    tolerance: Tolerance | None,
+    precision: str,
+    allowed: float | None,
+    runtime: str,
+) -> PlantedFault:
+    bounds = Bounds.of(tolerance, precision, runtime)
+    candidate = fault(reference)
+    if allowed is None:
+        return PlantedFault(name, reference, candidate, bounds, None)
+    growth = max(1.0, allowed / bounds.rel_l2) if bounds.factor else 1.0
+    candidate = {key: _grown(reference.get(key), value, growth) for key, value in candidate.items()}
+    factor = bounds.factor or 1.0
+    return PlantedFault(name, reference, candidate, bounds, movements(reference, allowed / factor))
+
+
+def movements(reference: Outputs, sensitivity: float) -> Outputs:
+    """How far rounding might move each element: in proportion to what varies in an output."""
+    rng = np.random.default_rng(11)
+    found: Outputs = {}
+    for name, value in reference.items():
+        if np.issubdtype(value.dtype, np.floating):
+            finite = np.where(np.isfinite(value), value, 0.0).astype(np.float64)
+            spread = np.abs(finite - np.median(finite))
+            found[name] = sensitivity * spread * np.abs(rng.standard_normal(value.shape))
+    return found
+
+
+def _grown(reference: Any, candidate: Any, growth: float) -> Any:
+    """The candidate with a difference so many times as large, if it is small beside the whole."""
+    is_array = isinstance(candidate, np.ndarray) and isinstance(reference, np.ndarray)
+    if not is_array or candidate.shape != reference.shape or candidate.dtype != reference.dtype:
+        return candidate
+    if not np.issubdtype(reference.dtype, np.floating) or not np.isfinite(candidate).all():
+        return candidate
+    finite = np.isfinite(reference)
+    exact = np.where(finite, reference, 0).astype(np.float64)
+    difference = np.where(finite, candidate, 0) - exact
+    if np.abs(difference).max() > 1e30 or np.linalg.norm(difference) > 0.1 * np.linalg.norm(exact):
+        return candidate
+    return np.where(finite, exact + growth * difference, candidate).astype(reference.dtype)

@@ -7,7 +7,7 @@ random input at a size between. Separate because ONNX Runtime and the engine are
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -33,12 +33,15 @@ class ParityCase:
         inputs: tensors in the signature's order, on the sample's device; never written to.
         outputs: the reference's answer by output name.
         guessed: names of inputs with integers or masks that nobody gave; they may not fit together.
+        sensitivity: from `with_sensitivity`: precision -> output name -> how far each element moves by rounding, in
+            the output's shape; floating outputs alone have it.
     """
 
     name: str
     inputs: tuple[torch.Tensor, ...]
     outputs: Mapping[str, torch.Tensor]
     guessed: tuple[str, ...] = ()
+    sensitivity: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict[str, Mapping[str, torch.Tensor]])
 
 
 def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[str, ...]]:

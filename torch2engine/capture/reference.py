@@ -6,7 +6,7 @@ line. Separate because capture, export, the parity cases and a refit's check all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -71,9 +71,11 @@ class Reference:
         shapes = [list(step(leaf).shape) for leaf, step in steps if step is not None and leaf.ndim == 4]
         return f", of which preprocess= made {', '.join(map(str, shapes))}" if shapes else ""
 
-    def call(self, leaves: Sequence[torch.Tensor]) -> Any:
-        """The model's own result."""
+    def call(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Any:
+        """The model's own result; with `weights`, as if these were its parameters and buffers."""
         args, kwargs = self.arguments(leaves)
+        if weights is not None:
+            return torch.func.functional_call(self.model, dict(weights), tuple(args), kwargs)
         return self.model(*args, **kwargs)
 
     def __call__(self, leaves: Sequence[torch.Tensor]) -> Flat:
@@ -84,14 +86,14 @@ class Reference:
         """
         return self.run([leaf.detach().clone() for leaf in leaves])
 
-    def run(self, leaves: Sequence[torch.Tensor]) -> Flat:
-        """As `__call__`, on `leaves` themselves.
+    def run(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Flat:
+        """As `__call__`, on `leaves` themselves; `weights` take the place of the model's own.
 
         Returns:
             copies: the model may have returned a buffer of its own, which its next call or the restoring overwrites.
         """
         try:
-            result = self.call(leaves)
+            result = self.call(leaves, weights)
         except Exception as error:
             shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) + self._describe_preprocessed_shapes(leaves)
             raise ExportError(

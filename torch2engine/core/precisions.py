@@ -25,6 +25,7 @@ __all__ = [
     "PrecisionType",
     "lowest_cast_precision",
     "quoted",
+    "sensitivity_factor",
 ]
 
 
@@ -43,6 +44,8 @@ class PrecisionType:
         largest: the largest finite value; for integers the largest that a symmetric scale uses.
         largest_kept: nodes with larger values stay in float32 when tensors are cast.
         rel_l2, max_rel, abs: fields of the default `Tolerance`.
+        rounding: half a unit in the last place, relative to the number; for integers, to the largest number of a row.
+        smallest: what may count as 0 in it: the least normal number of a narrow type, 0 for a wide one.
         inspector_words: regular expression of the type in TensorRT's engine inspector; "" if it never appears there.
             TensorRT 11 and RTX say "Half"; TensorRT 10 may say "Channel major FP16 format where channel % 8 == 0". See
             https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
@@ -58,9 +61,16 @@ class PrecisionType:
     rel_l2: float
     max_rel: float
     abs: float
+    rounding: float
+    smallest: float = 0.0
     largest_kept: float = math.inf
     inspector_words: str = ""
     other_onnx_types: tuple[str, ...] = ()
+
+    @property
+    def has_one_step(self) -> bool:
+        """Whether all numbers of a row are multiples of one step, as in integer types."""
+        return self.dtype.startswith("int")
 
     @property
     def has_headroom(self) -> bool:
@@ -83,6 +93,7 @@ _ROWS = (
         rel_l2=2.5e-4,
         max_rel=1e-3,
         abs=1e-6,
+        rounding=2**-24,
         inspector_words=r"FP32|\bFloat\b",
     ),
     PrecisionType(
@@ -95,6 +106,7 @@ _ROWS = (
         rel_l2=5e-3,
         max_rel=5e-2,
         abs=1e-4,
+        rounding=2**-11,
     ),
     PrecisionType(
         name="fp16",
@@ -107,6 +119,8 @@ _ROWS = (
         rel_l2=1e-2,
         max_rel=1e-1,
         abs=1e-4,
+        rounding=2**-11,
+        smallest=6.1e-5,
         inspector_words=r"FP16|Half",
     ),
     PrecisionType(
@@ -120,6 +134,7 @@ _ROWS = (
         rel_l2=5e-2,
         max_rel=2.5e-1,
         abs=1e-3,
+        rounding=2**-8,
         inspector_words=r"BF16|BFloat16",
     ),
     PrecisionType(
@@ -132,6 +147,8 @@ _ROWS = (
         rel_l2=5e-2,
         max_rel=5e-1,
         abs=1e-3,
+        rounding=0.5 / 127,
+        smallest=1e-3,
         inspector_words=r"\bInt8|INT8",
         other_onnx_types=("UINT8",),
     ),
@@ -145,6 +162,8 @@ _ROWS = (
         rel_l2=6e-2,
         max_rel=6e-1,
         abs=1e-3,
+        rounding=2**-4,
+        smallest=1e-3,
         inspector_words=r"FP8",
     ),
     PrecisionType(
@@ -157,11 +176,22 @@ _ROWS = (
         rel_l2=5e-2,
         max_rel=5e-1,
         abs=1e-3,
+        rounding=0.5 / 7,
+        smallest=1e-3,
     ),
 )
 
 PRECISION_TYPES = {row.name: row for row in _ROWS}
 """Rows by name."""
+
+# How many times the reference's sensitivity a candidate may be off: runtime -> precision -> factor. The errors of a
+# study of models, divided by their sensitivities, lie well below (`benchmarks/trust.py`). ONNX Runtime computes in true
+# float32; the convolutions of TensorRT-RTX have about 80 times the rounding error of cuDNN's.
+_FACTORS = {
+    "onnxruntime": {"fp32": 40.0, "tf32": 40.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
+    "tensorrt": {"fp32": 400.0, "tf32": 20.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
+    "tensorrt_rtx": {"fp32": 600.0, "tf32": 20.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
+}
 
 
 def _made_by(*ways: str) -> tuple[str, ...]:
@@ -193,6 +223,19 @@ def lowest_cast_precision(dtypes: Collection[str]) -> str | None:
     """
     found = [row for row in _ROWS if row.made_by == "cast" and row.dtype in dtypes]
     return max(found, key=lambda row: row.rel_l2).name if found else None
+
+
+def sensitivity_factor(runtime: str, precision: str) -> float:
+    """Give how many times the reference's sensitivity a candidate may be off.
+
+    Args:
+        runtime: "onnxruntime", "tensorrt" or "tensorrt_rtx"; 0 for another one.
+        precision: a row's name.
+
+    >>> sensitivity_factor("tensorrt_rtx", "fp32") > sensitivity_factor("onnxruntime", "fp32")
+    True
+    """
+    return _FACTORS.get(runtime, {}).get(precision, 0.0)
 
 
 def quoted(names: Iterable[object], conjunction: str) -> str:

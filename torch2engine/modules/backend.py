@@ -80,6 +80,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def runtime_kind(self) -> str:
+        """Whose rounding the answers have, as `sensitivity_factor` knows it; "" if nobody has measured it."""
+        ...
+
+    @property
     def device_type(self) -> str:
         """The type of the devices that it runs on, as PyTorch spells it, e.g. "cuda"."""
         ...

@@ -508,6 +508,11 @@ def attach_model(
     return sync.attach_model(module.infer, model, samples, tolerance, onnx_is_current)
 
 
+def runtime_kind(module: DeployedModule[Any]) -> str:
+    """Give whose rounding a module's answers have, as `sensitivity_factor` knows it."""
+    return module._backend.runtime_kind  # pyright: ignore[reportPrivateUsage]  # the same file
+
+
 def prove_split_axes(
     module: DeployedModule[Any], calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
 ) -> tuple[str, ...]:

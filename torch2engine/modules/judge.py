@@ -7,7 +7,6 @@ because lowering, `check` and `deploy` judge in the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +14,8 @@ import torch
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance, check_tolerance
 from torch2engine.core.errors import ParityError
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.deployed import DeployedModule, runtime_kind
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import ParityReport
 
@@ -36,33 +36,40 @@ def judge(
     tolerance: Tolerance | None = None,
     notes: Sequence[str] = (),
     repeats: int = 0,
+    precision: str | None = None,
 ) -> ParityReport:
     """Compare the reference's answers with a deployed module's, case by case.
 
     Args:
         candidate: called with the inputs of the parity cases, on its own device.
         parity_cases: from `make_parity_cases`.
-        tolerance: by default `Tolerance.default` of the candidate's precision.
+        tolerance: by default `Tolerance.default` of the precision, or more where the reference's own sensitivity is
+            larger.
         notes: kept in the report.
         repeats: how often each case is asked again at once. If it is not 0, each is asked once more after the others.
+        precision: whose tolerance and sensitivity count; by default the candidate's.
 
     Raises:
         InputError: `tolerance` is no valid `Tolerance`.
         ParityError: the candidate answers the same case differently, beyond rounding.
     """
     check_tolerance(tolerance)
-    bounds = tolerance or Tolerance.default(candidate.precision)
-    report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds, tuple(notes))
+    judged_as = precision or candidate.precision
+    bounds = Bounds.of(tolerance, judged_as, runtime_kind(candidate))
+    report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds.tolerance, tuple(notes))
     answers: list[dict[str, torch.Tensor]] = []
     for parity_case in parity_cases:
         answer = _answer(candidate, parity_case)
         for _ in range(repeats):
-            _require_repetition(candidate, parity_case.name, answer, _answer(candidate, parity_case), bounds)
-        report = report.add(compare(parity_case.outputs, answer, bounds, case=parity_case.name))
+            _require_repetition(candidate, parity_case, answer, bounds, judged_as)
+        sensitivity = parity_case.sensitivity.get(judged_as)
+        report = report.add(
+            compare(parity_case.outputs, answer, bounds, case=parity_case.name, sensitivity=sensitivity)
+        )
         if repeats:
             answers.append(answer)
     for parity_case, answer in zip(parity_cases, answers, strict=False):  # without repeats there are no answers
-        _require_repetition(candidate, parity_case.name, answer, _answer(candidate, parity_case), bounds)
+        _require_repetition(candidate, parity_case, answer, bounds, judged_as)
     return report
 
 
@@ -72,32 +79,30 @@ def _answer(candidate: DeployedModule[Any], parity_case: ParityCase) -> dict[str
 
 def _require_repetition(
     candidate: DeployedModule[Any],
-    case: str,
+    case: ParityCase,
     first: Mapping[str, torch.Tensor],
-    again: Mapping[str, torch.Tensor],
-    bounds: Tolerance,
+    bounds: Bounds,
+    precision: str,
 ) -> None:
-    """Refuse a candidate whose second answer to a case differs from its first one by more than rounding.
+    """Ask a case again, and refuse a candidate whose answer differs from its first one by more than rounding.
 
     Raises:
         ParityError: with the figures.
     """
+    again = _answer(candidate, case)
     if all(_is_same(first[name], again[name]) for name in first):
         return
-    allowed = replace(
-        bounds,
-        rel_l2=max(bounds.rel_l2 * _REPEAT_SHARE, _REPEAT_REL_L2),
-        max_rel=max(bounds.max_rel * _REPEAT_SHARE, _REPEAT_MAX_REL),
-    )
+    allowed = bounds.tightened(_REPEAT_SHARE, rel_l2=_REPEAT_REL_L2, max_rel=_REPEAT_MAX_REL)
     title = f"{candidate.runtime} vs itself"
-    report = ParityReport((), title, allowed).add(compare(first, again, allowed, case=case))
+    rows = compare(first, again, allowed, case=case.name, sensitivity=case.sensitivity.get(precision))
+    report = ParityReport(rows, title, allowed.tolerance)
     if report.passed:
         return
     worst = max(report.rows, key=lambda row: row.rel_l2)
     raise ParityError(
         f"parity, {title}",
-        got=f"the engine does not repeat itself: its answers to case '{case}' differ by rel_l2 {worst.rel_l2:.1e}",
-        allowed=f"equal answers in every call, or a difference of at most {allowed.rel_l2:.1e}",
+        got=f"the engine does not repeat itself: its answers to case '{case.name}' differ by rel_l2 {worst.rel_l2:.1e}",
+        allowed=f"equal answers in every call, or a difference of at most {worst.allowed:.1e}",
         fix="deploy with precision='fp32'"
         if candidate.precision == "tf32"
         else "build with another precision, or with another version of TensorRT",

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from torch2engine.core.config import Tolerance
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.figures import Figures, dtype_kind, dtype_name, element, measure
 from torch2engine.parity.report import OutputParity
 
@@ -26,20 +27,29 @@ _FAMILIAR = 64  # an integer value this often in the reference must not vanish f
 
 
 def compare(
-    reference: Mapping[str, Any], candidate: Mapping[str, Any], tolerance: Tolerance, *, case: str = ""
+    reference: Mapping[str, Any],
+    candidate: Mapping[str, Any],
+    tolerance: Tolerance | Bounds,
+    *,
+    case: str = "",
+    sensitivity: Mapping[str, Any] | None = None,
 ) -> tuple[OutputParity, ...]:
     """Judge every output of one call.
 
     Args:
         reference, candidate: outputs by name: numpy arrays or torch tensors, of any shape, dtype and device. They are
             only read; what is not in host memory comes over block by block.
-        tolerance: the bounds; its docstring is the rule.
+        tolerance: the bounds; its docstring is the rule. `Bounds` may allow for the sensitivity as well.
         case: the call's name, e.g. "max".
+        sensitivity: how far rounding alone moves each element of the reference, by output, as in
+            `ParityCase.sensitivity`. Every part of an output is then judged by its own movement.
 
     Returns:
         one row per output of the reference, in its order, then one per output that only the candidate has.
     """
-    rows = [_judge_output(name, reference, candidate, tolerance) for name in reference]
+    bounds = tolerance if isinstance(tolerance, Bounds) else Bounds.of(tolerance, "fp32")
+    movements = sensitivity or {}
+    rows = [_judge_output(name, reference, candidate, bounds, movements.get(name)) for name in reference]
     for name, value in candidate.items():
         if name not in reference:
             rows.append(_row(name, value, "the reference has no such output"))
@@ -51,7 +61,7 @@ def _row(name: str, value: Any, reason: str) -> OutputParity:
 
 
 def _judge_output(
-    name: str, references: Mapping[str, Any], candidates: Mapping[str, Any], tolerance: Tolerance
+    name: str, references: Mapping[str, Any], candidates: Mapping[str, Any], bounds: Bounds, movement: Any
 ) -> OutputParity:
     reference = references[name]
     if name not in candidates:
@@ -60,20 +70,22 @@ def _judge_output(
     reason = _difference_in_kind(reference, candidate)
     if reason or 0 in reference.shape:
         return _row(name, reference, reason)
-    figures = measure(reference, candidate, tolerance)
+    figures = measure(reference, candidate, bounds, movement)
     reference_value = element(reference, figures.worst_index)
     candidate_value = element(candidate, figures.worst_index)
     is_exact = _is_exact(reference)
-    reason = _broken_rule(figures, tolerance, is_exact, reference_value, candidate_value)
+    reason = _broken_rule(figures, bounds, is_exact, reference_value, candidate_value)
     if not reason and is_exact:
         reason = _lost_value(reference, candidate, figures)
     if reason:
-        reason += _resemblance(name, candidate, figures, references, tolerance)
+        reason += _resemblance(name, candidate, figures, references, bounds)
     return replace(
         _row(name, reference, reason),
         max_abs=figures.max_abs,
         max_rel=figures.max_rel,
         rel_l2=figures.rel_l2,
+        sensitivity=figures.sensitivity,
+        allowed=math.nan if is_exact else figures.allowed,
         cosine=figures.cosine,
         mismatch=figures.mismatch,
         worst_index=figures.worst_index,
@@ -108,16 +120,14 @@ def _is_exact(value: Any) -> bool:
     return dtype_kind(dtype_name(value)) == "exact"
 
 
-def _broken_rule(
-    figures: Figures, tolerance: Tolerance, is_exact: bool, reference_value: Any, candidate_value: Any
-) -> str:
+def _broken_rule(figures: Figures, bounds: Bounds, is_exact: bool, reference_value: Any, candidate_value: Any) -> str:
     """Say which rule is broken first, or "".
 
     Rules are written as `not (figure <= bound)`, so that a NaN fails.
 
     Args:
         figures: of the output.
-        tolerance: the bounds.
+        bounds: of the output.
         is_exact: whether the output is of integers or bools.
         reference_value, candidate_value: the elements at the worst index.
     """
@@ -128,25 +138,25 @@ def _broken_rule(
         return f"{figures.misplaced} elements are NaN or Inf in one only, the first at {at}: {got}, expected {expected}"
     if not figures.compared:
         return "the reference has no finite element, so nothing was compared"
-    worst = figures.worst_slice
+    worst = figures.worst_part
     if is_exact:
-        if not figures.mismatch <= tolerance.mismatch:
+        if not figures.mismatch <= bounds.mismatch:
             return (
-                f"{figures.mismatch:.3g} of the elements differ, at most {tolerance.mismatch:.3g} may; "
+                f"{figures.mismatch:.3g} of the elements differ, at most {bounds.mismatch:.3g} may; "
                 f"e.g. at {at}: {got}, expected {expected}"
             )
         if worst is not None and not worst.excess <= 1:
-            return f"{worst.share:.3g} of the elements in slice {worst} differ, at most 0.5 may"
+            return f"{worst.share:.3g} of the elements in {worst.place} differ, at most 0.5 may"
         return ""
-    if not figures.rel_l2 <= tolerance.rel_l2:
-        return f"relative L2 is {figures.rel_l2:.3g}, at most {tolerance.rel_l2:.3g} is allowed"
-    if not figures.max_rel <= tolerance.max_rel:
+    if not figures.rel_l2 <= figures.allowed:
+        return f"relative L2 is {figures.rel_l2:.3g}, at most {figures.allowed:.3g} is allowed"
+    if not figures.max_rel <= bounds.max_rel:
         return (
-            f"element {at} is {got}, expected {expected}: relative to itself and its row off by "
-            f"{figures.max_rel:.3g}, at most {tolerance.max_rel:.3g} is allowed"
+            f"element {at} is {got}, expected {expected}: relative to itself and its surroundings off by "
+            f"{figures.max_rel:.3g}, at most {bounds.max_rel:.3g} is allowed"
         )
     if worst is not None and not worst.excess <= 1:
-        return f"slice {worst} is off by {worst.share:.3g} of its size, {worst.excess:.3g} times what is allowed"
+        return f"{worst.place} is off by {worst.share:.3g} of its size, {worst.excess:.3g} times what is allowed"
     if figures.following is not None and not figures.following >= _FOLLOWS:
         return (
             f"does not follow the reference from row to row: correlation of the steps is {figures.following:.3g}, "
@@ -174,19 +184,17 @@ def _on_host(value: Any) -> Any:
     return np.asarray(value.cpu() if hasattr(value, "cpu") else value)
 
 
-def _resemblance(
-    name: str, candidate: Any, figures: Figures, references: Mapping[str, Any], tolerance: Tolerance
-) -> str:
+def _resemblance(name: str, candidate: Any, figures: Figures, references: Mapping[str, Any], bounds: Bounds) -> str:
     """Say in brackets what a wrong output looks like, or ""."""
     if figures.zeros:
         return " (all zeros)"
     if figures.constant and math.prod(candidate.shape) > 1:
         return " (one value throughout)"
     for other, value in references.items():
-        if other != name and not _difference_in_kind(value, candidate) and _equal(value, candidate, tolerance):
+        if other != name and not _difference_in_kind(value, candidate) and _equal(value, candidate, bounds):
             return f" (it matches the reference's output '{other}')"
     is_square = len(candidate.shape) > 1 and candidate.shape[-1] == candidate.shape[-2]
-    if is_square and _equal(references[name], candidate.swapaxes(-1, -2), tolerance):
+    if is_square and _equal(references[name], candidate.swapaxes(-1, -2), bounds):
         return " (it matches with the last two dimensions swapped)"
     if figures.cosine <= -0.999:
         return " (the sign is flipped)"
@@ -195,6 +203,6 @@ def _resemblance(
     return ""
 
 
-def _equal(reference: Any, candidate: Any, tolerance: Tolerance) -> bool:
-    figures = measure(reference, candidate, tolerance)
-    return not _broken_rule(figures, tolerance, _is_exact(reference), 0, 0)
+def _equal(reference: Any, candidate: Any, bounds: Bounds) -> bool:
+    figures = measure(reference, candidate, bounds)
+    return not _broken_rule(figures, bounds, _is_exact(reference), 0, 0)

@@ -11,7 +11,7 @@ do with verdicts: three passes over blocks in float64, so that no whole copy is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, TypeAlias
@@ -19,43 +19,30 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from torch2engine.core.config import Tolerance
+from torch2engine.parity.bounds import Bounds
+from torch2engine.parity.parts import (
+    GROUP,
+    NOISE,
+    OCTAVE_COUNT,
+    OCTAVE_OFFSET,
+    Allowance,
+    BlockSquares,
+    Bools,
+    Floats,
+    MagnitudeSums,
+    PartFigure,
+    SliceSums,
+    octaves,
+    ratio,
+)
 
-__all__ = ["Figures", "SliceFigure", "dtype_kind", "dtype_name", "element", "measure"]
+__all__ = ["Figures", "dtype_kind", "dtype_name", "element", "measure"]
 
-Floats: TypeAlias = "npt.NDArray[np.float64]"
-Bools: TypeAlias = "npt.NDArray[np.bool_]"
 Index: TypeAlias = "tuple[slice, ...]"
 
 _BLOCK = 1 << 20  # elements that are held in float64 at a time
-_GROUP = 16  # fewer elements have no reliable root mean square: thinner slices are taken with their neighbours
-_NOISE = 0.2  # of rel_l2 times the output's size may lie in any slice (a ReLU leaves dead channels), or between rows
 _MASK_GAP = 10  # octaves without any element between ordinary values and mask values such as -1e9
-# Binary exponents of float64 lie within -1074..1024; an octave is an exponent plus the offset.
-_OCTAVE_OFFSET = 1100
-_OCTAVE_COUNT = 2200
-
-
-@dataclass(frozen=True)
-class SliceFigure:
-    """The slice that fits worst, or a run of thin slices.
-
-    Args:
-        axis: the dimension.
-        start, stop: its rows ``start:stop``.
-        share: root mean square of the differences over that of the reference; for integers the share that differs.
-        excess: the same over what is allowed there.
-    """
-
-    axis: int
-    start: int
-    stop: int
-    share: float
-    excess: float
-
-    def __str__(self) -> str:
-        rows = str(self.start) if self.stop == self.start + 1 else f"{self.start}:{self.stop}"
-        return f"[{':, ' * self.axis}{rows}]"
+_NO_ANSWER = 0.1  # an output that rounding moves by so much of its size is rounding noise around zero
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,9 @@ class Figures:
         compared: elements that are finite in both.
         zeros, constant: the candidate is 0, or one value, throughout.
         gain: ‖candidate‖₂ / ‖reference‖₂.
-        worst_slice: None if the output has but one.
+        worst_part: the slice or the elements of one magnitude that fit worst; None if the output has but one part.
+        sensitivity: how far rounding alone moves the reference, relative to its size; NaN if it was not measured.
+        allowed: largest rel_l2 that the bounds and the sensitivity allow.
         following: correlation of the steps from row to row; None if the reference hardly changes or has few elements.
     """
 
@@ -87,7 +76,9 @@ class Figures:
     zeros: bool
     constant: bool
     gain: float
-    worst_slice: SliceFigure | None
+    worst_part: PartFigure | None
+    sensitivity: float
+    allowed: float
     following: float | None
 
 
@@ -129,6 +120,22 @@ class _Operand:
         return np.stack([_double(part.real), _double(part.imag)], -1) if self.kind == "complex" else _double(part)
 
 
+@dataclass(frozen=True)
+class _Operands:
+    """What is read in step: the two answers, and how far rounding moves the reference's, if that was measured."""
+
+    reference: _Operand
+    candidate: _Operand
+    movement: _Operand | None
+
+    def movement_of(self, index: Index) -> Floats:
+        """Give a block of movements; zeros where none were measured, and where they are not finite."""
+        if self.movement is None:
+            return np.zeros(tuple(part.stop - part.start for part in index))
+        block = self.movement.read(index)
+        return np.where(np.isfinite(block), block, 0.0)
+
+
 def _double(part: Any) -> Floats:
     return part.double().numpy() if hasattr(part, "detach") else part.astype(np.float64)
 
@@ -165,14 +172,14 @@ class _Survey:
     compared: int = 0
     lowest: float = math.inf
     highest: float = -math.inf
-    octave_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(_OCTAVE_COUNT, np.int64))
+    octave_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(OCTAVE_COUNT, np.int64))
 
     def scale(self) -> float:
         """Choose a power of two that brings the reference below 1, so that no square over- or underflows."""
         occupied = np.flatnonzero(self.octave_counts)
         if not len(occupied):
             return 1.0
-        exponent = int(occupied[-1]) - _OCTAVE_OFFSET
+        exponent = int(occupied[-1]) - OCTAVE_OFFSET
         return 2.0 ** -max(exponent, -1000)
 
     def mask_threshold(self) -> float:
@@ -209,70 +216,12 @@ def _survey(reference: _Operand, candidate: _Operand) -> _Survey:
             survey.lowest = min(survey.lowest, float(c[both].min()))
             survey.highest = max(survey.highest, float(c[both].max()))
         magnitudes: Floats = np.abs(r[is_finite_r & (r != 0)])
-        octaves = np.frexp(magnitudes)[1] + _OCTAVE_OFFSET
-        survey.octave_counts += np.bincount(octaves, minlength=_OCTAVE_COUNT)
+        survey.octave_counts += np.bincount(octaves(magnitudes), minlength=OCTAVE_COUNT)
     return survey
 
 
-@dataclass
-class _SliceSums:
-    """Sums over the slices along one dimension; slices thinner than _GROUP elements share an entry.
-
-    Args:
-        axis, size: the dimension and its length.
-        per_group: slices in one entry.
-        reference, difference: sums of squares; for integers `difference` counts those that differ.
-        count: elements.
-    """
-
-    axis: int
-    size: int
-    per_group: int
-    reference: Floats
-    difference: Floats
-    count: Floats
-
-    @classmethod
-    def of(cls, shape: tuple[int, ...], axis: int) -> _SliceSums:
-        """Start with zeros."""
-        thickness = math.prod(shape) // shape[axis]
-        per_group = -(-_GROUP // thickness)
-        groups = max(1, shape[axis] // per_group)
-        return cls(axis, shape[axis], per_group, np.zeros(groups), np.zeros(groups), np.zeros(groups))
-
-    def groups(self, index: Index) -> npt.NDArray[np.intp]:
-        """Give the entry of each row of a block."""
-        rows = np.arange(int(index[self.axis].start), int(index[self.axis].stop))
-        return np.minimum(rows // self.per_group, len(self.count) - 1)
-
-    def add(self, index: Index, reference: Floats, difference: Floats, counted: Bools) -> None:
-        """Add a block."""
-        others = tuple(axis for axis in range(reference.ndim) if axis != self.axis)
-        groups = self.groups(index)
-        for total, values in ((self.reference, reference), (self.difference, difference), (self.count, counted)):
-            total += np.bincount(groups, values.sum(axis=others), len(total))
-
-    def worst(self, allowed: Floats, found: Floats, share: Floats) -> SliceFigure:
-        """Find the entry that exceeds most what is allowed."""
-        excess = _ratio(found, allowed)
-        group = int(np.argmax(excess))
-        is_last = group == len(excess) - 1
-        stop = self.size if is_last else (group + 1) * self.per_group
-        return SliceFigure(self.axis, group * self.per_group, stop, float(share[group]), float(excess[group]))
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    """Divide, where 0 / 0 is 0 and anything else over 0 is infinite."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return np.where(above == 0, 0.0, above / below)
-
-
 def _ratio_of(above: float, below: float) -> float:
-    return float(_ratio(np.array([above]), np.array([below]))[0])
-
-
-def _root_mean_square(squares: Floats, count: Floats) -> Floats:
-    return np.sqrt(squares / np.maximum(count, 1))
+    return float(ratio(np.array([above]), np.array([below]))[0])
 
 
 def _sum_of_squares(values: Floats) -> float:
@@ -283,12 +232,15 @@ def _sum_of_squares(values: Floats) -> float:
 class _Sums:
     """Results of the second pass: sums of squares and products, of scaled values.
 
-    r is the reference, c the candidate, d their difference; `rc` is the sum of r times c. Masks are left out but in
-    `rr_with_masks`. A step is the difference between neighbours along the first dimension that has any.
+    r is the reference, c the candidate, d their difference, n the reference's movement by rounding; `rc` is the sum of
+    r times c. Masks are left out but in `rr_with_masks`. A step is the difference between neighbours along the first
+    dimension that has any.
     """
 
-    slices: list[_SliceSums]
+    slices: list[SliceSums]
+    magnitudes: MagnitudeSums
     rr: float = 0.0
+    nn: float = 0.0
     cc: float = 0.0
     rc: float = 0.0
     dd: float = 0.0
@@ -307,33 +259,37 @@ class _Sums:
         self.step_cc += _sum_of_squares(steps_c)
         self.step_rc += float((steps_r * steps_c).sum())
 
-    def add_values(self, index: Index, r: Floats, c: Floats, counted: Bools, differs: Bools | None) -> None:
+    def add_values(self, index: Index, r: Floats, c: Floats, n: Floats, counted: Bools, differs: Bools | None) -> None:
         """Add a block.
 
         Args:
             index: where it lies.
-            r, c: its scaled values, 0 where they don't count.
+            r, c, n: its scaled values, 0 where they don't count.
             counted: which elements count.
             differs: which elements differ, for integers; their slices are judged by it.
         """
-        squares = np.square(r)
-        differences: Any = np.square(c - r)
+        differences = np.square(c - r)
         self.cc += _sum_of_squares(c)
         self.rc += float((r * c).sum())
         self.count += int(counted.sum())
-        self.rr += float(squares.sum())
+        self.rr += _sum_of_squares(r)
+        self.nn += _sum_of_squares(n)
         self.dd += float(differences.sum())
         if differs is not None:
             self.wrong += int(differs.sum())
-            differences = differs
+            differences = differs.astype(np.float64)
+        block = BlockSquares(np.square(r), differences, np.square(n), counted, counted & (r == 0))
         for sums in self.slices:
-            sums.add(index, squares, differences, counted)
+            sums.add(index, block)
+        self.magnitudes.add(r, block)
 
 
-def _add_up(reference: _Operand, candidate: _Operand, scale: float, mask_threshold: float) -> _Sums:
+def _add_up(operands: _Operands, scale: float, mask_threshold: float) -> _Sums:
     """Make the second pass."""
+    reference, candidate, movement = operands.reference, operands.candidate, operands.movement
     shape = reference.shape
-    sums = _Sums([_SliceSums.of(shape, axis) for axis in range(len(reference.value.shape))])
+    axes = range(len(reference.value.shape))
+    sums = _Sums([SliceSums(shape, axis, movement is not None) for axis in axes], MagnitudeSums())
     along = next((axis for axis, size in enumerate(shape) if size > 1), 0)
     for index in _blocks(shape):
         # Steps along a dimension need one row more than the block has.
@@ -348,7 +304,9 @@ def _add_up(reference: _Operand, candidate: _Operand, scale: float, mask_thresho
         r = np.where(counted, r, 0.0)
         c = np.where(counted, c, 0.0)
         sums.add_steps(np.diff(r, axis=along), np.diff(c, axis=along))
-        sums.add_values(index, r[inside], c[inside], counted[inside], _differs(reference, candidate, index))
+        n = np.where(counted[inside], operands.movement_of(index) * scale, 0.0)
+        differs = _differs(reference, candidate, index)
+        sums.add_values(index, r[inside], c[inside], n, counted[inside], differs)
     return sums
 
 
@@ -359,22 +317,16 @@ def _differs(reference: _Operand, candidate: _Operand, index: Index) -> Bools | 
     return np.asarray(reference.raw(index)) != np.asarray(candidate.raw(index))
 
 
-def _worst_slice(sums: _Sums, tolerance: Tolerance, floor: float, exact: bool) -> SliceFigure | None:
-    """Find the slice that fits worst along any dimension."""
-    size = math.sqrt(sums.rr / sums.count) if sums.count else 0.0
-    noise = max(_NOISE * tolerance.rel_l2 * size, floor)
-    candidates: list[SliceFigure] = []
-    for slices in sums.slices:
-        if len(slices.count) < 2:
-            continue
-        if exact:
-            share = _ratio(slices.difference, slices.count)
-            candidates.append(slices.worst(np.full_like(share, 0.5), share, share))
-        else:
-            reference = _root_mean_square(slices.reference, slices.count)
-            difference = _root_mean_square(slices.difference, slices.count)
-            allowed = tolerance.max_rel * reference + noise
-            candidates.append(slices.worst(allowed, difference, _ratio(difference, reference)))
+def _worst_part(sums: _Sums, allowance: Allowance, scale: float, exact: bool) -> PartFigure | None:
+    """Find the part that fits worst: a slice along any dimension, or the elements of one magnitude."""
+    slices = [one for one in sums.slices if len(one.count) > 1]
+    if exact:
+        candidates = [one.worst_exact_slice() for one in slices]
+    else:
+        candidates = [one.worst_slice(allowance) for one in slices]
+        # Without measured movements, small elements can't be told from noise.
+        magnitude = sums.magnitudes.worst_magnitude(allowance, scale) if allowance.noise else None
+        candidates += [] if magnitude is None else [magnitude]
     return max(candidates, key=lambda figure: figure.excess, default=None)
 
 
@@ -384,7 +336,7 @@ class _WorstElement:
 
     Args:
         largest_difference: of scaled values.
-        ratio: the largest difference in units of the element plus its row.
+        ratio: the largest difference in units of the element plus its surroundings.
         index: where that is.
     """
 
@@ -393,11 +345,61 @@ class _WorstElement:
     ratio: float = 0.0
 
 
+class _Surroundings:
+    """What elements are measured by, beside themselves: their rows, or how far rounding moves them.
+
+    Args:
+        slices: of the second pass, along every dimension.
+        allowance: of the output.
+        rel_l2: of the bounds.
+    """
+
+    def __init__(self, slices: Sequence[SliceSums], allowance: Allowance, rel_l2: float) -> None:
+        self._slices = slices
+        self._allowance = allowance
+        self._row_sizes = slices[0].reference
+        self._profiles = [one.noise / allowance.noise for one in slices] if allowance.noise else []
+        # An element may be off by max_rel times its unit, and so by max_rel / rel_l2 times its share of the noise.
+        self._gain = allowance.gain / rel_l2 if rel_l2 else 0.0
+
+    def units(self, index: Index, r: Floats, n: Floats) -> Floats:
+        """Give what each element of a block is measured by.
+
+        Args:
+            index: where the block lies.
+            r, n: its scaled values and movements.
+        """
+        row = self._slices[0].along(self._row_sizes, index, r.ndim)
+        if not self._profiles:
+            return np.abs(r) + row
+        movement = self._movements(index, r, n)
+        return np.abs(r) + np.where((movement > 0) & (r != 0), self._gain * movement, row)
+
+    def floors(self, index: Index, r: Floats, n: Floats) -> Floats:
+        """Give the difference that counts as none for each element of a block; arguments as for `units`."""
+        if not self._profiles:
+            return np.full(r.shape, self._allowance.floor)
+        return np.where(self._movements(index, r, n) > 0, self._allowance.smallest, self._allowance.floor)
+
+    def _movements(self, index: Index, r: Floats, n: Floats) -> Floats:
+        """How far each element moves: as measured, but no less than its rows and columns make likely.
+
+        A few perturbations may happen to leave an element alone. The product of the profiles along all dimensions is
+        what it would be if every dimension acted by itself. Slices that were taken with their neighbours don't tell.
+        """
+        if any(one.per_group > 1 and one.size > 1 for one in self._slices):
+            return n
+        likely: Floats = np.full((1,) * r.ndim, self._allowance.noise)
+        for one, profile in zip(self._slices, self._profiles, strict=True):
+            likely = likely * one.along(profile, index, r.ndim)
+        return np.maximum(n, likely)
+
+
 def _find_worst_element(
-    reference: _Operand, candidate: _Operand, scale: float, rows: _SliceSums, floor: float, max_rel: float
+    operands: _Operands, scale: float, surroundings: _Surroundings, max_rel: float
 ) -> _WorstElement:
     """Make the third pass."""
-    row_sizes = _root_mean_square(rows.reference, rows.count)
+    reference, candidate = operands.reference, operands.candidate
     worst = _WorstElement((0,) * len(reference.shape))
     for index in _blocks(reference.shape):
         r = reference.read(index) * scale
@@ -405,44 +407,57 @@ def _find_worst_element(
         is_finite = np.isfinite(r) & np.isfinite(c)
         r = np.where(is_finite, r, 0.0)
         c = np.where(is_finite, c, 0.0)
+        n = operands.movement_of(index) * scale
         difference = np.abs(c - r)
         differs = _differs(reference, candidate, index)
         if differs is not None:
             # Above 2**53 neighbours are one float64; they still differ by 1 at least.
             difference = np.where(differs, np.maximum(difference, scale), 0.0)
-        unit = np.abs(r) + np.expand_dims(row_sizes[rows.groups(index)], tuple(range(1, r.ndim)))
-        ratio = _ratio(difference, unit)
-        ratio = np.where(difference <= floor, np.minimum(ratio, max_rel), ratio)
+        found = ratio(difference, surroundings.units(index, r, n))
+        found = np.where(difference <= surroundings.floors(index, r, n), np.minimum(found, max_rel), found)
         worst.largest_difference = max(worst.largest_difference, float(difference.max()))
-        highest = float(ratio.max())
+        highest = float(found.max())
         if highest > worst.ratio:
             worst.ratio = highest
-            worst.index = _position(index, int(np.argmax(ratio)), ratio.shape)
+            worst.index = _position(index, int(np.argmax(found)), found.shape)
     return worst
 
 
-def measure(reference: Any, candidate: Any, tolerance: Tolerance) -> Figures:
+def measure(reference: Any, candidate: Any, bounds: Bounds, movement: Any = None) -> Figures:
     """Measure a candidate against its reference.
 
     Args:
         reference, candidate: of one shape, with at least one element, and one dtype that `dtype_kind` knows.
-        tolerance: its `abs` decides which differences count as none.
+        bounds: decide which differences count as none, and how far parts may be off.
+        movement: how far rounding alone moves each element of a floating reference, in its shape, or None.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        return _measure(_Operand(reference), _Operand(candidate), len(reference.shape), tolerance)
+        operands = _Operands(_Operand(reference), _Operand(candidate), _movement_operand(reference, movement))
+        return _measure(operands, len(reference.shape), bounds)
 
 
-def _measure(reference: _Operand, candidate: _Operand, rank: int, tolerance: Tolerance) -> Figures:
-    survey = _survey(reference, candidate)
+def _movement_operand(reference: Any, movement: Any) -> _Operand | None:
+    """Give what can be read beside the reference; None where nothing was measured, and for what is not floating."""
+    if movement is None or dtype_kind(dtype_name(reference)) != "float":
+        return None
+    return _Operand(movement)
+
+
+def _measure(operands: _Operands, rank: int, bounds: Bounds) -> Figures:
+    reference = operands.reference
+    survey = _survey(reference, operands.candidate)
     scale = survey.scale()
-    sums = _add_up(reference, candidate, scale, survey.mask_threshold())
-    floor = _negligible_difference(sums, survey, scale, tolerance)
-    worst = _find_worst_element(reference, candidate, scale, sums.slices[0], floor, tolerance.max_rel)
+    sums = _add_up(operands, scale, survey.mask_threshold())
+    sensitivity = _ratio_of(math.sqrt(sums.nn), math.sqrt(sums.rr)) if operands.movement is not None else math.nan
+    allowed = bounds.allowed_rel_l2(sensitivity)
+    allowance = _allowance(sums, survey, scale, bounds, allowed)
+    surroundings = _Surroundings(sums.slices, allowance, bounds.rel_l2)
+    worst = _find_worst_element(operands, scale, surroundings, bounds.max_rel)
     norm_r = math.sqrt(sums.rr)
     norm_c = math.sqrt(sums.cc)
     rel_l2 = _ratio_of(math.sqrt(sums.dd), norm_r)
-    if math.sqrt(sums.dd / max(sums.count, 1)) <= floor:
-        rel_l2 = min(rel_l2, tolerance.rel_l2)
+    if math.sqrt(sums.dd / max(sums.count, 1)) <= allowance.floor:
+        rel_l2 = min(rel_l2, allowed)
     norms = norm_r * norm_c
     figures = Figures(
         max_abs=worst.largest_difference / scale,
@@ -458,8 +473,10 @@ def _measure(reference: _Operand, candidate: _Operand, rank: int, tolerance: Tol
         zeros=survey.lowest == survey.highest == 0,
         constant=survey.lowest == survey.highest,
         gain=_ratio_of(norm_c, norm_r),
-        worst_slice=_worst_slice(sums, tolerance, floor, reference.kind == "exact"),
-        following=_step_correlation(sums, tolerance, floor),
+        worst_part=_worst_part(sums, allowance, scale, reference.kind == "exact"),
+        sensitivity=sensitivity,
+        allowed=allowed,
+        following=_step_correlation(sums, allowance),
     )
     if survey.misplaced:
         figures = replace(figures, worst_index=survey.first_misplaced[:rank])
@@ -468,16 +485,26 @@ def _measure(reference: _Operand, candidate: _Operand, rank: int, tolerance: Tol
     return figures
 
 
-def _negligible_difference(sums: _Sums, survey: _Survey, scale: float, tolerance: Tolerance) -> float:
-    """Find the scaled difference that counts as none: `Tolerance.abs`, but little beside the reference's own size."""
-    size = math.sqrt(sums.rr_with_masks / max(survey.compared, 1))
-    return min(tolerance.abs * scale, tolerance.rel_l2 * size) if size else tolerance.abs * scale
+def _allowance(sums: _Sums, survey: _Survey, scale: float, bounds: Bounds, allowed: float) -> Allowance:
+    """Find how far parts may be off, and which difference counts as none.
+
+    That is `Tolerance.abs`, but little beside the reference's own size, unless the reference is nothing but noise.
+    """
+    size = math.sqrt(sums.rr / max(sums.count, 1))
+    noise = math.sqrt(sums.nn / max(sums.count, 1))
+    size_with_masks = math.sqrt(sums.rr_with_masks / max(survey.compared, 1))
+    floor = bounds.abs * scale
+    is_noise = noise > 0 and noise * max(bounds.factor, 1 / _NO_ANSWER) >= size
+    if size_with_masks and not is_noise:
+        floor = min(floor, bounds.rel_l2 * size_with_masks)
+    smallest = floor if is_noise else min(floor, bounds.smallest * scale)
+    return Allowance(allowed * size, noise, bounds.max_rel, floor, smallest)
 
 
-def _step_correlation(sums: _Sums, tolerance: Tolerance, floor: float) -> float | None:
+def _step_correlation(sums: _Sums, allowance: Allowance) -> float | None:
     """Correlate the steps, if the reference's own steps stand out of the noise."""
-    visible = max(_NOISE * tolerance.rel_l2 * math.sqrt(sums.rr), floor * math.sqrt(sums.count))
-    if sums.step_count < _GROUP or math.sqrt(sums.step_rr) <= visible:
+    visible = max(NOISE * allowance.level, allowance.floor) * math.sqrt(sums.count)
+    if sums.step_count < GROUP or math.sqrt(sums.step_rr) <= visible:
         return None
     norms = math.sqrt(sums.step_rr) * math.sqrt(sums.step_cc)
     return sums.step_rc / norms if norms else 0.0

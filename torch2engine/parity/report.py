@@ -32,8 +32,12 @@ class OutputParity:
         reason: why it failed; "" if it passed.
         shape, dtype: the reference's (the candidate's for an output that the reference does not have).
         max_abs: largest |candidate − reference|.
-        max_rel: largest |candidate − reference| in units of |reference| plus its row's root mean square.
+        max_rel: largest |candidate − reference| in units of |reference| plus its row's root mean square, or plus what
+            its own sensitivity makes of it.
         rel_l2: ‖candidate − reference‖₂ / ‖reference‖₂.
+        sensitivity: how far the reference's own answer moves when inputs and weights move by half a unit in the last
+            place, relative to its size.
+        allowed: the largest rel_l2: of the tolerance, or what the sensitivity allows.
         cosine: cosine of the angle between the two, flattened.
         mismatch: share of the elements of an integer or bool output that differ; 0 for other dtypes.
         worst_index: where max_rel is, or the first element that is NaN or Inf in one only; None if not measured.
@@ -52,6 +56,8 @@ class OutputParity:
     max_abs: float = math.nan
     max_rel: float = math.nan
     rel_l2: float = math.nan
+    sensitivity: float = math.nan
+    allowed: float = math.nan
     cosine: float = math.nan
     mismatch: float = math.nan
     worst_index: tuple[int, ...] | None = None
@@ -150,7 +156,9 @@ class ParityReport:
         }
 
     def __str__(self) -> str:
-        head = "case output tensor rel_l2 max_abs max_rel cosine worst verdict".replace("_", "-").split()
+        head = "case output tensor rel_l2 allowed sensitivity max_abs max_rel cosine worst verdict".replace(
+            "_", "-"
+        ).split()
         cells = [head, *map(_cells, self.rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
         lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells)
@@ -176,7 +184,8 @@ def _of_case(case: str) -> str:
 
 def _cells(row: OutputParity) -> list[str]:
     """Give a row of the printed table."""
-    figures = [f"{value:.2e}" if not math.isnan(value) else "-" for value in (row.rel_l2, row.max_abs, row.max_rel)]
+    values = (row.rel_l2, row.allowed, row.sensitivity, row.max_abs, row.max_rel)
+    figures = [f"{value:.2e}" if not math.isnan(value) else "-" for value in values]
     cosine = f"{row.cosine:.6f}" if not math.isnan(row.cosine) else "-"
     where = "-" if row.worst_index is None else str(list(row.worst_index)).replace(" ", "")
     verdict = "passed" if row.passed else f"FAILED: {row.reason}"

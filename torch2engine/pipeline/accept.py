@@ -48,6 +48,7 @@ class EngineCandidate:
         parity_cases: inputs with the model's answers, in the engine's dtypes.
         tolerance: when the engine counts as equal to the model; None for the default of its precision.
         refit_tolerance: when it does so after a later refit; None for the default of its precision.
+        judged_as: the precision whose default and sensitivity count; None for the engine's own.
         is_reused: whether engine and ONNX model are those of an earlier deploy.
         notes: on the parity cases, for the comparison's report.
     """
@@ -56,6 +57,7 @@ class EngineCandidate:
     parity_cases: Sequence[ParityCase]
     tolerance: Tolerance | None
     refit_tolerance: Tolerance | None
+    judged_as: str | None
     is_reused: bool
     notes: Sequence[str] = ()
 
@@ -77,7 +79,7 @@ def make_accepted_trt_module(
         PrecisionError: it computes too much in another precision.
     """
     candidate = EngineCandidate(
-        engine, lowered.parity_cases, lowered.tolerance, lowered.refit_tolerance, is_reused=False
+        engine, lowered.parity_cases, lowered.tolerance, lowered.refit_tolerance, lowered.judged_as, is_reused=False
     )
     module = accept(candidate, request, gpu, report)
     report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
@@ -107,7 +109,9 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
         )
         if had_other_weights and candidate.is_reused and report.is_lowered:
             report.add_notes([_OTHER_WEIGHTS])
-    parity = judge(module, candidate.parity_cases, candidate.tolerance, candidate.notes, ENGINE_REPEATS)
+    parity = judge(
+        module, candidate.parity_cases, candidate.tolerance, candidate.notes, ENGINE_REPEATS, candidate.judged_as
+    )
     report.add_parity(parity.raise_if_failed())
     report.add_notes(prove_split(module, candidate.parity_cases, request.tolerance))
     return module

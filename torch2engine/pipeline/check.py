@@ -14,6 +14,7 @@ from torch import nn
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import make_parity_cases
+from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
@@ -37,7 +38,8 @@ def check(
         model: the reference.
         artifact: the exported model; its profiles say at which sizes to compare.
         sample_input: in the form that it was exported with.
-        tolerance: by default `Tolerance.default` of the artifact's precision.
+        tolerance: by default `Tolerance.default` of the artifact's precision, or more where the model's own answers
+            move more by rounding.
 
     Returns:
         the report; call its `raise_if_failed`.
@@ -49,6 +51,7 @@ def check(
     with undisturbed(model):
         captured = _capture_like(artifact, model, sample_input)
         all_cases, notes = make_parity_cases(captured)
+        all_cases = with_sensitivity(captured, all_cases, (artifact.precision,))
     parity_cases = parity_cases_for(artifact.precision, all_cases)
     if _is_lowered(artifact):
         # ONNX Runtime's own answers would hide what overflows.

@@ -23,6 +23,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.engine_request import EngineRequest, current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_trim, target_device
@@ -31,7 +32,7 @@ from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.outcome import PrecisionOutcome
-from torch2engine.precision.parity_cases import cast_case, parity_cases_for, tolerance_for
+from torch2engine.precision.parity_cases import cast_case, judged_precision, parity_cases_for, tolerance_for
 
 __all__ = ["EngineReuse"]
 
@@ -72,6 +73,7 @@ class EngineReuse:
         if earlier is None:
             return None
         parity_cases, notes = make_parity_cases(captured)
+        parity_cases = with_sensitivity(captured, parity_cases, self._request.judged_precisions(captured))
         return self._accept(self._cache, earlier, captured, parity_cases, notes)
 
     def start_hashing(self, artifact: OnnxArtifact) -> None:
@@ -180,14 +182,17 @@ class EngineReuse:
         self, earlier: _EarlierEngine, parity_cases: Sequence[ParityCase], notes: Sequence[str]
     ) -> EngineCandidate:
         tolerance = self._request.tolerance
+        judged_as: str | None = None
         outcome = earlier.facts["outcome"]
         if outcome is not None:
             dtype = PrecisionOutcome.from_json(outcome).dtype
-            tolerance = tolerance_for(replace(self._request.precision, dtype=dtype), tolerance)
+            precision = replace(self._request.precision, dtype=dtype)
+            tolerance = tolerance_for(precision, tolerance)
+            judged_as = judged_precision(precision)
             signature = earlier.engine.signature
             parity_cases = [cast_case(case, signature, dtype) for case in parity_cases_for(dtype, parity_cases)]
         return EngineCandidate(
-            earlier.engine, parity_cases, tolerance, refit_tolerance=tolerance, is_reused=True, notes=notes
+            earlier.engine, parity_cases, tolerance, tolerance, judged_as, is_reused=True, notes=notes
         )
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from torch2engine.artifact.cache import EngineCache, resolve_cache
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
     RUNTIMES,
@@ -25,6 +26,7 @@ from torch2engine.core.config import (
 from torch2engine.core.errors import InstallationError
 from torch2engine.modules.trt.backend import require_cuda
 from torch2engine.pipeline.user_warning import warn_user
+from torch2engine.precision.parity_cases import judged_precision
 from torch2engine.precision.validate import remaining_precision, validated_precision
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
@@ -96,6 +98,10 @@ class DeployRequest:
     def flavour(self) -> str | None:
         """The TensorRT that builds: "tensorrt" or "tensorrt_rtx"; None where ONNX Runtime answers."""
         return None if self.runtime == "onnxruntime" else find_tensorrt(self.config.flavour).name
+
+    def judged_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
+        """The precisions in which candidates will be compared with the model: its own, and the requested one."""
+        return captured.precision, judged_precision(self.precision)
 
     def builder_precision(self, artifact: OnnxArtifact) -> str | None:
         """The precision of float32 matrix products for the builder: "tf32", or None for that of the exported model."""

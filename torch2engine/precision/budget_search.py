@@ -66,7 +66,7 @@ class BudgetSearch:
                 return self._with_account(lowered)
             if number == self._budget.rebuilds:
                 break
-            modules = self._next_modules(self._hardest_inputs(lowered))
+            modules = self._next_modules(lowered)
             if not modules:
                 self._record("every module that matters is in float32 already")
                 break
@@ -85,7 +85,7 @@ class BudgetSearch:
             is_finite = all(row.nonfinite_candidate <= row.nonfinite_reference for row in parity.rows)
             return _Verdict(is_finite and value >= metric.floor, f"metric {value:.4g}, floor {metric.floor:.4g}")
         error = math.nan if parity.worst is None else parity.worst.rel_l2
-        return _Verdict(parity.passed, f"rel-l2 {error:.2e}, bound {self._lowering.tolerance.rel_l2:.2e}")
+        return _Verdict(parity.passed, f"rel-l2 {error:.2e}, bound {_bound(lowered):.2e}")
 
     def _with_account(self, lowered: LoweredModel) -> LoweredModel:
         """Add what the search tried to the model's outcome."""
@@ -102,8 +102,9 @@ class BudgetSearch:
         case = next(case for case in cases if case.name == name)
         return named_arrays(self._lowering.artifact.signature, case.inputs)
 
-    def _next_modules(self, inputs: Arrays) -> Sequence[str]:
+    def _next_modules(self, lowered: LoweredModel) -> Sequence[str]:
         """Choose the modules that go back to float32 next; none if all that matter are there."""
+        inputs = self._hardest_inputs(lowered)
         if self._module_errors is None:
             with self._mixed_precision_model() as model:
                 self._module_errors = model.module_errors([inputs])
@@ -111,11 +112,12 @@ class BudgetSearch:
         start = self._float32_count
         if start >= len(ranking):
             return ()
-        self._float32_count = max(self._needed_count(ranking, inputs), min(start + self._least_step, len(ranking)))
+        needed = self._needed_count(ranking, inputs, _bound(lowered))
+        self._float32_count = max(needed, min(start + self._least_step, len(ranking)))
         self._least_step *= 2
         return ranking[start : self._float32_count]
 
-    def _needed_count(self, ranking: Sequence[str], inputs: Arrays) -> int:
+    def _needed_count(self, ranking: Sequence[str], inputs: Arrays, bound: float) -> int:
         """Find how many of the worst modules must be in float32: one more, or as many as the bound seems to need."""
         if self._lowering.metric is not None:
             return self._float32_count + 1
@@ -123,7 +125,7 @@ class BudgetSearch:
             exact = model(inputs, ())
             for count in range(self._float32_count + 1, len(ranking) + 1):
                 low_modules = set(model.modules) - set(ranking[:count])
-                if relative_error(exact, model(inputs, low_modules)) <= self._lowering.tolerance.rel_l2:
+                if relative_error(exact, model(inputs, low_modules)) <= bound:
                     return count
         return len(ranking)
 
@@ -147,3 +149,9 @@ class BudgetSearch:
     def _record(self, attempt: str) -> None:
         self._attempts.append(attempt)
         _LOG.info(attempt)
+
+
+def _bound(lowered: LoweredModel) -> float:
+    """The largest relative L2 error that the worst output may have."""
+    worst = lowered.reports[0].worst
+    return math.nan if worst is None else worst.allowed

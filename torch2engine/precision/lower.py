@@ -43,7 +43,8 @@ def lower(
         precision: the requested one, and what it may cost.
         cases: the parity cases; also the calibration data where there is no other.
         calibration: inputs in the form of sample_input; read once, or for Budget.metric once more for each graph.
-        tolerance: when the graph counts as equal; by default `Tolerance.default` of the precision.
+        tolerance: when the graph counts as equal; by default `Tolerance.default` of the precision, or more where the
+            model's sensitivity is larger.
         flavour: the TensorRT that will build the graph, whose limits count; None: ONNX Runtime will answer.
         progress: as for `build`; it receives every batch of `calibration`, in a phase of that name.
 
@@ -71,7 +72,9 @@ def lower(
     if flavour is not None:
         return lowered
     # ONNX Runtime's float16 is not the strict judge's, and it lacks some operators in it.
-    parity = judge(ORTModule(lowered.artifact), lowered.parity_cases, lowered.tolerance).raise_if_failed()
+    parity = judge(
+        ORTModule(lowered.artifact), lowered.parity_cases, lowered.tolerance, precision=lowered.judged_as
+    ).raise_if_failed()
     return replace(lowered, reports=(*lowered.reports, parity))
 
 

@@ -33,7 +33,13 @@ from torch2engine.precision.graph.count_nodes import count_nodes
 from torch2engine.precision.graph.quantize import quantize
 from torch2engine.precision.graph.tensor_maxima import absolute_maxima
 from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.parity_cases import cast_case, cast_signature, parity_cases_for, tolerance_for
+from torch2engine.precision.parity_cases import (
+    cast_case,
+    cast_signature,
+    judged_precision,
+    parity_cases_for,
+    tolerance_for,
+)
 from torch2engine.precision.retype_weights import retype_weight_program
 
 __all__ = ["GraphLowering"]
@@ -63,6 +69,7 @@ class GraphLowering:
         self.cases = parity_cases_for(precision.dtype, cases)
         self.metric = metric_of_budget(precision.budget, artifact.signature, calibration)
         self.tolerance = _UNBOUNDED if self.metric is not None else tolerance_for(precision, tolerance)
+        self.judged_as = judged_precision(precision)
         self.module_of_node = node_modules(load_model(artifact.onnx_path))
         self._calibration = calibration
         self._flavour = flavour
@@ -140,8 +147,9 @@ class GraphLowering:
             artifact=artifact,
             parity_cases=cases,
             tolerance=self.tolerance,
+            judged_as=self.judged_as,
             outcome=count_nodes(load_model(onnx_path), self.precision.dtype, float32_reasons),
-            reports=(judge(StrictModule(artifact), cases, self.tolerance),),
+            reports=(judge(StrictModule(artifact), cases, self.tolerance, precision=self.judged_as),),
             notes=notes,
             metric=self.metric,
         )

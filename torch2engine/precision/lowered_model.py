@@ -30,6 +30,7 @@ class LoweredModel:
         artifact: the model.
         parity_cases: the cases that it was judged on, in its own dtypes.
         tolerance: when its engine counts as equal too; without bounds where a metric judges; None for the default.
+        judged_as: the precision whose default and sensitivity count; None for the artifact's own.
         outcome: which nodes are low, and why others are not; None for a graph that was left as it is.
         reports: PyTorch against the graph, rounded after every operator; and against ONNX Runtime if that will answer.
         notes: sentences for the user.
@@ -39,6 +40,7 @@ class LoweredModel:
     artifact: OnnxArtifact
     parity_cases: Sequence[ParityCase]
     tolerance: Tolerance | None
+    judged_as: str | None = None
     outcome: PrecisionOutcome | None = None
     reports: tuple[ParityReport, ...] = ()
     notes: tuple[str, ...] = ()

@@ -13,20 +13,27 @@ import torch
 
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.torch_types import torch_dtype
-from torch2engine.core.config import Precision, Tolerance, default_tolerance
+from torch2engine.core.config import Precision, Tolerance
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import PRECISION_TYPES, QUANTIZED_PRECISIONS
 from torch2engine.core.spec import Signature, TensorSpec
 
-__all__ = ["cast_case", "cast_signature", "parity_cases_for", "tolerance_for"]
+__all__ = ["cast_case", "cast_signature", "judged_precision", "parity_cases_for", "tolerance_for"]
 
 
-def tolerance_for(precision: Precision, tolerance: Tolerance | None) -> Tolerance:
-    """Choose when a lowered model counts as equal: the budget's tolerance, else the user's, else the precision's."""
+def tolerance_for(precision: Precision, tolerance: Tolerance | None) -> Tolerance | None:
+    """Choose when a lowered model counts as equal: the budget's tolerance, else the user's.
+
+    None means the default of `judged_precision`, or more where the model's sensitivity is larger.
+    """
     if precision.budget is not None and precision.budget.tolerance is not None:
         return precision.budget.tolerance
-    # Weights in int4 leave the dtype as it was, but answer as roughly as their own type.
-    return tolerance or default_tolerance(precision.weights or precision.dtype)
+    return tolerance
+
+
+def judged_precision(precision: Precision) -> str:
+    """Choose whose tolerance and sensitivity count: weights in int4 leave the dtype, but answer like their own type."""
+    return precision.weights or precision.dtype
 
 
 def parity_cases_for(precision: str, cases: Sequence[ParityCase]) -> Sequence[ParityCase]:

@@ -53,6 +53,7 @@ class OnnxRuntimeBackend:
     """
 
     title = "ONNX Runtime"
+    runtime_kind = "onnxruntime"
     device_type = "cpu"
     device = _CPU
     weights_incomplete = False  # new weights are another model file, which is swapped in at once

@@ -92,6 +92,10 @@ class TensorRTBackend:
         hardware = self.artifact.hardware
         return f"{PRODUCT_NAMES[hardware.flavour]} {hardware.flavour_version}"
 
+    @property
+    def runtime_kind(self) -> str:
+        return self.artifact.hardware.flavour
+
     def bind(self, device: torch.device | str | None = None) -> EngineSession:
         """Make the engine live on a device now.
 

@@ -1,0 +1,154 @@
+"""Parity cases → the same with the reference's sensitivity: how far its own answers move by rounding alone.
+
+Enters: cases with answers, and the precisions that candidates will compute in. Leaves: for every answer an array of how
+far each element moved when inputs and weights moved by half a unit in the last place. Separate because the model is
+called again for it, with other weights than its own, which it never notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.capture.reference import Reference, outputs_by_name
+from torch2engine.core.constants import RANDOM_SEED
+from torch2engine.core.errors import ExportError
+from torch2engine.core.precisions import PRECISION_TYPES, PrecisionType
+from torch2engine.core.spec import Signature
+
+__all__ = ["measure_sensitivity", "with_sensitivity"]
+
+_PERTURBATIONS = 3
+_SIGNS = 1_000_003  # in the list of random signs; a prime, so that rows of weights don't start at the same place
+_STRIDE = 77_773
+_LARGE = 1 << 28  # elements of all weights; a larger model is perturbed once for each precision
+
+
+def with_sensitivity(
+    captured: CapturedCall, cases: Sequence[ParityCase], precisions: Sequence[str]
+) -> list[ParityCase]:
+    """Measure how far the answers to a captured call's cases move by rounding; see `measure_sensitivity`."""
+    return measure_sensitivity(captured.reference, captured.signature, cases, precisions)
+
+
+def measure_sensitivity(
+    reference: Reference, signature: Signature, cases: Sequence[ParityCase], precisions: Sequence[str]
+) -> list[ParityCase]:
+    """Measure how far the reference's answers move by rounding; call it inside `undisturbed`.
+
+    Inputs, parameters and buffers move by half a unit in the last place of the precision, each element up or down at
+    random. Integers stay, and so do tensors that hold whole numbers alone, as masks do: every type holds these exactly.
+    The module's own tensors are never written to. One perturbed copy of them exists at a time, on their device.
+
+    Args:
+        reference: the module.
+        signature: of its call.
+        cases: with the reference's answers.
+        precisions: names of `PRECISION_TYPES`.
+
+    Returns:
+        the cases with `ParityCase.sensitivity`. A precision is missing there if the model fails on perturbed weights.
+    """
+    measured = [dict(case.sensitivity) for case in cases]
+    for precision in dict.fromkeys(precisions):
+        for found, moved in zip(measured, _movements(reference, signature, cases, precision), strict=False):
+            found[precision] = moved
+    return [replace(case, sensitivity=found) for case, found in zip(cases, measured, strict=True)]
+
+
+def _movements(
+    reference: Reference, signature: Signature, cases: Sequence[ParityCase], precision: str
+) -> list[dict[str, torch.Tensor]]:
+    """The root mean square of every element's movement, by output, for every case; empty if the model fails."""
+    row = PRECISION_TYPES[precision]
+    names = [spec.name for spec in signature.outputs]
+    totals: list[dict[str, torch.Tensor]] = [{} for _ in cases]
+    count = 1 if _weight_elements(reference.model) > _LARGE else _PERTURBATIONS
+    for number in range(count):
+        signs = _Signs(RANDOM_SEED + number)
+        weights = _moved_weights(reference.model, row, signs)
+        for case, total in zip(cases, totals, strict=True):
+            inputs = [_moved(leaf, row, signs) for leaf in case.inputs]
+            try:
+                answers = outputs_by_name(reference.run(inputs, weights), signature.output, names)
+            except ExportError:
+                return []
+            for name, squares in _squared_movements(case.outputs, answers).items():
+                total[name] = total[name] + squares if name in total else squares
+    return [{name: (squares / count).sqrt().float() for name, squares in total.items()} for total in totals]
+
+
+def _squared_movements(exact: Mapping[str, torch.Tensor], moved: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Squares of how far every element of the floating outputs moved; what is not finite has not."""
+    squares: dict[str, torch.Tensor] = {}
+    for name, value in exact.items():
+        other = moved[name]
+        if other.shape == value.shape and value.is_floating_point():
+            squares[name] = (other.double() - value.double()).nan_to_num(0, 0, 0).square()
+    return squares
+
+
+def _weight_elements(model: nn.Module) -> int:
+    return sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+
+
+class _Signs:
+    """Random signs, from one short list: drawing some for each weight would take longer than the model's answers.
+
+    Args:
+        seed: of the list.
+    """
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self._signs = torch.randint(0, 2, (_SIGNS,), generator=generator, device="cpu").mul_(2).sub_(1)
+        self._lists: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
+        self._start = 0
+
+    def like(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give a sign for each element; every call starts elsewhere in the list."""
+        kind = (tensor.device, tensor.dtype)
+        if kind not in self._lists:
+            self._lists[kind] = self._signs.to(tensor.device, tensor.dtype)
+        self._start = (self._start + _STRIDE) % _SIGNS
+        signs = self._lists[kind].roll(self._start)
+        repeats = -(-tensor.numel() // _SIGNS)
+        return signs.repeat(repeats)[: tensor.numel()].view(tensor.shape)
+
+
+def _moved_weights(model: nn.Module, row: PrecisionType, signs: _Signs) -> dict[str, torch.Tensor]:
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: _moved(tensor, row, signs) for name, tensor in tensors}
+
+
+def _moved(tensor: torch.Tensor, row: PrecisionType, signs: _Signs) -> torch.Tensor:
+    """A copy whose elements moved up or down by half a unit in the last place, inside the range that they have."""
+    values = tensor.detach()
+    is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+    if not (is_plain and values.is_floating_point() and values.numel()) or _holds_whole_numbers(values):
+        return values.clone()
+    wide = values if values.dtype in (torch.float32, torch.float64) else values.float()
+    # Integer types have one step for a whole row, floating types a step for each element.
+    sizes = _row_maxima(wide) if row.has_one_step else wide
+    moved = torch.addcmul(wide, sizes, signs.like(wide), value=row.rounding)
+    # A value beyond the tensor's own range might be an index out of range after the model's next step.
+    moved = moved.clamp(wide.amin(), wide.amax())
+    moved = torch.where(wide.isfinite(), moved, wide) if not bool(wide.isfinite().all()) else moved
+    return moved.to(values.dtype)
+
+
+def _holds_whole_numbers(values: torch.Tensor) -> bool:
+    some = values.reshape(-1)[:64]  # mostly enough to see that it does not
+    return torch.equal(some, some.round()) and torch.equal(values, values.round())
+
+
+def _row_maxima(values: torch.Tensor) -> torch.Tensor:
+    """The largest absolute value of each slice along dimension 0, to be broadcast."""
+    if values.ndim < 2:
+        return values.abs().amax()
+    return values.abs().amax(dim=tuple(range(1, values.ndim)), keepdim=True)
