@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.reference import Reference, outputs_by_name
+from torch2engine.capture.sensitivity import measure_sensitivity
 from torch2engine.capture.undisturbed import training_flags_off, undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerance
@@ -24,6 +26,7 @@ from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.modules.made_inputs import case_name, corner_sizes, random_cases
 from torch2engine.modules.timing import Call, Timing, measure
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import ParityReport
 from torch2engine.trt.gpu import require_gpu
@@ -188,15 +191,21 @@ def _compared(
         ParityError: a case failed.
     """
     signature = module.signature
-    bounds = tolerance or Tolerance.default(module.precision)
+    runtime_kind = module._backend.runtime_kind  # pyright: ignore[reportPrivateUsage]  # kin of it
+    bounds = Bounds.of(tolerance, module.precision, runtime_kind)
     names = [spec.name for spec in signature.outputs]
-    report = ParityReport((), f"PyTorch vs {module.runtime}", bounds)
-    for case, leaves in cases.items():
-        with undisturbed(reference.model):
-            expected = outputs_by_name(reference(leaves), signature.output, names)
+    report = ParityReport((), f"PyTorch vs {module.runtime}", bounds.tolerance)
+    with undisturbed(reference.model):
+        answered = [
+            ParityCase(name, tuple(leaves), outputs_by_name(reference(leaves), signature.output, names))
+            for name, leaves in cases.items()
+        ]
+        answered = measure_sensitivity(reference, signature, answered, (module.precision,))
+    for case in answered:
         with torch.no_grad():
-            answer = module.infer([leaf.clone() for leaf in leaves])
-        report = report.add(compare(expected, answer, bounds, case=case))
+            answer = module.infer([leaf.clone() for leaf in case.inputs])
+        sensitivity = case.sensitivity.get(module.precision)
+        report = report.add(compare(case.outputs, answer, bounds, case=case.name, sensitivity=sensitivity))
     report.raise_if_failed()
     return report
 

@@ -20,8 +20,10 @@ from torch import nn
 
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.fingerprint import WeightSnapshot, fingerprints, take_snapshot
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.process_state import exact_arithmetic, process_state_lock
 from torch2engine.capture.reference import Reference, outputs_by_name
+from torch2engine.capture.sensitivity import measure_sensitivity
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
@@ -30,6 +32,7 @@ from torch2engine.core.errors import ParityError, RefitError
 from torch2engine.modules.backend import FIX_OF_WRONG_WEIGHTS, Backend, Infer, RefittableBackend, WeightsGuard
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
 from torch2engine.modules.out_of_range import OutOfRange
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import ParityReport
 
@@ -325,9 +328,7 @@ class WeightSync:
         Raises:
             RefitError: they differ.
         """
-        report = self._parity(
-            infer, held.samples, model, tolerance or Tolerance.default(self._backend.artifact.precision)
-        )
+        report = self._parity(infer, held.samples, model, tolerance)
         try:
             report.raise_if_failed()
         except ParityError as error:
@@ -342,8 +343,11 @@ class WeightSync:
         held.is_comparison_due = False
         return report
 
-    def _parity(self, infer: Infer, samples: NamedInputs, model: nn.Module, tolerance: Tolerance) -> ParityReport:
+    def _parity(
+        self, infer: Infer, samples: NamedInputs, model: nn.Module, tolerance: Tolerance | None
+    ) -> ParityReport:
         artifact = self._backend.artifact
+        bounds = Bounds.of(tolerance, artifact.precision, self._backend.runtime_kind)
         signature = artifact.signature
         reference = Reference(model, signature.parameters, signature.preprocess)
         names = [spec.name for spec in signature.outputs]
@@ -351,13 +355,17 @@ class WeightSync:
         device = self._refittable().weights_device(models_device)
         if not samples:
             samples = list(random_cases(signature, corner_sizes(artifact.profiles), device).items())
-        report = ParityReport((), f"PyTorch vs {self._backend.title}, refitted", tolerance)
+        report = ParityReport((), f"PyTorch vs {self._backend.title}, refitted", bounds.tolerance)
         with undisturbed(model):
+            cases: list[ParityCase] = []
             for name, leaves in samples:
-                flat = reference([leaf.to(models_device, copy=True) for leaf in leaves])
-                expected = outputs_by_name(flat, signature.output, names)
-                answer = infer([leaf.to(device, copy=True) for leaf in leaves])
-                report = report.add(compare(expected, answer, tolerance, case=name))
+                inputs = tuple(leaf.to(models_device, copy=True) for leaf in leaves)
+                outputs = outputs_by_name(reference(inputs), signature.output, names)
+                cases.append(ParityCase(name, inputs, outputs))
+            for case in measure_sensitivity(reference, signature, cases, (artifact.precision,)):
+                answer = infer([leaf.to(device, copy=True) for leaf in case.inputs])
+                sensitivity = case.sensitivity.get(artifact.precision)
+                report = report.add(compare(case.outputs, answer, bounds, case=case.name, sensitivity=sensitivity))
         return report
 
 
