@@ -18,6 +18,7 @@ from tests.support.planted_faults import (
     garbage,
     judge,
     large,
+    movements,
     outputs,
     planted_faults,
     put,
@@ -26,6 +27,7 @@ from tests.support.planted_faults import (
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.parity import figures as _figures
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import OutputParity, ParityReport
 
@@ -49,8 +51,6 @@ def test_planted_fault_fails_with_its_reason(
 def test_planted_fault_fails_at_every_sensitivity(allowed: float | None) -> None:
     """No fault passes because the model is sensitive, and what the model moves by itself is no fault."""
     for planted in planted_faults(allowed):
-        if planted.name == "only NaN":
-            continue
         assert not planted.passes(), planted.name
         rows = compare(planted.reference, planted.reference, planted.bounds, sensitivity=planted.sensitivity)
         assert all(row.passed for row in rows), planted.name
@@ -133,6 +133,58 @@ def test_empty_and_empty_pass() -> None:
     assert row.passed
     assert math.isnan(row.rel_l2)
     assert not compare({"y": np.zeros((0, 4))}, {"y": np.zeros((0, 5))}, FP32)[0].passed
+
+
+def saturated() -> Any:
+    return np.eye(10, dtype=np.float32)[np.arange(50) % 10]
+
+
+def dead() -> Any:
+    array = np.zeros((8, 400), np.float32)
+    array[3, 5] = 0.7
+    return array
+
+
+@pytest.mark.parametrize(
+    ("answer", "weakness"),
+    [
+        (np.full((4, 4), np.nan, np.float32), "no element of it is finite"),
+        (np.full((4, 4), -np.inf, np.float32), "no element of it is finite"),
+        (np.zeros((4, 4), np.float32), "it is all zeros"),
+        (np.full((4, 4), 0.25, np.float32), "it is 0.25 throughout"),
+        (np.zeros((30,), np.int64), "it is all zeros"),
+        (np.zeros((0, 4), np.float32), "it has no elements"),
+        (saturated(), "every element is 0 or 1, as after a saturated softmax or sigmoid"),
+        (dead(), "1 of it is 0, as behind dead ReLUs"),
+        (large()[:1].repeat(6, 0), "all its rows are equal"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_answer_that_proves_nothing_is_weak(answer: Any, weakness: str) -> None:
+    """What equal answers don't prove is said, and `passed` stays a bool."""
+    report = judge({"y": answer}, {"y": answer.copy()})
+    assert (report.passed, report.verdict, report.weaknesses) == (True, "weak", {"y": weakness})
+    assert str(report).startswith("PyTorch vs a candidate: weak, 1 of 1 outputs passed")
+    assert f"warning: parity proves little for output 'y': {weakness}; trained weights, or inputs" in str(report)
+
+
+def test_sensitivity_that_allows_much_is_weak() -> None:
+    """A model that rounding moves by a percent can't be told from a wrong one."""
+    reference = {"y": large()[:4]}
+    rows = compare(reference, reference, Bounds.of(None, "fp32", "onnxruntime"), sensitivity=movements(reference, 2e-3))
+    report = ParityReport(rows, "a vs b", FP32)
+    assert report.verdict == "weak"
+    assert report.weaknesses["y"].startswith("rounding alone moves it by 0.002 of its size, so that an error of 0.0")
+
+
+def test_case_that_proves_something_is_enough() -> None:
+    """An output is weak only if it is so in every case, and a failure is no weakness."""
+    zeros = {"y": np.zeros((4, 4), np.float32)}
+    report = judge(zeros, zeros)
+    other = {"y": large()[:1]}
+    assert report.add(compare(other, other, FP32, case="opt")).verdict == "passed"
+    assert report.add(compare(other, zeros, FP32, case="opt")).verdict == "failed"
+    assert ParityReport((), "a vs b", FP32).verdict == "failed"
 
 
 def test_zeros_within_abs_pass() -> None:
@@ -256,17 +308,23 @@ def test_table_shows_every_row() -> None:
         "case  output  tensor         rel-l2    allowed   sensitivity  max-abs   max-rel   cosine    worst  verdict",
         "min   logits  float32[2, 2]  0.00e+00  2.50e-04  -            0.00e+00  0.00e+00  1.000000  [0,0]  passed",
         "min   label   int64[2]       7.07e-01  -         -            1.00e+00  5.00e-01  0.707107  [1]    "
-        "passed (0.5 of the elements differ)",
+        "weak: it is 1 throughout (0.5 of the elements differ)",
         "min   mask    float16[2]     0.00e+00  2.50e-04  -            0.00e+00  0.00e+00  1.000000  [0]    "
         "passed (1 NaN or Inf in both)",
-        "min   aux     float32[0, 3]  -         -         -            -         -         -         -      passed",
+        "min   aux     float32[0, 3]  -         -         -            -         -         -         -      "
+        "weak: it has no elements",
         "max   logits  float32[2, 2]  9.13e-02  2.50e-04  -            5.00e-01  7.42e-02  0.998295  [1,1]  "
         "FAILED: relative L2 is 0.0913, at most 0.00025 is allowed",
-        "max   label   int64[2]       0.00e+00  -         -            0.00e+00  0.00e+00  1.000000  [0]    passed",
+        "max   label   int64[2]       0.00e+00  -         -            0.00e+00  0.00e+00  1.000000  [0]    "
+        "weak: it is 1 throughout",
         "max   mask    float16[2]     0.00e+00  2.50e-04  -            0.00e+00  0.00e+00  1.000000  [0]    "
         "passed (1 NaN or Inf in both)",
         "max   aux     float32[0, 3]  -         -         -            -         -         -         -      "
         "FAILED: missing from the candidate",
+        "warning: parity proves little for output 'label': it is 1 throughout; "
+        "trained weights, or inputs of your own with examples=[...], prove more",
+        "warning: parity proves little for output 'aux': it has no elements; "
+        "trained weights, or inputs of your own with examples=[...], prove more",
         "note: TF32 is off",
     ]
 

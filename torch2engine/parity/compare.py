@@ -69,7 +69,7 @@ def _judge_output(
     candidate = candidates[name]
     reason = _difference_in_kind(reference, candidate)
     if reason or 0 in reference.shape:
-        return _row(name, reference, reason)
+        return replace(_row(name, reference, reason), weakness="" if reason else "it has no elements")
     figures = measure(reference, candidate, bounds, movement)
     reference_value = element(reference, figures.worst_index)
     candidate_value = element(candidate, figures.worst_index)
@@ -86,6 +86,7 @@ def _judge_output(
         rel_l2=figures.rel_l2,
         sensitivity=figures.sensitivity,
         allowed=math.nan if is_exact else figures.allowed,
+        weakness="" if reason else figures.weakness,
         cosine=figures.cosine,
         mismatch=figures.mismatch,
         worst_index=figures.worst_index,
@@ -137,7 +138,7 @@ def _broken_rule(figures: Figures, bounds: Bounds, is_exact: bool, reference_val
     if figures.misplaced:
         return f"{figures.misplaced} elements are NaN or Inf in one only, the first at {at}: {got}, expected {expected}"
     if not figures.compared:
-        return "the reference has no finite element, so nothing was compared"
+        return ""  # equal infinities and NaNs; the row says how little that proves
     worst = figures.worst_part
     if is_exact:
         if not figures.mismatch <= bounds.mismatch:

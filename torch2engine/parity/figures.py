@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from torch2engine.parity.bounds import Bounds
+from torch2engine.parity.bounds import MEANINGFUL, Bounds
 from torch2engine.parity.parts import (
     GROUP,
     NOISE,
@@ -42,6 +42,8 @@ Index: TypeAlias = "tuple[slice, ...]"
 
 _BLOCK = 1 << 20  # elements that are held in float64 at a time
 _MASK_GAP = 10  # octaves without any element between ordinary values and mask values such as -1e9
+_SATURATED = 1e-6  # a probability so near to 0 or 1 shows nothing of the score that it was made from
+_DEAD = 0.99  # share of zeros that leaves little to compare
 _NO_ANSWER = 0.1  # an output that rounding moves by so much of its size is rounding noise around zero
 
 
@@ -60,6 +62,7 @@ class Figures:
         worst_part: the slice or the elements of one magnitude that fit worst; None if the output has but one part.
         sensitivity: how far rounding alone moves the reference, relative to its size; NaN if it was not measured.
         allowed: largest rel_l2 that the bounds and the sensitivity allow.
+        weakness: why equal answers prove little; "" if they prove something.
         following: correlation of the steps from row to row; None if the reference hardly changes or has few elements.
     """
 
@@ -79,6 +82,7 @@ class Figures:
     worst_part: PartFigure | None
     sensitivity: float
     allowed: float
+    weakness: str
     following: float | None
 
 
@@ -162,6 +166,8 @@ class _Survey:
 
     Args:
         lowest, highest: of the candidate, where both are finite.
+        zeros, saturated: how many elements of the reference are 0, and how many as good as 0 or 1.
+        least, largest: of the finite elements of the reference.
         octave_counts: how many elements of the reference each octave of magnitudes has.
     """
 
@@ -172,7 +178,33 @@ class _Survey:
     compared: int = 0
     lowest: float = math.inf
     highest: float = -math.inf
+    zeros: int = 0
+    saturated: int = 0
+    least: float = math.inf
+    largest: float = -math.inf
     octave_counts: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(OCTAVE_COUNT, np.int64))
+
+    def add_reference(self, finite: Floats) -> None:
+        """Add the finite elements of a block of the reference."""
+        if not finite.size:
+            return
+        self.zeros += int((finite == 0).sum())
+        self.saturated += int(((np.abs(finite) < _SATURATED) | (np.abs(finite - 1) < _SATURATED)).sum())
+        self.least = min(self.least, float(finite.min()))
+        self.largest = max(self.largest, float(finite.max()))
+
+    def weakness(self, kind: str, elements: int) -> str:
+        """Say why equal answers would prove little, from the reference's values alone; "" if nothing is seen."""
+        finite = elements - self.nonfinite_reference
+        if not finite:
+            return "no element of it is finite"
+        if finite > 1 and self.least == self.largest:
+            return "it is all zeros" if self.largest == 0 else f"it is {self.largest:.6g} throughout"
+        if kind == "exact" or finite < GROUP:
+            return ""
+        if self.saturated == finite:
+            return "every element is 0 or 1, as after a saturated softmax or sigmoid"
+        return f"{self.zeros / finite:.3g} of it is 0, as behind dead ReLUs" if self.zeros > _DEAD * finite else ""
 
     def scale(self) -> float:
         """Choose a power of two that brings the reference below 1, so that no square over- or underflows."""
@@ -215,6 +247,7 @@ def _survey(reference: _Operand, candidate: _Operand) -> _Survey:
         if both.any():
             survey.lowest = min(survey.lowest, float(c[both].min()))
             survey.highest = max(survey.highest, float(c[both].max()))
+        survey.add_reference(r[is_finite_r])
         magnitudes: Floats = np.abs(r[is_finite_r & (r != 0)])
         survey.octave_counts += np.bincount(octaves(magnitudes), minlength=OCTAVE_COUNT)
     return survey
@@ -476,6 +509,7 @@ def _measure(operands: _Operands, rank: int, bounds: Bounds) -> Figures:
         worst_part=_worst_part(sums, allowance, scale, reference.kind == "exact"),
         sensitivity=sensitivity,
         allowed=allowed,
+        weakness=_weakness(survey, sums, reference, sensitivity, allowed, bounds),
         following=_step_correlation(sums, allowance),
     )
     if survey.misplaced:
@@ -483,6 +517,22 @@ def _measure(operands: _Operands, rank: int, bounds: Bounds) -> Figures:
     if not survey.compared:
         figures = replace(figures, **dict.fromkeys(("max_abs", "max_rel", "rel_l2", "cosine", "gain"), math.nan))
     return figures
+
+
+def _weakness(
+    survey: _Survey, sums: _Sums, reference: _Operand, sensitivity: float, allowed: float, bounds: Bounds
+) -> str:
+    """Say why equal answers would prove little; "" if they prove something."""
+    reason = survey.weakness(reference.kind, math.prod(reference.shape))
+    if reason:
+        return reason
+    if sums.step_count >= GROUP and not sums.step_rr:
+        return "all its rows are equal"
+    if sensitivity >= 1:
+        return "it is rounding noise"
+    if allowed > max(MEANINGFUL, bounds.rel_l2):
+        return f"rounding alone moves it by {sensitivity:.2g} of its size, so that an error of {allowed:.2g} is allowed"
+    return ""
 
 
 def _allowance(sums: _Sums, survey: _Survey, scale: float, bounds: Bounds, allowed: float) -> Allowance:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError, ParityError
@@ -19,6 +19,7 @@ __all__ = ["OutputParity", "ParityReport"]
 
 Number: TypeAlias = "bool | int | float | complex"
 
+_MORE_PROOF = "trained weights, or inputs of your own with examples=[...], prove more"
 _NAMED = 4  # failures in an error's first line; the table below it has them all
 
 
@@ -30,6 +31,7 @@ class OutputParity:
         name, case: the output's name, and the case's, e.g. "max".
         passed: the verdict.
         reason: why it failed; "" if it passed.
+        weakness: why the verdict proves little although it passed, e.g. "it is all zeros"; "" if it proves something.
         shape, dtype: the reference's (the candidate's for an output that the reference does not have).
         max_abs: largest |candidate − reference|.
         max_rel: largest |candidate − reference| in units of |reference| plus its row's root mean square, or plus what
@@ -51,6 +53,7 @@ class OutputParity:
     case: str
     passed: bool
     reason: str = ""
+    weakness: str = ""
     shape: tuple[int, ...] = ()
     dtype: str = ""
     max_abs: float = math.nan
@@ -85,7 +88,7 @@ class ParityReport:
         tolerance: the bounds.
         notes: remarks for the reader, one sentence each.
 
-    Printed, it is a table in plain text.
+    Printed, it is a table in plain text. `passed` is a bool; `verdict` says besides whether passing proves something.
     """
 
     rows: tuple[OutputParity, ...]
@@ -102,6 +105,22 @@ class ParityReport:
     def passed(self) -> bool:
         """Whether something was compared and all of it passed."""
         return bool(self.rows) and not self.failures
+
+    @property
+    def verdict(self) -> Literal["passed", "weak", "failed"]:
+        """Whether the candidate answers like the reference.
+
+        "weak" means that it does, but for some output no case proves much: the answers are all zeros, for example.
+        """
+        if not self.passed:
+            return "failed"
+        return "weak" if self.weaknesses else "passed"
+
+    @property
+    def weaknesses(self) -> dict[str, str]:
+        """Output name -> why passing proves little there; only outputs for which no case proves more."""
+        proved = {row.name for row in self.rows if row.passed and not row.weakness}
+        return {row.name: row.weakness for row in self.rows if row.weakness and row.name not in proved}
 
     @property
     def worst(self) -> OutputParity | None:
@@ -150,6 +169,7 @@ class ParityReport:
         return {
             "subject": self.subject,
             "passed": self.passed,
+            "verdict": self.verdict,
             "tolerance": asdict(self.tolerance),
             "rows": [row.to_json() for row in self.rows],
             "notes": list(self.notes),
@@ -167,8 +187,14 @@ class ParityReport:
             share = f"{len(self.rows) - len(self.failures)} of {len(self.rows)} outputs passed"
         else:
             share = "nothing was compared"
-        title = f"{self.subject}: {'passed' if self.passed else 'FAILED'}, {share} (allowed: {bounds})"
-        return "\n".join([title, *(line.rstrip() for line in lines), *(f"note: {note}" for note in self.notes)])
+        verdict = "FAILED" if self.verdict == "failed" else self.verdict
+        title = f"{self.subject}: {verdict}, {share} (allowed: {bounds})"
+        warnings = [
+            f"warning: parity proves little for output '{name}': {reason}; {_MORE_PROOF}"
+            for name, reason in self.weaknesses.items()
+        ]
+        remarks = [*warnings, *(f"note: {note}" for note in self.notes)]
+        return "\n".join([title, *(line.rstrip() for line in lines), *remarks])
 
 
 def _badness(row: OutputParity) -> tuple[bool, float]:
@@ -189,6 +215,7 @@ def _cells(row: OutputParity) -> list[str]:
     cosine = f"{row.cosine:.6f}" if not math.isnan(row.cosine) else "-"
     where = "-" if row.worst_index is None else str(list(row.worst_index)).replace(" ", "")
     verdict = "passed" if row.passed else f"FAILED: {row.reason}"
+    verdict = f"weak: {row.weakness}" if row.passed and row.weakness else verdict
     remarks: list[str] = []
     if row.passed and row.mismatch > 0:
         remarks.append(f"{row.mismatch:.2g} of the elements differ")

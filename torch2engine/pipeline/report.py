@@ -52,6 +52,14 @@ class DeployReport:
         """Whether there was a comparison and every one passed."""
         return bool(self.parity) and all(report.passed for report in self.parity)
 
+    @property
+    def verdict(self) -> str:
+        """The weakest of the comparisons: "failed", "weak" (passed, but it proves little) or "passed"."""
+        verdicts = {report.verdict for report in self.parity}
+        if not self.passed:
+            return "failed"
+        return "weak" if "weak" in verdicts else "passed"
+
     def __str__(self) -> str:
         phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
         memory = f", {self.memory_bytes / 2**20:.0f} MiB working memory" if self.memory_bytes else ""
