@@ -5,8 +5,9 @@ torch.export and torch.onnx stays here.
 
 `export.export_onnx` is the only function that other folders call. Its steps, in this order:
 
-- `trace`: torch.export, of the `flat_module`; `shape_guards` records its decisions about axes.
-- `axis_symbols`: proves every dynamic axis, and works the outputs' shapes out.
+- `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
+- `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
+- `axis_symbols`: works the outputs' shapes out.
 - `translate`: `decompositions`, torch.onnx with its `operator_registry`, then `optimize`; `trace_weights` for a model
   that can be refitted.
 - `onnx_names`: the user's names and every node's origin.

@@ -28,7 +28,7 @@ from torch2engine.core.constants import EXTERNAL_ABOVE_BYTES
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.loggers import only_errors
 from torch2engine.core.spec import Signature
-from torch2engine.exporter.axis_symbols import AxisSymbol, check_output_axes, find_axis_symbols, output_specs
+from torch2engine.exporter.axis_symbols import check_output_axes, find_axis_symbols, output_specs
 from torch2engine.exporter.fake_quant import quantizers_as_operators
 from torch2engine.exporter.onnx_names import drop_saturation, name_axes, name_tensors, record_origins
 from torch2engine.exporter.torch_program import lowest_precision
@@ -70,8 +70,8 @@ def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
     model = captured.reference.model
     with _quiet_exporters(), quantizers_as_operators(model) as quantized_precision:
         traced = trace(captured)
-        symbols = find_axis_symbols(traced, captured.signature)
-        outputs = output_specs(traced.program, captured.signature, symbols)
+        symbols = find_axis_symbols(traced)
+        outputs = output_specs(traced, captured.signature)
         signature = replace(captured.signature, outputs=outputs)
         check_output_axes(signature, captured.output_axes)
         if quantized_precision and refittable:
@@ -130,11 +130,10 @@ def _not_refittable(precision: str) -> InputError:
     )
 
 
-def _write_names(onnx_graph: Any, signature: Signature, symbols: dict[str, AxisSymbol], model: nn.Module) -> None:
+def _write_names(onnx_graph: Any, signature: Signature, symbols: dict[str, str], model: nn.Module) -> None:
     """Write the signature's names, the axes' names and every node's origin into the ONNX graph."""
     name_tensors(onnx_graph, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
-    expressions = {name: symbol.expression for name, symbol in symbols.items()}
-    name_axes(onnx_graph, expressions, [spec.shape for spec in (*signature.inputs, *signature.outputs)])
+    name_axes(onnx_graph, symbols, [spec.shape for spec in (*signature.inputs, *signature.outputs)])
     record_origins(onnx_graph, _forward_source(model))
 
 

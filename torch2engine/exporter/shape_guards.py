@@ -1,7 +1,7 @@
-"""torch.export's decisions about dynamic axes while it traces, and its refusals in the user's words.
+"""The user's line of each of torch.export's decisions about dynamic axes, and its refusals in the user's words.
 
-Enters: torch's log of symbolic shapes, and its exceptions. Leaves: `DynamicAxisError` or `ExportError` with the axis's
-name and the user's line. Separate because torch's messages name internal symbols and, mostly, no line.
+Enters: torch's log of symbolic shapes, and its exceptions. Leaves: the line of each decision; an `ExportError` for an
+exception. Separate because torch's messages name internal symbols and, mostly, no line.
 """
 
 from __future__ import annotations
@@ -19,16 +19,10 @@ from pathlib import Path
 from torch._subclasses.fake_tensor import DataDependentOutputException, UnsupportedOperatorException
 
 from torch2engine.capture.source_lines import innermost_user_frame, user_source
-from torch2engine.core.errors import (
-    DynamicAxisError,
-    ExportError,
-    Torch2EngineError,
-    UnsupportedNode,
-    UnsupportedOperatorError,
-)
+from torch2engine.core.errors import ExportError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.core.package import PACKAGE_ROOT
 
-__all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "axes_must_be_equal", "explain_refusal", "record_guards"]
+__all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "explain_refusal", "record_guards"]
 
 AxisOfDimension = Mapping[tuple[int, int], str]  # (index of the input, dimension) -> axis name
 
@@ -80,6 +74,19 @@ class ShapeGuards:
             self.guards.append(ShapeGuard(guarded[1], _current_user_line(), is_pinned=False))
         return record.levelno >= logging.ERROR
 
+    @property
+    def axis_of_symbol(self) -> dict[str, str]:
+        """The axis of each of torch's symbols."""
+        return {
+            symbol: self.axis_of[dimension]
+            for symbol, dimension in self.dimension_of.items()
+            if dimension in self.axis_of
+        }
+
+    def source_of_condition(self, condition: str) -> str:
+        """The line that made torch decide on this condition, or ""."""
+        return next((guard.source for guard in self.guards if guard.condition == condition and guard.source), "")
+
     def source_of(self, axis: str) -> str:
         """The line that pinned `axis`, else the first that constrained it, else ""."""
         symbols = [symbol for symbol, dimension in self.dimension_of.items() if self.axis_of.get(dimension) == axis]
@@ -122,21 +129,11 @@ def record_guards(axis_of: AxisOfDimension) -> Generator[ShapeGuards]:
         logger.removeFilter(guards.read_record)
 
 
-_SPECIALIZED = re.compile(r"marked (?:\d+\*)?(\w+) as dynamic but your code specialized it to be a constant \((\d+)\)")
-_RANGE = re.compile(r"Not all values of (\w+) = .*? satisfy the generated guard (.+?)\.?$", re.M)
-_EQUAL = re.compile(r"The values of (\w+) = .*? and (\w+) = .*? must always be equal")
-_SUGGESTED = re.compile(r"^  (\w+) = (.+)$", re.M)
 _DATA_DEPENDENT = re.compile(r"Could not guard on data-dependent expression|data-dependent", re.I)
-_SIZE = re.compile(r"L\['leaves'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
 
 
-def explain_refusal(error: Exception, guards: ShapeGuards) -> Torch2EngineError:
-    """Say in the user's words why torch.export refused.
-
-    Args:
-        error: what torch.export raised.
-        guards: its decisions until then.
-    """
+def explain_refusal(error: Exception) -> Torch2EngineError:
+    """Say in the user's words why torch.export refused."""
     if isinstance(error, Torch2EngineError):
         return error
     message = str(error)
@@ -150,13 +147,6 @@ def explain_refusal(error: Exception, guards: ShapeGuards) -> Torch2EngineError:
             fix="use torch.where for a choice of values, torch.cond for a branch, torch.clamp for a bound",
             source=user_source(error),
         )
-    if pinned := _SPECIALIZED.search(message):
-        return _axis_is_pinned(pinned, guards)
-    if equal := _EQUAL.search(message):
-        first, second = (_axis_of_torch_dim(name, guards.axis_of) for name in equal.groups())
-        return axes_must_be_equal(first, second, guards)
-    if ranged := _RANGE.search(message):
-        return _axis_is_narrower(ranged, message, guards)
     return _unexplained(error, message)
 
 
@@ -169,62 +159,6 @@ def _has_no_shape_rule(error: UnsupportedOperatorException) -> UnsupportedOperat
         got=f"it can't trace {operator}",
         fix="write this line with other PyTorch operators",
     )
-
-
-def _axis_is_pinned(match: re.Match[str], guards: ShapeGuards) -> DynamicAxisError:
-    axis = _axis_of_torch_dim(match[1], guards.axis_of)
-    return DynamicAxisError(
-        f"axis '{axis}'",
-        axis=axis,
-        got="the model pins it down",
-        allowed=f"the model works only with {axis} = {match[2]}",
-        fix=f"compute with x.shape or -1 instead of a fixed size there, or leave '{axis}' out of dynamic_axes",
-        source=guards.source_of(axis),
-    )
-
-
-def _axis_is_narrower(match: re.Match[str], message: str, guards: ShapeGuards) -> DynamicAxisError:
-    axis = _axis_of_torch_dim(match[1], guards.axis_of)
-    condition = _SIZE.sub(lambda size: guards.axis_of.get((int(size[1]), int(size[2])), size[0]), match[2])
-    suggestions = dict[str, str](_SUGGESTED.findall(message))
-    suggestion = suggestions.get(axis) or suggestions.get(f"_{axis}", "")
-    return DynamicAxisError(
-        f"axis '{axis}'",
-        axis=axis,
-        got="the model does not hold for all of its range",
-        allowed=f"the model needs {condition}",
-        fix=_range_fix(axis, suggestion),
-        source=guards.source_of(axis),
-    )
-
-
-def axes_must_be_equal(one: str, other: str, guards: ShapeGuards) -> DynamicAxisError:
-    """The error for two axes that the model needs to be equal."""
-    first, second = sorted((one, other))
-    return DynamicAxisError(
-        f"axes '{first}' and '{second}'",
-        axis=second,
-        got="the model needs them to be equal",
-        allowed="one name for sizes that are always equal",
-        fix=f"call both '{first}' in dynamic_axes",
-        source=guards.source_of(second) or guards.source_of(first),
-    )
-
-
-def _axis_of_torch_dim(dim: str, axis_of: AxisOfDimension) -> str:
-    """The axis of a torch Dim; one with multiple_of counts its steps in a Dim called "_axis"."""
-    return dim if dim in axis_of.values() else dim.removeprefix("_")
-
-
-def _range_fix(axis: str, suggestion: str) -> str:
-    low = re.search(r"min=(\d+)", suggestion)
-    high = re.search(r"max=(\d+)", suggestion)
-    if low or high:
-        bounds = [f"min={low[1]}" if low else "", f"max={high[1]}" if high else ""]
-        return f"give the range that it holds for: Axis({axis!r}, {', '.join(filter(None, bounds))})"
-    if multiple := re.fullmatch(r"(\d+)\*\w+", suggestion.strip()):
-        return f"Axis({axis!r}, multiple_of={multiple[1]}, ...)"
-    return f"narrow Axis({axis!r}), set its multiple_of, or change the line so that it holds for every size"
 
 
 def _unexplained(error: Exception, message: str) -> ExportError:

@@ -1,4 +1,4 @@
-"""A captured call → torch.export's program, with the user's dynamic axes.
+"""A captured call → torch.export's program, right at every size of the user's dynamic axes.
 
 Enters: a captured call. Leaves: an ExportedProgram, and what torch decided about each axis on the way. Separate because
 all that is particular to torch.export's call stays here.
@@ -6,14 +6,16 @@ all that is particular to torch.export's call stays here.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.core.errors import DynamicAxisError, Torch2EngineError
 from torch2engine.core.spec import Axis, Signature
 from torch2engine.exporter.flat_module import FlatModule
+from torch2engine.exporter.prove_sizes import find_size_fault
 from torch2engine.exporter.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
 
 __all__ = ["TracedCall", "trace"]
@@ -28,19 +30,38 @@ class TracedCall:
 
 
 def trace(captured: CapturedCall) -> TracedCall:
-    """Trace the model by torch.export.
+    """Trace the model by torch.export, and prove that the program is right at every size of every axis.
 
     Raises:
         DynamicAxisError: the model pins an axis, or holds only for a part of its range; names the user's line.
         ExportError: torch can't trace the model.
     """
+    faults: list[DynamicAxisError] = []
+    for sizes in _sizes_to_trace_with(captured):
+        try:
+            traced = _trace_with(captured, sizes)
+        except Torch2EngineError:
+            if faults:
+                break  # the first fault says more
+            raise
+        fault = find_size_fault(captured, traced.program, traced.guards)
+        if fault is None:
+            return traced
+        faults.append(fault)
+    raise faults[0]
+
+
+def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
+    """Trace the model with the sample at these sizes.
+
+    torch decides itself which axes stay dynamic (Dim.AUTO). It then refuses nothing; its decisions are judged later.
+    """
     signature = captured.signature
-    torch_dims = {axis.name: _torch_dim(axis) for axis in signature.axes}
+    torch_dims = {axis.name: torch.export.Dim.AUTO(min=axis.min, max=axis.max) for axis in signature.axes}
     dynamic_shapes = tuple(
         {index: torch_dims[dim] for index, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in signature.inputs
     )
-    sizes = {axis.name: _size_to_trace_with(axis) for axis in signature.axes}
     with record_guards(_axis_of_dimension(signature)) as guards:
         try:
             program = torch.export.export(
@@ -53,7 +74,7 @@ def trace(captured: CapturedCall) -> TracedCall:
                 prefer_deferred_runtime_asserts_over_guards=False,
             )
         except Exception as error:
-            raise explain_refusal(error, guards) from error
+            raise explain_refusal(error) from error
     return TracedCall(program, guards)
 
 
@@ -66,15 +87,30 @@ def _axis_of_dimension(signature: Signature) -> AxisOfDimension:
     }
 
 
-def _size_to_trace_with(axis: Axis) -> int:
+def _sizes_to_trace_with(captured: CapturedCall) -> Iterator[dict[str, int]]:
+    """Sizes for each attempt: first opt, then sizes that nothing else in the model has.
+
+    A size that equals another one by chance makes torch decide as if they were always equal.
+    """
+    signature = captured.signature
+    usual = {axis.name: _usual_size(axis) for axis in signature.axes}
+    yield usual
+    model = captured.reference.model
+    taken = {size for tensor in (*model.parameters(), *model.buffers()) for size in tensor.shape}
+    taken |= {dim for spec in (*signature.inputs, *signature.outputs) for dim in spec.shape if isinstance(dim, int)}
+    taken |= set(usual.values())
+    unusual: dict[str, int] = {}
+    for axis in signature.axes:
+        low, opt, high = axis.range
+        step = axis.multiple_of
+        free = [size for size in range(max(low, 2 * step), high + 1, step) if size not in taken]
+        unusual[axis.name] = min(free, key=lambda size: abs(size - opt), default=usual[axis.name])
+        taken.add(unusual[axis.name])
+    if unusual != usual:
+        yield unusual
+
+
+def _usual_size(axis: Axis) -> int:
     """A size other than 0 and 1 steps, which torch would fix as constants."""
     _, opt, high = axis.range
     return next(size for size in (opt, high) if size // axis.multiple_of >= 2)
-
-
-def _torch_dim(axis: Axis) -> Any:
-    low, _, high = axis.range
-    step = axis.multiple_of
-    if step == 1:
-        return torch.export.Dim(axis.name, min=low, max=high)
-    return step * torch.export.Dim(f"_{axis.name}", min=low // step, max=high // step)

@@ -36,6 +36,7 @@ from torch2engine.exporter.decompositions.resizing import RESIZING
 from torch2engine.exporter.decompositions.running import RUNNING
 from torch2engine.exporter.decompositions.signs import SIGNS
 from torch2engine.exporter.decompositions.size_division import floor_negative_sizes
+from torch2engine.exporter.decompositions.splits import SPLITS
 from torch2engine.exporter.decompositions.stacking import STACKING
 
 __all__ = ["NAMED", "PYTORCHS", "decompositions", "exact_decompositions", "find_operator"]
@@ -62,6 +63,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **SIGNS,
     **DIVISION,
     **DEVICE_FORMS,
+    **SPLITS,
 }
 # torch.onnx ignores label smoothing, and refuses probabilities as a target; TensorRT has none of ONNX's losses.
 PYTORCHS = ("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss_forward", "nll_loss2d_forward")

@@ -1,0 +1,144 @@
+"""A program is taken only if it is right at every size, and whatever is right at every size is taken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.support.models import Function, answer, exported, line_of
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.errors import DynamicAxisError
+from torch2engine.core.spec import Axis
+
+X = torch.randn(2, 6, 3)
+
+
+class Applied(nn.Module):
+    """x -> what `function` makes of it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+def right_at_every_size(model: nn.Module, artifact: OnnxArtifact, sample: torch.Tensor, dim: int) -> bool:
+    """Compare ONNX Runtime with the model at all sizes of the one axis."""
+    (axis,) = artifact.signature.axes
+    low, _, high = axis.range
+    for size in range(low, high + 1, axis.multiple_of):
+        shape = list(sample.shape)
+        shape[dim] = size
+        x = torch.randn(shape)
+        case = ParityCase("", (x,), {"output": model(x)})
+        if not torch.allclose(torch.from_numpy(answer(artifact, case)["output"]), case.outputs["output"], atol=1e-5):
+            return False
+    return True
+
+
+IDIOMS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "middle": lambda x: x[:, x.shape[1] // 2] * 2,
+    "differences": lambda x: x[:, 1:] - x[:, :-1],
+    "top half": lambda x: x.topk(x.shape[1] // 2, dim=1).values,
+    "every other": lambda x: x[:, ::2] + 1,
+    "last two": lambda x: x[:, -2:] * 2,
+    "chunk": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "unfold": lambda x: x.unfold(1, 2, 1).sum(-1),
+    "at most four": lambda x: x[:, : min(x.shape[1], 4)] * 2,
+    "halves": lambda x: torch.cat((x[:, : x.shape[1] // 2].flip(1), x[:, x.shape[1] // 2 :]), 1),
+    "padded to four": lambda x: functional.pad(x, (0, 0, 0, -x.shape[1] % 4)),
+}
+
+
+@pytest.mark.parametrize("idiom", IDIOMS)
+def test_idiom_is_right_at_every_size(idiom: str) -> None:
+    """Conditions that are always true, or decide nothing at a corner, don't stop an export."""
+    model = Applied(IDIOMS[idiom])
+    artifact, _ = exported(model, X, {"x": {1: Axis("n", 2, 6, 12)}})
+    assert right_at_every_size(model, artifact, X, 1)
+
+
+def test_pooling_that_rounds_up_is_right_at_every_size() -> None:
+    """Pooling, upsampling and padding ask for 2 * ((n - 1) // 2) < n."""
+    model = nn.Sequential(
+        nn.MaxPool2d(2, ceil_mode=True), nn.Upsample(scale_factor=2), nn.ReplicationPad2d(1), nn.Conv2d(1, 1, 3)
+    ).eval()
+    sample = torch.randn(1, 1, 8, 8)
+    artifact, _ = exported(model, sample, {"input": {2: Axis("n", 5, 8, 16)}})
+    assert right_at_every_size(model, artifact, sample, 2)
+
+
+def test_branch_that_changes_nothing_is_taken() -> None:
+    """The model asks for a size, but answers alike either way: the program was run at that size."""
+    model = Applied(lambda x: x * 2 if x.shape[1] == 3 else x + x)
+    artifact, _ = exported(model, X, {"x": {1: Axis("n", 2, 6, 12)}})
+    assert right_at_every_size(model, artifact, X, 1)
+
+
+def either_way(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Does something else at one size."""
+    if x.shape[1] == 3:
+        return x * 3
+    return x * 2
+
+
+def test_branch_that_changes_the_answer_is_refused_with_its_size() -> None:
+    """The size at which the program is wrong, the line, and a range without it."""
+    with pytest.raises(DynamicAxisError) as error:
+        exported(Function(either_way), X, {"x": {1: Axis("n", 2, 6, 12)}})
+    source = line_of(either_way, "if x.shape")
+    assert str(error.value) == (
+        "axis 'n': the model does not hold for all of its range, the model needs n != 3, which is wrong at n = 3; "
+        f"give the range that it holds for: Axis('n', 4, 6, 12) (at {source})"
+    )
+    artifact, _ = exported(Function(either_way), X, {"x": {1: Axis("n", 4, 6, 12)}})
+    assert artifact.signature.axes == (Axis("n", 4, 6, 12),)
+
+
+def many_branches(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Does something else above twenty."""
+    return x * 2 if x.shape[1] > 20 else x + x
+
+
+def test_condition_that_fails_at_many_sizes_is_refused() -> None:
+    """Only a few sizes are tried one by one; more are never taken on trust."""
+    with pytest.raises(DynamicAxisError) as error:
+        exported(Function(many_branches), X, {"x": {1: Axis("n", 2, 6, 60)}})
+    assert error.value.allowed == "the model needs n <= 20, which is wrong at n = 21..60"
+    assert error.value.fix == "give the range that it holds for: Axis('n', 2, 6, 20)"
+
+
+def squared(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Does something else where two axes agree."""
+    return x * 2 if x.shape[0] == x.shape[1] else x
+
+
+def test_condition_on_two_axes_names_a_point_that_fails() -> None:
+    """Two axes that may be equal: the first of the sizes at which they are."""
+    with pytest.raises(DynamicAxisError) as error:
+        exported(Function(squared), X, {"x": {0: Axis("b", 1, 2, 4), 1: Axis("n", 3, 6, 9)}})
+    assert str(error.value) == (
+        "axes 'b' and 'n': the model does not hold for all of their sizes together, the model needs b != n, which is "
+        "wrong at b = 3, n = 3 and 1 other combinations; change the line so that it holds for every size, or narrow "
+        f"the axes to sizes for which it does (at {line_of(squared, 'return x * 2')})"
+    )
+
+
+def like_the_weight(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """Takes a short way where the size is the weight's."""
+    return x * w if x.shape[1] == w.shape[0] else w * x
+
+
+def test_size_that_equals_a_constant_by_chance_is_traced_again() -> None:
+    """The sample has as many rows as the weight has elements; at another size the model shows that it need not."""
+    model = Function(like_the_weight)
+    artifact, _ = exported(model, X[:, :3], {"x": {1: Axis("n", 2, 3, 60)}})
+    assert right_at_every_size(model, artifact, X, 1)

@@ -1,0 +1,201 @@
+"""The proof that a traced program is right at every size of every axis, or the refusal that says where it is not.
+
+Enters: a traced program with its conditions, and the captured call. Leaves: nothing, or a `DynamicAxisError` with the
+sizes, the user's line and an Axis that the model does hold for. Separate from `size_conditions` because that one only
+evaluates; here the outcome is judged.
+
+A condition that fails at a few sizes is not yet a fault: torch also asks what decides nothing, such as whether a size
+is 1 when two tensors of that size are added. So the program is run at each of these sizes and compared with the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import sympy
+import torch
+from numpy.typing import NDArray
+
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.core.errors import DynamicAxisError, ExportError
+from torch2engine.core.spec import Axis
+from torch2engine.exporter.shape_guards import ShapeGuards
+from torch2engine.exporter.size_conditions import SizeCondition, collect_conditions, holds_at
+from torch2engine.exporter.size_grid import SizeGrid, make_size_grid
+
+__all__ = ["find_size_fault"]
+
+_MOST_TRIALS = 16
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A condition with the points of the grid at which it does not hold."""
+
+    condition: SizeCondition
+    fails: NDArray[np.bool_]
+
+
+def find_size_fault(
+    captured: CapturedCall, program: torch.export.ExportedProgram, guards: ShapeGuards
+) -> DynamicAxisError | None:
+    """Find what makes the program wrong at some size; None where it is right at all of them.
+
+    Args:
+        captured: the call that was traced.
+        program: torch's.
+        guards: torch's decisions while it traced.
+    """
+    signature = captured.signature
+    if not signature.axes:
+        return None
+    grid = make_size_grid(signature.axes)
+    failures = [
+        _Failure(condition, ~truth)
+        for condition in collect_conditions(program, guards, signature)
+        if not (truth := holds_at(condition, grid)).all()
+    ]
+    failures.sort(key=lambda failure: (not failure.condition.is_input, len(failure.condition.axes)))
+    for failure in failures:
+        wrong_sizes = _wrong_sizes(captured, program, failure, grid)
+        if wrong_sizes is not None:
+            return _explain(failure.condition, captured, wrong_sizes, grid)
+    return None
+
+
+def _wrong_sizes(
+    captured: CapturedCall, program: torch.export.ExportedProgram, failure: _Failure, grid: SizeGrid
+) -> list[dict[str, int]] | None:
+    """The sizes of the condition's axes at which the program is wrong, or may be; None where it is right."""
+    axes = failure.condition.axes
+    columns = np.stack([grid.sizes[axis][failure.fails] for axis in axes], axis=1)
+    failing = [dict(zip(axes, map(int, row), strict=True)) for row in np.unique(columns, axis=0)]
+    if failure.condition.is_input or len(failing) > _MOST_TRIALS:
+        return failing
+    wrong = [sizes for sizes in failing if not _answers_like_the_model(captured, program, sizes)]
+    return wrong or None
+
+
+def _answers_like_the_model(
+    captured: CapturedCall, program: torch.export.ExportedProgram, sizes: Mapping[str, int]
+) -> bool:
+    """Compare the program with the model at these sizes, the other axes at opt."""
+    complete = {axis.name: sizes.get(axis.name, axis.range[1]) for axis in captured.signature.axes}
+    inputs = captured.sample_of_sizes(complete)
+    try:
+        expected = captured.reference(inputs).leaves
+        answers = _run(program, inputs)
+    except (ExportError, RuntimeError, IndexError, ValueError):  # either of them does not take these sizes
+        return False
+    return all(_is_close(answer, right) for answer, right in zip(answers, expected, strict=True))
+
+
+def _run(program: torch.export.ExportedProgram, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
+    """Run the program as it is, without torch's checks of its sizes."""
+    weights: dict[str, Any] = {**program.state_dict, **program.constants}
+    remaining = iter(inputs)
+    arguments = [
+        next(remaining) if spec.kind.name == "USER_INPUT" else weights[str(spec.target)]
+        for spec in program.graph_signature.input_specs
+    ]
+    with torch.no_grad():
+        return torch.fx.Interpreter(program.graph_module).run(*arguments)
+
+
+def _is_close(answer: Any, right: torch.Tensor) -> bool:
+    """The same kernels ran, though perhaps in other layouts."""
+    if answer.shape != right.shape or answer.dtype != right.dtype:
+        return False
+    if not right.is_floating_point():
+        return torch.equal(answer, right)
+    finite = right[right.isfinite()].abs()
+    scale = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(answer, right, rtol=1e-3, atol=1e-4 * scale, equal_nan=True)
+
+
+def _explain(
+    condition: SizeCondition, captured: CapturedCall, wrong: Sequence[Mapping[str, int]], grid: SizeGrid
+) -> DynamicAxisError:
+    """The error for a condition, by the sizes at which the program is wrong."""
+    first_axis, *other_axes = condition.axes
+    if other_axes:
+        return _several_axes(condition, wrong)
+    axis = captured.signature.axis(first_axis)
+    sizes = np.unique(grid.sizes[axis.name])
+    right = np.setdiff1d(sizes, [point[axis.name] for point in wrong])
+    if len(right) == 1:
+        return DynamicAxisError(
+            f"axis '{axis.name}'",
+            axis=axis.name,
+            got="the model pins it down",
+            allowed=f"the model works only with {axis.name} = {right[0]}",
+            fix=f"compute with x.shape or -1 instead of a fixed size there, or leave '{axis.name}' out of dynamic_axes",
+            source=condition.source,
+        )
+    return DynamicAxisError(
+        f"axis '{axis.name}'",
+        axis=axis.name,
+        got="the model does not hold for all of its range",
+        allowed=f"the model needs {condition}, which is wrong at {axis.name} = "
+        + _describe(np.setdiff1d(sizes, right), axis.multiple_of),
+        fix=_narrower_axis(axis, right),
+        source=condition.source,
+    )
+
+
+def _several_axes(condition: SizeCondition, wrong: Sequence[Mapping[str, int]]) -> DynamicAxisError:
+    if isinstance(condition.expression, sympy.Eq) and all(side.is_Symbol for side in condition.expression.args):
+        return _axes_must_be_equal(condition)
+    first = ", ".join(f"{name} = {size}" for name, size in wrong[0].items())
+    others = f" and {len(wrong) - 1} other combinations" if len(wrong) > 1 else ""
+    return DynamicAxisError(
+        f"axes {' and '.join(map(repr, condition.axes))}",
+        axis=condition.axes[0],
+        got="the model does not hold for all of their sizes together",
+        allowed=f"the model needs {condition}, which is wrong at {first}{others}",
+        fix="change the line so that it holds for every size, or narrow the axes to sizes for which it does",
+        source=condition.source,
+    )
+
+
+def _axes_must_be_equal(condition: SizeCondition) -> DynamicAxisError:
+    """The error for two axes that the model needs to be equal."""
+    first, second = condition.axes
+    return DynamicAxisError(
+        f"axes '{first}' and '{second}'",
+        axis=second,
+        got="the model needs them to be equal",
+        allowed="one name for sizes that are always equal",
+        fix=f"call both '{first}' in dynamic_axes",
+        source=condition.source,
+    )
+
+
+def _runs(sizes: NDArray[np.int64], step: int) -> Iterator[NDArray[np.int64]]:
+    """Sizes in stretches without a gap."""
+    return iter(np.split(sizes, np.flatnonzero(np.diff(sizes) != step) + 1))
+
+
+def _describe(sizes: NDArray[np.int64], step: int) -> str:
+    """Sizes for people: "2, 5..8"."""
+    texts = [str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in _runs(sizes, step)]
+    return ", ".join(texts) if len(texts) <= 4 else f"{', '.join(texts[:3])} and others up to {sizes[-1]}"
+
+
+def _narrower_axis(axis: Axis, right: NDArray[np.int64]) -> str:
+    """The Axis that holds most of the sizes at which the model is right."""
+    low, opt, _ = axis.range
+    if not len(right):
+        return "change the line so that it holds for every size"
+    step = int(np.gcd.reduce(right))
+    expected = np.arange(-(-low // step) * step, int(right[-1]) + 1, step, dtype=np.int64)
+    if step > axis.multiple_of and np.array_equal(right, expected):
+        opt = min(max(opt // step * step, int(right[0])), int(right[-1]))
+        return f"take such sizes only: Axis({axis.name!r}, {right[0]}, {opt}, {right[-1]}, multiple_of={step})"
+    run = max(_runs(right, axis.multiple_of), key=lambda run: (run[0] <= opt <= run[-1], len(run)))
+    opt = min(max(opt, int(run[0])), int(run[-1]))
+    multiple = f", multiple_of={axis.multiple_of}" if axis.multiple_of > 1 else ""
+    return f"give the range that it holds for: Axis({axis.name!r}, {run[0]}, {opt}, {run[-1]}{multiple})"
