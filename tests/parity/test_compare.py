@@ -48,7 +48,7 @@ def test_planted_fault_fails_with_its_reason(
 
 
 @pytest.mark.parametrize("allowed", ALLOWED, ids=str)
-def test_planted_fault_fails_at_every_sensitivity(allowed: float | None) -> None:
+def test_planted_fault_fails_at_every_sensitivity(allowed: float) -> None:
     """No fault passes because the model is sensitive, and what the model moves by itself is no fault."""
     for planted in planted_faults(allowed):
         assert not planted.passes(), planted.name

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.hidden_parts import hidden_parts
 from torch2engine.core.config import Tolerance
-from torch2engine.core.precisions import MODEL_PRECISIONS
+from torch2engine.core.precisions import MODEL_PRECISIONS, PRECISION_TYPES
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import OutputParity, ParityReport
@@ -235,7 +236,7 @@ HIDDEN = [
 
 
 # Relative L2 errors that the sensitivity allows: none besides the tolerance's, some, and as much as still means much.
-ALLOWED = (None, 2.5e-3, 4.9e-2)
+ALLOWED = (0.0, 2.5e-3, 4.9e-2)
 
 
 @dataclass(frozen=True)
@@ -246,14 +247,14 @@ class PlantedFault:
         name: of the fault.
         reference, candidate: the right outputs, and the wrong ones.
         bounds: what is allowed.
-        sensitivity: how far rounding alone moves the reference; None if that was not measured.
+        sensitivity: how far rounding alone moves the reference.
     """
 
     name: str
     reference: Outputs
     candidate: Outputs
     bounds: Bounds
-    sensitivity: Outputs | None
+    sensitivity: Outputs
 
     def rows(self) -> tuple[OutputParity, ...]:
         """The judge's verdicts."""
@@ -264,40 +265,44 @@ class PlantedFault:
         return all(row.passed for row in self.rows())
 
 
-def planted_faults(allowed: float | None, runtime: str = "tensorrt_rtx") -> list[PlantedFault]:
+def planted_faults(allowed: float, runtime: str = "tensorrt_rtx") -> list[PlantedFault]:
     """Every fault in a model whose sensitivity allows some relative L2 error; small faults grow with it.
 
     Args:
-        allowed: one of `ALLOWED`.
+        allowed: one of `ALLOWED`; for 0 the model is as stable as a single operator.
         runtime: whose factor counts.
     """
     found: list[PlantedFault] = []
     for name, fault, *_ in FAULTS:
-        found.append(_planted(name, outputs(), fault, None, "fp32", allowed, runtime))
+        bounds = Bounds.of(None, "fp32", runtime)
+        found.append(_planted(name, outputs(), fault, bounds, _sensitivity(allowed, bounds, "fp32"), allowed))
     for name, reference, fault, tolerance, _ in HIDDEN:
         precision = next((word for word in MODEL_PRECISIONS if Tolerance.default(word) == tolerance), "")
-        chosen = None if precision else tolerance
-        found.append(_planted(name, {"y": reference}, put("y", fault), chosen, precision or "fp32", allowed, runtime))
+        bounds = Bounds.of(None if precision else tolerance, precision or "fp32", runtime)
+        sensitivity = _sensitivity(allowed, bounds, precision or "fp32")
+        found.append(_planted(name, {"y": reference}, put("y", fault), bounds, sensitivity, allowed))
+    for part in hidden_parts():
+        bounds = Bounds.of(None, "fp16", runtime)
+        moved = {"y": part.movements(_sensitivity(allowed, bounds, "fp16"))}
+        found.append(PlantedFault(part.name, {"y": part.values}, {"y": part.candidate()}, bounds, moved))
     return found
+
+
+def _sensitivity(allowed: float, bounds: Bounds, precision: str) -> float:
+    return max(allowed / (bounds.factor or 1.0), PRECISION_TYPES[precision].rounding)
 
 
 def _planted(
     name: str,
     reference: Outputs,
     fault: Callable[[Outputs], Outputs],
-    tolerance: Tolerance | None,
-    precision: str,
-    allowed: float | None,
-    runtime: str,
+    bounds: Bounds,
+    sensitivity: float,
+    allowed: float,
 ) -> PlantedFault:
-    bounds = Bounds.of(tolerance, precision, runtime)
-    candidate = fault(reference)
-    if allowed is None:
-        return PlantedFault(name, reference, candidate, bounds, None)
     growth = max(1.0, allowed / bounds.rel_l2) if bounds.factor else 1.0
-    candidate = {key: _grown(reference.get(key), value, growth) for key, value in candidate.items()}
-    factor = bounds.factor or 1.0
-    return PlantedFault(name, reference, candidate, bounds, movements(reference, allowed / factor))
+    candidate = {key: _grown(reference.get(key), value, growth) for key, value in fault(reference).items()}
+    return PlantedFault(name, reference, candidate, bounds, movements(reference, sensitivity))
 
 
 def movements(reference: Outputs, sensitivity: float) -> Outputs:

@@ -11,7 +11,7 @@ do with verdicts: three passes over blocks in float64, so that no whole copy is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any, TypeAlias
@@ -44,6 +44,7 @@ _BLOCK = 1 << 20  # elements that are held in float64 at a time
 _MASK_GAP = 10  # octaves without any element between ordinary values and mask values such as -1e9
 _SATURATED = 1e-6  # a probability so near to 0 or 1 shows nothing of the score that it was made from
 _DEAD = 0.99  # share of zeros that leaves little to compare
+_LIKELY = 0.3  # of the movement of other elements of its magnitude, an element is taken to move at least
 _NO_ANSWER = 0.1  # an output that rounding moves by so much of its size is rounding noise around zero
 
 
@@ -382,13 +383,15 @@ class _Surroundings:
     """What elements are measured by, beside themselves: their rows, or how far rounding moves them.
 
     Args:
-        slices: of the second pass, along every dimension.
+        sums: of the second pass.
         allowance: of the output.
         rel_l2: of the bounds.
     """
 
-    def __init__(self, slices: Sequence[SliceSums], allowance: Allowance, rel_l2: float) -> None:
+    def __init__(self, sums: _Sums, allowance: Allowance, rel_l2: float) -> None:
+        slices = sums.slices
         self._slices = slices
+        self._magnitudes = sums.magnitudes
         self._allowance = allowance
         self._row_sizes = slices[0].reference
         self._profiles = [one.noise / allowance.noise for one in slices] if allowance.noise else []
@@ -418,10 +421,11 @@ class _Surroundings:
         """How far each element moves: as measured, but no less than its rows and columns make likely.
 
         A few perturbations may happen to leave an element alone. The product of the profiles along all dimensions is
-        what it would be if every dimension acted by itself. Slices that were taken with their neighbours don't tell.
+        what it would be if every dimension acted by itself. Where slices were taken with their neighbours, elements of
+        the same magnitude tell instead.
         """
         if any(one.per_group > 1 and one.size > 1 for one in self._slices):
-            return n
+            return np.maximum(n, _LIKELY * self._magnitudes.likely_noise(r))
         likely: Floats = np.full((1,) * r.ndim, self._allowance.noise)
         for one, profile in zip(self._slices, self._profiles, strict=True):
             likely = likely * one.along(profile, index, r.ndim)
@@ -484,7 +488,7 @@ def _measure(operands: _Operands, rank: int, bounds: Bounds) -> Figures:
     sensitivity = _ratio_of(math.sqrt(sums.nn), math.sqrt(sums.rr)) if operands.movement is not None else math.nan
     allowed = bounds.allowed_rel_l2(sensitivity)
     allowance = _allowance(sums, survey, scale, bounds, allowed)
-    surroundings = _Surroundings(sums.slices, allowance, bounds.rel_l2)
+    surroundings = _Surroundings(sums, allowance, bounds.rel_l2)
     worst = _find_worst_element(operands, scale, surroundings, bounds.max_rel)
     norm_r = math.sqrt(sums.rr)
     norm_c = math.sqrt(sums.cc)

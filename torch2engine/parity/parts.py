@@ -229,6 +229,11 @@ class MagnitudeSums(_PartSums):
         high = 2.0 ** (ends[number] - OCTAVE_OFFSET) / scale
         return PartFigure(f"the part of all elements below {high:.3g}", share, excess)
 
+    def likely_noise(self, scaled: Floats) -> Floats:
+        """Give the root mean square movement in each element's octave; 0 where the octave has few elements."""
+        noise = np.where(self.count >= GROUP, self.noise, 0.0)
+        return noise[octaves(np.abs(scaled))]
+
     def _merged(self) -> tuple[_PartSums, list[int]]:
         """Merge octaves until each group has elements enough; gives the last octave of every group."""
         columns: list[Floats] = []
