@@ -134,7 +134,7 @@ def make_case(op: Any, dynamic: bool) -> OperatorCase | None:
         fixed = [_Fixed(leaf) if _is_fixed(op.name, leaf, tensors) else None for leaf in leaves]
         tensors = [leaf.detach() for leaf, value in zip(leaves, fixed, strict=True) if value is None]
         module = _Operator(op.op, fixed, spec)
-        if not _is_usable(tensors) or not _answers(module, tensors):
+        if not _is_usable(tensors) or not _results(module, tensors):
             continue
         if not dynamic:
             return OperatorCase(module, tuple(tensors), {})
@@ -164,16 +164,16 @@ def _is_usable(tensors: Sequence[Tensor]) -> bool:
     return ordinary and bool(tensors) and all(0 < t.numel() <= MOST_ELEMENTS for t in tensors)
 
 
-def _answers(module: _Operator, tensors: Sequence[Tensor]) -> bool:
-    """Tell whether PyTorch answers with dense real tensors alone, and writes into none of its arguments."""
+def _results(module: _Operator, tensors: Sequence[Tensor]) -> int:
+    """Count PyTorch's results; 0 where it refuses, writes into an argument, or gives what can't be judged."""
     before = [tensor._version for tensor in (*tensors, *module.fixed_tensors())]
     try:
         result, _ = tree_flatten(module(*tensors))
     except Exception:  # whatever PyTorch says to this size
-        return False
+        return 0
     if before != [tensor._version for tensor in (*tensors, *module.fixed_tensors())]:
-        return False
-    return bool(result) and all(isinstance(part, Tensor) and _can_be_judged(part) for part in result)
+        return 0
+    return len(result) if all(isinstance(part, Tensor) and _can_be_judged(part) for part in result) else 0
 
 
 def _can_be_judged(result: Tensor) -> bool:
@@ -190,7 +190,8 @@ def _with_axis(module: _Operator, tensors: Sequence[Tensor]) -> OperatorCase | N
     shared = [index for index, tensor in enumerate(tensors) if tensor.dim() and tensor.shape[0] == lead]
     for axis_of in (shared, [0]):
         resized = {size: _resized(tensors, axis_of, size) for size in (LOW, OPT, HIGH)}
-        if all(_answers(module, inputs) for inputs in resized.values()):
+        counts = {_results(module, inputs) for inputs in resized.values()}
+        if len(counts) == 1 and 0 not in counts:
             axis = t2e.Axis("n", LOW, OPT, HIGH)
             axes = {f"tensors.{index}": {0: axis} for index in axis_of}
             return OperatorCase(module, tuple(resized[OPT]), axes)

@@ -30,7 +30,6 @@ from tests.support.models import (
     Function,
     Nested,
     Pair,
-    Pooled,
     Recurrent,
     TwoInputs,
     error_of,
@@ -137,7 +136,6 @@ FROZEN: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
         X,
         {"x": BATCH},
     ),
-    "the kernel of an adaptive pool": (Pooled, torch.randn(1, 2, 8, 8), {"x": {2: Axis("h", 4, 8, 16)}}),
 }
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import onnx
 import torch
 from torch import nn
-from torch.nn import functional
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
@@ -211,13 +210,6 @@ class Recurrent(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.lstm(x)
-
-
-class Pooled(nn.Module):
-    """Pooling to 2x2 whatever the size."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return functional.adaptive_avg_pool2d(x, 2)
 
 
 class Conditional(nn.Module):

@@ -52,11 +52,50 @@ def test_means_are_pytorchs(shape: Sequence[int], windows: Sequence[int]) -> Non
         torch.testing.assert_close(means, getattr(ATEN, name)(x, windows))
 
 
+WINDOWS = [
+    ((3, 2), (2, 2), (1, 0), (1, 1), False),
+    ((3, 3), (1, 2), (1, 1), (2, 1), True),
+    ((2,), (), (0,), (1,), False),
+    ((5, 5), (3, 2), (2, 1), (1, 2), True),
+    ((2, 2), (3, 3), (0, 0), (1, 1), True),
+]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "padding", "dilation", "is_ceiled"), WINDOWS)
+def test_windows_that_overlap_are_pytorchs(
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], is_ceiled: bool
+) -> None:
+    """Largest elements with their places, and means with a divisor of their own."""
+    x = torch.randint(0, 6, (2, 3, 11, 12), generator=torch.Generator().manual_seed(0)).float()
+    expected = ATEN.max_pool2d_with_indices(x, kernel, stride, padding, dilation, is_ceiled)
+    found = POOLING["max_pool2d_with_indices"](x, kernel, stride, padding, dilation, is_ceiled)
+    torch.testing.assert_close(found, expected)
+    for includes_padding in (False, True):
+        arguments = (x, kernel, stride, padding, is_ceiled, includes_padding, 7)
+        torch.testing.assert_close(POOLING["avg_pool2d"](*arguments), ATEN.avg_pool2d(*arguments))
+        assert POOLING["avg_pool2d"](*arguments[:-1]) is NotImplemented
+
+
+def test_windows_of_one_and_three_dimensions_are_pytorchs() -> None:
+    """The same in another number of dimensions."""
+    row = torch.randint(0, 6, (2, 3, 11), generator=torch.Generator().manual_seed(0)).float()
+    arguments: list[object] = [[3], [2], [1], [1], True]
+    found = POOLING["max_pool1d_with_indices"](row, *arguments)
+    torch.testing.assert_close(found, ATEN.max_pool1d_with_indices(row, *arguments))
+    block = torch.randint(0, 6, (2, 3, 7, 8, 9), generator=torch.Generator().manual_seed(0)).float()
+    arguments = [[3, 2, 2], [2, 1, 2], [1, 0, 1], [1, 1, 2], True]
+    found = POOLING["max_pool3d_with_indices"](block, *arguments)
+    torch.testing.assert_close(found, ATEN.max_pool3d_with_indices(block, *arguments))
+    arguments = [[3, 2, 2], [2, 1, 2], [1, 0, 1], True, True, 5]
+    torch.testing.assert_close(POOLING["avg_pool3d"](block, *arguments), ATEN.avg_pool3d(block, *arguments))
+
+
 class _Pools(nn.Module):
     """Adaptive pooling of every kind."""
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         largest, places = nn.functional.adaptive_max_pool2d_with_indices(x, (3, 2))
+        places = places + nn.functional.max_pool2d_with_indices(x, 3, stride=1, padding=1)[1].amax((2, 3), keepdim=True)
         return largest, places, nn.functional.adaptive_avg_pool2d(x, (3, None)), nn.functional.adaptive_avg_pool2d(x, 5)
 
 

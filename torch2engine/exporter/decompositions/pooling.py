@@ -6,6 +6,7 @@ torch.onnx has these only where every window has the same size, and never with i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from torch2engine.exporter.decompositions.size_bounds import is_fixed
+from torch2engine.exporter.decompositions.size_bounds import is_fixed, smaller
 
 __all__ = ["POOLING"]
 
+_AVG_POOL: Mapping[int, Callable[..., Tensor]] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 _MAX_POOL: Mapping[int, Callable[..., Tensor]] = {
     1: functional.max_pool1d,
     2: functional.max_pool2d,
@@ -80,6 +82,11 @@ def _windows_of(x: Tensor, output_size: Sequence[int | None]) -> list[_Windows]:
 def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:
     """The largest element of each window, and its place in the flattened input."""
     windows = _windows_of(x, output_size)
+    return _max_of(x, output_size, windows), _places_of_largest(x, windows)
+
+
+def _places_of_largest(x: Tensor, windows: Sequence[_Windows]) -> Tensor:
+    """The first place of each window's largest element, in the flattened input."""
     rank = len(windows)
     elements = _gather(x, windows).flatten(-rank)
     places = torch.zeros((1,) * (2 * rank), dtype=torch.int64, device=x.device)
@@ -89,17 +96,16 @@ def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, T
         shape[rank + number] = along.positions.shape[1]
         places = places * x.shape[number - rank] + along.positions.reshape(shape)
     largest = elements.argmax(-1, keepdim=True)
-    places = places.flatten(-rank).expand(elements.shape)
-    return _max_of(x, output_size, elements), places.gather(-1, largest).squeeze(-1)
+    return places.flatten(-rank).expand(elements.shape).gather(-1, largest).squeeze(-1)
 
 
-def _max_of(x: Tensor, output_size: Sequence[int], elements: Tensor) -> Tensor:
+def _max_of(x: Tensor, output_size: Sequence[int], windows: Sequence[_Windows]) -> Tensor:
     """The largest elements: by an ordinary pooling where every window has the same size."""
     sizes = x.shape[-len(output_size) :]
     if all(_divides(count, size) for size, count in zip(sizes, output_size, strict=True)):
         window = [size // count for size, count in zip(sizes, output_size, strict=True)]
         return _MAX_POOL[len(window)](x, window)
-    return elements.amax(-1)
+    return _gather(x, windows).flatten(-len(windows)).amax(-1)
 
 
 def _adaptive_avg_pool(x: Tensor, output_size: Sequence[int | None]) -> Tensor:
@@ -125,6 +131,82 @@ def _adaptive_avg_pool_of(dimensions: int) -> Callable[[Tensor, Sequence[int | N
     return decomposition
 
 
+def _max_pool_with_indices(rank: int) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`max_pool1d/2d/3d_with_indices`: TensorRT's pooling gives no places."""
+
+    def decomposition(
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        ceil_mode: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        kernel, step, edge, apart = (
+            _each(part, rank) for part in (kernel_size, stride or kernel_size, padding, dilation)
+        )
+        values = _MAX_POOL[rank](x, kernel, step, edge, apart, ceil_mode)
+        windows: list[_Windows] = []
+        for number in range(rank):
+            dim = number - rank
+            starts = torch.arange(values.shape[dim], device=x.device) * step[number] - edge[number]
+            positions = starts.unsqueeze(-1) + torch.arange(kernel[number], device=x.device) * apart[number]
+            # A place outside becomes the nearest one of the same window: then it is a repetition.
+            first = _first_inside(starts, apart[number])
+            last = _last_inside(starts, kernel[number], apart[number], x.shape[dim])
+            positions = torch.minimum(torch.maximum(positions, first.unsqueeze(-1)), last.unsqueeze(-1))
+            windows.append(_Windows(positions, positions[:, 0]))
+        return values, _places_of_largest(x, windows)
+
+    return decomposition
+
+
+def _each(values: Sequence[int], rank: int) -> list[int]:
+    return list(values) * rank if len(values) == 1 else list(values)
+
+
+def _first_inside(starts: Tensor, apart: int) -> Tensor:
+    """The first position of each window that is not before the first element."""
+    skipped = torch.div((-starts).clamp(min=0) + (apart - 1), apart, rounding_mode="floor")
+    return starts + skipped * apart
+
+
+def _last_inside(starts: Tensor, kernel: int, apart: int, size: int) -> Tensor:
+    """The last position of each window that is not behind the last element."""
+    beyond = (starts + (kernel - 1) * apart - (size - 1)).clamp(min=0)
+    skipped = torch.div(beyond + (apart - 1), apart, rounding_mode="floor")
+    return starts + (kernel - 1 - skipped) * apart
+
+
+def _avg_pool(rank: int) -> Callable[..., Tensor]:
+    """`avg_pool2d/3d` with a divisor of its own, which torch.onnx ignores: the sum of each window, divided."""
+
+    def decomposition(
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Tensor:
+        if divisor_override is None:
+            return NotImplemented
+        kernel, step, edge = (_each(part, rank) for part in (kernel_size, stride or kernel_size, padding))
+        pads: list[int] = []
+        for number in reversed(range(rank)):  # the last dimension comes first
+            pads += [edge[number], edge[number] + (step[number] - 1 if ceil_mode else 0)]
+        means = _AVG_POOL[rank](functional.pad(x, pads), kernel, step)
+        if ceil_mode:  # PyTorch has no window that begins behind the elements and their padding
+            for number in range(rank):
+                dim = x.dim() - rank + number
+                most = (x.shape[dim] + edge[number] - 1) // step[number] + 1
+                means = means.narrow(dim, 0, smaller(means.shape[dim], most))
+        return means * (math.prod(kernel) / divisor_override)
+
+    return decomposition
+
+
 POOLING: Mapping[str, Callable[..., Any]] = {
     "adaptive_max_pool1d": _adaptive_max_pool,
     "adaptive_max_pool2d": _adaptive_max_pool,
@@ -132,4 +214,9 @@ POOLING: Mapping[str, Callable[..., Any]] = {
     "adaptive_avg_pool1d": _adaptive_avg_pool_of(1),
     "_adaptive_avg_pool2d": _adaptive_avg_pool_of(2),
     "_adaptive_avg_pool3d": _adaptive_avg_pool_of(3),
+    "max_pool1d_with_indices": _max_pool_with_indices(1),
+    "max_pool2d_with_indices": _max_pool_with_indices(2),
+    "max_pool3d_with_indices": _max_pool_with_indices(3),
+    "avg_pool2d": _avg_pool(2),
+    "avg_pool3d": _avg_pool(3),
 }

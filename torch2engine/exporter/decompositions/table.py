@@ -31,9 +31,11 @@ from torch2engine.exporter.decompositions.linear_algebra import LINEAR_ALGEBRA
 from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
 from torch2engine.exporter.decompositions.ordering import ORDERING
 from torch2engine.exporter.decompositions.pooling import POOLING
+from torch2engine.exporter.decompositions.rearranging import REARRANGING
 from torch2engine.exporter.decompositions.reductions import REDUCTIONS
 from torch2engine.exporter.decompositions.resizing import RESIZING
 from torch2engine.exporter.decompositions.running import RUNNING
+from torch2engine.exporter.decompositions.scattering import SCATTERING
 from torch2engine.exporter.decompositions.signs import SIGNS
 from torch2engine.exporter.decompositions.size_division import floor_negative_sizes
 from torch2engine.exporter.decompositions.splits import SPLITS
@@ -51,6 +53,8 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **RUNNING,
     **POOLING,
     **DISTANCES,
+    **SCATTERING,
+    **REARRANGING,
     **BAGS,
     **BITS,
     **DIAGONALS,

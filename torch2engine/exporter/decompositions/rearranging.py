@@ -1,0 +1,62 @@
+"""Turning, cropping and dropping dimensions, whatever their size.
+
+Enters: the arguments of one operator. Leaves: its result. Separate because torch.onnx writes these for sizes that are
+numbers, or asks TensorRT to look for a dimension of size 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from torch2engine.exporter.decompositions.size_bounds import is_fixed
+
+__all__ = ["REARRANGING", "roll"]
+
+
+def roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
+    """Turn each dimension by its shift, which may be symbolic; without dimensions, the flattened tensor."""
+    all_shifts = [shifts] if not isinstance(shifts, (list, tuple)) else list[Any](shifts)
+    all_dims = [dims] if isinstance(dims, int) else list[Any](dims)
+    if not all_dims:
+        return roll(x.flatten(), all_shifts, [0]).reshape(x.shape)
+    for shift, dim in zip(all_shifts, all_dims, strict=True):
+        size = x.shape[dim]
+        places = torch.remainder(torch.arange(size, device=x.device) - shift, size)
+        x = x.index_select(dim, places)
+    return x
+
+
+def _squeeze(x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
+    """`squeeze`: a symbolic size is never 1."""
+    wanted = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    dropped = {dim % x.dim() for dim in wanted if x.dim()}
+    return x.reshape([size for dim, size in enumerate(x.shape) if dim not in dropped or not _is_one(size)])
+
+
+def _is_one(size: Any) -> bool:
+    return is_fixed(size) and size == 1
+
+
+def _pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """`pad` that repeats elements and is negative somewhere, which ONNX Runtime refuses: crop, then pad."""
+    if mode == "constant" or all(amount >= 0 for amount in padding):
+        return NotImplemented
+    for number in range(len(padding) // 2):
+        before, after = (max(-amount, 0) for amount in padding[2 * number : 2 * number + 2])
+        dim = x.dim() - 1 - number
+        x = x.narrow(dim, before, x.shape[dim] - before - after)
+    return functional.pad(x, [max(amount, 0) for amount in padding], mode)
+
+
+REARRANGING: Mapping[str, Callable[..., Any]] = {
+    "roll": roll,
+    "squeeze": _squeeze,
+    "squeeze.dim": _squeeze,
+    "squeeze.dims": _squeeze,
+    "pad": _pad,
+}
