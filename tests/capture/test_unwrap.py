@@ -93,3 +93,16 @@ def test_model_that_can_not_be_deployed_is_refused(make: Callable[[], Any], text
     with pytest.raises(InputError) as error:
         unwrap(model)
     assert str(error.value) == text
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao's own deprecations, of several classes
+def test_packed_weights_are_refused_where_they_are() -> None:
+    """What quantize_dynamic made is named; the cure is to deploy what it was made from."""
+    model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(8, 4)))
+    with pytest.raises(InputError) as error:
+        unwrap(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}))
+    assert error.value.got == "its submodule '1.0' is a Linear of torch.ao, with weights packed for the CPU"
+    assert error.value.fix == (
+        "deploy the model as it was before quantize_dynamic or convert, with precision='int8' if you like"
+    )
+    assert unwrap(model) is model

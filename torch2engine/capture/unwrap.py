@@ -23,8 +23,8 @@ def unwrap(model: Any) -> nn.Module:
     """Reach the user's module below torch.compile and (Distributed)DataParallel.
 
     Raises:
-        InputError: not an nn.Module, deployed already, or one that can't be traced: it is or holds a ScriptModule, or
-            its parameters are lazy or were made in inference mode.
+        InputError: not an nn.Module, deployed already, or one that can't be traced: it is or holds a ScriptModule or
+            packed quantised weights, or its parameters are lazy or were made in inference mode.
     """
     inner = model
     while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
@@ -33,6 +33,7 @@ def unwrap(model: Any) -> nn.Module:
         fix = "wrap a function in a module whose forward calls it"
         raise InputError("model", got=_described(inner), allowed="a torch.nn.Module", fix=fix)
     _check_no_script_module(inner)
+    _check_no_packed_weights(inner)
     _check_tensors(inner)
     if getattr(inner, "_t2e_deployed", False):
         raise InputError("model", got=_described(inner), fix="it is deployed already; pass the PyTorch module")
@@ -52,6 +53,19 @@ def _check_no_script_module(model: nn.Module) -> None:
                 got=f"its submodule '{name}' is {_described(module)}" if name else _described(module),
                 allowed="the Python module that it was made from",
                 fix="pass the module as it was before torch.jit.script or torch.jit.trace",
+            )
+
+
+def _check_no_packed_weights(model: nn.Module) -> None:
+    """Refuse PyTorch's own quantised modules, whose weights are packed for the CPU's kernels."""
+    for name, module in cast("Iterable[tuple[str, nn.Module]]", model.named_modules()):
+        packed = getattr(module, "_packed_params", None)
+        if isinstance(getattr(packed, "_packed_params", packed), torch.ScriptObject):
+            raise InputError(
+                "model",
+                got=f"its submodule '{name}' is {_described(module)} of torch.ao, with weights packed for the CPU",
+                allowed="a model in floating point",
+                fix="deploy the model as it was before quantize_dynamic or convert, with precision='int8' if you like",
             )
 
 

@@ -11,7 +11,8 @@ torch.export and torch.onnx stays here.
 - `translate`: `decompositions`, torch.onnx with its `operator_registry`, then `optimize`; `trace_weights` for a model
   that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
-- `fake_quant`, `torch_program`: quantisers of the model's own, and what is read from torch's program.
+- `fake_quant`, `given_masks`, `torch_program`: quantisers of the model's own, masks of nn.Transformer, and what is read
+  from torch's program.
 
 Public: `export`. The other files belong to this folder alone.
 """

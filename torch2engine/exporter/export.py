@@ -30,6 +30,7 @@ from torch2engine.core.loggers import only_errors
 from torch2engine.core.spec import Signature
 from torch2engine.exporter.axis_symbols import check_output_axes, find_axis_symbols, output_specs
 from torch2engine.exporter.fake_quant import quantizers_as_operators
+from torch2engine.exporter.given_masks import masks_as_given
 from torch2engine.exporter.onnx_names import drop_saturation, name_axes, name_tensors, record_origins
 from torch2engine.exporter.torch_program import lowest_precision
 from torch2engine.exporter.trace import trace
@@ -68,7 +69,7 @@ def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifac
 
 def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
     model = captured.reference.model
-    with _quiet_exporters(), quantizers_as_operators(model) as quantized_precision:
+    with _quiet_exporters(), masks_as_given(), quantizers_as_operators(model) as quantized_precision:
         traced = trace(captured)
         symbols = find_axis_symbols(traced)
         outputs = output_specs(traced, captured.signature)

@@ -7,7 +7,7 @@ numbers, or asks TensorRT to look for a dimension of size 1.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -18,17 +18,22 @@ from torch2engine.exporter.decompositions.size_bounds import is_fixed
 __all__ = ["REARRANGING", "roll"]
 
 
-def roll(x: Tensor, shifts: Any, dims: Any = ()) -> Tensor:
+def roll(x: Tensor, shifts: int | Sequence[int], dims: int | Sequence[int] = ()) -> Tensor:
     """Turn each dimension by its shift, which may be symbolic; without dimensions, the flattened tensor."""
-    all_shifts = [shifts] if not isinstance(shifts, (list, tuple)) else list[Any](shifts)
-    all_dims = [dims] if isinstance(dims, int) else list[Any](dims)
+    all_shifts = _as_list(shifts)
+    all_dims = _as_list(dims)
     if not all_dims:
         return roll(x.flatten(), all_shifts, [0]).reshape(x.shape)
     for shift, dim in zip(all_shifts, all_dims, strict=True):
-        size = x.shape[dim]
+        size: int = x.shape[dim]
         places = torch.remainder(torch.arange(size, device=x.device) - shift, size)
         x = x.index_select(dim, places)
     return x
+
+
+def _as_list(value: Any) -> list[int]:
+    """A number, which may be symbolic, or several."""
+    return list[int](cast("Any", value)) if isinstance(value, (list, tuple)) else [value]
 
 
 def _squeeze(x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -73,8 +73,8 @@ def _scatter(x: Tensor, dim: int, index: Tensor, source: Tensor, reduction: str,
         if other != dim and index.shape[other] != x.shape[other]:
             return NotImplemented
         source = source.narrow(other, 0, index.shape[other])
-    last = (part.movedim(dim, -1) for part in (x, index, source))
-    return _reduce_last(*last, reduction, include_self).movedim(-1, dim)
+    reduced = _reduce_last(x.movedim(dim, -1), index.movedim(dim, -1), source.movedim(dim, -1), reduction, include_self)
+    return reduced.movedim(-1, dim)
 
 
 def scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
@@ -111,7 +111,8 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
     if not accumulate or any(index is None or index.dtype == torch.bool for index in indices):
         return NotImplemented
     count = len(indices)
-    every = torch.broadcast_tensors(*[index for index in indices if index is not None])
+    given = [index for index in indices if index is not None]
+    every: Sequence[Tensor] = cast("Any", torch.broadcast_tensors)(*given)
     flat = torch.zeros_like(every[0], dtype=torch.int64)
     for size, index in zip(x.shape[:count], every, strict=True):
         flat = flat * size + torch.where(index < 0, index + size, index).to(torch.int64)
@@ -124,7 +125,7 @@ def _index_put(x: Tensor, indices: Sequence[Tensor | None], values: Tensor, accu
 
 def masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     """Put source's elements, one after another, where the mask is true."""
-    shape = torch.broadcast_shapes(x.shape, mask.shape)
+    shape: Sequence[int] = cast("Any", torch.broadcast_shapes)(x.shape, mask.shape)
     is_set = mask.expand(shape)
     number = is_set.flatten().to(torch.int64).cumsum(0) - 1
     values = source.flatten().index_select(0, number.clamp(min=0)).reshape(shape)

@@ -19,6 +19,7 @@ from torch2engine.exporter.decompositions.attention import ATTENTION, needs_exac
 from torch2engine.exporter.decompositions.bags import BAGS
 from torch2engine.exporter.decompositions.bessel import BESSEL
 from torch2engine.exporter.decompositions.bits import BITS
+from torch2engine.exporter.decompositions.complex_numbers import COMPLEX_NUMBERS
 from torch2engine.exporter.decompositions.device_forms import DEVICE_FORMS
 from torch2engine.exporter.decompositions.diagonals import DIAGONALS
 from torch2engine.exporter.decompositions.distances import DISTANCES
@@ -53,6 +54,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **RUNNING,
     **POOLING,
     **DISTANCES,
+    **COMPLEX_NUMBERS,
     **SCATTERING,
     **REARRANGING,
     **BAGS,

@@ -1,0 +1,80 @@
+"""Complex numbers as pairs of real ones, for the operators that torch.onnx has in real arithmetic only.
+
+Enters: the arguments of one operator. Leaves: its result; NotImplemented for real tensors. Separate because ONNX has no
+complex type: torch.onnx writes a complex tensor as a real one with a last dimension of two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["COMPLEX_NUMBERS"]
+
+
+def _unsqueeze(x: Tensor, dim: int) -> Tensor:
+    if not x.is_complex():
+        return NotImplemented
+    return torch.view_as_complex(torch.view_as_real(x).unsqueeze(dim % (x.dim() + 1)))
+
+
+def _expand(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Tensor:
+    if not x.is_complex():
+        return NotImplemented
+    return torch.view_as_complex(torch.view_as_real(x).expand(*size, 2).contiguous())
+
+
+def _select(x: Tensor, dim: int, index: int) -> Tensor:
+    if not x.is_complex():
+        return NotImplemented
+    return torch.view_as_complex(torch.view_as_real(x).select(dim % x.dim(), index))
+
+
+def _index_select(x: Tensor, dim: int, index: Tensor) -> Tensor:
+    if not x.is_complex():
+        return NotImplemented
+    return torch.view_as_complex(torch.view_as_real(x).index_select(dim % x.dim(), index))
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).select(-1, 0) if x.is_complex() else NotImplemented
+
+
+def _imaginary(x: Tensor) -> Tensor:
+    return torch.view_as_real(x).select(-1, 1) if x.is_complex() else NotImplemented
+
+
+def _polar(size: Tensor, angle: Tensor) -> Tensor:
+    return torch.complex(size * torch.cos(angle), size * torch.sin(angle))
+
+
+def _exp(x: Tensor) -> Tensor:
+    if not x.is_complex():
+        return NotImplemented
+    size = torch.exp(_real(x))
+    return _polar(size, _imaginary(x))
+
+
+def _divide(a: Any, b: Any) -> Tensor:
+    """`div` by a complex number: a times its conjugate over its square."""
+    if not (isinstance(b, Tensor) and b.is_complex()):
+        return NotImplemented
+    real, imaginary = _real(b), _imaginary(b)
+    square = real * real + imaginary * imaginary
+    return a * torch.complex(real / square, -imaginary / square)
+
+
+COMPLEX_NUMBERS: Mapping[str, Callable[..., Any]] = {
+    "unsqueeze": _unsqueeze,
+    "expand": _expand,
+    "select.int": _select,
+    "index_select": _index_select,
+    "real": _real,
+    "imag": _imaginary,
+    "polar": _polar,
+    "exp": _exp,
+    "div.Tensor": _divide,
+}
