@@ -33,6 +33,7 @@ from torch2engine.core.errors import (
     ParityError,
     Torch2EngineError,
 )
+from torch2engine.modules.deployed import prove_split_axes
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.pipeline.report import DeployReport
 from torch2engine.trt.gpu import CUDA_LIBRARIES
@@ -477,38 +478,41 @@ def test_split_is_proved_when_deploying() -> None:
     batch, width = reported(module).notes
     assert batch == "axis 'batch' may be split: 4 entries answer like 3 + 1"
     assert width.startswith(
-        "axis 'width' is never split: 16 entries are not answered like 9 + 7 of them, so they influence each other "
-        "(output 'output', entries 0..8: "
+        "axis 'width' is never split: its entries may influence each other: Conv (module 'conv', at test_deploy.py:"
     )
+    assert width.endswith(") slides its kernel over the entries")
     assert module._out_of_range._memory.proved == {"batch"}
     close(module(sample(11, 6, 8)), model(sample(11, 6, 8)))
-    with pytest.raises(ParityError) as caught:
+    with pytest.raises(t2e.ShapeError) as caught:
         module(torch.zeros(2, 6, 40))
-    assert str(caught.value).startswith("axis 'width': 16 entries are not answered like 9 + 7")
+    assert "it can't be split: its entries may influence each other: Conv" in str(caught.value)
 
 
 def test_split_of_rows_that_influence_each_other_fails_when_deploying() -> None:
     """Nobody learns of it from the first batch that is too large; a sample of equal rows is no excuse."""
     wide = {"x": {0: t2e.Axis("batch", 1, 7, 8)}}
     for given, axes in ((sample(4, 6), BATCH), (torch.ones(4, 6), wide)):
-        with pytest.raises(ParityError) as caught:
+        with pytest.raises(InputError) as caught:
             deploy(Centred(), given, axes, runtime_config=SPLIT)
-        text = str(caught.value)
-        assert text.startswith("axis 'batch': ")
-        assert (
-            "out_of_range='split' is for axes whose entries don't; "
-            "leave out out_of_range='split', or use out_of_range='eager'\n"
-        ) in text
+        line = Centred.forward.__code__.co_firstlineno + 1
+        assert str(caught.value) == (
+            "out_of_range='split': axis 'batch' is never split: its entries may influence each other: "
+            f"ReduceMean (at test_deploy.py:{line}) reduces over the entries, an axis that is one dimension of every "
+            "output and can be proved; use out_of_range='eager' or 'error'"
+        )
 
 
 def test_split_is_judged_by_the_tolerance_that_was_given() -> None:
-    """Whoever calls an influence of one percent none may have it split."""
-    slight = Centred(0.01)
+    """Where only examples show an influence, whoever calls one of a percent none may have it split."""
+    artifact = t2e.export(Centred(0.01), sample(4, 6), BATCH).replace(influences={"batch": None})
+    calls = [[sample(8, 6)]]
     with pytest.raises(ParityError) as caught:
-        deploy(slight, sample(4, 6), BATCH, runtime_config=SPLIT)
+        prove_split_axes(ORTModule(artifact, runtime_config=SPLIT), calls)
     assert str(caught.value).startswith("axis 'batch': 8 entries are not answered like 5 + 3")
-    module = deploy(slight, sample(4, 6), BATCH, runtime_config=SPLIT, tolerance=Tolerance(rel_l2=0.1, max_rel=0.5))
-    assert reported(module).notes == ("axis 'batch' may be split: 8 entries answer like 5 + 3",)
+    notes = prove_split_axes(
+        ORTModule(artifact, runtime_config=SPLIT), calls, tolerance=Tolerance(rel_l2=0.1, max_rel=0.5)
+    )
+    assert notes == ("axis 'batch' may be split: 8 entries answer like 5 + 3",)
 
 
 NOT_SPLIT: dict[str, tuple[type[nn.Module], Any, str]] = {

@@ -140,8 +140,8 @@ def test_split_cuts_the_axis_that_is_too_large() -> None:
     axes = {"ids": {0: t2e.Axis("batch", 1, 2, 4), 1: t2e.Axis("tokens", 2, 4, 8)}}
     module = splitting(model, words(2, 4), axes)
     close(module(words(11, 7)), model(words(11, 7)))
-    text = refusal(ParityError, module, words(3, 20))
-    assert text.startswith("axis 'tokens': 8 entries are not answered like 5 + 3 of them, so they influence each other")
+    text = refusal(ShapeError, module, words(3, 20))
+    assert "and it can't be split: its entries may influence each other: MatMul (at test_out_of_range.py:" in text
     assert refusal(ShapeError, module, words(5, 9)) == (
         "input 'ids': axis 'batch' is 5, the engine allows 1..4, and it can't be split: axes 'batch' and 'tokens' are "
         "both outside, and only one can be split; redeploy with Axis('batch', 1, 2, 5)"
@@ -335,14 +335,38 @@ INFLUENCES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 
 @functools.cache
-def influencing(how: str) -> OnnxArtifact:
+def exported(how: str) -> OnnxArtifact:
     """Such a model, exported."""
     return t2e.export(Influence(INFLUENCES[how]).eval(), sample(4, 6), BATCH)
 
 
+def influencing(how: str) -> OnnxArtifact:
+    """Such a model under the pretence that no operator of it mixes the rows, so that only examples can show it."""
+    return exported(how).replace(influences={"batch": None})
+
+
 @pytest.mark.parametrize("how", INFLUENCES)
-def test_model_whose_rows_influence_each_other_is_never_split(how: str) -> None:
-    """Whatever flows from row to row shows in the proof, which keeps refusing at later calls."""
+def test_model_with_an_operator_that_mixes_rows_is_never_split(how: str) -> None:
+    """The operator is named, whatever the rows of the call are."""
+    operator = exported(how).influences["batch"]
+    assert operator is not None
+    module = ORTModule(exported(how), runtime_config=SPLIT)
+    assert refusal(ShapeError, module, torch.ones(20, 6)) == (
+        f"{ABOVE}, and it can't be split: its entries may influence each other: {operator}; {WIDER}"
+    )
+
+
+def test_model_that_nobody_has_analysed_is_never_split() -> None:
+    """An artifact of an earlier version says nothing of its operators."""
+    module = ORTModule(exported("mean").replace(influences=None), runtime_config=SPLIT)
+    assert "its ONNX graph was not analysed for operators that let entries influence each other; deploy or" in refusal(
+        ShapeError, module, sample(20, 6)
+    )
+
+
+@pytest.mark.parametrize("how", INFLUENCES)
+def test_example_that_shows_an_influence_refuses_too(how: str) -> None:
+    """Whatever flows from row to row shows in an example besides, which keeps refusing at later calls."""
     module = ORTModule(influencing(how), runtime_config=SPLIT)
     x = sample(20, 6)
     x[12] += 4
@@ -568,7 +592,9 @@ def test_chunks_of_unequal_shape_are_refused(tmp_path: Path) -> None:
         parameters=(Parameter("x", "positional", Tree("tensor")),),
     )
     profiles = [Profile({"batch": (1, 4, 8)})]
-    artifact = OnnxArtifact(tmp_path, signature=signature, profiles=profiles, precision="fp32")
+    artifact = OnnxArtifact(
+        tmp_path, signature=signature, profiles=profiles, precision="fp32", influences={"batch": None}
+    )
     x = torch.stack((torch.ones(20), torch.zeros(20)), 1)
     x[[0, 12], 1] = 1  # in every chunk of the proof, in the first two of the answer
     assert refusal(ShapeError, ORTModule(artifact, runtime_config=SPLIT), x) == (

@@ -77,6 +77,14 @@ class Artifact:
         return self._fields.versions
 
     @property
+    def influences(self) -> Mapping[str, str | None]:
+        """{axis: the operator that lets its entries influence each other, None where none does}.
+
+        An axis that nobody has analysed is missing.
+        """
+        return self._fields.influences or {}
+
+    @property
     def folder(self) -> Path:
         """The folder with the files, absolute; an artifact that came in memory is written to a scratch folder first."""
         return self._artifact_files.folder

@@ -68,6 +68,10 @@ class Hardware:
 class ManifestFields:
     """Everything that a manifest says apart from its files.
 
+    Args:
+        influences: {axis: the operator that lets its entries influence each other, or None}; None instead if nobody
+            has analysed the ONNX graph.
+
     Raises:
         ArtifactError: the fields contradict each other or could not be read back.
     """
@@ -78,9 +82,12 @@ class ManifestFields:
     precision: str
     versions: Mapping[str, str]
     hardware: Hardware | None = None
+    influences: Mapping[str, str | None] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
+        if self.influences is not None:
+            object.__setattr__(self, "influences", MappingProxyType(dict(self.influences)))
         try:
             check_fields(self.to_json())
         except SchemaError as error:
@@ -132,6 +139,8 @@ def _check_together(members: dict[str, Any], where: str) -> None:
     axes = [axis["name"] for axis in members["signature"]["axes"]]
     for index, profile in enumerate(members["profiles"]):
         check_names(profile, f"profiles[{index}]", axes)
+    if "influences" in members:
+        check_names(members["influences"], "influences", axes)
     if axes and not members["profiles"]:
         raise field_error(members["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
     if (members["kind"] == "engine") != ("hardware" in members):
@@ -161,8 +170,9 @@ _MANIFEST_JSON = Object(
         "precision": word(MODEL_PRECISIONS),
         "versions": ByName(TEXT),
         "hardware": _HARDWARE_JSON,
+        "influences": ByName(Optional(TEXT)),
     },
-    optional=("hardware",),
+    optional=("hardware", "influences"),
     check_whole=_check_together,
 )
 

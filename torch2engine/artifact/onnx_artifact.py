@@ -31,6 +31,8 @@ class OnnxArtifact(Artifact):
         profiles: at least one if the signature has axes.
         precision: the arithmetic, a name of the table of precisions, e.g. "fp32".
         versions: library -> version, of what made it.
+        influences: {axis: the operator that lets its entries influence each other, or None}; None instead if nobody
+            has analysed the ONNX graph.
         owner: an object to hold as long as the folder is needed, such as `scratch_folder()` returns.
 
     Raises:
@@ -52,6 +54,7 @@ class OnnxArtifact(Artifact):
         profiles: Sequence[Profile],
         precision: str,
         versions: Mapping[str, str] | None = None,
+        influences: Mapping[str, str | None] | None = None,
         owner: object = None,
     ) -> None:
         fields = ManifestFields(
@@ -60,6 +63,7 @@ class OnnxArtifact(Artifact):
             profiles=tuple(profiles),
             precision=precision,
             versions=versions or {},
+            influences=influences,
         )
         self._take_folder(fields, folder, owner)
 

@@ -20,6 +20,7 @@ from torch2engine.core.config import require_choice
 from torch2engine.core.errors import DtypeError, DynamicAxisError, InputError
 from torch2engine.core.precisions import FLOAT32_PRECISIONS
 from torch2engine.core.spec import Axis, Profile, Signature
+from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 from torch2engine.trt.library import IO_DTYPES
 
 __all__ = ["BuildSource", "Profiles", "resolve_source"]
@@ -110,7 +111,13 @@ def _import_onnx_file(path: Path, profiles: Profiles, precision: str) -> BuildSo
     producer = f"{model.producer_name} {model.producer_version}".strip()
     versions = {"onnx": str(onnx.__version__)} | ({"producer": producer} if producer else {})
     artifact = OnnxArtifact(
-        owner.path, owner=owner, signature=signature, profiles=checked_profiles, precision=precision, versions=versions
+        owner.path,
+        owner=owner,
+        signature=signature,
+        profiles=checked_profiles,
+        precision=precision,
+        versions=versions,
+        influences=find_influences(model, signature),
     )
     return BuildSource(artifact, signature, checked_profiles, precision)
 

@@ -165,10 +165,10 @@ class RuntimeConfig:
             "eager" makes a new shape's first call wait. Often faster, but 1.6.1 then answered an EfficientNet-B0 in
             float32 wrongly (relative error 1) at every shape but the process's first, on an H200: check every shape.
         out_of_range: what becomes of a size outside every profile. "error": a ShapeError. "split": a larger batch is
-            answered in chunks, each a call of its own shape, after a proof on the caller's own rows that they don't
-            influence each other (once per axis, six calls and a wait for the GPU). "eager": the PyTorch module answers
-            in inference mode, with one warning; it is kept alive for that, and another thread may not train it
-            meanwhile. Such results are always fresh.
+            answered in chunks, each a call of its own shape. No operator of the ONNX graph may let rows influence each
+            other, and rows of the caller's are answered whole and in chunks besides (once per axis, six calls and a
+            wait for the GPU). "eager": the PyTorch module answers in inference mode, with one warning; it is kept alive
+            for that, and another thread may not train it meanwhile. Such results are always fresh.
 
     Raises:
         InputError: a number that is no positive int, or an unknown word.

@@ -35,6 +35,7 @@ from torch2engine.exporter.onnx_names import drop_saturation, name_axes, name_te
 from torch2engine.exporter.torch_program import lowest_precision
 from torch2engine.exporter.trace import trace
 from torch2engine.exporter.translate import TranslatedModel, translate_to_onnx
+from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 
 __all__ = ["export_onnx"]
 
@@ -85,7 +86,7 @@ def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
         _write_names(onnx_graph, signature, symbols, model)
         folder = scratch_folder()
         _save(translated, Path(folder.path))
-    _verify(Path(folder.path) / "model.onnx", signature)
+    onnx_model = _verified_model(Path(folder.path) / "model.onnx", signature)
     return OnnxArtifact(
         folder.path,
         owner=folder,
@@ -93,6 +94,7 @@ def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
         profiles=captured.profiles,
         precision=precision,
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
+        influences=find_influences(onnx_model, signature),
     )
 
 
@@ -164,15 +166,20 @@ def _save(translated: TranslatedModel, folder: Path) -> None:
         write_file(folder / WEIGHTS, translated.weights.program().to_json())
 
 
-def _verify(path: Path, signature: Signature) -> None:
-    """Read the file back: a valid model, with the signature's inputs and outputs, symbolic where it says so."""
+def _verified_model(path: Path, signature: Signature) -> Any:
+    """Read the file back: a valid model, with the signature's inputs and outputs, symbolic where it says so.
+
+    Returns:
+        the ModelProto, without external weights.
+    """
     import onnx
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ExportError("torch.onnx", got=f"the graph that came out is invalid: {error}") from error
-    onnx_graph = onnx.load(str(path), load_external_data=False).graph
+    onnx_model = onnx.load(str(path), load_external_data=False)
+    onnx_graph = onnx_model.graph
     inputs = [(value.name, _shape(value)) for value in onnx_graph.input]
     outputs = [value.name for value in onnx_graph.output]
     expected_inputs = [(spec.name, list(spec.shape)) for spec in signature.inputs]
@@ -183,6 +190,7 @@ def _verify(path: Path, signature: Signature) -> None:
             got=f"the file has inputs {inputs} and outputs {outputs}",
             allowed=f"inputs {expected_inputs} and outputs {expected_outputs}",
         )
+    return onnx_model
 
 
 def _shape(value: Any) -> Sequence[int | str]:

@@ -237,7 +237,14 @@ class DeployedModule(ParameterlessModule, Generic[B]):
 
     def _in_range_runner(self) -> InRangeRunner:
         artifact = self._backend.artifact
-        return InRangeRunner(artifact.signature, artifact.profiles, artifact.precision, self._backend.title, self.infer)
+        return InRangeRunner(
+            artifact.signature,
+            artifact.profiles,
+            artifact.precision,
+            artifact.influences,
+            self._backend.title,
+            self.infer,
+        )
 
     def _check_tensors(self, leaves: Sequence[torch.Tensor]) -> None:
         signature = self.signature

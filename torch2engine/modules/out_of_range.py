@@ -24,7 +24,16 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import RuntimeConfig, Tolerance
 from torch2engine.core.errors import DeviceError, ExportError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.split import Cut, InRangeRunner, Unsplittable, choose_cut, halves, places, prove, split
+from torch2engine.modules.split import (
+    Cut,
+    InRangeRunner,
+    Unsplittable,
+    choose_cut,
+    halves,
+    independent_places,
+    prove,
+    split,
+)
 from torch2engine.parity.report import ParityReport
 
 __all__ = ["OutOfRange", "checked_reference"]
@@ -153,7 +162,7 @@ class OutOfRange:
             if self.policy == "eager":
                 return self._eager(memory, runner, leaves, error)
             try:
-                cut = choose_cut(runner.signature, runner.profiles, sizes)
+                cut = choose_cut(runner, sizes)
             except Unsplittable as reason:
                 raise _with_reason(error, f"it can't be split: {reason}") from reason
             if cut.axis not in memory.proved:
@@ -241,9 +250,9 @@ def _proofs(runner: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Ten
     """The calls whose size is the sum of two that a profile allows, the largest first.
 
     Raises:
-        Unsplittable: there is none, or the axis is not in every output.
+        Unsplittable: there is none, the axis is not in every output, or an operator may mix its entries.
     """
-    where = places(runner.signature, axis)
+    where = independent_places(runner, axis)
     step = runner.signature.axis(axis).multiple_of
     proofs: list[_Proof] = []
     narrow: Unsplittable | None = None

@@ -20,7 +20,17 @@ from torch2engine.modules.backend import Infer
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import ParityReport
 
-__all__ = ["Cut", "InRangeRunner", "Places", "Unsplittable", "choose_cut", "halves", "places", "prove", "split"]
+__all__ = [
+    "Cut",
+    "InRangeRunner",
+    "Places",
+    "Unsplittable",
+    "choose_cut",
+    "halves",
+    "independent_places",
+    "prove",
+    "split",
+]
 
 
 class Unsplittable(Exception):
@@ -32,6 +42,7 @@ class InRangeRunner:
     """The deployed module as the out-of-range policy sees it: it answers calls inside the profiles.
 
     Args:
+        influences: {axis: the operator that lets its entries influence each other, None where none does}.
         title: the name of the runtime, e.g. "ONNX Runtime".
         infer: the flat call; under output="static" its results are valid until its next call.
     """
@@ -39,6 +50,7 @@ class InRangeRunner:
     signature: Signature
     profiles: tuple[Profile, ...]
     precision: str
+    influences: Mapping[str, str | None]
     title: str
     infer: Infer
 
@@ -68,12 +80,14 @@ class Cut:
     proof: tuple[int, int]
 
 
-def choose_cut(signature: Signature, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> Cut:
+def choose_cut(runner: InRangeRunner, sizes: Mapping[str, int]) -> Cut:
     """Choose the axis and the chunks.
 
     Raises:
         Unsplittable: no axis can be cut so that every chunk lies in a profile.
     """
+    signature = runner.signature
+    profiles = runner.profiles
     fitting = [
         (axis.name, profile)
         for axis in signature.axes
@@ -88,7 +102,7 @@ def choose_cut(signature: Signature, profiles: Sequence[Profile], sizes: Mapping
         low, _, high = profile.ranges[name]
         step = signature.axis(name).multiple_of
         try:
-            where = places(signature, name)
+            where = independent_places(runner, name)
             return Cut(name, where, _chunks(sizes[name], low, high, step), halves(high, low, step))
         except Unsplittable as reason:
             reasons.append(reason)
@@ -106,6 +120,23 @@ def _why_none(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> str:
     if len(names) > 1:
         return f"axes {' and '.join(map(repr, names))} are both outside, and only one can be split"
     return "no profile that could answer chunks holds the other axes"
+
+
+def independent_places(runner: InRangeRunner, axis: str) -> Places:
+    """Find the axis's dimension in every tensor, if its entries are answered independently of each other.
+
+    Raises:
+        Unsplittable: an output has it not just once, or an input more than once; or an operator may mix its entries.
+    """
+    found = places(runner.signature, axis)
+    if axis not in runner.influences:
+        raise Unsplittable(
+            "its ONNX graph was not analysed for operators that let entries influence each other; "
+            "deploy or build the model again"
+        )
+    if (influence := runner.influences[axis]) is not None:
+        raise Unsplittable(f"its entries may influence each other: {influence}")
+    return found
 
 
 def places(signature: Signature, axis: str) -> Places:
