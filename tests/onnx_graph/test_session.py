@@ -173,6 +173,19 @@ def test_bfloat16_inside_a_float32_graph_is_found(tmp_path: Path) -> None:
     assert OrtSession(path)({"x": np.array([1.5, -2], np.float32)})["y"].tolist() == [3, -4]
 
 
+def test_values_that_a_cast_makes_bfloat16_are_rounded(tmp_path: Path) -> None:
+    """A Cast to bfloat16 shows in the answer, in branches too, so that one too many does not pass."""
+    cast = [helper.make_node("Cast", ["x"], ["narrow"], to=BF16), helper.make_node("Cast", ["narrow"], ["y"], to=FLOAT)]
+    value = helper.make_tensor_value_info("y", FLOAT, [3])
+    branches = {f"{name}_branch": helper.make_graph(cast, name, [], [value]) for name in ("then", "else")}
+    inside = [helper.make_node("If", ["true"], ["y"], **branches)]
+    x = np.array([1 + 2**-9, 1 + 2**-7, 1 + 3 * 2**-8], np.float32)
+    for name, nodes in (("plain", cast), ("inside", inside)):
+        io = {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])}
+        path = onnx_models.save(tmp_path / f"{name}.onnx", nodes, *io, {"true": np.array(True)})
+        assert OrtSession(path)({"x": x})["y"].tolist() == torch.from_numpy(x).bfloat16().tolist()
+
+
 def test_constants_of_bfloat16_are_found_in_nodes(tmp_path: Path) -> None:
     """A Constant node's tensor counts like a weight."""
     three = onnx.TensorProto()

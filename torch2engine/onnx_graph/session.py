@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.onnx_graph.walk import walk_graphs, walk_tensors
+from torch2engine.onnx_graph.walk import walk_graphs, walk_nodes, walk_tensors
 
 __all__ = ["DTYPE_ATTRIBUTES", "OrtSession", "import_onnxruntime"]
 
@@ -35,7 +35,8 @@ class OrtSession:
 
     Args:
         path: the model file; external data is found beside it. A bfloat16 graph answers in float32, inputs and outputs
-            included, because the CPU provider has no bfloat16 Conv, Gemm or Add (seen with 1.32).
+            included, because the CPU provider has no bfloat16 Conv, Gemm or Add (seen with 1.32). What a Cast makes
+            bfloat16 is rounded to it all the same.
         as_it_is: leave a bfloat16 graph alone. A graph that only casts to bfloat16 and back can run so.
 
     Raises:
@@ -177,11 +178,12 @@ def _element_types(graph: Any) -> set[int]:
 
 
 def _replace_bfloat16(graph: Any) -> None:
-    """Put float32 in bfloat16's place."""
+    """Put float32 in bfloat16's place; what a Cast rounds to bfloat16 stays rounded."""
     import onnx
 
     bfloat16 = onnx.TensorProto.BFLOAT16
     float32 = onnx.TensorProto.FLOAT
+    rounded = {node.output[0] for node in walk_nodes(graph.node) if _cast_type(node) == bfloat16}
     for tensor in walk_tensors(graph):
         if tensor.data_type == bfloat16:
             values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
@@ -192,6 +194,33 @@ def _replace_bfloat16(graph: Any) -> None:
     for attribute in _dtype_attributes(graph):
         if attribute.i == bfloat16:
             attribute.i = float32
+    for part in walk_graphs(graph):
+        _round_to_bfloat16(part, rounded)
+
+
+def _cast_type(node: Any) -> int | None:
+    """The type that a Cast casts to; None for another node."""
+    return next(
+        (attribute.i for attribute in node.attribute if attribute.name == "to" and node.op_type == "Cast"), None
+    )
+
+
+def _round_to_bfloat16(graph: Any, names: Set[str]) -> None:
+    """Put a Cast to bfloat16 before each Cast that makes one of these tensors.
+
+    Without the rounding, a Cast that the graph should not have would pass every comparison.
+    """
+    from onnx import TensorProto, helper
+
+    nodes: list[Any] = []
+    for node in graph.node:
+        if node.op_type == "Cast" and node.output[0] in names:
+            narrow = f"{node.output[0]}/bfloat16"
+            nodes.append(helper.make_node("Cast", [node.input[0]], [narrow], to=TensorProto.BFLOAT16))
+            node.input[0] = narrow
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _tensor_values(graph: Any) -> Iterator[Any]:
