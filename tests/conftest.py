@@ -36,7 +36,7 @@ def run_python() -> Callable[[str], Any]:
 
     def run(code: str) -> Any:
         command = [sys.executable, "-c", code]
-        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
         return json.loads(done.stdout.splitlines()[-1])
 

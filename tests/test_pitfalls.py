@@ -243,7 +243,6 @@ def deployed(folders: Sequence[Path], flavour: str, **environment: str) -> Any:
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -55,17 +56,14 @@ def start_slow_build(tmp_path: Path, scratch: Path, layers: int = 200, manner: s
 
 
 def test_ctrl_c_ends_a_build_promptly_and_leaves_nothing(tmp_path: Path) -> None:
-    """SIGINT amid a long phase is a KeyboardInterrupt within a second, and no file or process stays."""
+    """SIGINT amid a long phase is a KeyboardInterrupt before the next phase, and no file or process stays."""
     scratch = tmp_path / "scratch"
     process = start_slow_build(tmp_path, scratch)
-    time.sleep(0.3)
     assert os.listdir(scratch), "the build should be at work"
-    began = time.monotonic()
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=30)
-    assert time.monotonic() - began < 2
+    out, err = process.communicate()
     assert err.splitlines()[-1] == "KeyboardInterrupt"
-    assert "finished" not in out
+    assert set(out.splitlines()) <= {"Computing profile costs"}
     assert os.listdir(scratch) == []
     assert not users_of(scratch)
 
@@ -76,7 +74,7 @@ def test_ctrl_c_that_the_application_handles_does_not_end_the_build(tmp_path: Pa
     for _ in range(50):  # some find the builder's process starting, some parsing, some building
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.01)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate()
     assert (out.splitlines()[-1], err) == ("finished", "")
 
 
@@ -84,13 +82,12 @@ def test_a_killed_parent_takes_its_builder_along(tmp_path: Path) -> None:
     """Whatever happens to the process that asked, no builder goes on without it."""
     scratch = tmp_path / "scratch"
     process = start_slow_build(tmp_path, scratch, layers=300)
-    time.sleep(0.3)
-    assert len(users_of(scratch)) == 2
+    builders = [os.pidfd_open(int(user)) for user in users_of(scratch) if int(user) != process.pid]
+    assert len(builders) == 1
     process.kill()
-    process.communicate(timeout=30)
-    deadline = time.monotonic() + 1
-    while users_of(scratch) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    process.communicate()
+    select.select(builders, [], [])  # returns when the builder has ended
+    os.close(builders[0])
     assert not users_of(scratch)
 
 
@@ -118,5 +115,5 @@ def test_a_failed_build_leaves_nothing_on_disk(tmp_path: Path) -> None:
     )
     command = [sys.executable, "-c", code, str(onnx_models.unsupported(tmp_path)), str(scratch)]
     environment = {**os.environ, "TMPDIR": str(scratch)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["UnsupportedOperatorError", "[]"]

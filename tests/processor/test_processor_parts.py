@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -218,12 +217,14 @@ def test_copy_after_close_is_made_all_the_same() -> None:
 def test_error_in_a_copy_is_raised_once_all_are_through(monkeypatch: pytest.MonkeyPatch) -> None:
     """A piece that can't be copied is the caller's error, after the last piece, wherever it happened."""
     through: list[int] = []
+    raised = threading.Event()
 
     def copy(target: np.ndarray[Any, Any], source: np.ndarray[Any, Any]) -> None:
-        time.sleep(0.01)
         through.append(len(source))
         if source[0]:
+            raised.set()
             raise ValueError("planted")
+        raised.wait()  # the other pieces are still to come when the error is there
 
     monkeypatch.setattr(_copying, "_copy", copy)
     source = np.zeros(1 << 22, np.uint8)

@@ -74,7 +74,6 @@ def ask(code: str, folder: Path, **environment: str) -> Any:
         env={**os.environ, "LD_LIBRARY_PATH": str(folder), **environment},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert done.returncode == 0, done.stderr
