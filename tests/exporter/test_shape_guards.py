@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.models import Function, Recurrent, TwoInputs, exported, line_of
+from tests.support.models import Function, TwoInputs, exported, line_of
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.shape_guards import ShapeGuard, ShapeGuards, explain_refusal, record_guards
@@ -128,13 +128,26 @@ def test_pitfall_06_line_that_pins_an_axis_is_named_inside_a_submodule() -> None
     assert error.value.source == line_of(reshaped, "view(4, 3)")
 
 
-def test_sequence_of_a_recurrent_network_is_pinned() -> None:
-    """torch unrolls an LSTM over its length: an error that names the length, never a graph of one length."""
+class Steps(nn.Module):
+    """A loop over time of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.LSTMCell(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        h = c = x.new_zeros(x.shape[0], 4)
+        for step in range(x.shape[1]):
+            h, c = self.cell(x[:, step], (h, c))
+        return h
+
+
+def test_loop_over_time_is_refused_at_its_line() -> None:
+    """A Python loop is unrolled: an error that names the axis and the loop, never a graph of one length."""
     with pytest.raises(DynamicAxisError) as error:
-        exported(Recurrent(), torch.randn(4, 5, 3), {"x": {0: "batch", 1: "length"}})
+        exported(Steps(), torch.randn(4, 5, 3), {"x": {0: "batch", 1: "length"}})
     assert error.value.axis == "length"
-    assert error.value.allowed == "the model works only with length = 5"
-    assert error.value.source == line_of(Recurrent, "self.lstm(x)")
+    assert error.value.source == line_of(Steps, "for step")
 
 
 # the range is narrower

@@ -12,6 +12,7 @@ from torch import nn
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.reference import Reference, flatten_result
 from torch2engine.core.errors import ExportError
+from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
 
 __all__ = ["FLAT_MODULE_PREFIX", "FlatModule"]
 
@@ -30,7 +31,8 @@ class FlatModule(nn.Module):
         """Call the model as its user does, and take its result apart."""
         signature = self._signature
         args, kwargs = Reference(self.model, signature.parameters, signature.preprocess).arguments(leaves)
-        result = flatten_result(self.model(*args, **kwargs))
+        with RecurrentLayersAsOperators():
+            result = flatten_result(self.model(*args, **kwargs))
         if result.tree != signature.output:
             raise ExportError(
                 "model",

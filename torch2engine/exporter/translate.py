@@ -20,6 +20,7 @@ from torch2engine.core.errors import ExportError, UnsupportedOperatorError
 from torch2engine.exporter.decompositions.table import exact_decompositions
 from torch2engine.exporter.operator_registry import reused_operator_registry
 from torch2engine.exporter.optimize import exact_rewrites, optimize
+from torch2engine.exporter.recurrent import recurrent_translations
 from torch2engine.exporter.torch_program import failed_node, has_mixed_norm, without_onnx_form
 from torch2engine.exporter.trace_weights import WeightTracer
 
@@ -93,7 +94,7 @@ def _call_torch_onnx(program: torch.export.ExportedProgram, optimized: bool) -> 
         "dynamic_axes": None,
         "input_names": None,
         "output_names": None,
-        "custom_translation_table": None,
+        "custom_translation_table": recurrent_translations(),
         "export_params": True,
         "keep_initializers_as_inputs": False,
         "report": False,
