@@ -198,3 +198,14 @@ def test_trial_is_needed_for_operators_that_assert_on_a_gpu(
     reference = captured(model, sample).reference
     trial = trial_if_needed(reference, [sample], reference([sample]).leaves, on_gpu=is_float64)
     assert (trial is not None) is needed
+
+
+def test_inputs_on_a_gpu_reach_the_copy() -> None:
+    """They come to the CPU before what runs on a GPU is refused."""
+    sample = torch.tensor([1, 3])
+
+    def is_sample(tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() == sample.untyped_storage().data_ptr()
+
+    trial = HostTrial(captured(Lookup(), sample).reference, [sample], on_gpu=is_sample)
+    assert trial.obstacle() == ""

@@ -150,7 +150,9 @@ def test_overflow_is_seen_on_the_engine_too(monkeypatch: pytest.MonkeyPatch) -> 
     model, inputs = made("vit")
     model.blocks[2].mlp.fc2 = networks.Detour(model.blocks[2].mlp.fc2.cpu(), 2e7).cuda()
     monkeypatch.setattr(lower_graph, "nodes_out_of_range", lambda *args: {})
-    monkeypatch.setattr(lower_graph, "judge", lambda module, examples, bounds: Passed((), "PyTorch vs nobody", bounds))
+    monkeypatch.setattr(
+        lower_graph, "judge", lambda module, examples, bounds, **options: Passed((), "PyTorch vs nobody", bounds)
+    )
     with pytest.raises(t2e.ParityError) as caught:
         deployed(model, inputs(8), "fp16")
     worst = caught.value.report.worst

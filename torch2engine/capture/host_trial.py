@@ -80,8 +80,9 @@ class HostTrial:
         """
         if self._copy is None:
             self._copy = self._reference.of(copy_to_cpu(self._reference.model))
+        on_cpu = [leaf.detach().to(_CPU, copy=True) for leaf in inputs]  # before the GPU is refused
         with _only_on_cpu(self._on_gpu):
-            return self._copy([leaf.detach().to(_CPU) for leaf in inputs])
+            return self._copy(on_cpu)
 
     def refresh(self) -> None:
         """Free the copy; the next run copies the model as it is then, with its state."""
