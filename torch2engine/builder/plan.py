@@ -1,8 +1,8 @@
 """One ONNX file → one plan on disk, by TensorRT itself.
 
 Enters: a `PlanRequest`. Leaves: the plan's file, and `PlanFacts` about what built it. Separate because only this file
-talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor, unless
-the parser fails, onnx.
+talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor onnx,
+unless the parser fails or an importer is known to misread the file (`importer_forms`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from torch2engine.builder.importer_forms import importer_form
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.trt.gpu import list_gpus, make_gpu_current
@@ -198,12 +199,15 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
     rt = build.rt
     network: INetworkDefinition = build.check(make_network(rt, builder), "TensorRT's network")
     parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
-    # By path: bytes alone would lose external data.
-    if not parser.parse_from_file(build.request.onnx_path):
+    path = build.request.onnx_path
+    respelled = importer_form(Path(path))
+    # With the path, since external data are found beside it.
+    is_parsed = parser.parse_from_file(path) if respelled is None else parser.parse(respelled, path)
+    if not is_parsed:
         # Imported only here, since it loads onnx.
         from torch2engine.builder.unsupported import explain_refusal
 
-        raise explain_refusal(rt, builder, parser, Path(build.request.onnx_path), build.log_mark)
+        raise explain_refusal(rt, builder, parser, Path(path), build.log_mark)
     return network
 
 
