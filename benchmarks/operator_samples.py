@@ -166,12 +166,13 @@ def _is_usable(tensors: Sequence[Tensor]) -> bool:
 
 def _results(module: _Operator, tensors: Sequence[Tensor]) -> int:
     """Count PyTorch's results; 0 where it refuses, writes into an argument, or gives what can't be judged."""
-    before = [tensor._version for tensor in (*tensors, *module.fixed_tensors())]
+    arguments = [*tensors, *module.fixed_tensors()]
+    before = [tensor.clone() for tensor in arguments]
     try:
         result, _ = tree_flatten(module(*tensors))
     except Exception:  # whatever PyTorch says to this size
         return 0
-    if before != [tensor._version for tensor in (*tensors, *module.fixed_tensors())]:
+    if not all(torch.equal(now.nan_to_num(), then.nan_to_num()) for now, then in zip(arguments, before, strict=True)):
         return 0
     return len(result) if all(isinstance(part, Tensor) and _can_be_judged(part) for part in result) else 0
 

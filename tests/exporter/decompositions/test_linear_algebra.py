@@ -60,6 +60,13 @@ def test_triangular_factors_are_pytorchs(matrix: torch.Tensor, upper: bool) -> N
         close(found / expected.abs().amax(), expected / expected.abs().amax())
 
 
+@pytest.mark.parametrize("n", [-2, 0, 1, 2, 5])
+def test_powers_are_pytorchs(n: int) -> None:
+    """By squares; the zeroth is the identity for each matrix."""
+    matrix = SQUARE[5]
+    close(LINEAR_ALGEBRA["linalg_matrix_power"](matrix, n), torch.linalg.matrix_power(matrix, n), rtol=1e-3)
+
+
 class _Inverse(nn.Module):
     """The inverse of a batch of matrices."""
 

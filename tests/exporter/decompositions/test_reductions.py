@@ -39,3 +39,10 @@ def test_softmax_of_a_row_is_pytorchs() -> None:
         torch.testing.assert_close(REDUCTIONS[f"{name}.int"](half, 0, torch.float32), function(half.float(), 0))
         torch.testing.assert_close(REDUCTIONS[f"_{name}"](half, 0, True), function(half.float(), 0))
         assert REDUCTIONS[f"_{name}"](TENSORS[2], 0, False) is NotImplemented
+
+
+def test_mean_of_a_number_is_the_number() -> None:
+    """In the requested dtype; other means are torch.onnx's."""
+    torch.testing.assert_close(REDUCTIONS["mean"](TENSORS[0]), TENSORS[0])
+    torch.testing.assert_close(REDUCTIONS["mean.dim"](TENSORS[0], [], dtype=torch.float64), TENSORS[0].double())
+    assert REDUCTIONS["mean"](TENSORS[1]) is NotImplemented

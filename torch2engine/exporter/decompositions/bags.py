@@ -39,7 +39,8 @@ def embedding_bag(
     bag_of = begun.sum(0) - 1
     numbers = torch.arange(bags.shape[0], device=indices.device)
     member = numbers.unsqueeze(-1) == bag_of
-    if padding_idx is not None and padding_idx >= 0:
+    if padding_idx is not None and padding_idx != -1:
+        padding_idx = padding_idx % table.shape[0]
         member = member & (indices != padding_idx)
     rows = table.index_select(0, indices)
     if mode == _MAX:
@@ -57,6 +58,8 @@ def embedding_bag(
 
 
 BAGS: Mapping[str, Callable[..., Any]] = {
+    "embedding_bag": embedding_bag,
+    "embedding_bag.padding_idx": embedding_bag,
     "_embedding_bag": embedding_bag,
     "_embedding_bag_forward_only": embedding_bag,
 }

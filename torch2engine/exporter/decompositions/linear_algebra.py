@@ -167,6 +167,22 @@ def _linalg_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
     return cholesky(matrix, upper)
 
 
+def matrix_power(matrix: Tensor, n: int) -> Tensor:
+    """Multiply a matrix n times, by squares; a negative n needs an inverse."""
+    if n < 0:
+        inverse = _inverse(matrix)
+        return NotImplemented if inverse is NotImplemented else matrix_power(inverse[0], -n)
+    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand(matrix.shape)
+    result: Tensor | None = None
+    square = matrix
+    while n:
+        if n % 2:
+            result = square if result is None else result @ square
+        n //= 2
+        square = square @ square if n else square
+    return identity.clone() if result is None else result.clone() if result is matrix else result
+
+
 def _first_of(function: Callable[..., Any]) -> Callable[..., Any]:
     """The operator that gives the first result alone."""
 
@@ -208,4 +224,6 @@ LINEAR_ALGEBRA: Mapping[str, Callable[..., Any]] = {
     "linalg_cholesky_ex": _cholesky_ex,
     "linalg_cholesky": _linalg_cholesky,
     "cholesky": cholesky,
+    "linalg_matrix_power": matrix_power,
+    "matrix_power": matrix_power,
 }

@@ -58,10 +58,19 @@ def _softmax_of(softmax: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return decomposition
 
 
+def _mean_of_number(x: Tensor, *options: Any, dtype: torch.dtype | None = None) -> Tensor:
+    """`mean` of a tensor without dimensions, which TensorRT refuses."""
+    if x.dim():
+        return NotImplemented
+    return x.clone() if dtype is None else x.to(dtype)
+
+
 REDUCTIONS: Mapping[str, Callable[..., Any]] = {
     "amax": _over_all_dimensions(torch.amax),
     "amin": _over_all_dimensions(torch.amin),
     "aminmax": _aminmax,
+    "mean": _mean_of_number,
+    "mean.dim": _mean_of_number,
     "argmax": _place_of(torch.argmax),
     "argmin": _place_of(torch.argmin),
     "softmax.int": _softmax_of(torch.softmax),

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from torch2engine.exporter.decompositions.aliases import ALIASES
 from torch2engine.exporter.decompositions.attention import ATTENTION, needs_exact_attention
 from torch2engine.exporter.decompositions.bags import BAGS
 from torch2engine.exporter.decompositions.bessel import BESSEL
@@ -54,6 +55,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **RUNNING,
     **POOLING,
     **DISTANCES,
+    **ALIASES,
     **COMPLEX_NUMBERS,
     **SCATTERING,
     **REARRANGING,
