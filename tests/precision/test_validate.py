@@ -14,6 +14,8 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.precision.test_lower import Late, late
+from tests.support.models import line_of
+from torch2engine.precision.validate import require_no_float64
 
 X = torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -147,7 +149,7 @@ def test_check_sees_overflow_in_a_typed_graph() -> None:
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
 def test_float64_inside_is_refused(dtype: str) -> None:
-    """AutoCast would make less of it; the module is named."""
+    """AutoCast would make less of it; the module and the line are named, and the cure works."""
 
     class Double(nn.Module):
         def __init__(self) -> None:
@@ -159,8 +161,33 @@ def test_float64_inside_is_refused(dtype: str) -> None:
 
     with pytest.raises(t2e.InputError) as caught:
         deploy(Double(), dtype)
-    assert "'exact'" in str(caught.value)
-    assert str(caught.value).startswith(f"precision '{dtype}': float64 in ")
+    line = line_of(Double, "self.exact(self.a(x)")
+    assert caught.value.subject == f"precision '{dtype}'"
+    assert f"'exact' (at {line})" in caught.value.got
+    assert caught.value.fix == "compute in float32 there, or deploy model.float() where its weights are float64"
+
+
+class _Positions(nn.Module):
+    """Positions from a table in a dtype, which follow the batch."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+        self.dtype = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = torch.arange(x.shape[0], dtype=self.dtype).cos()
+        return self.linear(x) * table.float()[:, None]
+
+
+def test_position_table_in_float64_is_refused_at_its_line() -> None:
+    """A table in float32, as the cure says, is lowered."""
+    artifact = t2e.export(_Positions(torch.float64), torch.randn(4, 8), {"x": {0: t2e.Axis("n", 2, 4, 8)}})
+    with pytest.raises(t2e.InputError) as caught:
+        require_no_float64(artifact.onnx_path, t2e.Precision("fp16"))
+    assert line_of(_Positions, "torch.arange") in caught.value.got
+    cured = t2e.export(_Positions(torch.float32), torch.randn(4, 8), {"x": {0: t2e.Axis("n", 2, 4, 8)}})
+    require_no_float64(cured.onnx_path, t2e.Precision("fp16"))
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8", "fp8"])

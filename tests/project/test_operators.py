@@ -63,6 +63,29 @@ def test_outcome_of_a_case_is_what_the_road_says(module: nn.Module, outcome: str
     assert (found["outcome"], found["step"]) == (outcome, step)
 
 
+# One of each family: what any of them needs from the exporter, from ONNX Runtime and from the builder.
+PINNED = [
+    "bitwise_xor",
+    "cdist",
+    "cummax",
+    "fft.rfft2",
+    "linalg.inv",
+    "masked.var",
+    "nn.functional.adaptive_max_pool2d",
+    "nn.functional.avg_pool2d",
+    "nn.functional.embedding_bag",
+    "scatter_reduce.mean",
+]
+
+
+@pytest.mark.parametrize("operator", PINNED)
+def test_operator_that_was_mended_stays_right(operator: str) -> None:
+    """With a dynamic leading size, from PyTorch's sample to a plan."""
+    case = make_case(load_operators()[operator], True)
+    assert case is not None
+    assert outcome_of(case) == {"outcome": "right", "step": "", "detail": ""}
+
+
 def test_figures_count_what_can_never_pass_apart() -> None:
     """A factorisation lowers no share of passes, but its untyped error counts."""
     outcomes = {

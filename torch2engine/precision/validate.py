@@ -13,7 +13,7 @@ from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, chec
 from torch2engine.core.errors import InputError, PrecisionError
 from torch2engine.core.precisions import CAST_PRECISIONS, QUANTIZED_PRECISIONS, quoted
 from torch2engine.onnx_graph.model_file import load_model
-from torch2engine.onnx_graph.node_origins import node_modules
+from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.tensor_types import tensor_types
 from torch2engine.precision.calibration import check_calibration
 from torch2engine.precision.graph.outcome import PrecisionOutcome
@@ -25,6 +25,8 @@ __all__ = [
     "require_refittable_precision",
     "validated_precision",
 ]
+
+_NAMED = 8  # places in one message
 
 
 def validated_precision(
@@ -79,24 +81,22 @@ def require_no_float64(onnx_path: Path, precision: Precision) -> None:
     """Refuse float64 in a graph whose tensors are to be cast, because AutoCast would round it to less.
 
     Raises:
-        InputError: naming the modules.
+        InputError: naming the modules and the user's lines.
     """
     from onnx import TensorProto
 
     if precision.dtype not in CAST_PRECISIONS:
         return
     model = load_model(onnx_path)
-    module_of_node = node_modules(model)
     float64 = {name for name, element_type in tensor_types(model).items() if element_type == TensorProto.DOUBLE}
-    modules = {
-        module_of_node[node.name] for node in model.graph.node if float64.intersection((*node.input, *node.output))
-    }
-    if modules:
+    origins = {origin_of(node) for node in model.graph.node if float64.intersection((*node.input, *node.output))}
+    places = sorted(f"{origin.module!r} (at {origin.source})" for origin in origins)
+    if places:
         raise InputError(
             f"precision '{precision.dtype}'",
-            got="float64 in " + ", ".join(repr(module) for module in sorted(modules)[:8]),
+            got="float64 in " + ", ".join(places[:_NAMED]),
             allowed="a model that computes in float32",
-            fix="deploy model.float(), or convert to float64 outside of the model",
+            fix="compute in float32 there, or deploy model.float() where its weights are float64",
         )
 
 
