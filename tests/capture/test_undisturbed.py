@@ -299,8 +299,8 @@ def test_forward_that_writes_into_parameters_is_reported(seen: bool) -> None:
     with pytest.raises(ExportError) as error:
         run_all(Drifting())
     assert str(error.value) == (
-        "model: its forward writes into its own parameters: w; they keep the new values, a forward that only reads "
-        "them; move such updates out of forward"
+        "model: its forward writes into its own parameters: w; they are put back, a forward that only reads them; "
+        "move such updates out of forward"
     )
 
 
@@ -390,7 +390,7 @@ def test_forward_that_adds_to_gradients_is_reported() -> None:
 
     model = Accumulating()
     model(X)
-    with pytest.raises(ExportError, match="its forward adds to the gradients of w; they keep the new values"):
+    with pytest.raises(ExportError, match="its forward adds to the gradients of w; they are put back"):
         captured(model, X)
 
 

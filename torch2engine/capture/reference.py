@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch2engine.capture.parameter_writes import ParameterWrites, parameter_writes_undone
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.pytree import Flat, flatten, unflatten
@@ -91,7 +92,17 @@ class Reference:
 
         Returns:
             copies: the model may have returned a buffer of its own, which its next call or the restoring overwrites.
+
+        Raises:
+            ExportError: as `__call__`, or forward writes into parameters or gradients, which are put back; names them.
         """
+        with parameter_writes_undone(self.model) as writes:
+            flat = self._answer(leaves, weights)
+        if writes.parameters or writes.gradients:
+            raise _writes_refusal(writes)
+        return flat
+
+    def _answer(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None) -> Flat:
         try:
             result = self.call(leaves, weights)
         except Exception as error:
@@ -104,6 +115,23 @@ class Reference:
             ) from error
         flat = flatten_result(result)
         return Flat(flat.tree, [leaf.detach().clone() for leaf in flat.leaves], flat.names)
+
+
+def _writes_refusal(writes: ParameterWrites) -> ExportError:
+    """The error for a model that writes into its parameters or their gradients."""
+    if writes.parameters:
+        return ExportError(
+            "model",
+            got=f"its forward writes into its own parameters: {', '.join(writes.parameters)}; they are put back",
+            allowed="a forward that only reads them",
+            fix="move such updates out of forward",
+        )
+    return ExportError(
+        "model",
+        got=f"its forward adds to the gradients of {', '.join(writes.gradients)}; they are put back",
+        allowed="a forward that computes no gradients of its parameters",
+        fix="use torch.autograd.grad in forward, or move the backward pass out of it",
+    )
 
 
 def _float_dtype(model: nn.Module) -> torch.dtype:
