@@ -18,7 +18,7 @@ from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
@@ -47,7 +47,7 @@ def deploy(
     precision: str | Precision = "fp32",
     calibration: Iterable[Any] | None = None,
     profiles: Sequence[Any] | None = None,
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerances | None = None,
     runtime: str = "tensorrt",
     config: BuildConfig = BuildConfig(),
     runtime_config: RuntimeConfig = RuntimeConfig(),
@@ -73,7 +73,8 @@ def deploy(
         profiles: several ``{"batch": (min, opt, max)}``, of which the narrowest that holds a call's sizes answers it;
             by default one, from the axes.
         tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved, or
-            more where the model's own answers move more by rounding; the report shows this sensitivity.
+            more where the model's own answers move more by rounding; the report shows this sensitivity. A Mapping has
+            one for each output that it names, e.g. {"labels": Tolerance(mismatch=1e-3)}.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
             ONNX Runtime with one warning).
         config: how TensorRT builds.

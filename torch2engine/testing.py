@@ -25,6 +25,7 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, leaf_paths, unflatten, unique_names
 from torch2engine.core.spec import Tree
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import OutputParity, ParityReport
 
@@ -155,7 +156,7 @@ def _choose_tolerance(tolerance: Tolerance | None, precision: str | None, output
                 allowed="one of them",
                 fix="leave out precision",
             )
-        return tolerance
+        return Bounds.of(tolerance, "fp32").tolerance
     dtypes = {dtype_name(output.dtype) for output in outputs}
     return Tolerance.default(precision or lowest_cast_precision(dtypes) or "fp32")
 

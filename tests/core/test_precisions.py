@@ -57,7 +57,9 @@ def test_types_are_onnxs(name: str) -> None:
 def test_default_tolerance_is_the_rows(name: str) -> None:
     """A user asks for it by the precision's word."""
     row = PRECISION_TYPES[name]
-    assert t2e.Tolerance.default(name) == t2e.Tolerance(rel_l2=row.rel_l2, max_rel=row.max_rel, abs=row.abs)
+    assert t2e.Tolerance.default(name) == t2e.Tolerance(
+        rel_l2=row.rel_l2, max_rel=row.max_rel, abs=row.abs, mismatch=row.mismatch
+    )
 
 
 @pytest.mark.parametrize(

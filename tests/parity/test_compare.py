@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -293,7 +294,7 @@ def failing_report() -> ParityReport:
         "aux": np.zeros((0, 3), np.float32),
     }
     candidate = {**reference, "logits": np.array([[1.0, 2.0], [3.0, 4.5]], np.float32)}
-    tolerance = Tolerance(mismatch=0.5)
+    tolerance = replace(FP32, mismatch=0.5)
     rows = compare(reference, {**reference, "label": np.array([1, 0])}, tolerance, case="min")
     report = ParityReport(rows, "PyTorch vs TensorRT", tolerance, ("TF32 is off",))
     del candidate["aux"]

@@ -14,7 +14,7 @@ from torch2engine.parity.report import ParityReport
 from torch2engine.pipeline.report import DeployReport, ReportBuilder
 from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
 
-TOLERANCE = Tolerance(rel_l2=1e-3, max_rel=1e-2, abs=1e-6)
+TOLERANCE = Tolerance(rel_l2=1e-3, max_rel=1e-2, abs=1e-6, mismatch=0)
 
 
 def table(subject: str, scale: float = 1.0) -> ParityReport:
@@ -33,8 +33,8 @@ def test_text_has_precision_memory_phases_tables_and_notes() -> None:
         notes=("the model writes into its input 'x'", "and another"),
     )
     rows = [
-        "case  output  tensor      rel-l2    max-abs   max-rel   cosine    worst  verdict",
-        "min   y       float32[4]  0.00e+00  0.00e+00  0.00e+00  1.000000  [0]    passed",
+        "case  output  tensor      rel-l2    allowed   sensitivity  max-abs   max-rel   cosine    worst  verdict",
+        "min   y       float32[4]  0.00e+00  1.00e-03  -            0.00e+00  0.00e+00  1.000000  [0]    passed",
     ]
     bounds = "(allowed: rel_l2 0.001, max_rel 0.01, abs 1e-06, mismatch 0)"
     assert str(report).splitlines() == [
@@ -97,6 +97,16 @@ def test_json_has_every_field() -> None:
 def test_report_passes_only_if_every_comparison_did(parity: tuple[ParityReport, ...], passed: bool) -> None:
     """What was not compared has not passed."""
     assert DeployReport(parity=parity, seconds={}, precision="fp32").passed is passed
+
+
+def test_verdict_is_that_of_the_weakest_comparison() -> None:
+    """One comparison that proves little makes the whole weak, and one that failed makes it fail."""
+    zeros = {"y": np.zeros(4, np.float32)}
+    weak = ParityReport(compare(zeros, zeros, TOLERANCE), "a vs z", TOLERANCE)
+    strong = table("a vs b")
+    assert DeployReport(parity=(strong,), seconds={}, precision="fp32").verdict == "passed"
+    assert DeployReport(parity=(strong, weak), seconds={}, precision="fp32").verdict == "weak"
+    assert DeployReport(parity=(weak, table("a vs c", scale=1.5)), seconds={}, precision="fp32").verdict == "failed"
 
 
 def test_phases_measure_their_bodies_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

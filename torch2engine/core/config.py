@@ -7,9 +7,9 @@ an option exists exactly once.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import Any, TypeGuard
+from typing import Any, TypeAlias, TypeGuard, cast
 
 from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
@@ -30,6 +30,7 @@ __all__ = [
     "Precision",
     "RuntimeConfig",
     "Tolerance",
+    "Tolerances",
     "check_tolerance",
     "default_tolerance",
     "require_choice",
@@ -92,16 +93,20 @@ def _is_bool(value: object) -> bool:
 
 
 def check_tolerance(value: object) -> None:
-    """Refuse what is neither a Tolerance nor None.
+    """Refuse what is neither a Tolerance, nor one for each of some outputs, nor None.
 
     Raises:
         InputError: showing one.
     """
+    if isinstance(value, Mapping):
+        for name, tolerance in cast("Mapping[object, object]", value).items():
+            require_instance(f"tolerance[{name!r}]", tolerance, Tolerance)
+        return
     if value is not None and not isinstance(value, Tolerance):
         raise InputError(
             "tolerance",
             got=repr(value),
-            allowed="a Tolerance or None",
+            allowed="a Tolerance, a Mapping from output names to Tolerances, or None",
             fix="e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)",
         )
 
@@ -229,7 +234,11 @@ class Tolerance:
             dimension 0), and on every slice's ‖candidate − reference‖₂ / ‖reference‖₂ along every dimension.
         abs: absolute difference that counts as none, never more than rel_l2 times the reference's root mean square
             unless the reference is zero throughout; so it does not hide an output whose values are all tiny.
-        mismatch: share of the elements of an integer or bool output that may differ (argmax near ties, say).
+        mismatch: share of the elements of an integer or bool output that may differ. Near ties don't count, where the
+            ONNX graph shows the scores of an argmax or a top-k, or the operands of a comparison.
+
+    Where a tolerance is given for a deployed model, a field that is left out is that of the precision, and with
+    `rel_l2` left out the model's own sensitivity may allow more.
 
     Beyond the bounds, an output must follow its reference: steps from row to row must correlate where they stand out
     of the noise, and no slice or frequent value of an integer output may be mostly wrong. Elements that are NaN or Inf
@@ -241,16 +250,16 @@ class Tolerance:
         InputError: a bound that is negative or not finite.
     """
 
-    rel_l2: float = 2.5e-4
-    max_rel: float = 1e-3
-    abs: float = 1e-6
-    mismatch: float = 0.0
+    rel_l2: float | None = None
+    max_rel: float | None = None
+    abs: float | None = None
+    mismatch: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("rel_l2", "max_rel", "abs", "mismatch"):
             bound: object = getattr(self, name)
-            allowed = "a finite number of at least 0"
-            _require(_is_finite(bound) and bound >= 0, f"Tolerance.{name}", bound, allowed)
+            allowed = "a finite number of at least 0, or None for the precision's"
+            _require(bound is None or (_is_finite(bound) and bound >= 0), f"Tolerance.{name}", bound, allowed)
 
     @classmethod
     def default(cls, precision: str) -> Tolerance:
@@ -271,7 +280,11 @@ class Tolerance:
 def default_tolerance(precision: str) -> Tolerance:
     """Make the tolerance that the table has for a precision, that of weights alone included."""
     row = PRECISION_TYPES[precision]
-    return Tolerance(rel_l2=row.rel_l2, max_rel=row.max_rel, abs=row.abs)
+    return Tolerance(rel_l2=row.rel_l2, max_rel=row.max_rel, abs=row.abs, mismatch=row.mismatch)
+
+
+Tolerances: TypeAlias = "Tolerance | Mapping[str, Tolerance]"
+"""One tolerance for all outputs, or one for each output that is named."""
 
 
 @public

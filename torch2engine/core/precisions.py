@@ -44,6 +44,7 @@ class PrecisionType:
         largest: the largest finite value; for integers the largest that a symmetric scale uses.
         largest_kept: nodes with larger values stay in float32 when tensors are cast.
         rel_l2, max_rel, abs: fields of the default `Tolerance`.
+        mismatch: likewise: share of integers that may differ where the graph does not show what they were chosen from.
         rounding: half a unit in the last place, relative to the number; for integers, to the largest number of a row.
         smallest: what may count as 0 in it: the least normal number of a narrow type, 0 for a wide one.
         inspector_words: regular expression of the type in TensorRT's engine inspector; "" if it never appears there.
@@ -62,6 +63,7 @@ class PrecisionType:
     max_rel: float
     abs: float
     rounding: float
+    mismatch: float = 0.0
     smallest: float = 0.0
     largest_kept: float = math.inf
     inspector_words: str = ""
@@ -106,6 +108,7 @@ _ROWS = (
         rel_l2=5e-3,
         max_rel=5e-2,
         abs=1e-4,
+        mismatch=1e-3,
         rounding=2**-11,
     ),
     PrecisionType(
@@ -119,6 +122,7 @@ _ROWS = (
         rel_l2=1e-2,
         max_rel=1e-1,
         abs=1e-4,
+        mismatch=2e-3,
         rounding=2**-11,
         smallest=6.1e-5,
         inspector_words=r"FP16|Half",
@@ -134,6 +138,7 @@ _ROWS = (
         rel_l2=5e-2,
         max_rel=2.5e-1,
         abs=1e-3,
+        mismatch=1e-2,
         rounding=2**-8,
         inspector_words=r"BF16|BFloat16",
     ),
@@ -147,6 +152,7 @@ _ROWS = (
         rel_l2=5e-2,
         max_rel=5e-1,
         abs=1e-3,
+        mismatch=2e-2,
         rounding=0.5 / 127,
         smallest=1e-3,
         inspector_words=r"\bInt8|INT8",
@@ -162,6 +168,7 @@ _ROWS = (
         rel_l2=6e-2,
         max_rel=6e-1,
         abs=1e-3,
+        mismatch=2e-2,
         rounding=2**-4,
         smallest=1e-3,
         inspector_words=r"FP8",
@@ -176,6 +183,7 @@ _ROWS = (
         rel_l2=5e-2,
         max_rel=5e-1,
         abs=1e-3,
+        mismatch=2e-2,
         rounding=0.5 / 7,
         smallest=1e-3,
     ),

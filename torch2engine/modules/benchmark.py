@@ -20,7 +20,7 @@ from torch2engine.capture.reference import Reference, outputs_by_name
 from torch2engine.capture.sensitivity import measure_sensitivity
 from torch2engine.capture.undisturbed import training_flags_off, undisturbed
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.config import Tolerance
+from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.core.spec import Profile, Signature
@@ -105,7 +105,7 @@ def benchmark(
     *,
     sizes: Iterable[Mapping[str, int]] | None = None,
     inputs: Any = None,
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerances | None = None,
     rounds: int = 15,
     calls: int | None = None,
     warmup: int = 20,
@@ -183,7 +183,7 @@ def _compared(
     module: DeployedModule[Any],
     reference: Reference,
     cases: Mapping[str, Sequence[torch.Tensor]],
-    tolerance: Tolerance | None,
+    tolerance: Tolerances | None,
 ) -> ParityReport:
     """Parity on every case.
 

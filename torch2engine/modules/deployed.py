@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
-from torch2engine.core.config import RuntimeConfig, Tolerance, require_instance
+from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.core.pytree import bind, unflatten
 from torch2engine.core.spec import Signature
@@ -232,7 +232,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         runner = self._in_range_runner()
         return self._weight_sync.with_one_version(lambda: self._out_of_range.answer(runner, leaves, sizes, error))
 
-    def _prove_split(self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None) -> tuple[str, ...]:
+    def _prove_split(self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None) -> tuple[str, ...]:
         return self._out_of_range.prove(self._in_range_runner(), calls, tolerance)
 
     def _in_range_runner(self) -> InRangeRunner:
@@ -334,7 +334,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         *,
         sizes: Iterable[Mapping[str, int]] | None = None,
         inputs: Any = None,
-        tolerance: Tolerance | None = None,
+        tolerance: Tolerances | None = None,
         rounds: int = 15,
         calls: int | None = None,
         warmup: int = 20,
@@ -348,7 +348,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         )
 
     def refit(
-        self, model: nn.Module | None = None, *, verify: bool | None = None, tolerance: Tolerance | None = None
+        self, model: nn.Module | None = None, *, verify: bool | None = None, tolerance: Tolerances | None = None
     ) -> Refit:
         """Take over a model's weights as they are now.
 
@@ -492,7 +492,7 @@ def attach_model(
     module: DeployedModule[Any],
     model: nn.Module,
     samples: NamedInputs,
-    tolerance: Tolerance | None,
+    tolerance: Tolerances | None,
     onnx_is_current: bool = True,
 ) -> bool:
     """Make a model the source of a module's later refits, and give the module its weights now.
@@ -520,8 +520,13 @@ def runtime_kind(module: DeployedModule[Any]) -> str:
     return module._backend.runtime_kind  # pyright: ignore[reportPrivateUsage]  # the same file
 
 
+def artifact_of(module: DeployedModule[Any]) -> Artifact:
+    """Give the artifact that a module was made from."""
+    return module._artifact  # pyright: ignore[reportPrivateUsage]  # the same file
+
+
 def prove_split_axes(
-    module: DeployedModule[Any], calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
+    module: DeployedModule[Any], calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None = None
 ) -> tuple[str, ...]:
     """Prove now, rather than in the first call that is too large, which axes may be split.
 

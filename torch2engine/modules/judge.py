@@ -7,17 +7,19 @@ because lowering, `check` and `deploy` judge in the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.config import Tolerance, check_tolerance
+from torch2engine.core.config import Tolerances, check_tolerance
 from torch2engine.core.errors import ParityError
 from torch2engine.modules.deployed import DeployedModule, runtime_kind
+from torch2engine.modules.near_ties import NearTies
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.report import OutputParity, ParityReport
 
 __all__ = ["ENGINE_REPEATS", "judge"]
 
@@ -33,7 +35,7 @@ _REPEAT_MAX_REL = 1e-5
 def judge(
     candidate: DeployedModule[Any],
     parity_cases: Sequence[ParityCase],
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerances | None = None,
     notes: Sequence[str] = (),
     repeats: int = 0,
     precision: str | None = None,
@@ -50,27 +52,36 @@ def judge(
         precision: whose tolerance and sensitivity count; by default the candidate's.
 
     Raises:
-        InputError: `tolerance` is no valid `Tolerance`.
+        InputError: `tolerance` is no valid `Tolerance`, or names an output that there is not.
         ParityError: the candidate answers the same case differently, beyond rounding.
     """
     check_tolerance(tolerance)
     judged_as = precision or candidate.precision
     bounds = Bounds.of(tolerance, judged_as, runtime_kind(candidate))
     report = ParityReport((), f"PyTorch vs {candidate.runtime}", bounds.tolerance, tuple(notes))
+    ties = NearTies(candidate)
     answers: list[dict[str, torch.Tensor]] = []
     for parity_case in parity_cases:
         answer = _answer(candidate, parity_case)
         for _ in range(repeats):
             _require_repetition(candidate, parity_case, answer, bounds, judged_as)
-        sensitivity = parity_case.sensitivity.get(judged_as)
-        report = report.add(
-            compare(parity_case.outputs, answer, bounds, case=parity_case.name, sensitivity=sensitivity)
-        )
+        report = report.add(_compared(parity_case, answer, bounds, judged_as, ties))
         if repeats:
             answers.append(answer)
     for parity_case, answer in zip(parity_cases, answers, strict=False):  # without repeats there are no answers
         _require_repetition(candidate, parity_case, answer, bounds, judged_as)
     return report
+
+
+def _compared(
+    case: ParityCase, answer: Mapping[str, torch.Tensor], bounds: Bounds, precision: str, near_ties: NearTies
+) -> tuple[OutputParity, ...]:
+    """Judge the answers to one case."""
+    bounds.check_names(case.outputs)
+    without = near_ties.without_ties(case, answer, bounds)
+    sensitivity = case.sensitivity.get(precision)
+    rows = compare(case.outputs, without.answers, bounds, case=case.name, sensitivity=sensitivity)
+    return tuple(replace(row, near_ties=without.ties.get(row.name, 0.0)) for row in rows)
 
 
 def _answer(candidate: DeployedModule[Any], parity_case: ParityCase) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.config import RuntimeConfig, Tolerance
+from torch2engine.core.config import RuntimeConfig, Tolerances
 from torch2engine.core.errors import DeviceError, ExportError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.modules.split import (
@@ -71,7 +71,7 @@ class _Memory:
         self.has_warned = False
 
     def find_influence(
-        self, runner: InRangeRunner, proofs: Sequence[_Proof], tolerance: Tolerance | None = None
+        self, runner: InRangeRunner, proofs: Sequence[_Proof], tolerance: Tolerances | None = None
     ) -> _Failure | None:
         """Return the comparison which shows that entries along an axis influence each other, or None.
 
@@ -172,7 +172,7 @@ class OutOfRange:
             return split(runner, cut, leaves)
 
     def prove(
-        self, runner: InRangeRunner, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerance | None = None
+        self, runner: InRangeRunner, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None = None
     ) -> tuple[str, ...]:
         """Find, from calls inside the profiles, the axes that may be split.
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 
 import torch
 
-from torch2engine.core.config import Tolerance
+from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.modules.backend import Infer
+from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import ParityReport
 
@@ -229,7 +230,7 @@ def _slices(leaves: Sequence[torch.Tensor], dims: Sequence[int | None], start: i
 
 
 def prove(
-    runner: InRangeRunner, cut: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerance | None = None
+    runner: InRangeRunner, cut: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerances | None = None
 ) -> tuple[ParityReport, bool]:
     """Compare answers to some of the call's entries as a whole with those to the same in two chunks.
 
@@ -242,10 +243,12 @@ def prove(
     Returns:
         the report, and whether entries differ, so that an influence could show at all.
     """
-    bounds = tolerance or Tolerance.default(runner.precision)
+    bounds = Bounds.of(tolerance, runner.precision)
     first, second = cut.proof
     whole = first + second
-    report = ParityReport((), f"{whole} entries of axis '{cut.axis}' whole vs in chunks, {runner.title}", bounds)
+    report = ParityReport(
+        (), f"{whole} entries of axis '{cut.axis}' whole vs in chunks, {runner.title}", bounds.tolerance
+    )
     differ = False
     for order in (1, -1):
         rows = list(_spread(leaves, cut.places.inputs, whole, order))

@@ -27,7 +27,7 @@ from torch2engine.capture.sensitivity import measure_sensitivity
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.core.config import Tolerance, require_instance
+from torch2engine.core.config import Tolerances, check_tolerance
 from torch2engine.core.errors import ParityError, RefitError
 from torch2engine.modules.backend import FIX_OF_WRONG_WEIGHTS, Backend, Infer, RefittableBackend, WeightsGuard
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
@@ -81,7 +81,7 @@ class _HeldWeights:
     fingerprints: Mapping[str, int]
     source: weakref.ReferenceType[nn.Module] | None = None
     samples: NamedInputs = ()
-    tolerance: Tolerance | None = None
+    tolerance: Tolerances | None = None
     is_verified: bool = False
     is_comparison_due: bool = False
 
@@ -134,7 +134,7 @@ class WeightSync:
         model: nn.Module | None,
         *,
         verify: bool | None = None,
-        tolerance: Tolerance | None = None,
+        tolerance: Tolerances | None = None,
         onnx_is_current: bool = False,
     ) -> Refit:
         """Take over a model's weights as they are now; see `DeployedModule.refit`.
@@ -149,8 +149,7 @@ class WeightSync:
         """
         start = perf_counter()
         held = self.held_weights()
-        if tolerance is not None:
-            require_instance("tolerance", tolerance, Tolerance)
+        check_tolerance(tolerance)
         look = _FirstLook(needs_refit=True) if verify else self._first_look(held, model, unless_verified=verify is None)
         if not look.needs_refit:
             return Refit((), perf_counter() - start)
@@ -188,7 +187,7 @@ class WeightSync:
         self.refit(infer, self.tracked)
 
     def attach_model(
-        self, infer: Infer, model: nn.Module, samples: NamedInputs, tolerance: Tolerance | None, onnx_is_current: bool
+        self, infer: Infer, model: nn.Module, samples: NamedInputs, tolerance: Tolerances | None, onnx_is_current: bool
     ) -> bool:
         """Make a model the source of later refits, and give the backend its weights now.
 
@@ -322,7 +321,9 @@ class WeightSync:
         held.is_verified = False
         self._refittable().stop()
 
-    def _compare(self, infer: Infer, held: _HeldWeights, model: nn.Module, tolerance: Tolerance | None) -> ParityReport:
+    def _compare(
+        self, infer: Infer, held: _HeldWeights, model: nn.Module, tolerance: Tolerances | None
+    ) -> ParityReport:
         """Compare the backend's answers with the model's, and refuse to answer any more if they differ.
 
         Raises:
@@ -344,7 +345,7 @@ class WeightSync:
         return report
 
     def _parity(
-        self, infer: Infer, samples: NamedInputs, model: nn.Module, tolerance: Tolerance | None
+        self, infer: Infer, samples: NamedInputs, model: nn.Module, tolerance: Tolerances | None
     ) -> ParityReport:
         artifact = self._backend.artifact
         bounds = Bounds.of(tolerance, artifact.precision, self._backend.runtime_kind)

@@ -7,10 +7,13 @@ bound, and what the user left out follows from the precision and from who comput
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 
-from torch2engine.core.config import Tolerance, default_tolerance
-from torch2engine.core.precisions import PRECISION_TYPES, sensitivity_factor
+from torch2engine.core.config import Tolerance, Tolerances
+from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import PRECISION_TYPES, quoted, sensitivity_factor
 
 __all__ = ["MEANINGFUL", "Bounds"]
 
@@ -28,6 +31,7 @@ class Bounds:
         rel_l2, max_rel, abs, mismatch: as in `Tolerance`.
         factor: the reference's sensitivity times this is allowed as well; 0 where the user gave `rel_l2`.
         smallest: differences up to this count as none in whatever part of an output.
+        by_output: other bounds for the outputs that are named.
     """
 
     rel_l2: float
@@ -36,26 +40,50 @@ class Bounds:
     mismatch: float = 0.0
     factor: float = 0.0
     smallest: float = 0.0
+    by_output: Mapping[str, Bounds] = field(default_factory=dict[str, "Bounds"])
 
     @classmethod
-    def of(cls, tolerance: Tolerance | None, precision: str, runtime: str = "") -> Bounds:
-        """Take the user's bounds, and for None those of the precision.
+    def of(cls, tolerance: Tolerances | None, precision: str, runtime: str = "") -> Bounds:
+        """Take the user's bounds, and those of the precision for what was left out.
 
         Args:
-            tolerance: the user's, or None.
+            tolerance: the user's, or None; or a tolerance for each of some outputs.
             precision: what the candidate computes in.
             runtime: what computes it, as `sensitivity_factor` knows it; "" for no allowance by sensitivity.
         """
+        if isinstance(tolerance, Mapping):
+            by_output = {name: cls.of(one, precision, runtime) for name, one in tolerance.items()}
+            return replace(cls.of(None, precision, runtime), by_output=by_output)
         row = PRECISION_TYPES[precision]
-        chosen = default_tolerance(precision) if tolerance is None else tolerance
+        chosen = tolerance or Tolerance()
         return cls(
-            rel_l2=chosen.rel_l2,
-            max_rel=chosen.max_rel,
-            abs=chosen.abs,
-            mismatch=chosen.mismatch,
-            factor=sensitivity_factor(runtime, precision) if tolerance is None else 0.0,
+            rel_l2=row.rel_l2 if chosen.rel_l2 is None else chosen.rel_l2,
+            max_rel=row.max_rel if chosen.max_rel is None else chosen.max_rel,
+            abs=row.abs if chosen.abs is None else chosen.abs,
+            mismatch=row.mismatch if chosen.mismatch is None else chosen.mismatch,
+            factor=sensitivity_factor(runtime, precision) if chosen.rel_l2 is None else 0.0,
             smallest=row.smallest,
         )
+
+    def of_output(self, name: str) -> Bounds:
+        """Give the bounds of one output."""
+        return self.by_output.get(name, self)
+
+    def check_names(self, names: Collection[str]) -> None:
+        """Refuse bounds for outputs that there are not.
+
+        Raises:
+            InputError: naming the outputs, and the nearest one.
+        """
+        for name in self.by_output:
+            if name not in names:
+                nearest = get_close_matches(str(name), names, 1)
+                raise InputError(
+                    "tolerance",
+                    got=f"one for output {name!r}",
+                    allowed=f"one for {quoted(names, 'or')}",
+                    fix=f"did you mean {nearest[0]!r}?" if nearest else "name an output of the model",
+                )
 
     def tightened(self, share: float, rel_l2: float, max_rel: float) -> Bounds:
         """Give a share of these bounds, but no less than two of them."""
@@ -64,6 +92,7 @@ class Bounds:
             rel_l2=max(self.rel_l2 * share, rel_l2),
             max_rel=max(self.max_rel * share, max_rel),
             factor=self.factor * share,
+            by_output={name: one.tightened(share, rel_l2, max_rel) for name, one in self.by_output.items()},
         )
 
     @property

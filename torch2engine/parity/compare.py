@@ -49,7 +49,9 @@ def compare(
     """
     bounds = tolerance if isinstance(tolerance, Bounds) else Bounds.of(tolerance, "fp32")
     movements = sensitivity or {}
-    rows = [_judge_output(name, reference, candidate, bounds, movements.get(name)) for name in reference]
+    rows = [
+        _judge_output(name, reference, candidate, bounds.of_output(name), movements.get(name)) for name in reference
+    ]
     for name, value in candidate.items():
         if name not in reference:
             rows.append(_row(name, value, "the reference has no such output"))

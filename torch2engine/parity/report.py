@@ -42,6 +42,7 @@ class OutputParity:
         allowed: the largest rel_l2: of the tolerance, or what the sensitivity allows.
         cosine: cosine of the angle between the two, flattened.
         mismatch: share of the elements of an integer or bool output that differ; 0 for other dtypes.
+        near_ties: share that differ besides, only because what they were chosen from was nearly equal.
         worst_index: where max_rel is, or the first element that is NaN or Inf in one only; None if not measured.
         nonfinite_reference, nonfinite_candidate: counts of NaN and ±Inf.
         reference_value, candidate_value: the elements at worst_index.
@@ -63,6 +64,7 @@ class OutputParity:
     allowed: float = math.nan
     cosine: float = math.nan
     mismatch: float = math.nan
+    near_ties: float = 0.0
     worst_index: tuple[int, ...] | None = None
     nonfinite_reference: int = 0
     nonfinite_candidate: int = 0
@@ -182,7 +184,7 @@ class ParityReport:
         cells = [head, *map(_cells, self.rows)]
         widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
         lines = ("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)) for row in cells)
-        bounds = ", ".join(f"{name} {value:g}" for name, value in asdict(self.tolerance).items())
+        bounds = ", ".join(f"{name} {value:g}" for name, value in asdict(self.tolerance).items() if value is not None)
         if self.rows:
             share = f"{len(self.rows) - len(self.failures)} of {len(self.rows)} outputs passed"
         else:
@@ -219,6 +221,8 @@ def _cells(row: OutputParity) -> list[str]:
     remarks: list[str] = []
     if row.passed and row.mismatch > 0:
         remarks.append(f"{row.mismatch:.2g} of the elements differ")
+    if row.near_ties > 0:
+        remarks.append(f"{row.near_ties:.2g} are near ties")
     if row.passed and row.nonfinite_reference:
         remarks.append(f"{row.nonfinite_reference} NaN or Inf in both")
     verdict += f" ({', '.join(remarks)})" if remarks else ""

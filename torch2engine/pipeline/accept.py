@@ -16,7 +16,7 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.config import Tolerance
+from torch2engine.core.config import Tolerances
 from torch2engine.modules.deployed import DeployedModule, attach_model, prove_split_axes
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.onnxruntime.module import ORTModule
@@ -55,8 +55,8 @@ class EngineCandidate:
 
     engine: EngineArtifact
     parity_cases: Sequence[ParityCase]
-    tolerance: Tolerance | None
-    refit_tolerance: Tolerance | None
+    tolerance: Tolerances | None
+    refit_tolerance: Tolerances | None
     judged_as: str | None
     is_reused: bool
     notes: Sequence[str] = ()
@@ -147,7 +147,7 @@ def attach_report_and_trim(module: TRTModule, report: ReportBuilder) -> TRTModul
 
 
 def prove_split(
-    module: DeployedModule[Any], parity_cases: Sequence[ParityCase], tolerance: Tolerance | None = None
+    module: DeployedModule[Any], parity_cases: Sequence[ParityCase], tolerance: Tolerances | None = None
 ) -> tuple[str, ...]:
     """Prove which axes may be split, if the module splits calls that are out of range.
 

@@ -18,7 +18,7 @@ from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.config import Tolerance
+from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.modules.judge import judge
@@ -30,7 +30,7 @@ __all__ = ["check"]
 
 
 def check(
-    model: nn.Module, artifact: OnnxArtifact, sample_input: Any, *, tolerance: Tolerance | None = None
+    model: nn.Module, artifact: OnnxArtifact, sample_input: Any, *, tolerance: Tolerances | None = None
 ) -> ParityReport:
     """Compare an exported model with the module that it was exported from, by ONNX Runtime on the CPU.
 

@@ -19,7 +19,7 @@ from torch2engine.core.config import (
     BuildConfig,
     Precision,
     RuntimeConfig,
-    Tolerance,
+    Tolerances,
     require_choice,
     require_instance,
 )
@@ -53,7 +53,7 @@ class DeployRequest:
     model: nn.Module
     precision: Precision
     has_calibration: bool
-    tolerance: Tolerance | None
+    tolerance: Tolerances | None
     runtime: str
     config: BuildConfig
     runtime_config: RuntimeConfig
@@ -66,7 +66,7 @@ class DeployRequest:
         model: object,
         precision: object,
         calibration: object,
-        tolerance: Tolerance | None,
+        tolerance: Tolerances | None,
         runtime: str,
         config: BuildConfig,
         runtime_config: RuntimeConfig,

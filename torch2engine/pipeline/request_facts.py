@@ -21,7 +21,7 @@ from torch2engine.builder.engine_request import build_environment
 from torch2engine.builder.onnx_fingerprint import refittable_fingerprint
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
-from torch2engine.core.config import Precision
+from torch2engine.core.config import Precision, Tolerance, Tolerances
 from torch2engine.core.precisions import QUANTIZED_PRECISIONS
 from torch2engine.pipeline.request import DeployRequest
 
@@ -86,9 +86,17 @@ def request_facts(request: DeployRequest, captured: CapturedCall) -> dict[str, A
         "asked": asdict(request.precision),
         "calibrated": request.has_calibration,
         "sample": sample,
-        "tolerance": None if tolerance is None else asdict(tolerance),
+        "tolerance": _tolerance_facts(tolerance),
         "libraries": {name: installed for name in _LIBRARIES if (installed := _library_version(name))},
     }
+
+
+def _tolerance_facts(tolerance: Tolerances | None) -> Any:
+    if tolerance is None:
+        return None
+    if isinstance(tolerance, Tolerance):
+        return asdict(tolerance)
+    return {name: asdict(one) for name, one in tolerance.items()}
 
 
 def sample_facts(precision: Precision, sample: Sequence[torch.Tensor]) -> list[Any] | None:

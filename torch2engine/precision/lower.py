@@ -12,7 +12,7 @@ from typing import Any
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.config import Precision, Tolerance
+from torch2engine.core.config import Precision, Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import FLOAT32_PRECISIONS, QUANTIZED_PRECISIONS
 from torch2engine.core.progress import Progress, Reporter, reporting
@@ -32,7 +32,7 @@ def lower(
     cases: Sequence[ParityCase],
     calibration: Iterable[Any] | None = None,
     *,
-    tolerance: Tolerance | None = None,
+    tolerance: Tolerances | None = None,
     flavour: str | None = None,
     progress: Progress = None,
 ) -> LoweredModel:

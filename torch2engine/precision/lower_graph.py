@@ -18,7 +18,7 @@ from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.core.config import Precision, Tolerance
+from torch2engine.core.config import Precision, Tolerance, Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES, QUANTIZED_PRECISIONS
 from torch2engine.core.preprocess import ORIGIN
@@ -60,7 +60,7 @@ class GraphLowering:
         precision: Precision,
         cases: Sequence[ParityCase],
         calibration: Iterable[Any] | None,
-        tolerance: Tolerance | None,
+        tolerance: Tolerances | None,
         flavour: str | None,
         report: Reporter,
     ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.config import Tolerance
+from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ParityError
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.report import ParityReport
@@ -39,7 +39,7 @@ class LoweredModel:
 
     artifact: OnnxArtifact
     parity_cases: Sequence[ParityCase]
-    tolerance: Tolerance | None
+    tolerance: Tolerances | None
     judged_as: str | None = None
     outcome: PrecisionOutcome | None = None
     reports: tuple[ParityReport, ...] = ()
@@ -47,7 +47,7 @@ class LoweredModel:
     metric: CalibrationMetric | None = None
 
     @property
-    def refit_tolerance(self) -> Tolerance | None:
+    def refit_tolerance(self) -> Tolerances | None:
         """When answers count as equal after a refit; None for the default of the precision."""
         return None if self.metric is not None else self.tolerance  # with a metric, the tolerance has no bounds
 

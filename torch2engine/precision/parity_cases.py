@@ -13,7 +13,7 @@ import torch
 
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.torch_types import torch_dtype
-from torch2engine.core.config import Precision, Tolerance
+from torch2engine.core.config import Precision, Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import PRECISION_TYPES, QUANTIZED_PRECISIONS
 from torch2engine.core.spec import Signature, TensorSpec
@@ -21,7 +21,7 @@ from torch2engine.core.spec import Signature, TensorSpec
 __all__ = ["cast_case", "cast_signature", "judged_precision", "parity_cases_for", "tolerance_for"]
 
 
-def tolerance_for(precision: Precision, tolerance: Tolerance | None) -> Tolerance | None:
+def tolerance_for(precision: Precision, tolerance: Tolerances | None) -> Tolerances | None:
     """Choose when a lowered model counts as equal: the budget's tolerance, else the user's.
 
     None means the default of `judged_precision`, or more where the model's sensitivity is larger.
