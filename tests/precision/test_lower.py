@@ -1,4 +1,4 @@
-"""Low precisions through deploy(): trained models, planted overflow, budgets.
+"""Low precisions as deploy() makes them: trained models, planted overflow, budgets.
 
 Enters: the models of `precision_models`. Leaves: proof that they stay right in each precision, by the strict judge on
 data that they have not seen, that what can't be right is found and named, and that budgets hold.
@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
+from tests.support.lowered_models import deployed
 from tests.support.precision_models import NAMES, OVERFLOW, Trained, call, trained
 from torch2engine.modules.onnxruntime.module import StrictModule
 
@@ -28,16 +29,6 @@ LOW = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 def subject(request: pytest.FixtureRequest) -> Trained:
     """Each trained model."""
     return trained(request.param)
-
-
-def deployed(subject: Trained, precision: Any, **options: Any) -> t2e.ORTModule:
-    """On ONNX Runtime, calibrated with four batches."""
-    options = {"calibration": subject.data[:4]} | options
-    module = t2e.deploy(
-        subject.model, subject.sample, subject.axes, precision=precision, runtime="onnxruntime", **options
-    )
-    assert isinstance(module, t2e.ORTModule)
-    return module
 
 
 def error(module: t2e.ORTModule, subject: Trained) -> float:

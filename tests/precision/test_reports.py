@@ -16,6 +16,7 @@ from onnx import helper
 from torch import nn
 
 import torch2engine as t2e
+from tests.support.lowered_models import deployed
 from tests.support.onnx_models import FLOAT, save
 from tests.support.precision_models import trained
 from torch2engine.modules.made_inputs import zeros
@@ -82,8 +83,7 @@ def test_einsum_and_gemm_are_counted(tmp_path: Path) -> None:
 def test_inferred_shapes_are_those_of_a_run(name: str, precision: str) -> None:
     """Nothing is run to count, but where sizes depend on values."""
     subject = trained(name)
-    module = t2e.deploy(subject.model, subject.sample, subject.axes, precision=precision, runtime="onnxruntime")
-    artifact = module._artifact
+    artifact = deployed(subject, precision, calibration=None)._artifact
     leaves = next(iter(zeros(artifact.signature, artifact.profiles, None, torch.device("cpu"))))
     given = named_arrays(artifact.signature, leaves)
     path = artifact.onnx_path
@@ -108,15 +108,7 @@ def test_shares_are_the_graphs(dtype: str) -> None:
     """The multiply-adds in the low type, and those of what was kept."""
     subject = trained("vit")
     precision = t2e.Precision(dtype, keep_fp32=["head"])
-    module = t2e.deploy(
-        subject.model,
-        subject.sample,
-        subject.axes,
-        precision=precision,
-        calibration=subject.data[:2],
-        runtime="onnxruntime",
-    )
-    report = t2e.precision_report(module)
+    report = t2e.precision_report(deployed(subject, precision, calibration=subject.data[:2]))
     kept = {one.module for one in report.products if one.precision == "fp32"}
     assert kept == {"head"}
     assert report.share(dtype) > 0.99

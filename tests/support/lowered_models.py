@@ -1,0 +1,41 @@
+"""Trained models in a lower precision, as deploy() makes them, from one export for all precisions.
+
+Enters: a trained model and a precision. Leaves: a module on ONNX Runtime, with its report. Separate from
+`precision_models` because the export of such a model takes longer than lowering and judging it.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tests.support.models import exported
+from tests.support.precision_models import Trained, trained
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.config import BuildConfig, RuntimeConfig
+from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.pipeline.accept import make_onnx_module
+from torch2engine.pipeline.lowering import lower_as_requested
+from torch2engine.pipeline.report import ReportBuilder
+from torch2engine.pipeline.request import DeployRequest
+
+__all__ = ["deployed", "exported_once"]
+
+
+@functools.cache
+def exported_once(name: str) -> tuple[OnnxArtifact, list[ParityCase]]:
+    """The float32 artifact of a trained model, and its parity cases; the same at each call."""
+    subject = trained(name)
+    return exported(subject.model, subject.sample, subject.axes)
+
+
+def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
+    """What follows the export in `deploy(..., runtime="onnxruntime")`, calibrated with four batches."""
+    calibration = options.get("calibration", subject.data[:4])
+    request = DeployRequest.check(
+        subject.model, precision, calibration, None, "onnxruntime", BuildConfig(), RuntimeConfig(), False, None
+    )
+    artifact, cases = exported_once(subject.name)
+    report = ReportBuilder()
+    return make_onnx_module(lower_as_requested(artifact, cases, calibration, None, request, report), request, report)
