@@ -10,12 +10,13 @@ UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check gpu-test gpu2-test bench operators evidence lock clean
+.PHONY: help demo test test-fast check gpu-test gpu2-test bench operators evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      train a small network on handwritten digits, deploy it, compare the answers'
 	@echo 'make test      every test that needs no GPU          (more flags: PYTEST="-x -k artifact")'
+	@echo 'make test-fast those of them that neither export, train, build nor start a process: under a minute'
 	@echo 'make check     ruff, pyright (strict), import rules'
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
@@ -40,6 +41,10 @@ demo: .venv/stamp
 # A thread for each process: two processes' pools spin in one another's way, which takes a tenth longer.
 test: .venv/stamp
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not gpu" -n auto --maxprocesses 4 --dist loadfile $(PYTEST)
+
+# For the inner loop.
+test-fast: .venv/stamp
+	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not gpu and not slow" -n auto --maxprocesses 4 $(PYTEST)
 
 check: .venv/stamp
 	@echo '· ruff check'

@@ -18,10 +18,21 @@ from typing import Any
 import pytest
 
 from tests.support.paths import REPOSITORY
+from tests.support.slow_tests import slow_names
 
 # Engines of tests go to a cache of this run, here and in processes that tests start.
 _CACHE = tempfile.TemporaryDirectory(prefix="torch2engine-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests of slow files, if a run chooses by this mark."""
+    if "slow" not in config.option.markexpr:
+        return
+    slow_files = {path for path in {item.path for item in items} if slow_names(path.read_text(encoding="utf-8"))}
+    for item in items:
+        if item.path in slow_files:
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")
