@@ -15,6 +15,7 @@ from torch import Tensor
 __all__ = ["BITS"]
 
 _SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+_HALF = 32
 _WIDTH = {torch.int8: 8, torch.int16: 16, torch.int32: 32, torch.int64: 64, torch.uint8: 8}
 
 
@@ -40,12 +41,24 @@ def _powers(count: int, like: Tensor) -> Tensor:
 
 def _number(bits: Tensor, like: Tensor) -> Tensor:
     """The inverse of `_bits`."""
-    powers = _powers(_value_bits(like.dtype), like)
-    value = (bits[..., : powers.shape[0]] * powers).sum(-1)
+    count = _value_bits(like.dtype)
+    value = _sum_of_powers(bits[..., : min(count, _HALF)])
+    if count > _HALF:
+        value = value + _sum_of_powers(bits[..., _HALF:count]) * 2**_HALF
     if like.dtype in _SIGNED:
         lowest = torch.iinfo(like.dtype).min
         value = torch.where(bits[..., -1] == 1, value + lowest, value)
     return value.to(like.dtype)
+
+
+def _as_tensor(value: Tensor | int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of a number, without a constant that a decomposition could not lift."""
+    return value.to(dtype) if isinstance(value, Tensor) else torch.full((), value, dtype=dtype, device=device)
+
+
+def _sum_of_powers(bits: Tensor) -> Tensor:
+    """Sum up at most 32 bits: ONNX Runtime's ReduceSum rounds int64 beyond 2 ** 53 (1.32)."""
+    return (bits * _powers(bits.shape[-1], bits)).sum(-1)
 
 
 def _bitwise(combine: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
@@ -54,7 +67,7 @@ def _bitwise(combine: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any]
         if dtype not in _WIDTH:
             return NotImplemented
         device = next(value.device for value in (a, b) if isinstance(value, Tensor))
-        left, right = (torch.as_tensor(value, dtype=dtype, device=device) for value in (a, b))
+        left, right = (_as_tensor(value, dtype, device) for value in (a, b))
         return _number(combine(_bits(left), _bits(right)), left)
 
     return decomposition
@@ -78,7 +91,7 @@ def _shift_left(x: Any, places: Any) -> Tensor:
     if dtype not in (torch.int32, torch.int64) or not isinstance(x, Tensor):
         return NotImplemented
     width = _WIDTH[dtype]
-    places = torch.as_tensor(places, dtype=torch.int64, device=x.device)
+    places = _as_tensor(places, torch.int64, x.device)
     ends = [torch.full((1,), end, dtype=torch.int64, device=x.device) for end in (torch.iinfo(dtype).min, 0)]
     powers = torch.cat((_powers(width - 1, x), *ends)).to(dtype)
     outside = (places < 0) | (places >= width)
@@ -91,7 +104,7 @@ def _shift_right(x: Any, places: Any) -> Tensor:
     if dtype not in (torch.int32, torch.int64) or not isinstance(x, Tensor):
         return NotImplemented
     last = _WIDTH[dtype] - 2
-    places = torch.as_tensor(places, dtype=torch.int64, device=x.device)
+    places = _as_tensor(places, torch.int64, x.device)
     outside = (places < 0) | (places > last)
     divisor = _look_up(_powers(last + 1, x), torch.where(outside, last, places))
     shifted = torch.div(x.to(torch.int64), divisor, rounding_mode="floor")
