@@ -51,6 +51,16 @@ def test_mode_is_the_smallest_most_frequent_value(rows: torch.Tensor) -> None:
     torch.testing.assert_close(ORDERING["mode"](rows, -1), tuple(torch.mode(rows, -1)))
 
 
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
+@pytest.mark.parametrize("descending", [False, True])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_equal_elements_keep_their_order(rows: torch.Tensor, descending: bool, dim: int) -> None:
+    """NaN counts as the largest, and as equal to another NaN."""
+    found = ORDERING["sort.stable"](rows, stable=True, dim=dim, descending=descending)
+    expected = torch.sort(rows, stable=True, dim=dim, descending=descending)
+    torch.testing.assert_close(found, tuple(expected), equal_nan=True)
+
+
 @pytest.mark.parametrize("right", [False, True])
 def test_search_finds_pytorchs_place(right: bool) -> None:
     """Between equal boundaries, at infinities and for NaN; by rows, by a sorter, as int32, for a number."""

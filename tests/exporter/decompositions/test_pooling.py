@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.models import error_of, exported
+from tests.support.models import BATCH, error_of, exported, graph_of
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.decompositions.pooling import POOLING
 
@@ -40,16 +40,11 @@ def test_largest_elements_and_places_are_pytorchs(shape: Sequence[int], windows:
 
 @pytest.mark.parametrize(("shape", "windows"), CASES)
 def test_means_are_pytorchs(shape: Sequence[int], windows: Sequence[int]) -> None:
-    """An infinity stays in its own windows; even windows are left to PyTorch."""
+    """An infinity stays in its own windows."""
     x = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(0))
     x.view(-1)[3] = math.inf
-    rank = len(windows)
-    name = "adaptive_avg_pool1d" if rank == 1 else f"_adaptive_avg_pool{rank}d"
-    means = POOLING[name](x, windows)
-    is_even = all(size % count == 0 for size, count in zip(shape[-rank:], windows, strict=True))
-    assert (means is NotImplemented) == is_even
-    if not is_even:
-        torch.testing.assert_close(means, getattr(ATEN, name)(x, windows))
+    name = "adaptive_avg_pool1d" if len(windows) == 1 else f"_adaptive_avg_pool{len(windows)}d"
+    torch.testing.assert_close(POOLING[name](x, windows), getattr(ATEN, name)(x, windows))
 
 
 WINDOWS = [
@@ -88,6 +83,25 @@ def test_windows_of_one_and_three_dimensions_are_pytorchs() -> None:
     torch.testing.assert_close(found, ATEN.max_pool3d_with_indices(block, *arguments))
     arguments = [[3, 2, 2], [2, 1, 2], [1, 0, 1], True, True, 5]
     torch.testing.assert_close(POOLING["avg_pool3d"](block, *arguments), ATEN.avg_pool3d(block, *arguments))
+
+
+class _EvenPools(nn.Module):
+    """Windows of one size."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        volume = x.unflatten(-1, (2, 4))
+        return (
+            nn.functional.adaptive_avg_pool1d(x[:, 0], 4),
+            nn.functional.adaptive_avg_pool2d(x, (3, 2)),
+            nn.functional.adaptive_avg_pool3d(volume, (2, 1, 2)),
+        )
+
+
+def test_even_windows_become_an_ordinary_pooling() -> None:
+    """In one, two and three dimensions."""
+    artifact, cases = exported(_EvenPools(), torch.randn(4, 2, 6, 8), {"x": BATCH})
+    assert error_of(artifact, cases) < 1e-6
+    assert [node.op_type for node in graph_of(artifact).node].count("AveragePool") == 3
 
 
 class _Pools(nn.Module):

@@ -55,6 +55,17 @@ def test_program_is_decomposed_without_the_private_table(monkeypatch: pytest.Mon
     torch.testing.assert_close(decomposed.module()(a), torch.logaddexp(a, w))
 
 
+def test_torchs_own_decomposition_is_the_second_choice() -> None:
+    """An operator whose form this table leaves alone is decomposed as torch.onnx does it."""
+    ones = torch.ones(5000, dtype=torch.int64)
+    model = Function(lambda x, w: x.index_add(0, ones, torch.ones(5000)))  # too many comparisons
+    exported = torch.export.export(model, (torch.randn(5000),), strict=False)
+    with exact_decompositions(exported):
+        table = EXPORTER.create_onnx_friendly_decomposition_table({ATEN.index_put.default})
+    decomposed = exported.run_decompositions(table)
+    assert ATEN.index_add.default not in {node.target for node in decomposed.graph.nodes}
+
+
 def test_each_decomposition_has_an_operator() -> None:
     """No name of the table is misspelt: this torch has each of them."""
     assert [name for name in (*NAMED, *PYTORCHS) if find_operator(name) is None] == []

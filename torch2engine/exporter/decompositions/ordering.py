@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch2engine.exporter.decompositions.size_bounds import product_is_at_most
+
 __all__ = ["ORDERING", "kthvalue", "median", "searchsorted"]
+
+_MOST_COMPARISONS = 2**24
 
 
 def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> tuple[Tensor, Tensor]:
@@ -45,6 +49,31 @@ def _restored(value: Tensor, place: Tensor, x: Tensor, dim: int, keepdim: bool) 
         dim = dim % x.dim()
         return value.unsqueeze(dim), place.unsqueeze(dim)
     return value, place
+
+
+def _stable_sort(
+    x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`sort.stable`: equal elements keep their order, since each element's rank is counted.
+
+    Above `_MOST_COMPARISONS` it becomes an ordinary sort, whose order of equal elements is ONNX's: the first one first.
+    """
+    if not stable or not x.dim() or not product_is_at_most([*x.shape, x.shape[dim]], _MOST_COMPARISONS):
+        return torch.sort(x, dim, descending)
+    last = x.movedim(dim, -1)
+    one, other = last.unsqueeze(-1), last.unsqueeze(-2)
+    before = other > one if descending else other < one
+    equal = other == one
+    if x.is_floating_point():  # NaN counts as the largest
+        later = one if not descending else other
+        sooner = other if not descending else one
+        before = before | (later.isnan() & ~sooner.isnan())
+        equal = equal | (one.isnan() & other.isnan())
+    places = torch.arange(last.shape[-1], device=x.device)
+    earlier = places < places.unsqueeze(-1)
+    rank = (before | (equal & earlier)).to(torch.int64).sum(-1)
+    order = torch.zeros_like(rank).scatter(-1, rank, places.expand(rank.shape))
+    return last.gather(-1, order).movedim(-1, dim), order.movedim(-1, dim)
 
 
 def median_of_dimension(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
@@ -147,6 +176,7 @@ def _isin(elements: Tensor, tests: Tensor, *, assume_unique: bool = False, inver
 
 
 ORDERING: Mapping[str, Callable[..., Any]] = {
+    "sort.stable": _stable_sort,
     "kthvalue": kthvalue,
     "median.dim": median_of_dimension,
     "median": median,

@@ -19,7 +19,11 @@ from torch2engine.exporter.decompositions.size_bounds import is_fixed, smaller
 
 __all__ = ["POOLING"]
 
-_AVG_POOL: Mapping[int, Callable[..., Tensor]] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
+_AVG_POOL: Mapping[int, Callable[..., Tensor]] = {
+    1: functional.avg_pool1d,
+    2: functional.avg_pool2d,
+    3: functional.avg_pool3d,
+}
 _MAX_POOL: Mapping[int, Callable[..., Tensor]] = {
     1: functional.max_pool1d,
     2: functional.max_pool2d,
@@ -120,12 +124,12 @@ def _adaptive_avg_pool(x: Tensor, output_size: Sequence[int | None]) -> Tensor:
 
 
 def _adaptive_avg_pool_of(dimensions: int) -> Callable[[Tensor, Sequence[int | None]], Tensor]:
-    """Static sizes that divide evenly are left to PyTorch, which writes them as an ordinary pooling."""
+    """An ordinary pooling where every window has the same size."""
 
     def decomposition(x: Tensor, output_size: Sequence[int | None]) -> Tensor:
-        sizes = x.shape[-dimensions:]
-        if all(count is None or _divides(count, size) for size, count in zip(sizes, output_size, strict=True)):
-            return NotImplemented
+        pairs = list(zip(x.shape[-dimensions:], output_size, strict=True))
+        if all(count is None or _divides(count, size) for size, count in pairs):
+            return _AVG_POOL[dimensions](x, [1 if count is None else size // count for size, count in pairs])
         return _adaptive_avg_pool(x, output_size)
 
     return decomposition

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from torch2engine.exporter.decompositions.size_bounds import highest
+from torch2engine.exporter.decompositions.size_bounds import product_is_at_most
 
 __all__ = ["MOST_COMPARISONS", "SCATTERING"]
 
@@ -23,8 +23,7 @@ MOST_COMPARISONS = 2**24
 
 def _is_feasible(places: Any, index: Tensor) -> bool:
     """Tell whether every place can be compared with every index."""
-    sizes = [highest(size) for size in (places, *index.shape)]
-    return all(size is not None for size in sizes) and math.prod(size or 0 for size in sizes) <= MOST_COMPARISONS
+    return product_is_at_most([places, *index.shape], MOST_COMPARISONS)
 
 
 def _least(dtype: torch.dtype) -> float:

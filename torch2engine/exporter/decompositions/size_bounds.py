@@ -6,11 +6,12 @@ form by them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 
-__all__ = ["highest", "is_fixed", "larger", "lowest", "smaller"]
+__all__ = ["highest", "is_fixed", "larger", "lowest", "product_is_at_most", "smaller"]
 
 
 def is_fixed(size: Any) -> bool:
@@ -36,6 +37,17 @@ def lowest(size: Any) -> int | None:
 def highest(size: Any) -> int | None:
     """The largest value; None where there is no bound."""
     return size if isinstance(size, int) else _as_int(_bounds(size).upper)
+
+
+def product_is_at_most(sizes: Sequence[Any], limit: int) -> bool:
+    """Tell whether a product of sizes has a bound, and keeps to a limit."""
+    product = 1
+    for size in sizes:
+        most = highest(size)
+        if most is None:
+            return False
+        product *= most
+    return product <= limit
 
 
 def _bounds(size: Any) -> Any:

@@ -95,6 +95,23 @@ def find_operator(name: str) -> Any:
     return getattr(packet, overload_name or "default", None)
 
 
+def _with_second_choice(
+    exact: Mapping[Any, Callable[..., Any]], torchs: Mapping[Any, Callable[..., Any]]
+) -> dict[Any, Callable[..., Any]]:
+    """The decompositions of this table; where one returns NotImplemented, torch's own is taken, if it has one."""
+
+    def either(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
+        def decomposition(*args: Any, **options: Any) -> Any:
+            result = first(*args, **options)
+            return second(*args, **options) if result is NotImplemented else result
+
+        return decomposition
+
+    return {
+        operator: either(first, torchs[operator]) if operator in torchs else first for operator, first in exact.items()
+    }
+
+
 @contextmanager
 def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[torch.export.ExportedProgram]:
     """Let torch.onnx decompose by this table first.
@@ -116,11 +133,13 @@ def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[tor
         exporter: Any = importlib.import_module(_EXPORTER_TABLE)
         before = exporter.create_onnx_friendly_decomposition_table
     except (ImportError, AttributeError):  # other versions
-        yield program.run_decompositions(exact)
+        pytorchs: Any = torch.export.default_decompositions()
+        yield program.run_decompositions(_with_second_choice(exact, pytorchs))
         return
 
     def with_exact(onnx_registered_ops: Any) -> dict[Any, Callable[..., Any]]:
-        return {**before(onnx_registered_ops), **exact}
+        torchs = before(onnx_registered_ops)
+        return {**torchs, **_with_second_choice(exact, torchs)}
 
     exporter.create_onnx_friendly_decomposition_table = with_exact
     try:
