@@ -64,7 +64,8 @@ def deploy(
         sample_input: a Tensor; a tuple or list of positional arguments; a Mapping of keyword arguments; or
             `Inputs(*args, **kwargs)`. Any pytree; Python numbers and strings in it become constants.
         dynamic_axes: as in torch.onnx.export: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``; a value may be an `Axis`. A
-            bare name ranges from 1 to the sample's size. Axes of one name are one symbol.
+            bare name ranges from 1 to the sample's size. Axes of one name are one symbol. A size that follows from
+            axes of other dimensions is an expression: ``{"mask": {1: "past + new"}}``.
         precision: "fp32" (TF32 off) or "tf32", for float32 convolutions and matrix products on the GPU. "fp16", "bf16",
             "int8" and "fp8" change the graph of a float32 model (inputs and outputs keep their dtypes) and need the
             extra `quantize`; a `Precision` says more.
@@ -115,11 +116,11 @@ def deploy(
         with report.phase("capture"):
             captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess)
             report.add_notes(captured.notes)
-        reused_module = engine_reuse.find_by_cache_key(captured)
-        if reused_module is not None:
+        if (reused_module := engine_reuse.find_by_cache_key(captured)) is not None:
             return reused_module
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
+            captured = captured.with_axes(onnx_artifact.signature, onnx_artifact.profiles)
             engine_reuse.start_hashing(onnx_artifact)
         with report.phase("reference"):
             parity_cases, case_notes = make_parity_cases(captured)

@@ -45,7 +45,8 @@ def exported(
     model = unwrap(model)
     with undisturbed(model):
         settled = capture_call(model, sample, axes, profiles)
-        return export_onnx(settled), make_parity_cases(settled)[0]
+        artifact = export_onnx(settled)
+        return artifact, make_parity_cases(settled.with_axes(artifact.signature, artifact.profiles))[0]
 
 
 def graph_of(artifact: OnnxArtifact) -> Any:

@@ -93,7 +93,7 @@ def _axis_places(signature: Signature) -> dict[str, str]:
     places: dict[str, str] = {}
     for spec in reversed(signature.inputs):  # backwards, so that the first place remains
         for position, dim in reversed(list(enumerate(spec.shape))):
-            if isinstance(dim, str):
+            if isinstance(dim, str) and dim.isidentifier():
                 places[dim] = f"dimension {position} of input '{spec.name}'"
     return places
 

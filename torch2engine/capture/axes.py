@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 from torch2engine.core.errors import DynamicAxisError
+from torch2engine.core.size_expression import parse_size_expression
 from torch2engine.core.spec import Axis, Dim, Profile
 
 __all__ = ["RequestedAxes", "ResolvedAxes", "parse_dynamic_axes", "resolve_axes"]
@@ -52,10 +53,18 @@ class ResolvedAxes:
         """The axes of more than one size."""
         return tuple(axis for axis in self.by_name.values() if axis.min != axis.max)
 
+    @property
+    def _sizes_of_fixed_axes(self) -> dict[str, int]:
+        return {axis.name: axis.min for axis in self.by_name.values() if axis.min == axis.max}
+
     def symbolic_shape(self, shape: Sequence[int], requested: Mapping[int, str | Axis]) -> tuple[Dim, ...]:
         """A shape with the axis's name for each dynamic dimension, and the axis's size for each of one size."""
         dims: list[Dim] = [int(size) for size in shape]
         for index, entry in requested.items():
+            if _is_expression(entry):
+                derived = parse_size_expression(entry).fixed(self._sizes_of_fixed_axes)
+                dims[index] = derived if isinstance(derived, int) else derived.text
+                continue
             axis = self.by_name[_axis_name(entry)]
             dims[index] = axis.min if axis.min == axis.max else axis.name
         return tuple(dims)
@@ -74,7 +83,7 @@ def parse_dynamic_axes(dynamic_axes: Any, shapes: Shapes, output_names: Sequence
     """Part dynamic_axes into inputs and outputs, count dimensions from the front, and name unnamed axes.
 
     Args:
-        dynamic_axes: {tensor: {dimension: name or Axis}} or {tensor: [dimension, ...]}.
+        dynamic_axes: {tensor: {dimension: name, Axis or expression over names}} or {tensor: [dimension, ...]}.
         shapes: of the sample's tensors, by input name.
         output_names: of the reference's result.
 
@@ -123,6 +132,7 @@ def resolve_axes(requested: Mapping[str, Mapping[int, str | Axis]], shapes: Shap
     named_axes = _named_axes(requested, shapes)
     user_ranges = _ranges_of_profiles(profiles, list(named_axes))
     axes = {name: _resolve_axis(name, named, user_ranges) for name, named in named_axes.items()}
+    _check_expressions(requested, shapes, axes, {name: named.size for name, named in named_axes.items()})
     dynamic = {name: axis.range for name, axis in axes.items() if axis.min != axis.max}
     resolved_profiles = [
         {**dynamic, **{name: ranges[name] for name in ranges if name in dynamic}} for ranges in user_ranges
@@ -132,6 +142,11 @@ def resolve_axes(requested: Mapping[str, Mapping[int, str | Axis]], shapes: Shap
 
 def _is_mapping(value: Any) -> TypeGuard[Mapping[Any, Any]]:
     return isinstance(value, Mapping)
+
+
+def _is_expression(entry: Any) -> TypeGuard[str]:
+    """Whether a dimension's entry is a size that follows from axes."""
+    return isinstance(entry, str) and not entry.isidentifier()
 
 
 def _axis_name(entry: str | Axis) -> str:
@@ -162,8 +177,26 @@ def _axes_of_tensor(tensor: str, entry: Any, rank: int | None) -> dict[int, str 
         index = dim % rank if rank else dim
         if index in axes:
             raise DynamicAxisError(subject, got=f"dimension {index} twice", fix="name it once")
-        axes[index] = Axis(axis).name if isinstance(axis, str) else axis  # Axis() refuses a name that is none
+        axes[index] = _read_expression(subject, axis) if _is_expression(axis) else axis
     return axes
+
+
+def _read_expression(subject: str, text: str) -> str:
+    """An expression in its one spelling.
+
+    Raises:
+        DynamicAxisError: it is neither a name nor an expression over names.
+    """
+    if not any(sign in text for sign in "+-*/"):
+        return Axis(text).name  # refuses a name that is none
+    try:
+        return parse_size_expression(text).text
+    except ValueError as error:
+        raise DynamicAxisError(
+            subject,
+            got=str(error),
+            allowed="an axis is called by letters, digits and underscores, e.g. 'batch'",
+        ) from None
 
 
 def _entry_items(subject: str, entry: Any) -> list[tuple[Any, Any]]:
@@ -189,6 +222,8 @@ def _named_axes(requested: Mapping[str, Mapping[int, str | Axis]], shapes: Shape
     axes: dict[str, _NamedAxis] = {}
     for tensor, shape in shapes.items():
         for dim, entry in requested.get(tensor, {}).items():
+            if _is_expression(entry):
+                continue
             name = _axis_name(entry)
             place = f"'{tensor}' dimension {dim}"
             axis = axes.setdefault(name, _NamedAxis(int(shape[dim]), place))
@@ -212,6 +247,49 @@ def _named_axes(requested: Mapping[str, Mapping[int, str | Axis]], shapes: Shape
                 )
             axis.explicit = entry
     return axes
+
+
+def _check_expressions(
+    requested: Mapping[str, Mapping[int, str | Axis]],
+    shapes: Shapes,
+    axes: Mapping[str, Axis],
+    sample_sizes: Mapping[str, int],
+) -> None:
+    """Refuse a size that does not follow from axes of the inputs, in the sample or at all.
+
+    Raises:
+        DynamicAxisError: an unknown axis in it, another size in the sample, or no entry at min.
+    """
+    for tensor, shape in shapes.items():
+        for dim, entry in requested.get(tensor, {}).items():
+            if not _is_expression(entry):
+                continue
+            subject = f"dynamic_axes[{tensor!r}]"
+            expression = parse_size_expression(entry)
+            if unknown := sorted(expression.axes - axes.keys()):
+                raise DynamicAxisError(
+                    subject,
+                    axis=unknown[0],
+                    got=f"'{entry}', and no input has an axis '{unknown[0]}'",
+                    allowed=f"axes are {', '.join(axes) or 'none'}",
+                    fix=f"call a dimension of an input '{unknown[0]}'",
+                )
+            expected = expression.value(sample_sizes)
+            if expected != shape[dim]:
+                raise DynamicAxisError(
+                    subject,
+                    got=f"dimension {dim} is {shape[dim]} in sample_input",
+                    allowed=f"'{entry}' is {expected} there",
+                    fix="take a sample whose sizes agree, or another expression",
+                )
+            least = expression.value({name: axis.min for name, axis in axes.items()})
+            if least < 1:
+                raise DynamicAxisError(
+                    subject,
+                    got=f"'{entry}' is {least} where the axes are smallest",
+                    allowed="at least 1",
+                    fix=f"raise min of {' or '.join(sorted(expression.axes))}: an engine can't answer empty axes",
+                )
 
 
 def _ranges_of_profiles(profiles: Any, axes: Sequence[str]) -> list[dict[str, tuple[int, int, int]]]:

@@ -7,7 +7,7 @@ exporter and the parity cases read a captured call, and neither captures one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -41,6 +41,12 @@ class CapturedCall:
     precision: str
     notes: tuple[str, ...] = ()
     trial: HostTrial | None = None
+
+    def with_axes(self, signature: Signature, profiles: tuple[Profile, ...]) -> CapturedCall:
+        """The call with the axes and profiles of its artifact: export finds which axes follow from others."""
+        return replace(
+            self, signature=replace(self.signature, inputs=signature.inputs, axes=signature.axes), profiles=profiles
+        )
 
     def sample_sizes(self) -> dict[str, int]:
         """The size of every dynamic axis in the sample."""

@@ -4,5 +4,6 @@ Enters: values and structures from anywhere. Leaves: frozen values that check th
 because it needs no torch, no ONNX and no TensorRT.
 
 Public: `config`, `constants`, `errors`, `json_rules`, `loggers`, `package`, `precisions`, `preprocess`,
-`profile_sizes`, `progress`, `pytree`, `spec`, `tf32`, `version`. The other files belong to this folder alone.
+`profile_sizes`, `progress`, `pytree`, `size_expression`, `spec`, `tf32`, `version`. The other files belong
+to this folder alone.
 """

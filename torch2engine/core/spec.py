@@ -29,6 +29,7 @@ from torch2engine.core.json_rules import (
 )
 from torch2engine.core.package import public
 from torch2engine.core.preprocess import PREPROCESS_JSON, Preprocess
+from torch2engine.core.size_expression import parse_size_expression
 from torch2engine.core.structure import PARAMETER_JSON, TREE_JSON, Parameter, Tree
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "TensorSpec",
     "Tree",
     "lossless_cast",
+    "size_of",
 ]
 
 Dim: TypeAlias = "int | str"
@@ -58,6 +60,15 @@ _DTYPES = frozenset(f"{sign}{bits}" for sign in ("int", "uint") for bits in (*ra
     *("bool", "float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"),
     *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
 }
+
+
+def size_of(dim: str, sizes: Mapping[str, Any]) -> Any:
+    """The size of an input's dynamic dimension: that of its axis, or what follows from several.
+
+    >>> size_of("past + new", {"past": 4, "new": 2})
+    6
+    """
+    return sizes[dim] if dim.isidentifier() else parse_size_expression(dim).value(sizes)
 
 
 def lossless_cast(source: str, target: str) -> bool:
@@ -174,8 +185,9 @@ class TensorSpec:
     Args:
         name: unique among all inputs and outputs.
         dtype: as PyTorch spells it without the prefix, e.g. ``"float16"``.
-        shape: an int per static dimension; for an input an axis name per dynamic one; for an output a name or an
-            expression over axis names, e.g. ``"2*batch"`` (for people to read; memory comes from the engine's word).
+        shape: an int per static dimension; an axis name per dynamic one, or an expression over axis names. Those of
+            inputs are `SizeExpression`s, e.g. ``"past + new"``; those of outputs are for people to read, since memory
+            comes from the engine's word.
         preprocess: what the graph makes of an input before the model gets it; None: nothing.
     """
 
@@ -188,8 +200,8 @@ class TensorSpec:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
 
     def sized(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape with every axis name replaced by its size (inputs only)."""
-        return tuple(dim if isinstance(dim, int) else sizes[dim] for dim in self.shape)
+        """The shape with every axis name or expression replaced by its size (inputs only)."""
+        return tuple(dim if isinstance(dim, int) else size_of(dim, sizes) for dim in self.shape)
 
 
 @public
@@ -311,9 +323,11 @@ class Signature:
             axis name -> size.
 
         Raises:
-            ShapeError: wrong rank, wrong static size, two sizes for one axis, or not a multiple of multiple_of.
+            ShapeError: wrong rank, wrong static size, two sizes for one axis, a size that does not follow from its
+                axes, or not a multiple of multiple_of.
         """
         sizes: dict[str, int] = {}
+        has_expressions = False
         first: dict[str, str] = {}
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if len(shape) != len(spec.shape):
@@ -327,6 +341,8 @@ class Signature:
                             f"dimension {position} is {size}",
                             f"add {{{position}: 'name'}} to dynamic_axes",
                         )
+                elif not dim.isidentifier():
+                    has_expressions = True
                 elif sizes.setdefault(dim, size) != size:
                     raise self._shape_error(
                         spec, shape, f"axis '{dim}' is {size} but it is {sizes[dim]} in input '{first[dim]}'"
@@ -342,7 +358,22 @@ class Signature:
                     allowed=f"the engine allows multiples of {axis.multiple_of}",
                     fix=f"pad axis '{axis.name}' to a multiple of {axis.multiple_of}",
                 )
+        if has_expressions:
+            self._check_expressions(shapes, sizes)
         return sizes
+
+    def _check_expressions(self, shapes: Sequence[Sequence[int]], sizes: Mapping[str, int]) -> None:
+        """Refuse a size that does not follow from its axes."""
+        for spec, shape in zip(self.inputs, shapes, strict=True):
+            for position, (expected, size) in enumerate(zip(spec.sized(sizes), shape, strict=True)):
+                if size != expected:
+                    got = ", ".join(f"{name} = {value}" for name, value in sizes.items())
+                    raise self._shape_error(
+                        spec,
+                        shape,
+                        f"dimension {position} is {size}, but '{spec.shape[position]}' is {expected} with {got}",
+                        f"pass {expected} there",
+                    )
 
     def select_profile(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
         """Find the narrowest profile that holds these sizes, since its kernels are made for the fewest; of several the
@@ -428,7 +459,15 @@ def _check_signature(members: dict[str, Any], where: str) -> None:
         for name, count in Counter(names).most_common(1):
             if count > 1:
                 raise SchemaError(f"its manifest has {count} {subject} named {reprlib.repr(name)}", "names are unique")
-    used = {dim for tensor in members["inputs"] for dim in tensor["shape"] if isinstance(dim, str)}
+    dims = {dim for tensor in members["inputs"] for dim in tensor["shape"] if isinstance(dim, str)}
+    used = {dim for dim in dims if dim.isidentifier()}
+    for expression in dims - used:
+        try:
+            derived_from = parse_size_expression(expression).axes
+        except ValueError as error:
+            raise SchemaError(f"its manifest has an input of size {reprlib.repr(expression)}", str(error)) from None
+        if not derived_from <= used:
+            raise SchemaError(f"its manifest has an input of size {expression!r}", f"its axes are {sorted(used)}")
     if used != set(axes):
         raise SchemaError(
             f"its manifest's inputs use the axes {sorted(used)}",

@@ -14,15 +14,16 @@ import sympy
 
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Signature, TensorSpec
-from torch2engine.exporter.size_conditions import axis_symbol
+from torch2engine.exporter.size_conditions import axis_symbol, dim_in_axes, in_axes
 from torch2engine.exporter.trace import TracedCall
 
 __all__ = ["check_output_axes", "find_axis_symbols", "output_specs"]
 
 
 def find_axis_symbols(traced: TracedCall) -> dict[str, str]:
-    """Find the axis of each of torch's symbols, as text for the ONNX graph."""
-    return traced.guards.axis_of_symbol
+    """Find the axis, or the expression over axes, of each of torch's symbols, as text for the ONNX graph."""
+    dims = traced.guards.axis_of_symbol
+    return {symbol: dim if dim.isidentifier() else f"({dim})" for symbol, dim in dims.items()}
 
 
 def output_specs(traced: TracedCall, signature: Signature) -> tuple[TensorSpec, ...]:
@@ -32,27 +33,20 @@ def output_specs(traced: TracedCall, signature: Signature) -> tuple[TensorSpec, 
     results = [spec.arg.name for spec in program.graph_signature.output_specs if spec.kind.name == "USER_OUTPUT"]
     specs: list[TensorSpec] = []
     for spec, name in zip(signature.outputs, results, strict=True):
-        shape = tuple(
-            _size_in_axes(size, traced.guards.axis_of_symbol, signature) for size in nodes[name].meta["val"].shape
-        )
+        shape = tuple(_size_in_axes(size, traced, signature) for size in nodes[name].meta["val"].shape)
         specs.append(replace(spec, shape=shape))
     return tuple(specs)
 
 
-def _size_in_axes(size: Any, axes: Mapping[str, str], signature: Signature) -> int | str:
+def _size_in_axes(size: Any, traced: TracedCall, signature: Signature) -> int | str:
     if isinstance(size, int):
         return size
-    expression: Any = size.node.expr
-    # An axis in steps is written as step * count first: divisions by the step then disappear.
-    counts = {symbol: sympy.Symbol(symbol.name, integer=True, positive=True) for symbol in expression.free_symbols}
-    stepped: dict[Any, Any] = {}
-    named: dict[Any, Any] = {}
-    for symbol in expression.free_symbols:
-        if symbol.name not in axes:
-            continue
-        step = signature.axis(axes[symbol.name]).multiple_of
-        stepped[symbol] = step * counts[symbol]
-        named[counts[symbol]] = axis_symbol(axes[symbol.name]) / step
+    expression: Any = in_axes(size.node.expr, traced.guards)
+    # An axis in steps is written as step * count meanwhile: divisions by the step then disappear.
+    steps = {axis_symbol(axis.name): axis.multiple_of for axis in signature.axes if axis.multiple_of > 1}
+    counts = {symbol: sympy.Symbol(f"{symbol.name} count", integer=True, positive=True) for symbol in steps}
+    stepped = {symbol: step * counts[symbol] for symbol, step in steps.items()}
+    named = {counts[symbol]: symbol / step for symbol, step in steps.items()}
     expression = expression.xreplace(stepped).xreplace(named)
     return int(expression) if expression.is_Integer else str(expression)
 
@@ -67,7 +61,7 @@ def check_output_axes(signature: Signature, requested: Mapping[str, Mapping[int,
     for spec in signature.outputs:
         for dim, axis in requested.get(spec.name, {}).items():
             size = spec.shape[dim] if -len(spec.shape) <= dim < len(spec.shape) else None
-            if not isinstance(size, str) or (axis is not None and axis != size):
+            if not isinstance(size, str) or (axis is not None and not _is_same(axis, size)):
                 raise DynamicAxisError(
                     f"dynamic_axes[{spec.name!r}]",
                     axis=axis or "",
@@ -75,3 +69,11 @@ def check_output_axes(signature: Signature, requested: Mapping[str, Mapping[int,
                     allowed=f"the model's output is {spec}",
                     fix="name them as the model computes them, or leave outputs out: they follow from the inputs",
                 )
+
+
+def _is_same(axis: str, size: str) -> bool:
+    """Whether a user's name or expression is the size that was found, whatever the order of its terms."""
+    try:
+        return axis == size or dim_in_axes(axis) == dim_in_axes(size)
+    except ValueError:  # the size has a form that users don't write
+        return False

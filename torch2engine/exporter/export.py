@@ -72,6 +72,7 @@ def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
     model = captured.reference.model
     with _quiet_exporters(), masks_as_given(), quantizers_as_operators(model) as quantized_precision:
         traced = trace(captured)
+        captured = traced.captured
         symbols = find_axis_symbols(traced)
         outputs = output_specs(traced, captured.signature)
         signature = replace(captured.signature, outputs=outputs)

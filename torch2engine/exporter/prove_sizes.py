@@ -26,7 +26,7 @@ from torch2engine.exporter.shape_guards import ShapeGuards
 from torch2engine.exporter.size_conditions import SizeCondition, collect_conditions, holds_at
 from torch2engine.exporter.size_grid import SizeGrid, make_size_grid
 
-__all__ = ["find_size_fault"]
+__all__ = ["SizeFault", "find_size_fault"]
 
 _MOST_TRIALS = 16
 
@@ -39,9 +39,17 @@ class _Failure:
     fails: NDArray[np.bool_]
 
 
+@dataclass(frozen=True)
+class SizeFault:
+    """A condition that makes the program wrong at some size, and the refusal that explains it."""
+
+    condition: SizeCondition
+    error: DynamicAxisError
+
+
 def find_size_fault(
     captured: CapturedCall, program: torch.export.ExportedProgram, guards: ShapeGuards
-) -> DynamicAxisError | None:
+) -> SizeFault | None:
     """Find what makes the program wrong at some size; None where it is right at all of them.
 
     Args:
@@ -62,7 +70,7 @@ def find_size_fault(
     for failure in failures:
         wrong_sizes = _wrong_sizes(captured, program, failure, grid)
         if wrong_sizes is not None:
-            return _explain(failure.condition, captured, wrong_sizes, grid)
+            return SizeFault(failure.condition, _explain(failure.condition, captured, wrong_sizes, grid))
     return None
 
 

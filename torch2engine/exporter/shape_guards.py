@@ -20,15 +20,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, Unsuppor
 
 from torch2engine.capture.source_lines import innermost_user_frame, user_source
 from torch2engine.core.errors import ExportError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.core.package import PACKAGE_ROOT
 
 __all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "explain_refusal", "record_guards"]
 
-AxisOfDimension = Mapping[tuple[int, int], str]  # (index of the input, dimension) -> axis name
+AxisOfDimension = Mapping[tuple[int, int], str]  # (index of the input, dimension) -> its size in the signature
 
 # torch/fx/experimental/symbolic_shapes.py logs each decision at INFO while the user's frame is still on the stack
 # (seen in torch 2.9 to 2.13). If these texts change, sources become empty and nothing else.
 _LOGGER = "torch.fx.experimental.symbolic_shapes"
+_ENDS_OF_FORWARD = {str(Path(__file__).with_name(name)) for name in ("flat_module.py", "trace.py")}
 _CREATED = re.compile(r"create_symbol (\w+) = \S+ for L\['leaves'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
 _GUARDED = re.compile(r"eval (?!\[guard suppressed\])(.+?) \[guard added\]")
 _PINNED = re.compile(r"set_replacement (\w+) = (\d+) ")
@@ -102,11 +102,10 @@ def _current_user_line() -> str:
     """The user's line in the model's forward, or "".
 
     torch decides outside of forward too, where the innermost line of user code is that of the call to torch2engine. So
-    the walk ends at the first frame of this package: the flat module's forward, or the call of torch.export.
+    the walk ends at the flat module's forward, or at the call of torch.export.
     """
     frames = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_stack(inspect.currentframe())]
-    outside_this_file = [frame for frame in frames if frame[0] != __file__]
-    in_forward = list(takewhile(lambda frame: not Path(frame[0]).is_relative_to(PACKAGE_ROOT), outside_this_file))
+    in_forward = list(takewhile(lambda frame: frame[0] not in _ENDS_OF_FORWARD, frames))
     return innermost_user_frame(in_forward[::-1])
 
 

@@ -17,11 +17,19 @@ import sympy
 import torch
 from numpy.typing import NDArray
 
-from torch2engine.core.spec import Signature
+from torch2engine.core.spec import Signature, size_of
 from torch2engine.exporter.shape_guards import ShapeGuards
 from torch2engine.exporter.size_grid import SizeGrid
 
-__all__ = ["SizeCondition", "axis_symbol", "collect_conditions", "holds_at", "in_axes", "user_input_sizes"]
+__all__ = [
+    "SizeCondition",
+    "axis_symbol",
+    "collect_conditions",
+    "dim_in_axes",
+    "holds_at",
+    "in_axes",
+    "user_input_sizes",
+]
 
 Truth = NDArray[np.bool_]
 
@@ -65,10 +73,22 @@ def axis_symbol(name: str) -> Any:
     return sympy.Symbol(name, integer=True, positive=True)
 
 
+def dim_in_axes(dim: str) -> Any:
+    """The size of a dimension, such as "past + new", over the axes' symbols."""
+    return size_of(dim, _AxisSymbols())
+
+
+class _AxisSymbols(dict[str, Any]):
+    """The symbol of every axis."""
+
+    def __missing__(self, name: str) -> Any:
+        return axis_symbol(name)
+
+
 def in_axes(expression: Any, guards: ShapeGuards) -> Any:
     """An expression over axes' names, from one over torch's symbols."""
-    axes = guards.axis_of_symbol
-    known = {symbol: axis_symbol(axes[symbol.name]) for symbol in expression.free_symbols if symbol.name in axes}
+    dims = guards.axis_of_symbol
+    known = {symbol: dim_in_axes(dims[symbol.name]) for symbol in expression.free_symbols if symbol.name in dims}
     return expression.xreplace(known)
 
 
@@ -103,7 +123,7 @@ def _of_inputs(
     for spec, sizes in zip(signature.inputs, user_input_sizes(program), strict=True):
         for size, dim in zip(sizes, spec.shape, strict=True):
             if isinstance(dim, str):
-                equation: Any = _SYMPY.Eq(axis_symbol(dim), _expression(size, guards))
+                equation: Any = _SYMPY.Eq(dim_in_axes(dim), _expression(size, guards))
                 yield SizeCondition(equation, guards.source_of(dim), is_input=True)
 
 
@@ -122,11 +142,11 @@ def _of_guards(program: torch.export.ExportedProgram, guards: ShapeGuards) -> It
     for symbol, held in environment.var_to_range.items():
         if symbol.name not in axes or symbol in environment.replacements:
             continue
-        size = axis_symbol(axes[symbol.name])
+        dim = axes[symbol.name]
         if held.lower > 2:  # torch itself assumes that no size is 0 or 1
-            yield SizeCondition(size >= int(held.lower), guards.source_of(size.name))
+            yield SizeCondition(dim_in_axes(dim) >= int(held.lower), guards.source_of(dim))
         if held.upper.is_Integer:
-            yield SizeCondition(size <= int(held.upper), guards.source_of(size.name))
+            yield SizeCondition(dim_in_axes(dim) <= int(held.upper), guards.source_of(dim))
 
 
 def _shape_environment(program: torch.export.ExportedProgram) -> Any:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import torch
 
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.core.errors import DynamicAxisError, Torch2EngineError
-from torch2engine.core.spec import Axis, Signature
+from torch2engine.core.errors import Torch2EngineError
+from torch2engine.core.spec import Axis, Signature, size_of
+from torch2engine.exporter.derived_axes import derive_axis
 from torch2engine.exporter.flat_module import FlatModule
-from torch2engine.exporter.prove_sizes import find_size_fault
+from torch2engine.exporter.prove_sizes import SizeFault, find_size_fault
 from torch2engine.exporter.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
 
 __all__ = ["TracedCall", "trace"]
@@ -23,8 +24,13 @@ __all__ = ["TracedCall", "trace"]
 
 @dataclass(frozen=True)
 class TracedCall:
-    """torch's program, with the decisions about shapes that led to it."""
+    """torch's program, with the decisions about shapes that led to it.
 
+    Args:
+        captured: the call that was traced; axes that follow from others are expressions now.
+    """
+
+    captured: CapturedCall
     program: torch.export.ExportedProgram
     guards: ShapeGuards
 
@@ -36,7 +42,7 @@ def trace(captured: CapturedCall) -> TracedCall:
         DynamicAxisError: the model pins an axis, or holds only for a part of its range; names the user's line.
         ExportError: torch can't trace the model.
     """
-    faults: list[DynamicAxisError] = []
+    faults: list[SizeFault] = []
     for sizes in _sizes_to_trace_with(captured):
         try:
             traced = _trace_with(captured, sizes)
@@ -47,8 +53,11 @@ def trace(captured: CapturedCall) -> TracedCall:
         fault = find_size_fault(captured, traced.program, traced.guards)
         if fault is None:
             return traced
+        derived = derive_axis(captured, fault.condition)
+        if derived is not None:
+            return trace(derived)
         faults.append(fault)
-    raise faults[0]
+    raise faults[0].error
 
 
 def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
@@ -57,9 +66,14 @@ def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
     torch decides itself which axes stay dynamic (Dim.AUTO). It then refuses nothing; its decisions are judged later.
     """
     signature = captured.signature
-    torch_dims = {axis.name: torch.export.Dim.AUTO(min=axis.min, max=axis.max) for axis in signature.axes}
+    least = {axis.name: axis.range[0] for axis in signature.axes}
+    largest = {axis.name: axis.range[2] for axis in signature.axes}
     dynamic_shapes = tuple(
-        {index: torch_dims[dim] for index, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        {
+            index: torch.export.Dim.AUTO(min=size_of(dim, least), max=size_of(dim, largest))
+            for index, dim in enumerate(spec.shape)
+            if isinstance(dim, str)
+        }
         for spec in signature.inputs
     )
     with record_guards(_axis_of_dimension(signature)) as guards:
@@ -75,7 +89,7 @@ def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
             )
         except Exception as error:
             raise explain_refusal(error) from error
-    return TracedCall(program, guards)
+    return TracedCall(captured, program, guards)
 
 
 def _axis_of_dimension(signature: Signature) -> AxisOfDimension:

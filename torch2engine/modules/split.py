@@ -150,6 +150,8 @@ def places(signature: Signature, axis: str) -> Places:
     for spec, dims in zip(signature.inputs, inputs, strict=True):
         if len(dims) > 1:
             raise Unsplittable(f"axis '{axis}' is more than one dimension of input '{spec}'")
+        if dims and spec.shape[dims[0]] != axis:
+            raise Unsplittable(f"another size of input '{spec}' follows from axis '{axis}'")
     outputs = [_dims(spec, axis) for spec in signature.outputs]
     for spec, dims in zip(signature.outputs, outputs, strict=True):
         if len(dims) != 1 or spec.shape[dims[0]] != axis:

@@ -72,6 +72,7 @@ class EngineReuse:
             earlier = self._find(self._cache, facts, captured)
         if earlier is None:
             return None
+        captured = captured.with_axes(earlier.engine.signature, tuple(earlier.engine.profiles))
         parity_cases, notes = make_parity_cases(captured)
         parity_cases = with_sensitivity(captured, parity_cases, self._request.judged_precisions(captured))
         return self._accept(self._cache, earlier, captured, parity_cases, notes)
