@@ -31,19 +31,6 @@ def added(x: torch.Tensor, w: Any) -> torch.Tensor:
     return x + table
 
 
-def looped(x: torch.Tensor, w: Any) -> torch.Tensor:
-    """Unrolls a loop."""
-    total = x[0]
-    for i in range(1, x.shape[0]):
-        total = total + x[i]
-    return total
-
-
-def counted(x: torch.Tensor, w: Any) -> torch.Tensor:
-    """Makes a Python number of a size."""
-    return x * len(x)
-
-
 def at_most_four(x: torch.Tensor, w: Any) -> torch.Tensor:
     """Does something else with more."""
     if x.shape[0] > 4:
@@ -106,7 +93,7 @@ def refusal(function: Callable[..., Any], low: int = 1, high: int = 8, name: str
 
 @pytest.mark.parametrize(
     ("function", "line"),
-    [(reshaped, "view(4, 3)"), (added, "x + table"), (looped, "for i in range"), (counted, "len(x)")],
+    [(reshaped, "view(4, 3)"), (added, "x + table")],
 )
 def test_axis_that_the_model_pins_is_named_with_the_line(function: Callable[..., Any], line: str) -> None:
     """The one size that works, and the user's own line that says so."""

@@ -13,6 +13,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.reference import Reference, flatten_result
 from torch2engine.core.errors import ExportError
 from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
+from torch2engine.exporter.size_arguments import SymbolicSizeArguments
 
 __all__ = ["FLAT_MODULE_PREFIX", "FlatModule"]
 
@@ -31,7 +32,7 @@ class FlatModule(nn.Module):
         """Call the model as its user does, and take its result apart."""
         signature = self._signature
         args, kwargs = Reference(self.model, signature.parameters, signature.preprocess).arguments(leaves)
-        with RecurrentLayersAsOperators():
+        with RecurrentLayersAsOperators(), SymbolicSizeArguments():
             result = flatten_result(self.model(*args, **kwargs))
         if result.tree != signature.output:
             raise ExportError(

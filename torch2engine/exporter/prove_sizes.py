@@ -41,10 +41,15 @@ class _Failure:
 
 @dataclass(frozen=True)
 class SizeFault:
-    """A condition that makes the program wrong at some size, and the refusal that explains it."""
+    """A condition that makes the program wrong at some size, and the refusal that explains it.
+
+    Args:
+        pins: the axis became a number.
+    """
 
     condition: SizeCondition
     error: DynamicAxisError
+    pins: bool
 
 
 def find_size_fault(
@@ -70,7 +75,8 @@ def find_size_fault(
     for failure in failures:
         wrong_sizes = _wrong_sizes(captured, program, failure, grid)
         if wrong_sizes is not None:
-            return SizeFault(failure.condition, _explain(failure.condition, captured, wrong_sizes, grid))
+            pins = failure.condition.is_input and len(failure.condition.axes) == 1
+            return SizeFault(failure.condition, _explain(failure.condition, captured, wrong_sizes, grid), pins)
     return None
 
 

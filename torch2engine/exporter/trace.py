@@ -16,6 +16,7 @@ from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.spec import Axis, Signature, size_of
 from torch2engine.exporter.derived_axes import derive_axis
 from torch2engine.exporter.flat_module import FlatModule
+from torch2engine.exporter.pinned_axes import becomes_a_number
 from torch2engine.exporter.prove_sizes import SizeFault, find_size_fault
 from torch2engine.exporter.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
 
@@ -57,7 +58,10 @@ def trace(captured: CapturedCall) -> TracedCall:
         if derived is not None:
             return trace(derived)
         faults.append(fault)
-    raise faults[0].error
+    first, *others = faults
+    if first.pins and any(other.pins and other.condition.axes == first.condition.axes for other in others):
+        raise becomes_a_number(first.condition.axes[0], first.condition.source)
+    raise first.error
 
 
 def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:

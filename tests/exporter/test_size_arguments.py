@@ -1,0 +1,55 @@
+"""Functions that take sizes as numbers are right for sizes that follow a dynamic axis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tests.support.models import answer, exported
+from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.spec import Axis
+
+
+class Applied(nn.Module):
+    """x -> what `function` makes of it."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "linspace": lambda x: x + torch.linspace(-1, 1, x.shape[-1]),
+    "linspace of another type": lambda x: x + torch.linspace(0, 5, steps=x.shape[-1], dtype=torch.float32),
+    "one_hot": lambda x: functional.one_hot(x.argmax(-1), x.shape[-1]).float(),
+    "avg_pool2d": lambda x: functional.avg_pool2d(x, x.shape[2:]),
+    "max_pool2d": lambda x: functional.max_pool2d(x, kernel_size=x.shape[2:]),
+    "avg_pool1d": lambda x: functional.avg_pool1d(x[0], x.shape[-1]),
+}
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_function_is_right_at_every_size(function: str) -> None:
+    """The smallest sizes, odd and even ones, and the largest."""
+    model = Applied(FUNCTIONS[function])
+    sample = torch.randn(1, 2, 4, 6)
+    artifact, _ = exported(model, sample, {"x": {3: Axis("n", 1, 6, 12)}})
+    for size in (1, 2, 3, 7, 12):
+        x = torch.randn(1, 2, 4, size)
+        case = ParityCase("", (x,), {"output": model(x)})
+        found = torch.from_numpy(answer(artifact, case)["output"])
+        assert torch.allclose(found, case.outputs["output"], rtol=1e-5, atol=1e-6)
+
+
+def test_static_sizes_are_left_to_pytorch() -> None:
+    """What torch.onnx translates well stays as it is."""
+    model = Applied(lambda x: functional.avg_pool2d(x, (2, 2)) + torch.linspace(0, 1, 3))
+    artifact, examples = exported(model, torch.randn(1, 2, 4, 6), {"x": {0: Axis("b", 1, 2, 3)}})
+    assert (answer(artifact, examples[0])["output"] == examples[0].outputs["output"].numpy()).all()
