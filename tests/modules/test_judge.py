@@ -45,6 +45,23 @@ def test_judge_keeps_the_examples() -> None:
     assert torch.equal(x, sample(3, 6))
 
 
+def test_output_that_no_input_changes_is_weak() -> None:
+    """A dead network answers alike whatever comes: its report says so, and is no failure."""
+    reference, module = mlp()
+    with torch.no_grad():
+        answer = reference(sample(2, 6))[:1]
+    cases = [ParityCase(str(seed), (sample(1, 6) + seed,), {"output": answer.clone()}) for seed in range(3)]
+
+    class Dead(type(module)):
+        def infer(self, leaves: Any) -> dict[str, torch.Tensor]:
+            return {"output": answer.clone()}
+
+    report = judge(Dead(module._artifact), cases)
+    assert (report.passed, report.verdict) == (True, "weak")
+    assert report.weaknesses == {"output": "it is the same for every input"}
+    assert judge(Dead(module._artifact), [cases[0], cases[0]]).verdict == "passed"
+
+
 def two_cases(reference: Mlp) -> list[ParityCase]:
     return [
         ParityCase(name, (x,), {"output": reference(x).detach()})

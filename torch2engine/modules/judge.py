@@ -68,6 +68,7 @@ def judge(
         report = report.add(_compared(parity_case, answer, bounds, judged_as, ties))
         if repeats:
             answers.append(answer)
+    report = _with_deaf_outputs(report, _deaf_outputs(parity_cases))
     for parity_case, answer in zip(parity_cases, answers, strict=False):  # without repeats there are no answers
         _require_repetition(candidate, parity_case, answer, bounds, judged_as)
     return report
@@ -82,6 +83,31 @@ def _compared(
     sensitivity = case.sensitivity.get(precision)
     rows = compare(case.outputs, without.answers, bounds, case=case.name, sensitivity=sensitivity)
     return tuple(replace(row, near_ties=without.ties.get(row.name, 0.0)) for row in rows)
+
+
+def _deaf_outputs(cases: Sequence[ParityCase]) -> set[str]:
+    """Find outputs whose first row is the same in all cases, although the inputs' first rows are not."""
+    others = [case for case in cases[1:] if not all(map(_same_row, cases[0].inputs, case.inputs))]
+    if not others:
+        return set()
+    first = cases[0].outputs
+    return {name for name in first if all(_same_row(first[name], case.outputs[name]) for case in cases[1:])}
+
+
+def _same_row(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Tell whether the first rows of two tensors are equal; those of other sizes are not."""
+    rows = [value[:1] if value.ndim else value for value in (left, right)]
+    return rows[0].shape == rows[1].shape and torch.equal(rows[0], rows[1])
+
+
+def _with_deaf_outputs(report: ParityReport, names: set[str]) -> ParityReport:
+    """Say of some outputs that passing proves little, because no input changes them."""
+    reason = "it is the same for every input"
+    rows = [
+        replace(row, weakness=row.weakness or reason) if row.passed and row.name in names else row
+        for row in report.rows
+    ]
+    return replace(report, rows=tuple(rows))
 
 
 def _answer(candidate: DeployedModule[Any], parity_case: ParityCase) -> dict[str, torch.Tensor]:
