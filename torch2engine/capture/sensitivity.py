@@ -52,7 +52,8 @@ def measure_sensitivity(
         precisions: names of `PRECISION_TYPES`.
 
     Returns:
-        the cases with `ParityCase.sensitivity`. A precision is missing there if the model fails on perturbed weights.
+        the cases with `ParityCase.sensitivity`. A precision is missing there if the model fails on perturbed weights,
+        or if memory does not hold these.
     """
     measured = [dict(case.sensitivity) for case in cases]
     for precision in dict.fromkeys(precisions):
@@ -64,14 +65,20 @@ def measure_sensitivity(
 def _movements(
     reference: Reference, signature: Signature, cases: Sequence[ParityCase], precision: str
 ) -> list[dict[str, torch.Tensor]]:
-    """The root mean square of every element's movement, by output, for every case; empty if the model fails."""
+    """The root mean square of every element's movement, by output, for every case.
+
+    Empty if the model fails, or if there is no memory for other weights.
+    """
     row = PRECISION_TYPES[precision]
     names = [spec.name for spec in signature.outputs]
     totals: list[dict[str, torch.Tensor]] = [{} for _ in cases]
     count = 1 if _weight_elements(reference.model) > _LARGE else _PERTURBATIONS
     for number in range(count):
         signs = _Signs(RANDOM_SEED + number)
-        weights = _moved_weights(reference.model, row, signs)
+        try:
+            weights = _moved_weights(reference.model, row, signs)
+        except torch.OutOfMemoryError:  # no room for a second copy of the weights
+            return []
         for case, total in zip(cases, totals, strict=True):
             inputs = [_moved(leaf, row, signs) for leaf in case.inputs]
             try:
