@@ -686,3 +686,65 @@ def test_training_goes_on_bit_for_bit_after(way: str, undisturbed: dict[str, Any
     for what in ("modes", "attributes"):
         assert found.pop(what) == undisturbed[what]
     torch.testing.assert_close(found, {name: undisturbed[name] for name in found}, rtol=0, atol=0)
+
+
+# Real inputs instead of invented ones
+
+
+class StaticCache(nn.Module):
+    """Writes rows into a cache of 16 at given places; two rows for one place have no right answer."""
+
+    def forward(self, rows: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(16, 3).index_copy(0, places, rows)
+
+
+def rows_at(*places: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(len(places), 3), torch.tensor(places)
+
+
+ROWS = {name: {0: t2e.Axis("n", 1, 4, 8)} for name in ("rows", "places")}
+
+
+def test_examples_are_compared_on_instead_of_invented_inputs() -> None:
+    """From an iterator, which is read once; a note tells which end of the profile none of them has."""
+    examples = iter([rows_at(5, 9, 2), rows_at(*range(8))])
+    module = deploy(StaticCache(), rows_at(0, 1, 2, 3), ROWS, examples=examples)
+    (report,) = reported(module).parity
+    assert [row.case for row in report.rows] == ["sample", "example 0", "example 1"]
+    assert report.notes == ("no example in the profile has n = 1, so nothing was compared there",)
+    rows, places = rows_at(7, 1)
+    close(module(rows, places), StaticCache()(rows, places))
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2, 3), (3, 0, 2, 1), (4, 5, 6, 7), (12, 13, 14, 15)])
+def test_right_model_with_coupled_integers_needs_no_examples(places: tuple[int, ...]) -> None:
+    """No place comes twice in the cases that are made from the sample, as far as the cache has places."""
+    axis = t2e.Axis("n", 1, 4, 4 if places[0] == 12 else 8)
+    module = deploy(StaticCache(), rows_at(*places), {name: {0: axis} for name in ("rows", "places")})
+    assert reported(module).passed
+
+
+def test_wrong_example_fails_before_the_export() -> None:
+    """The error names its index."""
+    with pytest.raises(InputError) as caught:
+        deploy(StaticCache(), rows_at(0, 1, 2, 3), ROWS, examples=[rows_at(1, 2), rows_at(1)[0]])
+    assert str(caught.value).startswith("examples[1], argument 'places': is missing")
+
+
+class Sequences(nn.Module):
+    """Self-attention in which True hides an entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        return self.attention(x, x, x, key_padding_mask=hidden)[0]
+
+
+def test_mask_that_hides_the_start_deploys_at_every_length() -> None:
+    """Cut to one entry it would hide the whole row."""
+    hidden = torch.zeros(2, 6, dtype=torch.bool)
+    hidden[:, :2] = True
+    axes = {name: {1: t2e.Axis("n", 1, 6, 12)} for name in ("x", "hidden")}
+    assert reported(deploy(Sequences(), (torch.randn(2, 6, 8), hidden), axes)).passed

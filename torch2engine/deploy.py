@@ -47,6 +47,7 @@ def deploy(
     precision: str | Precision = "fp32",
     calibration: Iterable[Any] | None = None,
     profiles: Sequence[Any] | None = None,
+    examples: Iterable[Any] | None = None,
     tolerance: Tolerances | None = None,
     runtime: str = "tensorrt",
     config: BuildConfig = BuildConfig(),
@@ -70,9 +71,12 @@ def deploy(
             "int8" and "fp8" change the graph of a float32 model (inputs and outputs keep their dtypes) and need the
             extra `quantize`; a `Precision` says more.
         calibration: inputs in the form of sample_input, for those four: they show how large values become. Read once,
-            one at a time. By default the sample at min, opt and max.
+            one at a time. By default the examples, else the sample at min, opt and max.
         profiles: several ``{"batch": (min, opt, max)}``, of which the narrowest that holds a call's sizes answers it;
             by default one, from the axes.
+        examples: real inputs at other sizes, each in the form of sample_input, on any device. They and the sample are
+            compared on, instead of inputs that are made from the sample: those may be invalid where integers or masks
+            depend on sizes or on each other. Read once. Notes tell which ends of the profiles no example reaches.
         tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved, or
             more where the model's own answers move more by rounding; the report shows this sensitivity. A Mapping has
             one for each output that it names, e.g. {"labels": Tolerance(mismatch=1e-3)}.
@@ -108,13 +112,13 @@ def deploy(
             precision; or chunks answer otherwise than the whole, with out_of_range="split". It carries the table.
     """
     request = DeployRequest.check(
-        model, precision, calibration, tolerance, runtime, config, runtime_config, cache, cache_key
+        model, precision, calibration, examples, tolerance, runtime, config, runtime_config, cache, cache_key
     )
     report = ReportBuilder()
     engine_reuse = EngineReuse(request, report)
     with undisturbed(request.model):
         with report.phase("capture"):
-            captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess)
+            captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess, request.examples)
             report.add_notes(captured.notes)
         if (reused_module := engine_reuse.find_by_cache_key(captured)) is not None:
             return reused_module
@@ -147,6 +151,5 @@ def deploy(
             engine_artifact = engine_request.load_or_build()  # TensorRT's build_serialized_network
         with report.phase("parity"):  # the engine against PyTorch
             trt_module = make_accepted_trt_module(engine_artifact, lowered, request, gpu, report)
-        report.add_notes(engine_request.notes)
         engine_reuse.store_and_record(engine_request, engine_artifact, trt_module, report)
     return attach_report_and_trim(trt_module, report)

@@ -390,7 +390,7 @@ def test_model_that_cannot_be_tried_on_the_cpu_is_compared_on_its_sample() -> No
     assert list(found) == ["opt"]
     assert notes == (
         "no cases 'min', 'max', 'random': other inputs may end the process's CUDA context, and can't be tried on the "
-        "CPU first (RuntimeError: there is one of me)",
+        "CPU first (RuntimeError: there is one of me); pass real inputs as examples=[...]",
     )
     found, _ = run_on_gpu(Single(16), Axis("n", 1, 2, 8))
     assert list(found) == ["sample"]
@@ -401,4 +401,4 @@ def test_sample_outside_every_profile_cannot_stand_for_other_cases() -> None:
     """Then nothing may be compared, and the error says so."""
     with pytest.raises(ExportError) as error:
         run_on_gpu(Single(16), Axis("n", 1, 4, 8), [{"n": (1, 1, 2)}, {"n": (6, 6, 8)}])
-    assert error.value.fix == "deploy the model from the CPU, or give a sample inside a profile"
+    assert error.value.fix == "pass real inputs as examples=[...], or give a sample inside a profile"

@@ -127,3 +127,18 @@ def test_judge_refuses_repeated_nan_for_the_nan() -> None:
     assert report.subject == "PyTorch vs ONNX Runtime"
     assert [(row.passed, row.nonfinite_reference) for row in report.rows] == [(False, 0), (False, 0)]
     assert all(row.nonfinite_candidate > 0 for row in report.rows)
+
+
+def test_failure_on_made_up_integers_names_the_way_out() -> None:
+    """Positions of which two are the same have no right answer: the input is at fault, and a real one helps."""
+    reference, module = mlp()
+    x = sample(3, 6)
+    wrong = {"output": reference(x).detach() + 1}
+    made_up = [ParityCase("max", (x,), wrong, guessed=("positions",)), ParityCase("opt", (x,), wrong)]
+    advice = "pass real inputs as examples=[...], since the values of 'positions' were made up and may not fit together"
+    with pytest.raises(ParityError) as error:
+        judge(module, made_up).raise_if_failed()
+    assert error.value.fix == f"{advice}; if the difference is meant, pass a wider tolerance=Tolerance(...)"
+    with pytest.raises(ParityError) as error:
+        judge(module, made_up[1:]).raise_if_failed()
+    assert error.value.fix == "if the difference is meant, pass a wider tolerance=Tolerance(...)"

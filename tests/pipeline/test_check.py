@@ -85,3 +85,14 @@ def test_check_reads_the_file_and_not_the_model(model: Mlp, tmp_path: Path) -> N
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) + 1, weight.name))
     onnx.save(graph, artifact.onnx_path)
     assert not t2e.check(model, artifact, sample(4, 6)).passed
+
+
+def test_check_compares_on_examples_instead_of_invented_inputs(model: Mlp, exported: OnnxArtifact) -> None:
+    """Real inputs at other sizes, from an iterator; a wrong one is named by its index."""
+    report = t2e.check(model, exported, sample(4, 6), examples=iter([sample(2, 6), (sample(8, 6),)]))
+    assert report.passed
+    assert [row.case for row in report.rows] == ["sample", "example 0", "example 1"]
+    assert report.notes == ("no example in the profile has batch = 1, so nothing was compared there",)
+    with pytest.raises(ShapeError) as caught:
+        t2e.check(model, exported, sample(4, 6), examples=[sample(9, 6)])
+    assert str(caught.value).startswith("examples[0], input 'x': axis 'batch' is 9")

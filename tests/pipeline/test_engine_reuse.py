@@ -170,7 +170,9 @@ class Earlier:
             if (module := engine_reuse.find_by_graph(artifact, captured, cases, notes)) is not None:
                 return "graph", module
         key = hash_facts({"engine": 1})
-        engine_request: Any = SimpleNamespace(cache_key=key, store=lambda engine: self.cache.store(key, engine))
+        engine_request: Any = SimpleNamespace(
+            cache_key=key, notes=(), store=lambda engine: self.cache.store(key, engine)
+        )
         module: Any = SimpleNamespace(compiled=lambda: self.engine)
         lowered: Any = SimpleNamespace(outcome=None, reports=(), notes=("lowered",))
         precision: Any = SimpleNamespace(report=None, notes=("verified",))

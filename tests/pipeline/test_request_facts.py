@@ -18,6 +18,7 @@ from torch import nn
 import torch2engine as t2e
 from torch2engine.artifact.cache import hash_facts
 from torch2engine.builder import engine_request
+from torch2engine.capture.examples import with_examples
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export import export_onnx
@@ -54,6 +55,7 @@ def request_for(model: nn.Module, **options: Any) -> DeployRequest:
     defaults = {
         "precision": t2e.Precision(),
         "has_calibration": False,
+        "examples": None,
         "tolerance": None,
         "runtime": "tensorrt",
         "config": t2e.BuildConfig(),
@@ -69,10 +71,10 @@ def facts_of_model(model: nn.Module, cache_key: str = "net 1") -> Any:
     return model_facts(request_for(model, cache_key=cache_key))
 
 
-def key_of_request(model: nn.Module, sample: torch.Tensor, **options: Any) -> str:
+def key_of_request(model: nn.Module, sample: torch.Tensor, examples: Any = None, **options: Any) -> str:
     """The key of a request, beside the model."""
     with undisturbed(model):
-        captured = capture_call(model, sample, {"x": {0: BATCH}})
+        captured = with_examples(capture_call(model, sample, {"x": {0: BATCH}}), examples)
         return hash_facts(request_facts(request_for(model, **options), captured))
 
 
@@ -156,6 +158,21 @@ def test_sample_counts_as_far_as_lowering_takes_something_from_it() -> None:
     assert full[0] == full[1] == full[2]
     assert half[0] == half[1] != half[2]
     assert len(set(eight)) == 3
+
+
+def test_examples_count_as_far_as_lowering_takes_something_from_them() -> None:
+    """They change what is compared; a graph in float32 is the same for all of them."""
+    small, large = torch.ones(2, 4), torch.full((8, 4), 1000.0)
+    full, half, eight = (
+        [
+            key_of_request(net(), torch.ones(4, 4), examples, precision=t2e.Precision(word))
+            for examples in (None, [small], [small, small], [small, large])
+        ]
+        for word in ("fp32", "fp16", "int8")
+    )
+    assert full == [full[0]] * 4
+    assert half[:3] == [half[0]] * 3 and half[3] != half[0]
+    assert len(set(eight)) == 4
 
 
 @pytest.mark.parametrize("name", ["epsilon", "form", "table", "tensor"])

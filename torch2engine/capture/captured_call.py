@@ -30,6 +30,7 @@ class CapturedCall:
         output_axes: {output name: {dimension: axis name or None}} that the user named in dynamic_axes.
         precision: the lowest floating arithmetic that the model itself asks for: "fp32", "fp16" or "bf16".
         notes: what a user should know, e.g. that a call changes a counter.
+        examples: real inputs to be compared on instead of invented ones, in the signature's order and dtypes.
         trial: where invented inputs must run before they may reach the model; None if they may at once.
     """
 
@@ -40,6 +41,7 @@ class CapturedCall:
     output_axes: Mapping[str, Mapping[int, str | None]]
     precision: str
     notes: tuple[str, ...] = ()
+    examples: tuple[tuple[torch.Tensor, ...], ...] = ()
     trial: HostTrial | None = None
 
     def with_axes(self, signature: Signature, profiles: tuple[Profile, ...]) -> CapturedCall:

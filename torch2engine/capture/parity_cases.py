@@ -1,7 +1,8 @@
 """A captured call → the cases that a candidate is compared on: inputs with the reference's answers.
 
-Enters: the sample and the profiles. Leaves: for every profile the sample resized to min, opt and max, and a second,
-random input at a size between. Separate because ONNX Runtime and the engine are compared on the same cases.
+Enters: the sample, the profiles, and the user's examples if there are any. Leaves: the examples; without them, for
+every profile, the sample resized to min, opt and max, and a second, random input at a size between. Separate because
+ONNX Runtime and the engine are compared on the same cases.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.examples import notes_on_coverage
 from torch2engine.capture.invented_inputs import Guess, inputs_with_guesses, invented_inputs
 from torch2engine.capture.reference import outputs_by_name
 from torch2engine.core.constants import RANDOM_SEED
@@ -29,7 +31,7 @@ class ParityCase:
 
     Args:
         name: e.g. "min", "opt", "max", "random", or "own" for sizes that no narrower profile answers; with the
-            profile's number in front where there are several.
+            profile's number in front where there are several. With examples "sample", "example 0", and so on.
         inputs: tensors in the signature's order, on the sample's device; never written to.
         outputs: the reference's answer by output name.
         guessed: names of inputs with integers or masks that nobody gave; they may not fit together.
@@ -54,10 +56,52 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
 
     Raises:
         DynamicAxisError: the model itself fails at a size that a profile promises.
-        ExportError: the model can't be tried on the CPU first, and no profile holds the sample.
+        ExportError: it fails on an example; or it can't be tried on the CPU first, and no profile holds the sample.
+    """
+    notes = _notes_on_unreachable_profiles(captured)
+    make = _cases_of_examples if captured.examples else _invented_cases
+    parity_cases, more_notes = make(captured)
+    if captured.trial is not None:
+        captured.trial.refresh()  # frees its copy of the model
+    return parity_cases, (*notes, *more_notes)
+
+
+def _cases_of_examples(captured: CapturedCall) -> tuple[list[ParityCase], list[str]]:
+    """The sample and the examples, with notes on sizes that none of them has.
+
+    Raises:
+        ExportError: the reference fails on an example.
+    """
+    inputs = {f"example {index}": leaves for index, leaves in enumerate(captured.examples)}
+    if any(profile.contains(captured.sample_sizes()) for profile in captured.profiles):
+        inputs = {"sample": captured.sample, **inputs}
+    parity_cases: list[ParityCase] = []
+    for name, leaves in inputs.items():
+        pairs = zip(leaves, captured.sample, strict=True)
+        on_device = tuple(leaf.to(sample.device, copy=True) for leaf, sample in pairs)
+        try:
+            result = captured.reference(on_device)
+        except ExportError as error:
+            raise ExportError(
+                f"examples[{name.removeprefix('example ')}]",
+                got=error.got,
+                allowed="inputs that the model answers",
+                fix="leave this example out, or mend the line",
+                source=error.source,
+            ) from error
+        parity_cases.append(_make_case(captured, name, _AnsweredInputs(on_device, result, None)))
+    all_sizes = [captured.signature.resolve([leaf.shape for leaf in case.inputs]) for case in parity_cases]
+    return parity_cases, notes_on_coverage(captured, all_sizes)
+
+
+def _invented_cases(captured: CapturedCall) -> tuple[list[ParityCase], list[str]]:
+    """The cases that follow from the sample and the profiles, with notes on those that are missing or say little.
+
+    Raises:
+        DynamicAxisError, ExportError: as `make_parity_cases`.
     """
     obstacle = "" if captured.trial is None else captured.trial.obstacle()
-    notes = _notes_on_unreachable_profiles(captured)
+    notes: list[str] = []
     generator = torch.Generator().manual_seed(RANDOM_SEED)
     plans = list(_planned_cases(captured.signature, captured.profiles))
     if obstacle:
@@ -74,11 +118,9 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
                 f"no case '{plan.name}': the model refuses random values drawn from the sample's range ({error.got})"
             )
             continue
-        parity_cases.append(_make_case(captured, plan, answered))
+        parity_cases.append(_make_case(captured, plan.name, answered))
         notes += _notes_on_guess(captured, plan, answered)
-    if captured.trial is not None:
-        captured.trial.refresh()  # frees its copy of the model
-    return parity_cases, tuple(notes)
+    return parity_cases, notes
 
 
 @dataclass(frozen=True)
@@ -118,11 +160,11 @@ def _answer_plan(captured: CapturedCall, plan: _PlannedCase, generator: torch.Ge
     return first_answered
 
 
-def _make_case(captured: CapturedCall, plan: _PlannedCase, answered: _AnsweredInputs) -> ParityCase:
+def _make_case(captured: CapturedCall, name: str, answered: _AnsweredInputs) -> ParityCase:
     signature = captured.signature
     outputs = outputs_by_name(answered.result, signature.output, [spec.name for spec in signature.outputs])
     guessed = () if answered.guess is None else inputs_with_guesses(captured)
-    return ParityCase(plan.name, answered.leaves, outputs, guessed)
+    return ParityCase(name, answered.leaves, outputs, guessed)
 
 
 def _notes_on_guess(captured: CapturedCall, plan: _PlannedCase, answered: _AnsweredInputs) -> list[str]:
@@ -155,10 +197,10 @@ def _without_invented(
             "model",
             got=reason,
             allowed="a sample that a profile holds, since it alone may be compared",
-            fix="deploy the model from the CPU, or give a sample inside a profile",
+            fix="pass real inputs as examples=[...], or give a sample inside a profile",
         )
     missing = ", ".join(f"'{plan.name}'" for plan in plans if plan not in kept)
-    return kept, f"no cases {missing}: {reason}"
+    return kept, f"no cases {missing}: {reason}; pass real inputs as examples=[...]"
 
 
 def _notes_on_unreachable_profiles(captured: CapturedCall) -> list[str]:
@@ -174,14 +216,16 @@ def _notes_on_unreachable_profiles(captured: CapturedCall) -> list[str]:
 def _size_is_not_held(captured: CapturedCall, plan: _PlannedCase, error: ExportError) -> DynamicAxisError:
     """The error for a model that fails at a size inside its profile."""
     sizes = ", ".join(f"{axis} = {size}" for axis, size in plan.sizes.items())
-    names = ", ".join(f"'{name}'" for name in inputs_with_guesses(captured))
-    guess = f", or let the sample have values of {names} that fit any size: those of this case were made up from it"
+    fix = "narrow the Axis, or mend the line"
+    if names := ", ".join(f"'{name}'" for name in inputs_with_guesses(captured)):
+        made_up = f"since the values of {names} in this case were made up"
+        fix = f"pass real inputs as examples=[...], {made_up}; if these fail too, {fix}"
     return DynamicAxisError(
         f"axes {sizes}" if sizes else "model",
         axis=next(iter(plan.sizes), ""),
         got=error.got,
         allowed="a model that holds over the whole of every axis",
-        fix="narrow the Axis, or mend the line" + (guess if names else ""),
+        fix=fix,
         source=error.source,
     )
 

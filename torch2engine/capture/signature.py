@@ -19,10 +19,11 @@ from torch.overrides import TorchFunctionMode
 
 from torch2engine.capture.axes import parse_dynamic_axes, resolve_axes
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.examples import with_examples
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.source_lines import innermost_user_frame
-from torch2engine.capture.torch_types import dtype_name, layout_name
+from torch2engine.capture.torch_types import check_tensor, dtype_name
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.preprocess import by_input
@@ -46,6 +47,7 @@ def capture_call(
     dynamic_axes: Mapping[str, Any] | None = None,
     profiles: Sequence[Any] | None = None,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
+    examples: Sequence[Any] | None = None,
 ) -> CapturedCall:
     """Run the model on the sample, refuse what no engine can repeat, and decide the call's names, dtypes and axes.
 
@@ -58,6 +60,7 @@ def capture_call(
             on to export, which checks them.
         profiles: {axis name: (min, opt, max)} dicts; by default one, from the axes.
         preprocess: the steps from an input of bytes to the model's input; for several inputs, by name.
+        examples: real inputs at other sizes, from `read_examples`.
 
     Raises:
         InputError: the sample does not fit forward's parameters or `preprocess`, or holds no tensor.
@@ -92,7 +95,7 @@ def capture_call(
         TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape))
         for name, tensor in zip(output_names, result.leaves, strict=True)
     )
-    return CapturedCall(
+    captured = CapturedCall(
         reference=reference,
         signature=Signature(inputs, outputs, axes.dynamic, tuple(sample.parameters), result.tree),
         profiles=axes.profiles,
@@ -102,6 +105,7 @@ def capture_call(
         notes=answer.notes,
         trial=answer.trial,
     )
+    return with_examples(captured, examples)
 
 
 def _lowest_precision(model: nn.Module, tensors: Sequence[torch.Tensor]) -> str:
@@ -162,31 +166,12 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
         names.extend(path.removeprefix(prefix) if kind == "var_keyword" else path for path in flat.names)
     names = unique_names(names)  # keywords caught by **kwargs may be named like a part of another argument
     for name, tensor in zip(names, tensors, strict=True):
-        _check_tensor(name, tensor)
+        check_tensor(name, tensor)
     if not tensors:
         raise InputError(
             "sample_input", got="no tensor in it", allowed="at least one tensor", fix="pass what forward takes"
         )
     return _BoundSample(parameters, names, tensors)
-
-
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor that no engine takes."""
-    if tensor.is_nested:
-        raise _not_dense(name, "it is a nested tensor", "pass its to_padded_tensor(0) and a mask")
-    if tensor.layout is not torch.strided:
-        raise _not_dense(name, f"layout is {layout_name(tensor.layout)}", "pass its to_dense()")
-    if tensor.is_quantized:
-        raise _not_dense(name, "it is a quantized tensor", "pass its dequantize()")
-    if tensor.is_complex():
-        raise _not_dense(name, f"dtype is {dtype_name(tensor.dtype)}", "pass torch.view_as_real(...) of it")
-    if tensor.device.type not in ("cpu", "cuda"):
-        raise _not_dense(name, f"device is {tensor.device}", "move model and sample there")
-
-
-def _not_dense(name: str, got: str, fix: str) -> InputError:
-    allowed = "dense tensors of real numbers on the CPU or a CUDA device"
-    return InputError(f"input '{name}'", name=name, got=got, allowed=allowed, fix=fix)
 
 
 def _answer_without_writes(reference: Reference, sample: _BoundSample) -> Flat:

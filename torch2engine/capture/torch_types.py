@@ -1,6 +1,7 @@
-"""PyTorch's dtypes and layouts ↔ the names that signatures and messages use.
+"""PyTorch's dtypes and layouts ↔ the names that signatures and messages use, and the tensors that no engine takes.
 
-Enters: a torch.dtype, a torch.layout, or a name such as "float16". Leaves: the other one. Separate because every layer
+Enters: a torch.dtype, a torch.layout, or a name such as "float16". Leaves: the other one; for an input of a call, an
+error that says what to pass instead. Separate because every layer
 that knows PyTorch needs these names, and this is the lowest of them.
 """
 
@@ -10,7 +11,9 @@ from functools import cache
 
 import torch
 
-__all__ = ["dtype_name", "layout_name", "torch_dtype"]
+from torch2engine.core.errors import InputError
+
+__all__ = ["check_tensor", "dtype_name", "layout_name", "torch_dtype"]
 
 
 @cache
@@ -49,3 +52,26 @@ def layout_name(layout: torch.layout) -> str:
 
 def _without_prefix(value: object) -> str:
     return str(value).removeprefix("torch.")
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that no engine takes.
+
+    Raises:
+        InputError: it is no dense tensor of real numbers, or on another kind of device.
+    """
+    if tensor.is_nested:
+        raise _not_dense(name, "it is a nested tensor", "pass its to_padded_tensor(0) and a mask")
+    if tensor.layout is not torch.strided:
+        raise _not_dense(name, f"layout is {layout_name(tensor.layout)}", "pass its to_dense()")
+    if tensor.is_quantized:
+        raise _not_dense(name, "it is a quantized tensor", "pass its dequantize()")
+    if tensor.is_complex():
+        raise _not_dense(name, f"dtype is {dtype_name(tensor.dtype)}", "pass torch.view_as_real(...) of it")
+    if tensor.device.type not in ("cpu", "cuda"):
+        raise _not_dense(name, f"device is {tensor.device}", "move model and sample there")
+
+
+def _not_dense(name: str, got: str, fix: str) -> InputError:
+    allowed = "dense tensors of real numbers on the CPU or a CUDA device"
+    return InputError(f"input '{name}'", name=name, got=got, allowed=allowed, fix=fix)

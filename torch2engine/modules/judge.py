@@ -71,7 +71,17 @@ def judge(
     report = _with_deaf_outputs(report, _deaf_outputs(parity_cases))
     for parity_case, answer in zip(parity_cases, answers, strict=False):  # without repeats there are no answers
         _require_repetition(candidate, parity_case, answer, bounds, judged_as)
-    return report
+    return replace(report, advice=_advice(report, parity_cases))
+
+
+def _advice(report: ParityReport, parity_cases: Sequence[ParityCase]) -> str:
+    """What to do about failures on inputs that nobody gave, such as positions of which two are the same."""
+    failed = {row.case for row in report.failures}
+    guessed = dict.fromkeys(name for case in parity_cases if case.name in failed for name in case.guessed)
+    if not guessed:
+        return ""
+    names = ", ".join(f"'{name}'" for name in guessed)
+    return f"pass real inputs as examples=[...], since the values of {names} were made up and may not fit together"
 
 
 def _compared(

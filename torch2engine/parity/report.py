@@ -89,6 +89,7 @@ class ParityReport:
         subject: the reference and the candidate, e.g. "PyTorch vs TensorRT".
         tolerance: the bounds.
         notes: remarks for the reader, one sentence each.
+        advice: what to do first if it failed, as an imperative; "" for nothing but a wider tolerance.
 
     Printed, it is a table in plain text. `passed` is a bool; `verdict` says besides whether passing proves something.
     """
@@ -97,6 +98,7 @@ class ParityReport:
     subject: str
     tolerance: Tolerance
     notes: tuple[str, ...] = ()
+    advice: str = ""
 
     @property
     def failures(self) -> tuple[OutputParity, ...]:
@@ -164,7 +166,9 @@ class ParityReport:
             if failed
             else "compare one case at least"
         )
-        raise ParityError(f"parity, {self.subject}, {why}", report=self, fix=fix)
+        raise ParityError(
+            f"parity, {self.subject}, {why}", report=self, fix="; ".join(filter(None, (self.advice, fix)))
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for json.dumps."""

@@ -6,6 +6,7 @@ step: the artifact, and not the sample, says at which sizes to compare.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.examples import read_examples, with_examples
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
@@ -30,7 +32,12 @@ __all__ = ["check"]
 
 
 def check(
-    model: nn.Module, artifact: OnnxArtifact, sample_input: Any, *, tolerance: Tolerances | None = None
+    model: nn.Module,
+    artifact: OnnxArtifact,
+    sample_input: Any,
+    *,
+    examples: Iterable[Any] | None = None,
+    tolerance: Tolerances | None = None,
 ) -> ParityReport:
     """Compare an exported model with the module that it was exported from, by ONNX Runtime on the CPU.
 
@@ -38,6 +45,7 @@ def check(
         model: the reference.
         artifact: the exported model; its profiles say at which sizes to compare.
         sample_input: in the form that it was exported with.
+        examples: real inputs at other sizes, to compare on instead of invented ones, as for `deploy`.
         tolerance: by default `Tolerance.default` of the artifact's precision, or more where the model's own answers
             move more by rounding.
 
@@ -45,11 +53,12 @@ def check(
         the report; call its `raise_if_failed`.
 
     Raises:
-        InputError, ShapeError: the sample does not fit the artifact's signature.
+        InputError, ShapeError: the sample or an example does not fit the artifact's signature.
     """
     model = unwrap(model)
+    given = read_examples(examples)
     with undisturbed(model):
-        captured = _capture_like(artifact, model, sample_input)
+        captured = with_examples(_capture_like(artifact, model, sample_input), given)
         all_cases, notes = make_parity_cases(captured)
         all_cases = with_sensitivity(captured, all_cases, (artifact.precision,))
     parity_cases = parity_cases_for(artifact.precision, all_cases)

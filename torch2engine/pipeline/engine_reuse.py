@@ -120,8 +120,9 @@ class EngineReuse:
             engine_request: stores the engine.
             engine: as it was loaded or built.
             module: the engine with the weights and the compiled kernels that it has now.
-            report: has the facts about the engine.
+            report: has the facts about the engine, and takes the notes of the request.
         """
+        report.add_notes(engine_request.notes)
         stored = module.compiled()
         if self._request.runtime_config.kernel_specialization != "none":
             # A later deploy may not want kernels that were compiled for single shapes.

@@ -7,12 +7,14 @@ because every later step reads the same checked values.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from torch2engine.artifact.cache import EngineCache, resolve_cache
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.examples import read_examples
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
     RUNTIMES,
@@ -42,6 +44,7 @@ class DeployRequest:
         model: the user's module, below torch's wrappers.
         precision: the requested precision.
         has_calibration: whether calibration data were given; nothing has read them yet.
+        examples: real inputs to be compared on, as the user gave them; None for invented ones.
         tolerance: the requested one; None for the precision's default.
         runtime: "tensorrt" or "onnxruntime".
         config: how TensorRT builds.
@@ -53,6 +56,7 @@ class DeployRequest:
     model: nn.Module
     precision: Precision
     has_calibration: bool
+    examples: tuple[Any, ...] | None
     tolerance: Tolerances | None
     runtime: str
     config: BuildConfig
@@ -66,6 +70,7 @@ class DeployRequest:
         model: object,
         precision: object,
         calibration: object,
+        examples: object,
         tolerance: Tolerances | None,
         runtime: str,
         config: BuildConfig,
@@ -86,6 +91,7 @@ class DeployRequest:
             model=unwrap(model),
             precision=checked_precision,
             has_calibration=calibration is not None,
+            examples=read_examples(examples),
             tolerance=tolerance,
             runtime=chosen_runtime,
             config=config,

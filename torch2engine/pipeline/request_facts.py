@@ -75,7 +75,7 @@ def graph_facts(artifact: OnnxArtifact, refittable: bool) -> dict[str, Any]:
 def request_facts(request: DeployRequest, captured: CapturedCall) -> dict[str, Any]:
     """The facts that decide, beside the model, which ONNX graph is built and how; the current GPU is part of them."""
     tolerance = request.tolerance
-    sample = None if request.has_calibration else sample_facts(request.precision, captured.sample)
+    sample = None if request.has_calibration else sample_facts(request.precision, [captured.sample, *captured.examples])
     outputs = [[spec.name, spec.dtype] for spec in captured.signature.outputs]  # the sample decides their shapes
     output_axes = {name: {str(dim): axis for dim, axis in axes.items()} for name, axes in captured.output_axes.items()}
     return {
@@ -99,8 +99,8 @@ def _tolerance_facts(tolerance: Tolerances | None) -> Any:
     return {name: asdict(one) for name, one in tolerance.items()}
 
 
-def sample_facts(precision: Precision, sample: Sequence[torch.Tensor]) -> list[Any] | None:
-    """The facts that lowering takes from the sample, where there are no calibration data.
+def sample_facts(precision: Precision, inputs: Sequence[Sequence[torch.Tensor]]) -> list[Any] | None:
+    """The facts that lowering takes from the sample and the examples, where there are no calibration data.
 
     The ranges of "int8" and "fp8" follow from the sample's values. In half precision the sample only shows what may
     overflow: the power of two of its largest value counts, so that a fresh random sample of the same kind is equal.
@@ -108,9 +108,12 @@ def sample_facts(precision: Precision, sample: Sequence[torch.Tensor]) -> list[A
     if not precision.changes_graph:
         return None
     if precision.dtype in QUANTIZED_PRECISIONS or precision.weights is not None:
-        return [fingerprints({"": leaf})[""] for leaf in sample]
-    floats = [leaf for leaf in sample if leaf.is_floating_point() and leaf.numel()]
-    return [math.frexp(float(leaf.abs().max()))[1] for leaf in floats]
+        return [fingerprints({"": leaf})[""] for leaves in inputs for leaf in leaves]
+    exponents: list[int] = []
+    for leaves in zip(*inputs, strict=True):  # one input of the model in all calls
+        if leaves[0].is_floating_point() and all(leaf.numel() for leaf in leaves):
+            exponents.append(max(math.frexp(float(leaf.abs().max()))[1] for leaf in leaves))
+    return exponents
 
 
 def _has_plain_values(tensor: torch.Tensor) -> bool:
