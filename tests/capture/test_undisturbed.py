@@ -83,7 +83,7 @@ class Unsupported(Busy):
     """Has no ONNX form, which the exporter finds out."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.special.erfinv(torch.tanh(super().forward(x)))
+        return torch.geqrf(super().forward(x))[0]
 
 
 class Random(Busy):
@@ -412,8 +412,83 @@ def test_body_error_comes_through() -> None:
     assert str(error.value) == "x: mine"
 
 
+def test_no_other_thread_draws_a_number_twice() -> None:
+    """Generators that another thread draws from meanwhile are not set back under it."""
+    inside, drawn, after = threading.Event(), threading.Event(), threading.Event()
+    numbers: list[tuple[float, float, float]] = []
+
+    def draw() -> None:
+        for begin, end in ((inside, drawn), (after, drawn)):
+            assert begin.wait(60)
+            numbers.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
+            end.set()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    with undisturbed(trained()[0]):
+        inside.set()
+        assert drawn.wait(60)
+    after.set()
+    thread.join()
+    first, second = numbers
+    assert all(one != other for one, other in zip(first, second, strict=True))
+
+
+class Helper(threading.Thread):
+    """A thread like that of a progress bar, which watches and draws nothing."""
+
+    __module__ = "tqdm._monitor"
+
+
+def test_helper_thread_does_not_keep_the_generators_from_being_put_back() -> None:
+    """Progress bars and notebooks have threads of their own, beside which the caller's numbers stay as they were."""
+    model, ends = trained()[0], threading.Event()
+    before = torch.get_rng_state()
+    for helper in (Helper(target=None), threading.Thread(target=ends.wait)):
+        is_helper = isinstance(helper, Helper)
+        if is_helper:
+            helper.run = lambda: ends.wait(60) and None
+        helper.start()
+        with undisturbed(model):
+            torch.rand(3)
+        ends.set()
+        helper.join()
+        ends.clear()
+        assert torch.equal(torch.get_rng_state(), before) is is_helper
+
+
+class Watched(nn.Module):
+    """Records in which mode its forward runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        self.modes: list[tuple[int, bool, bool]] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.modes.append((threading.get_ident(), self.training, self.layer.training))
+        return self.layer(x)
+
+
+def test_other_thread_that_trains_the_model_never_runs_in_inference_mode() -> None:
+    """Its call waits until the flags are set again, and then runs as if nothing had been."""
+    model, arrived = Watched(), threading.Event()
+    caller = threading.get_ident()
+    model.register_forward_pre_hook(lambda module, args: arrived.set() if threading.get_ident() != caller else None)
+    modes = model.modes
+    thread = threading.Thread(target=model, args=(X,))
+    with undisturbed(model):
+        thread.start()
+        for _ in range(2000):  # time in which the other thread would run, if it did not wait
+            model.layer(X)
+    thread.join()
+    assert arrived.is_set()
+    assert modes == [(thread.ident, True, True)]
+    assert len(model._forward_pre_hooks) == 1
+
+
 def test_undisturbed_can_be_nested_and_shared() -> None:
-    """A second one inside, and those of other threads, leave the process as the first one found it."""
+    """A second one inside, and those of other threads, leave all but random numbers as the first one found it."""
     models = [trained()[0] for _ in range(3)]
     around, before = surroundings(), [state(model) for model in models]
 
@@ -429,4 +504,7 @@ def test_undisturbed_can_be_nested_and_shared() -> None:
         thread.join()
     for model, was in zip(models, before, strict=True):
         assert_same(was, state(model))
-    assert_same(around, surroundings())
+    after = surroundings()
+    for generator in ("python", "numpy", "torch"):
+        del around[generator], after[generator]
+    assert_same(around, after)

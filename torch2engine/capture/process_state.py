@@ -26,6 +26,8 @@ __all__ = ["exact_arithmetic", "process_state_lock", "restored_random_state"]
 # The switches below are the process's, so a second thread would save the first one's settings as the user's. And
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
 _LOCK = threading.RLock()
+# Their threads watch progress bars, files and debuggers, and draw no random numbers.
+_HELPERS = frozenset({"IPython", "debugpy", "ipykernel", "pydevd", "torch2engine", "tornado", "tqdm", "zmq"})
 _FLOAT32_SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 _MKL_FUNCTIONS = (
     *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma", "log", "log10", "log1p"),
@@ -52,19 +54,40 @@ def exact_arithmetic() -> Generator[None]:
 
 @contextmanager
 def restored_random_state() -> Generator[None]:
-    """Put the random generators of Python, NumPy, PyTorch's CPU and all GPUs back after the body."""
+    """Put the random generators of Python, NumPy, PyTorch's CPU and all GPUs back after the body.
+
+    They belong to the process. So where another thread may have drawn from them meanwhile they stay as they are, or
+    that thread would draw the same numbers again.
+    """
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     cpu_state = torch.get_rng_state()
     gpu_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    is_alone = not any(map(_may_draw, threading.enumerate()))  # what the body starts is part of it
     try:
         yield
     finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
-        torch.set_rng_state(cpu_state)
-        if gpu_states is not None:
-            torch.cuda.set_rng_state_all(gpu_states)
+        if is_alone:
+            _set_random_state(python_state, numpy_state, cpu_state, gpu_states)
+
+
+def _set_random_state(
+    python_state: Any, numpy_state: Any, cpu_state: torch.Tensor, gpu_states: list[torch.Tensor] | None
+) -> None:
+    random.setstate(python_state)
+    np.random.set_state(numpy_state)
+    torch.set_rng_state(cpu_state)
+    if gpu_states is not None:
+        torch.cuda.set_rng_state_all(gpu_states)
+
+
+def _may_draw(thread: threading.Thread) -> bool:
+    """Whether a thread may draw random numbers: it is another one, and its code is no helper's."""
+    if thread is threading.current_thread():
+        return False
+    target = getattr(thread, "_target", None)
+    owner = type(thread) if target is None else target
+    return str(getattr(owner, "__module__", "")).partition(".")[0] not in _HELPERS
 
 
 @contextmanager

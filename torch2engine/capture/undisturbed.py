@@ -6,9 +6,11 @@ inference mode. Separate because deploy is called from training code and may not
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from torch2engine.capture.model_state import ModelSnapshot, version_of
@@ -25,7 +27,9 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     Put back are: the training flag of every submodule; the identity of parameters, buffers and gradients; every value
     that is reachable from the module's attributes, such as buffers, other tensors, NumPy arrays, containers, plain
     objects, unregistered modules and random generators; hooks; RNG state of Python, NumPy, CPU and GPUs; autocast, grad
-    mode, the current device, the float32 switches and the attention backends.
+    mode, the current device, the float32 switches and the attention backends. Where other threads run, the RNG state
+    advances instead, or they would draw the same numbers again. Their calls of `model` wait, or they would run in
+    inference mode.
 
     Raises:
         ExportError: forward writes into its own parameters or adds to their gradients, which can't be undone.
@@ -34,7 +38,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
         guarded = _GuardedModel(model)
         with restored_random_state(), exact_arithmetic():
             try:
-                with training_flags_off(model):
+                with _calls_of_other_threads_wait(model), training_flags_off(model):
                     yield
             except Exception as error:
                 guarded.check(error)  # says more than an error that may follow from it
@@ -42,6 +46,27 @@ def undisturbed(model: nn.Module) -> Generator[None]:
             finally:
                 guarded.restore()
     guarded.check()
+
+
+@contextmanager
+def _calls_of_other_threads_wait(model: nn.Module) -> Generator[None]:
+    """Let other threads' calls of the model wait until the flags are set again; a call that has begun goes on."""
+    owner = threading.get_ident()
+
+    def wait(module: nn.Module, args: object) -> None:
+        # Copies of the model have this hook too. They keep flags of their own, and their calls may be this thread's.
+        if module is model and threading.get_ident() != owner:
+            with process_state_lock():
+                pass
+
+    if isinstance(model, torch.jit.ScriptModule) or model.__dict__.get("_compiled_call_impl") is not None:  # not traced
+        yield
+        return
+    hook = model.register_forward_pre_hook(wait, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 @contextmanager
