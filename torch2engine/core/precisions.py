@@ -196,7 +196,7 @@ PRECISION_TYPES = {row.name: row for row in _ROWS}
 # study of models, divided by their sensitivities, lie well below (`benchmarks/trust.py`). ONNX Runtime computes in true
 # float32; the convolutions of TensorRT-RTX have about 80 times the rounding error of cuDNN's.
 _FACTORS = {
-    "onnxruntime": {"fp32": 40.0, "tf32": 40.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
+    "onnxruntime": {"fp32": 16.0, "tf32": 16.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
     "tensorrt": {"fp32": 400.0, "tf32": 20.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
     "tensorrt_rtx": {"fp32": 600.0, "tf32": 20.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
 }
