@@ -88,6 +88,13 @@ def test_mapping_of_keywords_deploys_a_hugging_face_model(bert: tuple[BertModel,
         assert found.hidden_states is None
 
 
+def test_batch_of_a_transformer_is_seen_to_be_independent(bert: tuple[BertModel, ORTModule]) -> None:
+    """Heads, masks and reshapes keep sentences apart; words are added to by their positions."""
+    influences = bert[1]._artifact.influences
+    assert influences["batch"] is None
+    assert influences["sequence"] is not None
+
+
 def test_mapping_of_keywords_reports_both_axes(bert: tuple[BertModel, ORTModule]) -> None:
     """The table has both outputs at min, opt, max and at a random input, all of one size in both axes."""
     rows = [(row.case, row.name, row.shape[:2]) for row in reported(bert[1]).parity[0].rows]

@@ -96,6 +96,10 @@ MIXES: dict[str, tuple[str, str]] = {
         f"{CUBE} <float[3] w = {{1, 2, 3}}> {{ y, m, v = BatchNormalization<training_mode = 1>(x, w, w, w, w) }}",
         "BatchNormalization '' normalises over the entries",
     ),
+    "batch norm with statistics": (
+        f"{CUBE} <float[3] w = {{1, 2, 3}}> {{ y, m, v = BatchNormalization(x, w, w, w, w) }}",
+        "BatchNormalization '' normalises over the entries",
+    ),
     "convolution along the entries": (
         "(float[1, 2, n] x) => (float[1, 1, n] y) <float[1, 2, 3] w = {1, 2, 3, 4, 5, 6}> "
         "{ y = Conv<pads = [1, 1]>(x, w) }",

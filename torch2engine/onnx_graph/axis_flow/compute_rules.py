@@ -161,7 +161,8 @@ def _layer_norm(node: NodeView) -> list[Value]:
 def _batch_norm(node: NodeView) -> Value:
     value = _same(node)
     assert isinstance(value, Entries)
-    if node.attribute("training_mode", 0) or node.opset < 9:
+    trains = len(node.proto.output) > 1  # how a node said so before opset 14
+    if trains or node.attribute("training_mode", 0) or node.opset < 9:
         raise Mixes("normalises over the entries")
     require_other_dim(value, 1, "has a weight for each entry's number")
     return value
