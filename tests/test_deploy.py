@@ -254,7 +254,7 @@ class Writer(nn.Module):
 def test_model_that_writes_into_its_input_is_refused() -> None:
     """An engine would leave the caller's tensor as it is, so the model is refused and the sample stays."""
     x = sample(4, 6)
-    with pytest.raises(ExportError, match="it writes into its input 'x'") as error:
+    with pytest.raises(ExportError, match="a write into its input 'x'") as error:
         deploy(Writer(), x, BATCH)
     assert error.value.source.startswith(__file__)
     assert torch.equal(x, sample(4, 6))
@@ -275,7 +275,8 @@ def test_note_tells_of_a_random_input_that_the_model_refuses() -> None:
     (table,) = reported(module).parity
     assert [row.case for row in table.rows] == ["min", "opt"]
     assert table.notes == (
-        "no case 'random': the model refuses random values drawn from the sample's range (PyTorch itself fails on "
+        "no case 'random': the model refuses random values drawn from the sample's range (a failure "
+        "of PyTorch itself on "
         "inputs of shape [2, 6]: ValueError: whole numbers only)",
     )
     assert "\nnote: no case 'random'" in str(reported(module))
@@ -291,7 +292,7 @@ def test_baked_branch_is_a_parity_error() -> None:
     (failure,) = caught.value.report.failures
     assert (failure.case, failure.name) == ("min", "output")
     message = str(caught.value)
-    assert message.startswith("parity, PyTorch vs ONNX Runtime, output 'output' of case 'min': relative L2 is 0.9")
+    assert message.startswith("parity, PyTorch vs ONNX Runtime: got output 'output' of case 'min': relative L2 is 0.9")
     assert message.endswith(f"\n{caught.value.report}")
 
 
@@ -341,7 +342,9 @@ def test_tolerance_that_is_none_is_refused() -> None:
     """A bare number would leave open what it bounds."""
     with pytest.raises(InputError) as caught:
         deploy(seeded(Mlp), sample(4, 6), tolerance=1e-3)
-    assert str(caught.value) == ("tolerance: 0.001, a Tolerance or None; e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)")
+    assert str(caught.value) == (
+        "tolerance: got 0.001; expected a Tolerance or None; e.g. Tolerance(rel_l2=1e-3, max_rel=1e-2)"
+    )
 
 
 # Runtimes and options
@@ -364,8 +367,9 @@ def test_tensorrt_without_a_gpu_is_an_installation_error_before_any_work(monkeyp
     with pytest.raises(InstallationError) as caught:
         t2e.deploy(Counting(), sample(4, 6), BATCH)
     assert str(caught.value) == (
-        f"NVIDIA driver: {CUDA_LIBRARIES[0]} can't be loaded; install the driver until `nvidia-smi` lists the GPU; "
-        "start a container with `--gpus all`"
+        f"NVIDIA driver: got no {CUDA_LIBRARIES[0]} that can be loaded; expected an installed driver; "
+        "install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`, "
+        "or deploy with runtime='onnxruntime' to run on the CPU"
     )
     assert Counting.calls == 0
 
@@ -376,7 +380,7 @@ def test_flavour_that_is_missing_is_an_installation_error_before_any_work(monkey
     with pytest.raises(InstallationError) as caught:
         t2e.deploy(Counting(), sample(4, 6), config=BuildConfig(flavour="tensorrt"))
     assert str(caught.value).startswith("TensorRT: ")
-    assert str(caught.value).endswith("; `pip install torch2engine[tensorrt]`")
+    assert "; `pip install torch2engine[tensorrt]`, or deploy with runtime='onnxruntime'" in str(caught.value)
     assert Counting.calls == 0
 
 
@@ -389,7 +393,7 @@ def test_auto_without_a_gpu_warns_once_and_answers(monkeypatch: pytest.MonkeyPat
         module = t2e.deploy(model, sample(4, 6), BATCH, runtime="auto")
     (warning,) = caught
     assert str(warning.message).startswith(
-        f"deploying to ONNX Runtime on the CPU, because TensorRT can't run: NVIDIA driver: {CUDA_LIBRARIES[0]} can't be"
+        f"deploying to ONNX Runtime on the CPU, because TensorRT can't run: NVIDIA driver: got no {CUDA_LIBRARIES[0]} "
     )
     assert warning.filename == __file__
     assert isinstance(module, ORTModule)
@@ -406,17 +410,29 @@ def test_deploying_to_onnx_runtime_is_silent(
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "runtime": ({"runtime": "trt"}, "runtime: 'trt', one of 'tensorrt', 'onnxruntime', 'auto'"),
-    "runtime of another type": ({"runtime": None}, "runtime: None, one of 'tensorrt', 'onnxruntime', 'auto'"),
-    "precision": ({"precision": "half"}, "precision: 'half', one of 'fp32', 'tf32', 'fp16', 'bf16', 'int8', 'fp8'"),
-    "config": ({"config": RuntimeConfig()}, f"config: {RuntimeConfig()!r}, a BuildConfig; pass t2e.BuildConfig(...)"),
+    "runtime": (
+        {"runtime": "trt"},
+        "runtime: got 'trt'; expected one of 'tensorrt', 'onnxruntime', 'auto'; pass one of these",
+    ),
+    "runtime of another type": (
+        {"runtime": None},
+        "runtime: got None; expected one of 'tensorrt', 'onnxruntime', 'auto'; pass one of these",
+    ),
+    "precision": (
+        {"precision": "half"},
+        "precision: got 'half'; expected one of 'fp32', 'tf32', 'fp16', 'bf16', 'int8', 'fp8'; pass 'fp16'",
+    ),
+    "config": (
+        {"config": RuntimeConfig()},
+        f"config: got {RuntimeConfig()!r}; expected a BuildConfig; pass t2e.BuildConfig(...)",
+    ),
     "runtime_config": (
         {"runtime_config": {"streams": 2}},
-        "runtime_config: {'streams': 2}, a RuntimeConfig; pass t2e.RuntimeConfig(...)",
+        "runtime_config: got {'streams': 2}; expected a RuntimeConfig; pass t2e.RuntimeConfig(...)",
     ),
     "cache": (
         {"cache": 3},
-        "cache: 3, True, False, a folder or an EngineCache; pass cache=True for the user's cache folder",
+        ("cache: got 3; expected True, False, a folder or an EngineCache; pass cache=True for the user's cache folder"),
     ),
 }
 
@@ -435,7 +451,7 @@ def test_unknown_option_is_refused_with_the_list(what: str) -> None:
 def test_deployed_module_is_refused() -> None:
     """An engine can't be traced, not even inside torch.compile."""
     _, module = mlp()
-    text = "model: a ORTModule; it is deployed already; pass the PyTorch module"
+    text = "model: got an ORTModule; expected a PyTorch module; pass what it was deployed from"
     for model in (module, torch.compile(module, backend="eager")):
         with pytest.raises(InputError) as caught:
             deploy(model, sample(4, 6))
@@ -503,8 +519,9 @@ def test_split_of_rows_that_influence_each_other_fails_when_deploying() -> None:
             deploy(Centred(), given, axes, runtime_config=SPLIT)
         line = Centred.forward.__code__.co_firstlineno + 1
         assert str(caught.value) == (
-            "out_of_range='split': axis 'batch' is never split: its entries may influence each other: "
-            f"ReduceMean (at test_deploy.py:{line}) reduces over the entries, an axis that is one dimension of every "
+            "out_of_range='split': got axis 'batch' is never split: its entries may influence each other: "
+            f"ReduceMean (at test_deploy.py:{line}) reduces over the entries; expected an axis that "
+            "is one dimension of every "
             "output and can be proved; use out_of_range='eager' or 'error'"
         )
 
@@ -515,7 +532,7 @@ def test_split_is_judged_by_the_tolerance_that_was_given() -> None:
     calls = [[sample(8, 6)]]
     with pytest.raises(ParityError) as caught:
         prove_split_axes(ORTModule(artifact, runtime_config=SPLIT), calls)
-    assert str(caught.value).startswith("axis 'batch': 8 entries are not answered like 5 + 3")
+    assert str(caught.value).startswith("axis 'batch': got 8 entries that are not answered like 5 + 3")
     notes = prove_split_axes(
         ORTModule(artifact, runtime_config=SPLIT), calls, tolerance=Tolerance(rel_l2=0.1, max_rel=0.5)
     )
@@ -523,8 +540,8 @@ def test_split_is_judged_by_the_tolerance_that_was_given() -> None:
 
 
 NOT_SPLIT: dict[str, tuple[type[nn.Module], Any, str]] = {
-    "no axis": (Mlp, None, "there is no dynamic axis"),
-    "one size": (Mlp, {"x": {0: t2e.Axis("batch", 4, 4, 4)}}, "there is no dynamic axis"),
+    "no axis": (Mlp, None, "no dynamic axis"),
+    "one size": (Mlp, {"x": {0: t2e.Axis("batch", 4, 4, 4)}}, "no dynamic axis"),
     "narrow": (
         Mlp,
         {"x": {0: t2e.Axis("batch", 4, 5, 7)}},
@@ -546,8 +563,8 @@ def test_split_that_can_never_be_is_refused_when_deploying(what: str) -> None:
     with pytest.raises(InputError) as caught:
         deploy(seeded(kind), sample(4, 6), axes, runtime_config=SPLIT)
     assert str(caught.value) == (
-        f"out_of_range='split': {text}, an axis that is one dimension of every output and can be proved; "
-        "use out_of_range='eager' or 'error'"
+        f"out_of_range='split': got {text}; expected an axis that is one dimension of every output "
+        "and can be proved; use out_of_range='eager' or 'error'"
     )
 
 
@@ -556,7 +573,9 @@ def test_eager_keeps_the_model_that_was_deployed() -> None:
     model = seeded(Mlp).eval()
     module = deploy(torch.compile(model, backend="eager"), sample(4, 6), BATCH, runtime_config=EAGER)
     assert module._out_of_range.reference is model
-    with pytest.warns(UserWarning, match=r"input 'x': axis 'batch' is 20, .*; PyTorch answers such calls, slower; "):
+    with pytest.warns(
+        UserWarning, match=(r"input 'x': got batch = 20; expected .*; PyTorch answers such calls, slower; ")
+    ):
         found = module(sample(20, 6))
     close(found, model(sample(20, 6)))
     assert reported(module).notes == ()
@@ -575,8 +594,8 @@ def test_option_that_onnx_runtime_lacks_is_refused_before_any_work(monkeypatch: 
     with pytest.raises(InputError) as caught:
         deploy(Counting(), sample(4, 6), BATCH, runtime_config=options)
     assert str(caught.value) == (
-        "runtime='onnxruntime': streams=2, output='static', only out_of_range: the rest of RuntimeConfig is for "
-        "engines on a GPU; leave it out, or deploy with runtime='tensorrt'"
+        "runtime='onnxruntime': got streams=2, output='static'; expected only out_of_range: the rest "
+        "of RuntimeConfig is for engines on a GPU; leave it out, or deploy with runtime='tensorrt'"
     )
     assert Counting.calls == 0
 
@@ -639,28 +658,32 @@ def _deploy(**options: Any) -> Callable[[Trainee], Any]:
 
 WAYS: dict[str, tuple[Callable[[Trainee], Any], type[Torch2EngineError] | None, str]] = {
     "success": (_deploy(), None, ""),
-    "option": (_deploy(precision="fp64"), InputError, "precision: 'fp64'"),
+    "option": (_deploy(precision="fp64"), InputError, "precision: got 'fp64'"),
     "runtime": (
         _deploy(runtime="tensorrt", config=BuildConfig(flavour="tensorrt")),
         InstallationError,
-        "TensorRT: it is not installed",
+        "TensorRT: got no such package",
     ),
-    "sample": (_deploy(sample_input=()), InputError, "sample_input: missing a required argument: 'x'"),
+    "sample": (
+        _deploy(sample_input=()),
+        InputError,
+        ("sample_input: got 0 positional arguments (missing a required argument: 'x')"),
+    ),
     "capture": (
         _deploy(sample_input=sample(16, 5)),
         ExportError,
-        "model: PyTorch itself fails on inputs of shape [16, 5]",
+        "model: got a failure of PyTorch itself on inputs of shape [16, 5]",
     ),
-    "axes": (_deploy(dynamic_axes={"y": [0]}), DynamicAxisError, "dynamic_axes['y']: no such tensor"),
+    "axes": (_deploy(dynamic_axes={"y": [0]}), DynamicAxisError, "dynamic_axes['y']: got no such tensor"),
     "export": (
         _deploy(dynamic_axes={"x": {1: t2e.Axis("width", 2, 6, 8)}}),
         DynamicAxisError,
-        "axis 'width': the model pins it down",
+        "axis 'width': got a model that pins it down",
     ),
     "reference": (
         _deploy(dynamic_axes={"x": {0: t2e.Axis("batch", 3, 4, 16)}}),
         DynamicAxisError,
-        "axes batch = 3: PyTorch itself fails on inputs of shape [3, 6]: RuntimeError: three is a crowd",
+        "axes batch = 3: got a failure of PyTorch itself on inputs of shape [3, 6]: RuntimeError: three is a crowd",
     ),
     "split": (_deploy(runtime_config=SPLIT), None, ""),
     "eager": (_deploy(runtime_config=EAGER), None, ""),

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,11 +74,11 @@ def test_pitfall_10_size_outside_every_profile_is_named_before_the_engine_sees_i
     with pytest.raises(ShapeError) as caught:
         module(sample(64, 6))
     assert str(caught.value) == (
-        "input 'x': axis 'batch' is 64, the engine allows 1..1 or 8..32; redeploy with Axis('batch', 1, 1, 64)"
+        "input 'x': got batch = 64; expected 1..1 or 8..32; redeploy with Axis('batch', 1, 1, 64)"
     )
     with pytest.raises(ShapeError) as gap:
         module(sample(4, 6))
-    assert gap.value.got == "axis 'batch' is 4"
+    assert gap.value.got == "batch = 4"
     assert gap.value.name == "x"
 
 
@@ -102,7 +103,7 @@ def test_pitfall_11_wide_dtypes_come_back_whole_or_are_refused() -> None:
     assert caught.value.name == "ids"
     with pytest.raises(DtypeError) as built:
         t2e.build(t2e.export(Wide(), given), config=RTX)
-    assert str(built.value).startswith("input 'x': dtype is float64, TensorRT takes float32, float16")
+    assert str(built.value).startswith("input 'x': got dtype float64; expected one of float32, float16, ")
 
 
 def test_pitfall_14_plan_of_another_version_or_gpu_is_refused_before_tensorrt_sees_it(tmp_path: Path) -> None:
@@ -115,14 +116,14 @@ def test_pitfall_14_plan_of_another_version_or_gpu_is_refused_before_tensorrt_se
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError) as edited:
         t2e.load(path)
-    assert "its manifest was changed after it was written" in str(edited.value)
+    assert "a manifest that was changed after it was written" in str(edited.value)
     (path / "manifest.json").write_bytes(sample_artifacts.sealed(manifest))
     with pytest.raises(ArtifactError) as caught:
         EngineArtifact.load(path).check_hardware(here)
     assert str(caught.value) == (
-        f"artifact '{path}': its plan was built by tensorrt_rtx 1.2.0.1, this process has tensorrt_rtx "
-        f"{here.flavour_version} and a plan runs in its own version only; "
-        f"rebuild it here: t2e.build('{path / 'model.onnx'}', ...)"
+        f"artifact '{path}': got a plan of tensorrt_rtx 1.2.0.1; expected one of tensorrt_rtx "
+        f"{here.flavour_version}, since a plan runs in its own version only; rebuild it here: "
+        f"t2e.build('{path / 'model.onnx'}', ...)"
     )
 
 
@@ -168,7 +169,10 @@ def test_pitfall_20_unsupported_operators_are_all_named_at_the_users_lines() -> 
     ]
     title = find_tensorrt("tensorrt_rtx").title
     first, *lines = str(caught.value).splitlines()
-    assert first == f"{title}: it can't build 2 nodes of the ONNX graph; replace these operations in the model"
+    assert first == (
+        f"{title}: got 2 nodes of the ONNX graph that it can't build; expected operators that it has; "
+        "replace these operations in the model"
+    )
     assert len(lines) == 2
 
 
@@ -176,25 +180,29 @@ WRONG_PROFILES: dict[str, tuple[Any, Any, str]] = {
     "opt above max": (
         "batch",
         [{"batch": (1, 64, 32)}],
-        "axis 'batch': min 1, opt 64, max 32, min <= opt <= max; give sizes in that order, e.g. "
-        "Axis('batch', 1, 32, 64)",
+        "axis 'batch': got min 1, opt 64, max 32; expected min <= opt <= max; give sizes in that "
+        "order, e.g. Axis('batch', 1, 32, 64)",
     ),
     "no opt": (
         "batch",
         [{"batch": (1, 8)}],
-        "profile of axis 'batch': (1, 8), three ints (min, opt, max); e.g. {'batch': (1, 8, 32)}",
+        "profile of axis 'batch': got (1, 8); expected three ints (min, opt, max); e.g. {'batch': (1, 8, 32)}",
     ),
     "zero": (
         "batch",
         [{"batch": (0, 4, 8)}],
-        "axis 'batch': min is 0, min must be an int of at least 1; an engine can't answer empty axes",
+        "axis 'batch': got min = 0; expected an int of at least 1; an engine can't answer empty axes",
     ),
-    "unknown axis": ("batch", [{"rows": (1, 4, 8)}], "profiles: no axis named 'rows', axes are batch"),
+    "unknown axis": (
+        "batch",
+        [{"rows": (1, 4, 8)}],
+        "profiles: got no axis named 'rows'; expected one of batch; use one of these names",
+    ),
     "outside its Axis": (
         t2e.Axis("batch", 1, 4, 8),
         [{"batch": (1, 4, 16)}],
-        "axis 'batch': a profile asks for (1, 4, 16), its Axis allows 1..8; "
-        "widen the Axis, or leave the range to the profiles by naming the axis only",
+        "axis 'batch': got (1, 4, 16) in a profile; expected 1..8, as its Axis says; widen the Axis, "
+        "or leave the range to the profiles by naming the axis only",
     ),
 }
 
@@ -255,8 +263,11 @@ def test_pitfall_28_library_that_cannot_be_opened_is_named_with_the_install_line
     reason = "libnvinfer.so.10: cannot open shared object file: No such file or directory"
     (tmp_path / "tensorrt" / "__init__.py").write_text(f"raise OSError({reason!r})\n")
     text, exported = deployed([tmp_path], "tensorrt")
-    assert text.startswith(f"TensorRT: tensorrt can't be loaded: {reason} (installed: tensorrt_rtx ")
-    assert text.endswith("); `pip install torch2engine[tensorrt]`")
+    assert text.startswith(f"TensorRT: got tensorrt that can't be loaded: '{reason}' (installed: tensorrt_rtx ")
+    assert text.endswith(
+        "); expected an installed one; `pip install torch2engine[tensorrt]"
+        "`, or deploy with runtime='onnxruntime' to run on the CPU"
+    )
     assert not exported
 
 
@@ -273,8 +284,9 @@ def test_pitfall_29_driver_that_is_too_old_is_named_before_any_work(tmp_path: Pa
     subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, str(tmp_path / "driver.c")], check=True)
     text, exported = deployed([], "tensorrt_rtx", LD_LIBRARY_PATH=str(tmp_path))
     assert text == (
-        "NVIDIA driver: it can't start: CUDA_ERROR_INSUFFICIENT_DRIVER; "
-        "check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
+        "NVIDIA driver: got CUDA_ERROR_INSUFFICIENT_DRIVER when it starts; expected a driver that "
+        "starts; check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
+        ", or deploy with runtime='onnxruntime' to run on the CPU"
     )
     assert not exported
 
@@ -286,6 +298,7 @@ def test_pitfall_29_missing_gpu_is_named_before_any_work(monkeypatch: pytest.Mon
         t2e.deploy(seeded(Mlp), sample(4, 6))
     assert caught.value.fix == (
         "install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`"
+        ", or deploy with runtime='onnxruntime' to run on the CPU"
     )
 
 
@@ -307,13 +320,13 @@ class Found(nn.Module):
 
 
 def test_pitfall_34_shape_that_depends_on_values_is_named() -> None:
-    """TensorRT-RTX can't size such an output: the node and the user's line are in the error."""
-    artifact = t2e.export(Found(), sample(4, 6), {"x": [0]})
-    with pytest.raises(UnsupportedOperatorError) as caught:
-        t2e.build(artifact, config=RTX)
-    (node,) = caught.value.nodes
-    assert (node.op, node.source) == ("NonZero", line_of(Found, "nonzero()"))
-    assert node.name in str(caught.value)
+    """No runtime gets such a size, not even one that could have it: the node and the user's line are in the error."""
+    for call in (t2e.export, partial(t2e.deploy, runtime="onnxruntime")):
+        with pytest.raises(UnsupportedOperatorError) as caught:
+            call(Found(), sample(4, 6), {"x": [0]})
+        (node,) = caught.value.nodes
+        assert (node.op, node.source) == ("aten.nonzero", line_of(Found, "nonzero()"))
+        assert node.name in str(caught.value)
 
 
 def test_pitfall_39_external_weights_go_wherever_the_model_goes(

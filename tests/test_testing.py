@@ -55,8 +55,10 @@ def test_wrong_candidate_raises_with_the_table() -> None:
         assert_parity(torch.relu, torch.abs, X)
     message = str(caught.value)
     assert message.startswith(
-        "parity, reference vs candidate, output 'output': relative L2 is 1, at most 0.00025 is allowed; "
-        "if the difference is meant, pass a wider tolerance=Tolerance(...)\nreference vs candidate: FAILED"
+        "parity, reference vs candidate: got output 'output': relative L2 is 1, at most 0.00025 "
+        "is allowed; expected answers within the tolerance; if the difference is meant, pass a wider "
+        "tolerance=Tolerance(...)\nreference vs "
+        "candidate: FAILED"
     )
     assert message.endswith(str(caught.value.report))
 
@@ -106,7 +108,7 @@ def test_nested_inputs_and_constants_reach_both() -> None:
         (Pair(X, X), (X, X), "output is a tuple of 0, 1, the reference's is a Pair of one, two"),
         (Record(X, X), Pair(X, X), "output is a Pair of one, two, the reference's is a Record of one, two"),
         (BaseModelOutput(X), {"last_hidden_state": X}, "the reference's is a BaseModelOutput of last_hidden_state"),
-        (X, X.numpy(), "'output': a numpy.ndarray, tensors, None"),
+        (X, X.numpy(), "'output': got a numpy.ndarray, tensors, None"),
         ([X], [], "output is a list of nothing, the reference's is a list of 0"),
     ],
     ids=str,
@@ -236,14 +238,16 @@ def test_tolerance_and_precision_are_obeyed() -> None:
     assert assert_parity(*near, tolerance=Tolerance(rel_l2=0.1, max_rel=0.1)).passed
     with pytest.raises(InputError) as caught:
         assert_parity(*near, tolerance=Tolerance(), precision="fp16")
-    assert str(caught.value) == ("assert_parity: both tolerance and precision='fp16', one of them; leave out precision")
+    assert str(caught.value) == (
+        "assert_parity: got both tolerance and precision='fp16'; expected one of them; leave out precision"
+    )
 
 
 def test_result_that_is_no_pytree_is_refused() -> None:
     """A reference that returns something else than tensors and containers is an error, not a verdict."""
     with pytest.raises(InputError) as caught:
         assert_parity(returning(np.zeros(3)), returning(np.zeros(3)), X)
-    assert str(caught.value).startswith("'output': a numpy.ndarray")
+    assert str(caught.value).startswith("'output': got a numpy.ndarray")
 
 
 def test_every_case_is_judged_by_name() -> None:
@@ -284,7 +288,8 @@ def test_no_case_at_all_fails() -> None:
     with pytest.raises(ParityError) as caught:
         assert_parity_on_each(torch.relu, torch.relu, [])
     assert str(caught.value).startswith(
-        "parity, reference vs candidate, nothing was compared; compare one case at least"
+        "parity, reference vs candidate: got no comparison; expected answers within the tolerance; "
+        "compare one case at least"
     )
 
 

@@ -25,6 +25,7 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, leaf_paths, unflatten, unique_names
 from torch2engine.core.spec import Tree
+from torch2engine.core.wording import with_article
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.report import OutputParity, ParityReport
@@ -232,4 +233,4 @@ def _described(tree: Tree) -> str:
     if tree.kind == "constant":
         return repr(tree.value)
     name = tree.type_name.rpartition(":")[2] or tree.kind
-    return f"a {name} of {', '.join(map(str, tree.keys)) or 'nothing'}"
+    return f"{with_article(name)} of {', '.join(map(str, tree.keys)) or 'nothing'}"

@@ -181,7 +181,8 @@ def test_construction_refuses_a_folder_without_the_file(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=PROFILES, precision="fp32")
     assert message(error, tmp_path) == (
-        "artifact 'DIR': it holds no 'model.onnx'; save it again or restore it from a copy"
+        "artifact 'DIR': got no 'model.onnx'; expected every file that it needs; save it again or "
+        "restore it from a copy"
     )
     assert error.value.path == str(tmp_path)
 
@@ -192,13 +193,13 @@ def test_construction_refuses_facts_that_could_not_be_loaded(tmp_path: Path) -> 
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=PROFILES, precision="fp64")
     assert str(error.value) == (
-        "onnx artifact: its manifest's precision is 'fp64', it must be one of 'fp32', 'tf32', 'fp16', 'bf16', "
-        "'int8', 'fp8'"
+        "onnx artifact: got manifest field precision = 'fp64'; expected one of 'fp32', 'tf32', "
+        "'fp16', 'bf16', 'int8', 'fp8'; mend that field"
     )
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=[], precision="fp32")
     assert str(error.value) == (
-        "onnx artifact: its manifest's profiles is [], it must be at least one, for the axes batch"
+        "onnx artifact: got manifest field profiles = []; expected at least one, for the axes batch; mend that field"
     )
 
 
@@ -215,10 +216,16 @@ def test_construction_refuses_a_signature_that_is_nested_too_deeply(tmp_path: Pa
     assert load_artifact(artifact(64).save(tmp_path / "model.t2e")).signature.output.leaves() == 1
     with pytest.raises(ArtifactError) as error:
         artifact(65)
-    assert str(error.value) == "onnx artifact: its signature is nested more than 64 levels deep"
+    assert str(error.value) == (
+        "onnx artifact: got a signature nested more than 64 levels deep; expected fields that fit "
+        "together; mend that field"
+    )
     with pytest.raises(ArtifactError) as error:
         artifact(900)
-    assert str(error.value) == "onnx artifact: the signature is nested too deeply"
+    assert (
+        str(error.value)
+        == "onnx artifact: got a signature nested too deeply; expected fields that fit together; mend that field"
+    )
 
 
 def test_load_refuses_what_is_no_artifact(tmp_path: Path) -> None:
@@ -229,12 +236,15 @@ def test_load_refuses_what_is_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "foreign" / "manifest.json").write_text('{"name": "web app"}')
     give = "give the folder that torch2engine saved"
     for name, text in {
-        "missing": f"artifact 'DIR/missing': there is no such folder; {give}",
-        "file": f"artifact 'DIR/file': it is a file; {give}",
-        "a\0b": f"artifact 'DIR/a\0b': there is no such folder; {give}",
-        "empty": "artifact 'DIR/empty': it holds no 'manifest.json'; save it again or restore it from a copy",
-        "foreign": "artifact 'DIR/foreign': its manifest is not one of torch2engine, "
-        f"its \"format\" must be 'torch2engine'; {give}",
+        "missing": f"artifact 'DIR/missing': got no such folder; expected a saved artifact's folder; {give}",
+        "file": f"artifact 'DIR/file': got a file; expected a saved artifact's folder; {give}",
+        "a\0b": f"artifact 'DIR/a\0b': got no such folder; expected a saved artifact's folder; {give}",
+        "empty": (
+            "artifact 'DIR/empty': got no 'manifest.json'; expected every file of its manifest; save it "
+            "again or restore it from a copy"
+        ),
+        "foreign": "artifact 'DIR/foreign': got a manifest that is not one of torch2engine; expected "
+        f"\"format\": 'torch2engine' in it; {give}",
     }.items():
         with pytest.raises(ArtifactError) as error:
             load_artifact(tmp_path / name)
@@ -248,11 +258,11 @@ def test_load_of_the_other_kind_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         EngineArtifact.load(onnx)
     assert message(error, tmp_path) == (
-        "artifact 'DIR/onnx.t2e': it is an ONNX model, an engine is needed here; build it first: t2e.build(...)"
+        "artifact 'DIR/onnx.t2e': got an ONNX model; expected an engine; build it first: t2e.build(...)"
     )
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact.load(engine)
-    assert message(error, tmp_path) == "artifact 'DIR/engine.t2e': it is an engine, an ONNX model is needed here"
+    assert message(error, tmp_path) == "artifact 'DIR/engine.t2e': got an engine; expected an ONNX model"
 
 
 def test_reading_the_plan_refuses_what_changed_after_loading(tmp_path: Path) -> None:
@@ -264,8 +274,9 @@ def test_reading_the_plan_refuses_what_changed_after_loading(tmp_path: Path) -> 
         with pytest.raises(ArtifactError) as error:
             read()
         assert message(error, tmp_path) == (
-            "artifact 'DIR/model.t2e': the bytes of 'model.plan' are not those that were saved, "
-            "their SHA-256 must be 96b6e7d1c917ce5c…; it was changed since it was loaded: load it again"
+            "artifact 'DIR/model.t2e': got other bytes in 'model.plan' than were saved; expected "
+            "bytes whose SHA-256 is 96b6e7d1c917ce5c…; it was changed since it was loaded: load it "
+            "again"
         )
     assert not (tmp_path / "other.t2e").exists()
 
@@ -315,7 +326,7 @@ def test_pickle_with_a_damaged_buffer_is_refused_when_it_is_read(tmp_path: Path)
     for read in (engine.read_plan, lambda: engine.plan_path, lambda: engine.save(tmp_path / "model.t2e")):
         with pytest.raises(ArtifactError) as error:
             read()
-        assert error.value.got in [f"the bytes of '{name}' are not those that were saved" for name in engine.files]
+        assert error.value.got in [f"other bytes in '{name}' than were saved" for name in engine.files]
 
 
 def test_copies_are_the_artifact_itself(tmp_path: Path) -> None:
@@ -345,28 +356,46 @@ def test_manifest_with_wrong_bytes_is_refused(tmp_path: Path) -> None:
     manifest, plan = fresh.manifest(), fresh.read_plan()
     files = "model.onnx, model.onnx.data, model.plan, runtime.cache"
     for changed, given, text in [
-        (manifest, {}, "it holds no 'model.plan'; save it again or restore it from a copy"),
-        (manifest, {"model.plan": plan, "x": b""}, f"'x' was given, its manifest lists {files}"),
+        (
+            manifest,
+            {},
+            ("got no 'model.plan'; expected every file that it needs; save it again or restore it from a copy"),
+        ),
+        (
+            manifest,
+            {"model.plan": plan, "x": b""},
+            f"got a file 'x'; expected files of its manifest: {files}; pass what manifest() and read() gave, as it was",
+        ),
         (
             manifest,
             {"model.plan": plan[1:]},
-            "'model.plan' has 22 bytes, its manifest says 23; save it again or restore it from a copy",
+            (
+                "got 22 bytes in 'model.plan'; expected 23, as its manifest says; save it again or "
+                "restore it from a copy"
+            ),
         ),
         (
             {**manifest, "precision": "bf16"},
             {"model.plan": plan},
-            "its manifest was changed after it was written, its bytes must match its own digest; "
-            "save it again or restore it from a copy",
+            "got a manifest that was changed after it was written; expected bytes that match its own "
+            "digest; save it again or restore it from a copy",
         ),
-        ({**manifest, "x": {1}}, {}, "its manifest is not JSON (Object of type set is not JSON serializable)"),
+        (
+            {**manifest, "x": {1}},
+            {},
+            (
+                "got a manifest that is not JSON (Object of type set is not JSON serializable); expected "
+                "JSON values; pass what manifest() and read() gave, as it was"
+            ),
+        ),
     ]:
         with pytest.raises(ArtifactError) as error:
             EngineArtifact.from_manifest(changed, given)
         assert str(error.value) == f"artifact 'in memory': {text}"
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact.from_manifest(manifest, {"model.plan": plan})
-    assert str(error.value) == "artifact 'in memory': it is an engine, an ONNX model is needed here"
+    assert str(error.value) == "artifact 'in memory': got an engine; expected an ONNX model"
     onnx = fresh_onnx(tmp_path / "other")
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact.from_manifest(onnx.manifest(), {"model.onnx": b"an ONNX model"})
-    assert error.value.got == "it holds no 'model.onnx.data'"
+    assert error.value.got == "no 'model.onnx.data'"

@@ -350,6 +350,7 @@ def _set(*where: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+USABLE = "expected a place that can be read and written; see whether this process may use it and the disk has room"
 AGAIN = "save it again or restore it from a copy"
 
 
@@ -358,77 +359,83 @@ AGAIN = "save it again or restore it from a copy"
     [
         (
             _set("format_version", 2),
-            "its format version is 2, this torch2engine reads up to 1; it was made by a newer torch2engine; upgrade",
+            (
+                "got format version 2; expected at most 1, which this torch2engine reads; it was made by "
+                "a newer torch2engine; upgrade"
+            ),
         ),
         (
             _set("format_version", "1"),
-            f"its manifest's format_version is '1', it must be an int of at least 1; {AGAIN}",
+            f"got manifest field format_version = '1'; expected an int of at least 1; {AGAIN}",
         ),
-        (_set("kind", "zip"), f"its manifest's kind is 'zip', it must be one of 'onnx', 'engine'; {AGAIN}"),
+        (_set("kind", "zip"), f"got manifest field kind = 'zip'; expected one of 'onnx', 'engine'; {AGAIN}"),
         (
             _set("signature", "inputs", 0, "dtype", "float33"),
-            "its manifest's signature.inputs[0].dtype is 'float33', "
-            f"it must be a dtype as PyTorch spells it, e.g. 'float32'; {AGAIN}",
+            "got manifest field signature.inputs[0].dtype = 'float33'; expected a dtype as PyTorch "
+            f"spells it, e.g. 'float32'; {AGAIN}",
         ),
         (
             _set("signature", "inputs", 0, "shape", 0, "rows"),
-            "its manifest's inputs use the axes ['batch', 'rows'], "
-            f"they must be those in signature.axes: ['batch']; {AGAIN}",
+            "got its manifest's inputs use the axes ['batch', 'rows']; expected they must be those "
+            f"in signature.axes: ['batch']; {AGAIN}",
         ),
         (
             _set("signature", "outputs", 0, "name", "x"),
-            f"its manifest has 2 tensors named 'x', names are unique; {AGAIN}",
+            f"got its manifest has 2 tensors named 'x'; expected names are unique; {AGAIN}",
         ),
         (
             _set("signature", "axes", 0, "max", 2),
-            f"its manifest's signature.axes[0] is [1, 4, 2], it must be min <= opt <= max; {AGAIN}",
+            f"got manifest field signature.axes[0] = [1, 4, 2]; expected min <= opt <= max; {AGAIN}",
         ),
         (
             _set("signature", "axes", 0, "name", "2batch"),
-            f"its manifest's inputs use the axes ['batch'], they must be those in signature.axes: ['2batch']; {AGAIN}",
+            (
+                "got its manifest's inputs use the axes ['batch']; expected they must be those in "
+                f"signature.axes: ['2batch']; {AGAIN}"
+            ),
         ),
         (
             _set("signature", "axes", 0, "multiple_of", 3),
-            "its manifest is not valid (axis 'batch': 4 is not a multiple of 3, min, opt and max must be multiples of "
-            f"multiple_of=3; round them); {AGAIN}",
+            "got a manifest that is not valid (axis 'batch': got the size 4; expected multiples of "
+            f"multiple_of=3 for min, opt and max; round them); expected one that torch2engine wrote; {AGAIN}",
         ),
         (
             _set("signature", "output", "keys", [0, 1]),
-            f"its manifest's signature.output.keys is [0, 1], it must be one key for each of 1 children; {AGAIN}",
+            f"got manifest field signature.output.keys = [0, 1]; expected one key for each of 1 children; {AGAIN}",
         ),
         (
             _set("signature", "parameters", 2, "default", {"float": "one"}),
-            "its manifest's signature.parameters[2].default.float is 'one', "
-            f"it must be one of 'nan', 'inf', '-inf'; {AGAIN}",
+            "got manifest field signature.parameters[2].default.float = 'one'; expected one of "
+            f"'nan', 'inf', '-inf'; {AGAIN}",
         ),
-        (_set("profiles", 1, {}), f"its manifest lacks profiles[1].batch; {AGAIN}"),
+        (_set("profiles", 1, {}), f"got a manifest without profiles[1].batch; {AGAIN}"),
         (
             _set("profiles", 0, "rows", [1, 1, 1]),
-            f"its manifest holds 'rows' in profiles[0], only batch; {AGAIN}",
+            f"got 'rows' in manifest field profiles[0]; expected only batch; {AGAIN}",
         ),
-        (_set("surplus", 1), f"its manifest holds 'surplus' in itself, only {{KEYS}}; {AGAIN}"),
+        (_set("surplus", 1), f"got 'surplus' in its manifest; expected only {{KEYS}}; {AGAIN}"),
         (
             _set("kind", "onnx"),
-            'its manifest\'s "hardware" does not fit its kind, an engine has "hardware", an ONNX model has not; '
-            f"{AGAIN}",
+            'got "hardware" that does not fit the kind; expected "hardware" for an engine, none '
+            f"for an ONNX model; {AGAIN}",
         ),
         (
             _set("hardware", "compute_capability", [9]),
-            f"its manifest's hardware.compute_capability is [9], it must be [major, minor]; {AGAIN}",
+            f"got manifest field hardware.compute_capability = [9]; expected [major, minor]; {AGAIN}",
         ),
         (
             _set("files", "../model", {}),
-            f"its manifest lists the file '../model', plain names inside the folder; {AGAIN}",
+            f"got the file '../model' in its manifest; expected plain names inside the folder; {AGAIN}",
         ),
         (
             _set("files", "manifest.json", {"sha256": "0" * 64, "bytes": 1}),
-            f"its manifest lists the file 'manifest.json', plain names inside the folder; {AGAIN}",
+            f"got the file 'manifest.json' in its manifest; expected plain names inside the folder; {AGAIN}",
         ),
         (
             _set("files", "model.plan", "sha256", "AB"),
-            f"its manifest's files['model.plan'].sha256 is 'AB', 64 lower-case hex digits; {AGAIN}",
+            f"got manifest field files['model.plan'].sha256 = 'AB'; expected 64 lower-case hex digits; {AGAIN}",
         ),
-        (_set("files", {}), f"it holds no 'model.plan'; {AGAIN}"),
+        (_set("files", {}), f"got no 'model.plan'; expected every file that it needs; {AGAIN}"),
     ],
 )
 def test_forged_manifest_is_refused_by_name(path: Path, change: Callable[[dict[str, Any]], None], text: str) -> None:
@@ -466,17 +473,20 @@ def test_damaged_files_are_refused_by_name(path: Path) -> None:
     manifest.write_bytes(b" " * (16 * 2**20 + 1))
     texts.append(refusal(path))
     assert texts == [
-        f"'model.plan' has 18 bytes, its manifest says 19; {AGAIN}",
-        f"'model.plan' has 20 bytes, its manifest says 19; {AGAIN}",
-        f"the bytes of 'model.plan' are not those that were saved, their SHA-256 must be c215b31bc1edc126…; {AGAIN}",
-        f"it holds no 'model.plan'; {AGAIN}",
-        "'model.plan' is a symbolic link, only regular files are read; "
-        "copy the folder with its links followed, e.g. cp -rL",
-        "not a regular file ('DIR/model.plan')",
-        f"its manifest was changed after it was written, its bytes must match its own digest; {AGAIN}",
-        f"its manifest is not JSON in ASCII; {AGAIN}",
-        f"its manifest is not valid (it is nested too deeply); {AGAIN}",
-        "larger than 16777216 bytes ('DIR/manifest.json')",
+        f"got 18 bytes in 'model.plan'; expected 19, as its manifest says; {AGAIN}",
+        f"got 20 bytes in 'model.plan'; expected 19, as its manifest says; {AGAIN}",
+        (
+            "got other bytes in 'model.plan' than were saved; expected bytes whose SHA-256 is "
+            f"c215b31bc1edc126…; {AGAIN}"
+        ),
+        f"got no 'model.plan'; expected every file of its manifest; {AGAIN}",
+        "got a symbolic link 'model.plan'; expected regular files; copy the folder with its links "
+        "followed, e.g. cp -rL",
+        f"got 'not a regular file ('DIR/model.plan')'; {USABLE}",
+        f"got a manifest that was changed after it was written; expected bytes that match its own digest; {AGAIN}",
+        f"got a manifest that is not JSON in ASCII; {AGAIN}",
+        (f"got a manifest that is not valid (nested too deeply); expected one that torch2engine wrote; {AGAIN}"),
+        f"got 'larger than 16777216 bytes ('DIR/manifest.json')'; {USABLE}",
     ]
 
 
@@ -497,17 +507,17 @@ def test_damage_to_files_of_megabytes_is_named_in_order(tmp_path: Path) -> None:
             file.seek(place)
             file.write(bytes([value ^ 1 << chance.randrange(8)]))
         damaged.append(name)
-        assert refusal(path).startswith(f"the bytes of '{min(damaged)}' are not those that were saved, ")
+        assert refusal(path).startswith(f"got other bytes in '{min(damaged)}' than were saved; ")
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (lambda data: b"O" + data[1:], "the bytes of 'runtime.cache' are not those that were saved, {HASH}"),
-        (lambda data: data[:-1], "'runtime.cache' has 12 bytes, its manifest says 13"),
-        (lambda data: data + b"\0", "'runtime.cache' has 14 bytes, its manifest says 13"),
-        (lambda data: b"", "'runtime.cache' has 0 bytes, its manifest says 13"),
-        (lambda data: b"kernels of one model", "'runtime.cache' has 20 bytes, its manifest says 13"),
+        (lambda data: b"O" + data[1:], "got other bytes in 'runtime.cache' than were saved; expected {HASH}"),
+        (lambda data: data[:-1], "got 12 bytes in 'runtime.cache'; expected 13, as its manifest says"),
+        (lambda data: data + b"\0", "got 14 bytes in 'runtime.cache'; expected 13, as its manifest says"),
+        (lambda data: b"", "got 0 bytes in 'runtime.cache'; expected 13, as its manifest says"),
+        (lambda data: b"kernels of one model", "got 20 bytes in 'runtime.cache'; expected 13, as its manifest says"),
     ],
 )
 def test_changed_runtime_cache_is_refused(path: Path, change: Callable[[bytes], bytes], text: str) -> None:
@@ -516,7 +526,7 @@ def test_changed_runtime_cache_is_refused(path: Path, change: Callable[[bytes], 
     loaded = EngineArtifact.load(path)
     file = path / "runtime.cache"
     file.write_bytes(change(file.read_bytes()))
-    text = text.replace("{HASH}", "their SHA-256 must be c4d77327946d40bf…")
+    text = text.replace("{HASH}", "bytes whose SHA-256 is c4d77327946d40bf…")
     assert refusal(path) == f"{text}; {AGAIN}"
     for read in (loaded.read_runtime_cache, lambda: pickle.dumps(loaded), lambda: loaded.save(path.parent / "other")):
         with pytest.raises(ArtifactError) as error:
@@ -528,7 +538,7 @@ def test_changed_runtime_cache_is_refused(path: Path, change: Callable[[bytes], 
 def test_runtime_cache_that_is_gone_is_refused(path: Path) -> None:
     """A cache that the manifest lists must be there; one that it does not list is left alone and not used."""
     (path / "runtime.cache").unlink()
-    assert refusal(path) == f"it holds no 'runtime.cache'; {AGAIN}"
+    assert refusal(path) == f"got no 'runtime.cache'; expected every file of its manifest; {AGAIN}"
     edited(path, lambda manifest: manifest["files"].pop("runtime.cache"))
     (path / "runtime.cache").write_bytes(b"somebody's kernels")
     assert EngineArtifact.load(path).read_runtime_cache() == b""

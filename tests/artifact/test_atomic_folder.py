@@ -64,8 +64,8 @@ def test_save_with_overwrite_false_refuses_what_is_there(tmp_path: Path) -> None
     with pytest.raises(ArtifactError) as error:
         fresh.save(tmp_path / "model.t2e", overwrite=False)
     assert message(error, tmp_path) == (
-        "artifact 'DIR/model.t2e': something is there already, overwrite=False replaces nothing; "
-        "save to another path, or move away what is there"
+        "artifact 'DIR/model.t2e': got something at that path; expected nothing there, since "
+        "overwrite=False replaces nothing; save to another path, or move away what is there"
     )
 
 
@@ -91,11 +91,11 @@ def a_linked_manifest(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "got"),
     [
-        (a_file, "a file is there already"),
-        (Path.mkdir, "a folder without a torch2engine manifest is there already"),
-        (a_folder, "a folder without a torch2engine manifest is there already"),
-        (a_foreign_manifest, "a folder without a torch2engine manifest is there already"),
-        (a_linked_manifest, "a folder without a torch2engine manifest is there already"),
+        (a_file, "got a file at that path"),
+        (Path.mkdir, "got a folder without a torch2engine manifest at that path"),
+        (a_folder, "got a folder without a torch2engine manifest at that path"),
+        (a_foreign_manifest, "got a folder without a torch2engine manifest at that path"),
+        (a_linked_manifest, "got a folder without a torch2engine manifest at that path"),
     ],
 )
 def test_save_never_touches_what_is_not_an_artifact(tmp_path: Path, make: Callable[[Path], None], got: str) -> None:
@@ -106,7 +106,7 @@ def test_save_never_touches_what_is_not_an_artifact(tmp_path: Path, make: Callab
     with pytest.raises(ArtifactError) as error:
         fresh_onnx(tmp_path.parent / f"{tmp_path.name}-fresh").save(path)
     assert message(error, tmp_path) == (
-        f"artifact 'DIR/there': {got}, only a torch2engine artifact is replaced; "
+        f"artifact 'DIR/there': {got}; expected a torch2engine artifact, which alone is replaced; "
         "save to another path, or move away what is there"
     )
     assert sorted((entry.name, entry.lstat().st_mtime_ns) for entry in tmp_path.rglob("*")) == before
@@ -120,8 +120,8 @@ def test_save_keeps_an_artifact_with_somebodys_file_in_it(tmp_path: Path) -> Non
     with pytest.raises(ArtifactError) as error:
         fresh.save(path)
     assert message(error, tmp_path) == (
-        "artifact 'DIR/model.t2e': the artifact that is there also holds 'notes.txt', "
-        "which torch2engine did not write; move 'notes.txt' away"
+        "artifact 'DIR/model.t2e': got an artifact at that path with 'notes.txt', which torch2engine "
+        "did not write; expected files of torch2engine alone; move 'notes.txt' away"
     )
     assert (path / "notes.txt").read_text() == "theirs"
 
@@ -144,7 +144,8 @@ def test_failed_save_leaves_no_trace(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         fresh.save(path)
     assert message(error, tmp_path) == (
-        "artifact 'DIR/fresh': it holds no 'model.onnx.data'; save it again or restore it from a copy"
+        "artifact 'DIR/fresh': got no 'model.onnx.data'; expected every file of its manifest; save "
+        "it again or restore it from a copy"
     )
     assert load_artifact(path).files == ("model.onnx", "model.onnx.data")
     assert [entry.name for entry in path.parent.iterdir()] == ["model.t2e"]
@@ -155,7 +156,11 @@ def test_save_below_a_file_is_an_artifact_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ArtifactError) as error:
         fresh_onnx(tmp_path / "fresh").save(tmp_path / "file" / "model.t2e")
-    assert message(error, tmp_path) == "artifact 'DIR/file/model.t2e': File exists ('DIR/file')"
+    assert message(error, tmp_path) == (
+        "artifact 'DIR/file/model.t2e': got 'File exists ('DIR/file')'; "
+        "expected a place that can be "
+        "read and written; see whether this process may use it and the disk has room"
+    )
     assert error.value.path == str(tmp_path / "file" / "model.t2e")
 
 
@@ -281,7 +286,10 @@ def test_failed_second_step_puts_the_old_artifact_back(tmp_path: Path, monkeypat
     monkeypatch.setattr(Path, "rename", fail)
     with pytest.raises(ArtifactError) as error:
         fresh_onnx(tmp_path / "new", "new").save(path)
-    assert message(error, tmp_path) == "artifact 'DIR/model.t2e': Input/output error ('DIR/model.t2e')"
+    assert message(error, tmp_path) == (
+        "artifact 'DIR/model.t2e': got 'Input/output error ('DIR/model.t2e')'; expected a place that can be "
+        "read and written; see whether this process may use it and the disk has room"
+    )
     assert (path / "model.onnx").read_bytes() == b"old"
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.t2e", "new", "old"]
 

@@ -424,7 +424,13 @@ def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
     judge = Judge(tmp_path)
     with room.request_engine(judge.path, RANGES, cache=judge.cache) as engine_request:
         engine_request.load_or_build()
-        with pytest.raises(t2e.BuildError, match="cancelled, progress returned False in 'waiting for another process'"):
+        with pytest.raises(
+            t2e.BuildError,
+            match=(
+                "got False from progress in 'waiting for another process'; expected another value, since "
+                "False cancels; return None to go on"
+            ),
+        ):
             t2e.build(judge.path, RANGES, cache=judge.cache, progress=lambda *_: False)
         # Who gave up has not taken the lock from who builds.
         told: list[str] = []
@@ -635,12 +641,27 @@ def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         (
             lambda: resolve_cache(3),
-            "cache: 3, True, False, a folder or an EngineCache; pass cache=True for the user's cache folder",
+            (
+                "cache: got 3; expected True, False, a folder or an EngineCache; pass cache=True for the "
+                "user's cache folder"
+            ),
         ),
-        (lambda: EngineCache(""), "EngineCache.folder: '', a folder, or None for the user's cache folder"),
-        (lambda: EngineCache(max_bytes=0), "EngineCache.max_bytes: 0, a positive int, in bytes"),
-        (lambda: EngineCache(max_bytes=True), "EngineCache.max_bytes: True, a positive int, in bytes"),
-        (lambda: EngineCache("x").take("../y"), "cache key: '../y', 64 hex digits, as entries() gives them"),
+        (
+            lambda: EngineCache(""),
+            "EngineCache.folder: got ''; expected a folder; pass None for the user's cache folder",
+        ),
+        (
+            lambda: EngineCache(max_bytes=0),
+            "EngineCache.max_bytes: got 0; expected a positive int, in bytes; e.g. max_bytes=10 * 2**30",
+        ),
+        (
+            lambda: EngineCache(max_bytes=True),
+            ("EngineCache.max_bytes: got True; expected a positive int, in bytes; e.g. max_bytes=10 * 2**30"),
+        ),
+        (
+            lambda: EngineCache("x").take("../y"),
+            "cache key: got '../y'; expected 64 hex digits; take a key from entries()",
+        ),
     ],
 )
 def test_wrong_options_are_refused(make: Callable[[], object], text: str) -> None:

@@ -62,7 +62,7 @@ def test_engine_from_onnx_notices_an_onnx_file_that_changed(tmp_path: Path) -> N
         file.write(b"AN")
     with pytest.raises(ArtifactError) as error:
         engine.save(tmp_path / "engine.t2e")
-    assert error.value.got == "the bytes of 'model.onnx' are not those that were saved"
+    assert error.value.got == "other bytes in 'model.onnx' than were saved"
 
 
 def test_with_runtime_cache_gives_the_same_engine_with_other_kernels(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_hardware_that_fits_passes(tmp_path: Path, built: Hardware, current: Har
     fresh_engine(tmp_path, hardware=built).check_hardware(current)
 
 
-VERSION = "and a plan runs in its own version only"
+VERSION = "since a plan runs in its own version only"
 
 
 @pytest.mark.parametrize(
@@ -187,27 +187,27 @@ VERSION = "and a plan runs in its own version only"
         (
             HARDWARE,
             RTX,
-            f"its plan was built by tensorrt 10.16.1.11, this process has tensorrt_rtx 1.6.1 {VERSION}",
+            f"got a plan of tensorrt 10.16.1.11; expected one of tensorrt_rtx 1.6.1, {VERSION}",
         ),
         (
             HARDWARE,
             replace(HARDWARE, flavour_version="10.16.2.11"),
-            f"its plan was built by tensorrt 10.16.1.11, this process has tensorrt 10.16.2.11 {VERSION}",
+            f"got a plan of tensorrt 10.16.1.11; expected one of tensorrt 10.16.2.11, {VERSION}",
         ),
         (
             RTX,
             replace(RTX, flavour_version="1.7.1"),
-            f"its plan was built by tensorrt_rtx 1.6.1, this process has tensorrt_rtx 1.7.1 {VERSION}",
+            f"got a plan of tensorrt_rtx 1.6.1; expected one of tensorrt_rtx 1.7.1, {VERSION}",
         ),
         (
             HARDWARE,
             replace(HARDWARE, gpu="NVIDIA L4", compute_capability=(8, 9)),
-            "its plan was built for compute capability 9.0, this GPU (NVIDIA L4) has 8.9",
+            "got a plan for compute capability 9.0; expected one for 8.9, that of this GPU (NVIDIA L4)",
         ),
         (
             replace(RTX, compute_capabilities=((8, 6), (8, 9))),
             replace(RTX, gpu=None),
-            "its plan was built for compute capability 8.6 or 8.9, this GPU has 9.0",
+            "got a plan for compute capability 8.6 or 8.9; expected one for 9.0, that of this GPU",
         ),
     ],
 )

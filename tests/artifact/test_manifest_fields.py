@@ -82,4 +82,4 @@ def test_new_field_is_checked_by_its_row(tmp_path: Path) -> None:
     (path / "manifest.json").write_bytes(sealed({**manifest, "author": 1}))
     with pytest.raises(ArtifactError) as error:
         load_artifact(path)
-    assert "its manifest's author is 1, it must be a string that is not empty; " in str(error.value)
+    assert "got manifest field author = 1; expected a string that is not empty; " in str(error.value)

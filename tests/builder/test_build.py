@@ -134,7 +134,10 @@ def test_pitfall_20_every_unsupported_node_is_listed_at_once(tmp_path: Path) -> 
         UnsupportedNode("Mystery", "mystery", "", "", "Op type Mystery is not supported in TensorRT-RTX."),
     )
     assert str(caught.value).splitlines()[:2] == [
-        f"{TITLE}: it can't build 3 nodes of the ONNX graph; replace these operations in the model",
+        (
+            f"{TITLE}: got 3 nodes of the ONNX graph that it can't build; expected operators that it has; "
+            "replace these operations in the model"
+        ),
         "  Det (det) in module 'head.volume' at model.py:12: no importer or unsupported dtype/attribute",
     ]
 
@@ -145,8 +148,8 @@ def test_out_of_workspace_is_named_as_memory(tmp_path: Path) -> None:
         build(onnx_models.matmul(tmp_path), {"batch": (1, 8, 32)}, config=BuildConfig(workspace_bytes=1))
     assert caught.value.out_of_memory
     assert str(caught.value).splitlines()[0] == (
-        f"{TITLE}: it ran out of memory; raise workspace_bytes (it is 1), "
-        "or lower the largest sizes of the profiles (batch 1..32 (opt 8)), or free GPU memory"
+        f"{TITLE}: got too little memory; expected more of it; raise workspace_bytes (it is 1), or "
+        "lower the largest sizes of the profiles (batch 1..32 (opt 8)), or free GPU memory"
     )
     assert any("workspace limit" in line for line in caught.value.log)
 
@@ -164,7 +167,7 @@ def test_a_node_without_implementation_is_a_build_error_with_tensorrts_lines(tmp
         build(path)
     assert not caught.value.out_of_memory
     assert str(caught.value).splitlines()[0] == (
-        f"{TITLE}: it could not build an engine; this TensorRT has no implementation of that node; replace it"
+        f"{TITLE}: got no engine; expected one; this TensorRT has no implementation of that node; replace it"
     )
     assert "nms" in caught.value.log[0]
 
@@ -181,8 +184,8 @@ def test_an_input_that_decides_shapes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         build(path, {"batch": (1, 2, 4)})
     assert str(caught.value) == (
-        "input 'shape': its values decide shapes inside the network, inputs that are data; "
-        "make it a constant, or take the size from another input's dynamic axis"
+        "input 'shape': got values that decide shapes inside the network; expected inputs that are "
+        "data; make it a constant, or take the size from another input's dynamic axis"
     )
 
 
@@ -216,8 +219,8 @@ def test_an_axis_that_the_graph_fixes_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DynamicAxisError) as caught:
         compile_in_child(request, lambda phase, step, steps: None)
     assert str(caught.value) == (
-        "axis 'batch': the ONNX graph fixes it to 8 (dimension 0 of input 'x'), a symbolic dimension; "
-        "export with that dimension dynamic"
+        "axis 'batch': got the size 8, fixed in the ONNX graph (dimension 0 of input 'x'); expected "
+        "a symbolic dimension; export with that dimension dynamic"
     )
     assert caught.value.axis == "batch"
 
@@ -231,7 +234,7 @@ def test_flavour_that_is_missing_is_an_installation_error(tmp_path: Path) -> Non
             build(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, config=BuildConfig(flavour="tensorrt"))
     finally:
         sys.path.remove(str(tmp_path))
-    assert str(caught.value).endswith("); `pip install torch2engine[tensorrt]`")
+    assert str(caught.value).endswith("); expected an installed one; `pip install torch2engine[tensorrt]`")
 
 
 def test_source_of_another_kind_is_refused() -> None:
@@ -240,8 +243,8 @@ def test_source_of_another_kind_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         build(wrong)
     assert str(caught.value) == (
-        "build's source: a Linear, an OnnxArtifact or the path of an ONNX file; "
-        "for a torch module use deploy, or export it first"
+        "build's source: got a Linear; expected an OnnxArtifact or the path of an ONNX file; for a "
+        "torch module use deploy, or export it first"
     )
 
 
@@ -249,7 +252,7 @@ def test_unknown_precision_is_refused(tmp_path: Path) -> None:
     """The words are listed."""
     with pytest.raises(InputError) as caught:
         build(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, precision="fp8")
-    assert str(caught.value) == "precision: 'fp8', one of 'fp32', 'tf32'"
+    assert str(caught.value) == "precision: got 'fp8'; expected one of 'fp32', 'tf32'; pass one of these"
 
 
 def test_progress_reports_phases_from_begin_to_end(tmp_path: Path) -> None:
@@ -276,7 +279,10 @@ def test_progress_that_returns_false_cancels(tmp_path: Path) -> None:
             onnx_models.DEEP_RANGES,
             progress=lambda phase, *_: phase != "Optimizing graph",
         )
-    assert str(caught.value) == "build: cancelled, progress returned False in 'Optimizing graph'"
+    assert str(caught.value) == (
+        "build: got False from progress in 'Optimizing graph'; expected another value, since False "
+        "cancels; return None to go on"
+    )
 
 
 def test_progress_that_raises_ends_the_build(tmp_path: Path) -> None:
@@ -335,5 +341,7 @@ def test_missing_file_is_an_artifact_error(tmp_path: Path) -> None:
     """The path is named."""
     with pytest.raises(ArtifactError) as caught:
         build(tmp_path / "none.onnx")
-    assert str(caught.value) == f"'{tmp_path / 'none.onnx'}': there is no such file; give the path of an ONNX file"
+    assert str(caught.value) == (
+        f"'{tmp_path / 'none.onnx'}': got no such file; expected an ONNX file; give the path of one"
+    )
     assert caught.value.path == str(tmp_path / "none.onnx")

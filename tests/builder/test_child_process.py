@@ -49,8 +49,9 @@ def test_a_crash_is_a_build_error_with_what_was_printed(request_for: Callable[[s
         request_for("import os, signal\nos.write(1, b'last words\\n')\nos.kill(os.getpid(), signal.SIGSEGV)")
     )
     assert str(error) == (
-        "TensorRT build: the builder process died of SIGSEGV; build parts of the model to find the operation that "
-        "TensorRT fails on, or use another TensorRT version\n  last words"
+        "TensorRT build: got the end of the builder process by SIGSEGV; expected a plan; build parts "
+        "of the model to find the operation that TensorRT fails on, or use another TensorRT "
+        "version\n  last words"
     )
     assert not error.out_of_memory
 
@@ -59,8 +60,8 @@ def test_a_kill_by_the_system_is_named_as_memory(request_for: Callable[[str], Pl
     """SIGKILL is what the kernel sends when host memory runs out."""
     error = failure(request_for("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"))
     assert str(error) == (
-        "TensorRT build: the builder process died of SIGKILL; "
-        "the system kills what takes too much host memory: give it more"
+        "TensorRT build: got the end of the builder process by SIGKILL; expected a plan; the system "
+        "kills what takes too much host memory: give it more"
     )
     assert error.out_of_memory
 
@@ -68,14 +69,17 @@ def test_a_kill_by_the_system_is_named_as_memory(request_for: Callable[[str], Pl
 def test_an_exit_is_a_build_error_with_its_status(request_for: Callable[[str], PlanRequest]) -> None:
     """A library that ends the process takes nobody else along."""
     assert str(failure(request_for("import os\nos._exit(3)"))) == (
-        "TensorRT build: the builder process ended with status 3"
+        "TensorRT build: got the end of the builder process with status 3; expected a plan; see the "
+        "lines below for the cause"
     )
 
 
 def test_an_unexpected_exception_arrives_with_its_traceback(request_for: Callable[[str], PlanRequest]) -> None:
     """A bug in the builder's process is told where it happened."""
     error = failure(request_for("raise KeyError('odd')"))
-    assert str(error).startswith("TensorRT build: the builder process failed: KeyError: 'odd'\n  ")
+    assert str(error).startswith(
+        "TensorRT build: got a failure of the builder process: KeyError: 'odd'; expected a plan; "
+    )
     assert error.log[-1] == "KeyError: 'odd'"
     assert any("tensorrt.py" in line for line in error.log)
 
@@ -84,7 +88,9 @@ def test_host_memory_that_runs_out_is_named(request_for: Callable[[str], PlanReq
     """MemoryError, which std::bad_alloc becomes, is out of memory."""
     error = failure(request_for("raise MemoryError('std::bad_alloc')"))
     assert error.out_of_memory
-    assert str(error).startswith("TensorRT build: it ran out of host memory\n")
+    assert str(error).startswith(
+        "TensorRT build: got a builder process out of host memory; expected a plan; give it more host memory\n"
+    )
 
 
 def test_prints_do_not_disturb_the_answer(request_for: Callable[[str], PlanRequest]) -> None:
@@ -92,7 +98,7 @@ def test_prints_do_not_disturb_the_answer(request_for: Callable[[str], PlanReque
     code = "import os, sys\nprint('{', flush=True)\nos.write(1, b'}{')\nraise OSError('no library')"
     with pytest.raises(InstallationError) as caught:
         compile_in_child(request_for(code), lambda phase, step, steps: None)
-    assert str(caught.value).startswith("TensorRT: tensorrt can't be loaded: no library (installed: ")
+    assert str(caught.value).startswith("TensorRT: got tensorrt that can't be loaded: 'no library' (installed: ")
 
 
 def test_prints_stay_off_the_terminal(
@@ -115,5 +121,5 @@ def test_no_interpreter_is_a_build_error(
     """Where Python is embedded and has no executable the error says so."""
     monkeypatch.setattr(sys, "executable", "")
     assert str(failure(request_for(""))) == (
-        "TensorRT build: sys.executable is empty; build in a plain Python interpreter"
+        "TensorRT build: got an empty sys.executable; expected the path of Python; build in a plain Python interpreter"
     )

@@ -54,6 +54,6 @@ def test_axis_that_tf2onnx_named_is_told() -> None:
     with pytest.raises(DynamicAxisError) as caught:
         t2e.build(PATH)
     assert str(caught.value) == (
-        f"profiles: no range for axis '{BATCH}' (dimension 0 of input 'image'), every dynamic axis needs "
-        f"(min, opt, max); e.g. profiles={{'{BATCH}': (1, 8, 32)}}"
+        f"profiles: got no range of axis '{BATCH}' (dimension 0 of input 'image'); expected (min, "
+        f"opt, max) for every dynamic axis; e.g. profiles={{'{BATCH}': (1, 8, 32)}}"
     )

@@ -104,8 +104,9 @@ def test_pitfall_23_missing_profiles_list_every_axis(tmp_path: Path) -> None:
     error = refusal(path)
     assert isinstance(error, DynamicAxisError)
     assert str(error) == (
-        "profiles: no range for axis 'batch' (dimension 0 of input 'a'), axis 'length' (dimension 1 of input 'b'), "
-        "every dynamic axis needs (min, opt, max); e.g. profiles={'batch': (1, 8, 32), 'length': (1, 8, 32)}"
+        "profiles: got no range of axis 'batch' (dimension 0 of input 'a'), axis 'length' (dimension "
+        "1 of input 'b'); expected (min, opt, max) for every dynamic axis; e.g. "
+        "profiles={'batch': (1, 8, 32), 'length': (1, 8, 32)}"
     )
     assert "axis 'length'" in str(refusal(path, [{"batch": (1, 1, 1), "length": (1, 1, 1)}, {"batch": (1, 1, 1)}]))
 
@@ -114,17 +115,17 @@ def test_profiles_of_unknown_axes_list_the_known(tmp_path: Path) -> None:
     """A misspelt axis is named beside the valid ones."""
     path = onnx_models.relu(tmp_path)
     assert str(refusal(path, {"batch": (1, 1, 1), "bach": (1, 1, 1)})) == (
-        "profiles: a range for 'bach', the dynamic axes are 'batch'; use those names"
+        "profiles: got a range for 'bach'; expected ranges of 'batch'; use those names"
     )
     assert str(refusal(onnx_models.relu(tmp_path, (1, 4)), {"n": (1, 1, 1)})) == (
-        "profiles: a range for 'n', the model has no dynamic axis; leave profiles out"
+        "profiles: got a range for 'n'; expected none, since the model has no dynamic axis; leave profiles out"
     )
 
 
 def test_profile_out_of_order_is_refused(tmp_path: Path) -> None:
     """min <= opt <= max holds before TensorRT is asked."""
     assert str(refusal(onnx_models.relu(tmp_path), {"batch": (4, 2, 8)})).startswith(
-        "axis 'batch': min 4, opt 2, max 8, min <= opt <= max"
+        "axis 'batch': got min 4, opt 2, max 8; expected min <= opt <= max"
     )
 
 
@@ -145,8 +146,8 @@ def test_pitfall_11_dtypes_that_tensorrt_would_narrow_are_refused(
     assert isinstance(error, DtypeError)
     assert error.name == "x"
     assert str(error) == (
-        f"input 'x': dtype is {name}, TensorRT takes float32, float16, bfloat16, int64, int32, int8, uint8, bool, "
-        f"float8_e4m3fn; {fix}"
+        f"input 'x': got dtype {name}; expected one of float32, float16, bfloat16, int64, int32, "
+        f"int8, uint8, bool, float8_e4m3fn, which TensorRT takes; {fix}"
     )
 
 
@@ -154,7 +155,7 @@ def test_float64_output_is_refused(tmp_path: Path) -> None:
     """The output side is held to the same list."""
     node = helper.make_node("Cast", ["x"], ["y"], to=TensorProto.DOUBLE)
     path = onnx_models.save(tmp_path / "cast.onnx", [node], {"x": (FLOAT, [2])}, {"y": (TensorProto.DOUBLE, [2])})
-    assert str(refusal(path)).startswith("output 'y': dtype is float64, TensorRT takes float32, ")
+    assert str(refusal(path)).startswith("output 'y': got dtype float64; expected one of float32, ")
 
 
 def test_sequence_inputs_are_refused(tmp_path: Path) -> None:
@@ -165,8 +166,8 @@ def test_sequence_inputs_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "sequence.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
     assert str(refusal(path)) == (
-        "input 's': it holds sequence, no tensor, TensorRT takes tensors; "
-        "export the model with tensors for inputs and outputs"
+        "input 's': got a sequence; expected a tensor, since TensorRT takes nothing else; export the "
+        "model with tensors for inputs and outputs"
     )
 
 
@@ -177,8 +178,8 @@ def test_input_that_is_also_an_output_is_refused(tmp_path: Path) -> None:
         tmp_path / "through.onnx", [node], {"x": (FLOAT, [2])}, {"y": (FLOAT, [2]), "x": (FLOAT, [2])}
     )
     assert str(refusal(path)) == (
-        f"'{path}': the name 'x' stands for more than one input or output; "
-        "put an Identity node before the output and name its result otherwise"
+        f"'{path}': got the name 'x' for more than one input or output; expected a name for each; put "
+        "an Identity node before the output and name its result otherwise"
     )
 
 
@@ -186,14 +187,17 @@ def test_broken_file_is_an_artifact_error(tmp_path: Path) -> None:
     """Bytes that are no model, a truncated one and a folder are told apart from a good file, never a crash."""
     garbage = tmp_path / "garbage.onnx"
     garbage.write_bytes(b"not a model" * 50)
-    assert str(refusal(garbage)).startswith(f"'{garbage}': it is no valid ONNX model (")
+    assert str(refusal(garbage)).startswith(f"'{garbage}': got \"")
     truncated = tmp_path / "truncated.onnx"
     truncated.write_bytes(onnx_models.matmul(tmp_path).read_bytes()[:-100])
-    assert str(refusal(truncated)).startswith(f"'{truncated}': it is no valid ONNX model (")
+    assert str(refusal(truncated)).startswith(f"'{truncated}': got \"")
     empty = tmp_path / "empty.onnx"
     empty.write_bytes(b"")
-    assert str(refusal(empty)).startswith(f"'{empty}': it is no valid ONNX model (")
-    assert str(refusal(tmp_path)) == f"'{tmp_path}': it is a folder; give the path of an ONNX file"
+    assert str(refusal(empty)).startswith(f"'{empty}': got \"")
+    assert str(refusal(tmp_path)) == (
+        f"'{tmp_path}': got a folder; expected an ONNX file; if torch2engine saved it, build "
+        f"torch2engine.OnnxArtifact.load({str(tmp_path)!r})"
+    )
 
 
 def test_pitfall_39_external_data_travel_along(tmp_path: Path) -> None:
@@ -241,12 +245,13 @@ def test_artifact_takes_other_profiles_and_keeps_its_multiples(tmp_path: Path) -
     assert source.signature.axes == (Axis("batch", 8, 16, 64, multiple_of=8),)
     assert (source.profiles, source.precision) == ((Profile({"batch": (8, 16, 64)}),), "tf32")
     for wrong in ({"batch": (8, 12, 64)}, [{"batch": (8, 16, 64)}, {"batch": (8, 12, 64)}]):
-        assert str(refusal(mine, wrong)).startswith("axis 'batch': 12 is not a multiple of 8")
-    assert "no range for axis 'batch' (dimension 0 of input 'x')" in str(refusal(mine, {}))
+        assert str(refusal(mine, wrong)).startswith("axis 'batch': got the size 12; expected")
+    assert "no range of axis 'batch' (dimension 0 of input 'x')" in str(refusal(mine, {}))
 
 
 def test_half_artifact_refuses_a_float32_precision(tmp_path: Path) -> None:
     """A graph's dtypes are not changed by a word."""
     assert str(refusal(artifact(tmp_path, "bf16"), None, "tf32")) == (
-        "precision: 'tf32', the graph's dtypes make it 'bf16'; leave precision out, or export the model again"
+        "precision: got 'tf32'; expected 'bf16', which the graph's dtypes make it; leave precision "
+        "out, or export the model again"
     )

@@ -162,4 +162,7 @@ def test_a_refusal_of_the_whole_file_blames_no_node(tmp_path: Path) -> None:
     )
     with pytest.raises(BuildError) as caught:
         build(path, {"batch": (1, 2, 4)})
-    assert "its parser refuses the ONNX file" in str(caught.value)
+    assert (
+        "got a refusal of the ONNX file by its parser; expected a file that it reads; see its lines "
+        "below, and export the model otherwise"
+    ) in str(caught.value)

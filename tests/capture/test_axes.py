@@ -80,57 +80,103 @@ def test_profiles_give_the_ranges(profiles: Any, axis: Any, found: list[tuple[in
     assert high >= max(f[2] for f in found)
 
 
-INPUTS = "inputs are a, b; outputs are output; use one of these names"
+INPUTS = "an input (a, b) or an output (output); use one of these names"
 
 
 @pytest.mark.parametrize(
     ("axes", "text"),
     [
-        ({"c": {0: "n"}}, f"dynamic_axes['c']: no such tensor, {INPUTS}"),
-        ({0: {0: "n"}}, f"dynamic_axes[0]: no such tensor, {INPUTS}"),
-        ([0], "dynamic_axes: a list, a dict as in torch.onnx.export; e.g. {'a': {0: 'batch'}}"),
+        ({"c": {0: "n"}}, f"dynamic_axes['c']: got no such tensor, {INPUTS}"),
+        ({0: {0: "n"}}, f"dynamic_axes[0]: got no such tensor, {INPUTS}"),
+        ([0], "dynamic_axes: got a list; expected a dict as in torch.onnx.export; e.g. {'a': {0: 'batch'}}"),
         (
             {"a": "n"},
-            "dynamic_axes['a']: a str, {dimension: name or Axis} or [dimension, ...]; e.g. {0: 'batch'}",
+            ("dynamic_axes['a']: got a str; expected {dimension: name or Axis} or [dimension, ...]; e.g. {0: 'batch'}"),
         ),
-        ({"a": {2: "n"}}, "dynamic_axes['a']: dimension 2, valid dimensions are 0..1 (or -2..-1)"),
-        ({"a": {-3: "n"}}, "dynamic_axes['a']: dimension -3, valid dimensions are 0..1 (or -2..-1)"),
-        ({"a": {True: "n"}}, "dynamic_axes['a']: dimension True, valid dimensions are 0..1 (or -2..-1)"),
-        ({"a": {"0": "n"}}, "dynamic_axes['a']: dimension '0', valid dimensions are 0..1 (or -2..-1)"),
-        ({"a": [0.5]}, "dynamic_axes['a']: dimension 0.5, valid dimensions are 0..1 (or -2..-1)"),
-        ({"a": {0: "n", -2: "n"}}, "dynamic_axes['a']: dimension 0 twice; name it once"),
+        (
+            {"a": {2: "n"}},
+            (
+                "dynamic_axes['a']: got dimension 2; expected one of 0..1 (or -2..-1); name one that the "
+                "tensor has; name one that the tensor has"
+            ),
+        ),
+        (
+            {"a": {-3: "n"}},
+            (
+                "dynamic_axes['a']: got dimension -3; expected one of 0..1 (or -2..-1); name one that "
+                "the tensor has; name one that the tensor has"
+            ),
+        ),
+        (
+            {"a": {True: "n"}},
+            (
+                "dynamic_axes['a']: got dimension True; expected one of 0..1 (or -2..-1); name one that "
+                "the tensor has; name one that the tensor has"
+            ),
+        ),
+        (
+            {"a": {"0": "n"}},
+            (
+                "dynamic_axes['a']: got dimension '0'; expected one of 0..1 (or -2..-1); name one that "
+                "the tensor has; name one that the tensor has"
+            ),
+        ),
+        (
+            {"a": [0.5]},
+            (
+                "dynamic_axes['a']: got dimension 0.5; expected one of 0..1 (or -2..-1); name one that "
+                "the tensor has; name one that the tensor has"
+            ),
+        ),
+        (
+            {"a": {0: "n", -2: "n"}},
+            "dynamic_axes['a']: got dimension 0 twice; expected each dimension once; name it once",
+        ),
         (
             {"a": {0: 8}},
-            "dynamic_axes['a']: 8 for dimension 0, a name or torch2engine.Axis; e.g. {0: Axis('batch', 1, 8, 32)}",
+            (
+                "dynamic_axes['a']: got 8 for dimension 0; expected a name or torch2engine.Axis; e.g. "
+                "{0: Axis('batch', 1, 8, 32)}"
+            ),
         ),
         (
             {"a": {0: "my batch"}},
-            "axis name: 'my batch' is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+            (
+                "axis name: got 'my batch'; expected an identifier; use letters, digits and underscores, "
+                "e.g. Axis('batch')"
+            ),
         ),
         (
             {"a": {0: "n", 1: "n"}},
-            "axis 'n': it is 4 in 'a' dimension 0 and 3 in 'a' dimension 1 of sample_input, one size per name; use two "
-            "names, or a sample whose sizes agree",
+            "axis 'n': got 4 in 'a' dimension 0 and 3 in 'a' dimension 1 of sample_input; expected "
+            "one size per name; use two names, or a sample whose sizes agree",
         ),
         (
             {"a": {0: Axis("n", 1, 4, 8)}, "b": {0: Axis("n", 1, 4, 9)}},
-            "axis 'n': two ranges, Axis(name='n', min=1, opt=4, max=8, multiple_of=1) and Axis(name='n', min=1, opt=4, "
-            "max=9, multiple_of=1), one range per name; pass the same Axis in both places",
+            "axis 'n': got two ranges, Axis(name='n', min=1, opt=4, max=8, multiple_of=1) and "
+            "Axis(name='n', min=1, opt=4, max=9, multiple_of=1); expected one range per name; pass "
+            "the same Axis in both places",
         ),
         (
             {"a": {0: Axis("n", 1, 2, 3)}},
-            "axis 'n': sample_input has 4, 1..3; take a sample inside the range, or widen the Axis",
+            "axis 'n': got 4 in sample_input; expected 1..3; take a sample inside the range, or widen the Axis",
         ),
         (
             {"a": {0: Axis("n", 8, 8, 16)}},
-            "axis 'n': sample_input has 4, 8..16; take a sample inside the range, or widen the Axis",
+            "axis 'n': got 4 in sample_input; expected 8..16; take a sample inside the range, or widen the Axis",
         ),
-        ({"a": {0: Axis("n", 8)}}, "axis 'n': sample_input has 4, at least min=8; give opt and max"),
+        ({"a": {0: Axis("n", 8)}}, "axis 'n': got 4 in sample_input; expected at least min=8; give opt and max"),
         (
             {"a": {0: Axis("n", 3, 6, 12, multiple_of=3)}},
-            "axis 'n': sample_input has 4, 3..12 in multiples of 3; take a sample inside the range, or widen the Axis",
+            (
+                "axis 'n': got 4 in sample_input; expected 3..12 in multiples of 3; take a sample inside "
+                "the range, or widen the Axis"
+            ),
         ),
-        ({"output": {"0": "n"}}, "dynamic_axes['output']: dimension '0', valid dimensions are ints"),
+        (
+            {"output": {"0": "n"}},
+            ("dynamic_axes['output']: got dimension '0'; expected one of ints; name one that the tensor has"),
+        ),
     ],
 )
 def test_wrong_axes_are_refused_with_what_is_valid(axes: Any, text: str) -> None:
@@ -146,8 +192,9 @@ def test_axis_without_a_range_is_refused_for_a_sample_of_one(axis: Any) -> None:
     with pytest.raises(DynamicAxisError) as error:
         captured(DOUBLE, X[:1], {"x": {0: axis}})
     assert str(error.value) == (
-        "axis 'n': sample_input has 1, so that its range would be 1..1, without opt and max it ranges from 1 to the "
-        "sample's size; give a range, e.g. Axis('n', 1, 8, 32), or a larger sample"
+        "axis 'n': got 1 in sample_input, so that its range would be 1..1; expected a larger sample, "
+        "since without opt and max the range ends at its size; give a range, e.g. Axis('n', 1, 8, "
+        "32), or a larger sample"
     )
 
 
@@ -155,41 +202,58 @@ def test_axis_of_an_empty_sample_is_refused() -> None:
     """An engine can't answer empty axes, so an empty sample is none."""
     with pytest.raises(DynamicAxisError) as error:
         captured(DOUBLE, torch.ones(0, 3), {"x": {0: "n"}})
-    assert str(error.value) == "axis 'n': sample_input has 0, at least min=1; give opt and max"
+    assert str(error.value) == "axis 'n': got 0 in sample_input; expected at least min=1; give opt and max"
 
 
 def test_axis_of_a_scalar_is_refused() -> None:
     """A tensor without dimensions has none to be dynamic."""
     with pytest.raises(DynamicAxisError) as error:
         captured(Function(lambda x, w: x * 2), torch.tensor(2.0), {"x": {0: "n"}})
-    assert str(error.value) == "dynamic_axes['x']: dimension 0, valid dimensions are none: it is a scalar"
+    assert str(error.value) == (
+        "dynamic_axes['x']: got dimension 0; expected one of none: it is a scalar; name one that the tensor has"
+    )
 
 
 @pytest.mark.parametrize(
     ("profiles", "axes", "text"),
     [
-        ({"n": (1, 2, 3)}, {0: "n"}, "profiles: a dict, a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
-        (Profile({"n": (1, 2, 3)}), {0: "n"}, "profiles: a Profile, a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
-        ([(1, 2, 3)], {0: "n"}, "profiles: a tuple, a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
-        ([{"m": (1, 2, 3)}], {0: "n"}, "profiles: no axis named 'm', axes are n"),
-        ([{"m": (1, 2, 3)}], {}, "profiles: no axis named 'm', axes are none: give dynamic_axes"),
-        ([{"n": 8}], {0: "n"}, "profile of axis 'n': 8, three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        ({"n": (1, 2, 3)}, {0: "n"}, "profiles: got a dict; expected a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
+        (
+            Profile({"n": (1, 2, 3)}),
+            {0: "n"},
+            "profiles: got a Profile; expected a list of dicts; e.g. [{'batch': (1, 8, 32)}]",
+        ),
+        ([(1, 2, 3)], {0: "n"}, "profiles: got a tuple; expected a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
+        ([{"m": (1, 2, 3)}], {0: "n"}, "profiles: got no axis named 'm'; expected one of n; use one of these names"),
+        (
+            [{"m": (1, 2, 3)}],
+            {},
+            "profiles: got no axis named 'm'; expected none without dynamic_axes; give dynamic_axes",
+        ),
+        (
+            [{"n": 8}],
+            {0: "n"},
+            "profile of axis 'n': got 8; expected three ints (min, opt, max); e.g. {'n': (1, 8, 32)}",
+        ),
         (
             [{"n": (4, 2, 8)}],
             {0: "n"},
-            "axis 'n': min 4, opt 2, max 8, min <= opt <= max; give sizes in that order, e.g. Axis('n', 2, 4, 8)",
+            (
+                "axis 'n': got min 4, opt 2, max 8; expected min <= opt <= max; give sizes in that "
+                "order, e.g. Axis('n', 2, 4, 8)"
+            ),
         ),
         (
             [{"n": (1, 8, 16)}],
             {0: Axis("n", 1, 4, 8)},
-            "axis 'n': a profile asks for (1, 8, 16), its Axis allows 1..8; widen the Axis, or leave the range to the "
-            "profiles by naming the axis only",
+            "axis 'n': got (1, 8, 16) in a profile; expected 1..8, as its Axis says; widen the Axis, "
+            "or leave the range to the profiles by naming the axis only",
         ),
         (
             [{"n": (2, 4, 7)}],
             {0: Axis("n", 2, 4, 8, multiple_of=2)},
-            "axis 'n': a profile asks for (2, 4, 7), its Axis allows 2..8 in multiples of 2; widen the Axis, or leave "
-            "the range to the profiles by naming the axis only",
+            "axis 'n': got (2, 4, 7) in a profile; expected 2..8 in multiples of 2, as its Axis "
+            "says; widen the Axis, or leave the range to the profiles by naming the axis only",
         ),
     ],
 )

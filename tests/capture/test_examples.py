@@ -108,37 +108,53 @@ def test_ends_of_profiles_that_no_example_reaches_are_told(
         (
             torch.ones(2),
             InputError,
-            "examples: a Tensor, an iterable of inputs, each in the form of sample_input; write examples=[x] for a "
-            "single input x",
+            (
+                "examples: got a Tensor; expected an iterable of inputs, each in the form of "
+                "sample_input; write examples=[x] for a "
+                "single input x"
+            ),
         ),
         (
             {"x": torch.ones(2)},
             InputError,
-            "examples: a dict, an iterable of inputs, each in the form of sample_input; write examples=[x] for a "
-            "single input x",
+            (
+                "examples: got a dict; expected an iterable of inputs, each in the form of sample_input; "
+                "write examples=[x] for a "
+                "single input x"
+            ),
         ),
-        (3, InputError, "examples: a int, an iterable of inputs"),
+        (3, InputError, "examples: got an int; expected an iterable of inputs"),
         (
             iter(()),
             InputError,
-            "examples: no input, at least one; an iterator that was read before has none left; pass a list, or leave "
-            "examples out",
+            (
+                "examples: got no input; expected at least one, though an iterator that was read before "
+                "has none left; pass a list, or leave "
+                "examples out"
+            ),
         ),
-        ([call(2, 2), 3], InputError, "examples[1]: a int, a Tensor, a tuple or list"),
-        ([call(2, 2)[0]], InputError, "examples[0], argument 'lengths': is missing"),
-        ([(torch.ones(2, 2, 3), 1)], InputError, "examples[0], input 'lengths': a int, a torch.Tensor"),
-        ([(torch.ones(2, 2, 3).double(), torch.ones(2).long())], DtypeError, "examples[0], input 'x': dtype is float6"),
-        ([(torch.ones(2, 3), torch.ones(2).long())], ShapeError, "examples[0], input 'x': shape [2, 3] has 2 dimens"),
+        ([call(2, 2), 3], InputError, "examples[1]: got an int; expected a Tensor, a tuple or list"),
+        ([call(2, 2)[0]], InputError, "examples[0], argument 'lengths': got no value"),
+        ([(torch.ones(2, 2, 3), 1)], InputError, "examples[0], input 'lengths': got an int; expected a torch.Tensor"),
+        (
+            [(torch.ones(2, 2, 3).double(), torch.ones(2).long())],
+            DtypeError,
+            "examples[0], input 'x': got dtype float6",
+        ),
+        (
+            [(torch.ones(2, 3), torch.ones(2).long())],
+            ShapeError,
+            "examples[0], input 'x': got shape [2, 3] of 2 dimens",
+        ),
         (
             [call(2, 2), (torch.ones(2, 2, 4), torch.ones(2).long())],
             ShapeError,
-            "examples[1], input 'x': dimension 2 is 4, the engine takes [2, n, 3]; add {2: 'name'} to dynamic_axes",
+            "examples[1], input 'x': got dimension 2 = 4; expected [2, n, 3]; add {2: 'name'} to dynamic_axes",
         ),
         (
             [call(9, 2)],
             ShapeError,
-            "examples[0], input 'x': axis 'n' is 9, the engine allows 2..8; give Axis('n', 2, 4, 9), or leave the "
-            "example out",
+            "examples[0], input 'x': got n = 9; expected 2..8; give Axis('n', 2, 4, 9), or leave the example out",
         ),
         (
             [(torch.ones(2, 2, 3).to_sparse(), torch.ones(2).long())],

@@ -155,7 +155,8 @@ def test_operator_on_a_tensor_of_a_gpu_is_an_obstacle() -> None:
     """A global table on a GPU would be read there, so the trial proves nothing and runs nothing."""
     trial = trial_of(Calling(lambda self, ids: ROWS[ids]), torch.tensor([1, 3]), on_gpu=is_float64)
     assert trial.obstacle() == (
-        "PyTorch itself fails on inputs of shape [2]: RuntimeError: aten.index.Tensor reads a tensor on a GPU that is "
+        "a failure of PyTorch itself on inputs of shape [2]: RuntimeError: aten.index.Tensor reads a "
+        "tensor on a GPU that is "
         "no part of the model"
     )
 

@@ -58,7 +58,8 @@ def test_parameter_that_forward_writes_is_put_back_and_named(how: str) -> None:
     with pytest.raises(ExportError) as caught:
         captured(model, X)
     assert str(caught.value) == (
-        "model: its forward writes into its own parameters: w; they are put back, a forward that only reads them; "
+        "model: got a forward that writes into its own parameters (w), which are put back; expected "
+        "a forward that only reads them; "
         "move such updates out of forward"
     )
     assert model.w.tolist() == [3.0, -2.0, 1.0]
@@ -112,7 +113,7 @@ def test_gradient_that_forward_adds_to_is_put_back_and_named() -> None:
     model(X)
     assert model.w.grad is not None
     before = model.w.grad.clone()
-    with pytest.raises(ExportError, match="its forward adds to the gradients of w; they are put back"):
+    with pytest.raises(ExportError, match="a forward that adds to the gradients of w, which are put back"):
         captured(model, X)
     assert torch.equal(model.w.grad, before)
 

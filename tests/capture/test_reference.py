@@ -131,9 +131,9 @@ def test_result_of_another_structure_is_refused() -> None:
         with pytest.raises(ExportError) as error:
             outputs_by_name(flatten(other, "output"), tree, ["y"])
         assert str(error.value) == (
-            "model: its result has another structure, or other constants, at another size of its dynamic axes, one "
-            "structure and equal Python numbers for every size; return a tensor instead of a Python number that "
-            "follows a shape"
+            "model: got a result with another structure, or other constants, at another size of its "
+            "dynamic axes; expected one structure and equal Python numbers for every size; return a "
+            "tensor instead of a Python number that follows a shape"
         )
 
 

@@ -258,7 +258,7 @@ def test_other_counters_run_on_the_cpu_first() -> None:
     """A counter of a million is out of the table's range: the model is refused, and the GPU never saw it."""
     with pytest.raises(ExportError) as error:
         answer_on_gpu(Paged(by_counter=True), torch.tensor([0]))
-    assert error.value.got == "its answers depend on values that every call changes; a call changes 'position'"
+    assert error.value.got == "answers that depend on values that every call changes (a call changes 'position')"
     assert max(Paged.seen) < 8
 
 
@@ -267,8 +267,9 @@ def test_state_that_cannot_be_tried_on_the_cpu_is_refused() -> None:
     with pytest.raises(ExportError) as error:
         answer_on_gpu(Paged(by_counter=True, copies=False), torch.tensor([0]))
     assert str(error.value) == (
-        "model: a call changes 'position', and whether answers depend on it can't be tried: RuntimeError: there is one "
-        "of me, a model that can be tried on the CPU, where an index out of range is an exception; deploy it from the "
+        "model: got a call that changes 'position', on which no answer can be tried: RuntimeError: there is one "
+        "of me; expected a model that can be tried on the CPU, where an index out of range is an "
+        "exception; deploy it from the "
         "CPU, or don't change 'position' in inference"
     )
     assert max(Paged.seen) < 8

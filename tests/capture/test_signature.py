@@ -113,31 +113,49 @@ def test_output_called_like_an_input_gets_another_name() -> None:
 @pytest.mark.parametrize(
     ("sample", "text"),
     [
-        ((), "sample_input: missing a required argument: 'a', forward takes (a: 'torch.Tensor', b: 'torch.Tensor')"),
-        ((X,), "sample_input: missing a required argument: 'b', forward takes (a: 'torch.Tensor', b: 'torch.Tensor')"),
+        (
+            (),
+            (
+                "sample_input: got missing a required argument: 'a'; expected what forward takes: (a: "
+                "'torch.Tensor', b: 'torch.Tensor')"
+            ),
+        ),
+        (
+            (X,),
+            (
+                "sample_input: got missing a required argument: 'b'; expected what forward takes: (a: "
+                "'torch.Tensor', b: 'torch.Tensor')"
+            ),
+        ),
         (
             (X, X, X),
-            "sample_input: too many positional arguments, forward takes (a: 'torch.Tensor', b: 'torch.Tensor')",
+            (
+                "sample_input: got too many positional arguments; expected what forward takes: (a: "
+                "'torch.Tensor', b: 'torch.Tensor')"
+            ),
         ),
         (
             {"a": X, "c": X},
-            "sample_input: missing a required argument: 'b', forward takes (a: 'torch.Tensor', b: 'torch.Tensor')",
+            (
+                "sample_input: got missing a required argument: 'b'; expected what forward takes: (a: "
+                "'torch.Tensor', b: 'torch.Tensor')"
+            ),
         ),
-        ((1, 2), "sample_input: no tensor in it, at least one tensor; pass what forward takes"),
+        ((1, 2), "sample_input: got no tensor; expected at least one tensor; pass what forward takes"),
         (
             (X, X.to_sparse()),
-            "input 'b': layout is sparse_coo, dense tensors of real numbers on the CPU or a CUDA device; pass its "
-            "to_dense()",
+            "input 'b': got layout sparse_coo; expected a dense tensor of real numbers on the CPU "
+            "or a CUDA device; pass its to_dense()",
         ),
         (
             (X, X.to("meta")),
-            "input 'b': device is meta, dense tensors of real numbers on the CPU or a CUDA device; move model and "
-            "sample there",
+            "input 'b': got device meta; expected a dense tensor of real numbers on the CPU or a "
+            "CUDA device; move model and sample there",
         ),
         (
             (X, X.to(torch.complex64)),
-            "input 'b': dtype is complex64, dense tensors of real numbers on the CPU or a CUDA device; pass "
-            "torch.view_as_real(...) of it",
+            "input 'b': got dtype complex64; expected a dense tensor of real numbers on the CPU "
+            "or a CUDA device; pass torch.view_as_real(...) of it",
         ),
     ],
 )
@@ -165,8 +183,8 @@ def nested() -> torch.Tensor:
 @pytest.mark.parametrize(
     ("make", "got", "fix"),
     [
-        (quantized, "it is a quantized tensor", "pass its dequantize()"),
-        (nested, "it is a nested tensor", "pass its to_padded_tensor(0) and a mask"),
+        (quantized, "got a quantized tensor", "pass its dequantize()"),
+        (nested, "got a nested tensor", "pass its to_padded_tensor(0) and a mask"),
     ],
     ids=["quantized", "nested"],
 )
@@ -174,8 +192,8 @@ def test_tensor_of_another_kind_is_refused(make: Callable[[], torch.Tensor], got
     """A tensor with a scale or a shape of its own is none that an engine takes."""
     with pytest.raises(InputError) as error:
         captured(DOUBLE, make())
-    allowed = "dense tensors of real numbers on the CPU or a CUDA device"
-    assert str(error.value) == f"input 'x': {got}, {allowed}; {fix}"
+    allowed = "expected a dense tensor of real numbers on the CPU or a CUDA device"
+    assert str(error.value) == f"input 'x': {got}; {allowed}; {fix}"
 
 
 def test_pitfall_12_keywords_reach_the_parameters_that_they_name() -> None:
@@ -230,8 +248,10 @@ def test_model_that_fails_is_reported_at_its_own_line() -> None:
         captured(model, (X, torch.randn(5, 5)))
     assert error.value.source == line_of(Arguments, "x * mask * scale")
     assert str(error.value) == (
-        "model: PyTorch itself fails on inputs of shape [4, 3], [5, 5]: RuntimeError: The size of tensor a (3) must "
-        "match the size of tensor b (5) at non-singleton dimension 1; call the model with these shapes and mend "
+        "model: got a failure of PyTorch itself on inputs of shape [4, 3], [5, 5]: RuntimeError: The "
+        "size of tensor a (3) must "
+        "match the size of tensor b (5) at non-singleton dimension 1; expected a model that answers "
+        "them; call the model with these shapes and mend "
         "that first "
         f"(at {error.value.source})"
     )
@@ -241,7 +261,9 @@ def test_half_model_refuses_a_float_sample_as_pytorch_does() -> None:
     """What eager PyTorch refuses is not exported."""
     with pytest.raises(ExportError) as error:
         captured(Cnn().half(), torch.randn(2, 3, 8, 8))
-    assert error.value.got.startswith("PyTorch itself fails on inputs of shape [2, 3, 8, 8]: RuntimeError: Input type")
+    assert error.value.got.startswith(
+        "a failure of PyTorch itself on inputs of shape [2, 3, 8, 8]: RuntimeError: Input type"
+    )
     assert error.value.source == line_of(Cnn, "return self.head")
 
 
@@ -259,11 +281,11 @@ def test_model_that_answers_twice_in_two_ways_is_refused(model: nn.Module) -> No
     """An engine keeps no state and draws no random numbers."""
     with pytest.raises(ExportError) as error:
         captured(model, X)
-    changed = "; a call changes 'calls'" if isinstance(model, Counter) else ""
+    changed = " (a call changes 'calls')" if isinstance(model, Counter) else ""
     assert str(error.value) == (
-        f"model: two calls on the same input give different results{changed}, a function of its inputs alone, since an "
-        "engine keeps no state and draws no random numbers; pass the state as an input and return it, or take "
-        "randomness out of inference"
+        f"model: got different results of two calls on the same input{changed}; expected a function "
+        "of its inputs alone, since an engine keeps no state and draws no random numbers; pass the "
+        "state as an input and return it, or take randomness out of inference"
     )
 
 
@@ -275,16 +297,19 @@ def test_model_that_answers_nan_twice_is_the_same() -> None:
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (Function(lambda x, w: 3), "model: its result holds no tensor, at least one output tensor"),
+        (
+            Function(lambda x, w: 3),
+            "model: got a result without a tensor; expected at least one tensor; return one from forward",
+        ),
         (
             Function(lambda x, w: {"f": torch.fft.fft(x)}),
-            "model: its result 'f' is complex64, real numbers: ONNX has no operators on complex ones; return "
-            "torch.view_as_real(...) of it",
+            "model: got a result 'f' of complex64; expected real numbers, since ONNX has no "
+            "operators on complex ones; return torch.view_as_real(...) of it",
         ),
         (
             Function(lambda x, w: {x}),
-            "result 'output': a builtins.set, tensors, None, bool, int, float, str, and dicts, lists, tuples, "
-            "NamedTuples, dataclasses of these",
+            "result 'output': got a builtins.set; expected tensors, None, bool, int, float, str, and "
+            "dicts, lists, tuples, NamedTuples, dataclasses of these",
         ),
     ],
     ids=["no tensor", "complex", "set"],
@@ -302,9 +327,9 @@ def test_input_that_the_model_writes_into_is_refused() -> None:
     with pytest.raises(ExportError) as error:
         captured(Writer(), (X, sample))
     assert str(error.value) == (
-        "model: it writes into its input 'b', a forward that only reads its inputs, since an engine leaves them as "
-        "they are; write into a clone of it in forward, and return what the caller needs "
-        f"(at {line_of(Writer, 'b[:, 0] = 0')})"
+        "model: got a write into its input 'b'; expected a forward that only reads its inputs, since "
+        "an engine leaves them as they are; write into a clone of it in forward, and return what the "
+        f"caller needs (at {line_of(Writer, 'b[:, 0] = 0')})"
     )
     assert torch.equal(sample, torch.ones(4, 3))
     assert captured(Function(lambda x, w: (x.clone().mul_(2), x)), X).notes == ()
@@ -312,7 +337,7 @@ def test_input_that_the_model_writes_into_is_refused() -> None:
 
 def test_write_behind_the_version_counter_is_refused() -> None:
     """A write through .data counts too."""
-    with pytest.raises(ExportError, match="it writes into its input 'x'"):
+    with pytest.raises(ExportError, match="a write into its input 'x'"):
         captured(Function(lambda x, w: x.data.add_(1)), X)
 
 
@@ -343,7 +368,7 @@ def test_capture_works_in_inference_mode() -> None:
     """A user who already serves under torch.inference_mode() can capture there."""
     with torch.inference_mode():
         settled = captured(TwoInputs(), (torch.ones(4, 3), torch.ones(4, 3)))
-        with pytest.raises(ExportError, match="it writes into its input 'b'"):
+        with pytest.raises(ExportError, match="a write into its input 'b'"):
             captured(Writer(), (torch.ones(4, 3), torch.ones(4, 3)))
     assert settled.notes == ()
 

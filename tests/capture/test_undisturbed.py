@@ -299,8 +299,8 @@ def test_forward_that_writes_into_parameters_is_reported(seen: bool) -> None:
     with pytest.raises(ExportError) as error:
         run_all(Drifting())
     assert str(error.value) == (
-        "model: its forward writes into its own parameters: w; they are put back, a forward that only reads them; "
-        "move such updates out of forward"
+        "model: got a forward that writes into its own parameters (w), which are put back; "
+        "expected a forward that only reads them; move such updates out of forward"
     )
 
 
@@ -390,7 +390,7 @@ def test_forward_that_adds_to_gradients_is_reported() -> None:
 
     model = Accumulating()
     model(X)
-    with pytest.raises(ExportError, match="its forward adds to the gradients of w; they are put back"):
+    with pytest.raises(ExportError, match="a forward that adds to the gradients of w, which are put back"):
         captured(model, X)
 
 
@@ -409,7 +409,7 @@ def test_body_error_comes_through() -> None:
     assert_same(before, state(model))
     with pytest.raises(InputError) as error:
         body(InputError("x", got="mine"))
-    assert str(error.value) == "x: mine"
+    assert str(error.value) == "x: got mine"
 
 
 def test_no_other_thread_draws_a_number_twice() -> None:

@@ -51,38 +51,51 @@ def test_users_own_wrapper_is_left_on() -> None:
     [
         (
             lambda: torch.relu,
-            "model: a builtin_function_or_method, a torch.nn.Module; wrap a function in a module whose forward calls "
-            "it",
+            "model: got a builtin_function_or_method; expected a torch.nn.Module; wrap a function in "
+            "a module whose forward calls it",
         ),
-        (lambda: None, "model: a NoneType, a torch.nn.Module; wrap a function in a module whose forward calls it"),
-        (lambda: Block, "model: a type, a torch.nn.Module; wrap a function in a module whose forward calls it"),
+        (
+            lambda: None,
+            ("model: got None; expected a torch.nn.Module; wrap a function in a module whose forward calls it"),
+        ),
+        (
+            lambda: Block,
+            (
+                "model: got the class Block; expected a torch.nn.Module; wrap a function in a module "
+                "whose forward calls it"
+            ),
+        ),
         (
             lambda: torch.jit.script(nn.Linear(3, 3)),
-            "model: a RecursiveScriptModule, the Python module that it was made from; pass the module as it was before "
-            "torch.jit.script or torch.jit.trace",
+            "model: got a RecursiveScriptModule; expected the Python module that it was made from; "
+            "pass the module as it was before torch.jit.script or torch.jit.trace",
         ),
         (
             lambda: torch.jit.trace(nn.Linear(3, 3), X),
-            "model: a TopLevelTracedModule, the Python module that it was made from; pass the module as it was before "
-            "torch.jit.script or torch.jit.trace",
+            "model: got a TopLevelTracedModule; expected the Python module that it was made from; "
+            "pass the module as it was before torch.jit.script or torch.jit.trace",
         ),
         (
             lambda: nn.Sequential(nn.Sequential(torch.jit.script(nn.Linear(3, 3)))),
-            "model: its submodule '0.0' is a RecursiveScriptModule, the Python module that it was made from; pass the "
-            "module as it was before torch.jit.script or torch.jit.trace",
+            "model: got a RecursiveScriptModule as its submodule '0.0'; expected the Python module "
+            "that it was made from; pass the module as it was before torch.jit.script or "
+            "torch.jit.trace",
         ),
         (
             lambda: nn.Sequential(nn.LazyLinear(3)),
-            "model: its lazy parameter '0.weight' has no shape yet; call the model once first",
+            (
+                "model: got a lazy parameter '0.weight' without a shape; expected parameters with "
+                "values; call the model once first"
+            ),
         ),
         (
             lambda: torch.inference_mode()(lambda: nn.Linear(3, 3))(),
-            "model: its parameter 'weight' was made in inference mode and requires grad, which torch.export can't "
-            "take; make or load the model outside torch.inference_mode()",
+            "model: got a parameter 'weight' that was made in inference mode and requires grad; "
+            "expected parameters that torch.export can take; make or load the model outside torch.inference_mode()",
         ),
         (
             lambda: ORTModule(exported(TwoInputs(), (X, X))[0]),
-            "model: a ORTModule; it is deployed already; pass the PyTorch module",
+            "model: got an ORTModule; expected a PyTorch module; pass what it was deployed from",
         ),
     ],
     ids=["function", "None", "class", "script", "trace", "script inside", "lazy", "inference", "deployed"],
@@ -101,7 +114,7 @@ def test_packed_weights_are_refused_where_they_are() -> None:
     model = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Linear(8, 4)))
     with pytest.raises(InputError) as error:
         unwrap(torch.ao.quantization.quantize_dynamic(model, {nn.Linear}))
-    assert error.value.got == "its submodule '1.0' is a Linear of torch.ao, with weights packed for the CPU"
+    assert error.value.got == "a Linear of torch.ao as its submodule '1.0', with weights packed for the CPU"
     assert error.value.fix == (
         "deploy the model as it was before quantize_dynamic or convert, with precision='int8' if you like"
     )

@@ -187,8 +187,8 @@ def test_missing_parameter_is_refused() -> None:
     with pytest.raises(t2e.RefitError) as caught:
         program.tensors(model)
     assert str(caught.value) == (
-        "'head.bias': the model has it not, the structure that was deployed; pass the module inside, if this one wraps "
-        "it, or deploy the model again"
+        "'head.bias': got no such parameter or buffer; expected the structure that was deployed; "
+        "pass the module inside, if this one wraps it, or deploy the model again"
     )
 
 
@@ -200,7 +200,7 @@ def test_other_shape_or_dtype_is_refused() -> None:
         program.tensors(model)
     assert "torch.float32 [11" in str(caught.value)
     model.head = nn.Linear(48, 10).half()
-    with pytest.raises(t2e.RefitError, match=r"is torch.float16 \[10"):
+    with pytest.raises(t2e.RefitError, match=r"got torch.float16 \[10"):
         program.tensors(model)
 
 
@@ -209,7 +209,7 @@ def test_untied_weights_are_refused() -> None:
     model, program = structure("tied")
     assert program.shared == (("words.weight", "head.weight"),)
     model.head.weight = nn.Parameter(torch.randn(12, 8))
-    with pytest.raises(t2e.RefitError, match=r"'words\.weight' and 'head\.weight': are different tensors now"):
+    with pytest.raises(t2e.RefitError, match=r"'words\.weight' and 'head\.weight': got different tensors"):
         program.tensors(model)
 
 
@@ -353,14 +353,26 @@ def test_program_survives_its_file() -> None:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"version": 2}, "its version is 2, this torch2engine reads 1; deploy the model again"),
-        ({"steps": [["Exec", [], "x", {}]]}, "it can't be read (['Exec'] are no operators of it); deploy again"),
-        ({"sources": {"a": [[1], "nn"]}}, "it can't be read ('nn' is no dtype); deploy again"),
+        ({"version": 2}, "got version 2; expected 1, which this torch2engine reads; deploy the model again"),
+        (
+            {"steps": [["Exec", [], "x", {}]]},
+            (
+                "got bytes that can't be read (['Exec'] are no operators of it); expected those that were "
+                "saved; deploy again"
+            ),
+        ),
+        (
+            {"sources": {"a": [[1], "nn"]}},
+            ("got bytes that can't be read ('nn' is no dtype); expected those that were saved; deploy again"),
+        ),
         (
             {"constants": {"%0": {"shape": [2], "dtype": "int64", "data": ""}}},
-            "it can't be read (shape '[2]' is invalid for input of size 0); deploy again",
+            (
+                "got bytes that can't be read (shape '[2]' is invalid for input of size 0); expected "
+                "those that were saved; deploy again"
+            ),
         ),
-        ({"weights": ...}, "it can't be read ('weights'); deploy again"),
+        ({"weights": ...}, "got bytes that can't be read ('weights'); expected those that were saved; deploy again"),
     ],
 )
 def test_other_files_are_refused(change: dict[str, Any], text: str) -> None:

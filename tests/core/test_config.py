@@ -40,19 +40,19 @@ def test_runtime_config_refuses_what_is_no_count(name: str, value: object) -> No
     """Counts are ints of at least 1."""
     with pytest.raises(InputError) as caught:
         RuntimeConfig(**{name: value})
-    assert str(caught.value) == f"RuntimeConfig.{name}: {value!r}, a positive int"
+    assert str(caught.value) == f"RuntimeConfig.{name}: got {value!r}; expected a positive int; pass such a value"
 
 
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("cuda_graphs", "always", "'always', 'auto', True or False"),
-        ("cuda_graphs", 1, "1, 'auto', True or False"),
-        ("cuda_graphs", None, "None, 'auto', True or False"),
-        ("output", "shared", "'shared', one of 'fresh', 'static'"),
-        ("kernel_specialization", True, "True, one of 'none', 'lazy', 'eager'"),
-        ("out_of_range", None, "None, one of 'error', 'split', 'eager'"),
-        ("out_of_range", [], "[], one of 'error', 'split', 'eager'"),
+        ("cuda_graphs", "always", "got 'always'; expected 'auto', True or False; pass such a value"),
+        ("cuda_graphs", 1, "got 1; expected 'auto', True or False; pass such a value"),
+        ("cuda_graphs", None, "got None; expected 'auto', True or False; pass such a value"),
+        ("output", "shared", "got 'shared'; expected one of 'fresh', 'static'; pass one of these"),
+        ("kernel_specialization", True, "got True; expected one of 'none', 'lazy', 'eager'; pass one of these"),
+        ("out_of_range", None, "got None; expected one of 'error', 'split', 'eager'; pass one of these"),
+        ("out_of_range", [], "got []; expected one of 'error', 'split', 'eager'; pass one of these"),
     ],
 )
 def test_runtime_config_refuses_an_unknown_word_with_the_list(name: str, value: object, text: str) -> None:
@@ -91,8 +91,8 @@ def test_options_that_the_cpu_lacks_are_named_together() -> None:
     with pytest.raises(InputError) as caught:
         RuntimeConfig(streams=2, output="static").check_cpu("ORTModule")
     assert str(caught.value) == (
-        "ORTModule: streams=2, output='static', only out_of_range: the rest of RuntimeConfig is for engines on a GPU; "
-        "leave it out, or deploy with runtime='tensorrt'"
+        "ORTModule: got streams=2, output='static'; expected only out_of_range: the rest of "
+        "RuntimeConfig is for engines on a GPU; leave it out, or deploy with runtime='tensorrt'"
     )
 
 
@@ -101,4 +101,4 @@ def test_config_of_another_class_is_refused() -> None:
     require_instance("config", t2e.BuildConfig(), t2e.BuildConfig)
     with pytest.raises(InputError) as caught:
         require_instance("runtime_config", "split", RuntimeConfig)
-    assert str(caught.value) == "runtime_config: 'split', a RuntimeConfig; pass t2e.RuntimeConfig(...)"
+    assert str(caught.value) == "runtime_config: got 'split'; expected a RuntimeConfig; pass t2e.RuntimeConfig(...)"

@@ -33,7 +33,7 @@ def test_new_kind_of_container_is_one_row(monkeypatch: pytest.MonkeyPatch) -> No
     value = {"queue": deque([X, Y])}
     with pytest.raises(InputError) as refused:
         flatten(value, "x")
-    assert str(refused.value).startswith("'x.queue': a collections.deque, tensors, None, bool, ")
+    assert str(refused.value).startswith("'x.queue': got a collections.deque; expected tensors, None, bool, ")
     monkeypatch.setitem(CONTAINERS, "deque", DEQUE)
     flat = flatten(value, "x")
     assert flat.names == ["x.queue.0", "x.queue.1"]
@@ -46,7 +46,7 @@ def test_new_kind_of_container_is_one_row(monkeypatch: pytest.MonkeyPatch) -> No
     assert bind([Parameter("x", "positional", loaded)], (value,), {}) == [X, Y]
     with pytest.raises(InputError) as other:
         bind([Parameter("x", "positional", loaded)], ({"queue": deque([X])},), {})
-    assert str(other.value).startswith("argument 'x.queue': a deque, a deque of 2: 0, 1; ")
+    assert str(other.value).startswith("argument 'x.queue': got a deque; expected a deque of 2: 0, 1; ")
 
 
 def test_manifest_lists_the_kinds_of_the_table() -> None:
@@ -55,6 +55,6 @@ def test_manifest_lists_the_kinds_of_the_table() -> None:
         TREE_JSON.check({"kind": "set"}, "signature.output")
     kinds = "'tensor', 'constant', 'list', 'tuple', 'dict', 'namedtuple', 'sequence', 'dataclass', 'mapping'"
     assert (error.value.got, error.value.allowed) == (
-        "its manifest's signature.output.kind is 'set'",
-        f"it must be one of {kinds}",
+        "manifest field signature.output.kind = 'set'",
+        f"one of {kinds}",
     )

@@ -51,8 +51,8 @@ BASES: dict[type[Torch2EngineError], tuple[type[BaseException], ...]] = {
     RefitError: (Torch2EngineError,),
 }
 
-FACTS = {"got": "axis 'batch' is 64", "allowed": "the engine allows 1..32", "fix": "redeploy"}
-TEXT = "input 'x': axis 'batch' is 64, the engine allows 1..32; redeploy"
+FACTS = {"got": "batch = 64", "allowed": "1..32", "fix": "redeploy"}
+TEXT = "input 'x': got batch = 64; expected 1..32; redeploy"
 NODES = (
     UnsupportedNode("NonZero", "node_nonzero", "head.pick", "model.py:12", "its shape depends on values"),
     UnsupportedNode("Det", "det", "", "", ""),
@@ -153,13 +153,13 @@ def test_message_leaves_out_what_is_not_known(kind: type[Torch2EngineError]) -> 
 @pytest.mark.parametrize(
     ("parts", "text"),
     [
-        (("got",), "s: g"),
-        (("allowed",), "s: a"),
-        (("fix",), "s; f"),
-        (("got", "allowed"), "s: g, a"),
-        (("got", "fix"), "s: g; f"),
-        (("allowed", "fix"), "s: a; f"),
-        (("got", "allowed", "fix"), "s: g, a; f"),
+        (("got",), "s: got g"),
+        (("allowed",), "s: expected a"),
+        (("fix",), "s: f"),
+        (("got", "allowed"), "s: got g; expected a"),
+        (("got", "fix"), "s: got g; f"),
+        (("allowed", "fix"), "s: expected a; f"),
+        (("got", "allowed", "fix"), "s: got g; expected a; f"),
     ],
 )
 def test_message_joins_whatever_parts_there_are(parts: tuple[str, ...], text: str) -> None:

@@ -219,8 +219,8 @@ def test_model_gets_its_own_dtype(dtype: torch.dtype) -> None:
 def test_call_with_floats_is_refused() -> None:
     """What was normalised already is not normalised again."""
     text = (
-        "input 'x': dtype is float32, the engine takes uint8; "
-        "pass the image's bytes as they were decoded: the engine normalises them"
+        "input 'x': got dtype float32; expected uint8; pass the image's bytes as they were decoded: "
+        "the engine normalises them"
     )
     assert refusal(DtypeError, once(), formula(images()).permute(0, 2, 3, 1)) == text
 
@@ -346,7 +346,7 @@ def test_sizes_out_of_range_are_preprocessed(policy: str) -> None:
 def test_wrong_reference_is_found_by_a_refit() -> None:
     """A module whose preprocessing lies breaks its comparison, not silently its answers."""
     module = t2e.ORTModule(lying(once()._artifact, replace(IMAGENET, std=0.3)))
-    assert "the answers differ from the model's" in refusal(RefitError, module.refit, net(), verify=True)
+    assert "answers that differ from the model's" in refusal(RefitError, module.refit, net(), verify=True)
 
 
 def test_benchmark_times_eager_with_its_preprocessing() -> None:
@@ -365,41 +365,59 @@ LISTS = "; pass a float, or a list of floats"
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"std": 0.0}, "Preprocess.std: 0.0, a finite number above 0, or one for each channel" + LISTS),
-        ({"std": (1.0, 0.0)}, "Preprocess.std: (1.0, 0.0), a finite number above 0, or one for each channel" + LISTS),
-        ({"mean": float("nan")}, "Preprocess.mean: nan, a finite number, or one for each channel" + LISTS),
-        ({"mean": ()}, "Preprocess.mean: (), a finite number, or one for each channel" + LISTS),
-        ({"mean": "0.5"}, "Preprocess.mean: '0.5', a finite number, or one for each channel" + LISTS),
-        ({"mean": True}, "Preprocess.mean: True, a finite number, or one for each channel" + LISTS),
-        ({"mean": None}, "Preprocess.mean: None, a finite number, or one for each channel" + LISTS),
-        ({"mean": {0.5}}, "Preprocess.mean: {0.5}, a finite number, or one for each channel" + LISTS),
-        ({"mean": {0: 0.5}}, "Preprocess.mean: {0: 0.5}, a finite number, or one for each channel" + LISTS),
-        ({"mean": b"a"}, "Preprocess.mean: b'a', a finite number, or one for each channel" + LISTS),
-        ({"mean": ["0.5"]}, "Preprocess.mean: ['0.5'], a finite number, or one for each channel" + LISTS),
-        ({"std": [True]}, "Preprocess.std: [True], a finite number above 0, or one for each channel" + LISTS),
-        ({"std": 10**400}, f"Preprocess.std: {10**400}, a finite number above 0, or one for each channel" + LISTS),
+        ({"std": 0.0}, "Preprocess.std: got 0.0; expected a finite number above 0, or one for each channel" + LISTS),
+        (
+            {"std": (1.0, 0.0)},
+            "Preprocess.std: got (1.0, 0.0); expected a finite number above 0, or one for each channel" + LISTS,
+        ),
+        ({"mean": float("nan")}, "Preprocess.mean: got nan; expected a finite number, or one for each channel" + LISTS),
+        ({"mean": ()}, "Preprocess.mean: got (); expected a finite number, or one for each channel" + LISTS),
+        ({"mean": "0.5"}, "Preprocess.mean: got '0.5'; expected a finite number, or one for each channel" + LISTS),
+        ({"mean": True}, "Preprocess.mean: got True; expected a finite number, or one for each channel" + LISTS),
+        ({"mean": None}, "Preprocess.mean: got None; expected a finite number, or one for each channel" + LISTS),
+        ({"mean": {0.5}}, "Preprocess.mean: got {0.5}; expected a finite number, or one for each channel" + LISTS),
+        (
+            {"mean": {0: 0.5}},
+            "Preprocess.mean: got {0: 0.5}; expected a finite number, or one for each channel" + LISTS,
+        ),
+        ({"mean": b"a"}, "Preprocess.mean: got b'a'; expected a finite number, or one for each channel" + LISTS),
+        ({"mean": ["0.5"]}, "Preprocess.mean: got ['0.5']; expected a finite number, or one for each channel" + LISTS),
+        (
+            {"std": [True]},
+            "Preprocess.std: got [True]; expected a finite number above 0, or one for each channel" + LISTS,
+        ),
+        (
+            {"std": 10**400},
+            f"Preprocess.std: got {10**400}; expected a finite number above 0, or one for each channel" + LISTS,
+        ),
         (
             {"mean": (123.7, 116.3, 103.5), "std": 58.0},
-            "Preprocess.mean: 123.7, while x * scale is at most 1, a mean in units of x * scale; "
-            "pass scale=1 for a mean and std of bytes",
+            "Preprocess.mean: got 123.7, while x * scale is at most 1; expected a mean in units of x "
+            "* scale; pass scale=1 for a mean and std of bytes",
         ),
         (
             {"scale": 0},
-            "Preprocess.scale: 0, a finite number above 0; pass 1 / 255 for floats of 0 to 1, or 1 for bytes",
+            (
+                "Preprocess.scale: got 0; expected a finite number above 0; pass 1 / 255 for floats of 0 "
+                "to 1, or 1 for bytes"
+            ),
         ),
         (
             {"scale": (1, 2)},
-            "Preprocess.scale: (1, 2), a finite number above 0; pass 1 / 255 for floats of 0 to 1, or 1 for bytes",
+            (
+                "Preprocess.scale: got (1, 2); expected a finite number above 0; pass 1 / 255 for floats "
+                "of 0 to 1, or 1 for bytes"
+            ),
         ),
         (
             {"layout": "HWC"},
-            "Preprocess.layout: 'HWC', one of 'NHWC', 'NCHW'; say where the images have their channels; "
-            "a decoder gives 'NHWC'",
+            "Preprocess.layout: got 'HWC'; expected one of 'NHWC', 'NCHW'; say where the images have "
+            "their channels; a decoder gives 'NHWC'",
         ),
         (
             {"mean": (0, 0, 0), "std": (1, 1)},
-            "Preprocess: 3 means and 2 stds, one number for all channels, or one for each; "
-            "give as many of both as the images have channels",
+            "Preprocess: got 3 means and 2 stds; expected one number for all channels, or one for "
+            "each; give as many of both as the images have channels",
         ),
     ],
 )
@@ -414,26 +432,26 @@ def test_impossible_numbers_are_refused(options: dict[str, Any], text: str) -> N
         (
             torch.rand(2, 8, 8, 3),
             DtypeError,
-            "input 'x': dtype is float32, uint8: preprocess= takes bytes; pass the image's bytes, "
-            "(batch, height, width, channels)",
+            "input 'x': got dtype float32; expected uint8, since preprocess= takes bytes; pass the "
+            "image's bytes, (batch, height, width, channels)",
         ),
         (
             images(8, 8, 3),
             ShapeError,
-            "input 'x': shape [8, 8, 3] has 3 dimensions, Preprocess takes NHWC, (batch, height, width, channels); "
-            "unsqueeze(0) adds a batch, unsqueeze(-1) channels",
+            "input 'x': got shape [8, 8, 3] of 3 dimensions; expected NHWC, (batch, height, width, "
+            "channels), which Preprocess takes; unsqueeze(0) adds a batch, unsqueeze(-1) channels",
         ),
         (
             images(2, 3, 8, 8),
             ShapeError,
-            "input 'x': shape [2, 3, 8, 8] has 8 channels in the order NHWC, 3, one for each number of mean and std; "
-            "pass layout='NCHW'",
+            "input 'x': got shape [2, 3, 8, 8] of 8 channels in the order NHWC; expected 3 channels, "
+            "one for each number of mean and std; pass layout='NCHW'",
         ),
         (
             images(2, 8, 8, 4),
             ShapeError,
-            "input 'x': shape [2, 8, 8, 4] has 4 channels in the order NHWC, 3, one for each number of mean and std; "
-            "give as many numbers as there are channels, or one",
+            "input 'x': got shape [2, 8, 8, 4] of 4 channels in the order NHWC; expected 3 channels, "
+            "one for each number of mean and std; give as many numbers as there are channels, or one",
         ),
     ],
 )
@@ -447,18 +465,24 @@ def test_sample_that_is_no_such_image_is_refused(sample: torch.Tensor, kind: typ
     [
         (
             IMAGENET,
-            "preprocess: one Preprocess for several inputs, inputs are batch.left, batch.right, weight; "
-            "say which, e.g. {'batch.left': Preprocess(...)}",
+            "preprocess: got one Preprocess for several inputs; expected one for an input of "
+            "batch.left, batch.right, weight; say which, e.g. {'batch.left': Preprocess(...)}",
         ),
         (
             {"left": IMAGENET},
-            "preprocess['left']: no such input, inputs are batch.left, batch.right, weight; use one of these names",
+            (
+                "preprocess['left']: got no such input; expected one of batch.left, batch.right, weight; "
+                "use one of these names"
+            ),
         ),
-        ({"weight": 0.5}, "preprocess['weight']: a float, a Preprocess; leave the input out if it has none"),
+        (
+            {"weight": 0.5},
+            "preprocess['weight']: got a float; expected a Preprocess; leave the input out if it has none",
+        ),
         (
             nn.Identity(),
-            "preprocess: a Identity, a Preprocess, or a dict of them by input; for another computation, deploy a "
-            "module that makes it before it calls the model",
+            "preprocess: got an Identity; expected a Preprocess, or a dict of them by input; for "
+            "another computation, deploy a module that makes it before it calls the model",
         ),
     ],
 )
@@ -471,7 +495,7 @@ def test_preprocess_that_fits_no_input_is_refused(preprocess: Any, text: str) ->
 def test_image_with_too_many_channels_fails_in_the_model() -> None:
     """One number for all channels says nothing of their count; the model does."""
     text = refusal(ExportError, t2e.export, net(), images(2, 8, 8, 4), preprocess=Preprocess())
-    assert "PyTorch itself fails on inputs of shape [2, 8, 8, 4], of which preprocess= made [2, 4, 8, 8]" in text
+    assert "a failure of PyTorch itself on inputs of shape [2, 8, 8, 4], of which preprocess= made [2, 4, 8, 8]" in text
 
 
 class Renamed(nn.Module):
@@ -486,7 +510,7 @@ class Renamed(nn.Module):
 def test_artifact_of_another_models_inputs_is_told_by_their_names() -> None:
     """The message speaks of what check() was given."""
     text = refusal(InputError, t2e.check, Renamed(), once()._artifact, images())
-    assert text.startswith("sample_input: inputs are images, the artifact's are [('x', 'uint8')]")
+    assert text.startswith("sample_input: got one of images; expected the artifact's inputs [('x', 'uint8')]")
 
 
 class Turned(Preprocess):
@@ -496,7 +520,7 @@ class Turned(Preprocess):
 def test_subclass_is_refused() -> None:
     """What is saved is a Preprocess, so nothing else may be computed."""
     text = refusal(InputError, t2e.export, net(), images(), preprocess=Turned())
-    assert text.startswith("preprocess: a Turned, a Preprocess, or a dict of them by input")
+    assert text.startswith("preprocess: got a Turned; expected a Preprocess, or a dict of them by input")
 
 
 def test_calibration_data_are_bytes_too() -> None:
@@ -511,7 +535,7 @@ def test_calibration_data_are_bytes_too() -> None:
         calibration=[formula(images())],
         runtime="onnxruntime",
     )
-    assert text.startswith("input 'x': dtype is float32, the engine takes uint8; pass the image's bytes")
+    assert text.startswith("input 'x': got dtype float32; expected uint8; pass the image's bytes")
 
 
 def test_numbers_of_bytes_have_a_scale_of_one() -> None:

@@ -41,7 +41,7 @@ def test_reporting_refuses_what_it_cannot_call() -> None:
     with pytest.raises(InputError) as caught, reporting("yes"):  # type: ignore[arg-type]
         pass
     assert str(caught.value) == (
-        "progress: 'yes', True, None or a callable; e.g. progress=lambda phase, step, steps, seconds: None"
+        "progress: got 'yes'; expected True, None or a callable; e.g. progress=lambda phase, step, steps, seconds: None"
     )
 
 

@@ -79,16 +79,23 @@ def test_sample_input_is_read_in_every_form(sample: Any, args: tuple[Any, ...], 
     [
         (
             {0: X},
-            "sample_input: a Mapping with the key 0, keyword names (str); for a model that takes one dict, pass a "
-            "tuple: (the_dict,)",
+            "sample_input: got a Mapping with the key 0; expected keyword names (str); for a model "
+            "that takes one dict, pass a tuple: (the_dict,)",
         ),
         *[
             (
                 sample,
-                f"sample_input: a {kind}, a Tensor, a tuple or list of positional arguments, a Mapping of keyword "
-                "arguments, or Inputs(...); e.g. sample_input=torch.randn(8, 3, 224, 224)",
+                f"sample_input: got {kind}; expected a Tensor, a tuple or list of positional "
+                "arguments, a Mapping of keyword arguments, or Inputs(...); e.g. "
+                "sample_input=torch.randn(8, 3, 224, 224)",
             )
-            for sample, kind in [(None, "NoneType"), (3, "int"), (np.zeros(3), "ndarray"), ("x", "str"), ({1}, "set")]
+            for sample, kind in [
+                (None, "None"),
+                (3, "an int"),
+                (np.zeros(3), "an ndarray"),
+                ("x", "a str"),
+                ({1}, "a set"),
+            ]
         ],
     ],
 )
@@ -193,13 +200,13 @@ KNOWN = "tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTu
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        ({X}, f"'r': a builtins.set, {KNOWN}"),
-        ({"a": [object()]}, f"'r.a.0': a builtins.object, {KNOWN}"),
-        (X.numpy(), f"'r': a numpy.ndarray, {KNOWN}; convert it with torch.from_numpy"),
-        ({(1, 2): X}, "'r': the dict key (1, 2), str or int keys"),
+        ({X}, f"'r': got a builtins.set; expected {KNOWN}"),
+        ({"a": [object()]}, f"'r.a.0': got a builtins.object; expected {KNOWN}"),
+        (X.numpy(), f"'r': got a numpy.ndarray; expected {KNOWN}; convert it with torch.from_numpy"),
+        ({(1, 2): X}, "'r': got the dict key (1, 2); expected str or int keys; rename the keys to texts"),
         (
             {"past": DynamicCache()},
-            f"'r.past': a transformers.cache_utils.DynamicCache, {KNOWN}; "
+            f"'r.past': got a transformers.cache_utils.DynamicCache; expected {KNOWN}; "
             "for a Hugging Face model pass use_cache=False",
         ),
     ],
@@ -213,17 +220,24 @@ def test_flatten_refuses_what_no_engine_takes(value: Any, text: str) -> None:
 
 
 FIND = (
-    "results are rebuilt in the model's own types; define the class at the top level of a module that can be imported"
+    "the model's own types, in which results are rebuilt; define the class at the top level of a module "
+    "that can be imported"
 )
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("no_such_module:C", f"can't be imported here (No module named 'no_such_module'), {FIND}"),
-        ("collections:NoSuch", f"can't be imported here (module 'collections' has no attribute 'NoSuch'), {FIND}"),
-        (":C", f"can't be imported here (Empty module name), {FIND}"),
-        ("tests.core.test_pytree:NotAClass.method", "is no such container, a mapping class"),
+        ("no_such_module:C", f"got no such class here (No module named 'no_such_module'); expected {FIND}"),
+        (
+            "collections:NoSuch",
+            f"got no such class here (module 'collections' has no attribute 'NoSuch'); expected {FIND}",
+        ),
+        (":C", f"got no such class here (Empty module name); expected {FIND}"),
+        (
+            "tests.core.test_pytree:NotAClass.method",
+            ("got no such container; expected a mapping class; deploy the model again"),
+        ),
     ],
 )
 def test_class_that_is_not_found_is_named(name: str, text: str) -> None:
@@ -245,7 +259,7 @@ def test_class_that_is_no_such_container_is_refused(name: str, kind: str) -> Non
     """A manifest can't have just any callable called with what it holds."""
     with pytest.raises(ArtifactError) as error:
         find_class(name, CONTAINERS[kind])
-    assert str(error.value) == f"type '{name}': is no such container, a {kind} class"
+    assert str(error.value) == f"type '{name}': got no such container; expected a {kind} class; deploy the model again"
 
 
 # bind
@@ -292,94 +306,99 @@ def test_bind_takes_what_says_the_same(extra: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "text"),
     [
-        ((X,), {"flag": True}, "argument 'states': is missing, the engine takes x, states, scale, flag; pass states"),
+        (
+            (X,),
+            {"flag": True},
+            "argument 'states': got no value; expected the arguments x, states, scale, flag; pass states",
+        ),
         (
             (X, [Y, {"k": X}]),
             {},
-            "argument 'flag': is missing, the engine takes x, states, scale, flag; pass flag=True",
+            "argument 'flag': got no value; expected the arguments x, states, scale, flag; pass flag=True",
         ),
         (
             (X, [Y, {"k": X}], 2.0, None, X, X),
             {},
-            "call: 6 positional arguments, at most 4: x, states, scale, mask; leave out the rest",
+            "call: got 6 positional arguments; expected at most 4: x, states, scale, mask; leave out the rest",
         ),
         (
             (),
             {**GIVEN, "y": X},
-            "argument 'y': is unknown, the model takes x, states, scale, mask, flag, size; leave it out",
+            "argument 'y': got an unknown name; expected one of x, states, scale, mask, flag, size; leave it out",
         ),
-        ((X,), GIVEN, "argument 'x': is passed twice; pass it once"),
+        ((X,), GIVEN, "argument 'x': got two values; expected one; pass it once"),
         (
             (),
             {**GIVEN, "scale": 3.0},
-            "argument 'scale': 3.0, the engine was built for 2.0, a constant; " + VALUE,
+            "argument 'scale': got 3.0; expected 2.0, a constant of the engine; " + VALUE,
         ),
         (
             (),
             {**GIVEN, "scale": 2},
-            "argument 'scale': 2, the engine was built for 2.0, a constant; " + VALUE,
+            "argument 'scale': got 2; expected 2.0, a constant of the engine; " + VALUE,
         ),
         (
             (),
             {**GIVEN, "flag": 1},
-            "argument 'flag': 1, the engine was built for True, a constant; " + VALUE,
+            "argument 'flag': got 1; expected True, a constant of the engine; " + VALUE,
         ),
         (
             (),
             {**GIVEN, "flag": X},
-            "argument 'flag': a tensor, the engine was built for True, a constant; " + VALUE,
+            "argument 'flag': got a tensor; expected True, a constant of the engine; " + VALUE,
         ),
         (
             (),
             {**GIVEN, "scale": np.full(2, 2.0)},
-            "argument 'scale': a ndarray, the engine was built for 2.0, a constant; " + VALUE,
+            "argument 'scale': got a ndarray; expected 2.0, a constant of the engine; " + VALUE,
         ),
         (
             (),
             {**GIVEN, "mask": X},
-            "argument 'mask': a tensor was passed, it was not in sample_input, so its default None is fixed in; "
-            + ANEW,
+            "argument 'mask': got a tensor; expected its default None, since it was not in sample_input; " + ANEW,
         ),
         (
             (),
             {**GIVEN, "mask": X.numpy()},
-            "argument 'mask': a ndarray was passed, it was not in sample_input, so its default None is fixed in; "
-            + ANEW,
+            "argument 'mask': got a ndarray; expected its default None, since it was not in sample_input; " + ANEW,
         ),
         (
             (),
             {**GIVEN, "size": None},
-            "argument 'size': None was passed, it was not in sample_input, so its default is fixed in; " + ANEW,
+            "argument 'size': got None; expected its default, since it was not in sample_input; " + ANEW,
         ),
         (
             (),
             {**GIVEN, "x": X.numpy()},
-            "input 'x': a ndarray, a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
+            "input 'x': got an ndarray; expected a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
         ),
         (
             (),
             {**GIVEN, "x": [X]},
-            "input 'x': a list, a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
+            "input 'x': got a list; expected a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
         ),
         (
             (),
             {**GIVEN, "states": [X]},
-            "argument 'states': a list of 1, a list of 2: 0, 1; pass the structure that sample_input had",
+            (
+                "argument 'states': got a list of 1; expected a list of 2: 0, 1; pass the structure that "
+                "sample_input had"
+            ),
         ),
         (
             (),
             {**GIVEN, "states": X},
-            "argument 'states': a tensor, a list of 2: 0, 1; pass the structure that sample_input had",
+            ("argument 'states': got a tensor; expected a list of 2: 0, 1; pass the structure that sample_input had"),
         ),
         (
             (),
             {**GIVEN, "states": [X, {"k": X, "l": X}]},
-            "argument 'states.1': a dict of 2, a dict of 1: k; pass the structure that sample_input had",
+            ("argument 'states.1': got a dict of 2; expected a dict of 1: k; pass the structure that sample_input had"),
         ),
         (
             (),
             {**GIVEN, "states": [X, [X]]},
-            "argument 'states.1': a list of 1, a dict of 1: k; pass the structure that sample_input had",
+            ("argument 'states.1': got a list of 1; expected a dict of 1: k; pass the structure that sample_input had"),
         ),
     ],
 )
@@ -402,11 +421,12 @@ def test_bind_reads_fields_of_dataclasses_and_named_tuples() -> None:
     assert [leaf is wanted for leaf, wanted in zip(leaves, [Y, Y, X], strict=True)] == [True] * 3
     with pytest.raises(InputError) as error:
         bind(parameters, (Box(X, 4), Pair(X, Y)), {})
-    assert str(error.value).startswith("argument 'box.number': 4, the engine was built for 3, a constant")
+    assert str(error.value).startswith("argument 'box.number': got 4; expected 3, a constant of the engine")
     with pytest.raises(InputError) as error:
         bind(parameters, (X, Pair(X, Y)), {})
     assert str(error.value) == (
-        "argument 'box': a tensor, a Box of 3: tensor, number, maybe; pass the structure that sample_input had"
+        "argument 'box': got a tensor; expected a Box of 3: tensor, number, maybe; pass the "
+        "structure that sample_input had"
     )
 
 
@@ -426,11 +446,11 @@ def test_bind_follows_variadic_arguments() -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "text"),
     [
-        ((X, X), {"mask": X, "size": 2}, "argument 'rest': a tuple of 1, a tuple of 2: 0, 1"),
-        ((X, X, X, X), {"mask": X, "size": 2}, "argument 'rest': a tuple of 3, a tuple of 2: 0, 1"),
-        ((X, X, X), {"mask": X}, "argument 'named': a dict of 1, a dict of 2: mask, size"),
-        ((X, X, X), {"mask": X, "size": 3}, "argument 'size': 3, the engine was built for 2, a constant"),
-        ((X, X, X), {"mask": 1, "size": 2}, "input 'mask': a int, a torch.Tensor"),
+        ((X, X), {"mask": X, "size": 2}, "argument 'rest': got a tuple of 1; expected a tuple of 2: 0, 1"),
+        ((X, X, X, X), {"mask": X, "size": 2}, "argument 'rest': got a tuple of 3; expected a tuple of 2: 0, 1"),
+        ((X, X, X), {"mask": X}, "argument 'named': got a dict of 1; expected a dict of 2: mask, size"),
+        ((X, X, X), {"mask": X, "size": 3}, "argument 'size': got 3; expected 2, a constant of the engine"),
+        ((X, X, X), {"mask": 1, "size": 2}, "input 'mask': got an int; expected a torch.Tensor"),
     ],
 )
 def test_bind_refuses_other_variadic_arguments(args: tuple[Any, ...], kwargs: dict[str, Any], text: str) -> None:
@@ -461,7 +481,7 @@ def test_bind_refuses_variadic_arguments_that_the_sample_left_out(
     with pytest.raises(InputError) as error:
         bind(LEFT_OUT, args, kwargs)
     assert str(error.value) == (
-        f"argument '{name}': {got} was passed, it was not in sample_input, so a call without it is fixed in; "
+        f"argument '{name}': got {got}; expected a call without it, since it was not in sample_input; "
         "redeploy with it in sample_input"
     )
 

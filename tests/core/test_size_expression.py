@@ -68,7 +68,7 @@ def test_call_whose_size_does_not_follow_from_its_axes_is_refused() -> None:
     with pytest.raises(ShapeError) as error:
         SIGNATURE.resolve([(1, 3), (1, 2), (1, 6)])
     assert str(error.value) == (
-        "input 'mask': dimension 1 is 6, but 'past + new' is 5 with past = 3, new = 2, the engine takes "
+        "input 'mask': got dimension 1 = 6, but 'past + new' is 5 with past = 3, new = 2; expected "
         "[1, past + new]; pass 5 there"
     )
 

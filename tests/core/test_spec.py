@@ -35,43 +35,52 @@ def test_axis_min_of_one_is_raised_to_the_multiple() -> None:
     [
         (
             lambda: Axis("batch size"),
-            "axis name: 'batch size' is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+            (
+                "axis name: got 'batch size'; expected an identifier; use letters, digits and "
+                "underscores, e.g. Axis('batch')"
+            ),
         ),
         (
             lambda: Axis(""),
-            "axis name: '' is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+            "axis name: got ''; expected an identifier; use letters, digits and underscores, e.g. Axis('batch')",
         ),
         (
             lambda: Axis(0),  # type: ignore[arg-type]
-            "axis name: 0 is not an identifier; use letters, digits and underscores, e.g. Axis('batch')",
+            "axis name: got 0; expected an identifier; use letters, digits and underscores, e.g. Axis('batch')",
         ),
         (
             lambda: Axis("n", min=0),
-            "axis 'n': min is 0, min must be an int of at least 1; an engine can't answer empty axes",
+            "axis 'n': got min = 0; expected an int of at least 1; an engine can't answer empty axes",
         ),
         (
             lambda: Axis("n", min=True),
-            "axis 'n': min is True, min must be an int of at least 1; an engine can't answer empty axes",
+            "axis 'n': got min = True; expected an int of at least 1; an engine can't answer empty axes",
         ),
         (
             lambda: Axis("n", opt=1.5),  # type: ignore[arg-type]
-            "axis 'n': opt is 1.5, opt must be an int of at least 1 or None; an engine can't answer empty axes",
+            "axis 'n': got opt = 1.5; expected an int of at least 1 or None; an engine can't answer empty axes",
         ),
         (
             lambda: Axis("n", max=-1),
-            "axis 'n': max is -1, max must be an int of at least 1 or None; an engine can't answer empty axes",
+            "axis 'n': got max = -1; expected an int of at least 1 or None; an engine can't answer empty axes",
         ),
         (
             lambda: Axis("n", 1, 8, 4),
-            "axis 'n': min 1, opt 8, max 4, min <= opt <= max; give sizes in that order, e.g. Axis('n', 1, 4, 8)",
+            (
+                "axis 'n': got min 1, opt 8, max 4; expected min <= opt <= max; give sizes in that "
+                "order, e.g. Axis('n', 1, 4, 8)"
+            ),
         ),
         (
             lambda: Axis("n", min=2, max=1),
-            "axis 'n': min 2, opt None, max 1, min <= opt <= max; give sizes in that order, e.g. Axis('n', 1, 2)",
+            (
+                "axis 'n': got min 2, opt None, max 1; expected min <= opt <= max; give sizes in that "
+                "order, e.g. Axis('n', 1, 2)"
+            ),
         ),
         (
             lambda: Axis("n", 8, 12, 16, multiple_of=8),
-            "axis 'n': 12 is not a multiple of 8, min, opt and max must be multiples of multiple_of=8; round them",
+            "axis 'n': got the size 12; expected multiples of multiple_of=8 for min, opt and max; round them",
         ),
     ],
 )
@@ -110,20 +119,23 @@ def test_profile_equality_ignores_the_order_of_axes() -> None:
 @pytest.mark.parametrize(
     ("ranges", "text"),
     [
-        ({"n": 8}, "profile of axis 'n': 8, three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
-        ({"n": (1, 8)}, "profile of axis 'n': (1, 8), three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
-        ({"n": "1,8"}, "profile of axis 'n': '1,8', three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        ({"n": 8}, "profile of axis 'n': got 8; expected three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        ({"n": (1, 8)}, "profile of axis 'n': got (1, 8); expected three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
+        ({"n": "1,8"}, "profile of axis 'n': got '1,8'; expected three ints (min, opt, max); e.g. {'n': (1, 8, 32)}"),
         (
             {"n": (1, None, 8)},
-            "profile of axis 'n': (1, None, 8), three ints (min, opt, max); e.g. {'n': (1, 8, 32)}",
+            "profile of axis 'n': got (1, None, 8); expected three ints (min, opt, max); e.g. {'n': (1, 8, 32)}",
         ),
         (
             {"n": (4, 2, 8)},
-            "axis 'n': min 4, opt 2, max 8, min <= opt <= max; give sizes in that order, e.g. Axis('n', 2, 4, 8)",
+            (
+                "axis 'n': got min 4, opt 2, max 8; expected min <= opt <= max; give sizes in that "
+                "order, e.g. Axis('n', 2, 4, 8)"
+            ),
         ),
         (
             {"n": (0, 1, 8)},
-            "axis 'n': min is 0, min must be an int of at least 1; an engine can't answer empty axes",
+            "axis 'n': got min = 0; expected an int of at least 1; an engine can't answer empty axes",
         ),
     ],
 )
@@ -178,35 +190,35 @@ def test_resolve_finds_every_axis_from_the_shapes() -> None:
         (
             [(2, 3, 64), (2, 64), ()],
             "image",
-            "input 'image': shape [2, 3, 64] has 3 dimensions, the engine takes [batch, 3, side, side]; "
-            "pass a tensor of that shape (got [2, 3, 64])",
+            "input 'image': got shape [2, 3, 64] of 3 dimensions; expected [batch, 3, side, side]; "
+            "pass a tensor of that shape, not [2, 3, 64]",
         ),
         (
             [(2, 3, 64, 64), (2, 64), (1,)],
             "step",
-            "input 'step': shape [1] has 1 dimensions, the engine takes []; pass a tensor of that shape (got [1])",
+            "input 'step': got shape [1] of 1 dimensions; expected []; pass a tensor of that shape, not [1]",
         ),
         (
             [(2, 4, 64, 64), (2, 64), ()],
             "image",
-            "input 'image': dimension 1 is 4, the engine takes [batch, 3, side, side]; add {1: 'name'} to dynamic_axes",
+            ("input 'image': got dimension 1 = 4; expected [batch, 3, side, side]; add {1: 'name'} to dynamic_axes"),
         ),
         (
             [(2, 3, 64, 96), (2, 64), ()],
             "image",
-            "input 'image': axis 'side' is 96 but it is 64 in input 'image', "
-            "the engine takes [batch, 3, side, side]; pass a tensor of that shape (got [2, 3, 64, 96])",
+            "input 'image': got side = 96, but 64 in input 'image'; expected [batch, 3, side, side]; "
+            "pass a tensor of that shape, not [2, 3, 64, 96]",
         ),
         (
             [(2, 3, 64, 64), (4, 64), ()],
             "mask",
-            "input 'mask': axis 'batch' is 4 but it is 2 in input 'image', the engine takes [batch, side]; "
-            "pass a tensor of that shape (got [4, 64])",
+            "input 'mask': got batch = 4, but 2 in input 'image'; expected [batch, side]; pass a "
+            "tensor of that shape, not [4, 64]",
         ),
         (
             [(2, 3, 40, 40), (2, 40), ()],
             "image",
-            "input 'image': axis 'side' is 40, the engine allows multiples of 32; pad axis 'side' to a multiple of 32",
+            "input 'image': got side = 40; expected a multiple of 32; pad axis 'side' to a multiple of 32",
         ),
     ],
 )
@@ -242,22 +254,20 @@ def test_select_profile_takes_the_narrowest_that_fits() -> None:
     [
         (
             {"batch": 64, "side": 64},
-            "input 'image': axis 'batch' is 64, the engine allows 1..8 or 1..1 or 16..16; "
-            "redeploy with Axis('batch', 1, 4, 64)",
+            "input 'image': got batch = 64; expected 1..8 or 1..1 or 16..16; redeploy with Axis('batch', 1, 4, 64)",
         ),
         (
             {"batch": 4, "side": 512},
-            "input 'image': axis 'side' is 512, the engine allows 32..128 or 32..256 or 32..32; "
-            "redeploy with Axis('side', 32, 64, 512, multiple_of=32)",
+            "input 'image': got side = 512; expected 32..128 or 32..256 or 32..32; redeploy with "
+            "Axis('side', 32, 64, 512, multiple_of=32)",
         ),
         (
             {"batch": 0, "side": 64},
-            "input 'image': axis 'batch' is 0, the engine allows 1..8 or 1..1 or 16..16; "
-            "an engine can't answer empty axes",
+            "input 'image': got batch = 0; expected 1..8 or 1..1 or 16..16; an engine can't answer empty axes",
         ),
         (
             {"batch": 8, "side": 256},
-            "inputs: axes are batch 8, side 256, no profile allows them together: "
+            "inputs: got batch = 8, side = 256; expected sizes that one profile allows together: "
             "batch 1..8 (opt 4), side 32..128 (opt 64) | batch 1..1 (opt 1), side 32..256 (opt 64) | "
             "batch 16..16 (opt 16), side 32..32 (opt 32); add a profile that holds them to profiles=",
         ),
@@ -303,19 +313,19 @@ def test_check_dtype_takes_the_own_dtype_and_lossless_ones() -> None:
         (
             0,
             "float64",
-            "input 'image': dtype is float64, the engine takes float32 (or float16, bfloat16, cast without loss); "
-            "cast it yourself with .to(float32) if the loss is meant",
+            "input 'image': got dtype float64; expected float32 (or float16, bfloat16, cast without "
+            "loss); cast it yourself with .to(float32) if the loss is meant",
         ),
         (
             1,
             "uint8",
-            "input 'mask': dtype is uint8, the engine takes bool; cast it yourself with .to(bool) if the loss is meant",
+            "input 'mask': got dtype uint8; expected bool; cast it yourself with .to(bool) if the loss is meant",
         ),
         (
             2,
             "float32",
-            "input 'step': dtype is float32, the engine takes int64 (or uint8, int8, int16, int32, cast without "
-            "loss); cast it yourself with .to(int64) if the loss is meant",
+            "input 'step': got dtype float32; expected int64 (or uint8, int8, int16, int32, cast "
+            "without loss); cast it yourself with .to(int64) if the loss is meant",
         ),
     ],
 )

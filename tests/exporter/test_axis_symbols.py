@@ -82,13 +82,14 @@ def test_outputs_named_in_dynamic_axes_must_agree() -> None:
     artifact, _ = exported(DOUBLE, X, {"x": BATCH, "output": {0: "batch"}})
     assert artifact.signature.outputs[0].shape == ("batch", 3)
     for entry, got in (
-        ({0: "n"}, "dimension 0 is 'n'"),
-        ([1], "dimension 1 is 'dynamic'"),
-        ({2: "batch"}, "dimension 2 is 'batch'"),
+        ({0: "n"}, "'n' for dimension 0"),
+        ([1], "'dynamic' for dimension 1"),
+        ({2: "batch"}, "'batch' for dimension 2"),
     ):
         with pytest.raises(DynamicAxisError) as error:
             exported(DOUBLE, X, {"x": BATCH, "output": entry})
         assert str(error.value) == (
-            f"dynamic_axes['output']: {got}, the model's output is output: float32[batch, 3]; name them as the model "
-            "computes them, or leave outputs out: they follow from the inputs"
+            f"dynamic_axes['output']: got {got}; expected the axes of the model's output, output: "
+            "float32[batch, 3]; name them as the model computes them, or leave outputs out: they "
+            "follow from the inputs"
         )

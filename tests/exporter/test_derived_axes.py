@@ -81,7 +81,8 @@ def test_range_that_is_too_narrow_for_its_sum_is_refused() -> None:
     with pytest.raises(DynamicAxisError) as error:
         exported(Cached(), SAMPLE, axes(Axis("total", 3, 6, 10)))
     assert str(error.value) == (
-        "axis 'total': the model makes it new + past, which is 3..12, its own range is 3..10; write 'new + past' "
+        "axis 'total': got a model that makes it new + past, which is 3..12; expected 3..10, the "
+        "range of its own; write 'new + past' "
         "instead of Axis('total', ...) in dynamic_axes, and narrow the others "
         f"(at {line_of(Cached, 'return torch.cat')})"
     )
@@ -94,8 +95,8 @@ def test_range_that_is_too_narrow_for_its_sum_is_refused() -> None:
     [
         ("past - new", "'past - new' is no size: write a sum of axes"),
         ("past + other", "'past + other', and no input has an axis 'other'"),
-        ("2*past", "dimension 1 is 6 in sample_input"),
-        ("past + new - 9", "dimension 1 is 6 in sample_input"),
+        ("2*past", "dimension 1 = 6 in sample_input"),
+        ("past + new - 9", "dimension 1 = 6 in sample_input"),
     ],
 )
 def test_expression_that_can_not_be_is_refused(total: str, got: str) -> None:

@@ -171,7 +171,7 @@ def test_pitfall_08_branch_on_sizes_is_refused_by_the_export(
     """torch exports these without a word; here no comparison is needed to find them."""
     with pytest.raises(DynamicAxisError) as error:
         exported(Function(function), X, {"x": axes})
-    assert error.value.allowed.startswith(f"the model needs {needed}")
+    assert error.value.allowed.startswith(f"sizes for which {needed}")
 
 
 def test_pitfall_08_number_made_of_a_tensor_is_not_frozen() -> None:
@@ -183,7 +183,7 @@ def test_pitfall_08_number_made_of_a_tensor_is_not_frozen() -> None:
 
     with pytest.raises(ExportError) as error:
         exported(Function(scaled), X)
-    assert error.value.got == "a branch or a shape depends on a tensor's values"
+    assert error.value.got == "a branch or a shape that depends on a tensor's values"
     assert error.value.source == line_of(scaled, "peak = ")
 
 

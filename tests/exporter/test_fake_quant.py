@@ -123,9 +123,9 @@ def uncalibrated() -> nn.Module:
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "fp8": (lambda: quantized(matrices(), mtq.FP8_DEFAULT_CFG), "it has (4, 3) bits (exponent, mantissa)"),
-    "int4": (lambda: quantized(matrices(), mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG), "it has 4 bits (exponent, mantissa)"),
-    "uncalibrated": (uncalibrated, "it was never calibrated"),
+    "fp8": (lambda: quantized(matrices(), mtq.FP8_DEFAULT_CFG), "got (4, 3) bits (exponent, mantissa)"),
+    "int4": (lambda: quantized(matrices(), mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG), "got 4 bits (exponent, mantissa)"),
+    "uncalibrated": (uncalibrated, "got one that was never calibrated"),
 }
 
 

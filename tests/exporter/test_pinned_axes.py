@@ -61,7 +61,8 @@ def test_line_that_makes_a_number_of_a_size_is_told_with_a_way_out(
     with pytest.raises(DynamicAxisError) as error:
         exported(Function(function), X, AXES)
     assert str(error.value) == (
-        "axis 'n': the model makes a Python number of its size, so that each size has another graph, sizes that stay "
+        "axis 'n': got a model that makes a Python number of its size, so that each size has another "
+        "graph; expected sizes that stay "
         f"in tensors and shapes; {fix}; or leave 'n' out of dynamic_axes (at {line_of(function, line)})"
     )
     artifact, examples = exported(Function(mended), X, AXES)

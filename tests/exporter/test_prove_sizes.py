@@ -96,7 +96,8 @@ def test_branch_that_changes_the_answer_is_refused_with_its_size() -> None:
         exported(Function(either_way), X, {"x": {1: Axis("n", 2, 6, 12)}})
     source = line_of(either_way, "if x.shape")
     assert str(error.value) == (
-        "axis 'n': the model does not hold for all of its range, the model needs n != 3, which is wrong at n = 3; "
+        "axis 'n': got a model that does not hold for all of its range; expected sizes for which n "
+        "!= 3, which is wrong at n = 3; "
         f"give the range that it holds for: Axis('n', 4, 6, 12) (at {source})"
     )
     artifact, _ = exported(Function(either_way), X, {"x": {1: Axis("n", 4, 6, 12)}})
@@ -112,7 +113,7 @@ def test_condition_that_fails_at_many_sizes_is_refused() -> None:
     """Only a few sizes are tried one by one; more are never taken on trust."""
     with pytest.raises(DynamicAxisError) as error:
         exported(Function(many_branches), X, {"x": {1: Axis("n", 2, 6, 60)}})
-    assert error.value.allowed == "the model needs n <= 20, which is wrong at n = 21..60"
+    assert error.value.allowed == "sizes for which n <= 20, which is wrong at n = 21..60"
     assert error.value.fix == "give the range that it holds for: Axis('n', 2, 6, 20)"
 
 
@@ -126,7 +127,8 @@ def test_condition_on_two_axes_names_a_point_that_fails() -> None:
     with pytest.raises(DynamicAxisError) as error:
         exported(Function(squared), X, {"x": {0: Axis("b", 1, 2, 4), 1: Axis("n", 3, 6, 9)}})
     assert str(error.value) == (
-        "axes 'b' and 'n': the model does not hold for all of their sizes together, the model needs b != n, which is "
+        "axes 'b' and 'n': got a model that does not hold for all of their sizes together; expected "
+        "sizes for which b != n, which is "
         "wrong at b = 3, n = 3 and 1 other combinations; change the line so that it holds for every size, or narrow "
         f"the axes to sizes for which it does (at {line_of(squared, 'return x * 2')})"
     )

@@ -87,7 +87,7 @@ def test_packed_sequences_are_refused_with_their_line() -> None:
     with pytest.raises(ExportError) as error:
         exported(Packed(), (torch.randn(2, 5, 3), torch.tensor([5, 3])), {"x": {1: Axis("time", 5, 5, 9)}})
     assert str(error.value) == (
-        "torch.nn.utils.rnn.pack_padded_sequence: the model packs sequences by lengths that are values, padded "
-        "sequences; call the layer on the padded tensor, and take the last valid step with gather "
+        "torch.nn.utils.rnn.pack_padded_sequence: got a model that packs sequences by lengths that are values; "
+        "expected padded sequences; call the layer on the padded tensor, and take the last valid step with gather "
         f"(at {line_of(Packed, 'pack_padded_sequence')})"
     )

@@ -102,8 +102,9 @@ def test_axis_that_the_model_pins_is_named_with_the_line(function: Callable[...,
     assert error.axis == "batch"
     assert error.source == line_of(function, line)
     assert str(error) == (
-        "axis 'batch': the model pins it down, the model works only with batch = 4; compute with x.shape or -1 instead "
-        f"of a fixed size there, or leave 'batch' out of dynamic_axes (at {error.source})"
+        "axis 'batch': got a model that pins it down; expected one that also works with other sizes "
+        "than batch = 4; compute with x.shape or -1 instead of a fixed size there, or leave 'batch' "
+        f"out of dynamic_axes (at {error.source})"
     )
     assert error.source.startswith(f"{HERE}:")
 
@@ -146,31 +147,31 @@ def test_loop_over_time_is_refused_at_its_line() -> None:
         (
             at_most_four,
             "if x.shape",
-            "the model needs batch <= 4, which is wrong at batch = 5..8",
+            "sizes for which batch <= 4, which is wrong at batch = 5..8",
             "give the range that it holds for: Axis('batch', 1, 4, 4)",
         ),
         (
             at_least_four,
             "if x.shape",
-            "the model needs batch >= 4, which is wrong at batch = 1..3",
+            "sizes for which batch >= 4, which is wrong at batch = 1..3",
             "give the range that it holds for: Axis('batch', 4, 4, 8)",
         ),
         (
             asserted,
             "assert x.shape",
-            "the model needs batch <= 6, which is wrong at batch = 7..8",
+            "sizes for which batch <= 6, which is wrong at batch = 7..8",
             "give the range that it holds for: Axis('batch', 1, 4, 6)",
         ),
         (
             not_two,
             "if x.shape",
-            "the model needs batch != 2, which is wrong at batch = 2",
+            "sizes for which batch != 2, which is wrong at batch = 2",
             "give the range that it holds for: Axis('batch', 3, 4, 8)",
         ),
         (
             paired,
             "return x.reshape",
-            "the model needs 3*batch == 6*((batch//2)), which is wrong at batch = 1, 3, 5, 7",
+            "sizes for which 3*batch == 6*((batch//2)), which is wrong at batch = 1, 3, 5, 7",
             "take such sizes only: Axis('batch', 2, 4, 8, multiple_of=2)",
         ),
     ],
@@ -182,7 +183,7 @@ def test_range_that_the_model_does_not_hold_for_is_told(
     error = refusal(function)
     assert isinstance(error, DynamicAxisError)
     assert (error.axis, error.allowed, error.fix) == ("batch", allowed, fix)
-    assert error.got == "the model does not hold for all of its range"
+    assert error.got == "a model that does not hold for all of its range"
     assert error.source == line_of(function, line)
 
 
@@ -216,7 +217,7 @@ def test_axis_with_steps_is_told_by_its_own_name() -> None:
     with pytest.raises(DynamicAxisError) as error:
         exported(Function(reshaped), X, {"x": {0: Axis("batch", 2, 4, 8, multiple_of=2)}})
     assert error.value.axis == "batch"
-    assert error.value.allowed == "the model works only with batch = 4"
+    assert error.value.allowed == "one that also works with other sizes than batch = 4"
     assert error.value.source == line_of(reshaped, "view(4, 3)")
 
 
@@ -226,7 +227,8 @@ def test_axis_with_steps_is_told_the_range_that_holds() -> None:
         exported(Function(at_most_four), X, {"x": {0: Axis("batch", 2, 4, 8, multiple_of=2)}})
     source = line_of(at_most_four, "if x.shape")
     assert str(error.value) == (
-        "axis 'batch': the model does not hold for all of its range, the model needs batch <= 4, which is wrong at "
+        "axis 'batch': got a model that does not hold for all of its range; expected sizes for which "
+        "batch <= 4, which is wrong at "
         f"batch = 6..8; give the range that it holds for: Axis('batch', 2, 4, 4, multiple_of=2) (at {source})"
     )
 
@@ -247,8 +249,8 @@ def test_axes_that_must_be_equal_are_named(first: Any, second: Any) -> None:
     source = line_of(TwoInputs, "2 * a + b")
     assert error.value.axis == "n"
     assert str(error.value) == (
-        "axes 'm' and 'n': the model needs them to be equal, one name for sizes that are always equal; call both "
-        f"'m' in dynamic_axes (at {source})"
+        "axes 'm' and 'n': got a model that needs them to be equal; expected one name for sizes that "
+        f"are always equal; call both 'm' in dynamic_axes (at {source})"
     )
 
 
@@ -264,8 +266,9 @@ def test_pitfall_18_control_flow_on_values_names_the_line_and_the_recipe(
     """torch's page about data-dependent expressions becomes the user's line and what to write there."""
     error = refusal(function)
     assert str(error) == (
-        "torch.export: a branch or a shape depends on a tensor's values, control flow that does not look into tensors; "
-        f"use torch.where for a choice of values, torch.cond for a branch, torch.clamp for a bound (at {error.source})"
+        "torch.export: got a branch or a shape that depends on a tensor's values; expected control "
+        "flow that does not look into tensors; use torch.where for a choice of values, torch.cond "
+        f"for a branch, torch.clamp for a bound (at {error.source})"
     )
     assert error.source == line_of(function, line)
 
@@ -273,8 +276,8 @@ def test_pitfall_18_control_flow_on_values_names_the_line_and_the_recipe(
 def test_other_failures_keep_torchs_first_line_and_the_users() -> None:
     """What has no words of its own is told with torch's, at the user's line, and torch's exception stays below."""
     error = refusal(through_numpy)
-    assert error.got == "RuntimeError: .numpy() is not supported for tensor subclasses."
-    assert error.fix == "the exception below has torch's whole account"
+    assert error.got == '"RuntimeError: .numpy() is not supported for tensor subclasses."'
+    assert error.fix == "see the cause of this exception (`__cause__`) for torch's whole account"
     assert error.source == line_of(through_numpy, "x.numpy()")
     assert isinstance(error.__cause__, RuntimeError)
 
@@ -285,8 +288,8 @@ def test_structure_that_changes_under_export_is_refused() -> None:
     with pytest.raises(ExportError) as error:
         exported(model, X)
     assert str(error.value) == (
-        "model: its result has another structure while it is exported than when it is called, one structure; don't "
-        "look at torch.compiler.is_exporting() and the like in forward"
+        "model: got a result with another structure while it is exported than when it is called; "
+        "expected one structure; don't look at torch.compiler.is_exporting() and the like in forward"
     )
 
 
@@ -312,7 +315,10 @@ def test_errors_of_our_own_come_through() -> None:
 def test_caches_have_their_hint(message: str) -> None:
     """torch's words about a Hugging Face cache come with the argument that avoids it."""
     error = explain_refusal(ValueError(message))
-    assert str(error) == f"torch.export: ValueError: {message}; for a Hugging Face model pass use_cache=False"
+    assert str(error) == (
+        f'torch.export: got "ValueError: {message}"; expected a model that torch.export can trace; '
+        "for a Hugging Face model pass use_cache=False"
+    )
 
 
 def test_source_is_empty_where_torch_says_nothing() -> None:

@@ -57,7 +57,8 @@ def test_operators_without_an_onnx_form_are_named_all_at_once() -> None:
     ]
     head, *lines = str(error.value).splitlines()
     assert head == (
-        "torch.onnx: no ONNX form for aten.geqrf, prims.bessel_j0, prims.igamma; write these lines with other PyTorch "
+        "torch.onnx: got no ONNX form for aten.geqrf, prims.bessel_j0, prims.igamma; expected operators "
+        "that have one; write these lines with other PyTorch "
         "operators"
     )
     assert lines[0] == (
@@ -101,4 +102,6 @@ def test_other_failures_of_the_exporter_are_typed() -> None:
     with pytest.raises(ExportError) as error:
         exported(PowersOfTwo(), X, {"x": BATCH})
     assert not isinstance(error.value, DynamicAxisError)
-    assert re.match(r'torch\.onnx: it fails on this program: "\w+: .*KeyError: torch.float8_e8m0fnu', str(error.value))
+    assert re.match(
+        r'torch\.onnx: got a failure on this program: "\w+: .*KeyError: torch.float8_e8m0fnu', str(error.value)
+    )

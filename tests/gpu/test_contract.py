@@ -157,7 +157,7 @@ def test_pitfall_11_dtypes_cast_losslessly_or_not_at_all(target: torch.dtype) ->
             assert result.dtype == wanted.dtype
             assert torch.equal(result, wanted)
         else:
-            with pytest.raises(t2e.DtypeError, match=f"input 'x': dtype is {names[0]}, the engine takes {names[1]}"):
+            with pytest.raises(t2e.DtypeError, match=f"input 'x': got dtype {names[0]}; expected {names[1]}"):
                 module(x)
 
 
@@ -178,15 +178,19 @@ def test_refusals_name_subject_got_allowed_fix(module: t2e.TRTModule) -> None:
     """What can't be answered is refused before anything is enqueued, each with its own typed error."""
     x, scale = tiny_inputs(4)
     cases: list[tuple[type[Exception], str, tuple[Any, ...]]] = [
-        (t2e.DeviceError, "input 'x': device is cpu, the module runs on cuda:0; move it", (x.cpu(), scale.cpu())),
-        (t2e.ShapeError, "axis 'batch' is 33, the engine allows 1..32; redeploy with Axis", tiny_inputs(33)),
-        (t2e.ShapeError, "axis 'batch' is 3 but it is 4 in input 'x'", (x, scale[:3])),
-        (t2e.ShapeError, "shape \\[4, 3, 8\\] has 3 dimensions", (x[..., 0], scale)),
-        (t2e.ShapeError, "dimension 2 is 4", (x[:, :, :4], scale)),
-        (t2e.ShapeError, "axis 'batch' is 0, the engine allows 1..32", (x[:0], scale[:0])),
-        (t2e.DtypeError, "dtype is float64, the engine takes float32", (x.double(), scale)),
-        (t2e.InputError, "argument 'scale': is missing", (x,)),
-        (t2e.InputError, "its default 2.0 is fixed in", (x, scale, 3.0)),
+        (
+            t2e.DeviceError,
+            "input 'x': got device cpu; expected cuda:0, where the module runs; move it",
+            (x.cpu(), scale.cpu()),
+        ),
+        (t2e.ShapeError, "got batch = 33; expected 1..32; redeploy with Axis", tiny_inputs(33)),
+        (t2e.ShapeError, "got batch = 3, but 4 in input 'x'", (x, scale[:3])),
+        (t2e.ShapeError, "got shape \\[4, 3, 8\\] of 3 dimensions", (x[..., 0], scale)),
+        (t2e.ShapeError, "got dimension 2 = 4", (x[:, :, :4], scale)),
+        (t2e.ShapeError, "got batch = 0; expected 1..32", (x[:0], scale[:0])),
+        (t2e.DtypeError, "got dtype float64; expected float32", (x.double(), scale)),
+        (t2e.InputError, "argument 'scale': got no value", (x,)),
+        (t2e.InputError, "expected its default 2.0", (x, scale, 3.0)),
         (t2e.InputError, "at most 3", (x, scale, 2.0, 1)),
         (t2e.InputError, "requires grad while grad is enabled", (x.clone().requires_grad_(), scale)),
     ]

@@ -144,7 +144,9 @@ def test_pitfall_09_refused_plan_carries_tensorrts_lines(module: t2e.TRTModule, 
     """A plan that TensorRT refuses is an ArtifactError with TensorRT's own words, not a None that fails later."""
     plan = bytearray(module._artifact.read_plan())
     plan[:64] = bytes(64)
-    with pytest.raises(t2e.ArtifactError, match=r"returned None: .*Error Code.*; build it again on this machine"):
+    with pytest.raises(
+        t2e.ArtifactError, match=r"got None from .*Error Code.*; expected success; build it again on this machine"
+    ):
         t2e.TRTModule(_changed(module, tmp_path, bytes(plan))).bind()
 
 

@@ -209,7 +209,9 @@ def test_engine_whose_rows_influence_each_other_is_never_split(how: str) -> None
     # The pretence that no operator mixes rows leaves the examples alone to show it.
     module = t2e.TRTModule(artifact.replace(influences={"batch": None}), runtime_config=SPLIT)
     for x in (torch.randn(20, 6, device="cuda"), torch.zeros(12, 6, device="cuda")):
-        with pytest.raises(t2e.ParityError, match="axis 'batch': 8 entries are not answered like 5 \\+ 3") as caught:
+        with pytest.raises(
+            t2e.ParityError, match="axis 'batch': got 8 entries that are not answered like 5 \\+ 3"
+        ) as caught:
             module(x)
         title = f"8 entries of axis 'batch' whole vs in chunks, {module.runtime}"
         assert caught.value.report.subject == title
@@ -349,7 +351,7 @@ def test_eager_is_the_models_own_answer_and_leaves_it_in_training() -> None:
             found = [module(x) for _ in range(3)]
         assert all(torch.equal(each, twin(x)) for each in found)
     (warning,) = caught
-    assert str(warning.message).startswith("input 'x': axis 'batch' is 20, the engine allows 1..8; PyTorch answers ")
+    assert str(warning.message).startswith("input 'x': got batch = 20; expected 1..8; PyTorch answers ")
     assert warning.filename == __file__
     assert len({each.data_ptr() for each in found}) == 3
     assert [inner.training for inner in model.modules()] == modes
@@ -405,8 +407,8 @@ def test_eager_model_that_is_on_the_cpu_is_refused(engines: Engines) -> None:
     with pytest.raises(t2e.DeviceError) as caught:
         module(x)
     assert str(caught.value) == (
-        f"the PyTorch module: it is on cpu, out_of_range='eager' needs it on the inputs' device, {x.device}; "
-        f"move it with .to('{x.device}')"
+        f"the PyTorch module: got a module on cpu; expected one on the inputs' device, {x.device}, "
+        f"for out_of_range='eager'; move it with .to('{x.device}')"
     )
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     assert Subject(module, engines.models["deep"], 1e-3).wrong(module(inside), inside) == 0
@@ -431,5 +433,5 @@ def test_pitfall_33_eager_is_refused_in_a_capture(
     inside.normal_()
     graph.replay()
     assert torch.equal(result, inside * 2)
-    with pytest.warns(UserWarning, match=f"axis 'n' is {EVEN}, the engine allows 1..{MOST_ROWS}; PyTorch answers"):
+    with pytest.warns(UserWarning, match=f"got n = {EVEN}; expected 1..{MOST_ROWS}; PyTorch answers"):
         assert torch.equal(module(x), x * 2)

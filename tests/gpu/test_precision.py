@@ -277,7 +277,9 @@ def test_int8_convolution_on_rtx_is_refused_before_anything_is_built(monkeypatch
         raise AssertionError("something was built")
 
     monkeypatch.setattr(DEPLOY, "request_engine", build)
-    with pytest.raises(t2e.UnsupportedOperatorError, match=r"can't build 1 convolution in int8.*take precision='fp8'"):
+    with pytest.raises(
+        t2e.UnsupportedOperatorError, match=r"1 convolution that it can't build in int8.*take precision='fp8'"
+    ):
         deployed(model, sample, "int8")
 
 

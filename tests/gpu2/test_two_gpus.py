@@ -48,7 +48,7 @@ def test_deploy_on_the_second_gpu_while_the_first_is_current() -> None:
     got = module(*inputs)["logits"]
     assert got.device == torch.device("cuda:1")
     torch.testing.assert_close(got, model(*inputs)["logits"], rtol=1e-3, atol=1e-4)
-    with pytest.raises(t2e.DeviceError, match="device is cuda:0, the module runs on cuda:1"):
+    with pytest.raises(t2e.DeviceError, match="got device cuda:0; expected cuda:1, where the module runs"):
         module(*tiny_inputs(5, device="cuda:0"))
 
 

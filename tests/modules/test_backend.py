@@ -94,14 +94,18 @@ def test_third_backend_answers_like_the_model(module: NumpyModule) -> None:
 def test_third_backend_refuses_in_the_same_words(module: NumpyModule) -> None:
     """Device, dtype, size, arguments, casts, moves and surgery are refused as by every deployed module."""
     refused: list[tuple[type[Exception], Any, str]] = [
-        (DeviceError, lambda: module(sample(4, 6).to("meta")), "input 'x': device is meta, the module runs on cpu; "),
-        (DtypeError, lambda: module(sample(4, 6).double()), "input 'x': dtype is float64, the engine takes float32 "),
-        (ShapeError, lambda: module(sample(9, 6)), "input 'x': axis 'batch' is 9, the engine allows 1..8; "),
-        (InputError, module, "argument 'x': is missing"),
-        (InputError, module.half, "NumpyModule: a cast to float16"),
-        (DeviceError, lambda: module.to("meta"), "NumpyModule: a move to meta, it runs on the CPU; "),
-        (InputError, lambda: setattr(module, "w", torch.nn.ReLU()), "NumpyModule: an attempt to set "),
-        (RefitError, lambda: module.refit(mlp()[0]), "NumpyModule: it was not deployed to be refitted"),
+        (
+            DeviceError,
+            lambda: module(sample(4, 6).to("meta")),
+            "input 'x': got device meta; expected cpu, where the module runs; ",
+        ),
+        (DtypeError, lambda: module(sample(4, 6).double()), "input 'x': got dtype float64; expected float32 "),
+        (ShapeError, lambda: module(sample(9, 6)), "input 'x': got batch = 9; expected 1..8; "),
+        (InputError, module, "argument 'x': got no value"),
+        (InputError, module.half, "NumpyModule: got a cast to float16"),
+        (DeviceError, lambda: module.to("meta"), "NumpyModule: got a move to meta; expected the CPU; "),
+        (InputError, lambda: setattr(module, "w", torch.nn.ReLU()), "NumpyModule: got an attempt to set "),
+        (RefitError, lambda: module.refit(mlp()[0]), "NumpyModule: got a module that was not deployed to be refitted"),
     ]
     for kind, call, text in refused:
         with pytest.raises(kind) as caught:

@@ -148,12 +148,12 @@ def test_collector_waits_and_goes_on_afterwards() -> None:
 @pytest.mark.parametrize(
     ("candidates", "options", "text"),
     [
-        ([], {}, "candidates: none, at least one callable; pass {'name': callable}"),
-        (["a"], {"rounds": 0}, "rounds: 0, an int of at least 1"),
-        (["a"], {"calls": True}, "calls: True, an int of at least 1"),
-        (["a"], {"warmup": -1}, "warmup: -1, an int of at least 0"),
-        (["a"], {"streams": {"b": None}}, "streams: 'b', 'a'"),
-        (["a"], {"streams": {"a": None}}, "streams: streams on the CPU, none; leave them out"),
+        ([], {}, "candidates: got none; expected at least one callable; pass {'name': callable}"),
+        (["a"], {"rounds": 0}, "rounds: got 0; expected an int of at least 1; pass such a number"),
+        (["a"], {"calls": True}, "calls: got True; expected an int of at least 1; pass such a number"),
+        (["a"], {"warmup": -1}, "warmup: got -1; expected an int of at least 0; pass such a number"),
+        (["a"], {"streams": {"b": None}}, "streams: got 'b'; expected 'a'; name candidates"),
+        (["a"], {"streams": {"a": None}}, "streams: got streams on the CPU; expected none; leave them out"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(candidates: list[str], options: dict[str, Any], text: str) -> None:
@@ -169,7 +169,7 @@ def test_other_devices_are_refused() -> None:
     """There is no clock for a meta device, and none for a GPU that is not there."""
     with pytest.raises(DeviceError) as caught:
         measure({"a": lambda: None}, device="meta")
-    assert str(caught.value) == "measure: device meta, 'cpu' or a CUDA device"
+    assert str(caught.value) == "measure: got device meta; expected 'cpu' or a CUDA device; e.g. device='cpu'"
     with pytest.raises(InstallationError):
         measure({"a": lambda: None}, device="cuda:99")
 
@@ -291,15 +291,51 @@ def test_model_is_timed_in_inference_mode_and_left_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"sizes": [{"batch": 1}], "inputs": 1}, InputError, "benchmark: both sizes and inputs, one of them; leave "),
-        ({"sizes": []}, InputError, "sizes: none, at least one mapping; leave it out for min, opt and max"),
-        ({"sizes": [{"rows": 1}]}, InputError, "sizes: 'rows': 1, positive ints for the axes batch"),
-        ({"sizes": [{"batch": "1"}]}, InputError, "sizes: 'batch': '1', positive ints for the axes batch"),
-        ({"sizes": [{"batch": 0}]}, InputError, "sizes: 'batch': 0, positive ints for the axes batch"),
-        ({"sizes": [{"batch": True}]}, InputError, "sizes: 'batch': True, positive ints for the axes batch"),
-        ({"sizes": [{"batch": 9}]}, ShapeError, "input 'x': axis 'batch' is 9, the engine allows 1..8; redeploy with"),
-        ({"inputs": sample(9, 6)}, ShapeError, "input 'x': axis 'batch' is 9"),
-        ({"rounds": 0}, InputError, "rounds: 0, an int of at least 1"),
+        (
+            {"sizes": [{"batch": 1}], "inputs": 1},
+            InputError,
+            "benchmark: got both sizes and inputs; expected one of them; leave ",
+        ),
+        (
+            {"sizes": []},
+            InputError,
+            "sizes: got none; expected at least one mapping; leave it out for min, opt and max",
+        ),
+        (
+            {"sizes": [{"rows": 1}]},
+            InputError,
+            (
+                "sizes: got 'rows': 1; expected positive ints for the axes batch; name axes of the module, "
+                "or leave sizes out"
+            ),
+        ),
+        (
+            {"sizes": [{"batch": "1"}]},
+            InputError,
+            (
+                "sizes: got 'batch': '1'; expected positive ints for the axes batch; name axes of the "
+                "module, or leave sizes out"
+            ),
+        ),
+        (
+            {"sizes": [{"batch": 0}]},
+            InputError,
+            (
+                "sizes: got 'batch': 0; expected positive ints for the axes batch; name axes of the module, "
+                "or leave sizes out"
+            ),
+        ),
+        (
+            {"sizes": [{"batch": True}]},
+            InputError,
+            (
+                "sizes: got 'batch': True; expected positive ints for the axes batch; name axes of the "
+                "module, or leave sizes out"
+            ),
+        ),
+        ({"sizes": [{"batch": 9}]}, ShapeError, "input 'x': got batch = 9; expected 1..8; redeploy with"),
+        ({"inputs": sample(9, 6)}, ShapeError, "input 'x': got batch = 9"),
+        ({"rounds": 0}, InputError, "rounds: got 0; expected an int of at least 1; pass such a number"),
     ],
 )
 def test_what_can_not_be_benchmarked_is_refused(options: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -315,13 +351,16 @@ def test_model_on_another_device_is_refused() -> None:
     _, module = mlp()
     with pytest.raises(DeviceError) as caught:
         benchmark(module, copy.deepcopy(mlp()[0]).to("meta"))
-    assert str(caught.value) == "model: it is on meta, the module's device, cpu; move it with .to('cpu')"
+    assert (
+        str(caught.value)
+        == "model: got a model on meta; expected one on the module's device, cpu; move it with .to('cpu')"
+    )
 
 
 def test_another_model_is_refused() -> None:
     """A model that returns something else is told so, and not compared by chance."""
     _, module = mlp()
-    with pytest.raises(Exception, match="its result has another structure"):
+    with pytest.raises(Exception, match="a result with another structure"):
         benchmark(module, seeded(Twice), **QUICK)
 
 

@@ -167,7 +167,7 @@ def test_zero_dim_inputs_and_results_are_right() -> None:
     assert found.shape == ()
     close(found, model(sample(3, 6), torch.tensor(-3.0)))
     assert refusal(ShapeError, module, sample(3, 6), torch.ones(1)) == (
-        "input 'weight': shape [1] has 1 dimensions, the engine takes []; pass a tensor of that shape (got [1])"
+        "input 'weight': got shape [1] of 1 dimensions; expected []; pass a tensor of that shape, not [1]"
     )
 
 
@@ -223,7 +223,7 @@ def test_pitfall_11_every_pair_of_dtypes_is_cast_without_loss_or_refused(
     with pytest.raises(DtypeError) as caught:
         every_dtype(**inputs)
     text = str(caught.value)
-    assert text.startswith(f"input '{name}': dtype is {dtype_name(source)}, the engine takes {name}")
+    assert text.startswith(f"input '{name}': got dtype {dtype_name(source)}; expected {name}")
     assert text.endswith(f"; cast it yourself with .to({name}) if the loss is meant")
     assert caught.value.name == name
 
@@ -232,7 +232,7 @@ def test_pitfall_11_refusal_lists_what_would_do() -> None:
     """The text says which dtypes are cast without loss."""
     _, module = mlp()
     assert refusal(DtypeError, module, sample(4, 6).double()) == (
-        "input 'x': dtype is float64, the engine takes float32 (or float16, bfloat16, cast without loss); "
+        "input 'x': got dtype float64; expected float32 (or float16, bfloat16, cast without loss); "
         "cast it yourself with .to(float32) if the loss is meant"
     )
 
@@ -260,64 +260,66 @@ REFUSED: dict[str, tuple[type[InputError], Callable[[], Any], str]] = {
     "device": (
         DeviceError,
         lambda: torch.empty(4, 6, device="meta"),
-        "input 'x': device is meta, the module runs on cpu; move it with .to('cpu')",
+        "input 'x': got device meta; expected cpu, where the module runs; move it with .to('cpu')",
     ),
     "rank": (
         ShapeError,
         lambda: sample(6),
-        "input 'x': shape [6] has 1 dimensions, the engine takes [batch, 6]; pass a tensor of that shape (got [6])",
+        "input 'x': got shape [6] of 1 dimensions; expected [batch, 6]; pass a tensor of that shape, not [6]",
     ),
     "static size": (
         ShapeError,
         lambda: sample(4, 7),
-        "input 'x': dimension 1 is 7, the engine takes [batch, 6]; add {1: 'name'} to dynamic_axes",
+        "input 'x': got dimension 1 = 7; expected [batch, 6]; add {1: 'name'} to dynamic_axes",
     ),
     "above": (
         ShapeError,
         lambda: sample(64, 6),
-        "input 'x': axis 'batch' is 64, the engine allows 1..8; redeploy with Axis('batch', 1, 4, 64)",
+        "input 'x': got batch = 64; expected 1..8; redeploy with Axis('batch', 1, 4, 64)",
     ),
     "empty": (
         ShapeError,
         lambda: sample(0, 6),
-        "input 'x': axis 'batch' is 0, the engine allows 1..8; an engine can't answer empty axes",
+        "input 'x': got batch = 0; expected 1..8; an engine can't answer empty axes",
     ),
     "grad": (
         InputError,
         _grad,
-        "input 'x': it requires grad while grad is enabled, an engine only infers: no gradient would flow; "
-        "call it under torch.no_grad(), or pass the tensor's .detach()",
+        "input 'x': got a tensor that requires grad while grad is enabled; expected a tensor without "
+        "gradients, since an engine only infers; call it under torch.no_grad(), or pass the tensor's "
+        ".detach()",
     ),
     "result of grad": (
         InputError,
         lambda: _grad() * 2,
-        "input 'x': it requires grad while grad is enabled, an engine only infers: no gradient would flow; "
-        "call it under torch.no_grad(), or pass the tensor's .detach()",
+        "input 'x': got a tensor that requires grad while grad is enabled; expected a tensor without "
+        "gradients, since an engine only infers; call it under torch.no_grad(), or pass the tensor's "
+        ".detach()",
     ),
     "sparse": (
         InputError,
         lambda: sample(4, 6).to_sparse(),
-        "input 'x': its layout is sparse_coo, the engine takes dense tensors; make it dense, e.g. with .to_dense()",
+        "input 'x': got layout sparse_coo; expected a dense tensor; make it dense, e.g. with .to_dense()",
     ),
     "mkldnn": (
         InputError,
         lambda: sample(4, 6).to_mkldnn(),
-        "input 'x': its layout is _mkldnn, the engine takes dense tensors; make it dense, e.g. with .to_dense()",
+        "input 'x': got layout _mkldnn; expected a dense tensor; make it dense, e.g. with .to_dense()",
     ),
     "nested": (
         InputError,
         lambda: _nested(torch.strided),
-        "input 'x': its layout is nested, the engine takes dense tensors; make it dense, e.g. with .to_dense()",
+        "input 'x': got layout nested; expected a dense tensor; make it dense, e.g. with .to_dense()",
     ),
     "jagged": (
         InputError,
         lambda: _nested(torch.jagged),
-        "input 'x': its layout is nested, the engine takes dense tensors; make it dense, e.g. with .to_dense()",
+        "input 'x': got layout nested; expected a dense tensor; make it dense, e.g. with .to_dense()",
     ),
     "array": (
         InputError,
         lambda: sample(4, 6).numpy(),
-        "input 'x': a ndarray, a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
+        "input 'x': got an ndarray; expected a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
     ),
 }
 
@@ -359,30 +361,37 @@ def _emptied(module: nn.Module) -> Any:
 TRANSFORMS: dict[str, tuple[Callable[[nn.Module], Any], str]] = {
     "torch.export": (
         lambda module: torch.export.export(nn.Sequential(module), (sample(4, 6),)),
-        "ORTModule: a call while it is being traced or exported, calls that compute: a trace would keep this answer "
-        "for every input; trace or export the PyTorch module instead",
+        "ORTModule: got a call while it is being traced or exported; expected a call that computes, "
+        "since a trace would keep this answer for every input; trace or export the PyTorch module "
+        "instead",
     ),
-    "torch.jit.trace": (_traced, "ORTModule: a call while it is being traced or exported, calls that compute"),
+    "torch.jit.trace": (
+        _traced,
+        ("ORTModule: got a call while it is being traced or exported; expected a call that computes"),
+    ),
     "vmap": (
         lambda module: torch.func.vmap(module)(sample(2, 4, 6)),
-        "input 'x': it is a stand-in without values, tensors with memory of their own; "
-        "call the module outside of vmap, tracing and FakeTensorMode",
+        "input 'x': got a stand-in without values; expected a tensor with memory of its own; call "
+        "the module outside of vmap, tracing and FakeTensorMode",
     ),
     "make_fx": (
         lambda module: make_fx(module)(sample(4, 6)),
-        "ORTModule: a call under make_fx or FakeTensorMode, calls that compute: a trace would keep this answer for "
-        "every input; trace the PyTorch module instead",
+        "ORTModule: got a call under make_fx or FakeTensorMode; expected a call that computes, since "
+        "a trace would keep this answer for every input; trace the PyTorch module instead",
     ),
-    "emptied storage": (_emptied, "input 'x': it is a stand-in without values"),
-    "fake tensors": (_in_fake_mode, "input 'x': it is a stand-in without values"),
-    "torch.fx": (lambda module: torch.fx.symbolic_trace(nn.Sequential(module)), "input 'x': a Proxy, a torch.Tensor"),
+    "emptied storage": (_emptied, "input 'x': got a stand-in without values"),
+    "fake tensors": (_in_fake_mode, "input 'x': got a stand-in without values"),
+    "torch.fx": (
+        lambda module: torch.fx.symbolic_trace(nn.Sequential(module)),
+        "input 'x': got a Proxy; expected a torch.Tensor",
+    ),
     "grad": (
         lambda module: torch.func.grad(lambda x: module(x).sum())(sample(4, 6)),
-        "input 'x': it requires grad while grad is enabled",
+        "input 'x': got a tensor that requires grad while grad is enabled",
     ),
     "forward mode": (
         _in_forward_mode,
-        "input 'x': it carries a forward-mode tangent, an engine only infers: no gradient would flow",
+        "input 'x': got a forward-mode tangent; expected a tensor without gradients, since an engine only infers",
     ),
 }
 
@@ -411,11 +420,10 @@ def test_pitfall_10_axis_outside_every_profile_lists_the_ranges() -> None:
     """Several profiles leave gaps: the text has each range and the Axis that would hold them all."""
     module = pair()
     assert refusal(ShapeError, module, sample(12, 3), sample(12, 3)) == (
-        "input 'a': axis 'batch' is 12, the engine allows 4..8 or 16..32; "
-        "redeploy with Axis('batch', 4, 4, 32, multiple_of=4)"
+        "input 'a': got batch = 12; expected 4..8 or 16..32; redeploy with Axis('batch', 4, 4, 32, multiple_of=4)"
     )
     assert refusal(ShapeError, module, sample(8, 6), sample(8, 6)) == (
-        "input 'a': axis 'width' is 6, the engine allows 2..5; redeploy with Axis('width', 2, 3, 6)"
+        "input 'a': got width = 6; expected 2..5; redeploy with Axis('width', 2, 3, 6)"
     )
     for batch, width in itertools.product((4, 8, 16, 20, 32), (2, 5)):
         close(module(sample(batch, width), sample(batch, width)), deploy_models.Pair()(*[sample(batch, width)] * 2))
@@ -424,15 +432,14 @@ def test_pitfall_10_axis_outside_every_profile_lists_the_ranges() -> None:
 def test_axis_that_is_no_multiple_is_refused() -> None:
     """The engine was promised multiples."""
     assert refusal(ShapeError, pair(), sample(6, 3), sample(6, 3)) == (
-        "input 'a': axis 'batch' is 6, the engine allows multiples of 4; pad axis 'batch' to a multiple of 4"
+        "input 'a': got batch = 6; expected a multiple of 4; pad axis 'batch' to a multiple of 4"
     )
 
 
 def test_axis_of_two_sizes_is_refused() -> None:
     """One name is one size in a call."""
     assert refusal(ShapeError, pair(), sample(8, 3), sample(4, 3)) == (
-        "input 'b': axis 'batch' is 4 but it is 8 in input 'a', the engine takes [batch, width]; "
-        "pass a tensor of that shape (got [4, 3])"
+        "input 'b': got batch = 4, but 8 in input 'a'; expected [batch, width]; pass a tensor of that shape, not [4, 3]"
     )
 
 
@@ -450,49 +457,49 @@ def _reshape_extra(args: list[Any], kwargs: dict[str, Any]) -> None:
 CALLS: dict[str, tuple[Callable[[list[Any], dict[str, Any]], None], str]] = {
     "missing": (
         lambda args, kwargs: kwargs.clear(),
-        "argument 'extra': is missing, the engine takes batch, states, extra; pass extra",
+        "argument 'extra': got no value; expected the arguments batch, states, extra; pass extra",
     ),
     "missing positional": (
         lambda args, kwargs: args.pop(),
-        "argument 'states': is missing, the engine takes batch, states, extra; pass states",
+        "argument 'states': got no value; expected the arguments batch, states, extra; pass states",
     ),
     "extra": (
         lambda args, kwargs: args.append(1),
-        "call: 3 positional arguments, at most 2: batch, states; leave out the rest",
+        "call: got 3 positional arguments; expected at most 2: batch, states; leave out the rest",
     ),
     "unknown": (
         lambda args, kwargs: kwargs.update(mask=None),
-        "argument 'mask': is unknown, the model takes batch, states, extra, scale; leave it out",
+        "argument 'mask': got an unknown name; expected one of batch, states, extra, scale; leave it out",
     ),
     "twice": (
         lambda args, kwargs: kwargs.update(batch=args[0]),
-        "argument 'batch': is passed twice; pass it once",
+        "argument 'batch': got two values; expected one; pass it once",
     ),
     "other constant": (
         lambda args, kwargs: kwargs.update(scale=3.0),
-        "argument 'scale': 3.0 was passed, it was not in sample_input, so its default 2.0 is fixed in; "
+        "argument 'scale': got 3.0; expected its default 2.0, since it was not in sample_input; "
         "redeploy with it in sample_input",
     ),
     "tensor for a constant": (
         lambda args, kwargs: kwargs.update(scale=torch.tensor(2.0)),
-        "argument 'scale': a tensor was passed, it was not in sample_input, so its default 2.0 is fixed in; "
+        "argument 'scale': got a tensor; expected its default 2.0, since it was not in sample_input; "
         "redeploy with it in sample_input",
     ),
     "other structure": (
         _reshape_extra,
-        "argument 'extra': a dict of 2, a dict of 1: bias; pass the structure that sample_input had",
+        "argument 'extra': got a dict of 2; expected a dict of 1: bias; pass the structure that sample_input had",
     ),
     "shorter list": (
         lambda args, kwargs: args[1].pop(),
-        "argument 'states': a list of 1, a list of 2: 0, 1; pass the structure that sample_input had",
+        ("argument 'states': got a list of 1; expected a list of 2: 0, 1; pass the structure that sample_input had"),
     ),
     "None for a structure": (
         lambda args, kwargs: args.__setitem__(0, None),
-        "argument 'batch': None, a Batch of 2: image, mask; pass the structure that sample_input had",
+        "argument 'batch': got None; expected a Batch of 2: image, mask; pass the structure that sample_input had",
     ),
     "None for a tensor": (
         lambda args, kwargs: args.__setitem__(0, Batch(args[0].image, None)),
-        "input 'batch.mask': a NoneType, a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
+        "input 'batch.mask': got None; expected a torch.Tensor; pass torch.as_tensor(...) on the engine's device",
     ),
 }
 
@@ -521,19 +528,19 @@ def test_constant_in_the_sample_can_neither_change_nor_be_forgotten() -> None:
     module = deploy_models.deploy(model, t2e.Inputs(sample(4, 6), scale=3.0), deploy_models.BATCH)
     close(module(sample(2, 6), 3.0), model(sample(2, 6), 3.0))
     assert refusal(InputError, module, sample(2, 6), scale=2.0) == (
-        "argument 'scale': 2.0, the engine was built for 3.0, a constant; "
-        "redeploy with this value in sample_input, or make it a tensor"
+        "argument 'scale': got 2.0; expected 3.0, a constant of the engine; redeploy with this value "
+        "in sample_input, or make it a tensor"
     )
-    assert refusal(InputError, module, sample(2, 6)).startswith("argument 'scale': is missing")
+    assert refusal(InputError, module, sample(2, 6)).startswith("argument 'scale': got no value")
 
 
 def test_infer_refuses_another_number_of_tensors() -> None:
     """The flat call is under the same contract."""
     _, module = mlp()
-    assert refusal(InputError, module.infer, []) == "inputs: 0 were passed, 1: x; pass these"
+    assert refusal(InputError, module.infer, []) == "inputs: got 0; expected 1: x; pass these"
     assert (
         refusal(InputError, module.infer, [None])
-        == "input 'x': a NoneType, a torch.Tensor; pass torch.as_tensor(...) of it"
+        == "input 'x': got None; expected a torch.Tensor; pass torch.as_tensor(...) of it"
     )
 
 
@@ -564,7 +571,7 @@ def test_cast_is_refused(dtype: str) -> None:
     """half() and its like would do nothing to an engine, so they say so, in a parent too."""
     _, module = mlp()
     fix = "cast the model and deploy it again"
-    text = f"ORTModule: a cast to {dtype}, an engine's dtypes are fixed when it is built; {fix}"
+    text = f"ORTModule: got a cast to {dtype}; expected the dtypes that the engine was built with; {fix}"
     assert refusal(InputError, CASTS[dtype], module) == text
     assert refusal(InputError, module.to, torch_dtype(dtype)) == text
     assert refusal(InputError, module.to, "cpu", torch_dtype(dtype)) == text
@@ -574,7 +581,7 @@ def test_cast_is_refused(dtype: str) -> None:
 def test_move_to_meta_is_refused() -> None:
     """Where ONNX Runtime can't follow, the module doesn't pretend."""
     _, module = mlp()
-    text = "ORTModule: a move to meta, it runs on the CPU; deploy again with the other runtime for that device"
+    text = "ORTModule: got a move to meta; expected the CPU; deploy again with the other runtime for that device"
     assert refusal(DeviceError, module.to, "meta") == text
     assert refusal(DeviceError, module.to_empty, device="meta") == text
     assert refusal(DeviceError, nn.Sequential(module).to, "meta") == text
@@ -587,8 +594,8 @@ def test_move_to_a_gpu_is_refused() -> None:
     for move in (module.cuda, lambda: module.to("cuda:0"), nn.Sequential(module).cuda):
         text = refusal(DeviceError, move)
         assert re.fullmatch(
-            r"ORTModule: a move (to cuda:0|that PyTorch refuses \(.+\)), it runs on the CPU; "
-            "deploy again with the other runtime for that device",
+            r"ORTModule: got a move (to cuda:0|that PyTorch refuses \(.+\)); expected the CPU; deploy "
+            r"again with the other runtime for that device",
             text,
         )
 
@@ -610,7 +617,8 @@ def test_surgery_is_refused(how: str) -> None:
     """A parameter, buffer or submodule would have no effect, so none is taken."""
     _, module = mlp()
     assert refusal(InputError, SURGERY[how], module) == (
-        "ORTModule: an attempt to set parameter, buffer or submodule 'w', an engine's weights are inside its plan; "
+        "ORTModule: got an attempt to set parameter, buffer or submodule 'w'; expected none, since an engine's "
+        "weights are inside its plan; "
         "change the model and deploy it again"
     )
     assert not hasattr(module, "w")
@@ -720,23 +728,32 @@ def _newer(state: dict[str, Any]) -> None:
 
 
 STATES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "no state": (lambda state: 1, "ORTModule's state: it is not what state_dict() gave (TypeError"),
-    "no files": (lambda state: state.pop("files") and None, "ORTModule's state: it is not what state_dict() gave (Key"),
-    "no JSON": (lambda state: state.update(manifest="{"), "ORTModule's state: it is not what state_dict() gave (JSON"),
+    "no state": (lambda state: 1, "ORTModule's state: got other values than state_dict() gave (TypeError"),
+    "no files": (
+        lambda state: state.pop("files") and None,
+        ("ORTModule's state: got other values than state_dict() gave (Key"),
+    ),
+    "no JSON": (
+        lambda state: state.update(manifest="{"),
+        ("ORTModule's state: got other values than state_dict() gave (JSON"),
+    ),
     "no bytes": (
         lambda state: state.update(files={"model.onnx": torch.empty(9, device="meta")}),
-        "ORTModule's state: it is not what state_dict() gave (NotImplementedError",
+        "ORTModule's state: got other values than state_dict() gave (NotImplementedError",
     ),
     "no tensors": (
         lambda state: state.update(files={"model.onnx": b"x"}),
-        "ORTModule's state: it is not what state_dict() gave (AttributeError",
+        "ORTModule's state: got other values than state_dict() gave (AttributeError",
     ),
-    "damaged bytes": (_flip, "artifact 'in memory': the bytes of 'model.onnx' are not those that were saved"),
-    "damaged manifest": (_newer, "artifact 'in memory': its manifest was changed after it was written"),
-    "missing file": (lambda state: state["files"].clear(), "artifact 'in memory': it holds no 'model.onnx'"),
+    "damaged bytes": (_flip, "artifact 'in memory': got other bytes in 'model.onnx' than were saved"),
+    "damaged manifest": (_newer, "artifact 'in memory': got a manifest that was changed after it was written"),
+    "missing file": (
+        lambda state: state["files"].clear(),
+        "artifact 'in memory': got no 'model.onnx'; expected every file that it needs",
+    ),
     "foreign file": (
         lambda state: state["files"].update(virus=torch.ones(1, dtype=torch.uint8)),
-        "artifact 'in memory': 'virus' was given, its manifest lists model.onnx",
+        "artifact 'in memory': got a file 'virus'; expected files of its manifest: model.onnx",
     ),
 }
 

@@ -104,9 +104,9 @@ print(json.dumps(answers))
 def test_fork_after_the_first_call_is_refused(run_python: Run) -> None:
     """A fork can't use its parent's session and says so; a module that was not called before, or a copy, works."""
     text = (
-        "DeviceError ORTModule: it was first called in process PARENT and is called in its fork CHILD, "
-        "the process that first called it, since ONNX Runtime's threads do not survive a fork; "
-        "start workers with the 'spawn' method, or fork before the first call"
+        "DeviceError ORTModule: got a call in the fork CHILD of process PARENT, which called it "
+        "first; expected the process that first called it, since ONNX Runtime's threads do not "
+        "survive a fork; start workers with the 'spawn' method, or fork before the first call"
     )
     assert run_python(FORK) == ["right", text, "right", "right"]
 
@@ -118,7 +118,7 @@ def test_spawned_process_answers() -> None:
         close(pool.submit(deploy_models.answer, module, sample(3, 6)).result(120), model(sample(3, 6)))
         failed = pool.submit(deploy_models.answer, module, sample(9, 6)).exception(120)
     assert type(failed) is ShapeError
-    text = "input 'x': axis 'batch' is 9, the engine allows 1..8; redeploy with Axis('batch', 1, 4, 9)"
+    text = "input 'x': got batch = 9; expected 1..8; redeploy with Axis('batch', 1, 4, 9)"
     assert (str(failed), failed.name, failed.fix) == (text, "x", "redeploy with Axis('batch', 1, 4, 9)")
 
 
@@ -156,8 +156,8 @@ def test_warmup_takes_the_axes_of_the_signature() -> None:
     assert seen == [3, 4, 1, 4, 8]
     with pytest.raises(InputError) as caught:
         module.warmup([{"rows": 3}])
-    assert str(caught.value) == "warmup: axis 'rows', the axes are batch; name one of them"
-    with pytest.raises(ShapeError, match=r"axis 'batch' is 9, the engine allows 1\.\.8"):
+    assert str(caught.value) == "warmup: got axis 'rows'; expected one of batch; name one of them"
+    with pytest.raises(ShapeError, match=r"got batch = 9; expected 1\.\.8"):
         module.warmup([{"batch": 9}])
     close(module(sample(3, 6)), model(sample(3, 6)))
 
@@ -209,7 +209,7 @@ def test_compiled_parent_answers(backend: str) -> None:
             torch.testing.assert_close(compiled(sample(size, 6)), parent(sample(size, 6)))
         with pytest.raises(ShapeError) as caught:
             compiled(sample(9, 6))
-    assert str(caught.value).startswith("input 'x': axis 'batch' is 9")
+    assert str(caught.value).startswith("input 'x': got batch = 9")
     torch._dynamo.reset()
 
 
@@ -222,8 +222,8 @@ def test_options_of_a_gpu_are_refused() -> None:
     with pytest.raises(InputError) as caught:
         ORTModule(artifact, runtime_config=RuntimeConfig(cuda_graphs=False))
     assert str(caught.value) == (
-        "ORTModule: cuda_graphs=False, only out_of_range: the rest of RuntimeConfig is for engines on a GPU; "
-        "leave it out, or deploy with runtime='tensorrt'"
+        "ORTModule: got cuda_graphs=False; expected only out_of_range: the rest of RuntimeConfig is "
+        "for engines on a GPU; leave it out, or deploy with runtime='tensorrt'"
     )
 
 
@@ -274,14 +274,15 @@ def test_save_over_an_artifact_replaces_it_and_over_anything_else_is_refused(tmp
     assert module.save(path) == path
     with pytest.raises(ArtifactError) as caught:
         module.save(path, overwrite=False)
-    assert str(caught.value).startswith(f"artifact '{path}': something is there already, overwrite=False replaces")
+    assert str(caught.value).startswith(f"artifact '{path}': got something at that path; expected nothing there, since")
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_text("a cat")
     with pytest.raises(ArtifactError) as caught:
         module.save(tmp_path / "photos")
     assert str(caught.value) == (
-        f"artifact '{tmp_path / 'photos'}': a folder without a torch2engine manifest is there already, "
-        "only a torch2engine artifact is replaced; save to another path, or move away what is there"
+        f"artifact '{tmp_path / 'photos'}': got a folder without a torch2engine manifest at that "
+        "path; expected a torch2engine artifact, which alone is replaced; save to another path, or "
+        "move away what is there"
     )
     assert (tmp_path / "photos" / "cat.jpg").read_text() == "a cat"
 
@@ -291,20 +292,28 @@ def test_load_refuses_a_gpu(tmp_path: Path) -> None:
     path = mlp()[1].save(tmp_path / "model.t2e")
     with pytest.raises(DeviceError) as caught:
         t2e.load(path, device="cuda")
-    assert str(caught.value).startswith("ORTModule: a move ")
-    assert str(caught.value).endswith(", it runs on the CPU; deploy again with the other runtime for that device")
+    assert str(caught.value).startswith(
+        f"exported model '{path}': got device cuda; expected the CPU, where ONNX Runtime runs it; "
+    )
+    assert str(caught.value).endswith(f"torch2engine.build(torch2engine.OnnxArtifact.load({str(path)!r}))")
 
 
 BREAKAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no folder": (lambda path: path.rename(path.with_name("gone")), "there is no such folder; give the folder"),
+    "no folder": (
+        lambda path: path.rename(path.with_name("gone")),
+        "got no such folder; expected a saved artifact's folder; give the folder",
+    ),
     "no manifest": (lambda path: (path / "manifest.json").unlink(), "manifest.json"),
     "no model": (lambda path: (path / "model.onnx").unlink(), "model.onnx"),
-    "damaged model": (lambda path: (path / "model.onnx").write_bytes(b"x"), "'model.onnx' has 1 bytes"),
+    "damaged model": (lambda path: (path / "model.onnx").write_bytes(b"x"), "got 1 bytes in 'model.onnx'"),
     "damaged manifest": (
         lambda path: (path / "manifest.json").write_text((path / "manifest.json").read_text().replace("fp32", "fp16")),
-        "its manifest was changed after it was written, its bytes must match its own digest",
+        "got a manifest that was changed after it was written; expected bytes that match its own digest",
     ),
-    "empty manifest": (lambda path: (path / "manifest.json").write_text(""), "its manifest is not JSON in ASCII"),
+    "empty manifest": (
+        lambda path: (path / "manifest.json").write_text(""),
+        "got a manifest that is not JSON in ASCII",
+    ),
 }
 
 
@@ -327,7 +336,7 @@ def test_graph_that_onnx_runtime_refuses_is_an_artifact_error(tmp_path: Path) ->
     artifact = OnnxArtifact(tmp_path, signature=source.signature, profiles=source.profiles, precision="fp32")
     with pytest.raises(ArtifactError) as caught:
         ORTModule(artifact)(sample(4, 6))
-    assert str(caught.value).startswith("'model.onnx': ONNX Runtime: ")
+    assert str(caught.value).startswith("'model.onnx': got ONNX Runtime's ")
 
 
 LOADED = """
@@ -365,10 +374,10 @@ def test_result_class_that_cannot_be_imported_is_named(tmp_path: Path, run_pytho
     missing = 'sys.modules["tests.support.deploy_models"] = None'
     assert run_python(LOADED.format(path=missing, folder=str(path))) == [
         False,
-        "type 'tests.support.deploy_models:Scores': can't be imported here "
-        "(import of tests.support.deploy_models halted; None in sys.modules), results are rebuilt in "
-        "the model's own types; define the class at the top level of a module that can be imported where the artifact "
-        "is loaded",
+        "type 'tests.support.deploy_models:Scores': got no such class here (import of "
+        "tests.support.deploy_models halted; None in sys.modules); expected the model's own types, "
+        "in which results are rebuilt; define the class at the top level of a module that can be "
+        "imported where the artifact is loaded",
     ]
 
 
@@ -386,7 +395,7 @@ def test_result_class_inside_a_function_works_until_it_is_saved(tmp_path: Path) 
     assert type(module(sample(4, 6))) is Local
     with pytest.raises(ArtifactError) as caught:
         t2e.load(module.save(tmp_path / "model.t2e"))(sample(4, 6))
-    assert "test_result_class_inside_a_function_works_until_it_is_saved.<locals>.Local': can't be imported" in str(
+    assert "test_result_class_inside_a_function_works_until_it_is_saved.<locals>.Local': got no such class here" in str(
         caught.value
     )
 

@@ -32,7 +32,7 @@ from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.split import Unsplittable, halves
 
 SPLIT = RuntimeConfig(out_of_range="split")
-ABOVE = "input 'x': axis 'batch' is 20, the engine allows 1..8"
+ABOVE = "input 'x': got batch = 20; expected 1..8"
 WIDER = "redeploy with Axis('batch', 1, 4, 20)"
 
 
@@ -141,10 +141,10 @@ def test_split_cuts_the_axis_that_is_too_large() -> None:
     module = splitting(model, words(2, 4), axes)
     close(module(words(11, 7)), model(words(11, 7)))
     text = refusal(ShapeError, module, words(3, 20))
-    assert "and it can't be split: its entries may influence each other: MatMul (at test_out_of_range.py:" in text
+    assert "(it can't be split: its entries may influence each other: MatMul (at test_out_of_range.py:" in text
     assert refusal(ShapeError, module, words(5, 9)) == (
-        "input 'ids': axis 'batch' is 5, the engine allows 1..4, and it can't be split: axes 'batch' and 'tokens' are "
-        "both outside, and only one can be split; redeploy with Axis('batch', 1, 2, 5)"
+        "input 'ids': got batch = 5; expected 1..4 (it can't be split: axes 'batch' and 'tokens' "
+        "are both outside, and only one can be split); redeploy with Axis('batch', 1, 2, 5)"
     )
 
 
@@ -212,7 +212,7 @@ def test_split_is_proved_along_the_axis_that_is_split(turned: bool) -> None:
     notes = prove_split_axes(module, [(sample(8, 4), sample(8, 4))])
     assert "axis 'batch' may be split: 8 entries answer like 5 + 3" in notes
     outside = [(sample(9, 4), sample(9, 4))]
-    assert "axis 'batch' is 9, the engine allows" in refusal(ShapeError, prove_split_axes, module, outside)
+    assert "got batch = 9; expected" in refusal(ShapeError, prove_split_axes, module, outside)
 
 
 def test_split_finds_the_profile_that_holds_the_other_axes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +225,7 @@ def test_split_finds_the_profile_that_holds_the_other_axes(monkeypatch: pytest.M
     close(module(x, x), deploy_models.Pair()(x, x))
     assert sizes == [4, 3, 1, 4, 3, 1, 4, 3, 3]
     assert refusal(ShapeError, module, sample(40, 80), sample(40, 80)).startswith(
-        "input 'a': axis 'batch' is 40, the engine allows 1..4 or 1..32, and it can't be split: axes 'batch' and "
+        "input 'a': got batch = 40; expected 1..4 or 1..32 (it can't be split: axes 'batch' and "
         "'width' are both outside"
     )
 
@@ -297,7 +297,9 @@ def test_loaded_state_is_proved_anew() -> None:
     module = fresh()
     module(sample(20, 6))
     module.load_state_dict(ORTModule(influencing("mean")).state_dict())
-    assert refusal(ParityError, module, sample(20, 6)).startswith("axis 'batch': 8 entries are not answered like 5 + 3")
+    assert refusal(ParityError, module, sample(20, 6)).startswith(
+        "axis 'batch': got 8 entries that are not answered like 5 + 3"
+    )
 
 
 # Split: entries that influence each other
@@ -352,7 +354,7 @@ def test_model_with_an_operator_that_mixes_rows_is_never_split(how: str) -> None
     assert operator is not None
     module = ORTModule(exported(how), runtime_config=SPLIT)
     assert refusal(ShapeError, module, torch.ones(20, 6)) == (
-        f"{ABOVE}, and it can't be split: its entries may influence each other: {operator}; {WIDER}"
+        f"{ABOVE} (it can't be split: its entries may influence each other: {operator}); {WIDER}"
     )
 
 
@@ -373,7 +375,9 @@ def test_example_that_shows_an_influence_refuses_too(how: str) -> None:
     with pytest.raises(ParityError) as caught:
         module(x)
     text = str(caught.value)
-    assert text.startswith("axis 'batch': 8 entries are not answered like 5 + 3 of them, so they influence each other ")
+    assert text.startswith(
+        "axis 'batch': got 8 entries that are not answered like 5 + 3 of them, so they influence each other "
+    )
     assert "(output 'output', entries " in text
     assert f"out_of_range='split' is for axes whose entries don't; {WIDER}, or use out_of_range='eager'\n" in text
     assert caught.value.report.subject == "8 entries of axis 'batch' whole vs in chunks, ONNX Runtime"
@@ -467,73 +471,72 @@ UNSPLITTABLE: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], Any, tup
         (4, 6),
         BATCH,
         (20, 6),
-        f"{ABOVE}, and it can't be split: axis 'batch' is not just one dimension of output 'output.1: float32[]'; "
-        f"{WIDER}",
+        f"{ABOVE} (it can't be split: axis 'batch' is not just one dimension of output 'output.1: float32[]'); {WIDER}",
     ),
     "an expression": (
         Doubled,
         (4, 6),
         BATCH,
         (20, 6),
-        f"{ABOVE}, and it can't be split: axis 'batch' is not just one dimension of output "
-        f"'output: float32[2*batch, 6]'; {WIDER}",
+        f"{ABOVE} (it can't be split: axis 'batch' is not just one dimension of output 'output: "
+        f"float32[2*batch, 6]'); {WIDER}",
     ),
     "twice in an output": (
         Gram,
         (4, 6),
         BATCH,
         (20, 6),
-        f"{ABOVE}, and it can't be split: axis 'batch' is not just one dimension of output "
-        f"'output: float32[batch, batch]'; {WIDER}",
+        f"{ABOVE} (it can't be split: axis 'batch' is not just one dimension of output 'output: "
+        f"float32[batch, batch]'); {WIDER}",
     ),
     "twice in an input": (
         Square,
         (4, 4),
         {"x": {0: t2e.Axis("batch", 1, 4, 8), 1: t2e.Axis("batch", 1, 4, 8)}},
         (20, 20),
-        f"{ABOVE}, and it can't be split: axis 'batch' is more than one dimension of input "
-        f"'x: float32[batch, batch]'; {WIDER}",
+        f"{ABOVE} (it can't be split: axis 'batch' is more than one dimension of input 'x: "
+        f"float32[batch, batch]'); {WIDER}",
     ),
     "too small": (
         Mlp,
         (6, 6),
         NARROW,
         (4, 6),
-        "input 'x': axis 'batch' is 4, the engine allows 5..8, and it can't be split: axis 'batch' is too small, and "
-        "only a larger one can be split; redeploy with Axis('batch', 4, 6, 8)",
+        "input 'x': got batch = 4; expected 5..8 (it can't be split: axis 'batch' is too small, "
+        "and only a larger one can be split); redeploy with Axis('batch', 4, 6, 8)",
     ),
     "empty": (
         Mlp,
         (4, 6),
         BATCH,
         (0, 6),
-        "input 'x': axis 'batch' is 0, the engine allows 1..8, and it can't be split: axis 'batch' is too small, and "
-        "only a larger one can be split; an engine can't answer empty axes",
+        "input 'x': got batch = 0; expected 1..8 (it can't be split: axis 'batch' is too small, "
+        "and only a larger one can be split); an engine can't answer empty axes",
     ),
     "no sum of chunks": (
         Mlp,
         (6, 6),
         NARROW,
         (9, 6),
-        "input 'x': axis 'batch' is 9, the engine allows 5..8, and it can't be split: 9 entries can't be cut into "
-        "chunks of 5..8; redeploy with Axis('batch', 5, 6, 9)",
+        "input 'x': got batch = 9; expected 5..8 (it can't be split: 9 entries can't be cut into "
+        "chunks of 5..8); redeploy with Axis('batch', 5, 6, 9)",
     ),
     "no sum of multiples": (
         Mlp,
         (6, 6),
         {"x": {0: t2e.Axis("batch", 6, 6, 8, multiple_of=2)}},
         (10, 6),
-        "input 'x': axis 'batch' is 10, the engine allows 6..8, and it can't be split: 10 entries can't be cut into "
-        "chunks of 6..8, multiples of 2; redeploy with Axis('batch', 6, 6, 10, multiple_of=2)",
+        "input 'x': got batch = 10; expected 6..8 (it can't be split: 10 entries can't be cut "
+        "into chunks of 6..8, multiples of 2); redeploy with Axis('batch', 6, 6, 10, multiple_of=2)",
     ),
     "no proof": (
         Mlp,
         (6, 6),
         NARROW,
         (16, 6),
-        "input 'x': axis 'batch' is 16, the engine allows 5..8, and it can't be split: the range 5..8 is too narrow to "
-        "prove that entries don't influence each other: it has no size that is the sum of two; "
-        "redeploy with Axis('batch', 5, 6, 16)",
+        "input 'x': got batch = 16; expected 5..8 (it can't be split: the range 5..8 is too "
+        "narrow to prove that entries don't influence each other: it has no size that is the sum of "
+        "two); redeploy with Axis('batch', 5, 6, 16)",
     ),
 }
 
@@ -547,12 +550,12 @@ def test_call_that_cannot_be_split_is_a_shape_error_with_the_reason(what: str) -
 
 
 WRONG: dict[str, tuple[type[InputError], Callable[[], Any], str]] = {
-    "rank": (ShapeError, lambda: sample(20), "input 'x': shape [20] has 1 dimensions"),
-    "static size": (ShapeError, lambda: sample(20, 7), "input 'x': dimension 1 is 7"),
-    "dtype": (DtypeError, lambda: sample(20, 6).double(), "input 'x': dtype is float64"),
+    "rank": (ShapeError, lambda: sample(20), "input 'x': got shape [20] of 1 dimensions"),
+    "static size": (ShapeError, lambda: sample(20, 7), "input 'x': got dimension 1 = 7"),
+    "dtype": (DtypeError, lambda: sample(20, 6).double(), "input 'x': got dtype float64"),
     "grad": (InputError, lambda: sample(20, 6).requires_grad_(), "input 'x': it requires grad"),
-    "device": (t2e.DeviceError, lambda: torch.empty(20, 6, device="meta"), "input 'x': device is meta"),
-    "layout": (InputError, lambda: sample(20, 6).to_sparse(), "input 'x': its layout is sparse_coo"),
+    "device": (t2e.DeviceError, lambda: torch.empty(20, 6, device="meta"), "input 'x': got device meta"),
+    "layout": (InputError, lambda: sample(20, 6).to_sparse(), "input 'x': got layout sparse_coo"),
     "kind": (InputError, lambda: None, "input 'x': a NoneType"),
 }
 
@@ -598,8 +601,8 @@ def test_chunks_of_unequal_shape_are_refused(tmp_path: Path) -> None:
     x = torch.stack((torch.ones(20), torch.zeros(20)), 1)
     x[[0, 12], 1] = 1  # in every chunk of the proof, in the first two of the answer
     assert refusal(ShapeError, ORTModule(artifact, runtime_config=SPLIT), x) == (
-        "output 'y': a chunk of 6 entries of axis 'batch' has shape [6, 1], the chunks before it want [6, 2]; "
-        "use out_of_range='eager'"
+        "output 'y': got shape [6, 1] for a chunk of 6 entries of axis 'batch'; expected [6, 2], as "
+        "for the chunks before it; use out_of_range='eager'"
     )
 
 
@@ -780,7 +783,10 @@ class Other(nn.Module):
 
 
 OTHERS: dict[str, tuple[nn.Module, str]] = {
-    "fails": (Limited(), "PyTorch itself fails on inputs of shape [20, 6]: RuntimeError: The size of tensor"),
+    "fails": (
+        Limited(),
+        "got a failure of PyTorch itself on inputs of shape [20, 6]: RuntimeError: The size of tensor",
+    ),
     "structure": (Other(lambda x: (x,)), "model: its result has another structure, or other constants"),
     "dtype": (
         Other(lambda x: x[:, :3].double()),
@@ -797,7 +803,7 @@ def test_eager_never_gives_what_the_engine_could_not(what: str) -> None:
     """Where the module fails too, or is another than was deployed, the call is a ShapeError that says so."""
     reference, text = OTHERS[what]
     message = refusal(ShapeError, fresh(EAGER, reference), sample(20, 6))
-    assert message.startswith(f"{ABOVE}, and ")
+    assert message.startswith(f"{ABOVE} (")
     assert text in message
     assert message.endswith(f"; {WIDER}")
 
@@ -806,8 +812,8 @@ def test_eager_names_the_module_that_is_on_another_device() -> None:
     """The model is not moved behind its owner's back."""
     module = fresh(EAGER, seeded(Mlp).to("meta"))
     assert refusal(t2e.DeviceError, module, sample(20, 6)) == (
-        "the PyTorch module: it is on meta, out_of_range='eager' needs it on the inputs' device, cpu; "
-        "move it with .to('cpu')"
+        "the PyTorch module: got a module on meta; expected one on the inputs' device, cpu, for "
+        "out_of_range='eager'; move it with .to('cpu')"
     )
 
 
@@ -819,7 +825,7 @@ def test_reference_stays_behind_when_a_module_is_copied(how: Callable[[ORTModule
     assert twin._out_of_range.reference is None
     close(twin(sample(8, 6)), model(sample(8, 6)))
     assert refusal(ShapeError, twin, sample(20, 6)) == (
-        f"{ABOVE}, and the PyTorch module that answers outside has stayed behind, as it does when this one is copied; "
+        f"{ABOVE} (the PyTorch module that answers outside has stayed behind, as it does when this one is copied); "
         f"load it with runtime_config=RuntimeConfig(out_of_range='eager') and reference=model, or {WIDER}"
     )
 
@@ -838,16 +844,21 @@ REFERENCES: dict[str, tuple[RuntimeConfig, Any, str]] = {
     "none": (
         EAGER,
         None,
-        "ORTModule: out_of_range='eager' and no reference, 'eager' with the PyTorch module that then answers, or "
-        "another without one; pass reference=model",
+        "ORTModule: got out_of_range='eager' and no reference; expected 'eager' with the PyTorch "
+        "module that then answers, or another without one; pass reference=model",
     ),
     "one that nothing uses": (
         SPLIT,
         Untouchable(),
-        "ORTModule: out_of_range='split' and a reference, 'eager' with the PyTorch module that then answers, or "
-        "another without one; leave it out, or pass RuntimeConfig(out_of_range='eager')",
+        "ORTModule: got out_of_range='split' and a reference; expected 'eager' with the PyTorch "
+        "module that then answers, or another without one; leave it out, or pass "
+        "RuntimeConfig(out_of_range='eager')",
     ),
-    "no module": (EAGER, torch.tanh, "model: a builtin_function_or_method, a torch.nn.Module; wrap a function"),
+    "no module": (
+        EAGER,
+        torch.tanh,
+        "model: got a builtin_function_or_method; expected a torch.nn.Module; wrap a function",
+    ),
     "deployed": (EAGER, mlp, "model: a ORTModule; it is deployed already"),
 }
 
@@ -862,7 +873,7 @@ def test_reference_that_does_not_go_with_the_policy_is_refused(what: str) -> Non
 
 def test_policy_of_another_class_is_refused() -> None:
     """A word alone is no RuntimeConfig."""
-    text = "runtime_config: 'split', a RuntimeConfig; pass t2e.RuntimeConfig(...)"
+    text = "runtime_config: got 'split'; expected a RuntimeConfig; pass t2e.RuntimeConfig(...)"
     assert refusal(InputError, lambda: fresh("split")) == text  # type: ignore[arg-type]
 
 

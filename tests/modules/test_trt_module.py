@@ -29,8 +29,9 @@ from torch2engine.modules.trt.module import TRTModule
 from torch2engine.trt.library import find_tensorrt
 
 NO_CUDA = (
-    f"PyTorch: torch {torch.__version__} sees no CUDA device, TRTModule works on CUDA tensors; "
-    "install a CUDA build of torch on a machine with a GPU, or deploy with runtime='onnxruntime'"
+    f"PyTorch: got torch {torch.__version__}, which sees no CUDA device; expected a CUDA device, "
+    "since TRTModule works on CUDA tensors; install a CUDA build of torch on a machine with a GPU, "
+    "or deploy with runtime='onnxruntime'"
 )
 
 
@@ -67,7 +68,7 @@ def test_cpu_input_is_refused_with_the_cure(module: TRTModule) -> None:
     """An engine doesn't copy to the GPU behind anybody's back."""
     for x in (sample(4, 6), torch.empty(4, 6, device="meta")):
         assert refusal(DeviceError, module, x) == (
-            f"input 'x': device is {x.device}, the module runs on a CUDA device; move it with .to('cuda')"
+            f"input 'x': got device {x.device}; expected a CUDA device, where the module runs; move it with .to('cuda')"
         )
 
 
@@ -75,7 +76,7 @@ def test_cpu_input_is_refused_by_a_module_with_a_device() -> None:
     """A module that is meant for one GPU names it; "cuda" alone is any GPU."""
     module = TRTModule(engine(), device=torch.device("cuda:1"))
     assert module.device == torch.device("cuda:1")
-    text = "input 'x': device is cpu, the module runs on cuda:1; move it with .to('cuda:1')"
+    text = "input 'x': got device cpu; expected cuda:1, where the module runs; move it with .to('cuda:1')"
     assert refusal(DeviceError, module, sample(4, 6)) == text
     assert TRTModule(engine(), device=torch.device("cuda")).device is None
 
@@ -88,10 +89,12 @@ def test_device_that_is_no_gpu_is_refused(module: TRTModule) -> None:
 
 def test_call_is_checked_before_a_gpu_is_needed(module: TRTModule) -> None:
     """Arguments, dtypes, layouts and grad are refused in the words of every deployed module."""
-    assert refusal(InputError, module).startswith("argument 'x': is missing")
-    assert refusal(DtypeError, module, sample(4, 6).double()).startswith("input 'x': dtype is float64")
-    assert refusal(InputError, module, sample(4, 6).requires_grad_()).startswith("input 'x': it requires grad")
-    assert refusal(InputError, module, sample(4, 6).to_sparse()).startswith("input 'x': its layout is sparse_coo")
+    assert refusal(InputError, module).startswith("argument 'x': got no value")
+    assert refusal(DtypeError, module, sample(4, 6).double()).startswith("input 'x': got dtype float64")
+    assert refusal(InputError, module, sample(4, 6).requires_grad_()).startswith(
+        "input 'x': got a tensor that requires grad"
+    )
+    assert refusal(InputError, module, sample(4, 6).to_sparse()).startswith("input 'x': got layout sparse_coo")
 
 
 def test_bind_without_a_gpu_is_an_installation_error(module: TRTModule) -> None:
@@ -113,8 +116,8 @@ def test_load_of_an_engine_to_the_cpu_is_refused(tmp_path: Path) -> None:
     path = engine().save(tmp_path / "model.t2e")
     for device in ("cpu", "meta"):
         assert refusal(DeviceError, t2e.load, path, device) == (
-            f"engine '{path}': device is {device}, an engine runs on CUDA devices; "
-            "leave out device, or load what deploy(runtime='onnxruntime') saved"
+            f"engine '{path}': got device {device}; expected a CUDA device; leave out device, or load "
+            "what deploy(runtime='onnxruntime') saved"
         )
 
 
@@ -125,8 +128,9 @@ def test_load_of_a_damaged_engine_is_an_artifact_error(tmp_path: Path) -> None:
     plan[len(plan) // 2] ^= 1
     (path / "model.plan").write_bytes(plan)
     assert refusal(ArtifactError, t2e.load, path) == (
-        f"artifact '{path}': the bytes of 'model.plan' are not those that were saved, their SHA-256 must be "
-        f"{engine().manifest()['files']['model.plan']['sha256'][:16]}…; save it again or restore it from a copy"
+        f"artifact '{path}': got other bytes in 'model.plan' than were saved; expected bytes whose "
+        f"SHA-256 is {engine().manifest()['files']['model.plan']['sha256'][:16]}…; save it again or "
+        "restore it from a copy"
     )
 
 
@@ -135,20 +139,23 @@ def test_move_to_a_gpu_that_is_not_there_is_refused(module: TRTModule) -> None:
     for move in (module.cuda, lambda: module.to("cuda:0"), nn.Sequential(module).cuda):
         with pytest.raises((DeviceError, InstallationError)) as caught:
             move()
-        assert str(caught.value) == NO_CUDA or str(caught.value).startswith("TRTModule: a move that PyTorch refuses (")
+        assert str(caught.value) == NO_CUDA or str(caught.value).startswith(
+            "TRTModule: got a move that PyTorch refuses ("
+        )
     assert refusal(DeviceError, module.to, "meta") == (
-        "TRTModule: a move to meta, it runs on CUDA devices; deploy again with the other runtime for that device"
+        "TRTModule: got a move to meta; expected a CUDA device; deploy again with the other runtime for that device"
     )
 
 
 def test_surface_of_nn_module_is_that_of_every_deployed_module(module: TRTModule) -> None:
     """Casts and surgery are refused; modes and moves to where it is are fine."""
     assert refusal(InputError, module.half) == (
-        "TRTModule: a cast to float16, an engine's dtypes are fixed when it is built; "
-        "cast the model and deploy it again"
+        "TRTModule: got a cast to float16; expected the dtypes that the engine was built with; cast "
+        "the model and deploy it again"
     )
     assert refusal(InputError, setattr, module, "w", nn.Parameter(torch.ones(1))) == (
-        "TRTModule: an attempt to set parameter, buffer or submodule 'w', an engine's weights are inside its plan; "
+        "TRTModule: got an attempt to set parameter, buffer or submodule 'w'; expected none, since an engine's "
+        "weights are inside its plan; "
         "change the model and deploy it again"
     )
     for method in ("eval", "train", "cpu", "requires_grad_"):
@@ -209,9 +216,9 @@ def relu_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_state_of_the_other_kind_is_refused(module: TRTModule) -> None:
     """An engine takes no ONNX model's state, and says what it got."""
     text = refusal(ArtifactError, module.load_state_dict, mlp()[1].state_dict())
-    assert text == "artifact 'in memory': it is an ONNX model, an engine is needed here; build it first: t2e.build(...)"
+    assert text == "artifact 'in memory': got an ONNX model; expected an engine; build it first: t2e.build(...)"
     text = refusal(ArtifactError, copy.deepcopy(mlp()[1]).load_state_dict, module.state_dict())
-    assert text == "artifact 'in memory': it is an engine, an ONNX model is needed here"
+    assert text == "artifact 'in memory': got an engine; expected an ONNX model"
     assert module._artifact.read_plan() == engine().read_plan()
 
 
@@ -219,8 +226,10 @@ def test_engine_from_any_onnx_file_becomes_a_module(relu_path: Path) -> None:
     """What came from elsewhere is called by its inputs' names."""
     module = TRTModule(t2e.build(relu_path, {"batch": (1, 2, 4)}))
     assert [parameter.name for parameter in module.signature.parameters] == ["x"]
-    assert refusal(DeviceError, module, x=sample(2, 4)).startswith("input 'x': device is cpu")
-    assert refusal(InputError, module, y=sample(2, 4)) == ("argument 'y': is unknown, the model takes x; leave it out")
+    assert refusal(DeviceError, module, x=sample(2, 4)).startswith("input 'x': got device cpu")
+    assert refusal(InputError, module, y=sample(2, 4)) == (
+        "argument 'y': got an unknown name; expected one of x; leave it out"
+    )
 
 
 def test_save_writes_the_engine(module: TRTModule, tmp_path: Path) -> None:

@@ -258,7 +258,8 @@ def test_report_without_rows_has_not_passed() -> None:
     with pytest.raises(ParityError) as caught:
         report.raise_if_failed()
     assert str(caught.value) == (
-        "parity, PyTorch vs TensorRT, nothing was compared; compare one case at least\n"
+        "parity, PyTorch vs TensorRT: got no comparison; expected answers within the tolerance; "
+        "compare one case at least\n"
         "PyTorch vs TensorRT: FAILED, nothing was compared "
         "(allowed: rel_l2 0.00025, max_rel 0.001, abs 1e-06, mismatch 0)\n"
         "case  output  tensor  rel-l2  allowed  sensitivity  max-abs  max-rel  cosine  worst  verdict"
@@ -280,7 +281,8 @@ def test_report_collects_cases() -> None:
     with pytest.raises(InputError) as caught:
         report.merge(judge(y, y, other))
     assert str(caught.value) == (
-        f"ParityReport.merge: a report judged by {other}, one judged by {FP32}; compare both with one tolerance"
+        f"ParityReport.merge: got a report judged by {other}; expected one judged by {FP32}; compare "
+        "both with one tolerance"
     )
 
 
@@ -353,9 +355,10 @@ def test_failure_names_outputs_cases_and_reasons() -> None:
     assert caught.value.report is report
     first, rest = str(caught.value).split("\n", 1)
     assert first == (
-        "parity, PyTorch vs TensorRT, output 'logits' of case 'max': relative L2 is 0.0913, at most 0.00025 is allowed"
-        " | output 'aux' of case 'max': missing from the candidate; "
-        "if the difference is meant, pass a wider tolerance=Tolerance(...)"
+        "parity, PyTorch vs TensorRT: got output 'logits' of case 'max': relative L2 is 0.0913, "
+        "at most 0.00025 is allowed | output 'aux' of case 'max': missing from the candidate; "
+        "expected answers within the tolerance; if the "
+        "difference is meant, pass a wider tolerance=Tolerance(...)"
     )
     assert rest == str(report)
 
@@ -366,7 +369,10 @@ def test_failure_of_many_outputs_names_the_first() -> None:
     with pytest.raises(ParityError) as caught:
         report.raise_if_failed()
     first, rest = str(caught.value).split("\n", 1)
-    assert "output 'y3' of case 'max': missing from the candidate | and 5 more; if the difference" in first
+    assert (
+        "output 'y3' of case 'max': missing from the candidate | and 5 more; expected answers within "
+        "the tolerance; if the difference"
+    ) in first
     assert rest.count("FAILED: missing") == 9
 
 
@@ -387,4 +393,6 @@ def test_default_tolerance_of_unknown_precision_is_refused() -> None:
     """A precision without a default is an error that lists those that have one."""
     with pytest.raises(InputError) as caught:
         Tolerance.default("fp12")
-    assert str(caught.value) == "precision: 'fp12', one of 'fp32', 'tf32', 'fp16', 'bf16', 'int8', 'fp8'"
+    assert str(caught.value) == (
+        "precision: got 'fp12'; expected one of 'fp32', 'tf32', 'fp16', 'bf16', 'int8', 'fp8'; did you mean 'fp32'?"
+    )

@@ -60,16 +60,19 @@ def test_check_refuses_a_sample_of_another_form(model: Mlp, exported: OnnxArtifa
             InputError,
             seeded(Mlp).double(),
             sample(4, 6).double(),
-            "sample_input: inputs [('x', 'float64')], the artifact's are [('x', 'float32')]",
+            "sample_input: got inputs [('x', 'float64')]; expected the artifact's [('x', 'float32')]",
         ),
         (
             InputError,
             deploy_models.Pair(),
             (sample(4, 6), sample(4, 6)),
-            "sample_input: inputs [('a', 'float32'), ('b', 'float32')], the artifact's are [('x', 'float32')]",
+            (
+                "sample_input: got inputs [('a', 'float32'), ('b', 'float32')]; expected the artifact's "
+                "[('x', 'float32')]"
+            ),
         ),
-        (ShapeError, model, sample(6), "input 'x': shape [6] has 1 dimensions, the engine takes [batch, 6]"),
-        (ShapeError, Baked(), sample(4, 7), "input 'x': dimension 1 is 7, the engine takes [batch, 6]"),
+        (ShapeError, model, sample(6), "input 'x': got shape [6] of 1 dimensions; expected [batch, 6]"),
+        (ShapeError, Baked(), sample(4, 7), "input 'x': got dimension 1 = 7; expected [batch, 6]"),
     ]
     for kind, reference, given, text in refusals:
         with pytest.raises(kind) as caught:

@@ -83,7 +83,7 @@ def test_export_refuses_like_deploy(model: Mlp) -> None:
     with pytest.raises(DynamicAxisError) as caught:
         t2e.export(model, sample(4, 6), {"y": {0: "batch"}})
     assert str(caught.value) == (
-        "dynamic_axes['y']: no such tensor, inputs are x; outputs are output; use one of these names"
+        "dynamic_axes['y']: got no such tensor; expected an input (x) or an output (output); use one of these names"
     )
     with pytest.raises(InputError) as refused:
         t2e.export(mlp()[1], sample(4, 6))

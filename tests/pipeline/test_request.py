@@ -31,7 +31,8 @@ def test_runtime_tensorrt_needs_a_gpu() -> None:
     with pytest.raises(InstallationError) as caught:
         choose_runtime("tensorrt", BuildConfig())
     assert str(caught.value).startswith(
-        f"NVIDIA driver: {CUDA_LIBRARIES[0]} can't be loaded; install the driver until "
+        f"NVIDIA driver: got no {CUDA_LIBRARIES[0]} that can be loaded; expected an installed driver; "
+        "install the driver until "
     )
 
 
@@ -47,8 +48,9 @@ def test_runtime_tensorrt_needs_a_torch_with_cuda(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(InstallationError) as caught:
         choose_runtime("tensorrt", BuildConfig())
     assert str(caught.value) == (
-        f"PyTorch: torch {torch.__version__} sees no CUDA device, TRTModule works on CUDA tensors; "
-        "install a CUDA build of torch on a machine with a GPU, or deploy with runtime='onnxruntime'"
+        f"PyTorch: got torch {torch.__version__}, which sees no CUDA device; expected a CUDA device, "
+        "since TRTModule works on CUDA tensors; install a CUDA build of torch on a machine with a "
+        "GPU, or deploy with runtime='onnxruntime'"
     )
 
 
@@ -74,4 +76,7 @@ def test_unknown_runtime_is_refused() -> None:
     """The words that there are stand in the text."""
     with pytest.raises(InputError) as caught:
         choose_runtime("onnx", BuildConfig())
-    assert str(caught.value) == "runtime: 'onnx', one of 'tensorrt', 'onnxruntime', 'auto'"
+    assert (
+        str(caught.value)
+        == "runtime: got 'onnx'; expected one of 'tensorrt', 'onnxruntime', 'auto'; did you mean 'onnxruntime'?"
+    )

@@ -211,7 +211,9 @@ def test_kept_modules_stay_in_float32() -> None:
     assert not [kept for kept in told.kept if kept.module.startswith(("blocks.0", "blocks.2"))]
     with pytest.raises(t2e.InputError) as caught:
         deployed(subject, t2e.Precision("fp16", keep_fp32=["heads"]))
-    assert str(caught.value).startswith("Precision.keep_fp32: no module is called 'heads', the graph has ")
+    assert str(caught.value).startswith(
+        "Precision.keep_fp32: got 'heads', which names no module; expected modules of the graph: "
+    )
     assert "'blocks.0.attention.qkv'" in str(caught.value)
 
 
@@ -236,7 +238,7 @@ def test_model_in_half_is_not_lowered_again() -> None:
     with pytest.raises(t2e.InputError) as caught:
         t2e.deploy(model, torch.randn(2, 4).half(), precision="bf16", runtime="onnxruntime")
     assert str(caught.value) == (
-        "precision: 'bf16' for a model that computes in fp16 itself, a float32 model; "
+        "precision: got 'bf16' for a model that computes in fp16 itself; expected a float32 model; "
         "deploy model.float(), or leave precision out"
     )
 
@@ -247,14 +249,18 @@ def _iterator() -> Iterator[torch.Tensor]:
 
 METRIC = t2e.Budget(metric=lambda outputs, batch: 1.0, floor=0.5)
 REFUSED: dict[str, tuple[Any, Any, str]] = {
-    "fp32": ("fp32", [torch.randn(2, 4)], "calibration: given with precision 'fp32'"),
-    "tensor": ("fp16", torch.randn(2, 4), "calibration: a Tensor, an iterable of inputs"),
-    "number": ("fp16", 3, "calibration: a int, an iterable of inputs"),
-    "empty": ("fp16", [], "calibration: no batch"),
-    "metric": (t2e.Precision("fp16", budget=METRIC), None, "calibration: None, the batches that Budget.metric"),
-    "once": (t2e.Precision("fp16", budget=METRIC), _iterator(), "calibration: an iterator, which can be read once"),
-    "shape": ("fp16", [torch.randn(2, 5)], "input 'input': dimension 1 is 5"),
-    "form": ("fp16", [(torch.randn(2, 4), 3)], ""),
+    "fp32": ("fp32", [torch.randn(2, 4)], "calibration: got a list beside precision 'fp32'"),
+    "tensor": ("fp16", torch.randn(2, 4), "calibration: got a Tensor; expected an iterable of inputs"),
+    "number": ("fp16", 3, "calibration: got an int; expected an iterable of inputs"),
+    "empty": ("fp16", [], "calibration: got no batch"),
+    "metric": (
+        t2e.Precision("fp16", budget=METRIC),
+        None,
+        ("calibration: got None; expected the batches that Budget.metric"),
+    ),
+    "once": (t2e.Precision("fp16", budget=METRIC), _iterator(), "calibration: got an iterator, which can be read once"),
+    "shape": ("fp16", [torch.randn(2, 5)], "calibration item 0: got dimension 1 = 5 for input 'input'; "),
+    "form": ("fp16", [(torch.randn(2, 4), 3)], "calibration item 0: got 2 positional arguments for call; "),
 }
 
 

@@ -419,8 +419,9 @@ def test_int8_convolutions_are_refused_for_rtx_before_calibration(nets: dict[str
         UnsupportedNode(node.op_type, node.name, *origin(node), "no int8 convolution") for node in nodes.values()
     )
     assert str(caught.value).splitlines() == [
-        "TensorRT-RTX: it can't build 4 convolutions in int8, int8 matrix products; take precision='fp8' or 'fp16', "
-        "or int8 with keep_fp32=['body.0', 'body.2', 'grouped', 'up']",
+        "TensorRT-RTX: got 4 convolutions that it can't build in int8; expected int8 matrix "
+        "products; take precision='fp8' or 'fp16', or int8 with keep_fp32=['body.0', 'body.2', "
+        "'grouped', 'up']",
         *(
             f"  {node.op_type} ({node.name}) in module '{module}' at {origin(node)[1]}: no int8 convolution"
             for module, node in nodes.items()
@@ -487,8 +488,8 @@ def test_no_calibration_data_is_an_error(nets: dict[str, Trained], tmp_path: Pat
     with pytest.raises(InputError) as caught:
         quantize(nets["Mlp"].path, tmp_path / "low.onnx", Precision("int8"), ())
     assert str(caught.value) == (
-        "calibration: no batch, int8 and fp8 need calibration data, an iterable of inputs in the form of sample_input; "
-        "pass e.g. calibration=[batch for batch in loader][:32]"
+        "calibration: got no batch; expected calibration data for int8 and fp8, an iterable of "
+        "inputs in the form of sample_input; pass e.g. calibration=[batch for batch in loader][:32]"
     )
     assert list(tmp_path.iterdir()) == []
 
@@ -627,7 +628,8 @@ def test_an_old_opset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         quantize(source, tmp_path / "low.onnx", Precision("int8"), [{"x": np.ones((2, 8), np.float32)}])
     assert str(caught.value) == (
-        "ONNX model: its opset is 20, Q and DQ need opset 21 or later; export it again with a later opset_version"
+        "ONNX model: got opset 20; expected 21 or later, which Q and DQ need; export it again with a "
+        "later opset_version"
     )
 
 

@@ -131,7 +131,9 @@ def test_report_of_anything_else_is_refused() -> None:
     """A model that was not deployed has no graph."""
     with pytest.raises(t2e.InputError) as caught:
         t2e.precision_report(nn.Linear(2, 2))  # pyright: ignore[reportArgumentType]  # the mistake
-    assert str(caught.value) == ("precision_report: a Linear, a deployed module or an artifact; deploy the model first")
+    assert str(caught.value) == (
+        "precision_report: got a Linear; expected a deployed module or an artifact; deploy the model first"
+    )
 
 
 def test_sensitivity_names_the_planted_overflow() -> None:
@@ -161,4 +163,6 @@ def test_sensitivity_to_float32_is_refused() -> None:
     """There is nothing to ask."""
     with pytest.raises(t2e.InputError) as caught:
         t2e.sensitivity(nn.Linear(2, 2), torch.randn(1, 2), precision="tf32")
-    assert str(caught.value) == "precision: 'tf32', one of 'fp16', 'bf16', 'int8', 'fp8'"
+    assert str(caught.value) == (
+        "precision: got 'tf32'; expected one of 'fp16', 'bf16', 'int8', 'fp8'; pass one of these"
+    )

@@ -77,5 +77,6 @@ def test_no_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(t2e.InputError) as caught:
         absolute_maxima(squares(tmp_path), [])
     assert str(caught.value) == (
-        "calibration: no batch, an iterable of inputs in the form of sample_input; pass e.g. calibration=[batch, ...]"
+        "calibration: got no batch; expected an iterable of inputs in the form of sample_input; pass e.g. "
+        "calibration=[batch, ...]"
     )

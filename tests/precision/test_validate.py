@@ -102,7 +102,7 @@ def test_low_ends_that_overflow_are_refused() -> None:
     with pytest.raises(t2e.InputError) as caught:
         deploy(Large(), t2e.Precision("fp16", low_io=True))
     text = str(caught.value)
-    assert text.startswith("Precision.low_io: output 'output' reaches ")
+    assert text.startswith("Precision.low_io: got an output 'output' that reaches ")
     assert text.endswith("answers that fp16 can hold; leave low_io out")
 
 
@@ -114,7 +114,7 @@ def test_low_ends_and_an_eager_fallback_are_refused() -> None:
             t2e.Precision("fp16", low_io=True),
             runtime_config=t2e.RuntimeConfig(out_of_range="eager"),
         )
-    assert str(caught.value).startswith("Precision.low_io: True with out_of_range='eager'")
+    assert str(caught.value).startswith("Precision.low_io: got True with out_of_range='eager'")
 
 
 def test_metric_is_asked_of_low_ends() -> None:
@@ -135,7 +135,7 @@ def test_metric_that_gives_no_number_is_refused() -> None:
     budget = t2e.Budget(metric=lambda outputs, batch: None, floor=0.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(t2e.InputError) as caught:
         deploy(nn.Linear(8, 8), t2e.Precision("fp16", budget=budget), calibration=[X])
-    assert str(caught.value) == "Budget.metric: it returned None, a number for each batch"
+    assert str(caught.value) == "Budget.metric: got None; expected a number for each batch; return one"
 
 
 def test_check_sees_overflow_in_a_typed_graph() -> None:
@@ -195,7 +195,7 @@ def test_graph_in_which_nothing_is_low_is_refused(dtype: str) -> None:
     """Everything kept, or nothing there to lower: the asked precision would not be in the engine."""
     with pytest.raises(t2e.PrecisionError) as kept:
         deploy(nn.Linear(8, 8), t2e.Precision(dtype, keep_fp32=["*"]))
-    assert str(kept.value).startswith(f"precision '{dtype}': none of the graph's ")
+    assert str(kept.value).startswith(f"precision '{dtype}': got none of the graph's ")
     assert isinstance(kept.value, t2e.BuildError)
 
 
@@ -289,23 +289,23 @@ def test_half_model_is_not_lowered_twice() -> None:
 
 
 OPTIONS: dict[str, tuple[Any, str]] = {
-    "int4 in tf32": (lambda: t2e.Precision("tf32", weights="int4"), "Precision.weights: 'int4' with dtype 'tf32'"),
+    "int4 in tf32": (lambda: t2e.Precision("tf32", weights="int4"), "Precision.weights: got 'int4' with dtype 'tf32'"),
     "int4 with budget": (
         lambda: t2e.Precision("fp16", weights="int4", budget=t2e.Budget()),
-        "Precision.budget: a budget with weights='int4'",
+        "Precision.budget: got a budget with weights='int4'",
     ),
     "metric with tolerance": (
         lambda: t2e.Budget(metric=lambda outputs, batch: 1.0, floor=0.5, tolerance=t2e.Tolerance()),
-        "Budget: a metric and a tolerance",
+        "Budget: got a metric and a tolerance",
     ),
-    "metric alone": (lambda: t2e.Budget(metric=lambda outputs, batch: 1.0), "Budget: metric without floor"),
-    "floor alone": (lambda: t2e.Budget(floor=0.5), "Budget: floor without metric"),
-    "rebuilds": (lambda: t2e.Budget(rebuilds=0), "Budget.rebuilds: 0"),
-    "string": (lambda: t2e.Precision("fp16", keep_fp32="head"), "Precision.keep_fp32: 'head'"),
-    "method": (lambda: t2e.Precision("int8", method="mean"), "Precision.method: 'mean'"),
-    "percentile": (lambda: t2e.Precision("int8", percentile=101), "Precision.percentile: 101"),
-    "ends": (lambda: t2e.Precision("int8", low_io=True), "Precision.low_io: True with dtype 'int8'"),
-    "word": (lambda: t2e.Precision("half"), "precision: 'half'"),
+    "metric alone": (lambda: t2e.Budget(metric=lambda outputs, batch: 1.0), "Budget: got metric without floor"),
+    "floor alone": (lambda: t2e.Budget(floor=0.5), "Budget: got floor without metric"),
+    "rebuilds": (lambda: t2e.Budget(rebuilds=0), "Budget.rebuilds: got 0"),
+    "string": (lambda: t2e.Precision("fp16", keep_fp32="head"), "Precision.keep_fp32: got 'head'"),
+    "method": (lambda: t2e.Precision("int8", method="mean"), "Precision.method: got 'mean'"),
+    "percentile": (lambda: t2e.Precision("int8", percentile=101), "Precision.percentile: got 101"),
+    "ends": (lambda: t2e.Precision("int8", low_io=True), "Precision.low_io: got True with dtype 'int8'"),
+    "word": (lambda: t2e.Precision("half"), "precision: got 'half'"),
 }
 
 
@@ -365,7 +365,10 @@ def test_progress_may_cancel_calibration(dtype: str) -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
     with pytest.raises(t2e.BuildError) as caught:
         deploy(model, dtype, calibration=[X, X], progress=lambda phase, step, steps, seconds: step < 1)
-    assert str(caught.value) == "calibration: cancelled, progress returned False in 'calibration'"
+    assert str(caught.value) == (
+        "calibration: got False from progress in 'calibration'; expected another value, since False "
+        "cancels; return None to go on"
+    )
 
     def fail(*event: Any) -> None:
         raise KeyboardInterrupt

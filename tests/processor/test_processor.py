@@ -101,20 +101,20 @@ def test_what_a_module_refuses_is_refused_in_the_same_words(
     [
         (
             np.zeros((4, 6)),
-            "input 'x': dtype is float64, the engine takes float32 (or float16, bfloat16, cast without loss); "
-            "cast it yourself with .astype('float32') if the loss is meant",
+            "input 'x': got dtype float64; expected float32 (or float16, bfloat16, cast without "
+            "loss); cast it yourself with .astype('float32') if the loss is meant",
         ),
-        (np.array([["a"] * 6]), "input 'x': dtype is str32, the engine takes float32 (or float16, bfloat16, cast "),
-        (np.empty((4, 6), object), "input 'x': dtype is object, the engine takes float32 (or float16, bfloat16, cast "),
+        (np.array([["a"] * 6]), "input 'x': got dtype str32; expected float32 (or float16, bfloat16, cast "),
+        (np.empty((4, 6), object), "input 'x': got dtype object; expected float32 (or float16, bfloat16, cast "),
         (
             torch.zeros(4, 6),
-            "input 'x': a Tensor, a numpy.ndarray; pass numpy.asarray(...) of it",
+            "input 'x': got a Tensor; expected a numpy.ndarray; pass numpy.asarray(...) of it",
         ),
         (
             np.ma.masked_array(X, X > 0),
-            "input 'x': a MaskedArray, a numpy.ndarray; pass numpy.asarray(...) of it",
+            "input 'x': got a MaskedArray; expected a numpy.ndarray; pass numpy.asarray(...) of it",
         ),
-        ({1: X}, "inputs: the key 1, names: x"),
+        ({1: X}, "inputs: got the key 1; expected names: x; use these names"),
     ],
 )
 def test_what_only_numpy_can_hold_is_refused(given: Any, wanted: str) -> None:
@@ -161,11 +161,11 @@ def test_nested_inputs_come_by_structure_or_by_their_own_names() -> None:
         assert [one is wanted for one, wanted in zip(call.arrays, flat.values(), strict=True)] == [True] * 5
     missing = {name: array for name, array in flat.items() if name != "states.1"}
     names = ", ".join(flat)
-    message = f"argument 'states.1': is missing, the engine takes {names}; pass states.1"
+    message = f"argument 'states.1': got no value; expected the arguments {names}; pass states.1"
     assert text(t2e.InputError, check, module, missing) == message
-    message = f"argument 'states.2': is unknown, the model takes {names}; leave it out"
+    message = f"argument 'states.2': got an unknown name; expected one of {names}; leave it out"
     assert text(t2e.InputError, check, module, {**flat, "states.2": X}) == message
-    message = "input 'states.1': a list, a numpy.ndarray; pass numpy.asarray(...) of it"
+    message = "input 'states.1': got a list; expected a numpy.ndarray; pass numpy.asarray(...) of it"
     assert text(t2e.InputError, check, module, {**flat, "states.1": [1.0]}) == message
 
 
@@ -177,7 +177,7 @@ def test_odd_arrays_keep_their_values() -> None:
     for odd in (np.asfortranarray(x), x[::-1], x.astype(">f4"), read_only, x.view(np.recarray), x.astype(np.float16)):
         call = check(mlp()[1], odd)
         assert np.array_equal(call.arrays[0], odd)
-    assert text(t2e.ShapeError, check, mlp()[1], np.float32(1)).startswith("input 'x': shape [] has 0 dimensions")
+    assert text(t2e.ShapeError, check, mlp()[1], np.float32(1)).startswith("input 'x': got shape [] of 0 dimensions")
 
 
 # Outputs of the caller's own
@@ -201,35 +201,40 @@ def test_own_outputs_that_take_no_result_are_refused() -> None:
     locked = y.copy()
     locked.flags.writeable = False
     cases = {
-        "out: 2 arrays, 1: output": [y, y],
-        "out: an output 'z', the outputs are output": {"z": y},
-        "out['output']: a list, a numpy.ndarray to write into": {"output": [1.0]},
-        "out['output']: it is read-only, an array to write into": locked,
+        "out: got 2 arrays; expected 1: output; pass these": [y, y],
+        "out: got an output 'z'; expected one of output; use one of these names": {"z": y},
+        "out['output']: got a list; expected a numpy.ndarray to write into; pass one, e.g. of numpy.empty": {
+            "output": [1.0]
+        },
+        "out['output']: got a read-only array; expected an array to write into; pass a copy of it": locked,
     }
     for message, out in cases.items():
         assert text(t2e.InputError, outputs, out) == message
-    message = "out['y']: dtype is float64, the output is float32; make it with dtype='float32'"
+    message = "out['y']: got dtype float64; expected float32, that of the output; make it with dtype='float32'"
     assert text(t2e.DtypeError, _arrays.check_out_array, "y", y.astype("f8"), y.dtype, (4, 3)) == message
-    message = "out['y']: its shape is [4, 3], the output is [5, 3]; pass an array of that shape"
+    message = "out['y']: got shape [4, 3]; expected [5, 3], that of the output; pass an array of that shape"
     assert text(t2e.ShapeError, _arrays.check_out_array, "y", y, y.dtype, (5, 3)) == message
 
 
 # Construction
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"device": -1}, "Processor, device: -1, an int of at least 0"),
-    ({"device": True}, "Processor, device: True, an int of at least 0"),
-    ({"streams": 0}, "Processor, streams: 0, an int of at least 1"),
-    ({"allocation": "all"}, "Processor(allocation=...): 'all', one of 'max', 'reuse', 'exact'"),
+    ({"device": -1}, "Processor, device: got -1; expected an int of at least 0; pass such a number"),
+    ({"device": True}, "Processor, device: got True; expected an int of at least 0; pass such a number"),
+    ({"streams": 0}, "Processor, streams: got 0; expected an int of at least 1; pass such a number"),
+    (
+        {"allocation": "all"},
+        ("Processor(allocation=...): got 'all'; expected one of 'max', 'reuse', 'exact'; pass one of these"),
+    ),
     (
         {"runtime_config": t2e.RuntimeConfig(streams=3)},
-        "RuntimeConfig.streams: 3 for a Processor, contexts, max_shapes, cuda_graphs and kernel_specialization; "
-        "pass streams= to the Processor itself",
+        "RuntimeConfig.streams: got 3 for a Processor; expected contexts, max_shapes, cuda_graphs "
+        "and kernel_specialization; pass streams= to the Processor itself",
     ),
     (
         {"runtime_config": t2e.RuntimeConfig(output="static")},
-        "RuntimeConfig.output: 'static' for a Processor, contexts, max_shapes, cuda_graphs and "
-        "kernel_specialization; leave it out",
+        "RuntimeConfig.output: got 'static' for a Processor; expected contexts, max_shapes, "
+        "cuda_graphs and kernel_specialization; leave it out",
     ),
 ]
 
@@ -242,12 +247,15 @@ def test_option_that_is_none_is_refused(options: dict[str, Any], message: str) -
 
 def test_exported_model_is_no_engine(tmp_path: Path) -> None:
     """What has no plan is refused, with the two ways on."""
-    message = ": an exported model, a Processor runs engines; build it with torch2engine.build(artifact), or serve it "
+    message = (
+        ": got an exported model; expected an engine, which a Processor runs; build it with "
+        "torch2engine.build(artifact), or serve it "
+    )
     artifact = mlp()[1]._artifact
     folder = artifact.save(tmp_path / "model.t2e")
     assert text(t2e.ArtifactError, t2e.Processor, folder).startswith(f"artifact '{folder}'{message}")
     assert text(t2e.ArtifactError, t2e.Processor, artifact).startswith(f"artifact{message}")
-    assert text(t2e.InputError, t2e.Processor, 3).startswith("Processor(source=...): 3, a EngineArtifact")
+    assert text(t2e.InputError, t2e.Processor, 3).startswith("Processor(source=...): got 3; expected an EngineArtifact")
     assert text(t2e.ArtifactError, t2e.Processor, tmp_path / "none.t2e").startswith(
         f"artifact '{tmp_path / 'none.t2e'}'"
     )
@@ -265,8 +273,9 @@ def test_missing_pycuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(t2e.InstallationError) as caught:
         cuda._import_pycuda()
     assert str(caught.value) == (
-        "pycuda: it is not installed; `pip install torch2engine[processor]`, "
-        "or on a host that only serves `pip install -r requirements/serving.txt`"
+        "pycuda: got no such package; expected an installed pycuda; `pip install "
+        "torch2engine[processor]`, or on a host that only serves `pip install -r "
+        "requirements/serving.txt`"
     )
 
 
@@ -277,8 +286,8 @@ def test_dtype_that_numpy_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None
     assert _arrays.numpy_dtype(TensorSpec("x", "float8_e4m3fn", ("n",))).itemsize == 1
     monkeypatch.setitem(sys.modules, "ml_dtypes", None)
     assert text(t2e.InstallationError, _arrays.numpy_dtype, spec) == (
-        "tensor 'x': its dtype is bfloat16, which numpy has not, arrays of it if ml_dtypes is installed; "
-        "`pip install ml_dtypes`, or deploy a model with float32 inputs and outputs"
+        "tensor 'x': got dtype bfloat16, which numpy has not; expected ml_dtypes, which has it; `pip "
+        "install ml_dtypes`, or deploy a model with float32 inputs and outputs"
     )
 
 

@@ -76,7 +76,7 @@ def test_engine_without_a_batch_is_refused(name: str) -> None:
     with pytest.raises(t2e.InputError) as caught:
         plan_batches(Signature(inputs, outputs, full.axes), profiles((1, 8)), 4)
     assert caught.value.name == name
-    assert "does not begin with the batch (batch), engines in which dimension 0" in str(caught.value)
+    assert "does not begin with the batch (batch); expected engines in which dimension 0" in str(caught.value)
 
 
 def test_samples_are_stacked_and_filled_up() -> None:
@@ -96,10 +96,11 @@ def test_sample_that_does_not_fit_is_named() -> None:
     with pytest.raises(t2e.ShapeError) as caught:
         stack_samples(mlp()[1].signature, rows, 40, 2)
     assert str(caught.value) == (
-        "sample 41 of the data set: input 'x' is [5], in sample 40 [6], samples of one shape in a batch; "
-        "sort them by shape, or make the batches yourself and pass them to infer_stream"
+        "sample 41 of the data set: got [5] for input 'x' ([6] in sample 40); expected samples of "
+        "one shape in a batch; sort them by shape, or make the batches yourself and pass them to "
+        "infer_stream"
     )
-    with pytest.raises(t2e.DtypeError, match="input 'x': dtype is float64, the engine takes float32"):
+    with pytest.raises(t2e.DtypeError, match="input 'x': got dtype float64; expected float32"):
         stack_samples(mlp()[1].signature, [np.zeros(6)], 0, 1)
 
 
@@ -123,9 +124,9 @@ def test_layout_of_inputs_follows_the_axes() -> None:
     found = input_layout(pair().signature, pair()._artifact.profiles, {"batch": 8})
     assert found == {name: (np.dtype("float32"), (8, 3)) for name in ("a", "b")}
     cases: list[tuple[dict[str, int], str]] = [
-        ({"n": 3}, "empty: axis 'n', the axes are batch, width; name one of them"),
-        ({"batch": 6}, "input 'a': axis 'batch' is 6, the engine allows multiples of 4; pad axis 'batch' to"),
-        ({"batch": 64}, "input 'a': axis 'batch' is 64, the engine allows 4..8 or 16..32; redeploy with"),
+        ({"n": 3}, "empty: got axis 'n'; expected one of batch, width; name one of them"),
+        ({"batch": 6}, "input 'a': got batch = 6; expected a multiple of 4; pad axis 'batch' to"),
+        ({"batch": 64}, "input 'a': got batch = 64; expected 4..8 or 16..32; redeploy with"),
     ]
     for sizes, message in cases:
         with pytest.raises(t2e.InputError) as caught:

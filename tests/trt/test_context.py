@@ -67,7 +67,7 @@ def test_refused_enqueue_says_what_tensorrt_said(rt: TensorRT) -> None:
     lines = ("IExecutionContext::enqueueV3: setDeviceMemory should be called",)
     with pytest.raises(BuildError) as caught:
         context_of(rt, FakeExecutionContext(rt, lines=lines)).enqueue(0)
-    assert str(caught.value) == f"enqueue: {rt.title} returned False\n  {lines[0]}"
+    assert str(caught.value) == f"enqueue: got False from {rt.title}; expected success\n  {lines[0]}"
     assert (caught.value.log, caught.value.out_of_memory) == (lines, False)
 
 
@@ -78,7 +78,8 @@ def test_lack_of_memory_is_told_with_what_was_wanted_and_free(rt: TensorRT, monk
     with pytest.raises(BuildError) as caught:
         context_of(rt, FakeExecutionContext(rt, lines=(line,))).enqueue(0)
     assert str(caught.value) == (
-        f"enqueue: {rt.title} returned False; 3 of 143 MiB of GPU memory are free; {FREE_MEMORY}\n  {line}"
+        f"enqueue: got False from {rt.title} (3 of 143 MiB of GPU memory are free); expected success; "
+        f"{FREE_MEMORY}\n  {line}"
     )
     assert caught.value.out_of_memory
 
@@ -90,4 +91,6 @@ def test_warnings_are_quoted_where_there_is_no_error(rt: TensorRT) -> None:
     rt.log.record("WARNING", "no kernel for this GPU")
     with pytest.raises(BuildError) as caught:
         check_return_value(made, "execution context", rt, since=mark)
-    assert str(caught.value) == f"execution context: {rt.title} returned None\n  no kernel for this GPU"
+    assert str(caught.value) == (
+        f"execution context: got None from {rt.title}; expected success\n  no kernel for this GPU"
+    )

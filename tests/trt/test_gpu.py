@@ -113,27 +113,28 @@ def test_gpus_is_empty_without_a_device(drivers: dict[str, Path]) -> None:
 def test_require_gpu_names_what_cuda_says(drivers: dict[str, Path]) -> None:
     """The error holds the driver's own word and what to check."""
     assert message("gpu.require_gpu()", drivers["nvml"], FAKE_INIT="100") == (
-        "NVIDIA driver: it can't start: CUDA_ERROR_NO_DEVICE; "
+        "NVIDIA driver: got CUDA_ERROR_NO_DEVICE when it starts; expected a driver that starts; "
         "check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
     )
     assert message("gpu.require_gpu()", drivers["nvml"], FAKE_INIT="999") == (
-        "NVIDIA driver: it can't start: error 999; "
-        "check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
+        "NVIDIA driver: got error 999 when it starts; expected a driver that starts; check that "
+        "`nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
     )
 
 
 def test_require_gpu_names_the_fork(drivers: dict[str, Path]) -> None:
     """After a fork the cure is the start method, not the driver."""
     assert message("gpu.require_gpu()", drivers["nvml"], FAKE_INIT="3") == (
-        "NVIDIA driver: it can't start: CUDA_ERROR_NOT_INITIALIZED; "
-        "CUDA does not survive a fork: start this process with multiprocessing's 'spawn' method"
+        "NVIDIA driver: got CUDA_ERROR_NOT_INITIALIZED when it starts; expected a driver that "
+        "starts; CUDA does not survive a fork: start this process with multiprocessing's 'spawn' "
+        "method"
     )
 
 
 def test_require_gpu_names_the_hidden_devices(drivers: dict[str, Path]) -> None:
     """A driver that works but shows nothing is another cause than one that doesn't start."""
     assert message("gpu.require_gpu()", drivers["nvml"], FAKE_COUNT="0") == (
-        "NVIDIA driver: it lists no GPU; show one in CUDA_VISIBLE_DEVICES"
+        "NVIDIA driver: got no GPU; expected at least one; show one in CUDA_VISIBLE_DEVICES"
     )
 
 
@@ -141,15 +142,17 @@ def test_require_gpu_names_the_missing_library(drivers: dict[str, Path]) -> None
     """Without libcuda the driver itself is missing."""
     call = "gpu.CUDA_LIBRARIES = ('libcuda-of-nobody.so.1',); gpu.require_gpu()"
     assert message(call, drivers["nvml"]) == (
-        "NVIDIA driver: libcuda-of-nobody.so.1 can't be loaded; "
-        "install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`"
+        "NVIDIA driver: got no libcuda-of-nobody.so.1 that can be loaded; expected an installed "
+        "driver; install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus "
+        "all`"
     )
 
 
 def test_require_gpu_refuses_an_index_beyond_the_last(drivers: dict[str, Path]) -> None:
     """The error counts what is visible."""
     assert message("gpu.require_gpu(2)", drivers["nvml"]) == (
-        "GPU 2: this process sees 2 GPUs; use an index below 2, or show more of them in CUDA_VISIBLE_DEVICES"
+        "GPU 2: got 2 GPUs in this process; expected at least 3; use an index below 2, or show more "
+        "of them in CUDA_VISIBLE_DEVICES"
     )
     assert ask("print(json.dumps(gpu.require_gpu(1).name))", drivers["nvml"]) == "NVIDIA L4"
 
@@ -164,8 +167,9 @@ def test_current_index_follows_the_thread_and_starts_nothing(drivers: dict[str, 
 def test_make_current_names_the_refusal(drivers: dict[str, Path]) -> None:
     """A GPU that is there but can't be used is named with CUDA's word."""
     assert message("gpu.make_gpu_current(0)", drivers["nvml"], FAKE_RETAIN="100") == (
-        "GPU 0 (NVIDIA H200): no context can be made: CUDA_ERROR_NO_DEVICE; "
-        "see with `nvidia-smi` whether its memory is full or another process holds it exclusively"
+        "GPU 0 (NVIDIA H200): got no context (CUDA_ERROR_NO_DEVICE); expected a GPU that can be "
+        "used; see with `nvidia-smi` whether its memory is full or another process holds it "
+        "exclusively"
     )
 
 
@@ -188,15 +192,18 @@ print(json.dumps(texts))
 """
     cure = "leave what synchronises, allocates or uses the default stream out of the capture, and capture again"
     assert ask(code, drivers["nvml"]) == [
-        f"CUDA graph capture: a capture that is no longer valid, work that can be captured; {cure}",
-        f"CUDA graph capture: CUDA_ERROR_STREAM_CAPTURE_IMPLICIT, work that can be captured; {cure}",
+        f"CUDA graph capture: got a capture that is no longer valid; expected work that can be captured; {cure}",
+        f"CUDA graph capture: got CUDA_ERROR_STREAM_CAPTURE_IMPLICIT; expected work that can be captured; {cure}",
     ]
 
 
 def test_driver_that_is_missing_is_named_when_it_is_needed(drivers: dict[str, Path]) -> None:
     """Whoever needs the library itself gets the line that installs it."""
     text = message("gpu.CUDA_LIBRARIES = ('libcuda-of-nobody.so.1',); gpu.find_capture_id(0)", drivers["nvml"])
-    assert text.startswith("NVIDIA driver: libcuda-of-nobody.so.1 can't be loaded; install the driver")
+    assert text.startswith(
+        "NVIDIA driver: got no libcuda-of-nobody.so.1 that can be loaded; expected an installed driver; "
+        "install the driver"
+    )
 
 
 def test_free_memory_is_that_of_the_current_gpu(drivers: dict[str, Path]) -> None:

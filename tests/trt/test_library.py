@@ -76,8 +76,8 @@ def test_find_names_the_extra_where_tensorrt_is_missing(tmp_path: Path) -> None:
     fake(tmp_path, "tensorrt", "raise ModuleNotFoundError('none', name='tensorrt')")
     said = found(tmp_path, "tensorrt")
     version = importlib.metadata.version("tensorrt_rtx")
-    assert said.startswith(f"TensorRT: it is not installed (installed: tensorrt_rtx {version}, ")
-    assert said.endswith("); `pip install torch2engine[tensorrt]`")
+    assert said.startswith(f"TensorRT: got no such package (installed: tensorrt_rtx {version}, ")
+    assert said.endswith("); expected an installed one; `pip install torch2engine[tensorrt]`")
 
 
 def test_pitfall_28_loader_message_reaches_the_error(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_pitfall_28_loader_message_reaches_the_error(tmp_path: Path) -> None:
     fake(tmp_path, "tensorrt", "raise OSError('libnvinfer.so.10: cannot open shared object file')")
     said = found(tmp_path, "tensorrt")
     assert said.startswith(
-        "TensorRT: tensorrt can't be loaded: libnvinfer.so.10: cannot open shared object file (installed: "
+        "TensorRT: got tensorrt that can't be loaded: 'libnvinfer.so.10: cannot open shared object file' (installed: "
     )
 
 
@@ -93,14 +93,16 @@ def test_find_names_a_half_installed_package(tmp_path: Path) -> None:
     """A package whose own requirement is missing is no "not installed"."""
     fake(tmp_path, "tensorrt", "import tensorrt_libs_of_nobody")
     said = found(tmp_path, "tensorrt")
-    assert said.startswith("TensorRT: tensorrt needs the module tensorrt_libs_of_nobody, which is missing (installed: ")
+    assert said.startswith(
+        "TensorRT: got tensorrt without the module tensorrt_libs_of_nobody, which it needs (installed: "
+    )
 
 
 def test_find_sees_through_an_empty_folder(tmp_path: Path) -> None:
     """A folder that happens to be called tensorrt is not TensorRT."""
     (tmp_path / "tensorrt").mkdir()
     said = found(tmp_path, "tensorrt")
-    assert said.startswith(f"TensorRT: tensorrt at {tmp_path / 'tensorrt'} holds no TensorRT (installed: ")
+    assert said.startswith(f"TensorRT: got tensorrt at {tmp_path / 'tensorrt'} without a TensorRT (installed: ")
 
 
 def test_find_prefers_tensorrt_and_falls_back(tmp_path: Path) -> None:
@@ -117,10 +119,14 @@ def test_find_names_both_flavours_where_neither_works(tmp_path: Path) -> None:
         fake(tmp_path, name, f"raise ImportError('{name} is broken')")
     said = found(tmp_path)
     assert said.startswith(
-        "TensorRT or TensorRT-RTX: tensorrt can't be loaded: tensorrt is broken; tensorrt_rtx can't be loaded: "
-        "tensorrt_rtx is broken; tensorrt_rtx_bindings can't be loaded: tensorrt_rtx_bindings is broken (installed: "
+        "TensorRT or TensorRT-RTX: got tensorrt that can't be loaded: 'tensorrt is broken'; "
+        "tensorrt_rtx that can't be loaded: "
+        "'tensorrt_rtx is broken'; tensorrt_rtx_bindings that can't be loaded: "
+        "'tensorrt_rtx_bindings is broken' (installed: "
     )
-    assert said.endswith("); `pip install torch2engine[tensorrt]` or `pip install torch2engine[rtx]`")
+    assert said.endswith(
+        "); expected an installed one; `pip install torch2engine[tensorrt]` or `pip install torch2engine[rtx]`"
+    )
 
 
 def test_has_answers_for_classes_and_members(rt: TensorRT) -> None:
@@ -195,11 +201,11 @@ def test_pitfall_09_check_turns_none_and_false_into_errors(rt: TensorRT) -> None
     rt.log.record("WARNING", "not the reason")
     with pytest.raises(BuildError) as caught:
         check_return_value(None, "create_network", rt, since=mark, fix="try this")
-    assert str(caught.value) == f"create_network: {rt.title} returned None; try this\n  the reason"
+    assert str(caught.value) == f"create_network: got None from {rt.title}; expected success; try this\n  the reason"
     assert caught.value.log == ("the reason",)
     with pytest.raises(ShapeError) as refused:
         check_return_value(False, "shape of 'x'", rt, error=ShapeError, since=mark)
-    assert str(refused.value) == f"shape of 'x': {rt.title} returned False: the reason"
+    assert str(refused.value) == f"shape of 'x': got False from {rt.title}: the reason; expected success"
 
 
 def test_check_passes_everything_else(rt: TensorRT) -> None:

@@ -39,6 +39,7 @@ from torch2engine.core.spec import Profile, Signature
 __all__ = ["Artifact"]
 
 _MEMORY = "in memory"
+_AS_IT_WAS = "pass what manifest() and read() gave, as it was"
 
 A = TypeVar("A", bound="Artifact")
 
@@ -118,7 +119,12 @@ class Artifact:
         try:
             data = canonical(manifest)
         except (TypeError, ValueError, RecursionError) as error:
-            raise ArtifactError(f"artifact '{_MEMORY}'", got=f"its manifest is not JSON ({error})") from error
+            raise ArtifactError(
+                f"artifact '{_MEMORY}'",
+                got=f"a manifest that is not JSON ({error})",
+                allowed="JSON values",
+                fix=_AS_IT_WAS,
+            ) from error
         artifact = cls._from_memory(data, files)
         artifact._artifact_files.verify()
         return artifact
@@ -155,8 +161,12 @@ class Artifact:
         """
         if name not in self.files:
             held = ", ".join(self.files)
-            got = f"it holds no '{name}'"
-            raise ArtifactError(f"artifact '{self._artifact_files}'", got=got, allowed=f"it holds {held}")
+            raise ArtifactError(
+                f"artifact '{self._artifact_files}'",
+                got=f"no '{name}'",
+                allowed=f"one of {held}",
+                fix="use one of these names",
+            )
         return bytes(self._artifact_files.read(name))
 
     def save(self, path: str | os.PathLike[str], overwrite: bool = True) -> Path:
@@ -232,8 +242,8 @@ class Artifact:
         memory: dict[str, bytes | memoryview] = {}
         for name, data in files.items():
             if name not in records:
-                allowed = f"its manifest lists {', '.join(records)}"
-                raise ArtifactError(f"artifact '{_MEMORY}'", got=f"'{name}' was given", allowed=allowed)
+                allowed = f"files of its manifest: {', '.join(records)}"
+                raise ArtifactError(f"artifact '{_MEMORY}'", got=f"a file '{name}'", allowed=allowed, fix=_AS_IT_WAS)
             memory[name] = data if isinstance(data, bytes) else memoryview(data).cast("B").toreadonly()
         needed = [name for name in cls._needed_files if name in records]
         check_complete(memory, (MAIN_FILE[fields.kind], *needed), _MEMORY)

@@ -93,13 +93,20 @@ class EngineCache:
 
     def __init__(self, folder: str | Path | None = None, max_bytes: int = _DEFAULT_MAX_BYTES) -> None:
         if not is_count(max_bytes):
-            raise InputError("EngineCache.max_bytes", got=repr(max_bytes), allowed="a positive int, in bytes")
+            raise InputError(
+                "EngineCache.max_bytes",
+                got=repr(max_bytes),
+                allowed="a positive int, in bytes",
+                fix="e.g. max_bytes=10 * 2**30",
+            )
         if folder is None:
             import platformdirs
 
             folder = platformdirs.user_cache_path("torch2engine")
         elif not str(folder):
-            raise InputError("EngineCache.folder", got="''", allowed="a folder, or None for the user's cache folder")
+            raise InputError(
+                "EngineCache.folder", got="''", allowed="a folder", fix="pass None for the user's cache folder"
+            )
         self._folder = Path(folder).expanduser().absolute() / f"engines-{_VERSION}"
         self._max_bytes = max_bytes
 
@@ -332,7 +339,7 @@ class EngineCache:
 
 def _checked(key: str) -> str:
     if not _KEY.fullmatch(key):
-        raise InputError("cache key", got=repr(key), allowed="64 hex digits, as entries() gives them")
+        raise InputError("cache key", got=repr(key), allowed="64 hex digits", fix="take a key from entries()")
     return key
 
 

@@ -204,8 +204,8 @@ class EngineArtifact(Artifact):
         built = self.hardware
         if (built.flavour, _patch(built.flavour_version)) != (current.flavour, _patch(current.flavour_version)):
             raise self._hardware_error(
-                f"its plan was built by {built.flavour} {built.flavour_version}",
-                f"this process has {current.flavour} {current.flavour_version} and a plan runs in its own version only",
+                f"a plan of {built.flavour} {built.flavour_version}",
+                f"one of {current.flavour} {current.flavour_version}, since a plan runs in its own version only",
             )
         fits = built.compute_capabilities
         if not fits and built.flavour == "tensorrt" and built.compute_capability is not None:
@@ -213,8 +213,8 @@ class EngineArtifact(Artifact):
         if fits and current.compute_capability is not None and current.compute_capability not in fits:
             gpu = f" ({current.gpu})" if current.gpu else ""
             raise self._hardware_error(
-                f"its plan was built for compute capability {_dotted(fits)}",
-                f"this GPU{gpu} has {_dotted([current.compute_capability])}",
+                f"a plan for compute capability {_dotted(fits)}",
+                f"one for {_dotted([current.compute_capability])}, that of this GPU{gpu}",
             )
 
     def _hardware_error(self, got: str, allowed: str) -> ArtifactError:

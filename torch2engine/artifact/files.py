@@ -29,6 +29,8 @@ __all__ = ["ArtifactFiles", "disk_errors"]
 
 _THREADS = 8
 _WORTH_THREADS_BYTES = 4 << 20
+_USABLE = "a place that can be read and written"
+_SEE_DISK = "see whether this process may use it and the disk has room"
 _AGAIN = "save it again or restore it from a copy"
 _CHANGED = "it was changed since it was loaded: load it again"
 
@@ -43,19 +45,27 @@ def disk_errors(path: Path, name: str = "") -> Generator[None]:
         where = str(path / name) if name else str(path)
         number = error.errno if isinstance(error, OSError) else None
         if number == errno.ENOENT and name:
-            raise ArtifactError(subject, got=f"it holds no '{name}'", fix=_AGAIN, path=where) from error
+            raise ArtifactError(
+                subject, got=f"no '{name}'", allowed="every file of its manifest", fix=_AGAIN, path=where
+            ) from error
         if number == errno.ELOOP and name:
             raise ArtifactError(
                 subject,
-                got=f"'{name}' is a symbolic link",
-                allowed="only regular files are read",
+                got=f"a symbolic link '{name}'",
+                allowed="regular files",
                 fix="copy the folder with its links followed, e.g. cp -rL",
                 path=where,
             ) from error
         reason = str(error)
         if isinstance(error, OSError):
             reason = f"{error.strerror} ('{error.filename or where}')"
-        raise ArtifactError(subject, got=reason, path=where) from error
+        raise ArtifactError(
+            subject,
+            got=f"'{reason}'",
+            allowed=_USABLE,
+            fix=_SEE_DISK,
+            path=where,
+        ) from error
 
 
 class ArtifactFiles:
@@ -221,10 +231,10 @@ class ArtifactFiles:
         expected = self._records[name]
         if found == expected:
             return
-        got = f"'{name}' has {found.size_bytes} bytes"
-        allowed = f"its manifest says {expected.size_bytes}"
+        got = f"{found.size_bytes} bytes in '{name}'"
+        allowed = f"{expected.size_bytes}, as its manifest says"
         if found.size_bytes == expected.size_bytes:
-            got = f"the bytes of '{name}' are not those that were saved"
-            allowed = f"their SHA-256 must be {expected.sha256[:16]}…"
+            got = f"other bytes in '{name}' than were saved"
+            allowed = f"bytes whose SHA-256 is {expected.sha256[:16]}…"
         path = "" if name in self._memory and self._complete_folder is None else str(self.path(name))
         raise ArtifactError(f"artifact '{self}'", got=got, allowed=allowed, fix=fix, path=path)

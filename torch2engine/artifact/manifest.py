@@ -19,7 +19,7 @@ from typing import Any
 from torch2engine.artifact.file_access import FileRecord
 from torch2engine.artifact.manifest_fields import FILE_NAME, ManifestFields, check_fields, field_names
 from torch2engine.core.errors import ArtifactError, Torch2EngineError
-from torch2engine.core.json_rules import TEXT, SchemaError, check_names, integer, is_object
+from torch2engine.core.json_rules import TEXT, SchemaError, check_names, field_error, integer, is_object
 
 __all__ = [
     "FORMAT",
@@ -78,8 +78,14 @@ def parse_manifest(data: bytes, path: str) -> tuple[ManifestFields, dict[str, Fi
     except SchemaError as error:
         raise ArtifactError(subject, got=error.got, allowed=error.allowed, fix=error.fix or _AGAIN, path=path) from None
     except (Torch2EngineError, RecursionError) as error:
-        reason = str(error) if isinstance(error, Torch2EngineError) else "it is nested too deeply"
-        raise ArtifactError(subject, got=f"its manifest is not valid ({reason})", fix=_AGAIN, path=path) from error
+        reason = str(error) if isinstance(error, Torch2EngineError) else "nested too deeply"
+        raise ArtifactError(
+            subject,
+            got=f"a manifest that is not valid ({reason})",
+            allowed="one that torch2engine wrote",
+            fix=_AGAIN,
+            path=path,
+        ) from error
 
 
 def claimed_files(data: bytes) -> frozenset[str] | None:
@@ -98,12 +104,12 @@ def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
     try:
         manifest = json.loads(data.decode("ascii"), parse_constant=_refuse_constant)
     except ValueError:  # also UnicodeDecodeError, JSONDecodeError and numbers too long to convert
-        raise SchemaError("its manifest is not JSON in ASCII") from None
+        raise SchemaError("a manifest that is not JSON in ASCII") from None
     # The format's name comes before the digest: somebody else's manifest.json is foreign, not damaged.
     if not is_object(manifest) or manifest.get("format") != FORMAT:
         raise SchemaError(
-            "its manifest is not one of torch2engine",
-            f'its "format" must be {FORMAT!r}',
+            "a manifest that is not one of torch2engine",
+            f'"format": {FORMAT!r} in it',
             "give the folder that torch2engine saved",
         )
     _check_digest(manifest, data)
@@ -111,8 +117,8 @@ def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
     integer(1).check(version, "format_version")
     if version > FORMAT_VERSION:
         raise SchemaError(
-            f"its format version is {version}",
-            f"this torch2engine reads up to {FORMAT_VERSION}",
+            f"format version {version}",
+            f"at most {FORMAT_VERSION}, which this torch2engine reads",
             "it was made by a newer torch2engine; upgrade",
         )
     names = field_names(manifest)
@@ -129,7 +135,7 @@ def _check_digest(manifest: Mapping[str, Any], data: bytes) -> None:
     except ValueError:  # a number such as 1e999, which no canonical file holds
         same = False
     if not same:
-        raise SchemaError("its manifest was changed after it was written", "its bytes must match its own digest")
+        raise SchemaError("a manifest that was changed after it was written", "bytes that match its own digest")
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -140,13 +146,13 @@ def _records(value: object) -> dict[str, FileRecord]:
     records: dict[str, FileRecord] = {}
     for name, entry in check_names(value, "files").items():
         if not FILE_NAME.fullmatch(name) or name == NAME:
-            raise SchemaError(f"its manifest lists the file {reprlib.repr(name)}", "plain names inside the folder")
+            raise SchemaError(f"the file {reprlib.repr(name)} in its manifest", "plain names inside the folder")
         where = f"files[{name!r}]"
         record = check_names(entry, where, ("sha256", "bytes"))
         sha256 = record["sha256"]
         TEXT.check(sha256, f"{where}.sha256")
         if len(sha256) != 64 or set(sha256) - set("0123456789abcdef"):
-            raise SchemaError(f"its manifest's {where}.sha256 is {reprlib.repr(sha256)}", "64 lower-case hex digits")
+            raise field_error(sha256, f"{where}.sha256", "64 lower-case hex digits")
         integer().check(record["bytes"], f"{where}.bytes")
         records[name] = FileRecord(sha256, record["bytes"])
     return records

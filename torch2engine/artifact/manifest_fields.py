@@ -41,6 +41,8 @@ __all__ = ["FILE_NAME", "Hardware", "ManifestFields", "check_fields", "encode_no
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
 _KINDS = ("onnx", "engine")
+_FITTING = "fields that fit together"
+_FIX = "mend that field"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,13 @@ class ManifestFields:
         try:
             check_fields(self.to_json())
         except SchemaError as error:
-            raise ArtifactError(f"{self.kind} artifact", got=error.got, allowed=error.allowed) from None
+            raise ArtifactError(
+                f"{self.kind} artifact", got=error.got, allowed=error.allowed or _FITTING, fix=_FIX
+            ) from None
         except RecursionError:
-            raise ArtifactError(f"{self.kind} artifact", got="the signature is nested too deeply") from None
+            raise ArtifactError(
+                f"{self.kind} artifact", got="a signature nested too deeply", allowed=_FITTING, fix=_FIX
+            ) from None
 
     def to_json(self) -> dict[str, Any]:
         """Make JSON values of the fields."""
@@ -144,9 +150,7 @@ def _check_together(members: dict[str, Any], where: str) -> None:
     if axes and not members["profiles"]:
         raise field_error(members["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
     if (members["kind"] == "engine") != ("hardware" in members):
-        raise SchemaError(
-            'its manifest\'s "hardware" does not fit its kind', 'an engine has "hardware", an ONNX model has not'
-        )
+        raise SchemaError('"hardware" that does not fit the kind', '"hardware" for an engine, none for an ONNX model')
 
 
 _CAPABILITY = Items(integer(), lambda numbers: len(numbers) == 2, "[major, minor]")

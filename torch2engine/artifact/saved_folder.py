@@ -27,6 +27,7 @@ from torch2engine.artifact.files import ArtifactFiles, disk_errors
 from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, claimed_files, parse_manifest
 from torch2engine.artifact.manifest_fields import ManifestFields
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.foreign_files import cure_for_path
 
 __all__ = [
     "ALL_FILES",
@@ -91,9 +92,9 @@ def _read_once(folder: Path, kind: str | None, preload: Collection[str]) -> tupl
     path = str(folder)
     with disk_errors(folder):
         if not folder.is_dir():
-            got = "it is a file" if folder.exists() else "there is no such folder"
-            fix = "give the folder that torch2engine saved"
-            raise ArtifactError(f"artifact '{path}'", got=got, fix=fix, path=path)
+            got = "a file" if folder.exists() else "no such folder"
+            fix = cure_for_path(folder) or "give the folder that torch2engine saved"
+            raise ArtifactError(f"artifact '{path}'", got=got, allowed="a saved artifact's folder", fix=fix, path=path)
     with disk_errors(folder, NAME):
         data = read_file(folder / NAME, LIMIT_BYTES)
     fields, records = parse_manifest(data, path)
@@ -114,8 +115,8 @@ def check_kind(fields: ManifestFields, kind: str, path: str) -> None:
     if fields.kind != kind:
         raise ArtifactError(
             f"artifact '{path}'",
-            got=f"it is {_KIND_NAMES[fields.kind]}",
-            allowed=f"{_KIND_NAMES[kind]} is needed here",
+            got=_KIND_NAMES[fields.kind],
+            allowed=_KIND_NAMES[kind],
             fix="build it first: t2e.build(...)" if kind == "engine" else "",
             path=path,
         )
@@ -131,7 +132,9 @@ def check_complete(names: Iterable[str], needed: Sequence[str], path: str) -> No
     missing = [name for name in needed if name not in present]
     if missing:
         fix = "save it again or restore it from a copy"
-        raise ArtifactError(f"artifact '{path}'", got=f"it holds no '{missing[0]}'", fix=fix, path=path)
+        raise ArtifactError(
+            f"artifact '{path}'", got=f"no '{missing[0]}'", allowed="every file that it needs", fix=fix, path=path
+        )
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
@@ -146,8 +149,8 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
     if not overwrite:
         raise ArtifactError(
             subject,
-            got="something is there already",
-            allowed="overwrite=False replaces nothing",
+            got="something at that path",
+            allowed="nothing there, since overwrite=False replaces nothing",
             fix=fix,
             path=str(path),
         )
@@ -161,9 +164,12 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         if before is None or folder_identity(path) != before:
             raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(path))
         thing = "a folder without a torch2engine manifest" if is_folder else "a file"
-        allowed = "only a torch2engine artifact is replaced"
-        raise ArtifactError(subject, got=f"{thing} is there already", allowed=allowed, fix=fix, path=str(path))
+        allowed = "a torch2engine artifact, which alone is replaced"
+        raise ArtifactError(subject, got=f"{thing} at that path", allowed=allowed, fix=fix, path=str(path))
     foreign = sorted({entry.name for entry in path.iterdir()} - claimed - {NAME, *ALL_FILES})
     if foreign:
-        got = f"the artifact that is there also holds '{foreign[0]}', which torch2engine did not write"
-        raise ArtifactError(subject, got=got, fix=f"move '{foreign[0]}' away", path=str(path / foreign[0]))
+        got = f"an artifact at that path with '{foreign[0]}', which torch2engine did not write"
+        fix = f"move '{foreign[0]}' away"
+        raise ArtifactError(
+            subject, got=got, allowed="files of torch2engine alone", fix=fix, path=str(path / foreign[0])
+        )

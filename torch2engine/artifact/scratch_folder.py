@@ -35,7 +35,8 @@ class ScratchFolder:
         except OSError as error:
             raise ArtifactError(
                 "scratch folder",
-                got=str(error),
+                got=f"'{error}'",
+                allowed="a folder for temporary files",
                 fix="point TMPDIR at a folder with room that can be written",
             ) from error
         weakref.finalize(self, _remove_scratch, str(self.path), os.getpid())

@@ -31,6 +31,8 @@ from torch2engine.core.tf32 import builder_environment
 
 __all__ = ["compile_in_child"]
 
+_PLAN = "a plan"
+_REPORT = "see the lines below for the cause"
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -58,7 +60,12 @@ def compile_in_child(request: PlanRequest, report: PhaseReport) -> PlanFacts:
         BuildError: the child crashed or was killed.
     """
     if not sys.executable:
-        raise BuildError("TensorRT build", got="sys.executable is empty", fix="build in a plain Python interpreter")
+        raise BuildError(
+            "TensorRT build",
+            got="an empty sys.executable",
+            allowed="the path of Python",
+            fix="build in a plain Python interpreter",
+        )
     command = [sys.executable, "-c", _START, json.dumps(sys.path)]
     with tempfile.TemporaryFile() as printed:
         # In a session of its own it gets no Ctrl-C from the terminal: this process ends it.
@@ -119,9 +126,16 @@ def serve() -> NoReturn:
 def _unexpected_error(error: BaseException) -> BuildError:
     lines = traceback.format_exc().splitlines()[-_LAST_LINES:]
     if isinstance(error, MemoryError):
-        return BuildError("TensorRT build", got="it ran out of host memory", log=lines, out_of_memory=True)
-    got = f"the builder process failed: {type(error).__name__}: {error}"
-    return BuildError("TensorRT build", got=got, log=lines)
+        return BuildError(
+            "TensorRT build",
+            got="a builder process out of host memory",
+            allowed=_PLAN,
+            fix="give it more host memory",
+            log=lines,
+            out_of_memory=True,
+        )
+    got = f"a failure of the builder process: {type(error).__name__}: {error}"
+    return BuildError("TensorRT build", got=got, allowed=_PLAN, fix=_REPORT, log=lines)
 
 
 class _LogForwarder(logging.Handler):
@@ -161,7 +175,13 @@ def _crash_error(status: int, printed: IO[bytes]) -> BuildError:
     printed.seek(0)
     lines = printed.read().decode(errors="replace").splitlines()[-_LAST_LINES:]
     if status >= 0:
-        return BuildError("TensorRT build", got=f"the builder process ended with status {status}", log=lines)
+        return BuildError(
+            "TensorRT build",
+            got=f"the end of the builder process with status {status}",
+            allowed=_PLAN,
+            fix=_REPORT,
+            log=lines,
+        )
     name = signal.Signals(-status).name
     killed = name == "SIGKILL"
     fix = "build parts of the model to find the operation that TensorRT fails on, or use another TensorRT version"
@@ -169,7 +189,8 @@ def _crash_error(status: int, printed: IO[bytes]) -> BuildError:
         fix = "the system kills what takes too much host memory: give it more"
     return BuildError(
         "TensorRT build",
-        got=f"the builder process died of {name}",
+        got=f"the end of the builder process by {name}",
+        allowed=_PLAN,
         fix=fix,
         log=lines,
         out_of_memory=killed,

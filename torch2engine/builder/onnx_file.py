@@ -17,7 +17,9 @@ from typing import Any, cast
 import onnx as _typed_onnx
 
 from torch2engine.core.errors import ArtifactError, DtypeError
+from torch2engine.core.foreign_files import cure_for_path
 from torch2engine.core.spec import Dim, Parameter, Signature, TensorSpec, Tree
+from torch2engine.core.wording import quote, with_article
 from torch2engine.onnx_graph.walk import walk_tensors
 
 __all__ = ["ForeignSignature", "check_onnx_file", "copy_model", "read_signature"]
@@ -45,19 +47,32 @@ def check_onnx_file(path: Path) -> None:
         ArtifactError: with onnx's reason.
     """
     if not path.is_file():
-        what = "it is a folder" if path.is_dir() else "there is no such file"
-        raise ArtifactError(f"'{path}'", path=str(path), got=what, fix="give the path of an ONNX file")
+        what = "a folder" if path.is_dir() else "no such file"
+        raise ArtifactError(f"'{path}'", path=str(path), got=what, allowed="an ONNX file", fix=_cure_for(path))
     try:
         # By path: above 2 GB there is no other way, and external data are found relative to it.
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
-        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise ArtifactError(
             f"'{path}'",
             path=str(path),
-            got=f"it is no valid ONNX model ({reason})",
-            fix="export it again, or upgrade onnx if the file is newer than it",
+            got=quote(error),
+            allowed="a valid ONNX model",
+            fix=_cure_for(path),
         ) from error
+
+
+def _cure_for(path: Path) -> str:
+    """What to do with a path that is no ONNX file."""
+    if path.suffix == ".onnx" or not path.exists():
+        return (
+            "export it again, or upgrade onnx if the file is newer than it"
+            if path.is_file()
+            else "give the path of one"
+        )
+    if path.is_dir():
+        return f"if torch2engine saved it, build torch2engine.OnnxArtifact.load({str(path)!r})"
+    return cure_for_path(path) or "export the model to ONNX first"
 
 
 def copy_model(path: Path, target: Path) -> Any:
@@ -107,7 +122,8 @@ def read_signature(model: Any, path: Path) -> ForeignSignature:
             raise ArtifactError(
                 f"'{path}'",
                 path=str(path),
-                got=f"the name '{name}' stands for more than one input or output",
+                got=f"the name '{name}' for more than one input or output",
+                allowed="a name for each",
                 fix="put an Identity node before the output and name its result otherwise",
             )
     axis_names = _AxisNames()
@@ -150,8 +166,8 @@ def _tensor_spec(value: Any, subject: str, axis_names: _AxisNames) -> TensorSpec
         raise DtypeError(
             subject,
             name=value.name,
-            got=f"it holds {content}, no tensor",
-            allowed="TensorRT takes tensors",
+            got=with_article(content),
+            allowed="a tensor, since TensorRT takes nothing else",
             fix="export the model with tensors for inputs and outputs",
         )
     tensor = value.type.tensor_type

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
+from torch2engine.core.wording import quote
 from torch2engine.trt.gpu import list_gpus, make_gpu_current
 from torch2engine.trt.library import (
     Builder,
@@ -46,6 +47,8 @@ _FIXES = {
     "no runners that implement it": "this TensorRT has no implementation of that node; replace it",
 }
 _LAST_LINES = 20
+_RANGES = "a profile that it takes"
+_FIX_OF_RANGES = "give other sizes in profiles="
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +193,7 @@ def _check_gpu(rt: TensorRT) -> None:
         raise InstallationError(
             "BuildConfig.refittable",
             got=f"True for {rt.title} on a machine without a GPU",
-            allowed="refittable engines are built on a GPU only",
+            allowed="a GPU, since refittable engines are built on one only",
             fix="build on the machine that runs the engine, or leave refittable out",
         )
 
@@ -225,8 +228,8 @@ def _check_network(build: _PlanBuild, network: INetworkDefinition) -> None:
             # TensorRT renames an input that is also an output
             raise BuildError(
                 f"network input '{tensor.name}'",
-                got="the signature has none of that name",
-                allowed=", ".join(inputs),
+                got="a name that the signature has not",
+                allowed=f"one of {', '.join(inputs)}",
                 fix="if an input is returned as it came, put an Identity between",
             )
         _check_input(build, spec, tensor)
@@ -236,7 +239,12 @@ def _check_network(build: _PlanBuild, network: INetworkDefinition) -> None:
         outputs[tensor.name] = tensor
     for spec in signature.outputs:
         if spec.name not in outputs:
-            raise BuildError(f"output '{spec.name}'", got="the network has it not", allowed=", ".join(outputs))
+            raise BuildError(
+                f"output '{spec.name}'",
+                got="no such output in the network",
+                allowed=f"one of {', '.join(outputs)}",
+                fix="export the model again",
+            )
         _check_dtype(build, spec, outputs[spec.name], "output")
 
 
@@ -246,21 +254,24 @@ def _check_input(build: _PlanBuild, spec: TensorSpec, tensor: ITensor) -> None:
         raise InputError(
             f"input '{spec.name}'",
             name=spec.name,
-            got="its values decide shapes inside the network",
+            got="values that decide shapes inside the network",
             allowed="inputs that are data",
             fix="make it a constant, or take the size from another input's dynamic axis",
         )
     shape = tuple(tensor.shape)
     if len(shape) != len(spec.shape):
         raise BuildError(
-            f"input '{spec.name}'", got=f"the network gives it {len(shape)} dimensions", allowed=f"{len(spec.shape)}"
+            f"input '{spec.name}'",
+            got=f"{len(shape)} dimensions in the network",
+            allowed=f"{len(spec.shape)}",
+            fix="export the model again",
         )
     for position, (dim, size) in enumerate(zip(spec.shape, shape, strict=True)):
         if isinstance(dim, str) and size != -1:
             raise DynamicAxisError(
                 f"axis '{dim}'",
                 axis=dim,
-                got=f"the ONNX graph fixes it to {size} (dimension {position} of input '{spec.name}')",
+                got=f"the size {size}, fixed in the ONNX graph (dimension {position} of input '{spec.name}')",
                 allowed="a symbolic dimension",
                 fix="export with that dimension dynamic",
             )
@@ -270,7 +281,10 @@ def _check_dtype(build: _PlanBuild, spec: TensorSpec, tensor: ITensor, kind: str
     dtype = build.rt.dtype_name(tensor.dtype)
     if dtype != spec.dtype:
         raise BuildError(
-            f"{kind} '{spec.name}'", got=f"TensorRT makes it {dtype}", allowed=f"the signature says {spec.dtype}"
+            f"{kind} '{spec.name}'",
+            got=f"{dtype} from TensorRT",
+            allowed=f"{spec.dtype}, as the signature says",
+            fix="export the model again",
         )
 
 
@@ -292,7 +306,8 @@ def _configure(build: _PlanBuild, builder: Builder) -> IBuilderConfig:
         if config.get_memory_pool_limit(pool) != request.workspace_bytes:
             raise BuildError(
                 "BuildConfig.workspace_bytes",
-                got=f"TensorRT refuses {request.workspace_bytes}",
+                got=f"{request.workspace_bytes}, which TensorRT refuses",
+                allowed="bytes of device memory",
                 fix="give less than the GPU's memory",
                 log=build.log_lines(),
             )
@@ -317,11 +332,15 @@ def _add_profile(
         except (ValueError, TypeError) as error:
             raise BuildError(
                 subject,
-                got=f"TensorRT refuses {smallest}, {opt}, {largest} for input '{tensor.name}': {error}",
+                got=f"{smallest}, {opt}, {largest} for input '{tensor.name}', which TensorRT refuses: {quote(error)}",
+                allowed=_RANGES,
+                fix=_FIX_OF_RANGES,
                 log=build.log_lines(),
             ) from error
     if not trt_profile or config.add_optimization_profile(trt_profile) < 0:
-        raise BuildError(subject, got="TensorRT refuses it", log=build.log_lines())
+        raise BuildError(
+            subject, got="a profile that TensorRT refuses", allowed=_RANGES, fix=_FIX_OF_RANGES, log=build.log_lines()
+        )
 
 
 def _build_error(build: _PlanBuild) -> BuildError:
@@ -332,16 +351,15 @@ def _build_error(build: _PlanBuild) -> BuildError:
     if about_memory:
         return BuildError(
             build.rt.title,
-            got="it ran out of memory",
+            got="too little memory",
+            allowed="more of it",
             fix=", or ".join(_memory_fixes(build.request, about_memory)),
             log=(errors or about_memory)[-_LAST_LINES:],
             out_of_memory=True,
         )
     text = "\n".join(warnings)
     fix = next((fix for phrase, fix in _FIXES.items() if phrase in text), "")
-    return BuildError(
-        build.rt.title, got="it could not build an engine", fix=fix, log=(errors or warnings)[-_LAST_LINES:]
-    )
+    return BuildError(build.rt.title, got="no engine", allowed="one", fix=fix, log=(errors or warnings)[-_LAST_LINES:])
 
 
 def _memory_fixes(request: PlanRequest, log: Sequence[str]) -> list[str]:

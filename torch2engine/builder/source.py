@@ -18,8 +18,9 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.builder.onnx_file import check_onnx_file, copy_model, read_signature
 from torch2engine.core.config import require_choice
 from torch2engine.core.errors import DtypeError, DynamicAxisError, InputError
-from torch2engine.core.precisions import FLOAT32_PRECISIONS
+from torch2engine.core.precisions import FLOAT32_PRECISIONS, precision_word
 from torch2engine.core.spec import Axis, Profile, Signature
+from torch2engine.core.wording import did_you_mean, kind_of
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 from torch2engine.trt.library import IO_DTYPES
 
@@ -61,13 +62,13 @@ def resolve_source(source: object, profiles: Profiles, precision: str | None) ->
         DynamicAxisError: a dynamic dimension without a range, or a range without such a dimension.
     """
     if precision is not None:
-        require_choice("precision", precision, FLOAT32_PRECISIONS)
+        require_choice("precision", precision, FLOAT32_PRECISIONS, meant=precision_word(precision))
     if isinstance(source, (str, Path)):
         return _import_onnx_file(Path(source), profiles, precision or "fp32")
     if not isinstance(source, OnnxArtifact):
         raise InputError(
             "build's source",
-            got=f"a {type(source).__name__}",
+            got=kind_of(source),
             allowed="an OnnxArtifact or the path of an ONNX file",
             fix="for a torch module use deploy, or export it first",
         )
@@ -82,7 +83,7 @@ def resolve_source(source: object, profiles: Profiles, precision: str | None) ->
         raise InputError(
             "precision",
             got=repr(precision),
-            allowed=f"the graph's dtypes make it {source.precision!r}",
+            allowed=f"{source.precision!r}, which the graph's dtypes make it",
             fix="leave precision out, or export the model again",
         )
     return BuildSource(source, signature, checked_profiles, precision or source.precision)
@@ -130,8 +131,8 @@ def _check_dtypes(signature: Signature) -> None:
                 raise DtypeError(
                     f"{what} '{spec.name}'",
                     name=spec.name,
-                    got=f"dtype is {spec.dtype}",
-                    allowed="TensorRT takes " + ", ".join(IO_DTYPES),
+                    got=f"dtype {spec.dtype}",
+                    allowed="one of " + ", ".join(IO_DTYPES) + ", which TensorRT takes",
                     fix="export the model in float32, e.g. after model.float()"
                     if floating
                     else f"cast the {what} in the model, integers to int32 or int64",
@@ -160,8 +161,8 @@ def _checked_profiles(profiles: Profiles, places: Mapping[str, str]) -> tuple[Pr
             raise DynamicAxisError(
                 "profiles",
                 axis=missing[0],
-                got="no range for " + ", ".join(f"axis '{name}' ({places[name]})" for name in missing),
-                allowed="every dynamic axis needs (min, opt, max)",
+                got="no range of " + ", ".join(f"axis '{name}' ({places[name]})" for name in missing),
+                allowed="(min, opt, max) for every dynamic axis",
                 fix=f"e.g. profiles={{{example}}}",
             )
         if unknown:
@@ -170,8 +171,8 @@ def _checked_profiles(profiles: Profiles, places: Mapping[str, str]) -> tuple[Pr
                 "profiles",
                 axis=unknown[0],
                 got="a range for " + ", ".join(f"'{name}'" for name in unknown),
-                allowed=f"the dynamic axes are {valid}" if places else "the model has no dynamic axis",
-                fix="use those names" if places else "leave profiles out",
+                allowed=f"ranges of {valid}" if places else "none, since the model has no dynamic axis",
+                fix=did_you_mean(unknown[0], places) or ("use those names" if places else "leave profiles out"),
             )
     return tuple(checked) or (Profile({}),)
 

@@ -68,15 +68,21 @@ def explain_refusal(rt: TensorRT, builder: Builder, parser: OnnxParser, path: Pa
     nodes = search.nodes_in_graph_order()
     if not nodes:
         log = search.other_reasons or rt.log.lines(log_mark)
-        return BuildError(rt.title, got="its parser refuses the ONNX file", log=log)
+        return BuildError(
+            rt.title,
+            got="a refusal of the ONNX file by its parser",
+            allowed="a file that it reads",
+            fix="see its lines below, and export the model otherwise",
+            log=log,
+        )
     count = f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}"
     other = "; ".join(search.other_reasons)
     return UnsupportedOperatorError(
         rt.title,
         nodes=nodes,
-        got=f"it can't build {count} of the ONNX graph",
-        allowed=f"its parser also says: {other}" if other else "",
-        fix="replace these operations in the model",
+        got=f"{count} of the ONNX graph that it can't build",
+        allowed="operators that it has",
+        fix="replace these operations in the model" + (f" (its parser also says: '{other}')" if other else ""),
     )
 
 

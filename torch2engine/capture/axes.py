@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.size_expression import parse_size_expression
 from torch2engine.core.spec import Axis, Dim, Profile
+from torch2engine.core.wording import did_you_mean, kind_of
 
 __all__ = ["RequestedAxes", "ResolvedAxes", "parse_dynamic_axes", "resolve_axes"]
 
@@ -93,7 +94,7 @@ def parse_dynamic_axes(dynamic_axes: Any, shapes: Shapes, output_names: Sequence
     if not _is_mapping(dynamic_axes):
         raise DynamicAxisError(
             "dynamic_axes",
-            got=f"a {type(dynamic_axes).__name__}",
+            got=kind_of(dynamic_axes),
             allowed="a dict as in torch.onnx.export",
             fix=f"e.g. {{{next(iter(shapes))!r}: {{0: 'batch'}}}}",
         )
@@ -112,8 +113,8 @@ def parse_dynamic_axes(dynamic_axes: Any, shapes: Shapes, output_names: Sequence
             raise DynamicAxisError(
                 f"dynamic_axes[{tensor!r}]",
                 got="no such tensor",
-                allowed=f"inputs are {', '.join(shapes)}; outputs are {', '.join(output_names)}",
-                fix="use one of these names",
+                allowed=f"an input ({', '.join(shapes)}) or an output ({', '.join(output_names)})",
+                fix=did_you_mean(tensor, [*shapes, *output_names]) or "use one of these names",
             )
     return RequestedAxes(inputs, outputs)
 
@@ -166,7 +167,9 @@ def _axes_of_tensor(tensor: str, entry: Any, rank: int | None) -> dict[int, str 
     for dim, axis in _entry_items(subject, entry):
         if not isinstance(dim, int) or isinstance(dim, bool) or (rank is not None and not -rank <= dim < rank):
             valid = "ints" if rank is None else (f"0..{rank - 1} (or -{rank}..-1)" if rank else "none: it is a scalar")
-            raise DynamicAxisError(subject, got=f"dimension {dim!r}", allowed=f"valid dimensions are {valid}")
+            raise DynamicAxisError(
+                subject, got=f"dimension {dim!r}", allowed=f"one of {valid}", fix="name one that the tensor has"
+            )
         if axis is not None and not isinstance(axis, (str, Axis)):
             raise DynamicAxisError(
                 subject,
@@ -176,7 +179,9 @@ def _axes_of_tensor(tensor: str, entry: Any, rank: int | None) -> dict[int, str 
             )
         index = dim % rank if rank else dim
         if index in axes:
-            raise DynamicAxisError(subject, got=f"dimension {index} twice", fix="name it once")
+            raise DynamicAxisError(
+                subject, got=f"dimension {index} twice", allowed="each dimension once", fix="name it once"
+            )
         axes[index] = _read_expression(subject, axis) if _is_expression(axis) else axis
     return axes
 
@@ -195,7 +200,7 @@ def _read_expression(subject: str, text: str) -> str:
         raise DynamicAxisError(
             subject,
             got=str(error),
-            allowed="an axis is called by letters, digits and underscores, e.g. 'batch'",
+            allowed="letters, digits and underscores, e.g. 'batch'",
         ) from None
 
 
@@ -207,7 +212,7 @@ def _entry_items(subject: str, entry: Any) -> list[tuple[Any, Any]]:
         return [(dim, None) for dim in entry]
     raise DynamicAxisError(
         subject,
-        got=f"a {type(entry).__name__}",
+        got=kind_of(entry),
         allowed="{dimension: name or Axis} or [dimension, ...]",
         fix="e.g. {0: 'batch'}",
     )
@@ -231,7 +236,7 @@ def _named_axes(requested: Mapping[str, Mapping[int, str | Axis]], shapes: Shape
                 raise DynamicAxisError(
                     f"axis '{name}'",
                     axis=name,
-                    got=f"it is {axis.size} in {axis.first_place} and {shape[dim]} in {place} of sample_input",
+                    got=f"{axis.size} in {axis.first_place} and {shape[dim]} in {place} of sample_input",
                     allowed="one size per name",
                     fix="use two names, or a sample whose sizes agree",
                 )
@@ -271,22 +276,22 @@ def _check_expressions(
                     subject,
                     axis=unknown[0],
                     got=f"'{entry}', and no input has an axis '{unknown[0]}'",
-                    allowed=f"axes are {', '.join(axes) or 'none'}",
+                    allowed=f"one of {', '.join(axes) or 'none'}",
                     fix=f"call a dimension of an input '{unknown[0]}'",
                 )
             expected = expression.value(sample_sizes)
             if expected != shape[dim]:
                 raise DynamicAxisError(
                     subject,
-                    got=f"dimension {dim} is {shape[dim]} in sample_input",
-                    allowed=f"'{entry}' is {expected} there",
+                    got=f"dimension {dim} = {shape[dim]} in sample_input",
+                    allowed=f"{expected}, which '{entry}' is there",
                     fix="take a sample whose sizes agree, or another expression",
                 )
             least = expression.value({name: axis.min for name, axis in axes.items()})
             if least < 1:
                 raise DynamicAxisError(
                     subject,
-                    got=f"'{entry}' is {least} where the axes are smallest",
+                    got=f"{least} for '{entry}' where the axes are smallest",
                     allowed="at least 1",
                     fix=f"raise min of {' or '.join(sorted(expression.axes))}: an engine can't answer empty axes",
                 )
@@ -316,7 +321,8 @@ def _ranges_of_profiles(profiles: Any, axes: Sequence[str]) -> list[dict[str, tu
                     "profiles",
                     axis=name,
                     got=f"no axis named '{name}'",
-                    allowed=f"axes are {', '.join(axes) or 'none: give dynamic_axes'}",
+                    allowed=f"one of {', '.join(axes)}" if axes else "none without dynamic_axes",
+                    fix=did_you_mean(name, axes) or ("use one of these names" if axes else "give dynamic_axes"),
                 )
         ranges_of_profiles.append(dict(profile.ranges))
     return ranges_of_profiles
@@ -324,7 +330,7 @@ def _ranges_of_profiles(profiles: Any, axes: Sequence[str]) -> list[dict[str, tu
 
 def _not_a_profile(value: Any) -> DynamicAxisError:
     return DynamicAxisError(
-        "profiles", got=f"a {type(value).__name__}", allowed="a list of dicts", fix="e.g. [{'batch': (1, 8, 32)}]"
+        "profiles", got=kind_of(value), allowed="a list of dicts", fix="e.g. [{'batch': (1, 8, 32)}]"
     )
 
 
@@ -345,8 +351,8 @@ def _resolve_axis(name: str, named: _NamedAxis, profiles: Sequence[Mapping[str, 
             raise DynamicAxisError(
                 f"axis '{name}'",
                 axis=name,
-                got=f"a profile asks for {profile_range}",
-                allowed=f"its Axis allows {_describe_range(resolved)}",
+                got=f"{profile_range} in a profile",
+                allowed=f"{_describe_range(resolved)}, as its Axis says",
                 fix="widen the Axis, or leave the range to the profiles by naming the axis only",
             )
     return resolved
@@ -358,7 +364,7 @@ def _complete_from_sample(axis: Axis, size: int) -> Axis:
         raise DynamicAxisError(
             f"axis '{axis.name}'",
             axis=axis.name,
-            got=f"sample_input has {size}",
+            got=f"{size} in sample_input",
             allowed=f"at least min={axis.min}",
             fix="give opt and max",
         )
@@ -375,7 +381,7 @@ def _check_sample_size(axis: Axis, resolved: Axis, size: int) -> None:
         raise DynamicAxisError(
             f"axis '{axis.name}'",
             axis=axis.name,
-            got=f"sample_input has {size}",
+            got=f"{size} in sample_input",
             allowed=_describe_range(resolved),
             fix="take a sample inside the range, or widen the Axis",
         )
@@ -383,8 +389,8 @@ def _check_sample_size(axis: Axis, resolved: Axis, size: int) -> None:
         raise DynamicAxisError(
             f"axis '{axis.name}'",
             axis=axis.name,
-            got="sample_input has 1, so that its range would be 1..1",
-            allowed="without opt and max it ranges from 1 to the sample's size",
+            got="1 in sample_input, so that its range would be 1..1",
+            allowed="a larger sample, since without opt and max the range ends at its size",
             fix=f"give a range, e.g. Axis({axis.name!r}, 1, 8, 32), or a larger sample",
         )
 

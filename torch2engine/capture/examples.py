@@ -16,6 +16,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.torch_types import check_tensor, dtype_name, torch_dtype
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.pytree import Inputs, as_inputs, bind
+from torch2engine.core.wording import kind_of
 
 __all__ = ["notes_on_coverage", "read_examples", "with_examples"]
 
@@ -36,7 +37,7 @@ def read_examples(examples: object) -> tuple[Any, ...] | None:
     if isinstance(examples, _SINGLE_INPUTS) or not isinstance(examples, Iterable):
         raise InputError(
             "examples",
-            got=f"a {type(examples).__name__}",
+            got=kind_of(cast("object", examples)),
             allowed="an iterable of inputs, each in the form of sample_input",
             fix="write examples=[x] for a single input x",
         )
@@ -45,7 +46,7 @@ def read_examples(examples: object) -> tuple[Any, ...] | None:
         raise InputError(
             "examples",
             got="no input",
-            allowed="at least one; an iterator that was read before has none left",
+            allowed="at least one, though an iterator that was read before has none left",
             fix="pass a list, or leave examples out",
         )
     return read

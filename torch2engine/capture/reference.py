@@ -6,6 +6,7 @@ line. Separate because capture, export, the parity cases and a refit's check all
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from torch2engine.core.pytree import Flat, flatten, unflatten
 from torch2engine.core.spec import Parameter, Preprocess, Tree
 
 __all__ = ["Reference", "flatten_result", "outputs_by_name"]
+
+_BLAMES_DTYPES = re.compile(r"dtype|scalar type|Input type", re.IGNORECASE)
+_DATA_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Reference:
@@ -72,6 +76,19 @@ class Reference:
         shapes = [list(step(leaf).shape) for leaf, step in steps if step is not None and leaf.ndim == 4]
         return f", of which preprocess= made {', '.join(map(str, shapes))}" if shapes else ""
 
+    def _cure_for(self, error: Exception, leaves: Sequence[torch.Tensor]) -> str:
+        """What to do about the model's own failure: another dtype where PyTorch blames the dtypes."""
+        wanted = _float_dtype(self.model)
+        others = [leaf.dtype for leaf in leaves if leaf.dtype != wanted and leaf.dtype in _DATA_DTYPES]
+        if not others or not _BLAMES_DTYPES.search(str(error)):
+            return "call the model with these shapes and mend that first"
+        if torch.uint8 in others:
+            return (
+                "pass floats, e.g. sample_input.float() / 255, or bytes with preprocess=torch2engine.Preprocess(...), "
+                "which makes the floats in the engine"
+            )
+        return f"pass them in the model's own dtype, with .to({wanted})"
+
     def call(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Any:
         """The model's own result; with `weights`, as if these were its parameters and buffers."""
         args, kwargs = self.arguments(leaves)
@@ -109,8 +126,9 @@ class Reference:
             shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) + self._describe_preprocessed_shapes(leaves)
             raise ExportError(
                 "model",
-                got=f"PyTorch itself fails on inputs of shape {shapes}: {type(error).__name__}: {error}",
-                fix="call the model with these shapes and mend that first",
+                got=f"a failure of PyTorch itself on inputs of shape {shapes}: {type(error).__name__}: {error}",
+                allowed="a model that answers them",
+                fix=self._cure_for(error, leaves),
                 source=user_source(error),
             ) from error
         flat = flatten_result(result)
@@ -122,13 +140,13 @@ def _writes_refusal(writes: ParameterWrites) -> ExportError:
     if writes.parameters:
         return ExportError(
             "model",
-            got=f"its forward writes into its own parameters: {', '.join(writes.parameters)}; they are put back",
+            got=f"a forward that writes into its own parameters ({', '.join(writes.parameters)}), which are put back",
             allowed="a forward that only reads them",
             fix="move such updates out of forward",
         )
     return ExportError(
         "model",
-        got=f"its forward adds to the gradients of {', '.join(writes.gradients)}; they are put back",
+        got=f"a forward that adds to the gradients of {', '.join(writes.gradients)}, which are put back",
         allowed="a forward that computes no gradients of its parameters",
         fix="use torch.autograd.grad in forward, or move the backward pass out of it",
     )
@@ -161,7 +179,7 @@ def outputs_by_name(flat: Flat, tree: Tree, names: Sequence[str]) -> dict[str, t
     if flat.tree != tree:
         raise ExportError(
             "model",
-            got="its result has another structure, or other constants, at another size of its dynamic axes",
+            got="a result with another structure, or other constants, at another size of its dynamic axes",
             allowed="one structure and equal Python numbers for every size",
             fix="return a tensor instead of a Python number that follows a shape",
         )

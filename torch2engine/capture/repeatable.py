@@ -82,12 +82,12 @@ def answer_repeatably(
     volatile = _changed(values_after_first, values_after_other) | _changed(values_after_other, values_after_again)
     changed = _changed(values_when_fresh, values_after_first) | volatile
     if not _same_answer(first, again):
-        raise _refusal("two calls on the same input give different results", changed)
+        raise _refusal("different results of two calls on the same input", changed)
     if changed and answer_to_other is not None:
         fresh.restore()
         answer_when_fresh = _try_answer(reference, other, trial, has_other_state=True)
         if answer_when_fresh is None or not _same_answer(answer_when_fresh, answer_to_other):
-            raise _refusal("its answer depends on the call before it", changed)
+            raise _refusal("an answer that depends on the call before it", changed)
         reference(sample)
     if volatile:
         _check_unread(reference, sample, first, volatile, trial)
@@ -104,7 +104,7 @@ def _check_unread(
     if trial is not None and (obstacle := trial.obstacle()):
         raise ExportError(
             "model",
-            got=f"a call changes {_named(volatile)}, and whether answers depend on it can't be tried: {obstacle}",
+            got=f"a call that changes {_named(volatile)}, on which no answer can be tried: {obstacle}",
             allowed="a model that can be tried on the CPU, where an index out of range is an exception",
             fix=f"deploy it from the CPU, or don't change {_named(volatile)} in inference",
         )
@@ -117,7 +117,7 @@ def _check_unread(
         found = _try_answer(reference, sample, trial, has_other_state=True)
         current.restore()
         if found is None or not _same_answer(found, answer):
-            raise _refusal("its answers depend on values that every call changes", volatile)
+            raise _refusal("answers that depend on values that every call changes", volatile)
 
 
 def _is_count(value: Any) -> bool:
@@ -220,7 +220,7 @@ def _named(paths: set[str]) -> str:
 def _refusal(got: str, changed: set[str]) -> ExportError:
     return ExportError(
         "model",
-        got=got + (f"; a call changes {_named(changed)}" if changed else ""),
+        got=got + (f" (a call changes {_named(changed)})" if changed else ""),
         allowed="a function of its inputs alone, since an engine keeps no state and draws no random numbers",
         fix="pass the state as an input and return it, or take randomness out of inference",
     )

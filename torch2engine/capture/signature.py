@@ -132,6 +132,25 @@ class _BoundSample:
         return dict(zip(self.names, self.tensors, strict=True))
 
 
+def _described_arguments(sample: Inputs) -> str:
+    count = len(sample.args)
+    positional = [f"{count} positional argument{'s' if count != 1 else ''}"] if count or not sample.kwargs else []
+    keywords = [f"the keywords {', '.join(sample.kwargs)}"] if sample.kwargs else []
+    return " and ".join([*positional, *keywords])
+
+
+def _cure_for_arguments(sample: Inputs, signature: inspect.Signature) -> str:
+    """How to pass the sample; a forward that takes one dict or one list needs a tuple around it."""
+    takes_one = len(signature.parameters) == 1 and all(
+        parameter.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for parameter in signature.parameters.values()
+    )
+    if takes_one and sample.kwargs and not sample.args:
+        return "for a forward that takes one dict, pass it in a tuple: (the_dict,)"
+    if takes_one and len(sample.args) > 1 and not sample.kwargs:
+        return "for a forward that takes one list, pass it in a tuple: (the_list,)"
+    return "pass a tuple of positionals, a Mapping of keywords, or Inputs(*args, **kwargs)"
+
+
 def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
     """Bind the sample to forward's parameters.
 
@@ -144,9 +163,9 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
     except TypeError as error:
         raise InputError(
             "sample_input",
-            got=str(error),
-            allowed=f"forward takes {signature}",
-            fix="pass a tuple of positionals, a Mapping of keywords, or Inputs(*args, **kwargs)",
+            got=f"{_described_arguments(sample)} ({error})",
+            allowed=f"what forward takes: {signature}",
+            fix=_cure_for_arguments(sample, signature),
         ) from error
     parameters: list[Parameter] = []
     names: list[str] = []
@@ -168,9 +187,7 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
     for name, tensor in zip(names, tensors, strict=True):
         check_tensor(name, tensor)
     if not tensors:
-        raise InputError(
-            "sample_input", got="no tensor in it", allowed="at least one tensor", fix="pass what forward takes"
-        )
+        raise InputError("sample_input", got="no tensor", allowed="at least one tensor", fix="pass what forward takes")
     return _BoundSample(parameters, names, tensors)
 
 
@@ -187,7 +204,7 @@ def _answer_without_writes(reference: Reference, sample: _BoundSample) -> Flat:
         if clone._version != version or not _is_same(tensor, clone):
             raise ExportError(
                 "model",
-                got=f"it writes into its input '{name}'",
+                got=f"a write into its input '{name}'",
                 allowed="a forward that only reads its inputs, since an engine leaves them as they are",
                 fix="write into a clone of it in forward, and return what the caller needs",
                 source=_find_first_write(reference, [tensor.detach().clone() for tensor in sample.tensors]),
@@ -229,12 +246,14 @@ class _FirstWrite(TorchFunctionMode):
 def _check_result(result: Flat) -> None:
     """Refuse a result that no engine returns."""
     if not result.leaves:
-        raise ExportError("model", got="its result holds no tensor", allowed="at least one output tensor")
+        raise ExportError(
+            "model", got="a result without a tensor", allowed="at least one tensor", fix="return one from forward"
+        )
     for name, tensor in zip(result.names, result.leaves, strict=True):
         if tensor.is_complex():
             raise ExportError(
                 "model",
-                got=f"its result '{name}' is {dtype_name(tensor.dtype)}",
-                allowed="real numbers: ONNX has no operators on complex ones",
+                got=f"a result '{name}' of {dtype_name(tensor.dtype)}",
+                allowed="real numbers, since ONNX has no operators on complex ones",
                 fix="return torch.view_as_real(...) of it",
             )

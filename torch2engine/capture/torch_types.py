@@ -61,17 +61,17 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
         InputError: it is no dense tensor of real numbers, or on another kind of device.
     """
     if tensor.is_nested:
-        raise _not_dense(name, "it is a nested tensor", "pass its to_padded_tensor(0) and a mask")
+        raise _not_dense(name, "a nested tensor", "pass its to_padded_tensor(0) and a mask")
     if tensor.layout is not torch.strided:
-        raise _not_dense(name, f"layout is {layout_name(tensor.layout)}", "pass its to_dense()")
+        raise _not_dense(name, f"layout {layout_name(tensor.layout)}", "pass its to_dense()")
     if tensor.is_quantized:
-        raise _not_dense(name, "it is a quantized tensor", "pass its dequantize()")
+        raise _not_dense(name, "a quantized tensor", "pass its dequantize()")
     if tensor.is_complex():
-        raise _not_dense(name, f"dtype is {dtype_name(tensor.dtype)}", "pass torch.view_as_real(...) of it")
+        raise _not_dense(name, f"dtype {dtype_name(tensor.dtype)}", "pass torch.view_as_real(...) of it")
     if tensor.device.type not in ("cpu", "cuda"):
-        raise _not_dense(name, f"device is {tensor.device}", "move model and sample there")
+        raise _not_dense(name, f"device {tensor.device}", "move model and sample there")
 
 
 def _not_dense(name: str, got: str, fix: str) -> InputError:
-    allowed = "dense tensors of real numbers on the CPU or a CUDA device"
+    allowed = "a dense tensor of real numbers on the CPU or a CUDA device"
     return InputError(f"input '{name}'", name=name, got=got, allowed=allowed, fix=fix)

@@ -116,7 +116,7 @@ class _GuardedModel:
         if changed:
             raise ExportError(
                 "model",
-                got=f"its forward writes into its own parameters: {', '.join(changed)}; they keep the new values",
+                got=f"a forward that writes into its own parameters ({', '.join(changed)}), which keep the new values",
                 allowed="a forward that only reads them",
                 fix="move such updates out of forward",
             ) from error
@@ -125,7 +125,7 @@ class _GuardedModel:
         if changed:
             raise ExportError(
                 "model",
-                got=f"its forward adds to the gradients of {', '.join(changed)}; they keep the new values",
+                got=f"a forward that adds to the gradients of {', '.join(changed)}, which keep the new values",
                 allowed="a forward that computes no gradients of its parameters",
                 fix="use torch.autograd.grad in forward, or move the backward pass out of it",
             ) from error

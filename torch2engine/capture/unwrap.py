@@ -6,13 +6,16 @@ reaches it in this way before it does anything else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from torch2engine.core.errors import InputError
+from torch2engine.core.foreign_files import cure_for_path
+from torch2engine.core.wording import kind_of
 
 __all__ = ["unwrap"]
 
@@ -30,18 +33,28 @@ def unwrap(model: Any) -> nn.Module:
     while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
         inner = inner._orig_mod if hasattr(inner, "_orig_mod") else inner.module
     if not isinstance(inner, nn.Module):
-        fix = "wrap a function in a module whose forward calls it"
-        raise InputError("model", got=_described(inner), allowed="a torch.nn.Module", fix=fix)
+        raise InputError("model", got=kind_of(inner), allowed="a torch.nn.Module", fix=_cure_for(inner))
     _check_no_script_module(inner)
     _check_no_packed_weights(inner)
     _check_tensors(inner)
     if getattr(inner, "_t2e_deployed", False):
-        raise InputError("model", got=_described(inner), fix="it is deployed already; pass the PyTorch module")
+        raise InputError("model", got=kind_of(inner), allowed="a PyTorch module", fix="pass what it was deployed from")
     return inner
 
 
-def _described(value: object) -> str:
-    return f"a {type(value).__name__}"
+def _cure_for(value: object) -> str:
+    """How to get a module from what was given in its place."""
+    if isinstance(value, type):
+        return f"make one first, e.g. {value.__name__}(...)"
+    if isinstance(value, Mapping):
+        return "load this state into a module with module.load_state_dict(...), and pass the module"
+    if isinstance(value, (str, Path)):
+        return cure_for_path(Path(value)) or "pass the module itself"
+    if isinstance(value, torch.export.ExportedProgram):
+        return "pass the module that it was exported from"
+    if callable(value):
+        return "wrap a function in a module whose forward calls it"
+    return "pass the module whose forward is to be deployed"
 
 
 def _check_no_script_module(model: nn.Module) -> None:
@@ -50,7 +63,7 @@ def _check_no_script_module(model: nn.Module) -> None:
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
                 "model",
-                got=f"its submodule '{name}' is {_described(module)}" if name else _described(module),
+                got=kind_of(module) + (f" as its submodule '{name}'" if name else ""),
                 allowed="the Python module that it was made from",
                 fix="pass the module as it was before torch.jit.script or torch.jit.trace",
             )
@@ -63,7 +76,7 @@ def _check_no_packed_weights(model: nn.Module) -> None:
         if isinstance(getattr(packed, "_packed_params", packed), torch.ScriptObject):
             raise InputError(
                 "model",
-                got=f"its submodule '{name}' is {_described(module)} of torch.ao, with weights packed for the CPU",
+                got=f"{kind_of(module)} of torch.ao as its submodule '{name}', with weights packed for the CPU",
                 allowed="a model in floating point",
                 fix="deploy the model as it was before quantize_dynamic or convert, with precision='int8' if you like",
             )
@@ -73,8 +86,9 @@ def _check_tensors(model: nn.Module) -> None:
     """Refuse parameters and buffers without values, and those that torch.export can't take."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-            got = f"its lazy parameter '{name}' has no shape yet"
-            raise InputError("model", got=got, fix="call the model once first")
+            got = f"a lazy parameter '{name}' without a shape"
+            raise InputError("model", got=got, allowed="parameters with values", fix="call the model once first")
         if tensor.is_inference() and tensor.requires_grad:
-            got = f"its parameter '{name}' was made in inference mode and requires grad, which torch.export can't take"
-            raise InputError("model", got=got, fix="make or load the model outside torch.inference_mode()")
+            got = f"a parameter '{name}' that was made in inference mode and requires grad"
+            fix = "make or load the model outside torch.inference_mode()"
+            raise InputError("model", got=got, allowed="parameters that torch.export can take", fix=fix)

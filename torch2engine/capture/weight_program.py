@@ -99,7 +99,7 @@ class WeightProgram:
         if new:
             raise RefitError(
                 ", ".join(f"'{path}'" for path in new[:8]),
-                got="a parameter that was not there",
+                got="a new parameter",
                 allowed="the structure that was deployed",
                 fix="deploy the model again",
             )
@@ -109,7 +109,7 @@ class WeightProgram:
             if len({id(live.get(path)) for path in group}) > 1:
                 raise RefitError(
                     " and ".join(f"'{path}'" for path in group),
-                    got="are different tensors now",
+                    got="different tensors",
                     allowed="one tensor, as they were deployed",
                     fix="tie them again, or deploy the model again",
                 )
@@ -199,8 +199,8 @@ class WeightProgram:
             if fields["version"] != _VERSION:
                 raise ArtifactError(
                     "weight program",
-                    got=f"its version is {fields['version']}",
-                    allowed=f"this torch2engine reads {_VERSION}",
+                    got=f"version {fields['version']}",
+                    allowed=f"{_VERSION}, which this torch2engine reads",
                     fix="deploy the model again",
                 )
             steps = tuple(WeightStep.from_json(step) for step in fields["steps"])
@@ -218,7 +218,12 @@ class WeightProgram:
                 parameters=None if parameters is None else tuple(parameters),
             )
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ArtifactError("weight program", got=f"it can't be read ({error})", fix="deploy again") from error
+            raise ArtifactError(
+                "weight program",
+                got=f"bytes that can't be read ({error})",
+                allowed="those that were saved",
+                fix="deploy again",
+            ) from error
 
 
 def _check_source(path: str, tensor: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -226,21 +231,21 @@ def _check_source(path: str, tensor: torch.Tensor | None, shape: tuple[int, ...]
     if tensor is None:
         raise RefitError(
             f"'{path}'",
-            got="the model has it not",
+            got="no such parameter or buffer",
             allowed="the structure that was deployed",
             fix="pass the module inside, if this one wraps it, or deploy the model again",
         )
     if tensor.is_meta:
         raise RefitError(
             f"'{path}'",
-            got="it is on the meta device, without values",
+            got="a tensor on the meta device, without values",
             allowed="a tensor with values, on the CPU or a GPU",
             fix="load its values",
         )
     if (tuple(tensor.shape), tensor.dtype) != (shape, dtype):
         raise RefitError(
             f"'{path}'",
-            got=f"is {tensor.dtype} {list(tensor.shape)}",
+            got=f"{tensor.dtype} {list(tensor.shape)}",
             allowed=f"{dtype} {list(shape)}, as it was deployed",
             fix="deploy the model again",
         )

@@ -19,8 +19,10 @@ from torch2engine.core.precisions import (
     MODEL_PRECISIONS,
     PRECISION_TYPES,
     WEIGHT_PRECISIONS,
+    precision_word,
     quoted,
 )
+from torch2engine.core.wording import did_you_mean, with_article
 
 __all__ = [
     "FLAVOURS",
@@ -45,14 +47,22 @@ _OUT_OF_RANGE = ("error", "split", "eager")
 _METHODS = ("max", "percentile", "entropy")
 
 
-def require_choice(subject: str, value: object, allowed: Sequence[object]) -> None:
+def require_choice(subject: str, value: object, allowed: Sequence[object], meant: str = "") -> None:
     """Refuse a value that is not one of the allowed words.
 
+    Args:
+        subject: the option's name.
+        value: what was given.
+        allowed: the words.
+        meant: the word that the value stands for, if the caller knows it.
+
     Raises:
-        InputError: listing the allowed words.
+        InputError: listing the allowed words, with the one that was probably meant.
     """
     if value not in allowed:
-        raise InputError(subject, got=repr(value), allowed="one of " + ", ".join(map(repr, allowed)))
+        known = f"pass {meant!r}" if meant in allowed else ""
+        fix = known or did_you_mean(value, allowed) or "pass one of these"
+        raise InputError(subject, got=repr(value), allowed="one of " + ", ".join(map(repr, allowed)), fix=fix)
 
 
 def require_instance(subject: str, value: object, kind: type) -> None:
@@ -62,7 +72,9 @@ def require_instance(subject: str, value: object, kind: type) -> None:
         InputError: naming the class.
     """
     if not isinstance(value, kind):
-        raise InputError(subject, got=repr(value), allowed=f"a {kind.__name__}", fix=f"pass t2e.{kind.__name__}(...)")
+        raise InputError(
+            subject, got=repr(value), allowed=with_article(kind.__name__), fix=f"pass t2e.{kind.__name__}(...)"
+        )
 
 
 def is_count(value: object) -> TypeGuard[int]:
@@ -81,7 +93,7 @@ def _require(holds: bool, subject: str, value: object, allowed: str, fix: str = 
         InputError: saying what is allowed.
     """
     if not holds:
-        raise InputError(subject, got=repr(value), allowed=allowed, fix=fix)
+        raise InputError(subject, got=repr(value), allowed=allowed, fix=fix or "pass such a value")
 
 
 def _is_list(value: object) -> bool:
@@ -316,9 +328,16 @@ class Budget:
             require_instance("Budget.tolerance", self.tolerance, Tolerance)
         if (self.metric is None) != (self.floor is None):
             given, missing = ("floor", "metric") if self.metric is None else ("metric", "floor")
-            raise InputError("Budget", got=f"{given} without {missing}", allowed="both or neither")
+            raise InputError(
+                "Budget", got=f"{given} without {missing}", allowed="both or neither", fix=f"give {missing} too"
+            )
         if self.metric is not None and self.tolerance is not None:
-            raise InputError("Budget", got="a metric and a tolerance", allowed="one of them: the metric judges instead")
+            raise InputError(
+                "Budget",
+                got="a metric and a tolerance",
+                allowed="one of them",
+                fix="leave out the tolerance: the metric judges",
+            )
         if self.metric is not None:
             _require(callable(self.metric), "Budget.metric", self.metric, "a callable given (outputs, batch)")
         if self.floor is not None:
@@ -359,7 +378,7 @@ class Precision:
     low_io: bool = False
 
     def __post_init__(self) -> None:
-        require_choice("precision", self.dtype, MODEL_PRECISIONS)
+        require_choice("precision", self.dtype, MODEL_PRECISIONS, meant=precision_word(self.dtype))
         require_choice("Precision.weights", self.weights, (None, *WEIGHT_PRECISIONS))
         require_choice("Precision.method", self.method, _METHODS)
         paths: Any = self.keep_fp32
@@ -371,13 +390,19 @@ class Precision:
         if self.budget is not None:
             require_instance("Precision.budget", self.budget, Budget)
         if not _is_finite(self.percentile) or not 50 < self.percentile <= 100:
-            raise InputError("Precision.percentile", got=repr(self.percentile), allowed="a number above 50 up to 100")
+            raise InputError(
+                "Precision.percentile",
+                got=repr(self.percentile),
+                allowed="a number above 50 up to 100",
+                fix="e.g. 99.99",
+            )
         beside_weights = ("fp32", *CAST_PRECISIONS)
         if self.weights is not None and self.dtype not in beside_weights:
             raise InputError(
                 "Precision.weights",
                 got=f"{self.weights!r} with dtype {self.dtype!r}",
                 allowed=f"weights alone beside {quoted(beside_weights, 'or')}",
+                fix="take one of these for dtype, or leave weights out",
             )
         if self.weights is not None and self.budget is not None:
             raise InputError(
@@ -388,7 +413,10 @@ class Precision:
             )
         if self.low_io and self.dtype not in CAST_PRECISIONS:
             raise InputError(
-                "Precision.low_io", got=f"True with dtype {self.dtype!r}", allowed=quoted(CAST_PRECISIONS, "or")
+                "Precision.low_io",
+                got=f"True with dtype {self.dtype!r}",
+                allowed=quoted(CAST_PRECISIONS, "or"),
+                fix="take one of these, or leave low_io out",
             )
 
     @classmethod
@@ -398,11 +426,14 @@ class Precision:
         Raises:
             InputError: neither, or an unknown word.
         """
-        if isinstance(value, str):
-            return cls(value)
-        require_instance("precision", value, Precision)
-        assert isinstance(value, Precision)
-        return value
+        if isinstance(value, Precision):
+            return value
+        word = precision_word(value)
+        if not isinstance(value, str):
+            allowed = f"one of {', '.join(map(repr, MODEL_PRECISIONS))}, or a Precision"
+            fix = f"pass {word!r}" if word else "pass one of these"
+            raise InputError("precision", got=repr(value), allowed=allowed, fix=fix)
+        return cls(value)
 
     @property
     def changes_graph(self) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.wording import with_article
 
 __all__ = ["CONTAINERS", "Container", "Key", "container_of", "find_class"]
 
@@ -178,7 +179,7 @@ def container_of(value: Any, path: str) -> Container:
     raise InputError(
         f"'{path}'",
         name=path,
-        got=f"a {cls.__module__}.{cls.__qualname__}",
+        got=with_article(f"{cls.__module__}.{cls.__qualname__}"),
         allowed="tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTuples, dataclasses of these",
         fix=fix,
     )
@@ -200,11 +201,14 @@ def find_class(type_name: str, container: Container) -> type:
     except (ImportError, AttributeError, ValueError) as error:
         raise ArtifactError(
             f"type '{type_name}'",
-            got=f"can't be imported here ({error})",
-            allowed="results are rebuilt in the model's own types",
+            got=f"no such class here ({error})",
+            allowed="the model's own types, in which results are rebuilt",
             fix="define the class at the top level of a module that can be imported where the artifact is loaded",
         ) from error
     fits = container.fits_class
     if not isinstance(found, type) or fits is None or not fits(found):
-        raise ArtifactError(f"type '{type_name}'", got="is no such container", allowed=f"a {container.kind} class")
+        allowed = f"{with_article(container.kind)} class"
+        raise ArtifactError(
+            f"type '{type_name}'", got="no such container", allowed=allowed, fix="deploy the model again"
+        )
     return found

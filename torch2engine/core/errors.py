@@ -15,8 +15,8 @@
     ├── ArtifactError                corrupt, foreign format, other hardware
     └── RefitError                   weights not covered, structure changed
 
-Enters: the facts of a failure. Leaves: one message of the form "subject: got, allowed; fix", with the same
-facts as attributes. Separate because every other folder raises from here, and it needs only the standard
+Enters: the facts of a failure. Leaves: one message of the form "subject: got X; expected Y; fix", with the
+same facts as attributes. Separate because every other folder raises from here, and it needs only the standard
 library.
 """
 
@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch2engine.core.package import public
+from torch2engine.core.wording import without_terminal_codes
 
 __all__ = [
     "ArtifactError",
@@ -53,11 +54,11 @@ class Torch2EngineError(Exception):
 
     Args:
         subject: what the message is about, e.g. ``"input 'x'"``.
-        got: what came, as a clause, e.g. ``"axis 'batch' is 64"``.
-        allowed: what would be right, as a clause, e.g. ``"the engine allows 1..32"``.
+        got: what came, as a noun or a name with a value, e.g. ``"batch = 64"``.
+        allowed: what would be right, in the same form, e.g. ``"1..32"``.
         fix: what to do, as an imperative, e.g. ``"redeploy with Axis('batch', 1, 8, 64)"``.
 
-    The message reads ``subject: got, allowed; fix``; parts left empty are left out.
+    The message reads ``subject: got X; expected Y; fix``; parts left empty are left out.
     """
 
     def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "") -> None:
@@ -68,9 +69,15 @@ class Torch2EngineError(Exception):
         super().__init__(self._message())
 
     def _message(self) -> str:
-        facts = ", ".join(part for part in (self.got, self.allowed) if part)
-        head = f"{self.subject}: {facts}" if facts else self.subject
-        return f"{head}; {self.fix}" if self.fix else head
+        parts = "; ".join(part for part in (self.facts, self.fix) if part)
+        return f"{self.subject}: {parts}" if parts else self.subject
+
+    @property
+    def facts(self) -> str:
+        """What came and what would be right, as in the message: ``got X; expected Y``."""
+        got = f"got {self.got}" if self.got else ""
+        expected = f"expected {self.allowed}" if self.allowed else ""
+        return "; ".join(part for part in (got, expected) if part)
 
     def __str__(self) -> str:
         return self._message()
@@ -190,7 +197,7 @@ class BuildError(Torch2EngineError):
         log: Sequence[str] = (),
         out_of_memory: bool = False,
     ) -> None:
-        self.log = tuple(log)
+        self.log = tuple(map(without_terminal_codes, log))
         self.out_of_memory = out_of_memory
         super().__init__(subject, got=got, allowed=allowed, fix=fix)
 

@@ -46,7 +46,7 @@ class SchemaError(Exception):
 
 def field_error(value: object, where: str, allowed: str) -> SchemaError:
     """The error for a field that holds a wrong value."""
-    return SchemaError(f"its manifest's {where} is {reprlib.repr(value)}", f"it must be {allowed}")
+    return SchemaError(f"manifest field {where} = {reprlib.repr(value)}", allowed)
 
 
 def is_object(value: object) -> TypeGuard[dict[str, Any]]:
@@ -70,9 +70,11 @@ def check_names(value: object, where: str, names: Sequence[str] | None = None) -
     if names is not None and value.keys() != set(names):
         for name in names:
             if name not in value:
-                raise SchemaError(f"its manifest lacks {_inside(where, name)}")
+                raise SchemaError(f"a manifest without {_inside(where, name)}")
         surplus = reprlib.repr(min(value.keys() - set(names)))
-        raise SchemaError(f"its manifest holds {surplus} in {where or 'itself'}", f"only {', '.join(names)}")
+        raise SchemaError(
+            f"{surplus} in {f'manifest field {where}' if where else 'its manifest'}", f"only {', '.join(names)}"
+        )
     return value
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "WEIGHT_PRECISIONS",
     "PrecisionType",
     "lowest_cast_precision",
+    "precision_word",
     "quoted",
     "sensitivity_factor",
 ]
@@ -51,6 +52,8 @@ class PrecisionType:
             TensorRT 11 and RTX say "Half"; TensorRT 10 may say "Channel major FP16 format where channel % 8 == 0". See
             https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
         other_onnx_types: further types in a graph that are computed in this precision.
+        package, module: the library that writes a graph of this type, as it is installed and as it is imported; "" if
+            none is needed.
     """
 
     name: str
@@ -68,6 +71,8 @@ class PrecisionType:
     largest_kept: float = math.inf
     inspector_words: str = ""
     other_onnx_types: tuple[str, ...] = ()
+    package: str = ""
+    module: str = ""
 
     @property
     def has_one_step(self) -> bool:
@@ -113,6 +118,8 @@ _ROWS = (
     ),
     PrecisionType(
         name="fp16",
+        package="nvidia-modelopt",
+        module="modelopt",
         made_by="cast",
         dtype="float16",
         onnx_type="FLOAT16",
@@ -129,6 +136,8 @@ _ROWS = (
     ),
     PrecisionType(
         name="bf16",
+        package="nvidia-modelopt",
+        module="modelopt",
         made_by="cast",
         dtype="bfloat16",
         onnx_type="BFLOAT16",
@@ -160,6 +169,8 @@ _ROWS = (
     ),
     PrecisionType(
         name="fp8",  # E4M3
+        package="ml_dtypes",
+        module="ml_dtypes",
         made_by="quantize",
         dtype="float8_e4m3fn",
         onnx_type="FLOAT8E4M3FN",
@@ -254,3 +265,17 @@ def quoted(names: Iterable[object], conjunction: str) -> str:
     """
     words = [repr(name) for name in names]
     return f" {conjunction} ".join(part for part in (", ".join(words[:-1]), words[-1]) if part)
+
+
+_OTHER_NAMES = {"half": "fp16", "float": "fp32", "float8": "fp8", "e4m3": "fp8", "single": "fp32"}
+
+
+def precision_word(value: object) -> str:
+    """The precision that a dtype of PyTorch or numpy means, or another name of one; "" for anything else.
+
+    >>> precision_word("torch.bfloat16"), precision_word("half"), precision_word("fast")
+    ('bf16', 'fp16', '')
+    """
+    name = (value.__name__ if isinstance(value, type) else str(value)).rpartition(".")[2].lower()
+    by_dtype = {row.dtype: row.name for row in reversed(_ROWS) if row.made_by != "weights"}
+    return name if name in MODEL_PRECISIONS else by_dtype.get(name) or _OTHER_NAMES.get(name, "")

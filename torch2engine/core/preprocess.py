@@ -14,6 +14,7 @@ from typing import Any, TypeGuard, cast
 from torch2engine.core.errors import DtypeError, InputError, ShapeError
 from torch2engine.core.json_rules import Object, Plain, field_error
 from torch2engine.core.package import public
+from torch2engine.core.wording import did_you_mean, kind_of
 
 __all__ = ["ORIGIN", "PREPROCESS_JSON", "Preprocess", "by_input"]
 
@@ -122,16 +123,16 @@ class Preprocess:
             raise DtypeError(
                 subject,
                 name=name,
-                got=f"dtype is {dtype}",
-                allowed="uint8: preprocess= takes bytes",
+                got=f"dtype {dtype}",
+                allowed="uint8, since preprocess= takes bytes",
                 fix=f"pass the image's bytes, ({order})",
             )
         if len(shape) != len(self.layout):
             raise ShapeError(
                 subject,
                 name=name,
-                got=f"shape {list(shape)} has {len(shape)} dimensions",
-                allowed=f"Preprocess takes {self.layout}, ({order})",
+                got=f"shape {list(shape)} of {len(shape)} dimensions",
+                allowed=f"{self.layout}, ({order}), which Preprocess takes",
                 fix=f"unsqueeze(0) adds a batch, unsqueeze({self.layout.index('C') - 4}) channels",
             )
         channels = shape[self.layout.index("C")]
@@ -141,8 +142,8 @@ class Preprocess:
             raise ShapeError(
                 subject,
                 name=name,
-                got=f"shape {list(shape)} has {channels} channels in the order {self.layout}",
-                allowed=f"{self.channels}, one for each number of mean and std",
+                got=f"shape {list(shape)} of {channels} channels in the order {self.layout}",
+                allowed=f"{self.channels} channels, one for each number of mean and std",
                 fix=f"pass layout={other!r}" if is_swapped else "give as many numbers as there are channels, or one",
             )
 
@@ -257,14 +258,14 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
             raise InputError(
                 "preprocess",
                 got="one Preprocess for several inputs",
-                allowed=f"inputs are {', '.join(names)}",
+                allowed=f"one for an input of {', '.join(names)}",
                 fix=f"say which, e.g. {{{names[0]!r}: Preprocess(...)}}",
             )
         return {names[0]: preprocess}
     if not isinstance(preprocess, Mapping):
         raise InputError(
             "preprocess",
-            got=f"a {type(preprocess).__name__}",
+            got=kind_of(preprocess),
             allowed="a Preprocess, or a dict of them by input",
             fix="for another computation, deploy a module that makes it before it calls the model",
         )
@@ -274,13 +275,13 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
             raise InputError(
                 f"preprocess[{name!r}]",
                 got="no such input",
-                allowed=f"inputs are {', '.join(names)}",
-                fix="use one of these names",
+                allowed=f"one of {', '.join(names)}",
+                fix=did_you_mean(name, names) or "use one of these names",
             )
         if not _is_preprocess(one):
             raise InputError(
                 f"preprocess[{name!r}]",
-                got=f"a {type(one).__name__}",
+                got=kind_of(one),
                 allowed="a Preprocess",
                 fix="leave the input out if it has none",
             )

@@ -82,7 +82,12 @@ class Reporter:
             BuildError: the answer was to cancel.
         """
         if self._report is not None and self._report(phase, step, steps, time.monotonic() - self._started) is False:
-            raise BuildError(self._subject, got=f"cancelled, progress returned False in '{phase}'")
+            raise BuildError(
+                self._subject,
+                got=f"False from progress in '{phase}'",
+                allowed="another value, since False cancels",
+                fix="return None to go on",
+            )
 
 
 class _Bar:

@@ -16,6 +16,7 @@ from torch2engine.core.containers import CONTAINERS, Container, Key, container_o
 from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Parameter, Tree
+from torch2engine.core.wording import did_you_mean, kind_of, with_article
 
 __all__ = [
     "TENSORS",
@@ -78,7 +79,7 @@ def as_inputs(sample: Any) -> Inputs:
         return Inputs(*cast("Sequence[Any]", sample))
     raise InputError(
         "sample_input",
-        got=f"a {type(sample).__name__}",
+        got=kind_of(sample),
         allowed="a Tensor, a tuple or list of positional arguments, a Mapping of keyword arguments, or Inputs(...)",
         fix="e.g. sample_input=torch.randn(8, 3, 224, 224)",
     )
@@ -158,7 +159,9 @@ def _keys(container: Container, node: Any, path: str) -> tuple[Key, ...]:
     keys = tuple(container.keys_of(node))
     for key in keys:
         if not isinstance(cast("object", key), (str, int)):
-            raise InputError(f"'{path}'", got=f"the dict key {key!r}", allowed="str or int keys")
+            raise InputError(
+                f"'{path}'", got=f"the dict key {key!r}", allowed="str or int keys", fix="rename the keys to texts"
+            )
     return keys
 
 
@@ -232,6 +235,7 @@ def bind(
     Raises:
         InputError: a missing or extra argument, another structure, or another constant than was captured.
     """
+    _refuse_packed_call(parameters, args, kwargs, leaf_kind)
     given = _assign(parameters, args, kwargs)
     leaves: list[Any] = []
     for parameter in parameters:
@@ -248,6 +252,29 @@ def bind(
     return leaves
 
 
+def _refuse_packed_call(
+    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any], leaf_kind: LeafKind
+) -> None:
+    """Refuse a list, tuple or Mapping that holds the arguments themselves, and say how to unpack it."""
+    first = next((one for one in parameters if one.kind == "positional"), None)
+    if len(args) != 1 or kwargs or first is None or first.tree is None or first.tree.kind != "tensor":
+        return
+    packed = args[0]
+    if not isinstance(packed, (list, tuple, Mapping)) or leaf_kind.fits(packed):
+        return
+    values = cast("Iterable[Any]", packed.values() if isinstance(packed, Mapping) else packed)
+    if not any(map(leaf_kind.fits, values)):
+        return
+    stars = "**" if isinstance(packed, Mapping) else "*"
+    raise InputError(
+        f"input '{first.name}'",
+        name=first.name,
+        got=_short(cast("object", packed)),
+        allowed=leaf_kind.allowed,
+        fix=f"unpack it: module({stars}inputs)",
+    )
+
+
 def _check_omitted(parameter: Parameter, parameters: Sequence[Parameter]) -> None:
     """An argument may be left out if the model would then take what the engine was built for."""
     tree = parameter.tree
@@ -258,8 +285,8 @@ def _check_omitted(parameter: Parameter, parameters: Sequence[Parameter]) -> Non
     raise InputError(
         f"argument '{parameter.name}'",
         name=parameter.name,
-        got="is missing",
-        allowed=f"the engine takes {_names(parameters)}",
+        got="no value",
+        allowed=f"the arguments {_names(parameters)}",
         fix=f"pass {parameter.name}" + (f"={tree.value!r}" if tree.kind == "constant" else ""),
     )
 
@@ -277,8 +304,8 @@ def _check_default(parameter: Parameter, value: Any) -> None:
     raise InputError(
         f"argument '{name}'",
         name=name,
-        got=f"{_short(value)} was passed",
-        allowed=f"it was not in sample_input, so {default} is fixed in",
+        got=_short(value),
+        allowed=f"{default}, since it was not in sample_input",
         fix="redeploy with it in sample_input",
     )
 
@@ -306,21 +333,22 @@ def _assign(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mappin
     unknown: dict[str, Any] = {}
     for name, value in kwargs.items():
         if name in named and name in given:
-            raise InputError(f"argument '{name}'", name=name, got="is passed twice", fix="pass it once")
+            raise InputError(f"argument '{name}'", name=name, got="two values", allowed="one", fix="pass it once")
         (given if name in named else unknown)[name] = value
     if "var_keyword" in rest:
         given[rest["var_keyword"]] = unknown
     elif unknown:
         name = next(iter(unknown))
-        allowed = f"the model takes {', '.join(parameter.name for parameter in parameters)}"
-        raise InputError(f"argument '{name}'", name=name, got="is unknown", allowed=allowed, fix="leave it out")
+        allowed = f"one of {', '.join(parameter.name for parameter in parameters)}"
+        fix = did_you_mean(name, [parameter.name for parameter in parameters]) or "leave it out"
+        raise InputError(f"argument '{name}'", name=name, got="an unknown name", allowed=allowed, fix=fix)
     return given
 
 
 def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaf_kind: LeafKind) -> None:
     if tree.kind == "tensor":
         if not leaf_kind.fits(value):
-            got = f"a {type(value).__name__}"
+            got = kind_of(value)
             raise InputError(f"input '{path}'", name=path, got=got, allowed=leaf_kind.allowed, fix=leaf_kind.fix)
         add(value)
     elif tree.kind == "constant":
@@ -329,7 +357,7 @@ def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaf_k
                 f"argument '{path}'",
                 name=path,
                 got=_short(value),
-                allowed=f"the engine was built for {tree.value!r}, a constant",
+                allowed=f"{tree.value!r}, a constant of the engine",
                 fix="redeploy with this value in sample_input, or make it a tensor",
             )
     else:
@@ -341,9 +369,8 @@ def _children(tree: Tree, value: Any, path: str) -> list[Any]:
     children = CONTAINERS[tree.kind].children_of(value, tree.keys)
     if children is not None:
         return children
-    expected = (
-        f"a {tree.type_name.rpartition(':')[2] or tree.kind} of {len(tree.keys)}: {', '.join(map(str, tree.keys))}"
-    )
+    kind = with_article(tree.type_name.rpartition(":")[2] or tree.kind)
+    expected = f"{kind} of {len(tree.keys)}: {', '.join(map(str, tree.keys))}"
     raise InputError(
         f"argument '{path}'",
         name=path,
@@ -364,5 +391,5 @@ def _short(value: Any) -> str:
     if is_tensor(value):
         return "a tensor"
     if isinstance(value, (list, tuple, Mapping)):
-        return f"a {type(cast('Any', value)).__name__} of {len(cast('Sequence[Any]', value))}"
-    return repr(value) if isinstance(value, _CONSTANTS) else f"a {type(value).__name__}"
+        return f"{kind_of(cast('object', value))} of {len(cast('Sequence[Any]', value))}"
+    return repr(value) if isinstance(value, _CONSTANTS) else kind_of(value)

@@ -119,7 +119,8 @@ class Axis:
         if not (isinstance(cast("object", self.name), str) and self.name.isidentifier()):
             raise DynamicAxisError(
                 "axis name",
-                got=f"{self.name!r} is not an identifier",
+                got=repr(self.name),
+                allowed="an identifier",
                 fix="use letters, digits and underscores, e.g. Axis('batch')",
             )
         subject = f"axis '{self.name}'"
@@ -132,8 +133,8 @@ class Axis:
                 raise DynamicAxisError(
                     subject,
                     axis=self.name,
-                    got=f"{what} is {value!r}",
-                    allowed=f"{what} must be an int of at least 1" + (" or None" if optional else ""),
+                    got=f"{what} = {value!r}",
+                    allowed="an int of at least 1" + (" or None" if optional else ""),
                     fix="an engine can't answer empty axes",
                 )
         if self.multiple_of > 1 and self.min == 1:
@@ -152,8 +153,8 @@ class Axis:
                 raise DynamicAxisError(
                     subject,
                     axis=self.name,
-                    got=f"{size} is not a multiple of {self.multiple_of}",
-                    allowed=f"min, opt and max must be multiples of multiple_of={self.multiple_of}",
+                    got=f"the size {size}",
+                    allowed=f"multiples of multiple_of={self.multiple_of} for min, opt and max",
                     fix="round them",
                 )
 
@@ -306,8 +307,8 @@ class Signature:
             raise DtypeError(
                 f"input '{spec.name}'",
                 name=spec.name,
-                got=f"dtype is {dtype}",
-                allowed=f"the engine takes {spec.dtype}{also}",
+                got=f"dtype {dtype}",
+                allowed=f"{spec.dtype}{also}",
                 fix="pass the image's bytes as they were decoded: the engine normalises them"
                 if spec.preprocess is not None
                 else f"cast it yourself with {by.format(spec.dtype)} if the loss is meant",
@@ -331,22 +332,20 @@ class Signature:
         first: dict[str, str] = {}
         for spec, shape in zip(self.inputs, shapes, strict=True):
             if len(shape) != len(spec.shape):
-                raise self._shape_error(spec, shape, f"shape {list(shape)} has {len(shape)} dimensions")
+                raise self._shape_error(spec, shape, f"shape {list(shape)} of {len(shape)} dimensions")
             for position, (dim, size) in enumerate(zip(spec.shape, shape, strict=True)):
                 if isinstance(dim, int):
                     if dim != size:
                         raise self._shape_error(
                             spec,
                             shape,
-                            f"dimension {position} is {size}",
+                            f"dimension {position} = {size}",
                             f"add {{{position}: 'name'}} to dynamic_axes",
                         )
                 elif not dim.isidentifier():
                     has_expressions = True
                 elif sizes.setdefault(dim, size) != size:
-                    raise self._shape_error(
-                        spec, shape, f"axis '{dim}' is {size} but it is {sizes[dim]} in input '{first[dim]}'"
-                    )
+                    raise self._shape_error(spec, shape, f"{dim} = {size}, but {sizes[dim]} in input '{first[dim]}'")
                 else:
                     first.setdefault(dim, spec.name)
         for axis in self.axes:
@@ -354,8 +353,8 @@ class Signature:
                 raise ShapeError(
                     f"input '{first[axis.name]}'",
                     name=first[axis.name],
-                    got=f"axis '{axis.name}' is {sizes[axis.name]}",
-                    allowed=f"the engine allows multiples of {axis.multiple_of}",
+                    got=f"{axis.name} = {sizes[axis.name]}",
+                    allowed=f"a multiple of {axis.multiple_of}",
                     fix=f"pad axis '{axis.name}' to a multiple of {axis.multiple_of}",
                 )
         if has_expressions:
@@ -371,7 +370,7 @@ class Signature:
                     raise self._shape_error(
                         spec,
                         shape,
-                        f"dimension {position} is {size}, but '{spec.shape[position]}' is {expected} with {got}",
+                        f"dimension {position} = {size}, but '{spec.shape[position]}' is {expected} with {got}",
                         f"pass {expected} there",
                     )
 
@@ -399,17 +398,17 @@ class Signature:
                 return ShapeError(
                     f"input '{spec.name}'",
                     name=spec.name,
-                    got=f"axis '{name}' is {size}",
-                    allowed=f"the engine allows {allowed}",
+                    got=f"{name} = {size}",
+                    allowed=allowed,
                     fix=f"redeploy with Axis({name!r}, {min(low, size)}, {opt}, {max(high, size)}{step})"
                     if size
                     else "an engine can't answer empty axes",
                 )
-        got = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        got = ", ".join(f"{name} = {size}" for name, size in sizes.items())
         return ShapeError(
             "inputs",
-            got=f"axes are {got}",
-            allowed="no profile allows them together: " + " | ".join(map(str, profiles)),
+            got=got,
+            allowed="sizes that one profile allows together: " + " | ".join(map(str, profiles)),
             fix="add a profile that holds them to profiles=",
         )
 
@@ -419,8 +418,8 @@ class Signature:
             f"input '{spec.name}'",
             name=spec.name,
             got=got,
-            allowed=f"the engine takes [{dims}]",
-            fix=fix or f"pass a tensor of that shape (got {list(shape)})",
+            allowed=f"[{dims}]",
+            fix=fix or f"pass a tensor of that shape, not {list(shape)}",
         )
 
     def to_json(self) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class _TreeRule:
 
     def _check(self, value: object, where: str, depth: int) -> None:
         if depth > _DEEPEST:
-            raise SchemaError(f"its signature is nested more than {_DEEPEST} levels deep")
+            raise SchemaError(f"a signature nested more than {_DEEPEST} levels deep")
         members = check_names(value, where)
         word(("tensor", "constant", *CONTAINERS)).check(members.get("kind"), f"{where}.kind")
         check_names(members, where, _tree_names(members))

@@ -65,8 +65,8 @@ def check_output_axes(signature: Signature, requested: Mapping[str, Mapping[int,
                 raise DynamicAxisError(
                     f"dynamic_axes[{spec.name!r}]",
                     axis=axis or "",
-                    got=f"dimension {dim} is {axis or 'dynamic'!r}",
-                    allowed=f"the model's output is {spec}",
+                    got=f"{axis or 'dynamic'!r} for dimension {dim}",
+                    allowed=f"the axes of the model's output, {spec}",
                     fix="name them as the model computes them, or leave outputs out: they follow from the inputs",
                 )
 

@@ -102,8 +102,8 @@ def _check_range(axis: Axis, expression: SizeExpression, profile: Profile, sourc
         raise DynamicAxisError(
             f"axis '{axis.name}'",
             axis=axis.name,
-            got=f"the model makes it {expression.text}, which is {least}..{largest}",
-            allowed=f"its own range is {low}..{high}",
+            got=f"a model that makes it {expression.text}, which is {least}..{largest}",
+            allowed=f"{low}..{high}, the range of its own",
             fix=f"write {expression.text!r} instead of Axis({axis.name!r}, ...) in dynamic_axes, and narrow the others",
             source=source,
         )

@@ -28,6 +28,7 @@ from torch2engine.core.constants import EXTERNAL_ABOVE_BYTES
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.loggers import only_errors
 from torch2engine.core.spec import Signature
+from torch2engine.core.wording import quote
 from torch2engine.exporter.axis_symbols import check_output_axes, find_axis_symbols, output_specs
 from torch2engine.exporter.fake_quant import quantizers_as_operators
 from torch2engine.exporter.given_masks import masks_as_given
@@ -39,6 +40,7 @@ from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 
 __all__ = ["export_onnx"]
 
+_OTHER_VERSION = "install another version of torch"
 _TALKATIVE_LOGGERS = (
     "torch.onnx._internal.exporter",
     "torch.onnx._internal.exporter._registration",
@@ -178,7 +180,9 @@ def _verified_model(path: Path, signature: Signature) -> Any:
     try:
         onnx.checker.check_model(str(path), full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ExportError("torch.onnx", got=f"the graph that came out is invalid: {error}") from error
+        raise ExportError(
+            "torch.onnx", got=f"an invalid graph: {quote(error)}", allowed="a valid one", fix=_OTHER_VERSION
+        ) from error
     onnx_model = onnx.load(str(path), load_external_data=False)
     onnx_graph = onnx_model.graph
     inputs = [(value.name, _shape(value)) for value in onnx_graph.input]
@@ -188,8 +192,9 @@ def _verified_model(path: Path, signature: Signature) -> Any:
     if inputs != expected_inputs or outputs != expected_outputs:
         raise ExportError(
             "torch.onnx",
-            got=f"the file has inputs {inputs} and outputs {outputs}",
+            got=f"a file with inputs {inputs} and outputs {outputs}",
             allowed=f"inputs {expected_inputs} and outputs {expected_outputs}",
+            fix=_OTHER_VERSION,
         )
     return onnx_model
 

@@ -77,13 +77,13 @@ def _as_function(path: str, quantizer: Any) -> Quantize:
     """
     largest: Any = getattr(quantizer, "_amax", None)
     if quantizer.num_bits != 8:
-        raise _not_int8(path, f"it has {quantizer.num_bits} bits (exponent, mantissa)")
+        raise _not_int8(path, f"{quantizer.num_bits} bits (exponent, mantissa)")
     if quantizer.unsigned:
-        raise _not_int8(path, "it is unsigned")
+        raise _not_int8(path, "an unsigned one")
     if quantizer.block_sizes is not None:
-        raise _not_int8(path, "it quantises in blocks")
+        raise _not_int8(path, "one that quantises in blocks")
     if largest is None:
-        raise _not_int8(path, "it was never calibrated")
+        raise _not_int8(path, "one that was never calibrated")
     operators: Any = torch.ops.quantized_decomposed
     amax: torch.Tensor = largest.detach().float().cpu()
     bounds = (-128, 127, torch.int8)

@@ -37,7 +37,7 @@ class FlatModule(nn.Module):
         if result.tree != signature.output:
             raise ExportError(
                 "model",
-                got="its result has another structure while it is exported than when it is called",
+                got="a result with another structure while it is exported than when it is called",
                 allowed="one structure",
                 fix="don't look at torch.compiler.is_exporting() and the like in forward",
             )

@@ -35,7 +35,7 @@ def becomes_a_number(axis: str, source: str) -> DynamicAxisError:
     return DynamicAxisError(
         f"axis '{axis}'",
         axis=axis,
-        got="the model makes a Python number of its size, so that each size has another graph",
+        got="a model that makes a Python number of its size, so that each size has another graph",
         allowed="sizes that stay in tensors and shapes",
         fix=f"{_way_out(source)}; or leave '{axis}' out of dynamic_axes",
         source=source,

@@ -144,16 +144,16 @@ def _explain(
         return DynamicAxisError(
             f"axis '{axis.name}'",
             axis=axis.name,
-            got="the model pins it down",
-            allowed=f"the model works only with {axis.name} = {right[0]}",
+            got="a model that pins it down",
+            allowed=f"one that also works with other sizes than {axis.name} = {right[0]}",
             fix=f"compute with x.shape or -1 instead of a fixed size there, or leave '{axis.name}' out of dynamic_axes",
             source=condition.source,
         )
     return DynamicAxisError(
         f"axis '{axis.name}'",
         axis=axis.name,
-        got="the model does not hold for all of its range",
-        allowed=f"the model needs {condition}, which is wrong at {axis.name} = "
+        got="a model that does not hold for all of its range",
+        allowed=f"sizes for which {condition}, which is wrong at {axis.name} = "
         + _describe(np.setdiff1d(sizes, right), axis.multiple_of),
         fix=_narrower_axis(axis, right),
         source=condition.source,
@@ -168,8 +168,8 @@ def _several_axes(condition: SizeCondition, wrong: Sequence[Mapping[str, int]]) 
     return DynamicAxisError(
         f"axes {' and '.join(map(repr, condition.axes))}",
         axis=condition.axes[0],
-        got="the model does not hold for all of their sizes together",
-        allowed=f"the model needs {condition}, which is wrong at {first}{others}",
+        got="a model that does not hold for all of their sizes together",
+        allowed=f"sizes for which {condition}, which is wrong at {first}{others}",
         fix="change the line so that it holds for every size, or narrow the axes to sizes for which it does",
         source=condition.source,
     )
@@ -181,7 +181,7 @@ def _axes_must_be_equal(condition: SizeCondition) -> DynamicAxisError:
     return DynamicAxisError(
         f"axes '{first}' and '{second}'",
         axis=second,
-        got="the model needs them to be equal",
+        got="a model that needs them to be equal",
         allowed="one name for sizes that are always equal",
         fix=f"call both '{first}' in dynamic_axes",
         source=condition.source,

@@ -64,7 +64,7 @@ class RecurrentLayersAsOperators(TorchFunctionMode):
 def _packed() -> ExportError:
     return ExportError(
         "torch.nn.utils.rnn.pack_padded_sequence",
-        got="the model packs sequences by lengths that are values",
+        got="a model that packs sequences by lengths that are values",
         allowed="padded sequences",
         fix="call the layer on the padded tensor, and take the last valid step with gather",
         source=innermost_user_frame([(frame.filename, frame.lineno) for frame in traceback.extract_stack()]),

@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, Unsuppor
 
 from torch2engine.capture.source_lines import innermost_user_frame, user_source
 from torch2engine.core.errors import ExportError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
+from torch2engine.core.wording import quote
 
 __all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "explain_refusal", "record_guards"]
 
@@ -141,7 +142,7 @@ def explain_refusal(error: Exception) -> Torch2EngineError:
     if _DATA_DEPENDENT.search(message) or isinstance(error, DataDependentOutputException):
         return ExportError(
             "torch.export",
-            got="a branch or a shape depends on a tensor's values",
+            got="a branch or a shape that depends on a tensor's values",
             allowed="control flow that does not look into tensors",
             fix="use torch.where for a choice of values, torch.cond for a branch, torch.clamp for a bound",
             source=user_source(error),
@@ -155,19 +156,20 @@ def _has_no_shape_rule(error: UnsupportedOperatorException) -> UnsupportedOperat
     return UnsupportedOperatorError(
         "torch.export",
         nodes=[UnsupportedNode(operator, "", "", user_source(error), reason)],
-        got=f"it can't trace {operator}",
+        got=f"{operator}, which it can't trace",
+        allowed="operators that it has a rule for",
         fix="write this line with other PyTorch operators",
     )
 
 
 def _unexplained(error: Exception, message: str) -> ExportError:
-    first = next((line.strip() for line in message.splitlines() if line.strip()), "")
     fix = ""
     if "Unsupported input type" in message or "not a known type" in message or "Cache" in message:
         fix = "for a Hugging Face model pass use_cache=False"
     return ExportError(
         "torch.export",
-        got=f"{type(error).__name__}: {first}",
-        fix=fix or "the exception below has torch's whole account",
+        got=quote(error),
+        allowed="a model that torch.export can trace",
+        fix=fix or "see the cause of this exception (`__cause__`) for torch's whole account",
         source=user_source(error),
     )

@@ -1,7 +1,7 @@
 """Facts about torch.export's program, read before it becomes ONNX.
 
-Enters: an ExportedProgram. Leaves: its lowest precision, and the nodes that have no ONNX form. Separate because
-torch's nodes are read here and nowhere changed.
+Enters: an ExportedProgram. Leaves: its lowest precision, and the nodes that have no ONNX form or no fixed size.
+Separate because torch's nodes are read here and nowhere changed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
+import torch.utils._pytree as pytree
 from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.torch_types import dtype_name
@@ -19,7 +21,7 @@ from torch2engine.core.errors import UnsupportedNode
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.exporter.onnx_names import module_path
 
-__all__ = ["failed_node", "has_mixed_norm", "lowest_precision", "without_onnx_form"]
+__all__ = ["failed_node", "has_mixed_norm", "lowest_precision", "value_dependent_nodes", "without_onnx_form"]
 
 _NO_FUNCTION = "no ONNX function"
 
@@ -59,6 +61,24 @@ def without_onnx_form(
         if operator in reported or (is_used and is_translatable and not is_translatable(node.target)):
             unsupported.append(_unsupported(node, _NO_FUNCTION))
     return unsupported or [UnsupportedNode(op, "", "", "", _NO_FUNCTION) for op in sorted(reported)]
+
+
+def value_dependent_nodes(program: torch.export.ExportedProgram) -> list[UnsupportedNode]:
+    """Find the nodes whose result has a size that depends on values: an engine's sizes follow from its inputs' shapes.
+
+    Nodes that only pass such a size on are left out.
+    """
+    return [
+        _unsupported(node, "the size of its result depends on values")
+        for node in _nodes(program)
+        if node.users and _has_free_size(node) and not any(map(_has_free_size, node.all_input_nodes))
+    ]
+
+
+def _has_free_size(node: Any) -> bool:
+    """Whether a tensor that the node makes has a size that no input's shape decides."""
+    values = pytree.tree_leaves(node.meta.get("val"))
+    return any(isinstance(value, torch.Tensor) and free_unbacked_symbols(value) for value in values)
 
 
 def failed_node(

@@ -17,11 +17,17 @@ from torch import nn
 
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, UnsupportedOperatorError
+from torch2engine.core.wording import quote
 from torch2engine.exporter.decompositions.table import exact_decompositions
 from torch2engine.exporter.operator_registry import reused_operator_registry
 from torch2engine.exporter.optimize import exact_rewrites, optimize
 from torch2engine.exporter.recurrent import recurrent_translations
-from torch2engine.exporter.torch_program import failed_node, has_mixed_norm, without_onnx_form
+from torch2engine.exporter.torch_program import (
+    failed_node,
+    has_mixed_norm,
+    value_dependent_nodes,
+    without_onnx_form,
+)
 from torch2engine.exporter.trace_weights import WeightTracer
 
 __all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
@@ -31,8 +37,6 @@ __all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
 OPSET = 22
 
 _FAILED_NODE = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=torch\.ops\.([\w.]+)\]")
-_TERMINAL_CODE = re.compile(r"\x1b\[[0-9;]*m")
-_LONGEST_QUOTE = 200
 _NO_ONNX_FUNCTION = re.compile(r"No ONNX function found for <OpOverload\(op='([\w.:]+)', overload='(\w+)'\)>")
 
 
@@ -68,6 +72,7 @@ def translate_to_onnx(
     may_rewrite = refittable_model is not None or (precision != "bf16" and not has_mixed_norm(program))
     weights: WeightTracer | None = None
     with exact_decompositions(program) as decomposed, exact_rewrites() as rules_are_exact:
+        _require_sizes_from_shapes(decomposed)
         rewrite = may_rewrite and rules_are_exact
         optimized_by_torch = rewrite and refittable_model is None
         onnx_program = _call_torch_onnx(decomposed, optimized_by_torch)
@@ -78,8 +83,30 @@ def translate_to_onnx(
             optimize(onnx_program.model, rewrite)
     opset = onnx_program.model.opset_imports.get("")
     if opset != OPSET:
-        raise ExportError("torch.onnx", got=f"the graph came out in opset {opset}", allowed=f"opset {OPSET}")
+        raise ExportError(
+            "torch.onnx",
+            got=f"a graph in opset {opset}",
+            allowed=f"opset {OPSET}",
+            fix="install another version of torch",
+        )
     return TranslatedModel(onnx_program, weights)
+
+
+def _require_sizes_from_shapes(program: torch.export.ExportedProgram) -> None:
+    """Refuse sizes that depend on values. ONNX Runtime has them, but one contract holds for every runtime.
+
+    Raises:
+        UnsupportedOperatorError: naming every such node.
+    """
+    nodes = value_dependent_nodes(program)
+    if nodes:
+        raise UnsupportedOperatorError(
+            "model",
+            nodes=nodes,
+            got=f"a size that depends on values, from {', '.join(sorted({node.op for node in nodes}))}",
+            allowed="sizes that follow from the inputs' shapes",
+            fix="keep the whole tensor and mask it, e.g. with torch.where(mask, x, 0), or take a fixed count with topk",
+        )
 
 
 def _call_torch_onnx(program: torch.export.ExportedProgram, optimized: bool) -> Any:
@@ -128,26 +155,27 @@ def _explain_failure(error: Exception, program: torch.export.ExportedProgram) ->
             "torch.onnx",
             nodes=nodes,
             got=f"no ONNX form for {', '.join(sorted({node.op for node in nodes}))}",
+            allowed="operators that have one",
             fix="write these lines with other PyTorch operators",
         )
-    quoted = "; ".join(map(_quote_of, causes[-2:]))  # the last ones say what it was
+    quoted = "; ".join(map(quote, causes[-2:]))  # the last ones say what it was
     failed = _FAILED_NODE.search("\n".join(map(str, causes)))
     if failed is None:
-        return ExportError("torch.onnx", got=f"it fails on this program: {quoted}", source=user_source(error))
+        return ExportError(
+            "torch.onnx",
+            got=f"a failure on this program: {quoted}",
+            allowed="operators that have an ONNX form",
+            fix="write the line with other PyTorch operators, or see the cause of this exception (`__cause__`)",
+            source=user_source(error),
+        )
     node = failed_node(program, failed[1], failed[2].replace(".default", ""), quoted, OPSET)
     return UnsupportedOperatorError(
         "torch.onnx",
         nodes=[node],
-        got=f"it can't translate this form of {node.op}",
+        got=f"a form of {node.op} that it can't translate",
+        allowed="operators that have an ONNX form",
         fix="write this line with other PyTorch operators",
     )
-
-
-def _quote_of(error: BaseException) -> str:
-    """The first line of another library's error as a quotation, short and without colours."""
-    line = next(iter(str(error).strip().splitlines()), "")
-    text = _TERMINAL_CODE.sub("", f"{type(error).__name__}: {line}")
-    return f'"{text[:_LONGEST_QUOTE]}{"..." if len(text) > _LONGEST_QUOTE else ""}"'
 
 
 def _chain_of_causes(error: BaseException) -> list[BaseException]:

@@ -49,7 +49,7 @@ class WeightsGuard:
             RefitError: they were.
         """
         if self.fault:
-            raise RefitError(self.subject, got=self.fault, allowed="right ones", fix=FIX_OF_WRONG_WEIGHTS)
+            raise RefitError(self.subject, got=self.fault, allowed="right weights", fix=FIX_OF_WRONG_WEIGHTS)
 
     @contextmanager
     def weights_locked(self) -> Generator[None]:

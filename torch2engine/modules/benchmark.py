@@ -173,8 +173,8 @@ def _check_device(model: nn.Module, device: torch.device) -> None:
     if strays:
         raise DeviceError(
             "model",
-            got=f"it is on {', '.join(sorted(strays))}",
-            allowed=f"the module's device, {device}",
+            got=f"a model on {', '.join(sorted(strays))}",
+            allowed=f"one on the module's device, {device}",
             fix=f"move it with .to('{device}')",
         )
 
@@ -247,6 +247,7 @@ def _with_opt_sizes(signature: Signature, profiles: Sequence[Profile], given: Ma
                 got=f"{name!r}: {size!r}",
                 allowed="positive ints for the axes " + ", ".join(sorted(known))
                 if known
-                else "{}: the module has no axes",
+                else "{}, since the module has no axes",
+                fix="name axes of the module, or leave sizes out",
             )
     return {**(profiles[0].sizes(1) if profiles else {}), **given}

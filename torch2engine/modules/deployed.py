@@ -32,6 +32,7 @@ from torch2engine.modules.weight_sync import NamedInputs, Refit, WeightSync
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.report import DeployReport
+from torch2engine.core.wording import kind_of
 
 B = TypeVar("B", bound=Backend)
 M = TypeVar("M", bound="DeployedModule[Any]")
@@ -178,7 +179,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             raise InputError(
                 type(self).__name__,
                 got="a call while it is being traced or exported",
-                allowed="calls that compute: a trace would keep this answer for every input",
+                allowed="a call that computes, since a trace would keep this answer for every input",
                 fix="trace or export the PyTorch module instead",
             )
         if torch.compiler.is_dynamo_compiling():
@@ -252,7 +253,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             names = ", ".join(spec.name for spec in signature.inputs)
             raise InputError(
                 "inputs",
-                got=f"{len(leaves)} were passed",
+                got=f"{len(leaves)}",
                 allowed=f"{len(signature.inputs)}: {names}",
                 fix="pass these",
             )
@@ -262,7 +263,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
                 raise InputError(
                     subject,
                     name=spec.name,
-                    got=f"a {type(leaf).__name__}",
+                    got=kind_of(leaf),
                     allowed="a torch.Tensor",
                     fix="pass torch.as_tensor(...) of it",
                 )
@@ -272,8 +273,8 @@ class DeployedModule(ParameterlessModule, Generic[B]):
                 raise InputError(
                     subject,
                     name=spec.name,
-                    got=f"its layout is {layout}",
-                    allowed="the engine takes dense tensors",
+                    got=f"layout {layout}",
+                    allowed="a dense tensor",
                     fix="make it dense, e.g. with .to_dense()",
                 )
             dual = forward_ad.unpack_dual(leaf).tangent is not None
@@ -281,8 +282,8 @@ class DeployedModule(ParameterlessModule, Generic[B]):
                 raise InputError(
                     subject,
                     name=spec.name,
-                    got="it carries a forward-mode tangent" if dual else "it requires grad while grad is enabled",
-                    allowed="an engine only infers: no gradient would flow",
+                    got="a forward-mode tangent" if dual else "a tensor that requires grad while grad is enabled",
+                    allowed="a tensor without gradients, since an engine only infers",
                     fix="call it under torch.no_grad(), or pass the tensor's .detach()",
                 )
 
@@ -295,23 +296,23 @@ class DeployedModule(ParameterlessModule, Generic[B]):
                 raise DeviceError(
                     f"input '{spec.name}'",
                     name=spec.name,
-                    got=f"device is {leaf.device}",
-                    allowed=f"the module runs on {expected if known else f'a {device_type.upper()} device'}",
+                    got=f"device {leaf.device}",
+                    allowed=f"{expected if known else f'a {device_type.upper()} device'}, where the module runs",
                     fix=f"move it with .to('{expected if known else device_type}')",
                 )
             if not _has_values(leaf):
                 raise InputError(
                     f"input '{spec.name}'",
                     name=spec.name,
-                    got="it is a stand-in without values",
-                    allowed="tensors with memory of their own",
+                    got="a stand-in without values",
+                    allowed="a tensor with memory of its own",
                     fix="call the module outside of vmap, tracing and FakeTensorMode",
                 )
         if is_simulated():
             raise InputError(
                 type(self).__name__,
                 got="a call under make_fx or FakeTensorMode",
-                allowed="calls that compute: a trace would keep this answer for every input",
+                allowed="a call that computes, since a trace would keep this answer for every input",
                 fix="trace the PyTorch module instead",
             )
 
@@ -418,7 +419,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             raise InputError(
                 type(self).__name__,
                 got=f"a cast to {dtype_name(moved[0].dtype)}",
-                allowed="an engine's dtypes are fixed when it is built",
+                allowed="the dtypes that the engine was built with",
                 fix="cast the model and deploy it again",
             )
         target = moved[0].device
@@ -433,7 +434,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         return DeviceError(
             type(self).__name__,
             got=got,
-            allowed="it runs on " + ("the CPU" if device_type == "cpu" else f"{device_type.upper()} devices"),
+            allowed="the CPU" if device_type == "cpu" else f"a {device_type.upper()} device",
             fix="deploy again with the other runtime for that device",
         )
 
@@ -461,7 +462,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
                 raise ArtifactError(
                     f"{type(self).__name__}'s state",
-                    got=f"it is not what state_dict() gave ({type(error).__name__}: {error})",
+                    got=f"other values than state_dict() gave ({type(error).__name__}: {error})",
                     allowed="a manifest and the files' bytes",
                     fix="pass state_dict()'s value as it was",
                 ) from error

@@ -148,7 +148,7 @@ def _require_repetition(
     worst = max(report.rows, key=lambda row: row.rel_l2)
     raise ParityError(
         f"parity, {title}",
-        got=f"the engine does not repeat itself: its answers to case '{case.name}' differ by rel_l2 {worst.rel_l2:.1e}",
+        got=f"an engine that does not repeat itself: answers to case '{case.name}' differ by rel_l2 {worst.rel_l2:.1e}",
         allowed=f"equal answers in every call, or a difference of at most {worst.allowed:.1e}",
         fix="deploy with precision='fp32'"
         if candidate.precision == "tf32"

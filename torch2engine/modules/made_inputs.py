@@ -15,6 +15,7 @@ from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import InputError
 from torch2engine.core.profile_sizes import profile_sizes
 from torch2engine.core.spec import Profile, Signature, TensorSpec
+from torch2engine.core.wording import did_you_mean
 
 __all__ = ["case_name", "corner_sizes", "random_cases", "zeros"]
 
@@ -44,8 +45,9 @@ def zeros(
     names = [axis.name for axis in signature.axes]
     for given in shapes:
         if unknown := [name for name in given if name not in names]:
-            allowed = f"the axes are {', '.join(names)}" if names else "the engine has no dynamic axes"
-            raise InputError("warmup", got=f"axis '{unknown[0]}'", allowed=allowed, fix="name one of them")
+            allowed = f"one of {', '.join(names)}" if names else "none, since the engine has no dynamic axes"
+            fix = did_you_mean(unknown[0], names) or "name one of them"
+            raise InputError("warmup", got=f"axis '{unknown[0]}'", allowed=allowed, fix=fix)
         sizes = {**(profiles[0].sizes(1) if profiles else {}), **given}
         yield [
             torch.zeros(spec.sized(sizes), dtype=torch_dtype(spec.dtype), device=device) for spec in signature.inputs

@@ -104,7 +104,7 @@ class _Memory:
             if self.has_warned:
                 return
             self.has_warned = True
-        text = f"{error.subject}: {error.got}, {error.allowed}; PyTorch answers such calls, slower; {error.fix}"
+        text = f"{error.subject}: {error.facts}; PyTorch answers such calls, slower; {error.fix}"
         frames = [(frame.filename, frame.lineno) for frame in traceback.extract_stack()]
         file, _, line = innermost_user_frame(frames).rpartition(":")
         warnings.warn_explicit(text, UserWarning, file, int(line or 0))
@@ -210,7 +210,7 @@ class OutOfRange:
             raise errors[0]
         raise InputError(
             "out_of_range='split'",
-            got="; ".join(notes) or "there is no dynamic axis",
+            got="; ".join(notes) or "no dynamic axis",
             allowed="an axis that is one dimension of every output and can be proved",
             fix="use out_of_range='eager' or 'error'",
         )
@@ -221,9 +221,9 @@ class OutOfRange:
         """Let the PyTorch module answer."""
         reference = self.reference
         if reference is None:
-            allowed = "the PyTorch module that answers outside has stayed behind, as it does when this one is copied"
+            reason = "the PyTorch module that answers outside has stayed behind, as it does when this one is copied"
             fix = "load it with runtime_config=RuntimeConfig(out_of_range='eager') and reference=model"
-            raise _with_reason(error, allowed, f"{fix}, or {error.fix}")
+            raise _with_reason(error, reason, f"{fix}, or {error.fix}")
         _refuse_capture(leaves, "a call that PyTorch answers")
         device = leaves[0].device
         _check_device(reference, device)
@@ -272,10 +272,9 @@ def _proofs(runner: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Ten
     return sorted(proofs, key=lambda proof: -sum(proof[0].proof))
 
 
-def _with_reason(error: ShapeError, allowed: str, fix: str = "") -> ShapeError:
-    return ShapeError(
-        error.subject, name=error.name, got=error.got, allowed=f"{error.allowed}, and {allowed}", fix=fix or error.fix
-    )
+def _with_reason(error: ShapeError, reason: str, fix: str = "") -> ShapeError:
+    allowed = f"{error.allowed} ({reason})"
+    return ShapeError(error.subject, name=error.name, got=error.got, allowed=allowed, fix=fix or error.fix)
 
 
 def _influence(failure: _Failure, fix: str) -> ParityError:
@@ -285,9 +284,9 @@ def _influence(failure: _Failure, fix: str) -> ParityError:
     return ParityError(
         f"axis '{cut.axis}'",
         report=report,
-        got=f"{first + second} entries are not answered like {first} + {second} of them, so they influence each other "
-        f"(output '{worst.name}', entries {worst.case}: {worst.reason})",
-        allowed="out_of_range='split' is for axes whose entries don't",
+        got=f"{first + second} entries that are not answered like {first} + {second} of them, so they influence each "
+        f"other (output '{worst.name}', entries {worst.case}: {worst.reason})",
+        allowed="an axis whose entries don't, for out_of_range='split'",
         fix=f"{fix}, or use out_of_range='eager'",
     )
 
@@ -308,8 +307,8 @@ def _check_device(reference: nn.Module, device: torch.device) -> None:
     if devices and device not in devices:
         raise DeviceError(
             "the PyTorch module",
-            got=f"it is on {', '.join(sorted(map(str, devices)))}",
-            allowed=f"out_of_range='eager' needs it on the inputs' device, {device}",
+            got=f"a module on {', '.join(sorted(map(str, devices)))}",
+            allowed=f"one on the inputs' device, {device}, for out_of_range='eager'",
             fix=f"move it with .to('{device}')",
         )
 

@@ -39,6 +39,6 @@ class ParameterlessModule(nn.Module):
         raise InputError(
             type(self).__name__,
             got=f"an attempt to set parameter, buffer or submodule '{name}'",
-            allowed="an engine's weights are inside its plan",
+            allowed="none, since an engine's weights are inside its plan",
             fix="change the model and deploy it again",
         )

@@ -218,8 +218,8 @@ def split(runner: InRangeRunner, cut: Cut, leaves: Sequence[torch.Tensor]) -> di
                 raise ShapeError(
                     f"output '{name}'",
                     name=name,
-                    got=f"a chunk of {size} entries of axis '{cut.axis}' has shape {list(value.shape)}",
-                    allowed=f"the chunks before it want {list(place.shape)}",
+                    got=f"shape {list(value.shape)} for a chunk of {size} entries of axis '{cut.axis}'",
+                    allowed=f"{list(place.shape)}, as for the chunks before it",
                     fix="use out_of_range='eager'",
                 )
             place.copy_(value)

@@ -92,10 +92,15 @@ def measure(
     streams = streams or {}
     strangers = sorted(set(streams) - set(candidates))
     if strangers:
-        raise InputError("streams", got=", ".join(map(repr, strangers)), allowed=", ".join(map(repr, candidates)))
+        raise InputError(
+            "streams",
+            got=", ".join(map(repr, strangers)),
+            allowed=", ".join(map(repr, candidates)),
+            fix="name candidates",
+        )
     where = torch.device(device)
     if where.type not in ("cpu", "cuda"):
-        raise DeviceError("measure", got=f"device {where}", allowed="'cpu' or a CUDA device")
+        raise DeviceError("measure", got=f"device {where}", allowed="'cpu' or a CUDA device", fix="e.g. device='cpu'")
     if where.type == "cpu":
         if streams:
             raise InputError("streams", got="streams on the CPU", allowed="none", fix="leave them out")
@@ -110,7 +115,7 @@ def _check_number(name: str, value: object, least: int) -> None:
     if value is None and name == "calls":
         return
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(name, got=repr(value), allowed=f"an int of at least {least}")
+        raise InputError(name, got=repr(value), allowed=f"an int of at least {least}", fix="pass such a number")
 
 
 @contextmanager

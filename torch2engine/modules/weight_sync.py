@@ -254,7 +254,7 @@ class WeightSync:
             return self._refit_target
         raise RefitError(
             self._guard.subject,
-            got="it was not deployed to be refitted",
+            got="a module that was not deployed to be refitted",
             allowed="a module of deploy(..., config=BuildConfig(refittable=True))",
             fix="deploy the model again with that",
         )
@@ -276,7 +276,7 @@ class WeightSync:
         if model is None:
             raise RefitError(
                 _SUBJECT,
-                got="no model was given, and the one that was deployed is not alive or not known here",
+                got="no model, and the one that was deployed is not alive or not known here",
                 allowed="a model of the same structure",
                 fix="pass it",
             )
@@ -308,7 +308,7 @@ class WeightSync:
             commit()
         except BaseException as error:
             if backend.weights_incomplete:
-                self._refuse_to_answer(held, f"its refit failed half-way: {error}")
+                self._refuse_to_answer(held, f"a refit that failed half-way: {error}")
             raise
         finally:
             self._weights_version += 1
@@ -333,10 +333,10 @@ class WeightSync:
         try:
             report.raise_if_failed()
         except ParityError as error:
-            self._refuse_to_answer(held, "its answers after a refit differ from the model's")
+            self._refuse_to_answer(held, "answers after a refit that differ from the model's")
             raise RefitError(
                 _SUBJECT,
-                got=f"the answers differ from the model's\n{error}",
+                got=f"answers that differ from the model's\n{error}",
                 allowed="answers like the model's",
                 fix=FIX_OF_WRONG_WEIGHTS,
             ) from error

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedNode, UnsupportedOperatorError
+from torch2engine.core.wording import quote
 from torch2engine.onnx_graph.walk import walk_graphs, walk_nodes, walk_tensors
 
 __all__ = ["DTYPE_ATTRIBUTES", "OrtSession", "import_onnxruntime"]
@@ -83,7 +84,12 @@ class OrtSession:
         try:
             outputs: list[NDArray[Any]] = self._session.run(self._outputs, feeds)
         except Exception as error:
-            raise InputError("ONNX Runtime", got=_first_line(error)) from error
+            raise InputError(
+                "ONNX Runtime",
+                got=quote(error),
+                allowed="inputs that the graph can take",
+                fix="call the PyTorch model with these inputs, and mend what fails there",
+            ) from error
         return dict(zip(self._outputs, outputs, strict=True))
 
 
@@ -117,13 +123,13 @@ def _refusal(error: Exception, path: Path) -> Exception:
             "ONNX Runtime",
             nodes=[node],
             got=f"no CPU implementation for {match['op']}",
+            allowed="operators and dtypes that have one",
             fix="cast the model to float32, or use runtime='tensorrt'",
         )
-    return ArtifactError(f"'{path.name}'", got=f"ONNX Runtime: {_first_line(error)}", path=str(path))
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    got = f"ONNX Runtime's {quote(error)}"
+    return ArtifactError(
+        f"'{path.name}'", got=got, allowed="a model that it can open", fix="export the model again", path=str(path)
+    )
 
 
 @dataclass(frozen=True)
@@ -166,7 +172,9 @@ def _parse(path: Path, with_weights: bool) -> Any:
     try:
         return onnx.load(str(path), load_external_data=with_weights)
     except (DecodeError, OSError, ValueError, onnx.checker.ValidationError) as error:
-        raise ArtifactError(f"'{path.name}'", got=f"not an ONNX model ({error})", path=str(path)) from error
+        raise ArtifactError(
+            f"'{path.name}'", got=quote(error), allowed="an ONNX model", fix="export the model again", path=str(path)
+        ) from error
 
 
 def _element_types(graph: Any) -> set[int]:

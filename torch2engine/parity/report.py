@@ -160,14 +160,18 @@ class ParityReport:
             return self
         failed = [f"output '{row.name}'{_of_case(row.case)}: {row.reason}" for row in self.failures]
         more = f" | and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
-        why = (" | ".join(failed[:_NAMED]) or "nothing was compared") + more
+        why = (" | ".join(failed[:_NAMED]) or "no comparison") + more
         fix = (
             "if the difference is meant, pass a wider tolerance=Tolerance(...)"
             if failed
             else "compare one case at least"
         )
         raise ParityError(
-            f"parity, {self.subject}, {why}", report=self, fix="; ".join(filter(None, (self.advice, fix)))
+            f"parity, {self.subject}",
+            report=self,
+            got=why,
+            allowed="answers within the tolerance",
+            fix="; ".join(filter(None, (self.advice, fix))),
         )
 
     def to_json(self) -> dict[str, Any]:

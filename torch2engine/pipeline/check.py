@@ -30,6 +30,8 @@ from torch2engine.precision.parity_cases import parity_cases_for
 
 __all__ = ["check"]
 
+_FITTING = "pass a sample in the form that the model was exported with"
+
 
 def check(
     model: nn.Module,
@@ -81,10 +83,12 @@ def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -
     except InputError as error:
         if not error.subject.startswith("preprocess["):
             raise
-        raise InputError("sample_input", got=error.allowed, allowed=f"the artifact's are {expected}") from None
+        raise InputError(
+            "sample_input", got=error.allowed, allowed=f"the artifact's inputs {expected}", fix=_FITTING
+        ) from None
     given = [(spec.name, spec.dtype) for spec in captured.signature.inputs]
     if given != expected:
-        raise InputError("sample_input", got=f"inputs {given}", allowed=f"the artifact's are {expected}")
+        raise InputError("sample_input", got=f"inputs {given}", allowed=f"the artifact's {expected}", fix=_FITTING)
     artifact.signature.resolve([leaf.shape for leaf in captured.sample])
     return replace(captured, signature=artifact.signature, profiles=artifact.profiles)
 

@@ -29,11 +29,13 @@ from torch2engine.core.errors import InstallationError
 from torch2engine.modules.trt.backend import require_cuda
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.parity_cases import judged_precision
-from torch2engine.precision.validate import remaining_precision, validated_precision
+from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["DeployRequest", "choose_runtime"]
+
+_ON_CPU = "runtime='onnxruntime'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +89,10 @@ class DeployRequest:
         checked_precision = validated_precision(precision, calibration, tolerance, config, runtime_config)
         engine_cache = resolve_cache(cache, cache_key)
         chosen_runtime = choose_runtime(runtime, config, runtime_config)
+        module = unwrap(model)
+        require_lowering_tools(checked_precision, module)
         return cls(
-            model=unwrap(model),
+            model=module,
             precision=checked_precision,
             has_calibration=calibration is not None,
             examples=read_examples(examples),
@@ -141,7 +145,8 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
         require_cuda()
     except InstallationError as error:
         if runtime == "tensorrt":
-            raise
+            fix = error.fix if _ON_CPU in error.fix else f"{error.fix}, or deploy with {_ON_CPU} to run on the CPU"
+            raise InstallationError(error.subject, got=error.got, allowed=error.allowed, fix=fix) from error.__cause__
         ignored = runtime_config.only_gpu()
         without = f" without {ignored}, which it does not have" if ignored else ""
         warn_user(f"deploying to ONNX Runtime on the CPU{without}, because TensorRT can't run: {error}")

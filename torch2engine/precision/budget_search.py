@@ -75,7 +75,9 @@ class BudgetSearch:
         parity = lowered.reports[0]
         parity = replace(parity, notes=(*parity.notes, *self._attempts))
         parity.raise_if_failed()
-        raise ParityError(f"parity, {self._attempts[-1]}", report=parity, fix=_FIX)
+        raise ParityError(
+            "parity", report=parity, got=str(self._attempts[-1]), allowed="answers within the budget", fix=_FIX
+        )
 
     def _judge(self, lowered: LoweredModel) -> _Verdict:
         metric = self._lowering.metric

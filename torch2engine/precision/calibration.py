@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import length_hint
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from torch2engine.core.precisions import LOW_PRECISIONS, QUANTIZED_PRECISIONS, q
 from torch2engine.core.progress import Reporter
 from torch2engine.core.pytree import as_inputs, bind, unflatten
 from torch2engine.core.spec import Signature
+from torch2engine.core.wording import kind_of
 from torch2engine.modules.deployed import DeployedModule
 
 __all__ = [
@@ -52,26 +53,38 @@ def check_calibration(
         raise InputError(
             "Precision.low_io",
             got="True with out_of_range='eager'",
-            allowed="one of them: PyTorch's model takes its own dtypes",
+            allowed="one of them, since PyTorch's model takes its own dtypes",
+            fix="leave low_io out",
         )
     if calibration is None:
         if has_metric:
-            raise InputError("calibration", got="None", allowed="the batches that Budget.metric is to judge")
+            raise InputError(
+                "calibration",
+                got="None",
+                allowed="the batches that Budget.metric is to judge",
+                fix="pass calibration=[batch, ...]",
+            )
         return
     if not precision.changes_graph:
         raise InputError(
             "calibration",
-            got=f"given with precision {precision.dtype!r}",
+            got=f"{kind_of(calibration)} beside precision {precision.dtype!r}",
             allowed=f"data for {quoted(LOW_PRECISIONS, 'or')}",
             fix="leave it out",
         )
-    kind = type(calibration).__name__
     if isinstance(calibration, (torch.Tensor, Mapping, str)) or not isinstance(calibration, Iterable):
         raise InputError(
             "calibration",
-            got=f"a {kind}",
+            got=kind_of(cast("object", calibration)),
             allowed="an iterable of inputs, each in the form of sample_input",
             fix="calibration=[sample] for a single one",
+        )
+    if _length(cast("Iterable[Any]", calibration), unknown=1) == 0:
+        raise InputError(
+            "calibration",
+            got="no batch",
+            allowed="at least one input in the form of sample_input",
+            fix="pass e.g. calibration=[x for x, _ in loader]",
         )
     is_read_again = budget is not None and (precision.dtype in QUANTIZED_PRECISIONS or has_metric)
     if is_read_again and isinstance(calibration, Iterator):
@@ -95,6 +108,26 @@ def batch_tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
     for spec, leaf in zip(signature.inputs, leaves, strict=True):
         signature.check_dtype(spec, dtype_name(leaf.dtype))
     return [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
+
+
+def _tensors_of_item(signature: Signature, item: Any, number: int) -> list[torch.Tensor]:
+    """As `batch_tensors`, with the item's number in an error.
+
+    Raises:
+        InputError, DtypeError, ShapeError: it does not fit the signature; the fix for one with labels leaves them
+            out.
+    """
+    try:
+        leaves = batch_tensors(signature, item)
+        signature.resolve([leaf.shape for leaf in leaves])
+    except InputError as error:
+        takes_one = sum(parameter.kind == "positional" for parameter in signature.parameters) == 1
+        has_labels = takes_one and isinstance(item, (list, tuple)) and len(cast("Sequence[Any]", item)) > 1
+        fix = "leave the labels out: calibration=(x for x, _ in loader)" if has_labels else error.fix
+        got = f"{error.got} for {error.subject}"
+        subject = f"calibration item {number}"
+        raise type(error)(subject, name=error.name, got=got, allowed=error.allowed, fix=fix) from error
+    return leaves
 
 
 def named_arrays(signature: Signature, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
@@ -122,19 +155,18 @@ def calibration_arrays(calibration: Iterable[Any], signature: Signature, report:
     count = 0
     for batch in calibration:
         report("calibration", count, max(known_count, count + 1))
+        leaves = _tensors_of_item(signature, batch, count)
         count += 1
-        leaves = batch_tensors(signature, batch)
-        signature.resolve([leaf.shape for leaf in leaves])
         yield named_arrays(signature, leaves)
     report("calibration", count, count)
 
 
-def _length(batches: Iterable[Any]) -> int:
-    """Find how many batches there are; 0 if the data can't say."""
+def _length(batches: Iterable[Any], unknown: int = 0) -> int:
+    """Find how many batches there are; `unknown` if the data can't say."""
     try:
-        return length_hint(batches)
+        return length_hint(batches, unknown)
     except Exception:  # the user's own code, and a missing length only shortens the progress bar
-        return 0
+        return unknown
 
 
 @dataclass(frozen=True)
@@ -155,11 +187,11 @@ class CalibrationMetric:
 
     def mean(self, module: DeployedModule[Any]) -> float:
         """Compute the mean over all batches; NaN without any."""
-        values = [self._evaluate(module, batch) for batch in self.batches]
+        values = [self._evaluate(module, batch, number) for number, batch in enumerate(self.batches)]
         return float(np.mean(values)) if values else math.nan
 
-    def _evaluate(self, module: DeployedModule[Any], batch: Any) -> float:
-        leaves = batch_tensors(self.signature, batch)
+    def _evaluate(self, module: DeployedModule[Any], batch: Any, number: int) -> float:
+        leaves = _tensors_of_item(self.signature, batch, number)
         inputs = [
             leaf.detach().to(module.device, torch_dtype(spec.dtype) if leaf.is_floating_point() else None)
             for leaf, spec in zip(leaves, module.signature.inputs, strict=True)
@@ -171,7 +203,7 @@ class CalibrationMetric:
             return float(value)
         except (TypeError, ValueError) as error:
             raise InputError(
-                "Budget.metric", got=f"it returned {value!r}", allowed="a number for each batch"
+                "Budget.metric", got=repr(value), allowed="a number for each batch", fix="return one"
             ) from error
 
 

@@ -23,6 +23,7 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES, QUANTIZED_PRECISIONS
 from torch2engine.core.preprocess import ORIGIN
 from torch2engine.core.progress import Reporter
+from torch2engine.core.wording import did_you_mean
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import StrictModule
 from torch2engine.onnx_graph.model_file import load_model
@@ -100,8 +101,9 @@ class GraphLowering:
             if not fitting:
                 raise InputError(
                     "Precision.keep_fp32",
-                    got=f"no module is called {pattern!r}",
-                    allowed="the graph has " + ", ".join(repr(module) for module in modules[:20]),
+                    got=f"{pattern!r}, which names no module",
+                    allowed="modules of the graph: " + ", ".join(repr(module) for module in modules[:20]),
+                    fix=did_you_mean(pattern, modules) or "name one of these, with * and ? for any letters",
                 )
             nodes = [node for node, module in self.module_of_node.items() if module in fitting]
             reasons |= dict.fromkeys(nodes, "asked by keep_fp32")

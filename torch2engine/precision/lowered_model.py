@@ -65,5 +65,11 @@ class LoweredModel:
         value = self.metric.mean(module)
         sentence = f"Budget.metric of {module.runtime} is {value:.4g}, its floor {self.metric.floor:.4g}"
         if not value >= self.metric.floor:
-            raise ParityError(f"parity, {sentence}", report=self.reports[0], fix="ask for a higher precision")
+            raise ParityError(
+                "parity",
+                report=self.reports[0],
+                got=f"{value:.4g} from Budget.metric of {module.runtime}",
+                allowed=f"at least its floor {self.metric.floor:.4g}",
+                fix="ask for a higher precision",
+            )
         return (sentence,)

@@ -81,7 +81,7 @@ def cast_case(case: ParityCase, signature: Signature, precision: str) -> ParityC
         if exact.is_floating_point() and not typed.isfinite().equal(exact.isfinite()):
             raise InputError(
                 "Precision.low_io",
-                got=f"output '{spec.name}' reaches {float(exact[exact.isfinite()].abs().max()):.3g}",
+                got=f"an output '{spec.name}' that reaches {float(exact[exact.isfinite()].abs().max()):.3g}",
                 allowed=f"answers that {precision} can hold",
                 fix="leave low_io out",
             )

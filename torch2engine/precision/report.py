@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.wording import kind_of
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.trt.module import TRTModule
@@ -47,7 +48,7 @@ def precision_report(deployed: DeployedModule[Any] | OnnxArtifact | EngineArtifa
     if not isinstance(artifact, (OnnxArtifact, EngineArtifact)):
         raise InputError(
             "precision_report",
-            got=f"a {type(deployed).__name__}",
+            got=kind_of(deployed),
             allowed="a deployed module or an artifact",
             fix="deploy the model first",
         )
@@ -55,8 +56,8 @@ def precision_report(deployed: DeployedModule[Any] | OnnxArtifact | EngineArtifa
     if onnx_path is None:
         raise ArtifactError(
             "precision_report",
-            got="the engine has no ONNX beside it",
-            allowed="a plan alone does not say which module a layer comes from",
+            got="an engine without its ONNX model",
+            allowed="one with it, since a plan alone does not say which module a layer comes from",
             fix="ask the module that deploy() gave, or load the folder that its save() wrote",
         )
     profiles = artifact.profiles

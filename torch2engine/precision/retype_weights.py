@@ -53,11 +53,11 @@ def retype_weight_program(program: WeightProgram, before: Path, after: Path) -> 
         step = _cast_step(value, float32.dtype, typed.dtype)
         rounded = float32 if step is None else WEIGHT_OPERATORS[step.op]([float32], step.attributes)
         if not torch.equal(rounded, typed):
-            raise _lost(name, "has other values in the typed graph than its own, rounded")
+            raise _lost(name, "other values in the typed graph than its own, rounded")
         retyped.add(name)
         value_of_weight[tensor.name] = value if step is None else casts.setdefault((value, typed.dtype), step).output
     if missing := [name for name in program.weights if name not in retyped]:
-        raise _lost(missing[0], "became part of a constant")
+        raise _lost(missing[0], "a part of a constant")
     steps = (*program.steps, *casts.values())
     return replace(program, steps=steps, weights=value_of_weight, fixed=tuple(fixed))
 

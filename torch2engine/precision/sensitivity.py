@@ -16,8 +16,7 @@ from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.config import Precision
-from torch2engine.core.errors import InputError
+from torch2engine.core.config import Precision, require_choice
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
@@ -70,8 +69,7 @@ def sensitivity(
     """
     low_precision = Precision.of(precision)
     dtype = low_precision.dtype
-    if dtype not in LOW_PRECISIONS:
-        raise InputError("precision", got=repr(dtype), allowed="one of " + ", ".join(map(repr, LOW_PRECISIONS)))
+    require_choice("precision", dtype, LOW_PRECISIONS)
     check_calibration(low_precision, calibration)
     model = unwrap(model)
     with undisturbed(model):

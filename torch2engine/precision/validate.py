@@ -6,12 +6,22 @@ work is done, and `lower` does the work.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
+from torch import nn
+
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, check_tolerance, require_instance
-from torch2engine.core.errors import InputError, PrecisionError
-from torch2engine.core.precisions import CAST_PRECISIONS, QUANTIZED_PRECISIONS, quoted
+from torch2engine.core.errors import InputError, InstallationError, PrecisionError
+from torch2engine.core.precisions import (
+    CAST_PRECISIONS,
+    PRECISION_TYPES,
+    QUANTIZED_PRECISIONS,
+    lowest_cast_precision,
+    quoted,
+)
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.tensor_types import tensor_types
@@ -21,6 +31,7 @@ from torch2engine.precision.graph.outcome import PrecisionOutcome
 __all__ = [
     "remaining_precision",
     "require_low_nodes",
+    "require_lowering_tools",
     "require_no_float64",
     "require_refittable_precision",
     "validated_precision",
@@ -44,6 +55,29 @@ def validated_precision(
     check_calibration(validated, calibration, runtime_config)
     require_refittable_precision(validated, config)
     return validated
+
+
+def require_lowering_tools(precision: Precision, model: nn.Module) -> None:
+    """Refuse a precision whose library is missing, before any work is done.
+
+    Args:
+        precision: the requested one.
+        model: a model that is in this precision itself needs no library.
+
+    Raises:
+        InstallationError: naming the line that installs it.
+    """
+    row = PRECISION_TYPES[precision.dtype]
+    if not row.module or find_spec(row.module) is not None:
+        return
+    dtypes = {dtype_name(tensor.dtype) for tensor in (*model.parameters(), *model.buffers())}
+    if lowest_cast_precision(dtypes) != precision.dtype:
+        raise InstallationError(
+            row.package,
+            got="no such package",
+            allowed=f"{row.package} for precision '{precision.dtype}'",
+            fix="pip install 'torch2engine[quantize]'",
+        )
 
 
 def require_refittable_precision(precision: Precision, config: BuildConfig) -> None:
@@ -111,7 +145,7 @@ def require_low_nodes(outcome: PrecisionOutcome | None, precision: Precision) ->
     reasons = "; ".join(map(str, outcome.kept[:4])) or "none has an operator that this precision changes"
     raise PrecisionError(
         f"precision '{precision.dtype}'",
-        got=f"none of the graph's {outcome.nodes} floating-point nodes would compute in it: {reasons}",
-        allowed="at least one that does",
+        got=f"none of the graph's {outcome.nodes} floating-point nodes in it: {reasons}",
+        allowed="at least one that computes in it",
         fix="leave precision out, or look at calibration data and keep_fp32",
     )

@@ -94,7 +94,7 @@ def require_precision(report: PrecisionReport, precision: str, runtime: str) -> 
     modules = sorted({node.module for node in otherwise})
     raise PrecisionError(
         f"precision '{precision}'",
-        got=findings,
+        got=f"less of it: {findings}",
         allowed=f"at least {100 * _LEAST_SHARE:.0f} %",
         fix=f"take Precision('{precision}', keep_fp32={modules}) if these may stay as they are, or another precision",
     )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from torch2engine.core.errors import DtypeError, InputError, InstallationError, ShapeError
 from torch2engine.core.pytree import LeafKind, bind
 from torch2engine.core.spec import Profile, Signature, TensorSpec
+from torch2engine.core.wording import did_you_mean, kind_of
 
 __all__ = [
     "Array",
@@ -72,8 +73,8 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
     except ModuleNotFoundError as error:
         raise InstallationError(
             f"tensor '{spec.name}'",
-            got=f"its dtype is {spec.dtype}, which numpy has not",
-            allowed="arrays of it if ml_dtypes is installed",
+            got=f"dtype {spec.dtype}, which numpy has not",
+            allowed="ml_dtypes, which has it",
             fix="`pip install ml_dtypes`, or deploy a model with float32 inputs and outputs",
         ) from error
     return np.dtype(getattr(found, spec.dtype))
@@ -90,7 +91,9 @@ def match_arguments(signature: Signature, given: object) -> list[Any]:
             return _by_name(names, items)
         wrong = [key for key in items if not isinstance(key, str)]
         if wrong:
-            raise InputError("inputs", got=f"the key {wrong[0]!r}", allowed=f"names: {', '.join(names)}")
+            raise InputError(
+                "inputs", got=f"the key {wrong[0]!r}", allowed=f"names: {', '.join(names)}", fix="use these names"
+            )
         return bind(signature.parameters, (), items, ARRAYS)
     if isinstance(given, (list, tuple)):
         return bind(signature.parameters, cast("Sequence[Any]", given), {}, ARRAYS)
@@ -103,21 +106,21 @@ def _by_name(names: Sequence[str], items: Mapping[Any, Any]) -> list[Any]:
             raise InputError(
                 f"argument '{key}'",
                 name=str(key),
-                got="is unknown",
-                allowed=f"the model takes {', '.join(names)}",
-                fix="leave it out",
+                got="an unknown name",
+                allowed=f"one of {', '.join(names)}",
+                fix=did_you_mean(key, names) or "leave it out",
             )
     for name in names:
         if name not in items:
             raise InputError(
                 f"argument '{name}'",
                 name=name,
-                got="is missing",
-                allowed=f"the engine takes {', '.join(names)}",
+                got="no value",
+                allowed=f"the arguments {', '.join(names)}",
                 fix=f"pass {name}",
             )
         if not _fits(items[name]):
-            got = f"a {type(cast('object', items[name])).__name__}"
+            got = kind_of(cast("object", items[name]))
             raise InputError(f"input '{name}'", name=name, got=got, allowed=ARRAYS.allowed, fix=ARRAYS.fix)
     return [items[name] for name in names]
 
@@ -176,16 +179,31 @@ def match_out(signature: Signature, out: object) -> dict[str, Array]:
     else:
         given = list(cast("Sequence[Any]", out)) if isinstance(out, (list, tuple)) else [out]
         if len(given) != len(names):
-            raise InputError("out", got=f"{len(given)} arrays", allowed=f"{len(names)}: {', '.join(names)}")
+            raise InputError(
+                "out", got=f"{len(given)} arrays", allowed=f"{len(names)}: {', '.join(names)}", fix="pass these"
+            )
         found = dict(zip(names, given, strict=True))
     for name, array in found.items():
         if name not in names:
-            raise InputError("out", got=f"an output '{name}'", allowed=f"the outputs are {', '.join(names)}")
+            fix = did_you_mean(name, names) or "use one of these names"
+            raise InputError("out", got=f"an output '{name}'", allowed=f"one of {', '.join(names)}", fix=fix)
         if not isinstance(array, np.ndarray):
-            got = f"a {type(array).__name__}"
-            raise InputError(f"out['{name}']", name=name, got=got, allowed="a numpy.ndarray to write into")
+            got = kind_of(array)
+            raise InputError(
+                f"out['{name}']",
+                name=name,
+                got=got,
+                allowed="a numpy.ndarray to write into",
+                fix="pass one, e.g. of numpy.empty",
+            )
         if not array.flags.writeable:
-            raise InputError(f"out['{name}']", name=name, got="it is read-only", allowed="an array to write into")
+            raise InputError(
+                f"out['{name}']",
+                name=name,
+                got="a read-only array",
+                allowed="an array to write into",
+                fix="pass a copy of it",
+            )
     return found
 
 
@@ -198,10 +216,10 @@ def check_out_array(name: str, array: Array, dtype: np.dtype[Any], shape: Shape)
     """
     subject = f"out['{name}']"
     if array.dtype != dtype:
-        got, allowed = f"dtype is {array.dtype}", f"the output is {dtype}"
+        got, allowed = f"dtype {array.dtype}", f"{dtype}, that of the output"
         raise DtypeError(subject, name=name, got=got, allowed=allowed, fix=f"make it with dtype='{dtype}'")
     if array.shape != shape:
-        got, allowed = f"its shape is {list(array.shape)}", f"the output is {list(shape)}"
+        got, allowed = f"shape {list(array.shape)}", f"{list(shape)}, that of the output"
         raise ShapeError(subject, name=name, got=got, allowed=allowed, fix="pass an array of that shape")
 
 
@@ -216,8 +234,13 @@ def input_layout(
     """
     names = [axis.name for axis in signature.axes]
     if unknown := [name for name in sizes if name not in names]:
-        allowed = f"the axes are {', '.join(names)}" if names else "the engine has no dynamic axes"
-        raise InputError("empty", got=f"axis '{unknown[0]}'", allowed=allowed, fix="name one of them")
+        allowed = f"one of {', '.join(names)}" if names else "none, since the engine has no dynamic axes"
+        raise InputError(
+            "empty",
+            got=f"axis '{unknown[0]}'",
+            allowed=allowed,
+            fix=did_you_mean(unknown[0], names) or "name one of them",
+        )
     full = {**(profiles[0].sizes(1) if profiles else {}), **sizes}
     shapes = [spec.sized(full) for spec in signature.inputs]
     if profiles:

@@ -53,7 +53,7 @@ def plan_batches(signature: Signature, profiles: Sequence[Profile], batch_size: 
             raise InputError(
                 "map",
                 name=spec.name,
-                got=f"'{spec}' does not begin with the batch" + ("" if first is None else f" ({first})"),
+                got=f"'{spec}', which does not begin with the batch" + ("" if first is None else f" ({first})"),
                 allowed="engines in which dimension 0 of every input and output is one axis",
                 fix="make the batches yourself and pass them to infer_stream",
             )
@@ -85,7 +85,7 @@ def stack_samples(signature: Signature, samples: Sequence[Any], first: int, size
                 raise ShapeError(
                     f"sample {number} of the data set",
                     name=spec.name,
-                    got=f"input '{spec.name}' is {list(array.shape)}, in sample {first} {list(column[0].shape)}",
+                    got=f"{list(array.shape)} for input '{spec.name}' ({list(column[0].shape)} in sample {first})",
                     allowed="samples of one shape in a batch",
                     fix="sort them by shape, or make the batches yourself and pass them to infer_stream",
                 )

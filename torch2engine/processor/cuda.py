@@ -55,10 +55,10 @@ def _import_pycuda() -> Any:
         return importlib.import_module("pycuda.driver")
     except ModuleNotFoundError as error:
         own = (error.name or "").partition(".")[0] == "pycuda"
-        got = "it is not installed" if own else f"it needs the module {error.name}, which is missing"
-        raise InstallationError("pycuda", got=got, fix=fix) from error
+        got = "no such package" if own else f"no module {error.name}, which it needs"
+        raise InstallationError("pycuda", got=got, allowed="an installed pycuda", fix=fix) from error
     except (ImportError, OSError) as error:  # its shared library, made for another CUDA or numpy
-        raise InstallationError("pycuda", got=f"it can't be loaded: {error}", fix=fix) from error
+        raise InstallationError("pycuda", got=f"'{error}'", allowed="a library that can be loaded", fix=fix) from error
 
 
 def _load_curand() -> None:
@@ -97,7 +97,8 @@ def _retain_primary_context(index: int, process: int, driver: Any) -> Cuda:
     except driver.Error as error:
         raise InstallationError(
             f"GPU {index}",
-            got=f"no context can be made: {error}",
+            got=f"no context ('{error}')",
+            allowed="a GPU that can be used",
             fix="see with `nvidia-smi` whether its memory is full or another process holds it exclusively",
         ) from error
     _keep_forever(context)  # pycuda 2026.1 ends it by cuCtxDetach, which is not for primary contexts
@@ -146,7 +147,8 @@ class Cuda:
             memory = isinstance(error, self._driver.MemoryError)
             raise BuildError(
                 f"GPU {self.index}",
-                got=str(error),
+                got=f"'{error}'",
+                allowed="work that the driver takes",
                 fix=FREE_MEMORY if memory else "start the process again: a CUDA context does not survive this",
                 out_of_memory=memory,
             ) from error

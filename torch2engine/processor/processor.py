@@ -22,6 +22,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig, require_choice, require_instance
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Signature
+from torch2engine.core.wording import kind_of
 from torch2engine.processor.arrays import Array, check_call, input_layout, match_out
 from torch2engine.processor.batches import group_samples, plan_batches, stack_samples
 from torch2engine.processor.session import ProcessorSession
@@ -146,8 +147,13 @@ class Processor:
         try:
             source = iter(items)
         except TypeError as error:
-            got = f"a {type(items).__name__}"
-            raise InputError("infer_stream", got=got, allowed="an iterable of what infer takes") from error
+            got = kind_of(items)
+            raise InputError(
+                "infer_stream",
+                got=got,
+                allowed="an iterable of what infer takes",
+                fix="pass a list or a generator of them",
+            ) from error
         return self._stream(source, depth)
 
     def _stream(self, source: Iterator[Any], depth: int) -> Generator[Results]:
@@ -282,7 +288,7 @@ def _engine(source: object) -> EngineArtifact:
         raise ArtifactError(
             f"artifact '{where}'" if where else "artifact",
             got="an exported model",
-            allowed="a Processor runs engines",
+            allowed="an engine, which a Processor runs",
             fix="build it with torch2engine.build(artifact), or serve it by torch2engine.load",
             path=where,
         )
@@ -293,7 +299,9 @@ def _engine(source: object) -> EngineArtifact:
 
 def _check_int(name: str, value: object, least: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"Processor, {name}", got=repr(value), allowed=f"an int of at least {least}")
+        raise InputError(
+            f"Processor, {name}", got=repr(value), allowed=f"an int of at least {least}", fix="pass such a number"
+        )
 
 
 def _check_config(config: RuntimeConfig) -> None:

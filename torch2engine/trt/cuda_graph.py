@@ -46,7 +46,12 @@ class DedicatedStream:
         self._handle = ctypes.c_void_p()
         self._process = os.getpid()
         if status := _driver().cuStreamCreate(ctypes.byref(self._handle), _NON_BLOCKING):
-            raise BuildError("CUDA stream", got=_error(status), fix="see with `nvidia-smi` whether the GPU is usable")
+            raise BuildError(
+                "CUDA stream",
+                got=_error(status),
+                allowed="one that can be made",
+                fix="see with `nvidia-smi` whether the GPU is usable",
+            )
 
     @property
     def handle(self) -> int:
@@ -140,7 +145,9 @@ class CudaGraph:
             make_gpu_current(self._gpu_index)
             status = self._launch(self._handle, stream)
         if status:
-            raise BuildError("launch of a CUDA graph", got=_error(status), fix="RuntimeConfig(cuda_graphs=False)")
+            raise BuildError(
+                "launch of a CUDA graph", got=_error(status), allowed="a launch", fix="RuntimeConfig(cuda_graphs=False)"
+            )
 
     def __del__(self) -> None:
         if self._handle and os.getpid() == self._process and not sys.is_finalizing():

@@ -103,21 +103,21 @@ class Engine:
         if lost or unknown:
             raise ArtifactError(
                 "plan",
-                got=f"its tensors are {', '.join(sorted(names))}",
-                allowed=f"the manifest says {', '.join(specs)}",
+                got=f"the tensors {', '.join(sorted(names))}",
+                allowed=f"{', '.join(specs)}, as the manifest says",
                 fix="build it again",
             )
         for name in names:
             dtype = self._rt.dtype_name(engine.get_tensor_dtype(name))
             if dtype != specs[name].dtype:
                 raise ArtifactError(
-                    f"plan's tensor '{name}'", got=f"is {dtype}", allowed=specs[name].dtype, fix="build it again"
+                    f"plan's tensor '{name}'", got=str(dtype), allowed=specs[name].dtype, fix="build it again"
                 )
             if engine.get_tensor_location(name) == self._rt.api.TensorLocation.HOST:
                 raise ArtifactError(
                     f"plan's tensor '{name}'",
-                    got="TensorRT wants it in host memory, because its values decide shapes",
-                    allowed="tensors in device memory",
+                    got="host memory, where TensorRT wants it because its values decide shapes",
+                    allowed="device memory",
                     fix="derive these shapes from other inputs' shapes in the model",
                 )
         inputs = tuple(spec for spec in self.signature.inputs if spec.name in names)
@@ -150,7 +150,7 @@ class Engine:
             raise InputError(
                 "RuntimeConfig.kernel_specialization",
                 got=f"{kernel_specialization!r} with {rt.title}",
-                allowed="'none': only TensorRT-RTX compiles kernels while it runs",
+                allowed="'none', since only TensorRT-RTX compiles kernels while it runs",
                 fix="leave it out",
             )
         return config
@@ -164,7 +164,7 @@ class Engine:
         if os.getpid() != self._process:
             raise DeviceError(
                 "engine",
-                got=f"it was made in process {self._process} and is called in its fork {os.getpid()}",
+                got=f"a call in the fork {os.getpid()} of process {self._process}, which made it",
                 allowed="the process that made it, since CUDA does not survive a fork",
                 fix="start workers with the 'spawn' method, or load the artifact in the worker",
             )
@@ -223,8 +223,8 @@ class Engine:
             names = set(self._make_refitter().get_all_weights())
         unknown, lost = sorted(names - set(given) - set(fixed)), sorted(set(given) - names)
         if unknown or lost:
-            got = [f"its weights {_listed(unknown)} follow from nothing in the module"] if unknown else []
-            got += [f"TensorRT worked {_listed(lost)} into something else"] if lost else []
+            got = [f"weights {_listed(unknown)} that follow from nothing in the module"] if unknown else []
+            got += [f"weights {_listed(lost)} that TensorRT worked into something else"] if lost else []
             raise RefitError(
                 "engine",
                 got=" and ".join(got),
@@ -257,7 +257,7 @@ class Engine:
                 if missing := refitter.get_missing_weights():
                     raise RefitError(
                         "engine",
-                        got=f"TensorRT also wants {_listed(sorted(missing))}",
+                        got=f"a request of TensorRT for {_listed(sorted(missing))} too",
                         allowed="the weights that follow from the module",
                         fix="deploy the model again",
                     )
@@ -281,7 +281,7 @@ class Engine:
             if not self._engine.refittable:
                 raise RefitError(
                     "engine",
-                    got="its plan was built without BuildConfig(refittable=True)",
+                    got="a plan that was built without BuildConfig(refittable=True)",
                     allowed="one that was built with it",
                     fix="build or deploy it again with that",
                 )

@@ -86,7 +86,8 @@ def require_gpu(index: int = 0) -> Gpu:
     if index >= len(found):
         raise InstallationError(
             f"GPU {index}",
-            got=f"this process sees {len(found)} GPU{'s' if len(found) > 1 else ''}",
+            got=f"{len(found)} GPU{'s' if len(found) > 1 else ''} in this process",
+            allowed=f"at least {index + 1}",
             fix=f"use an index below {len(found)}, or show more of them in CUDA_VISIBLE_DEVICES",
         )
     return found[index]
@@ -133,7 +134,8 @@ def make_gpu_current(index: int) -> None:
     if status:
         raise InstallationError(
             f"GPU {index} ({gpu.name})",
-            got=f"no context can be made: {_error_name(cuda, status)}",
+            got=f"no context ({_error_name(cuda, status)})",
+            allowed="a GPU that can be used",
             fix="see with `nvidia-smi` whether its memory is full or another process holds it exclusively",
         )
 
@@ -214,7 +216,8 @@ def _exchange() -> Callable[[Any], int] | None:
 def _no_driver() -> InstallationError:
     return InstallationError(
         "NVIDIA driver",
-        got=f"{CUDA_LIBRARIES[0]} can't be loaded",
+        got=f"no {CUDA_LIBRARIES[0]} that can be loaded",
+        allowed="an installed driver",
         fix="install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`",
     )
 
@@ -229,9 +232,13 @@ def _probe() -> tuple[Gpu, ...] | InstallationError:
         fix = "check that `nvidia-smi` works and that CUDA_VISIBLE_DEVICES shows the GPU"
         if status == _NOT_INITIALIZED:
             fix = "CUDA does not survive a fork: start this process with multiprocessing's 'spawn' method"
-        return InstallationError("NVIDIA driver", got=f"it can't start: {_error_name(cuda, status)}", fix=fix)
+        return InstallationError(
+            "NVIDIA driver", got=f"{_error_name(cuda, status)} when it starts", allowed="a driver that starts", fix=fix
+        )
     if not count.value:
-        return InstallationError("NVIDIA driver", got="it lists no GPU", fix="show one in CUDA_VISIBLE_DEVICES")
+        return InstallationError(
+            "NVIDIA driver", got="no GPU", allowed="at least one", fix="show one in CUDA_VISIBLE_DEVICES"
+        )
     driver = _driver_version(cuda)
     return tuple(_describe(cuda, index, driver) for index in range(count.value))
 

@@ -269,6 +269,7 @@ def find_tensorrt(flavour: str | None = None) -> TensorRT:
     raise InstallationError(
         " or ".join(PRODUCT_NAMES[name] for name in flavours),
         got=_describe_problems(problems),
+        allowed="an installed one",
         fix=" or ".join(f"`pip install torch2engine[{_EXTRAS[name]}]`" for name in flavours),
     )
 
@@ -278,19 +279,19 @@ def _import(module: str) -> tuple[Any, str]:
     try:
         api = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        return None, "" if error.name == module else f"{module} needs the module {error.name}, which is missing"
+        return None, "" if error.name == module else f"{module} without the module {error.name}, which it needs"
     except (ImportError, OSError, RuntimeError) as error:
         # the bindings' shared libraries: absent, of another version, or not on the loader's path
-        return None, f"{module} can't be loaded: {error}"
+        return None, f"{module} that can't be loaded: '{error}'"
     if not hasattr(api, "Builder"):
         # a leftover or unrelated folder of that name imports as an empty namespace package
         places = list(getattr(api, "__path__", ())) or [getattr(api, "__file__", "?")]
-        return None, f"{module} at {places[0]} holds no TensorRT"
+        return None, f"{module} at {places[0]} without a TensorRT"
     return api, ""
 
 
 def _describe_problems(problems: Iterable[str]) -> str:
-    found = [problem for problem in problems if problem] or ["it is not installed"]
+    found = [problem for problem in problems if problem] or ["no such package"]
     installed = sorted(
         f"{name} {distribution.version}"
         for distribution in importlib.metadata.distributions()
@@ -355,11 +356,12 @@ def check_return_value(
     if value is not None and value is not False:
         return value
     lines = (rt.log.lines(since, logging.ERROR) or rt.log.lines(since))[-20:]
-    got = f"{rt.title} returned {value}"
+    got = f"{value} from {rt.title}"
     if error is BuildError:
         out_of_memory = any(map(means_out_of_memory, lines))
         if out_of_memory:
-            got = "; ".join(part for part in (got, describe_free_memory()) if part)
+            free = describe_free_memory()
+            got = f"{got} ({free})" if free else got
             fix = fix or FREE_MEMORY
-        raise BuildError(what, got=got, fix=fix, log=lines, out_of_memory=out_of_memory)
-    raise error(what, got=": ".join([got, " | ".join(lines)]) if lines else got, fix=fix)
+        raise BuildError(what, got=got, allowed="success", fix=fix, log=lines, out_of_memory=out_of_memory)
+    raise error(what, got=": ".join([got, " | ".join(lines)]) if lines else got, allowed="success", fix=fix)

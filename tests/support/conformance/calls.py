@@ -83,7 +83,7 @@ class Calls(Members):
             declared = self.parameter(function, each)
             _bind(declared, actual, variables)
             if declared.what == "typevar" and declared.ref and actual.tensorrt:
-                message = f"annotate '{each.arg}' of {function.node.name}(): it is given TensorRT objects and uses them"
+                message = f"annotate '{each.arg}' of {function.node.name}(): got given TensorRT objects and uses them"
                 self.poured[declared.ref] = self.note(node, message)
             if reason := self.api.mismatch(declared, actual):
                 self.problem(node, f"{function.node.name}: '{each.arg}' {reason}")

@@ -73,7 +73,7 @@ class OnnxRuntimeBackend:
         if process != os.getpid():
             raise DeviceError(
                 "ORTModule",
-                got=f"it was first called in process {process} and is called in its fork {os.getpid()}",
+                got=f"a call in the fork {os.getpid()} of process {process}, which called it first",
                 allowed="the process that first called it, since ONNX Runtime's threads do not survive a fork",
                 fix="start workers with the 'spawn' method, or fork before the first call",
             )

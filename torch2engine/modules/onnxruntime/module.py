@@ -7,13 +7,15 @@ and the errors of TRTModule.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
+from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from torch2engine.pipeline.report import DeployReport
 
 __all__ = ["ORTModule", "StrictModule"]
+
+R = TypeVar("R", bound="ORTModule")
 
 
 @public
@@ -55,6 +59,25 @@ class ORTModule(DeployedModule[OnnxRuntimeBackend]):
         self, artifact: OnnxArtifact, guard: WeightsGuard, device: torch.device | str | None
     ) -> OnnxRuntimeBackend:
         return OnnxRuntimeBackend(artifact, guard)
+
+    @classmethod
+    def from_saved(
+        cls: type[R],
+        artifact: Any,
+        path: str | Path,
+        device: torch.device | None,
+        runtime_config: RuntimeConfig,
+        reference: nn.Module | None,
+    ) -> R:
+        if device is not None and device.type != "cpu":
+            build = f"torch2engine.build(torch2engine.OnnxArtifact.load({str(path)!r}))"
+            raise DeviceError(
+                f"exported model '{path}'",
+                got=f"device {device}",
+                allowed="the CPU, where ONNX Runtime runs it",
+                fix=f"leave out device, or build an engine with {build}",
+            )
+        return cls(artifact, runtime_config=runtime_config, reference=reference)
 
     @property
     def _artifact(self) -> OnnxArtifact:

@@ -36,8 +36,8 @@ def require_cuda() -> None:
     if not torch.cuda.is_available():
         raise InstallationError(
             "PyTorch",
-            got=f"torch {torch.__version__} sees no CUDA device",
-            allowed="TRTModule works on CUDA tensors",
+            got=f"torch {torch.__version__}, which sees no CUDA device",
+            allowed="a CUDA device, since TRTModule works on CUDA tensors",
             fix="install a CUDA build of torch on a machine with a GPU, or deploy with runtime='onnxruntime'",
         )
 
@@ -209,7 +209,7 @@ class TensorRTBackend:
             if self.session is not None and self.session is not session:
                 raise RefitError(
                     "refit",
-                    got="another thread has bound the module meanwhile",
+                    got="a module that another thread has bound meanwhile",
                     allowed="a module that stays where it is during a refit",
                     fix="refit it again",
                 )
@@ -246,7 +246,7 @@ class TensorRTBackend:
             raise DeviceError(
                 "TRTModule",
                 got=f"inputs on {device}",
-                allowed=f"another thread has just bound the module to {session.device}",
+                allowed=f"{session.device}, to which another thread has just bound the module",
                 fix="use a copy.deepcopy of the module for each device",
             )
         return session

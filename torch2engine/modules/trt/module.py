@@ -81,8 +81,8 @@ class TRTModule(DeployedModule[TensorRTBackend]):
         if device is not None and device.type != "cuda":
             raise DeviceError(
                 f"engine '{path}'",
-                got=f"device is {device}",
-                allowed="an engine runs on CUDA devices",
+                got=f"device {device}",
+                allowed="a CUDA device",
                 fix="leave out device, or load what deploy(runtime='onnxruntime') saved",
             )
         module = cls(artifact, runtime_config=runtime_config, reference=reference)

@@ -41,8 +41,9 @@ def allocate_memory(device: torch.device, size_bytes: int) -> TensorMemory:
     except torch.OutOfMemoryError as error:
         raise BuildError(
             "execution context",
-            got=f"its working memory of {size_bytes / 2**20:.0f} MiB does not fit on {device}, of which "
+            got=f"working memory of {size_bytes / 2**20:.0f} MiB that does not fit on {device}, of which "
             f"{torch.cuda.mem_get_info(device)[0] / 2**20:.0f} MiB are free",
+            allowed="room for it",
             fix=FREE_MEMORY,
             out_of_memory=True,
         ) from error

@@ -160,7 +160,7 @@ class EngineSession:
             if self.weights_incomplete:
                 raise RefitError(
                     "engine",
-                    got="a refit failed half-way",
+                    got="a refit that failed half-way",
                     allowed="one whose weights are whole",
                     fix="refit it again, or deploy the model again",
                 )
@@ -234,7 +234,7 @@ class EngineSession:
         if self._user_captures:
             raise RefitError(
                 "refit",
-                got="CUDA graphs of yours hold calls of this module, and launching them afterwards would crash",
+                got="CUDA graphs of yours that hold calls of this module, and would crash when launched afterwards",
                 allowed="a module that is in no such graph",
                 fix="drop these graphs and call the module's trim(); capture them again after the refit",
             )

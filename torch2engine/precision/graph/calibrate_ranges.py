@@ -85,7 +85,7 @@ def calibrate_ranges(
         raise InputError(
             "calibration",
             got="no batch",
-            allowed="int8 and fp8 need calibration data, an iterable of inputs in the form of sample_input",
+            allowed="calibration data for int8 and fp8, an iterable of inputs in the form of sample_input",
             fix="pass e.g. calibration=[batch for batch in loader][:32]",
         )
     return {name: histogram.range(method, percentile) for name, histogram in histograms.items()}

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 
 from torch2engine.core.errors import ExportError, InstallationError
 from torch2engine.core.loggers import only_errors
+from torch2engine.core.wording import quote
 from torch2engine.onnx_graph.session import import_onnxruntime
 
 __all__ = ["quiet_modelopt"]
@@ -45,7 +46,8 @@ def quiet_modelopt(task: str) -> Generator[None]:
     except ImportError as error:
         raise InstallationError(
             "nvidia-modelopt",
-            got=f"{task} needs it, and it can't be imported ({error})",
+            got=f"no module that can be imported ({error})",
+            allowed=f"nvidia-modelopt for {task}",
             fix="pip install 'torch2engine[quantize]'",
         ) from error
     except (InstallationError, ExportError):
@@ -53,7 +55,8 @@ def quiet_modelopt(task: str) -> Generator[None]:
     except Exception as error:
         raise ExportError(
             task,
-            got=f"ModelOpt failed: {type(error).__name__}: {error}",
+            got=f"a failure of ModelOpt: {quote(error)}",
+            allowed="a lowered graph",
             fix="keep the modules that it stumbles over in Precision(keep_fp32=[...])",
         ) from error
     finally:

@@ -107,7 +107,9 @@ def quantize(
     low = precision.weights or precision.dtype
     refuses_convolutions = low == "int8" and flavour == "tensorrt_rtx"
     if low not in (*QUANTIZED_PRECISIONS, *WEIGHT_PRECISIONS):
-        raise InputError("quantize", got=f"precision {low!r}", allowed="'int8', 'fp8' or weights='int4'")
+        raise InputError(
+            "quantize", got=f"precision {low!r}", allowed="'int8', 'fp8' or weights='int4'", fix="pass one"
+        )
     if low in QUANTIZED_PRECISIONS and _is_quantized(model):
         if refuses_convolutions:
             _refuse_convolutions(
@@ -141,8 +143,8 @@ def _check_opset(model: Any) -> None:
     if opset < _LEAST_OPSET:
         raise InputError(
             "ONNX model",
-            got=f"its opset is {opset}",
-            allowed=f"Q and DQ need opset {_LEAST_OPSET} or later",
+            got=f"opset {opset}",
+            allowed=f"{_LEAST_OPSET} or later, which Q and DQ need",
             fix="export it again with a later opset_version",
         )
 
@@ -198,7 +200,7 @@ def _refuse_convolutions(nodes: Sequence[Any], fix: str) -> None:
     raise UnsupportedOperatorError(
         "TensorRT-RTX",
         nodes=listed,
-        got=f"it can't build {len(nodes)} convolution{'s' if len(nodes) > 1 else ''} in int8",
+        got=f"{len(nodes)} convolution{'s' if len(nodes) > 1 else ''} that it can't build in int8",
         allowed="int8 matrix products",
         fix=fix,
     )

@@ -251,7 +251,8 @@ def _pack_fp8(values: NDArray[Any]) -> bytes:
     except ImportError as error:
         raise InstallationError(
             "ml_dtypes",
-            got=f"precision 'fp8' needs it, and it can't be imported ({error})",
+            got=f"no module that can be imported ({error})",
+            allowed="ml_dtypes for precision 'fp8'",
             fix="pip install 'torch2engine[quantize]'",
         ) from error
     return values.astype(ml_dtypes.float8_e4m3fn).tobytes()

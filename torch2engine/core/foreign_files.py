@@ -1,0 +1,35 @@
+"""A path that is not what a call takes → the call that takes it.
+
+Enters: a path. Leaves: a cure for an error's text. Separate because `deploy`, `build` and `load` each get files that
+belong to another of them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["cure_for_path"]
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".pkl", ".bin", ".safetensors")
+_PLAN_SUFFIXES = (".plan", ".engine", ".trt")
+_MANIFEST = "manifest.json"
+
+
+def cure_for_path(path: Path) -> str:
+    """What to do with a path that was given where it can't be used; "" if the path does not tell.
+
+    >>> cure_for_path(Path("net.onnx"))
+    "build an engine of it with torch2engine.build('net.onnx')"
+    """
+    if path.suffix == ".onnx":
+        return f"build an engine of it with torch2engine.build({str(path)!r})"
+    if path.suffix in _TORCH_SUFFIXES:
+        return (
+            "make the module in Python, give it these weights with module.load_state_dict(...), "
+            "and call torch2engine.deploy(module, sample_input)"
+        )
+    if path.suffix in _PLAN_SUFFIXES:
+        return "deploy or build the model again: a plan alone does not tell what its inputs mean"
+    if (path / _MANIFEST).is_file():
+        return f"load it with torch2engine.load({str(path)!r})"
+    return ""
