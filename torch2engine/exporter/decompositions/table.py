@@ -29,6 +29,7 @@ from torch2engine.exporter.decompositions.error_function import ERROR_FUNCTION
 from torch2engine.exporter.decompositions.folding import FOLDING
 from torch2engine.exporter.decompositions.fourier import FOURIER
 from torch2engine.exporter.decompositions.gamma_functions import GAMMA_FUNCTIONS
+from torch2engine.exporter.decompositions.grouped_products import GROUPED_PRODUCTS, grouped_products_of_transformers
 from torch2engine.exporter.decompositions.linear_algebra import LINEAR_ALGEBRA
 from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
 from torch2engine.exporter.decompositions.ordering import ORDERING
@@ -64,6 +65,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **DIAGONALS,
     **FOLDING,
     **FOURIER,
+    **GROUPED_PRODUCTS,
     **LINEAR_ALGEBRA,
     **REDUCTIONS,
     **RESIZING,
@@ -126,7 +128,7 @@ def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[tor
         the program to give to torch.onnx.
     """
     floor_negative_sizes(program)
-    exact = dict(decompositions())
+    exact = {**decompositions(), **grouped_products_of_transformers()}
     if not needs_exact_attention(program):
         del exact[find_operator("scaled_dot_product_attention")]
     try:
