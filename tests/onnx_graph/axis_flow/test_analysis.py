@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import nn
 
 import torch2engine as t2e
-from tests.support.axis_graphs import answers_in_chunks_differ, influence, parse
+from tests.support.axis_graphs import answers_in_chunks_differ, influence, parse, signature_of
+from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 
 X = "(float[n, 4] x) => (float[n, 4] y)"
 
@@ -92,6 +94,18 @@ def test_outputs_without_an_entry_each_are_named() -> None:
     assert influence(text) == "output 'w' does not have an entry for each entry of the inputs"
     merged = "(float[n, 3] x) => (float[m] y) <int64[1] f = {-1}> { y = Reshape(x, f) }"
     assert influence(merged) == "output 'y' has the entries in one dimension with others"
+
+
+def test_constants_in_another_file_are_not_read(tmp_path: Path) -> None:
+    """A model above 2 GiB keeps its tensors beside it, and what nobody has read is taken for unknown."""
+    model = parse("(float[n, 2, 2] x) => (float[n, 4] y) <int64[2] s = {-1, 4}> { y = Reshape(x, s) }")
+    shape = onnx.numpy_helper.from_array(np.array([-1, 4]), "s")  # bytes, which alone go into another file
+    model.graph.initializer[0].CopyFrom(shape)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, size_threshold=0)
+    found = onnx.load(tmp_path / "model.onnx", load_external_data=False)
+    assert found.graph.initializer[0].data_location == onnx.TensorProto.EXTERNAL
+    influences = find_influences(found, signature_of(found))
+    assert influences == {"n": "Reshape '' reshapes to sizes that can't be followed"}
 
 
 class Centred(nn.Module):

@@ -38,6 +38,10 @@ KEEPS: dict[str, str] = {
     "pooling": f"{IMAGE} => (float[n, 2, 3, 3] y) {{ y = MaxPool<kernel_shape = [2, 2], strides = [2, 2]>(x) }}",
     "resizing by scales without the entries": f"{IMAGE} => (float[n, 2, 12, 12] y) <float[2] s = {{2, 2}}> "
     "{ y = Resize<axes = [2, 3]>(x, , s) }",
+    "resizing by a scale of one along the entries": f"{IMAGE} => (float[n, 2, 12, 12] y) "
+    "<float[4] s = {1, 1, 2, 2}> { y = Resize(x, , s) }",
+    "resizing to as many entries": f"{IMAGE} => (float[n, 2, 9, 9] y) <int64[2] s = {{9, 9}}> "
+    "{ n = Shape<end = 2>(x) z = Concat<axis = 0>(n, s) y = Resize(x, , , z) }",
     "product with a weight": "(float[n, 4] x) => (float[n, 2] y) <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}> "
     "{ y = MatMul(x, w) }",
     "product of stacks": "(float[n, 3, 4] x, float[n, 4, 3] z) => (float[n, 3, 3] y) { y = MatMul(x, z) }",
@@ -99,6 +103,10 @@ MIXES: dict[str, tuple[str, str]] = {
     "batch norm with statistics": (
         f"{CUBE} <float[3] w = {{1, 2, 3}}> {{ y, m, v = BatchNormalization(x, w, w, w, w) }}",
         "BatchNormalization '' normalises over the entries",
+    ),
+    "resizing along the entries": (
+        f"{IMAGE} => (float[n, 2, 12, 12] y) <float[4] s = {{1.5, 1, 2, 2}}> {{ y = Resize(x, , s) }}",
+        "Resize '' resizes the entries' dimension, or by scales that are not followed",
     ),
     "convolution along the entries": (
         "(float[1, 2, n] x) => (float[1, 1, n] y) <float[1, 2, 3] w = {1, 2, 3, 4, 5, 6}> "

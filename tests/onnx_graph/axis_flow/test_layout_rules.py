@@ -55,6 +55,8 @@ KEEPS: dict[str, str] = {
     "k = Concat<axis = -1>(u, i) y = GatherND(x, k) }",
     "rows by batch": "(float[n, 4, 2] x, int64[n, 1] i) => (float[n, 2] y) { y = GatherND<batch_dims = 1>(x, i) }",
     "rows of a table": "(int64[n, 1] i) => (float[n, 2] y) <float[2, 2] w = {1, 2, 3, 4}> { y = GatherND(w, i) }",
+    "rows that are the same for all": "(float[4, n] x) => (float[3, n] y) <int64[3, 1] i = {2, 0, 2}> "
+    "{ y = GatherND(x, i) }",
     "scattered": "(float[n, 4] x, int64[n, 2] i, float[n, 2] u) => (float[n, 4] y) "
     "{ y = ScatterElements<axis = 1>(x, i, u) }",
     "padded rows": "(float[n, 4] x) => (float[n, 6] y) <int64[4] p = {0, 1, 0, 1}> { y = Pad(x, p) }",
@@ -122,6 +124,10 @@ MIXES: dict[str, tuple[str, str]] = {
     "rows that the values choose": (
         "(float[n, 4] x, int64[n] i) => (float[n, 4] y) { y = Gather(x, i) }",
         "Gather '' chooses for each entry from what may be other entries",
+    ),
+    "entries by the same indices": (
+        "(float[n, 4] x) => (float[n, 4] y) <int64[1, 1] i = {0}> { f = GatherND(x, i) y = Add(x, f) }",
+        "GatherND '' uses the same values for every entry",
     ),
     "the first row": (
         f"{X} <int64[1] i = {{0}}> {{ f = Gather(x, i) y = Add(x, f) }}",

@@ -300,13 +300,18 @@ def _joined_shape(one: Shape | None, other: Shape | None, name: str) -> Shape | 
 
 
 def _constant(tensor: Any) -> Value:
-    """A weight or a constant; of a small integer one the elements."""
-    shape = tuple(Size(size) for size in tensor.dims)
-    if tensor.data_type not in _INTEGER_TYPES or len(shape) > 1 or (shape and shape[0].factor > MOST_ELEMENTS):
-        return Fixed(shape)
-    from onnx import numpy_helper
+    """A weight or a constant; of a small one the elements."""
+    from onnx import TensorProto, numpy_helper
 
-    return Sizes(shape, tuple(Size(int(number)) for number in numpy_helper.to_array(tensor).ravel()))
+    shape = tuple(Size(size) for size in tensor.dims)
+    is_small = len(shape) <= 1 and all(size.factor <= MOST_ELEMENTS for size in shape)
+    is_number = tensor.data_type in (*_INTEGER_TYPES, TensorProto.FLOAT)
+    if not is_small or not is_number or tensor.data_location == TensorProto.EXTERNAL:
+        return Fixed(shape)
+    elements = numpy_helper.to_array(tensor).ravel().tolist()
+    if tensor.data_type == TensorProto.FLOAT:
+        return Fixed(shape, tuple(elements))
+    return Sizes(shape, tuple(map(Size, elements)))
 
 
 def _constant_of_node(node: NodeView) -> Value:

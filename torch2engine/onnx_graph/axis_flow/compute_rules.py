@@ -202,8 +202,9 @@ def _resize(node: NodeView) -> Value:
     node.require_fixed(1, 2)
     dims = [from_front(axis, rank) for axis in node.attribute("axes", range(rank))]
     sizes = dict(zip(dims, (node.elements(3) if node.has(3) else None) or (), strict=False))
-    own = sizes.pop(value.place.dim, None)
-    if value.place.dim in dims and own != value.place.size(node.axis):
+    scales = dict(zip(dims, _constant_scales(node), strict=False))
+    is_kept = sizes.pop(value.place.dim, None) == value.place.size(node.axis) or scales.get(value.place.dim) == 1
+    if value.place.dim in dims and not is_kept:
         raise Mixes("resizes the entries' dimension, or by scales that are not followed")
     if any(size.follows_axis for size in sizes.values()):
         raise Mixes("resizes images to the number of entries")
@@ -211,6 +212,12 @@ def _resize(node: NodeView) -> Value:
     if is_cropped or node.attribute("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise Mixes("resizes in a way that has no rule")
     return node.entries_like(value.place, rank)
+
+
+def _constant_scales(node: NodeView) -> tuple[float, ...]:
+    """The scales of a Resize, or nothing if they are not constant."""
+    scales = node.tensor(2) if node.has(2) else None
+    return (scales.numbers or ()) if isinstance(scales, Fixed) else ()
 
 
 def _grid_sample(node: NodeView) -> Value:

@@ -290,6 +290,9 @@ def _gather_nd(node: NodeView) -> Value:
         if not is_own or (indices.column is None and count != ONE):
             raise Mixes("computes with the numbers of the entries")
         return node.entries_like(indices.place, rank)
+    indexed = count.factor + batch_dims
+    if isinstance(data, Entries) and isinstance(node.tensor(1), Fixed) and data.place.dim >= indexed:
+        return node.entries_like(data.place.moved_to(data.place.dim - indexed + index_rank - 1), rank)
     rows = node.entries(1)
     require_other_dim(rows, index_rank - 1, "reads the entries as one index")
     if isinstance(data, Fixed):

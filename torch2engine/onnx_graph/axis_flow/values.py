@@ -46,9 +46,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same tensor whatever the entries are and however many there are; its shape may be unknown."""
+    """The same tensor whatever the entries are and however many there are.
+
+    Args:
+        shape: None if its rank is unknown.
+        numbers: the elements of a small constant vector of floats, such as the scales of a Resize.
+    """
 
     shape: Shape | None = None
+    numbers: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
