@@ -28,10 +28,19 @@ def test_only_ones_are_dropped() -> None:
     torch.testing.assert_close(REARRANGING["squeeze.dims"](ONES, [0, -1]), ONES.squeeze([0, -1]))
 
 
-@pytest.mark.parametrize("padding", [[-1, 2, 1, -2], [-1, -1, -2, 0], [0, 1, 1, 0]])
-@pytest.mark.parametrize("mode", ["replicate", "reflect"])
+@pytest.mark.parametrize(
+    ("padding", "mode"),
+    [
+        ([-1, 2, 1, -2], "replicate"),
+        ([-1, 2, 1, -2], "reflect"),
+        ([-1, -1, -2, 0], "replicate"),
+        ([-1, -1, -2, 0], "reflect"),
+        ([-7, 8, 0, 0], "replicate"),  # all of a dimension
+        ([0, 1, 1, 0], "replicate"),
+    ],
+)
 def test_negative_padding_crops(padding: list[int], mode: str) -> None:
-    """Before the rest is padded; what only pads is torch.onnx's."""
+    """What only pads is torch.onnx's."""
     x = torch.randn(2, 3, 6, 7, generator=torch.Generator().manual_seed(0))
     found = REARRANGING["pad"](x, padding, mode)
     if min(padding) >= 0:

@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from torch2engine.exporter.decompositions.size_bounds import is_fixed
 
@@ -47,15 +46,32 @@ def _is_one(size: Any) -> bool:
     return is_fixed(size) and size == 1
 
 
+def _replicated(place: Tensor, size: int) -> Tensor:
+    return torch.minimum(place.clamp(min=0), torch.full_like(place, size - 1))
+
+
+def _reflected(place: Tensor, size: int) -> Tensor:
+    return (size - 1) - ((size - 1) - place.abs()).abs()
+
+
+_PLACES: Mapping[str, Callable[[Tensor, int], Tensor]] = {
+    "replicate": _replicated,
+    "reflect": _reflected,
+    "circular": torch.remainder,
+}
+
+
 def _pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """`pad` that repeats elements and is negative somewhere, which ONNX Runtime refuses: crop, then pad."""
+    """`pad` that repeats elements and is negative somewhere, which ONNX Runtime refuses: by the elements' places."""
     if mode == "constant" or all(amount >= 0 for amount in padding):
         return NotImplemented
     for number in range(len(padding) // 2):
-        before, after = (max(-amount, 0) for amount in padding[2 * number : 2 * number + 2])
+        before, after = padding[2 * number : 2 * number + 2]
         dim = x.dim() - 1 - number
-        x = x.narrow(dim, before, x.shape[dim] - before - after)
-    return functional.pad(x, [max(amount, 0) for amount in padding], mode)
+        size: int = x.shape[dim]
+        places = torch.arange(size + before + after, device=x.device) - before
+        x = x.index_select(dim, _PLACES[mode](places, size))
+    return x
 
 
 REARRANGING: Mapping[str, Callable[..., Any]] = {
