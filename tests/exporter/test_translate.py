@@ -43,7 +43,7 @@ class Strange(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.second["gamma"](self.first(x))
-        return torch.geqrf(y)[0]
+        return torch.nextafter(y, y)
 
 
 def test_operators_without_an_onnx_form_are_named_all_at_once() -> None:
@@ -53,13 +53,12 @@ def test_operators_without_an_onnx_form_are_named_all_at_once() -> None:
     assert [(node.op, node.module, node.source) for node in error.value.nodes] == [
         ("prims.bessel_j0", "first.0", line_of(Bessel, "bessel_j0")),
         ("prims.igamma", "second.gamma", line_of(Gamma, "gammainc")),
-        ("aten.geqrf", "", line_of(Strange, "torch.geqrf")),
+        ("prims.nextafter", "", line_of(Strange, "torch.nextafter")),
     ]
     head, *lines = str(error.value).splitlines()
     assert head == (
-        "torch.onnx: got no ONNX form for aten.geqrf, prims.bessel_j0, prims.igamma; expected operators "
-        "that have one; write these lines with other PyTorch "
-        "operators"
+        "torch.onnx: got no ONNX form for prims.bessel_j0, prims.igamma, prims.nextafter; expected operators "
+        "that have one; write these lines with other PyTorch operators"
     )
     assert lines[0] == (
         f"  prims.bessel_j0 (bessel_j0) in module 'first.0' at {line_of(Bessel, 'bessel_j0')}: no ONNX function"
@@ -105,3 +104,11 @@ def test_other_failures_of_the_exporter_are_typed() -> None:
     assert re.match(
         r'torch\.onnx: got a failure on this program: "\w+: .*KeyError: torch.float8_e8m0fnu', str(error.value)
     )
+
+
+def test_operator_that_torch_can_not_trace_is_named() -> None:
+    """torch.export's advice is no part of the operator's name."""
+    with pytest.raises(UnsupportedOperatorError) as error:
+        exported(Function(lambda x, w: torch.histogram(x, 3)[0]), X)
+    assert [node.op.partition(".bin_ct")[0] for node in error.value.nodes] == ["aten.histogram"]
+    assert "calling torch.export" not in str(error.value)

@@ -151,7 +151,7 @@ def explain_refusal(error: Exception) -> Torch2EngineError:
 
 
 def _has_no_shape_rule(error: UnsupportedOperatorException) -> UnsupportedOperatorError:
-    operator = str(error).replace(".default", "")
+    operator = str(error).split(maxsplit=1)[0].replace(".default", "")  # torch adds advice below
     reason = "torch has no rule for the shape of its result"
     return UnsupportedOperatorError(
         "torch.export",
