@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from torch2engine.capture.device_asserts import asserting_operators, is_on_gpu, may_assert
+from torch2engine.capture.device_asserts import WatchedCall, is_on_gpu, may_assert, watch
 from torch2engine.core.errors import ExportError
 
 TABLE = torch.arange(12.0).reshape(4, 3)
@@ -83,7 +83,7 @@ CALLS: dict[str, tuple[Callable[[], object], str]] = {
 @pytest.mark.parametrize(("call", "operator"), CALLS.values(), ids=CALLS)
 def test_asserting_operator_of_a_call_is_found(call: Callable[[], object], operator: str) -> None:
     """The operators that run decide, however the model calls them."""
-    assert operator in asserting_operators(call, on_gpu=lambda tensor: True)
+    assert operator in watch(call, on_gpu=lambda tensor: True).asserting
 
 
 def test_call_without_asserting_operators_has_none() -> None:
@@ -94,13 +94,13 @@ def test_call_without_asserting_operators_has_none() -> None:
         F.scaled_dot_product_attention(*[torch.ones(1, 2, 3, 8)] * 3)
         F.interpolate(torch.ones(1, 1, 4, 4), scale_factor=2, mode="bicubic")
 
-    assert asserting_operators(call, on_gpu=lambda tensor: True) == frozenset()
+    assert watch(call, on_gpu=lambda tensor: True) == WatchedCall(frozenset(), follows_floats=False)
 
 
 def test_operators_on_the_cpu_do_not_count() -> None:
     """There a wrong index is an exception already."""
     assert not is_on_gpu(TABLE)
-    assert asserting_operators(lambda: TABLE[ONE]) == frozenset()
+    assert watch(lambda: TABLE[ONE]).asserting == frozenset()
 
 
 def test_call_that_cannot_be_watched_counts_as_asserting() -> None:
@@ -109,4 +109,21 @@ def test_call_that_cannot_be_watched_counts_as_asserting() -> None:
     def call() -> None:
         raise ExportError("model", got="no operator runs under a watcher")
 
-    assert asserting_operators(call) == {"unknown"}
+    assert watch(call) == WatchedCall(frozenset({"unknown"}), follows_floats=True)
+
+
+@pytest.mark.parametrize(
+    ("call", "follows"),
+    [
+        (lambda: TABLE[TABLE[0].long()], True),
+        (lambda: torch.bucketize(TABLE, TABLE[0]), True),
+        (lambda: TABLE[ONE.float().argmax(0)], False),
+        (lambda: TABLE[TABLE > 1], False),
+        (lambda: TABLE.topk(2).indices, False),
+        (lambda: F.embedding(ONE, TABLE), False),
+    ],
+    ids=["cast", "bucketize", "argmax", "comparison", "top-k", "embedding"],
+)
+def test_index_that_follows_a_float_is_found(call: Callable[[], object], follows: bool) -> None:
+    """Rounding a float otherwise may lead to another index; a place among floats is in range by itself."""
+    assert watch(call).follows_floats is follows

@@ -15,7 +15,7 @@ from torch import nn
 
 from tests.support.models import captured
 from torch2engine.capture import host_trial
-from torch2engine.capture.host_trial import HostTrial, copy_to_cpu, trial_if_needed
+from torch2engine.capture.host_trial import HostTrial, copy_to_cpu, find_unsafe_inputs, trial_if_needed
 from torch2engine.core.errors import ExportError
 
 ROWS = torch.arange(12.0, dtype=torch.float64).reshape(4, 3)  # float64 stands for a tensor on a GPU
@@ -210,3 +210,44 @@ def test_inputs_on_a_gpu_reach_the_copy() -> None:
 
     trial = HostTrial(captured(Lookup(), sample).reference, [sample], on_gpu=is_sample)
     assert trial.obstacle() == ""
+
+
+def test_made_up_inputs_that_fail_on_the_cpu_are_unsafe() -> None:
+    """Where no input was given by the user, each is tried; those that the model refuses are named with the reason."""
+    model = Lookup().double()  # on a GPU, as float64 stands for it
+    reference = captured(Lookup(), torch.tensor([1])).reference.of(model)
+    cases = {"small": [torch.tensor([0])], "large": [torch.tensor([0, 3, 4])], "other": [torch.tensor([1, 2])]}
+
+    def on_gpu(tensor: torch.Tensor) -> bool:
+        return tensor is model.table.weight
+
+    unsafe = find_unsafe_inputs(reference, cases, on_gpu)
+    assert list(unsafe) == ["large"]
+    assert "IndexError" in unsafe["large"]
+    assert find_unsafe_inputs(reference, {"one": [torch.tensor([9])]}, on_gpu).keys() == {"one"}
+    assert find_unsafe_inputs(reference, cases) == {}
+
+
+def test_made_up_inputs_of_a_model_that_never_asserts_are_safe() -> None:
+    """The smallest alone runs on the CPU, to see the operators."""
+    sizes: list[int] = []
+
+    def double(self: Any, x: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(x))
+        return x * self.weight
+
+    model = Calling(double)
+    model.weight = nn.Parameter(torch.ones(1))
+    reference = captured(Calling(lambda self, x: x), torch.ones(2)).reference.of(model)
+    cases = {"large": [torch.ones(9)], "small": [torch.ones(2)]}
+    assert find_unsafe_inputs(reference, cases, lambda tensor: tensor is model.weight) == {}
+    assert set(sizes) == {2}
+
+
+def test_trial_takes_other_weights() -> None:
+    """Weights that were moved by rounding are tried like inputs, and the copy keeps its own."""
+    model = Lookup()
+    trial = trial_of(model, torch.tensor([1]))
+    moved = {"table.weight": torch.full((4, 3), 5.0)}
+    assert trial.run([torch.tensor([1])], moved).leaves[0].tolist() == [[5.0] * 3]
+    assert torch.equal(trial.run([torch.tensor([1])]).leaves[0], model.table.weight[[1]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from tests.support.models import captured
+from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.undisturbed import undisturbed
@@ -146,3 +148,52 @@ def test_only_floating_outputs_move() -> None:
             return {"scores": x * 0.3, "label": x.argmax(-1)}
 
     assert list(measured(Labelled(), torch.randn(3, 5), "fp32")[0].sensitivity["fp32"]) == ["scores"]
+
+
+class Scaled(nn.Module):
+    """Scales its input; its copies refuse any other scale, and it remembers whether it met one itself."""
+
+    def __init__(self, is_copy: bool = False) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.1, 2.3, 3.7]))
+        self.is_copy = is_copy
+        self.met: list[bool] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Scaled:
+        return Scaled(is_copy=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        is_moved = not torch.equal(self.scale, torch.tensor([1.1, 2.3, 3.7]))
+        self.met.append(is_moved)
+        if self.is_copy and is_moved:
+            raise ValueError("out of range")
+        return x * self.scale
+
+
+@pytest.mark.parametrize("follows_floats", [True, False])
+def test_rounded_weights_run_on_the_cpu_first_where_floats_are_indices(follows_floats: bool) -> None:
+    """Where the CPU refuses them the model never meets them, and its sensitivity stays unknown."""
+    model = Scaled()
+    call = captured(model, torch.rand(3))
+    call = replace(call, trial=HostTrial(call.reference, call.sample, follows_floats=follows_floats))
+    met: list[bool] = []
+    model.met = met
+    with undisturbed(model):
+        cases, _ = make_parity_cases(call)
+        found = with_sensitivity(call, cases, ("fp32",))
+        assert any(met) is not follows_floats
+    assert all(bool(case.sensitivity) is not follows_floats for case in found)
+
+
+def test_model_that_cannot_be_tried_has_no_sensitivity_where_floats_are_indices() -> None:
+    """Nothing but the answers is known of it."""
+
+    class Single(Scaled):
+        def __deepcopy__(self, memo: dict[int, Any]) -> Scaled:
+            raise RuntimeError("there is one of me")
+
+    call = captured(Single(), torch.rand(3))
+    call = replace(call, trial=HostTrial(call.reference, call.sample))
+    with undisturbed(call.reference.model):
+        cases, _ = make_parity_cases(call)
+        assert with_sensitivity(call, cases, ("fp32",)) == cases

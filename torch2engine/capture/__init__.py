@@ -17,7 +17,7 @@ this is the only stage that runs the user's model.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 
-Public: `captured_call`, `examples`, `fingerprint`, `parity_cases`, `process_state`, `reference`, `sensitivity`,
-`signature`, `source_lines`, `torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other files belong to this
-folder alone.
+Public: `captured_call`, `examples`, `fingerprint`, `host_trial`, `parity_cases`, `process_state`, `reference`,
+`sensitivity`, `signature`, `source_lines`, `torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other files
+belong to this folder alone.
 """

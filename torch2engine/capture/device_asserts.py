@@ -7,6 +7,7 @@ a CPU they raise an exception instead. Separate because the table of such operat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch2engine.core.errors import ExportError
 
-__all__ = ["asserting_operators", "is_on_gpu", "may_assert", "tensors_in"]
+__all__ = ["WatchedCall", "is_on_gpu", "may_assert", "tensors_in", "watch"]
 
 # Operators of `aten` whose CUDA kernels assert, or read memory at places that a tensor's values name. Names are without
 # the underscores around them. Operators with another namespace are unknown, so that they count as well.
@@ -41,6 +42,8 @@ _CHECKED_LABELS_AND_PROBABILITIES = frozenset(
     }
 )
 _ASSERTING = _READ_OR_WRITTEN_BY_INDEX | _CHECKED_LABELS_AND_PROBABILITIES
+# They make integers of floats, which are in range by themselves.
+_PLACES_OF_FLOATS = frozenset({"argmax", "argmin", "argsort", "count_nonzero", "nonzero"})
 # Indices are a part of such tensors, and a backward pass reads the indices of its forward pass.
 _ASSERTING_KINDS = ("backward", "jagged", "nested", "sparse")
 
@@ -51,9 +54,14 @@ def may_assert(operator: str) -> bool:
     Args:
         operator: as PyTorch's dispatcher names it, e.g. ``"aten::index_put_"``.
     """
-    namespace, _, name = operator.partition("::")
-    base = name.partition(".")[0].strip("_")
+    namespace = operator.partition("::")[0]
+    base = _base_name(operator)
     return namespace != "aten" or base in _ASSERTING or any(kind in base for kind in _ASSERTING_KINDS)
+
+
+def _base_name(operator: str) -> str:
+    """The name without namespace, overload and underscores around it."""
+    return operator.partition("::")[2].partition(".")[0].strip("_")
 
 
 def is_on_gpu(tensor: torch.Tensor) -> bool:
@@ -61,25 +69,33 @@ def is_on_gpu(tensor: torch.Tensor) -> bool:
     return tensor.device.type not in ("cpu", "meta")
 
 
-def asserting_operators(
-    call: Callable[[], object], on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu
-) -> frozenset[str]:
+@dataclass(frozen=True)
+class WatchedCall:
+    """What a call did on a GPU.
+
+    Args:
+        asserting: its operators that may assert for other inputs; {"unknown"} for a call that can't be watched.
+        follows_floats: whether it makes integers of floats, so that a rounding may lead to another index.
+    """
+
+    asserting: frozenset[str]
+    follows_floats: bool
+
+
+def watch(call: Callable[[], object], on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu) -> WatchedCall:
     """Run a call and find its operators on a GPU that may assert for other inputs.
 
     Args:
         call: of a model, on an input that the user gave.
         on_gpu: whether a tensor is on a GPU.
-
-    Returns:
-        their names; {"unknown"} for a call that can't be watched.
     """
     watcher = _OperatorWatcher(on_gpu)
     try:
         with watcher:
             call()
     except ExportError:  # of the watching: the model has answered this input before
-        return frozenset({"unknown"})
-    return frozenset(filter(may_assert, watcher.operators))
+        return WatchedCall(frozenset({"unknown"}), follows_floats=True)
+    return WatchedCall(frozenset(filter(may_assert, watcher.operators)), watcher.follows_floats)
 
 
 class _OperatorWatcher(TorchDispatchMode):
@@ -90,14 +106,23 @@ class _OperatorWatcher(TorchDispatchMode):
     def __init__(self, on_gpu: Callable[[torch.Tensor], bool]) -> None:
         super().__init__()
         self.operators: set[str] = set()
+        self.follows_floats = False
         self._on_gpu = on_gpu
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operator, and look at the devices of its tensors."""
         result = func(*args, **(kwargs or {}))
-        if any(map(self._on_gpu, tensors_in((args, kwargs, result)))):
+        given = list(tensors_in((args, kwargs)))
+        made = list(tensors_in(result))
+        if any(map(self._on_gpu, (*given, *made))):
             self.operators.add(func.name())
+        if any(leaf.is_floating_point() for leaf in given) and made and all(map(_is_integer, made)):
+            self.follows_floats |= _base_name(func.name()) not in _PLACES_OF_FLOATS
         return result
+
+
+def _is_integer(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def tensors_in(value: Any) -> Iterator[torch.Tensor]:

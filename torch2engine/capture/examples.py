@@ -37,7 +37,7 @@ def read_examples(examples: object) -> tuple[Any, ...] | None:
     if isinstance(examples, _SINGLE_INPUTS) or not isinstance(examples, Iterable):
         raise InputError(
             "examples",
-            got=kind_of(cast("object", examples)),
+            got=kind_of(examples),
             allowed="an iterable of inputs, each in the form of sample_input",
             fix="write examples=[x] for a single input x",
         )

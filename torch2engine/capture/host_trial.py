@@ -22,13 +22,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from torch2engine.capture.device_asserts import asserting_operators, is_on_gpu, tensors_in
+from torch2engine.capture.device_asserts import is_on_gpu, tensors_in, watch
 from torch2engine.capture.model_state import StateEntry, holds_others, state_entries
 from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
 from torch2engine.core.pytree import Flat
 
-__all__ = ["HostTrial", "trial_if_needed"]
+__all__ = ["HostTrial", "find_unsafe_inputs", "trial_if_needed"]
 
 _CPU = torch.device("cpu")
 _GPU_NAME = re.compile(r"(cuda|xpu|hip)(:\d+)?")
@@ -46,6 +46,8 @@ class HostTrial:
         reference: the model on its GPU.
         sample: inputs that the user gave. The copy must answer them, or it proves nothing about others.
         on_gpu: whether a tensor is on a GPU.
+        follows_floats: whether the model makes indices of floats, so that inputs and weights that are rounded
+            otherwise need a trial, too.
     """
 
     def __init__(
@@ -53,7 +55,9 @@ class HostTrial:
         reference: Reference,
         sample: Sequence[torch.Tensor],
         on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu,
+        follows_floats: bool = True,
     ) -> None:
+        self.follows_floats = follows_floats
         self._reference = reference
         self._sample = sample
         self._on_gpu = on_gpu
@@ -71,8 +75,12 @@ class HostTrial:
                 self._obstacle = error.got if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
         return self._obstacle
 
-    def run(self, inputs: Sequence[torch.Tensor]) -> Flat:
+    def run(self, inputs: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Flat:
         """Answer these inputs on the CPU, by a copy that is made at the first call.
+
+        Args:
+            inputs: on any device.
+            weights: in the place of the model's own; on any device.
 
         Raises:
             ExportError: as `Reference`, where the model would have failed on the GPU.
@@ -81,8 +89,11 @@ class HostTrial:
         if self._copy is None:
             self._copy = self._reference.of(copy_to_cpu(self._reference.model))
         on_cpu = [leaf.detach().to(_CPU, copy=True) for leaf in inputs]  # before the GPU is refused
+        weights_on_cpu = None
+        if weights is not None:
+            weights_on_cpu = {name: weight.detach().to(_CPU) for name, weight in weights.items()}
         with _only_on_cpu(self._on_gpu):
-            return self._copy(on_cpu)
+            return self._copy.run(on_cpu, weights_on_cpu)
 
     def refresh(self) -> None:
         """Free the copy; the next run copies the model as it is then, with its state."""
@@ -108,9 +119,40 @@ def trial_if_needed(
     """
     if not any(map(on_gpu, (*sample, *answer, *reference.model.parameters(), *reference.model.buffers()))):
         return None
-    if not asserting_operators(lambda: reference(sample), on_gpu):
-        return None
-    return HostTrial(reference, sample, on_gpu)
+    watched = watch(lambda: reference(sample), on_gpu)
+    return HostTrial(reference, sample, on_gpu, watched.follows_floats) if watched.asserting else None
+
+
+def find_unsafe_inputs(
+    reference: Reference,
+    cases: Mapping[str, Sequence[torch.Tensor]],
+    on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu,
+) -> dict[str, str]:
+    """Find made-up inputs that must not reach a model on a GPU, where there is no input that the user gave.
+
+    Args:
+        reference: the model.
+        cases: its inputs, by name.
+        on_gpu: whether a tensor is on a GPU.
+
+    Returns:
+        the name of each unsafe case, with the reason.
+    """
+    if not cases or not any(map(on_gpu, (*reference.model.parameters(), *reference.model.buffers()))):
+        return {}
+    smallest = min(cases, key=lambda name: sum(leaf.numel() for leaf in cases[name]))
+    trial = HostTrial(reference, cases[smallest], on_gpu)
+    if obstacle := trial.obstacle():
+        return dict.fromkeys(cases, obstacle)
+    if not watch(lambda: trial.run(cases[smallest]), lambda tensor: True).asserting:
+        return {}
+    unsafe: dict[str, str] = {}
+    for name in cases:
+        try:
+            trial.run(cases[name])
+        except ExportError as error:
+            unsafe[name] = error.got
+    return unsafe
 
 
 def copy_to_cpu(model: nn.Module) -> nn.Module:

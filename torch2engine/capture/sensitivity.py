@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.reference import Reference, outputs_by_name
 from torch2engine.core.constants import RANDOM_SEED
@@ -33,11 +34,15 @@ def with_sensitivity(
     captured: CapturedCall, cases: Sequence[ParityCase], precisions: Sequence[str]
 ) -> list[ParityCase]:
     """Measure how far the answers to a captured call's cases move by rounding; see `measure_sensitivity`."""
-    return measure_sensitivity(captured.reference, captured.signature, cases, precisions)
+    return measure_sensitivity(captured.reference, captured.signature, cases, precisions, captured.trial)
 
 
 def measure_sensitivity(
-    reference: Reference, signature: Signature, cases: Sequence[ParityCase], precisions: Sequence[str]
+    reference: Reference,
+    signature: Signature,
+    cases: Sequence[ParityCase],
+    precisions: Sequence[str],
+    trial: HostTrial | None = None,
 ) -> list[ParityCase]:
     """Measure how far the reference's answers move by rounding; call it inside `undisturbed`.
 
@@ -50,20 +55,30 @@ def measure_sensitivity(
         signature: of its call.
         cases: with the reference's answers.
         precisions: names of `PRECISION_TYPES`.
+        trial: where moved inputs and weights run first, if the model makes indices of floats.
 
     Returns:
         the cases with `ParityCase.sensitivity`. A precision is missing there if the model fails on perturbed weights,
         or if memory does not hold these.
     """
+    first = trial if trial is not None and trial.follows_floats else None
+    if first is not None and first.obstacle():
+        return list(cases)
     measured = [dict(case.sensitivity) for case in cases]
     for precision in dict.fromkeys(precisions):
-        for found, moved in zip(measured, _movements(reference, signature, cases, precision), strict=False):
+        for found, moved in zip(measured, _movements(reference, signature, cases, precision, first), strict=False):
             found[precision] = moved
+    if first is not None:
+        first.refresh()  # frees its copy of the model
     return [replace(case, sensitivity=found) for case, found in zip(cases, measured, strict=True)]
 
 
 def _movements(
-    reference: Reference, signature: Signature, cases: Sequence[ParityCase], precision: str
+    reference: Reference,
+    signature: Signature,
+    cases: Sequence[ParityCase],
+    precision: str,
+    trial: HostTrial | None,
 ) -> list[dict[str, torch.Tensor]]:
     """The root mean square of every element's movement, by output, for every case.
 
@@ -82,6 +97,8 @@ def _movements(
         for case, total in zip(cases, totals, strict=True):
             inputs = [_moved(leaf, row, signs) for leaf in case.inputs]
             try:
+                if trial is not None:
+                    trial.run(inputs, weights)
                 answers = outputs_by_name(reference.run(inputs, weights), signature.output, names)
             except ExportError:
                 return []

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from torch2engine.capture.host_trial import find_unsafe_inputs
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.reference import Reference, outputs_by_name
 from torch2engine.capture.sensitivity import measure_sensitivity
@@ -127,7 +128,7 @@ def benchmark(
 
     Raises:
         ParityError: the module does not answer like the model; nothing is timed.
-        InputError, ShapeError: both sizes and inputs, or such as the module does not take.
+        InputError, ShapeError: both sizes and inputs, or such as the module or the model does not take.
         DeviceError: the model is on another device.
         InstallationError: no GPU for an engine.
     """
@@ -136,6 +137,8 @@ def benchmark(
     if reference is not None:
         _check_device(reference.model, device)
     cases = _cases(module, sizes, inputs, device)
+    if reference is not None and inputs is None:
+        _require_safe(reference, cases)
     parity = None if reference is None else _compared(module, reference, cases, tolerance)
     rows: list[BenchmarkRow] = []
     for case, leaves in cases.items():
@@ -176,6 +179,23 @@ def _check_device(model: nn.Module, device: torch.device) -> None:
             got=f"a model on {', '.join(sorted(strays))}",
             allowed=f"one on the module's device, {device}",
             fix=f"move it with .to('{device}')",
+        )
+
+
+def _require_safe(reference: Reference, cases: Mapping[str, Sequence[torch.Tensor]]) -> None:
+    """Refuse made-up inputs that may end the process's CUDA context in the model.
+
+    Raises:
+        InputError: the model fails on them on the CPU, or can't be tried there.
+    """
+    with undisturbed(reference.model):
+        unsafe = find_unsafe_inputs(reference, cases)
+    for name, reason in unsafe.items():
+        raise InputError(
+            f"benchmark of '{name}'",
+            got=f"a made-up input that may end the process's CUDA context ({reason})",
+            allowed="inputs that the model answers on the CPU, too",
+            fix="pass a real one as inputs=",
         )
 
 

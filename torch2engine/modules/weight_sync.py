@@ -20,6 +20,7 @@ from torch import nn
 
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.fingerprint import WeightSnapshot, fingerprints, take_snapshot
+from torch2engine.capture.host_trial import find_unsafe_inputs
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.process_state import exact_arithmetic, process_state_lock
 from torch2engine.capture.reference import Reference, outputs_by_name
@@ -355,7 +356,7 @@ class WeightSync:
         models_device = _device_of(model)
         device = self._refittable().weights_device(models_device)
         if not samples:
-            samples = list(random_cases(signature, corner_sizes(artifact.profiles), device).items())
+            samples = _safe_cases(reference, random_cases(signature, corner_sizes(artifact.profiles), device))
         report = ParityReport((), f"PyTorch vs {self._backend.title}, refitted", bounds.tolerance)
         with undisturbed(model):
             cases: list[ParityCase] = []
@@ -368,6 +369,24 @@ class WeightSync:
                 sensitivity = case.sensitivity.get(artifact.precision)
                 report = report.add(compare(case.outputs, answer, bounds, case=case.name, sensitivity=sensitivity))
         return report
+
+
+def _safe_cases(reference: Reference, cases: Mapping[str, Sequence[torch.Tensor]]) -> NamedInputs:
+    """The made-up inputs that can't end the process's CUDA context in the model.
+
+    Raises:
+        RefitError: there is none.
+    """
+    with undisturbed(reference.model):
+        unsafe = find_unsafe_inputs(reference, cases)
+    if len(unsafe) == len(cases):
+        raise RefitError(
+            _SUBJECT,
+            got=f"no made-up input is safe to verify on: {next(iter(unsafe.values()))}",
+            allowed="inputs that the model answers on the CPU, too",
+            fix="pass verify=False and compare the answers yourself, with torch2engine.testing.assert_parity",
+        )
+    return [(name, leaves) for name, leaves in cases.items() if name not in unsafe]
 
 
 def _device_of(model: nn.Module) -> torch.device:
