@@ -1,0 +1,56 @@
+"""Axes of any length on a GPU: recurrent layers over time, and sizes that follow from other axes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from torch2engine.core.errors import ShapeError
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layer_is_right_at_every_length(layer: type[nn.Module]) -> None:
+    """Two layers in both directions, at lengths that no parity case had."""
+    torch.manual_seed(0)
+    model = layer(8, 16, 2, bidirectional=True, batch_first=True).cuda().eval()
+    axes = {"input": {0: t2e.Axis("batch", 1, 2, 4), 1: t2e.Axis("time", 1, 6, 12)}}
+    module = t2e.deploy(model, torch.randn(2, 6, 8, device="cuda"), axes, cache=False)
+    for batch, time in ((1, 1), (3, 5), (4, 11), (2, 2)):
+        x = torch.randn(batch, time, 8, device="cuda")
+        with torch.no_grad():
+            expected = model(x)[0]
+        assert torch.allclose(module(x)[0], expected, rtol=1e-3, atol=1e-5)
+
+
+class Cached(nn.Module):
+    """What a decoder with a cache does to lengths."""
+
+    def forward(self, past: torch.Tensor, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return torch.cat((past, x), 1) * mask
+
+
+def test_size_that_follows_from_axes_is_right_and_checked(tmp_path: Path) -> None:
+    """The mask is past + new long: in the deployed module, and in Processor without PyTorch."""
+    sample = tuple(torch.randn(1, size, device="cuda") for size in (4, 2, 6))
+    axes = {
+        "past": {1: t2e.Axis("past", 2, 4, 8)},
+        "x": {1: t2e.Axis("new", 1, 2, 4)},
+        "mask": {1: t2e.Axis("total", 3, 6, 12)},
+    }
+    module = t2e.deploy(Cached().cuda(), sample, axes, cache=False)
+    inputs = [torch.randn(1, size, device="cuda") for size in (7, 1, 8)]
+    assert torch.equal(module(*inputs), Cached()(*inputs))
+    with pytest.raises(ShapeError):
+        module(*inputs[:2], torch.randn(1, 9, device="cuda"))
+    module.save(tmp_path / "engine")
+    arrays = [tensor.cpu().numpy() for tensor in inputs]
+    with t2e.Processor(tmp_path / "engine") as processor:
+        (found,) = processor.infer(arrays).values()
+        assert np.array_equal(found, Cached()(*(tensor.cpu() for tensor in inputs)).numpy())
+        with pytest.raises(ShapeError):
+            processor.infer([*arrays[:2], arrays[2][:, :-1]])
