@@ -36,7 +36,7 @@ from torch2engine.pipeline.request_facts import graph_facts
     [
         ({"cache_key": 7}, "cache_key: got 7; allowed: a text that names the model's code, or None"),
         ({"cache_key": ""}, "cache_key: got ''; allowed: a text"),
-        ({"tolerance": 1e-3}, "tolerance: got 0.001; allowed: a Tolerance or None"),
+        ({"tolerance": 1e-3}, "tolerance: got 0.001; allowed: a Tolerance, a Mapping from output names"),
         ({"cache_key": "a", "cache": False}, "cache_key: got 'a' without a cache; allowed: one beside cache=True"),
     ],
 )
