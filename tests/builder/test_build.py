@@ -252,7 +252,10 @@ def test_unknown_precision_is_refused(tmp_path: Path) -> None:
     """The words are listed."""
     with pytest.raises(InputError) as caught:
         build(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, precision="fp8")
-    assert str(caught.value) == "precision: got 'fp8'; expected one of 'fp32', 'tf32'; pass one of these"
+    assert str(caught.value) == (
+        "precision: got 'fp8'; expected one of 'fp32', 'tf32', the builder's own; export the model in it, "
+        "torch2engine.export(..., precision='fp8'), and build that"
+    )
 
 
 def test_progress_reports_phases_from_begin_to_end(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.builder.onnx_file import check_onnx_file, copy_model, read_signature
 from torch2engine.core.config import require_choice
 from torch2engine.core.errors import DtypeError, DynamicAxisError, InputError
-from torch2engine.core.precisions import FLOAT32_PRECISIONS, precision_word
+from torch2engine.core.precisions import FLOAT32_PRECISIONS, LOW_PRECISIONS, precision_word
 from torch2engine.core.spec import Axis, Profile, Signature
 from torch2engine.core.wording import did_you_mean, kind_of
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
@@ -62,7 +62,7 @@ def resolve_source(source: object, profiles: Profiles, precision: str | None) ->
         DynamicAxisError: a dynamic dimension without a range, or a range without such a dimension.
     """
     if precision is not None:
-        require_choice("precision", precision, FLOAT32_PRECISIONS, meant=precision_word(precision))
+        _check_builder_precision(precision)
     if isinstance(source, (str, Path)):
         return _import_onnx_file(Path(source), profiles, precision or "fp32")
     if not isinstance(source, OnnxArtifact):
@@ -87,6 +87,19 @@ def resolve_source(source: object, profiles: Profiles, precision: str | None) ->
             fix="leave precision out, or export the model again",
         )
     return BuildSource(source, signature, checked_profiles, precision or source.precision)
+
+
+def _check_builder_precision(precision: object) -> None:
+    """Refuse what is no precision of the builder; a lower one is written into the graph by export."""
+    word = precision_word(precision)
+    if word in LOW_PRECISIONS:
+        raise InputError(
+            "precision",
+            got=repr(precision),
+            allowed=f"one of {', '.join(map(repr, FLOAT32_PRECISIONS))}, the builder's own",
+            fix=f"export the model in it, torch2engine.export(..., precision={word!r}), and build that",
+        )
+    require_choice("precision", precision, FLOAT32_PRECISIONS, meant=word)
 
 
 def _axis_places(signature: Signature) -> dict[str, str]:

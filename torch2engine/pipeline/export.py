@@ -1,24 +1,34 @@
 """A live module → `OnnxArtifact`: the public step `export`.
 
-Enters: a module and a sample. Leaves: its ONNX model, not yet compared with it. Separate because `export` is a step of
-its own for users, and composes the same two stages as `deploy`.
+Enters: a module and a sample. Leaves: its ONNX model, in a low precision if one was requested. Separate because
+`export` is a step of its own for users, and composes the same stages as `deploy`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.parity_cases import make_parity_cases
+from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
+from torch2engine.modules.judge import judge
+from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.precision.lower import lower
+from torch2engine.precision.parity_cases import judged_precision
+from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
 
 __all__ = ["export"]
+
+_BUILT_BY = "tensorrt"  # a low precision is written for an engine; which flavour builds it is not known yet
 
 
 def export(
@@ -26,23 +36,42 @@ def export(
     sample_input: Any,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
+    precision: str | Precision = "fp32",
+    calibration: Iterable[Any] | None = None,
     profiles: Sequence[Any] | None = None,
     refittable: bool = False,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> OnnxArtifact:
-    """Export a module to ONNX, without checking or building it.
+    """Export a module to ONNX, without building it.
+
+    In float32 the model is not checked: see `check`. A low precision is judged on the CPU, as `deploy` does, so that an
+    engine can be built from the artifact on a machine without a GPU.
 
     Args:
-        model, sample_input, dynamic_axes, profiles, preprocess: as for `deploy`.
+        model, sample_input, dynamic_axes, precision, calibration, profiles, preprocess: as for `deploy`; "tf32" is left
+            to `build`.
         refittable: record how the ONNX graph's weights follow from the module's, for BuildConfig(refittable=True).
 
     Returns:
-        the artifact; its `save` writes it to a folder, `torch2engine.build` builds an engine from it.
+        the artifact; its `save` writes it to a folder, `torch2engine.build` builds an engine from it, in its precision.
 
     Raises:
         InputError, DynamicAxisError, ExportError, UnsupportedOperatorError: as `deploy` does.
+        InstallationError, PrecisionError, ParityError: the low precision can't be had, or answers otherwise.
     """
+    options = BuildConfig(refittable=refittable)
+    requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
+    require_lowering_tools(requested, model)
     with undisturbed(model):
         captured = capture_call(model, sample_input, dynamic_axes, profiles, preprocess)
-        return export_onnx(captured, refittable)
+        artifact = export_onnx(captured, refittable)
+        remaining = remaining_precision(requested, artifact)
+        if not remaining.changes_graph:
+            return artifact
+        captured = captured.with_axes(artifact.signature, artifact.profiles)
+        cases, notes = make_parity_cases(captured)
+        judged = (captured.precision, judged_precision(requested))
+        cases = with_sensitivity(captured, cases, judged)
+    judge(ORTModule(artifact), cases, None, notes).raise_if_failed()
+    return lower(artifact, remaining, cases, calibration, flavour=_BUILT_BY).artifact
