@@ -109,6 +109,8 @@ class _CopyBeforeWrite(TorchDispatchMode):
         watched: the tensors.
     """
 
+    supports_higher_order_operators = True  # torch.cond and the like, which write into no argument
+
     def __init__(self, watched: Sequence[_WatchedTensor]) -> None:
         super().__init__()
         self._by_memory: dict[int, list[_WatchedTensor]] = {}
@@ -141,8 +143,9 @@ class _CopyBeforeWrite(TorchDispatchMode):
 
 
 def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
-    """The index and name of each argument that an operator writes into."""
-    arguments = enumerate(func._schema.arguments)
+    """The index and name of each argument that an operator writes into; none for one without a schema."""
+    schema: Any = getattr(func, "_schema", None)
+    arguments = enumerate(schema.arguments) if schema is not None else ()
     return tuple(
         (index, argument.name)
         for index, argument in arguments
