@@ -159,7 +159,7 @@ def test_ends_of_profiles_that_no_example_reaches_are_told(
         (
             [(torch.ones(2, 2, 3).to_sparse(), torch.ones(2).long())],
             InputError,
-            "examples[0], input 'x': layout is sparse",
+            "examples[0], input 'x': got layout sparse_coo; expected a dense tensor",
         ),
     ],
 )

@@ -98,4 +98,4 @@ def test_check_compares_on_examples_instead_of_invented_inputs(model: Mlp, expor
     assert report.notes == ("no example in the profile has batch = 1, so nothing was compared there",)
     with pytest.raises(ShapeError) as caught:
         t2e.check(model, exported, sample(4, 6), examples=[sample(9, 6)])
-    assert str(caught.value).startswith("examples[0], input 'x': axis 'batch' is 9")
+    assert str(caught.value).startswith("examples[0], input 'x': got batch = 9; expected 1..8")
