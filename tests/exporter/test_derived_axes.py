@@ -53,7 +53,7 @@ def test_deployed_module_checks_the_size_that_follows() -> None:
     assert torch.equal(module(past, x, mask), Cached()(past, x, mask))
     with pytest.raises(ShapeError) as error:
         module(past, x, torch.rand(1, 8))
-    assert error.value.got == "dimension 1 is 8, but 'new + past' is 7 with past = 3, new = 4"
+    assert error.value.got == "dimension 1 = 8, but 'new + past' is 7 with past = 3, new = 4"
 
 
 def test_engine_with_a_size_that_follows_builds() -> None:
