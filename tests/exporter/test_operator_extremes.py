@@ -91,7 +91,8 @@ UNARY: dict[str, Function] = {
 NATIVE: dict[str, Function] = {
     "sigmoid": torch.sigmoid,
     "silu": functional.silu,
-    "gelu": functional.gelu,
+    # PyTorch's own gelu of an infinity is NaN or its limit, by the width of the CPU's vectors (torch 2.13).
+    "gelu": lambda x: functional.gelu(x.clamp(-1e38, 1e38)),
     "gelu tanh": lambda x: functional.gelu(x, approximate="tanh"),
     "elu": functional.elu,
     "selu": functional.selu,
