@@ -86,6 +86,14 @@ def test_asserting_operator_of_a_call_is_found(call: Callable[[], object], opera
     assert operator in watch(call, on_gpu=lambda tensor: True).asserting
 
 
+def test_branch_works_after_it_was_watched() -> None:
+    """Watching leaves nothing in Dynamo that a later torch.cond of the user's would trip over."""
+    call, _ = CALLS["branch"]
+    torch._dynamo.reset()
+    assert watch(call, on_gpu=lambda tensor: True).asserting == {"cond"}
+    torch.testing.assert_close(call(), torch.sin(TABLE))
+
+
 def test_call_without_asserting_operators_has_none() -> None:
     """A convolution, a norm and attention never assert: their models need no trial on the CPU."""
 

@@ -109,6 +109,15 @@ class _OperatorWatcher(TorchDispatchMode):
         self.follows_floats = False
         self._on_gpu = on_gpu
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch.cond compile as it does without a watcher.
+
+        Dynamo keeps what it compiles, and a torch.cond that it compiled under a watching mode fails ever after in this
+        process (torch 2.13).
+        """
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operator, and look at the devices of its tensors."""
         result = func(*args, **(kwargs or {}))

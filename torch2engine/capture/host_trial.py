@@ -259,6 +259,11 @@ class _GpuRefused(TorchDispatchMode):
         super().__init__()
         self._on_gpu = on_gpu
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch.cond compile as ever: what Dynamo compiles in sight of a mode fails later (torch 2.13)."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operator, unless it reads or writes a GPU's memory."""
         if any(map(self._on_gpu, tensors_in((args, kwargs)))):

@@ -119,6 +119,11 @@ class _CopyBeforeWrite(TorchDispatchMode):
         self._by_memory.pop(0, None)  # an empty tensor has no memory
         self._written_arguments: dict[Any, tuple[Any, ...]] = {}
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch.cond compile as ever: what Dynamo compiles in sight of a mode fails later (torch 2.13)."""
+        return True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
