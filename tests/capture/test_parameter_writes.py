@@ -118,6 +118,19 @@ def test_gradient_that_forward_adds_to_is_put_back_and_named() -> None:
     assert torch.equal(model.w.grad, before)
 
 
+def test_write_beside_a_branch_is_seen() -> None:
+    """A higher-order operator such as torch.cond goes through, and hides no write."""
+
+    def write(model: Writing) -> object:
+        return torch.cond(model.v.sum() > 0, torch.sin, torch.cos, (model.w.data.mul_(2),))
+
+    model = Writing(write)
+    with torch.no_grad(), parameter_writes_undone(model) as writes:
+        model(X)
+    assert writes.parameters == ["w"]
+    assert model.w.tolist() == [3.0, -2.0, 1.0]
+
+
 def test_call_that_only_reads_copies_and_names_nothing() -> None:
     """Reading, views and writes into other tensors are no writes."""
     model = Writing(lambda model: model.w.data.clone().add_(1) + model.w.view(3, 1).t())
