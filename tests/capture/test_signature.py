@@ -116,28 +116,32 @@ def test_output_called_like_an_input_gets_another_name() -> None:
         (
             (),
             (
-                "sample_input: got missing a required argument: 'a'; expected what forward takes: (a: "
+                "sample_input: got 0 positional arguments (missing a required argument: 'a'); "
+                "expected what forward takes: (a: "
                 "'torch.Tensor', b: 'torch.Tensor')"
             ),
         ),
         (
             (X,),
             (
-                "sample_input: got missing a required argument: 'b'; expected what forward takes: (a: "
+                "sample_input: got 1 positional argument (missing a required argument: 'b'); "
+                "expected what forward takes: (a: "
                 "'torch.Tensor', b: 'torch.Tensor')"
             ),
         ),
         (
             (X, X, X),
             (
-                "sample_input: got too many positional arguments; expected what forward takes: (a: "
+                "sample_input: got 3 positional arguments (too many positional arguments); expected "
+                "what forward takes: (a: "
                 "'torch.Tensor', b: 'torch.Tensor')"
             ),
         ),
         (
             {"a": X, "c": X},
             (
-                "sample_input: got missing a required argument: 'b'; expected what forward takes: (a: "
+                "sample_input: got the keywords a, c (missing a required argument: 'b'); expected "
+                "what forward takes: (a: "
                 "'torch.Tensor', b: 'torch.Tensor')"
             ),
         ),

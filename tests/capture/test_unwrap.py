@@ -56,14 +56,11 @@ def test_users_own_wrapper_is_left_on() -> None:
         ),
         (
             lambda: None,
-            ("model: got None; expected a torch.nn.Module; wrap a function in a module whose forward calls it"),
+            ("model: got None; expected a torch.nn.Module; pass the module whose forward is to be deployed"),
         ),
         (
             lambda: Block,
-            (
-                "model: got the class Block; expected a torch.nn.Module; wrap a function in a module "
-                "whose forward calls it"
-            ),
+            ("model: got the class Block; expected a torch.nn.Module; make one first, e.g. Block(...)"),
         ),
         (
             lambda: torch.jit.script(nn.Linear(3, 3)),

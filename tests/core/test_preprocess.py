@@ -472,7 +472,7 @@ def test_sample_that_is_no_such_image_is_refused(sample: torch.Tensor, kind: typ
             {"left": IMAGENET},
             (
                 "preprocess['left']: got no such input; expected one of batch.left, batch.right, weight; "
-                "use one of these names"
+                "did you mean 'batch.left'?"
             ),
         ),
         (
@@ -535,7 +535,9 @@ def test_calibration_data_are_bytes_too() -> None:
         calibration=[formula(images())],
         runtime="onnxruntime",
     )
-    assert text.startswith("input 'x': got dtype float32; expected uint8; pass the image's bytes")
+    assert text.startswith(
+        "calibration item 0: got dtype float32 for input 'x'; expected uint8; pass the image's bytes"
+    )
 
 
 def test_numbers_of_bytes_have_a_scale_of_one() -> None:

@@ -350,7 +350,7 @@ def test_bind_takes_what_says_the_same(extra: dict[str, Any]) -> None:
         (
             (),
             {**GIVEN, "scale": np.full(2, 2.0)},
-            "argument 'scale': got a ndarray; expected 2.0, a constant of the engine; " + VALUE,
+            "argument 'scale': got an ndarray; expected 2.0, a constant of the engine; " + VALUE,
         ),
         (
             (),
@@ -360,7 +360,7 @@ def test_bind_takes_what_says_the_same(extra: dict[str, Any]) -> None:
         (
             (),
             {**GIVEN, "mask": X.numpy()},
-            "argument 'mask': got a ndarray; expected its default None, since it was not in sample_input; " + ANEW,
+            "argument 'mask': got an ndarray; expected its default None, since it was not in sample_input; " + ANEW,
         ),
         (
             (),
