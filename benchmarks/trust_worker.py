@@ -46,6 +46,8 @@ def _deploy(model: nn.Module, inputs: dict[str, torch.Tensor], precision: str, d
         module = _deployed(model, inputs, precision, device, None)
     except t2e.ParityError as error:
         found |= {"verdict": "refused", "reason": str(error).splitlines()[0][:400]}
+        if precision == "fp16":
+            found["half_model"] = _error_of_half(model, inputs)
         module = _deployed(model, inputs, precision, device, UNBOUNDED)  # for the figures alone
     assert module.report is not None
     for stage, report in zip(_stages(module.report.parity), module.report.parity, strict=True):
@@ -100,6 +102,12 @@ def _errors_against_float64(
     except RuntimeError as error:  # some models make float32 tensors themselves
         return {"reason": str(error).splitlines()[0][:200]}
     return {"model": _error(exact, model(**inputs)), "deployed": _error(exact, module(**inputs))}
+
+
+def _error_of_half(model: nn.Module, inputs: dict[str, torch.Tensor]) -> float:
+    """How far PyTorch's own half model is off, which says whether fp16 can hold this model's values at all."""
+    half_inputs = {key: value.half() if value.is_floating_point() else value for key, value in inputs.items()}
+    return _error(model(**inputs).double(), copy.deepcopy(model).half()(**half_inputs))
 
 
 def _float64(model: nn.Module) -> nn.Module:
