@@ -26,7 +26,7 @@ from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import BuildSource, Profiles, resolve_source
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
-from torch2engine.core.progress import Progress, Report, Reporter, reporting
+from torch2engine.core.progress import Progress, ProgressCallback, Reporter, reporting
 from torch2engine.core.spec import Profile
 from torch2engine.core.version import __version__
 from torch2engine.trt.gpu import Gpu, current_gpu_index, list_gpus
@@ -45,7 +45,7 @@ class EngineRequest:
         source: the model to build from.
         config: how TensorRT builds.
         cache: where the engine may be, and where it is stored; None for nowhere.
-        report: takes the build's progress; None for nobody.
+        on_progress: takes the build's progress; None for nobody.
         accepts_other_weights: take a refittable engine from the cache whatever the values of its weights.
     """
 
@@ -54,13 +54,13 @@ class EngineRequest:
         source: BuildSource,
         config: BuildConfig,
         cache: EngineCache | None,
-        report: Report | None,
+        on_progress: ProgressCallback | None,
         accepts_other_weights: bool,
     ) -> None:
         self._source = source
         self._config = config
         self._cache = cache
-        self._report = report
+        self._on_progress = on_progress
         self._accepts_other_weights = accepts_other_weights and config.refittable
         self._cache_key = ""
         self._build_lock = ExitStack()
@@ -69,17 +69,17 @@ class EngineRequest:
     def load_or_build(self) -> EngineArtifact:
         """Take the engine from the cache, or build it; first wait for another process that builds the same one."""
         if self._cache is None:
-            return _build_engine(self._source, self._config, self._report)
+            return _build_engine(self._source, self._config, self._on_progress)
         # The key is made here and not earlier, because the GPU that is current now is part of it.
         self._cache_key = hash_facts(engine_facts(self._source, self._config, self._accepts_other_weights))
         self._cached_engine = self._cache.take(self._cache_key)
         if self._cached_engine is None:
-            waiting = _Waiting(Reporter("build", self._report))
+            waiting = _Waiting(Reporter("build", self._on_progress))
             self._build_lock.enter_context(self._cache.building(self._cache_key, waiting.report_step))
             waiting.report_end()
             self._cached_engine = self._cache.take(self._cache_key)
         if self._cached_engine is None:
-            return _build_engine(self._source, self._config, self._report)
+            return _build_engine(self._source, self._config, self._on_progress)
         self._build_lock.close()
         return _with_model(self._cached_engine, self._source)
 
@@ -160,9 +160,9 @@ def request_engine(
         accepts_other_weights: take a refittable engine from the cache whatever the values of its weights.
     """
     engine_cache = resolve_cache(cache)
-    with reporting(progress) as report:
+    with reporting(progress) as on_progress:
         build_source = _with_matching_weights(resolve_source(source, profiles, precision), config)
-        engine_request = EngineRequest(build_source, config, engine_cache, report, accepts_other_weights)
+        engine_request = EngineRequest(build_source, config, engine_cache, on_progress, accepts_other_weights)
         try:
             yield engine_request
         except (InputError, InstallationError):
@@ -192,7 +192,7 @@ def _with_matching_weights(source: BuildSource, config: BuildConfig) -> BuildSou
     return source
 
 
-def _build_engine(source: BuildSource, config: BuildConfig, report: Report | None) -> EngineArtifact:
+def _build_engine(source: BuildSource, config: BuildConfig, on_progress: ProgressCallback | None) -> EngineArtifact:
     owner = scratch_folder()
     request = PlanRequest(
         onnx_path=str(source.artifact.onnx_path),
@@ -204,11 +204,11 @@ def _build_engine(source: BuildSource, config: BuildConfig, report: Report | Non
         workspace_bytes=config.workspace_bytes,
         gpu_index=current_gpu_index(),
         log_level=logging.getLogger("torch2engine.tensorrt").getEffectiveLevel(),
-        progress=report is not None,
+        progress=on_progress is not None,
         refittable=config.refittable,
     )
     with _ONE_BUILD_AT_A_TIME:
-        facts = compile_in_child(request, Reporter("build", report))
+        facts = compile_in_child(request, Reporter("build", on_progress))
     capability = facts.compute_capability
     hardware = Hardware(
         flavour=facts.flavour,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 __all__ = [
@@ -23,11 +23,26 @@ __all__ = [
     "QUANTIZED_PRECISIONS",
     "WEIGHT_PRECISIONS",
     "PrecisionType",
+    "SensitivityFactors",
     "lowest_cast_precision",
     "precision_word",
     "quoted",
     "sensitivity_factor",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityFactors:
+    """How many times the reference's sensitivity a candidate may be off, by the runtime that answers.
+
+    The errors of a study of models, divided by their sensitivities, lie below (`benchmarks/trust.py`). Of 36 models on
+    TensorRT-RTX 1.6.1 and an H200 the worst had 205 in fp32 and 8.2 in fp16. ONNX Runtime computes in true float32. The
+    convolutions of TensorRT-RTX have about 80 times the rounding error of cuDNN's.
+    """
+
+    onnxruntime: float
+    tensorrt: float
+    tensorrt_rtx: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +61,7 @@ class PrecisionType:
         largest_kept: nodes with larger values stay in float32 when tensors are cast.
         rel_l2, max_rel, abs: fields of the default `Tolerance`.
         mismatch: likewise: share of integers that may differ where the graph does not show what they were chosen from.
+        sensitivity_factors: the default tolerance grows with the model's own sensitivity, times these.
         rounding: half a unit in the last place, relative to the number; for integers, to the largest number of a row.
         smallest: what may count as 0 in it: the least normal number of a narrow type, 0 for a wide one.
         inspector_words: regular expression of the type in TensorRT's engine inspector; "" if it never appears there.
@@ -65,6 +81,7 @@ class PrecisionType:
     rel_l2: float
     max_rel: float
     abs: float
+    sensitivity_factors: SensitivityFactors
     rounding: float
     mismatch: float = 0.0
     smallest: float = 0.0
@@ -100,6 +117,7 @@ _ROWS = (
         rel_l2=2.5e-4,
         max_rel=1e-3,
         abs=1e-6,
+        sensitivity_factors=SensitivityFactors(onnxruntime=16.0, tensorrt=400.0, tensorrt_rtx=600.0),
         rounding=2**-24,
         inspector_words=r"FP32|\bFloat\b",
     ),
@@ -114,6 +132,7 @@ _ROWS = (
         max_rel=5e-2,
         abs=1e-4,
         mismatch=1e-3,
+        sensitivity_factors=SensitivityFactors(onnxruntime=16.0, tensorrt=20.0, tensorrt_rtx=20.0),
         rounding=2**-11,
     ),
     PrecisionType(
@@ -130,6 +149,7 @@ _ROWS = (
         max_rel=1e-1,
         abs=1e-4,
         mismatch=2e-3,
+        sensitivity_factors=SensitivityFactors(onnxruntime=8.0, tensorrt=8.0, tensorrt_rtx=16.0),
         rounding=2**-11,
         smallest=6.1e-5,
         inspector_words=r"FP16|Half",
@@ -148,6 +168,7 @@ _ROWS = (
         max_rel=2.5e-1,
         abs=1e-3,
         mismatch=1e-2,
+        sensitivity_factors=SensitivityFactors(onnxruntime=8.0, tensorrt=8.0, tensorrt_rtx=16.0),
         rounding=2**-8,
         inspector_words=r"BF16|BFloat16",
     ),
@@ -162,6 +183,7 @@ _ROWS = (
         max_rel=5e-1,
         abs=1e-3,
         mismatch=2e-2,
+        sensitivity_factors=SensitivityFactors(onnxruntime=1.0, tensorrt=1.0, tensorrt_rtx=1.0),
         rounding=0.5 / 127,
         smallest=1e-3,
         inspector_words=r"\bInt8|INT8",
@@ -180,6 +202,7 @@ _ROWS = (
         max_rel=6e-1,
         abs=1e-3,
         mismatch=2e-2,
+        sensitivity_factors=SensitivityFactors(onnxruntime=1.0, tensorrt=1.0, tensorrt_rtx=1.0),
         rounding=2**-4,
         smallest=1e-3,
         inspector_words=r"FP8",
@@ -195,6 +218,7 @@ _ROWS = (
         max_rel=5e-1,
         abs=1e-3,
         mismatch=2e-2,
+        sensitivity_factors=SensitivityFactors(onnxruntime=1.0, tensorrt=1.0, tensorrt_rtx=1.0),
         rounding=0.5 / 7,
         smallest=1e-3,
     ),
@@ -202,16 +226,6 @@ _ROWS = (
 
 PRECISION_TYPES = {row.name: row for row in _ROWS}
 """Rows by name."""
-
-# How many times the reference's sensitivity a candidate may be off: runtime -> precision -> factor. The errors of a
-# study of models, divided by their sensitivities, lie below (`benchmarks/trust.py`): of 36 models on TensorRT-RTX 1.6.1
-# and an H200 the worst had 205 in fp32 and 8.2 in fp16. ONNX Runtime computes in true float32; the convolutions of
-# TensorRT-RTX have about 80 times the rounding error of cuDNN's.
-_FACTORS = {
-    "onnxruntime": {"fp32": 16.0, "tf32": 16.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
-    "tensorrt": {"fp32": 400.0, "tf32": 20.0, "fp16": 8.0, "bf16": 8.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
-    "tensorrt_rtx": {"fp32": 600.0, "tf32": 20.0, "fp16": 16.0, "bf16": 16.0, "int8": 1.0, "fp8": 1.0, "int4": 1.0},
-}
 
 
 def _made_by(*ways: str) -> tuple[str, ...]:
@@ -249,13 +263,16 @@ def sensitivity_factor(runtime: str, precision: str) -> float:
     """Give how many times the reference's sensitivity a candidate may be off.
 
     Args:
-        runtime: "onnxruntime", "tensorrt" or "tensorrt_rtx"; 0 for another one.
+        runtime: "onnxruntime", "tensorrt" or "tensorrt_rtx".
         precision: a row's name.
+
+    Returns:
+        the factor; 0 for an unknown runtime, whose rounding nobody has measured.
 
     >>> sensitivity_factor("tensorrt_rtx", "fp32") > sensitivity_factor("onnxruntime", "fp32")
     True
     """
-    return _FACTORS.get(runtime, {}).get(precision, 0.0)
+    return asdict(PRECISION_TYPES[precision].sensitivity_factors).get(runtime, 0.0)
 
 
 def quoted(names: Iterable[object], conjunction: str) -> str:

@@ -13,10 +13,10 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from torch2engine.core.errors import BuildError, InputError
 
-__all__ = ["Progress", "Report", "Reporter", "reporting"]
+__all__ = ["Progress", "ProgressCallback", "Reporter", "reporting"]
 
 
-class Report(Protocol):
+class ProgressCallback(Protocol):
     """A callable that takes reports.
 
     Args:
@@ -32,11 +32,11 @@ class Report(Protocol):
     def __call__(self, phase: str, step: int, steps: int, seconds: float, /) -> object: ...
 
 
-Progress: TypeAlias = "Report | bool | None"
+Progress: TypeAlias = "ProgressCallback | bool | None"
 
 
 @contextmanager
-def reporting(progress: Progress) -> Generator[Report | None, None, None]:
+def reporting(progress: Progress) -> Generator[ProgressCallback | None, None, None]:
     """Give the callable that a `progress` argument means.
 
     Args:
@@ -67,21 +67,24 @@ class Reporter:
 
     Args:
         subject: the work, for the error.
-        report: takes the reports; None if nobody does.
+        on_progress: takes the reports; None if nobody does.
     """
 
-    def __init__(self, subject: str, report: Report | None) -> None:
+    def __init__(self, subject: str, on_progress: ProgressCallback | None) -> None:
         self._subject = subject
-        self._report = report
+        self._on_progress = on_progress
         self._started = time.monotonic()
 
     def __call__(self, phase: str, step: int, steps: int) -> None:
-        """Report one step.
+        """ProgressCallback one step.
 
         Raises:
             BuildError: the answer was to cancel.
         """
-        if self._report is not None and self._report(phase, step, steps, time.monotonic() - self._started) is False:
+        if (
+            self._on_progress is not None
+            and self._on_progress(phase, step, steps, time.monotonic() - self._started) is False
+        ):
             raise BuildError(
                 self._subject,
                 got=f"False from progress in '{phase}'",

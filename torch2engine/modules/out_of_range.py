@@ -61,7 +61,7 @@ def checked_reference(subject: str, config: RuntimeConfig, reference: object) ->
     )
 
 
-class _Memory:
+class _ProofRecord:
     """The proofs and warnings of the policy, for the present weights and reference."""
 
     def __init__(self) -> None:
@@ -121,19 +121,19 @@ class OutOfRange:
     def __init__(self, policy: str, reference: nn.Module | None) -> None:
         self.policy = policy
         self.reference = reference
-        self._memory = _Memory()
+        self._proofs = _ProofRecord()
 
     def forget(self) -> None:
-        """Believe no proof any more, since the weights are others; a call in progress keeps what it began with."""
-        self._memory = _Memory()
+        """Discard all proofs, because the weights have changed. Running calls keep the old ones."""
+        self._proofs = _ProofRecord()
 
-    def answers_with_another(self, model: nn.Module) -> bool:
+    def has_other_reference(self, model: nn.Module) -> bool:
         """Tell whether there is a reference, and it is not this model."""
         return self.reference is not None and self.reference is not model
 
-    def answer_with(self, model: nn.Module) -> None:
+    def set_reference(self, model: nn.Module) -> None:
         """Let this model answer from now on, if a model does."""
-        if self.answers_with_another(model):
+        if self.has_other_reference(model):
             self.reference = model
             self.forget()
 
@@ -158,7 +158,7 @@ class OutOfRange:
             InputError: a CUDA graph is being captured.
         """
         with torch.no_grad():
-            memory = self._memory
+            memory = self._proofs
             if self.policy == "eager":
                 return self._eager(memory, runner, leaves, error)
             try:
@@ -183,7 +183,7 @@ class OutOfRange:
             InputError: no axis can be split, or none can be proved.
             ParityError: none was proved: entries along an axis influence each other.
         """
-        memory = self._memory
+        memory = self._proofs
         notes: list[str] = []
         errors: list[ParityError] = []
         proved = False
@@ -216,7 +216,7 @@ class OutOfRange:
         )
 
     def _eager(
-        self, memory: _Memory, runner: InRangeRunner, leaves: Sequence[torch.Tensor], error: ShapeError
+        self, memory: _ProofRecord, runner: InRangeRunner, leaves: Sequence[torch.Tensor], error: ShapeError
     ) -> dict[str, torch.Tensor]:
         """Let the PyTorch module answer."""
         reference = self.reference

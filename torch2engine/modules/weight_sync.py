@@ -164,7 +164,7 @@ class WeightSync:
                 weights = self._work_out(held.program, tensors, _device_of(live), check=verify is not False)
                 self._commit_weights(held, weights, new, onnx_is_current)
                 held.is_comparison_due = comparison_due
-            self._out_of_range.answer_with(live)
+            self._out_of_range.set_reference(live)
             compares = verify or (verify is None and held.is_comparison_due)
             parity = self._compare(infer, held, live, tolerance or held.tolerance) if compares else None
             return Refit(changed, perf_counter() - start, parity)
@@ -266,7 +266,7 @@ class WeightSync:
             live = self._live_model(held, model)
             if self._guard.fault or (unless_verified and held.is_comparison_due):
                 return _FirstLook(needs_refit=True)
-            if self._out_of_range.answers_with_another(live):
+            if self._out_of_range.has_other_reference(live):
                 return _FirstLook(needs_refit=True)
             snapshot = take_snapshot(held.program.tensors(live))
             return _FirstLook(dict(snapshot.fingerprints) != dict(held.fingerprints), snapshot)

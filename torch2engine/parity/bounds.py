@@ -86,7 +86,7 @@ class Bounds:
                 )
 
     def tightened(self, share: float, rel_l2: float, max_rel: float) -> Bounds:
-        """Give a share of these bounds, but no less than two of them."""
+        """Scale all bounds by `share`, but keep rel_l2 and max_rel at least at the given values."""
         return replace(
             self,
             rel_l2=max(self.rel_l2 * share, rel_l2),
