@@ -112,10 +112,10 @@ def test_pitfall_23_missing_profiles_list_every_axis(tmp_path: Path) -> None:
 
 
 def test_profiles_of_unknown_axes_list_the_known(tmp_path: Path) -> None:
-    """A misspelt axis is named beside the valid ones."""
+    """An axis too many is named beside the valid ones."""
     path = onnx_models.relu(tmp_path)
     assert str(refusal(path, {"batch": (1, 1, 1), "bach": (1, 1, 1)})) == (
-        "profiles: got a range for 'bach'; expected ranges of 'batch'; use those names"
+        "profiles: got a range for 'bach'; expected ranges of 'batch'; leave out the others"
     )
     assert str(refusal(onnx_models.relu(tmp_path, (1, 4)), {"n": (1, 1, 1)})) == (
         "profiles: got a range for 'n'; expected none, since the model has no dynamic axis; leave profiles out"

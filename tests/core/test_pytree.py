@@ -326,6 +326,11 @@ def test_bind_takes_what_says_the_same(extra: dict[str, Any]) -> None:
             {**GIVEN, "y": X},
             "argument 'y': got an unknown name; expected one of x, states, scale, mask, flag, size; leave it out",
         ),
+        (
+            (),
+            {**GIVEN, "flagg": X},
+            "argument 'flagg': got an unknown name; expected one of x, states, scale, mask, flag, size; leave it out",
+        ),
         ((X,), GIVEN, "argument 'x': got two values; expected one; pass it once"),
         (
             (),

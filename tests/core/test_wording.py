@@ -57,6 +57,12 @@ def test_name_like_no_other_gets_no_guess(name: object) -> None:
     assert did_you_mean(name, ("fp16", "int8", None)) == ""
 
 
+def test_name_that_is_given_besides_is_no_guess() -> None:
+    """A second value for the same name would be the next error."""
+    assert did_you_mean("states.2", ("states.0", "states.1"), {"states.0", "states.1"}) == ""
+    assert did_you_mean("states.2", ("states.0", "states.1"), {"states.1"}) == "did you mean 'states.0'?"
+
+
 def test_quotation_is_one_short_line_without_colours() -> None:
     """Another library's pages and terminal codes don't reach a message."""
     error = RuntimeError("\n\x1b[31mfailed\x1b[0m at node\nand a whole page")

@@ -20,7 +20,7 @@ from torch2engine.core.config import require_choice
 from torch2engine.core.errors import DtypeError, DynamicAxisError, InputError
 from torch2engine.core.precisions import FLOAT32_PRECISIONS, LOW_PRECISIONS, precision_word
 from torch2engine.core.spec import Axis, Profile, Signature
-from torch2engine.core.wording import did_you_mean, kind_of
+from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 from torch2engine.trt.library import IO_DTYPES
 
@@ -185,7 +185,7 @@ def _checked_profiles(profiles: Profiles, places: Mapping[str, str]) -> tuple[Pr
                 axis=unknown[0],
                 got="a range for " + ", ".join(f"'{name}'" for name in unknown),
                 allowed=f"ranges of {valid}" if places else "none, since the model has no dynamic axis",
-                fix=did_you_mean(unknown[0], places) or ("use those names" if places else "leave profiles out"),
+                fix="leave out the others" if places else "leave profiles out",
             )
     return tuple(checked) or (Profile({}),)
 

@@ -114,7 +114,7 @@ def parse_dynamic_axes(dynamic_axes: Any, shapes: Shapes, output_names: Sequence
                 f"dynamic_axes[{tensor!r}]",
                 got="no such tensor",
                 allowed=f"an input ({', '.join(shapes)}) or an output ({', '.join(output_names)})",
-                fix=did_you_mean(tensor, [*shapes, *output_names]) or "use one of these names",
+                fix=did_you_mean(tensor, [*shapes, *output_names], dynamic_axes) or "use one of these names",
             )
     return RequestedAxes(inputs, outputs)
 
@@ -322,7 +322,8 @@ def _ranges_of_profiles(profiles: Any, axes: Sequence[str]) -> list[dict[str, tu
                     axis=name,
                     got=f"no axis named '{name}'",
                     allowed=f"one of {', '.join(axes)}" if axes else "none without dynamic_axes",
-                    fix=did_you_mean(name, axes) or ("use one of these names" if axes else "give dynamic_axes"),
+                    fix=did_you_mean(name, axes, profile.ranges)
+                    or ("use one of these names" if axes else "give dynamic_axes"),
                 )
         ranges_of_profiles.append(dict(profile.ranges))
     return ranges_of_profiles

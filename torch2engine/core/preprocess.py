@@ -276,7 +276,7 @@ def by_input(preprocess: object, names: Sequence[str]) -> dict[str, Preprocess]:
                 f"preprocess[{name!r}]",
                 got="no such input",
                 allowed=f"one of {', '.join(names)}",
-                fix=did_you_mean(name, names) or "use one of these names",
+                fix=did_you_mean(name, names, given) or "use one of these names",
             )
         if not _is_preprocess(one):
             raise InputError(

@@ -340,7 +340,7 @@ def _assign(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mappin
     elif unknown:
         name = next(iter(unknown))
         allowed = f"one of {', '.join(parameter.name for parameter in parameters)}"
-        fix = did_you_mean(name, [parameter.name for parameter in parameters]) or "leave it out"
+        fix = did_you_mean(name, [parameter.name for parameter in parameters], given) or "leave it out"
         raise InputError(f"argument '{name}'", name=name, got="an unknown name", allowed=allowed, fix=fix)
     return given
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 __all__ = ["did_you_mean", "kind_of", "quote", "with_article", "without_terminal_codes"]
 
@@ -50,17 +50,18 @@ def kind_of(value: object) -> str:
     return f"the class {value.__name__}" if isinstance(value, type) else with_article(type(value).__name__)
 
 
-def did_you_mean(name: object, names: Iterable[object]) -> str:
+def did_you_mean(name: object, names: Iterable[object], given: Container[object] = ()) -> str:
     """A question for the fix of a message: the valid name that is most like a misspelt one, or "".
 
-    Letters' case and the signs between words do not count. A part of one valid name stands for it.
+    Letters' case and the signs between words do not count. A part of one valid name stands for it. No guess is made of
+    names that the caller has given besides.
 
     >>> did_you_mean("FP-16", ["fp16", "int8"]), did_you_mean("onnx", ["tensorrt", "onnxruntime"])
     ("did you mean 'fp16'?", "did you mean 'onnxruntime'?")
     >>> did_you_mean("batch", ["time"])
     ''
     """
-    by_letters = {_letters(valid): valid for valid in names if isinstance(valid, str)}
+    by_letters = {_letters(valid): valid for valid in names if isinstance(valid, str) and valid not in given}
     if not isinstance(name, str):
         return ""
     letters = _letters(name)

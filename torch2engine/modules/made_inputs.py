@@ -46,7 +46,7 @@ def zeros(
     for given in shapes:
         if unknown := [name for name in given if name not in names]:
             allowed = f"one of {', '.join(names)}" if names else "none, since the engine has no dynamic axes"
-            fix = did_you_mean(unknown[0], names) or "name one of them"
+            fix = did_you_mean(unknown[0], names, given) or "name one of them"
             raise InputError("warmup", got=f"axis '{unknown[0]}'", allowed=allowed, fix=fix)
         sizes = {**(profiles[0].sizes(1) if profiles else {}), **given}
         yield [

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 
 from torch2engine.core.config import Tolerance, Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import PRECISION_TYPES, quoted, sensitivity_factor
+from torch2engine.core.wording import did_you_mean
 
 __all__ = ["MEANINGFUL", "Bounds"]
 
@@ -77,12 +77,11 @@ class Bounds:
         """
         for name in self.by_output:
             if name not in names:
-                nearest = get_close_matches(str(name), names, 1)
                 raise InputError(
                     "tolerance",
                     got=f"one for output {name!r}",
                     allowed=f"one for {quoted(names, 'or')}",
-                    fix=f"did you mean {nearest[0]!r}?" if nearest else "name an output of the model",
+                    fix=did_you_mean(name, names, self.by_output) or "name an output of the model",
                 )
 
     def tightened(self, share: float, rel_l2: float, max_rel: float) -> Bounds:

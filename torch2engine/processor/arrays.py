@@ -108,7 +108,7 @@ def _by_name(names: Sequence[str], items: Mapping[Any, Any]) -> list[Any]:
                 name=str(key),
                 got="an unknown name",
                 allowed=f"one of {', '.join(names)}",
-                fix=did_you_mean(key, names) or "leave it out",
+                fix=did_you_mean(key, names, items) or "leave it out",
             )
     for name in names:
         if name not in items:
@@ -185,7 +185,7 @@ def match_out(signature: Signature, out: object) -> dict[str, Array]:
         found = dict(zip(names, given, strict=True))
     for name, array in found.items():
         if name not in names:
-            fix = did_you_mean(name, names) or "use one of these names"
+            fix = did_you_mean(name, names, found) or "use one of these names"
             raise InputError("out", got=f"an output '{name}'", allowed=f"one of {', '.join(names)}", fix=fix)
         if not isinstance(array, np.ndarray):
             got = kind_of(array)
@@ -239,7 +239,7 @@ def input_layout(
             "empty",
             got=f"axis '{unknown[0]}'",
             allowed=allowed,
-            fix=did_you_mean(unknown[0], names) or "name one of them",
+            fix=did_you_mean(unknown[0], names, sizes) or "name one of them",
         )
     full = {**(profiles[0].sizes(1) if profiles else {}), **sizes}
     shapes = [spec.sized(full) for spec in signature.inputs]
