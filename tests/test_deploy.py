@@ -760,7 +760,9 @@ def test_wrong_example_fails_before_the_export() -> None:
     """The error names its index."""
     with pytest.raises(InputError) as caught:
         deploy(StaticCache(), rows_at(0, 1, 2, 3), ROWS, examples=[rows_at(1, 2), rows_at(1)[0]])
-    assert str(caught.value).startswith("examples[1], argument 'places': is missing")
+    assert str(caught.value) == (
+        "examples[1], argument 'places': got no value; expected the arguments rows, places; pass places"
+    )
 
 
 class Sequences(nn.Module):

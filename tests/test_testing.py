@@ -94,24 +94,59 @@ def test_nested_inputs_and_constants_reach_both() -> None:
 @pytest.mark.parametrize(
     ("expected", "got", "reason"),
     [
-        ((X, X), [X, X], "output is a list of 0, 1, the reference's is a tuple of 0, 1"),
-        (X, (X,), "output is a tuple of 0, the reference's is a tensor"),
-        ({"a": X, "b": X}, {"a": X}, "output is a dict of a, the reference's is a dict of a, b"),
-        ({"a": X}, {"a": X, "b": X}, "output is a dict of a, b, the reference's is a dict of a"),
-        ({"a": X, "b": X}, {"a": X, "c": X}, "output is a dict of a, c, the reference's is a dict of a, b"),
-        ((X, None), (X, X), "output.1 is a tensor, the reference's is None"),
-        ((X, X), (X, None), "output.1 is None, the reference's is a tensor"),
-        ((X, 1), (X, 2), "output.1 is 2, the reference's is 1"),
-        ((X, 1), (X, True), "output.1 is True, the reference's is 1"),
-        ((X, 1.0), (X, float("nan")), "output.1 is nan, the reference's is 1.0"),
-        ((X, [X, {"k": None}]), (X, [X, {"k": "s"}]), "output.1.1.k is 's', the reference's is None"),
-        (Pair(X, X), (X, X), "output is a tuple of 0, 1, the reference's is a Pair of one, two"),
-        (Record(X, X), Pair(X, X), "output is a Pair of one, two, the reference's is a Record of one, two"),
-        (BaseModelOutput(X), {"last_hidden_state": X}, "the reference's is a BaseModelOutput of last_hidden_state"),
-        (X, X.numpy(), "'output': got a numpy.ndarray, tensors, None"),
-        ([X], [], "output is a list of nothing, the reference's is a list of 0"),
+        pytest.param(
+            (X, X), [X, X], "output is a list of 0, 1, the reference's is a tuple of 0, 1", id="list for a tuple"
+        ),
+        pytest.param(X, (X,), "output is a tuple of 0, the reference's is a tensor", id="tuple for a tensor"),
+        pytest.param(
+            {"a": X, "b": X}, {"a": X}, "output is a dict of a, the reference's is a dict of a, b", id="key missing"
+        ),
+        pytest.param(
+            {"a": X}, {"a": X, "b": X}, "output is a dict of a, b, the reference's is a dict of a", id="key too many"
+        ),
+        pytest.param(
+            {"a": X, "b": X},
+            {"a": X, "c": X},
+            "output is a dict of a, c, the reference's is a dict of a, b",
+            id="other key",
+        ),
+        pytest.param((X, None), (X, X), "output.1 is a tensor, the reference's is None", id="tensor for None"),
+        pytest.param((X, X), (X, None), "output.1 is None, the reference's is a tensor", id="None for a tensor"),
+        pytest.param((X, 1), (X, 2), "output.1 is 2, the reference's is 1", id="other int"),
+        pytest.param((X, 1), (X, True), "output.1 is True, the reference's is 1", id="bool for an int"),
+        pytest.param((X, 1.0), (X, float("nan")), "output.1 is nan, the reference's is 1.0", id="NaN for a float"),
+        pytest.param(
+            (X, [X, {"k": None}]),
+            (X, [X, {"k": "s"}]),
+            "output.1.1.k is 's', the reference's is None",
+            id="string for None in depth",
+        ),
+        pytest.param(
+            Pair(X, X),
+            (X, X),
+            "output is a tuple of 0, 1, the reference's is a Pair of one, two",
+            id="tuple for a NamedTuple",
+        ),
+        pytest.param(
+            Record(X, X),
+            Pair(X, X),
+            "output is a Pair of one, two, the reference's is a Record of one, two",
+            id="NamedTuple for a dataclass",
+        ),
+        pytest.param(
+            BaseModelOutput(X),
+            {"last_hidden_state": X},
+            "the reference's is a BaseModelOutput of last_hidden_state",
+            id="dict for a ModelOutput",
+        ),
+        pytest.param(
+            X,
+            X.numpy(),
+            "'output': got a numpy.ndarray; expected tensors, None, bool, int, float, str, and dicts,",
+            id="array for a tensor",
+        ),
+        pytest.param([X], [], "output is a list of nothing, the reference's is a list of 0", id="empty list"),
     ],
-    ids=str,
 )
 def test_other_structure_fails_with_its_reason(expected: Any, got: Any, reason: str) -> None:
     """Equal tensors in another structure are not the same result."""

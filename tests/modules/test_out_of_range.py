@@ -379,7 +379,8 @@ def test_example_that_shows_an_influence_refuses_too(how: str) -> None:
         "axis 'batch': got 8 entries that are not answered like 5 + 3 of them, so they influence each other "
     )
     assert "(output 'output', entries " in text
-    assert f"out_of_range='split' is for axes whose entries don't; {WIDER}, or use out_of_range='eager'\n" in text
+    end = f"; expected an axis whose entries don't, for out_of_range='split'; {WIDER}, or use out_of_range='eager'\n"
+    assert end in text
     assert caught.value.report.subject == "8 entries of axis 'batch' whole vs in chunks, ONNX Runtime"
     assert not caught.value.report.passed
     again = refusal(ParityError, module, torch.zeros(12, 6))
@@ -553,10 +554,14 @@ WRONG: dict[str, tuple[type[InputError], Callable[[], Any], str]] = {
     "rank": (ShapeError, lambda: sample(20), "input 'x': got shape [20] of 1 dimensions"),
     "static size": (ShapeError, lambda: sample(20, 7), "input 'x': got dimension 1 = 7"),
     "dtype": (DtypeError, lambda: sample(20, 6).double(), "input 'x': got dtype float64"),
-    "grad": (InputError, lambda: sample(20, 6).requires_grad_(), "input 'x': it requires grad"),
+    "grad": (
+        InputError,
+        lambda: sample(20, 6).requires_grad_(),
+        "input 'x': got a tensor that requires grad while grad is enabled",
+    ),
     "device": (t2e.DeviceError, lambda: torch.empty(20, 6, device="meta"), "input 'x': got device meta"),
     "layout": (InputError, lambda: sample(20, 6).to_sparse(), "input 'x': got layout sparse_coo"),
-    "kind": (InputError, lambda: None, "input 'x': a NoneType"),
+    "kind": (InputError, lambda: None, "input 'x': got None; expected a torch.Tensor"),
 }
 
 
@@ -787,7 +792,10 @@ OTHERS: dict[str, tuple[nn.Module, str]] = {
         Limited(),
         "got a failure of PyTorch itself on inputs of shape [20, 6]: RuntimeError: The size of tensor",
     ),
-    "structure": (Other(lambda x: (x,)), "model: its result has another structure, or other constants"),
+    "structure": (
+        Other(lambda x: (x,)),
+        "the PyTorch module can't answer either (model: got a result with another structure, or other constants",
+    ),
     "dtype": (
         Other(lambda x: x[:, :3].double()),
         "gives float64[20, 3] for output 'output: float32[batch, 3]', so it is not what was deployed",
@@ -859,7 +867,11 @@ REFERENCES: dict[str, tuple[RuntimeConfig, Any, str]] = {
         torch.tanh,
         "model: got a builtin_function_or_method; expected a torch.nn.Module; wrap a function",
     ),
-    "deployed": (EAGER, mlp, "model: a ORTModule; it is deployed already"),
+    "deployed": (
+        EAGER,
+        mlp,
+        "model: got an ORTModule; expected a PyTorch module; pass what it was deployed from",
+    ),
 }
 
 
