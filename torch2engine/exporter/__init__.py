@@ -7,7 +7,8 @@ torch.export and torch.onnx stays here.
 
 - `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
 - `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
-- `recurrent`, `size_arguments`: keep recurrent layers whole, and sizes symbolic, while torch traces.
+- `recurrent`, `size_arguments`, `tensor_indices`: keep recurrent layers whole, sizes symbolic, and indices tensors,
+  while torch traces.
 - `derived_axes`, `pinned_axes`: what follows where an axis is tied to others, or is a number.
 - `axis_symbols`: works the outputs' shapes out.
 - `translate`: `decompositions`, torch.onnx with its `operator_registry`, then `optimize`; `trace_weights` for a model

@@ -14,6 +14,7 @@ from torch2engine.capture.reference import Reference, flatten_result
 from torch2engine.core.errors import ExportError
 from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
 from torch2engine.exporter.size_arguments import SymbolicSizeArguments
+from torch2engine.exporter.tensor_indices import TensorIndices
 
 __all__ = ["FLAT_MODULE_PREFIX", "FlatModule"]
 
@@ -32,8 +33,9 @@ class FlatModule(nn.Module):
         """Call the model as its user does, and take its result apart."""
         signature = self._signature
         args, kwargs = Reference(self.model, signature.parameters, signature.preprocess).arguments(leaves)
-        with RecurrentLayersAsOperators(), SymbolicSizeArguments():
+        with RecurrentLayersAsOperators(), SymbolicSizeArguments(), TensorIndices() as indices:
             result = flatten_result(self.model(*args, **kwargs))
+        indices.require_no_lost_writes()
         if result.tree != signature.output:
             raise ExportError(
                 "model",

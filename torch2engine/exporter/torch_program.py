@@ -76,9 +76,12 @@ def value_dependent_nodes(program: torch.export.ExportedProgram) -> list[Unsuppo
 
 
 def _has_free_size(node: Any) -> bool:
-    """Whether a tensor that the node makes has a size that no input's shape decides."""
+    """Whether a tensor that the node makes has a size that no input's shape decides.
+
+    A view's place in memory may depend on values, as that of one row does.
+    """
     values = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(value, torch.Tensor) and free_unbacked_symbols(value) for value in values)
+    return any(isinstance(value, torch.Tensor) and free_unbacked_symbols(value.shape) for value in values)
 
 
 def failed_node(
