@@ -7,6 +7,7 @@ in one place.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,11 +191,13 @@ class _Bounds:
         index: the largest index at the new sizes; None if no axis bounds the input.
         count: the largest count at the new sizes.
         grows: whether an axis that bounds it exactly grows.
+        is_strict: whether the bound has become smaller, so that the sample's own integers may exceed it.
     """
 
     index: int | None = None
     count: int | None = None
     grows: bool = False
+    is_strict: bool = False
 
     @classmethod
     def of(
@@ -209,12 +212,13 @@ class _Bounds:
         is_static = bool(static & {largest, largest + 1})
         bounding = exact or ([] if is_static else [name for name, size in old.items() if largest <= size])
         smaller = [name for name in bounding if new[name] < old[name]]
-        grows = any(new[name] > old[name] for name in exact)
-        if not smaller:
-            return cls(grows=grows)
-        is_count = any(largest == old[name] for name in smaller)
-        size = min(new[name] for name in smaller)
-        return cls(index=size - 1, count=size if is_count else size - 1, grows=grows)
+        grown = [name for name in exact if new[name] > old[name]]
+        deciding = smaller or grown
+        if not deciding:
+            return cls()
+        is_count = any(largest == old[name] for name in deciding)
+        size = min(new[name] for name in deciding)
+        return cls(size - 1, size if is_count else size - 1, bool(grown), bool(smaller))
 
 
 def _invented_integers(
@@ -237,7 +241,7 @@ def _invented_integers(
     if guess.constant is not None:
         value = int(sample.min()) if guess.constant == "least" else int(guess.constant)
         return torch.full(tuple(shape), value, dtype=sample.dtype, device=sample.device)
-    values = _resized_integers(sample, shape, guess, bounds.grows)
+    values = _without_repeats(_resized_integers(sample, shape, guess, bounds.grows), sample)
     if generator is not None and not _is_consecutive(sample):
         if _is_mask(sample):
             values = _shuffled_rows(values, generator)
@@ -257,6 +261,25 @@ def _resized_integers(sample: torch.Tensor, shape: Sequence[int], guess: Guess, 
             blocks = torch.arange(values.shape[dim], device=values.device) // size * step
             values = values + blocks.to(values.dtype).reshape([-1 if d == dim else 1 for d in range(values.ndim)])
     return values
+
+
+def _without_repeats(values: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+    """Lines that repeat a sample's distinct integers get others of its range, because places must not come twice.
+
+    PyTorch leaves open which of two rows a scatter writes to one place.
+    """
+    least = int(sample.min())
+    largest = int(sample.max())
+    grows = values.ndim > 0 and values.shape[-1] > sample.shape[-1]
+    if not grows or values.shape[-1] > largest - least + 1 or not _is_distinct(sample) or _is_distinct(values):
+        return values
+    size = sample.shape[-1]
+    lines = cast("list[list[int]]", values.reshape(-1, values.shape[-1]).tolist())
+    for line in lines:
+        used = set(line[:size])
+        unused = (value for value in range(least, largest + 1) if value not in used)
+        line[size:] = itertools.islice(unused, len(line) - size)
+    return torch.tensor(lines, dtype=values.dtype, device=values.device).reshape(values.shape)
 
 
 def _continues(sample: torch.Tensor, dim: int, grows: bool) -> bool:
@@ -314,7 +337,7 @@ def _bounded(values: torch.Tensor, sample: torch.Tensor, bounds: _Bounds, guess:
         return values
     if _is_distinct(values) and values.shape[-1] <= most + 1 - is_positive:
         return values.argsort(-1).argsort(-1).to(values.dtype) + int(is_positive)
-    return values.clamp(max=most)
+    return values.clamp(max=most) if bounds.is_strict else values
 
 
 def _shuffled_rows(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
