@@ -11,6 +11,7 @@ import re
 import sys
 import types
 import unittest
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -107,7 +108,9 @@ def load_operators() -> dict[str, Any]:
             sys.modules["expecttest"] = stand_in
     # They would forbid every later change of a backend's switches, which torch2engine makes and puts back.
     torch.backends.disable_global_flags = lambda: None  # type: ignore[attr-defined]  # torch's own function
-    from torch.testing._internal.common_methods_invocations import op_db
+    with warnings.catch_warnings():  # hypothesis would only make PyTorch's own tests repeatable
+        warnings.filterwarnings("ignore", "Fail to import hypothesis", ImportWarning)
+        from torch.testing._internal.common_methods_invocations import op_db
 
     named = {f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name: op for op in op_db}
     return {name: op for name, op in named.items() if _dtype(op) is not None and not EXCLUDED.fullmatch(name)}
