@@ -141,10 +141,10 @@ def test_pitfall_15_progress_names_phases_and_counts_steps() -> None:
 
 
 class Head(nn.Module):
-    """A determinant, which TensorRT lacks."""
+    """Pooling with gaps in the window, which TensorRT lacks."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.linalg.det(x.reshape(-1, 2, 2))
+        return nn.functional.max_pool2d(x[None], 2, dilation=2)
 
 
 class Unsupported(nn.Module):
@@ -154,18 +154,18 @@ class Unsupported(nn.Module):
         super().__init__()
         self.head = Head()
 
-    def forward(self, x: torch.Tensor, bits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.head(x), torch.bitwise_not(bits)
+    def forward(self, x: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.head(x), torch.cat((levels, levels))  # bytes
 
 
 def test_pitfall_20_unsupported_operators_are_all_named_at_the_users_lines() -> None:
     """One error has every node that TensorRT can't build, with torch module and source line."""
-    artifact = t2e.export(Unsupported(), (sample(4, 4), torch.arange(4, dtype=torch.int32)))
+    artifact = t2e.export(Unsupported(), (sample(4, 4), torch.arange(4, dtype=torch.uint8)))
     with pytest.raises(UnsupportedOperatorError) as caught:
         t2e.build(artifact, config=RTX)
     assert [(node.op, node.module, node.source) for node in caught.value.nodes] == [
-        ("Det", "head", line_of(Head, "linalg.det")),
-        ("BitwiseNot", "", line_of(Unsupported, "bitwise_not")),
+        ("MaxPool", "head", line_of(Head, "max_pool2d")),
+        ("Concat", "", line_of(Unsupported, "torch.cat")),
     ]
     title = find_tensorrt("tensorrt_rtx").title
     first, *lines = str(caught.value).splitlines()
