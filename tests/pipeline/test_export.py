@@ -87,7 +87,7 @@ def test_export_refuses_like_deploy(model: Mlp) -> None:
     )
     with pytest.raises(InputError) as refused:
         t2e.export(mlp()[1], sample(4, 6))
-    assert str(refused.value) == "model: a ORTModule; it is deployed already; pass the PyTorch module"
+    assert str(refused.value) == "model: got an ORTModule; expected a PyTorch module; pass what it was deployed from"
 
 
 def test_deploy_and_the_public_steps_are_one_road() -> None:
