@@ -111,7 +111,7 @@ def deploy(
         ParityError: the answers of ONNX Runtime or of the engine differ from the model's, or do so in the requested
             precision; or chunks answer otherwise than the whole, with out_of_range="split". It carries the table.
     """
-    request = DeployRequest.check(
+    request = DeployRequest.from_arguments(
         model, precision, calibration, examples, tolerance, runtime, config, runtime_config, cache, cache_key
     )
     report = ReportBuilder()
@@ -123,17 +123,17 @@ def deploy(
         if (reused_module := engine_reuse.find_by_cache_key(captured)) is not None:
             return reused_module
         with report.phase("export"):
-            onnx_artifact = export_onnx(captured, config.refittable)  # torch.onnx.export
+            onnx_artifact = export_onnx(captured, request.config.refittable)  # torch.onnx.export
             captured = captured.with_axes(onnx_artifact.signature, onnx_artifact.profiles)
             engine_reuse.start_hashing(onnx_artifact)
         with report.phase("reference"):
             parity_cases, case_notes = make_parity_cases(captured)
             parity_cases = with_sensitivity(captured, parity_cases, request.judged_precisions(captured))
-        reused_module = engine_reuse.find_by_graph(onnx_artifact, captured, parity_cases, case_notes)
-        if reused_module is not None:
+        if (reused_module := engine_reuse.find_by_graph(onnx_artifact, captured, parity_cases, case_notes)) is not None:
             return reused_module
     with report.phase("check"):  # ONNX Runtime against PyTorch
-        report.add_parity(judge(ORTModule(onnx_artifact), parity_cases, tolerance, case_notes).raise_if_failed())
+        parity = judge(ORTModule(onnx_artifact), parity_cases, request.tolerance, case_notes)
+        report.add_parity(parity.raise_if_failed())
     lowered = lower_as_requested(onnx_artifact, parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
         return make_onnx_module(lowered, request, report)
@@ -141,7 +141,7 @@ def deploy(
     with request_engine(  # a failure inside removes a cached engine
         lowered.artifact,
         precision=request.builder_precision(onnx_artifact),
-        config=config,
+        config=request.config,
         cache=request.cache,
         progress=progress,
         accepts_other_weights=True,  # accepting a refittable engine gives it the model's weights

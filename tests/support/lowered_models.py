@@ -33,8 +33,17 @@ def exported_once(name: str) -> tuple[OnnxArtifact, list[ParityCase]]:
 def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
     """What follows the export in `deploy(..., runtime="onnxruntime")`, calibrated with four batches."""
     calibration = options.get("calibration", subject.data[:4])
-    request = DeployRequest.check(
-        subject.model, precision, calibration, None, "onnxruntime", BuildConfig(), RuntimeConfig(), False, None
+    request = DeployRequest.from_arguments(
+        model=subject.model,
+        precision=precision,
+        calibration=calibration,
+        examples=None,
+        tolerance=None,
+        runtime="onnxruntime",
+        config=BuildConfig(),
+        runtime_config=RuntimeConfig(),
+        cache=False,
+        cache_key=None,
     )
     artifact, cases = exported_once(subject.name)
     report = ReportBuilder()

@@ -6,12 +6,13 @@ because every later step reads the same checked values.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from torch2engine.artifact.cache import EngineCache, resolve_cache
+from torch2engine.artifact.cache import Cache, EngineCache, resolve_cache
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import read_examples
@@ -67,17 +68,17 @@ class DeployRequest:
     cache_key: str | None
 
     @classmethod
-    def check(
+    def from_arguments(
         cls,
-        model: object,
-        precision: object,
-        calibration: object,
-        examples: object,
+        model: nn.Module,
+        precision: str | Precision,
+        calibration: Iterable[Any] | None,
+        examples: Iterable[Any] | None,
         tolerance: Tolerances | None,
         runtime: str,
         config: BuildConfig,
         runtime_config: RuntimeConfig,
-        cache: object,
+        cache: Cache,
         cache_key: str | None,
     ) -> DeployRequest:
         """Check the arguments of deploy(), and choose the runtime.
