@@ -326,7 +326,8 @@ def test_operator_that_onnx_runtime_has_not_in_float16_fails_the_deploy() -> Non
             self.a = nn.Linear(8, 8)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(x).scatter_add(1, (x > 0).long(), self.a(x))
+            rows = torch.zeros(2 * X.shape[0], X.shape[1])  # more than the index has: exported as one ScatterElements
+            return rows.scatter_add(1, (x > 0).long(), self.a(x))
 
     with pytest.raises(t2e.Torch2EngineError) as caught:
         deploy(Scattered())
