@@ -14,8 +14,6 @@ from torch import nn
 
 from torch2engine.artifact.cache import Cache
 from torch2engine.builder.engine_request import request_engine
-from torch2engine.capture.parity_cases import make_parity_cases
-from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
@@ -26,13 +24,14 @@ from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.accept import (
-    attach_report_and_trim,
+    attach_report_and_free_memory,
     make_accepted_trt_module,
     make_onnx_module,
     target_device,
 )
 from torch2engine.pipeline.engine_reuse import EngineReuse
-from torch2engine.pipeline.lowering import lower_as_requested
+from torch2engine.pipeline.lowering import lower_and_compare
+from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 
@@ -111,34 +110,33 @@ def deploy(
         ParityError: the answers of ONNX Runtime or of the engine differ from the model's, or do so in the requested
             precision; or chunks answer otherwise than the whole, with out_of_range="split". It carries the table.
     """
-    request = DeployRequest.from_arguments(
+    request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves "auto"
         model, precision, calibration, examples, tolerance, runtime, config, runtime_config, cache, cache_key
     )
     report = ReportBuilder()
-    engine_reuse = EngineReuse(request, report)
+    engine_reuse = EngineReuse(request, report)  # of earlier deploys; it searches nothing yet
     with undisturbed(request.model):
-        with report.phase("capture"):
+        with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
             captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess, request.examples)
             report.add_notes(captured.notes)
         if (reused_module := engine_reuse.find_by_cache_key(captured)) is not None:
             return reused_module
         with report.phase("export"):
-            onnx_artifact = export_onnx(captured, request.config.refittable)  # torch.onnx.export
-            captured = captured.with_axes(onnx_artifact.signature, onnx_artifact.profiles)
-            engine_reuse.start_hashing(onnx_artifact)
-        with report.phase("reference"):
-            parity_cases, case_notes = make_parity_cases(captured)
-            parity_cases = with_sensitivity(captured, parity_cases, request.judged_precisions(captured))
-        if (reused_module := engine_reuse.find_by_graph(onnx_artifact, captured, parity_cases, case_notes)) is not None:
+            onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # torch.onnx.export
+            captured = captured.with_axes(onnx_artifact.signature, onnx_artifact.profiles)  # derived ones, too
+            engine_reuse.start_hashing_in_thread(onnx_artifact)
+        with report.phase("reference"):  # the model runs on every parity case
+            answers = answer_parity_cases(captured, request.judged_precisions(captured))
+        if (reused_module := engine_reuse.find_by_graph(onnx_artifact, captured, answers)) is not None:
             return reused_module
     with report.phase("check"):  # ONNX Runtime against PyTorch
-        parity = judge(ORTModule(onnx_artifact), parity_cases, request.tolerance, case_notes)
+        parity = judge(ORTModule(onnx_artifact), answers.parity_cases, request.tolerance, answers.notes)
         report.add_parity(parity.raise_if_failed())
-    lowered = lower_as_requested(onnx_artifact, parity_cases, calibration, progress, request, report)
+    lowered = lower_and_compare(onnx_artifact, answers.parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
         return make_onnx_module(lowered, request, report)
     gpu = target_device(captured)
-    with request_engine(  # a failure inside removes a cached engine
+    with request_engine(  # other processes that want the same engine wait until the body ends
         lowered.artifact,
         precision=request.builder_precision(onnx_artifact),
         config=request.config,
@@ -151,5 +149,6 @@ def deploy(
             engine_artifact = engine_request.load_or_build()  # TensorRT's build_serialized_network
         with report.phase("parity"):  # the engine against PyTorch
             trt_module = make_accepted_trt_module(engine_artifact, lowered, request, gpu, report)
-        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module, report)
-    return attach_report_and_trim(trt_module, report)
+        report.add_notes(engine_request.notes)
+        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)
+    return attach_report_and_free_memory(trt_module, report)

@@ -22,11 +22,11 @@ import torch2engine as t2e
 from tests.pipeline.test_request_facts import BATCH, net, request_for
 from tests.support.sample_artifacts import fresh_engine
 from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
-from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.pipeline import engine_reuse as room
 from torch2engine.pipeline.engine_reuse import EngineReuse
+from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request_facts import graph_facts
 
@@ -117,13 +117,13 @@ def test_hashes_are_there_when_they_are_asked_for(cache: EngineCache) -> None:
     model = net()
     engine_reuse = EngineReuse(request_for(model, cache=cache), ReportBuilder())
     first, second = (t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}}) for _ in range(2))
-    engine_reuse.start_hashing(first)
+    engine_reuse.start_hashing_in_thread(first)
     assert engine_reuse._hashing is not None
     engine_reuse._hashing.join()
     assert graph_facts(first, refittable=False) == graph_facts(second, refittable=False)
     third = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
     third.onnx_path.unlink()
-    engine_reuse.start_hashing(third)
+    engine_reuse.start_hashing_in_thread(third)
     engine_reuse._hashing.join()
     with pytest.raises(t2e.ArtifactError):
         graph_facts(third, refittable=False)
@@ -137,7 +137,9 @@ class Earlier:
 
     def __init__(self, cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cache = cache
-        self.engine = fresh_engine(tmp_path / "engine")
+        exported = t2e.export(net(), torch.ones(4, 4), {"x": {0: BATCH}})
+        engine = fresh_engine(tmp_path / "engine")
+        self.engine = engine.replace(signature=exported.signature, profiles=exported.profiles)
         self.accepted: list[Any] = []
         self.failure: Exception | None = None
         monkeypatch.setattr(room, "target_device", lambda captured: torch.device("cpu"))
@@ -166,8 +168,8 @@ class Earlier:
             if (module := engine_reuse.find_by_cache_key(captured)) is not None:
                 return "cache_key", module
             artifact = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
-            cases, notes = make_parity_cases(captured)
-            if (module := engine_reuse.find_by_graph(artifact, captured, cases, notes)) is not None:
+            answers = answer_parity_cases(captured, ("fp32",))
+            if (module := engine_reuse.find_by_graph(artifact, captured, answers)) is not None:
                 return "graph", module
         key = hash_facts({"engine": 1})
         engine_request: Any = SimpleNamespace(
@@ -178,7 +180,7 @@ class Earlier:
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        engine_reuse.store_and_record(engine_request, self.engine, module, report)
+        engine_reuse.store_and_record(engine_request, self.engine, module)
         return "", report.build("fp32")
 
 
@@ -193,7 +195,7 @@ def test_engine_is_found_by_both_keys_with_its_notes(earlier: Earlier) -> None:
     by_key, module = earlier.deploy("net 1")
     assert by_key == "cache_key"
     assert module.report.notes == ("captured", "lowered", "verified", "compared", room._FROM_CACHE)
-    assert list(module.report.seconds) == ["recall", "parity"]
+    assert list(module.report.seconds) == ["recall", "reference", "parity"]
     assert (module.report.precision, module.report.memory_bytes) == ("fp32", 7)
     assert earlier.deploy("net 2")[0] == "graph"
     assert earlier.deploy(None)[0] == "graph"

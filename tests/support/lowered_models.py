@@ -16,7 +16,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.pipeline.accept import make_onnx_module
-from torch2engine.pipeline.lowering import lower_as_requested
+from torch2engine.pipeline.lowering import lower_and_compare
 from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 
@@ -47,4 +47,4 @@ def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
     )
     artifact, cases = exported_once(subject.name)
     report = ReportBuilder()
-    return make_onnx_module(lower_as_requested(artifact, cases, calibration, None, request, report), request, report)
+    return make_onnx_module(lower_and_compare(artifact, cases, calibration, None, request, report), request, report)

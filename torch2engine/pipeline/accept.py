@@ -29,7 +29,7 @@ from torch2engine.precision.verify import verify_engine_precision
 __all__ = [
     "EngineCandidate",
     "accept",
-    "attach_report_and_trim",
+    "attach_report_and_free_memory",
     "make_accepted_trt_module",
     "make_onnx_module",
     "prove_split",
@@ -135,7 +135,7 @@ def make_onnx_module(lowered: LoweredModel, request: DeployRequest, report: Repo
     return module
 
 
-def attach_report_and_trim(module: TRTModule, report: ReportBuilder) -> TRTModule:
+def attach_report_and_free_memory(module: TRTModule, report: ReportBuilder) -> TRTModule:
     """Attach the report to an accepted module, and free the memory of its largest shapes: later calls may be smaller.
 
     Returns:

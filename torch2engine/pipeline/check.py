@@ -15,8 +15,6 @@ from torch import nn
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import read_examples, with_examples
-from torch2engine.capture.parity_cases import make_parity_cases
-from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
@@ -26,6 +24,7 @@ from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.parity.report import ParityReport
+from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.parity_cases import parity_cases_for
 
 __all__ = ["check"]
@@ -61,13 +60,12 @@ def check(
     given = read_examples(examples)
     with undisturbed(model):
         captured = with_examples(_capture_like(artifact, model, sample_input), given)
-        all_cases, notes = make_parity_cases(captured)
-        all_cases = with_sensitivity(captured, all_cases, (artifact.precision,))
-    parity_cases = parity_cases_for(artifact.precision, all_cases)
+        answers = answer_parity_cases(captured, (artifact.precision,))
+    parity_cases = parity_cases_for(artifact.precision, answers.parity_cases)
     if _is_lowered(artifact):
         # ONNX Runtime's own answers would hide what overflows.
-        return judge(StrictModule(artifact), parity_cases, tolerance, notes)
-    return judge(ORTModule(artifact), parity_cases, tolerance, notes)
+        return judge(StrictModule(artifact), parity_cases, tolerance, answers.notes)
+    return judge(ORTModule(artifact), parity_cases, tolerance, answers.notes)
 
 
 def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -> CapturedCall:

@@ -10,7 +10,7 @@ key, which hashes what TensorRT was given.
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,11 +22,10 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.engine_request import EngineRequest, current_driver
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
-from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_trim, target_device
+from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_free_memory, target_device
+from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
@@ -44,7 +43,8 @@ class EngineReuse:
 
     Args:
         request: the checked arguments of deploy().
-        report: takes the seconds of a search; a reused engine's report continues a copy of it.
+        report: takes the seconds of a search, and has the facts about a new engine. The report of a reused engine
+            continues a copy of it.
     """
 
     def __init__(self, request: DeployRequest, report: ReportBuilder) -> None:
@@ -73,11 +73,11 @@ class EngineReuse:
         if earlier is None:
             return None
         captured = captured.with_axes(earlier.engine.signature, tuple(earlier.engine.profiles))
-        parity_cases, notes = make_parity_cases(captured)
-        parity_cases = with_sensitivity(captured, parity_cases, self._request.judged_precisions(captured))
-        return self._accept(self._cache, earlier, captured, parity_cases, notes)
+        with self._report.phase("reference"):
+            answers = answer_parity_cases(captured, self._request.judged_precisions(captured))
+        return self._accept(self._cache, earlier, captured, answers)
 
-    def start_hashing(self, artifact: OnnxArtifact) -> None:
+    def start_hashing_in_thread(self, artifact: OnnxArtifact) -> None:
         """Hash an exported model's files in a thread, while the GPU answers the parity cases."""
         if self._cache is None or self._request.has_calibration or self._request.config.refittable:
             return
@@ -88,16 +88,14 @@ class EngineReuse:
         self,
         artifact: OnnxArtifact,
         captured: CapturedCall,
-        parity_cases: Sequence[ParityCase],
-        notes: Sequence[str],
+        answers: ReferenceAnswers,
     ) -> TRTModule | None:
         """Find the engine of an earlier deploy whose export gave the same ONNX graph, source lines included.
 
         Args:
             artifact: the exported model; the values of weights that a refit replaces don't matter.
             captured: the model's call.
-            parity_cases: inputs with the model's answers.
-            notes: on the parity cases.
+            answers: the model's, with which the engine is compared.
 
         Returns:
             a module with its report, or None.
@@ -109,20 +107,16 @@ class EngineReuse:
                 self._hashing.join()
             facts = graph_facts(artifact, self._request.config.refittable)
             earlier = self._find(self._cache, facts, captured)
-        return None if earlier is None else self._accept(self._cache, earlier, captured, parity_cases, notes)
+        return None if earlier is None else self._accept(self._cache, earlier, captured, answers)
 
-    def store_and_record(
-        self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule, report: ReportBuilder
-    ) -> None:
+    def store_and_record(self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule) -> None:
         """Store an accepted engine, and record it for later deploys with the same facts.
 
         Args:
             engine_request: stores the engine.
             engine: as it was loaded or built.
             module: the engine with the weights and the compiled kernels that it has now.
-            report: has the facts about the engine, and takes the notes of the request.
         """
-        report.add_notes(engine_request.notes)
         stored = module.compiled()
         if self._request.runtime_config.kernel_specialization != "none":
             # A later deploy may not want kernels that were compiled for single shapes.
@@ -130,7 +124,7 @@ class EngineReuse:
         engine_request.store(stored)
         if self._cache is not None:
             for key in self._keys:
-                self._cache.write_record(key, RequestRecord(engine_request.cache_key, report.reusable_findings()))
+                self._cache.write_record(key, RequestRecord(engine_request.cache_key, self._report.reusable_findings()))
 
     def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
         """The engine that was recorded for the request with these facts; `store_and_record` will use the same key."""
@@ -158,15 +152,14 @@ class EngineReuse:
         cache: EngineCache,
         earlier: _EarlierEngine,
         captured: CapturedCall,
-        parity_cases: Sequence[ParityCase],
-        notes: Sequence[str],
+        answers: ReferenceAnswers,
     ) -> TRTModule | None:
         """Put an earlier engine in the model's place, if it answers like the model; else forget it and warn."""
         report = self._report.copy()
         report.add_reusable_findings(earlier.facts)
         try:
             with report.phase("parity"):
-                candidate = self._candidate(earlier, parity_cases, notes)
+                candidate = self._candidate(earlier, answers)
                 module = accept(candidate, self._request, target_device(captured), report)
         except (InputError, InstallationError):
             raise
@@ -178,11 +171,10 @@ class EngineReuse:
             return None
         cache.refresh_record(earlier.key)
         report.add_notes([_FROM_CACHE])
-        return attach_report_and_trim(module, report)
+        return attach_report_and_free_memory(module, report)
 
-    def _candidate(
-        self, earlier: _EarlierEngine, parity_cases: Sequence[ParityCase], notes: Sequence[str]
-    ) -> EngineCandidate:
+    def _candidate(self, earlier: _EarlierEngine, answers: ReferenceAnswers) -> EngineCandidate:
+        parity_cases = answers.parity_cases
         tolerance = self._request.tolerance
         judged_as: str | None = None
         outcome = earlier.facts["outcome"]
@@ -194,7 +186,7 @@ class EngineReuse:
             signature = earlier.engine.signature
             parity_cases = [cast_case(case, signature, dtype) for case in parity_cases_for(dtype, parity_cases)]
         return EngineCandidate(
-            earlier.engine, parity_cases, tolerance, tolerance, judged_as, is_reused=True, notes=notes
+            earlier.engine, parity_cases, tolerance, tolerance, judged_as, is_reused=True, notes=answers.notes
         )
 
 

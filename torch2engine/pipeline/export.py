@@ -12,8 +12,6 @@ from typing import Any
 from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.capture.parity_cases import make_parity_cases
-from torch2engine.capture.sensitivity import with_sensitivity
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
@@ -22,6 +20,7 @@ from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
 from torch2engine.precision.parity_cases import judged_precision
 from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
@@ -70,8 +69,6 @@ def export(
         if not remaining.changes_graph:
             return artifact
         captured = captured.with_axes(artifact.signature, artifact.profiles)
-        cases, notes = make_parity_cases(captured)
-        judged = (captured.precision, judged_precision(requested))
-        cases = with_sensitivity(captured, cases, judged)
-    judge(ORTModule(artifact), cases, None, notes).raise_if_failed()
-    return lower(artifact, remaining, cases, calibration, flavour=_BUILT_BY).artifact
+        answers = answer_parity_cases(captured, (captured.precision, judged_precision(requested)))
+    judge(ORTModule(artifact), answers.parity_cases, None, answers.notes).raise_if_failed()
+    return lower(artifact, remaining, answers.parity_cases, calibration, flavour=_BUILT_BY).artifact

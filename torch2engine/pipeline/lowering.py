@@ -18,10 +18,10 @@ from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.validate import remaining_precision
 
-__all__ = ["lower_as_requested"]
+__all__ = ["lower_and_compare"]
 
 
-def lower_as_requested(
+def lower_and_compare(
     artifact: OnnxArtifact,
     parity_cases: Sequence[ParityCase],
     calibration: Iterable[Any] | None,

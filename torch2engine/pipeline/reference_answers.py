@@ -1,0 +1,43 @@
+"""The model's answers that every candidate of one deploy is compared with.
+
+Enters: a captured call. Leaves: parity cases with the model's answers, and how far rounding moves these. Separate
+because deploy, export, check and the reuse of an earlier engine ask the model in the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.sensitivity import with_sensitivity
+
+__all__ = ["ReferenceAnswers", "answer_parity_cases"]
+
+
+@dataclass(frozen=True)
+class ReferenceAnswers:
+    """Inputs with the model's answers.
+
+    Args:
+        parity_cases: the inputs, the answers, and the sensitivity of each answer.
+        notes: on cases that are missing or invented.
+    """
+
+    parity_cases: Sequence[ParityCase]
+    notes: Sequence[str]
+
+
+def answer_parity_cases(captured: CapturedCall, precisions: Sequence[str]) -> ReferenceAnswers:
+    """Run the model on every parity case, and again with rounded inputs and weights; call it inside `undisturbed`.
+
+    Args:
+        captured: the model's call.
+        precisions: those in which candidates will compute; see `capture.sensitivity`.
+
+    Raises:
+        DynamicAxisError, ExportError: as `make_parity_cases`.
+    """
+    parity_cases, notes = make_parity_cases(captured)
+    return ReferenceAnswers(with_sensitivity(captured, parity_cases, precisions), notes)
