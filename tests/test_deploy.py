@@ -316,8 +316,8 @@ def test_onnx_that_was_damaged_is_a_parity_error_with_the_table(
     """One weight, or one node, gone wrong between export and check is found in every case."""
     real = ROOM.export_onnx
 
-    def damaged(*args: Any) -> OnnxArtifact:
-        artifact = real(*args)
+    def damaged(*args: Any, **options: Any) -> OnnxArtifact:
+        artifact = real(*args, **options)
         model = onnx.load(artifact.onnx_path)
         damage(model.graph)
         onnx.save(model, artifact.onnx_path)

@@ -71,8 +71,8 @@ def deploy(
             extra `quantize`; a `Precision` says more.
         calibration: inputs in the form of sample_input, for those four: they show how large values become. Read once,
             one at a time. By default the examples, else the sample at min, opt and max.
-        profiles: several ``{"batch": (min, opt, max)}``, of which the narrowest that holds a call's sizes answers it;
-            by default one, from the axes.
+        profiles: a list of ``{"batch": (min, opt, max)}``. A call uses the narrowest profile that contains its sizes.
+            By default there is one profile, made from the axes.
         examples: real inputs at other sizes, each in the form of sample_input, on any device. They and the sample are
             compared on, instead of inputs that are made from the sample: those may be invalid where integers or masks
             depend on sizes or on each other. Read once. Notes tell which ends of the profiles no example reaches.
@@ -107,15 +107,16 @@ def deploy(
         BuildError: TensorRT failed.
         PrecisionError: nothing would compute in the requested precision, or TensorRT computes more than a tenth of
             what the ONNX graph has in that precision in another one.
-        ParityError: the answers of ONNX Runtime or of the engine differ from the model's, or do so in the requested
-            precision; or chunks answer otherwise than the whole, with out_of_range="split". It carries the table.
+        ParityError: ONNX Runtime or the engine differs from the model by more than the tolerance, before or after the
+            precision was lowered. With out_of_range="split": answers in chunks differ from the whole. It carries the
+            table.
     """
     request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves "auto"
         model, precision, calibration, examples, tolerance, runtime, config, runtime_config, cache, cache_key
     )
     report = ReportBuilder()
     engine_reuse = EngineReuse(request, report)  # of earlier deploys; it searches nothing yet
-    with undisturbed(request.model):
+    with undisturbed(request.model):  # inference mode without autocast; all state of model and process is put back
         with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
             captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess, request.examples)
             report.add_notes(captured.notes)
@@ -123,20 +124,20 @@ def deploy(
             return reused_module
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # torch.onnx.export
-            captured = captured.with_axes(onnx_artifact.signature, onnx_artifact.profiles)  # derived ones, too
+            captured = captured.with_derived_axes(onnx_artifact.signature, onnx_artifact.profiles)
             engine_reuse.start_hashing_in_thread(onnx_artifact)
-        with report.phase("reference"):  # the model runs on every parity case
-            answers = answer_parity_cases(captured, request.judged_precisions(captured))
-        if (reused_module := engine_reuse.find_by_graph(onnx_artifact, captured, answers)) is not None:
+        with report.phase("reference"):  # the model's answers, and how far rounding moves them
+            reference = answer_parity_cases(captured, request.judged_precisions(captured))
+        if (reused_module := engine_reuse.find_by_graph(onnx_artifact, captured, reference)) is not None:
             return reused_module
     with report.phase("check"):  # ONNX Runtime against PyTorch
-        parity = judge(ORTModule(onnx_artifact), answers.parity_cases, request.tolerance, answers.notes)
+        parity = judge(ORTModule(onnx_artifact), reference.parity_cases, request.tolerance, reference.notes)
         report.add_parity(parity.raise_if_failed())
-    lowered = lower_and_compare(onnx_artifact, answers.parity_cases, calibration, progress, request, report)
+    lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
         return make_onnx_module(lowered, request, report)
     gpu = target_device(captured)
-    with request_engine(  # other processes that want the same engine wait until the body ends
+    with request_engine(  # if the body fails, a cached engine is removed from the cache
         lowered.artifact,
         precision=request.builder_precision(onnx_artifact),
         config=request.config,
@@ -146,8 +147,8 @@ def deploy(
     ) as engine_request:
         with report.phase("build"), torch.cuda.device(gpu):
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
-            engine_artifact = engine_request.load_or_build()  # TensorRT's build_serialized_network
-        with report.phase("parity"):  # the engine against PyTorch
+            engine_artifact = engine_request.load_or_build()  # TensorRT's build_serialized_network, under a lock
+        with report.phase("parity"):  # weights are refitted, answers compared with PyTorch
             trt_module = make_accepted_trt_module(engine_artifact, lowered, request, gpu, report)
         report.add_notes(engine_request.notes)
         engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)

@@ -46,7 +46,7 @@ def exported(
     with undisturbed(model):
         settled = capture_call(model, sample, axes, profiles)
         artifact = export_onnx(settled)
-        return artifact, make_parity_cases(settled.with_axes(artifact.signature, artifact.profiles))[0]
+        return artifact, make_parity_cases(settled.with_derived_axes(artifact.signature, artifact.profiles))[0]
 
 
 def graph_of(artifact: OnnxArtifact) -> Any:

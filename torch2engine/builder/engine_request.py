@@ -153,7 +153,8 @@ def request_engine(
     """Request an engine for the body, which checks it and stores it.
 
     If the body fails, an engine that came from the cache is removed from it, unless the failure is the user's input or
-    installation. Another process that requests the same engine waits until the body ends.
+    installation. An engine that is not in the cache is built under a lock: another process that requests the same one
+    waits until the body ends.
 
     Args:
         source, profiles, precision, config, cache, progress: as for `build`.

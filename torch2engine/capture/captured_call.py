@@ -44,7 +44,7 @@ class CapturedCall:
     examples: tuple[tuple[torch.Tensor, ...], ...] = ()
     trial: HostTrial | None = None
 
-    def with_axes(self, signature: Signature, profiles: tuple[Profile, ...]) -> CapturedCall:
+    def with_derived_axes(self, signature: Signature, profiles: tuple[Profile, ...]) -> CapturedCall:
         """The call with the axes and profiles of its artifact: export finds which axes follow from others."""
         return replace(
             self, signature=replace(self.signature, inputs=signature.inputs, axes=signature.axes), profiles=profiles

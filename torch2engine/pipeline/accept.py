@@ -136,7 +136,9 @@ def make_onnx_module(lowered: LoweredModel, request: DeployRequest, report: Repo
 
 
 def attach_report_and_free_memory(module: TRTModule, report: ReportBuilder) -> TRTModule:
-    """Attach the report to an accepted module, and free the memory of its largest shapes: later calls may be smaller.
+    """Attach the report to an accepted module, and free its execution contexts and their memory.
+
+    The checks used the largest shapes. Later calls may be smaller, and make again what they need.
 
     Returns:
         the module.

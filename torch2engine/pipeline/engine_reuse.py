@@ -72,7 +72,7 @@ class EngineReuse:
             earlier = self._find(self._cache, facts, captured)
         if earlier is None:
             return None
-        captured = captured.with_axes(earlier.engine.signature, tuple(earlier.engine.profiles))
+        captured = captured.with_derived_axes(earlier.engine.signature, tuple(earlier.engine.profiles))
         with self._report.phase("reference"):
             answers = answer_parity_cases(captured, self._request.judged_precisions(captured))
         return self._accept(self._cache, earlier, captured, answers)

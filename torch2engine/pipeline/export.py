@@ -68,7 +68,7 @@ def export(
         remaining = remaining_precision(requested, artifact)
         if not remaining.changes_graph:
             return artifact
-        captured = captured.with_axes(artifact.signature, artifact.profiles)
+        captured = captured.with_derived_axes(artifact.signature, artifact.profiles)
         answers = answer_parity_cases(captured, (captured.precision, judged_precision(requested)))
     judge(ORTModule(artifact), answers.parity_cases, None, answers.notes).raise_if_failed()
     return lower(artifact, remaining, answers.parity_cases, calibration, flavour=_BUILT_BY).artifact

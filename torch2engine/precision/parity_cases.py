@@ -32,7 +32,7 @@ def tolerance_for(precision: Precision, tolerance: Tolerances | None) -> Toleran
 
 
 def judged_precision(precision: Precision) -> str:
-    """Choose whose tolerance and sensitivity count: weights in int4 leave the dtype, but answer like their own type."""
+    """Choose whose tolerance and sensitivity count: with int4 weights the dtype stays, but errors are those of int4."""
     return precision.weights or precision.dtype
 
 

@@ -17,6 +17,7 @@ from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, chec
 from torch2engine.core.errors import InputError, InstallationError, PrecisionError
 from torch2engine.core.precisions import (
     CAST_PRECISIONS,
+    FLOAT32_PRECISIONS,
     PRECISION_TYPES,
     QUANTIZED_PRECISIONS,
     lowest_cast_precision,
@@ -90,7 +91,7 @@ def require_refittable_precision(precision: Precision, config: BuildConfig) -> N
         return
     is_quantized = precision.dtype in QUANTIZED_PRECISIONS or precision.weights is not None
     if is_quantized or precision.low_io:
-        refittable = ("fp32", "tf32", *CAST_PRECISIONS)
+        refittable = (*FLOAT32_PRECISIONS, *CAST_PRECISIONS)
         raise InputError(
             "BuildConfig.refittable",
             got="True with " + (repr(precision.weights or precision.dtype) if is_quantized else "low_io=True"),
