@@ -272,6 +272,16 @@ def test_loading_while_another_saves_never_sees_half_an_artifact(tmp_path: Path)
     assert loads >= saves
 
 
+def test_new_folder_with_the_inode_of_the_old_one_is_another(tmp_path: Path) -> None:
+    """File systems give the inode of a removed folder to the next one."""
+    identities: list[object] = []
+    for _ in range(20):
+        (tmp_path / "model.t2e").mkdir()
+        identities.append(atomic_folder.folder_identity(tmp_path / "model.t2e"))
+        (tmp_path / "model.t2e").rmdir()
+    assert len(set(identities)) == 20
+
+
 def test_failed_second_step_puts_the_old_artifact_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where two names can't be exchanged and the disk fails half-way, the old artifact is where it was."""
     path = fresh_onnx(tmp_path / "old", "old").save(tmp_path / "model.t2e")

@@ -434,27 +434,35 @@ def test_no_other_thread_draws_a_number_twice() -> None:
     assert all(one != other for one, other in zip(first, second, strict=True))
 
 
-class Helper(threading.Thread):
-    """A thread like that of a progress bar, which watches and draws nothing."""
+@pytest.mark.parametrize(
+    ("module", "is_helper"),
+    [
+        ("tqdm._monitor", True),
+        ("multiprocessing.resource_sharer", True),
+        ("torch.utils.data._utils.pin_memory", True),
+        ("multiprocessing.pool", False),
+        ("training", False),
+    ],
+)
+def test_helper_thread_does_not_keep_the_generators_from_being_put_back(module: str, is_helper: bool) -> None:
+    """Progress bars and data loaders have threads of their own, beside which the caller's numbers stay as they were."""
+    ends = threading.Event()
 
-    __module__ = "tqdm._monitor"
+    def work() -> None:
+        ends.wait(60)
 
-
-def test_helper_thread_does_not_keep_the_generators_from_being_put_back() -> None:
-    """Progress bars and notebooks have threads of their own, beside which the caller's numbers stay as they were."""
-    model, ends = trained()[0], threading.Event()
+    work.__module__ = module
+    thread = threading.Thread(target=work)
+    model = trained()[0]
     before = torch.get_rng_state()
-    for helper in (Helper(target=None), threading.Thread(target=ends.wait)):
-        is_helper = isinstance(helper, Helper)
-        if is_helper:
-            helper.run = lambda: ends.wait(60) and None
-        helper.start()
+    thread.start()
+    try:
         with undisturbed(model):
             torch.rand(3)
+    finally:
         ends.set()
-        helper.join()
-        ends.clear()
-        assert torch.equal(torch.get_rng_state(), before) is is_helper
+        thread.join()
+    assert torch.equal(torch.get_rng_state(), before) is is_helper
 
 
 class Watched(nn.Module):

@@ -24,13 +24,17 @@ _RENAME_EXCHANGE = 2
 _ATTEMPTS = 10
 
 
-def folder_identity(folder: Path) -> tuple[int, int] | None:
-    """Device and inode, which change when another folder takes this one's place; None if there is no folder."""
+def folder_identity(folder: Path) -> tuple[int, int, int] | None:
+    """Device, inode and time of the last change: other ones when another folder took this one's place.
+
+    The time is needed because a file system gives a removed folder's inode to the next new one. None if there is no
+    folder.
+    """
     try:
         status = folder.stat()
     except (OSError, ValueError):
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 def previous_folder(folder: Path) -> Path:

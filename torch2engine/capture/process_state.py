@@ -27,7 +27,10 @@ __all__ = ["exact_arithmetic", "process_state_lock", "restored_random_state"]
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
 _LOCK = threading.RLock()
 # Their threads watch progress bars, files and debuggers, and draw no random numbers.
-_HELPERS = frozenset({"IPython", "debugpy", "ipykernel", "pydevd", "torch2engine", "tornado", "tqdm", "zmq"})
+_HELPERS = (  # modules and packages whose threads run none of the user's code
+    *("IPython", "debugpy", "ipykernel", "pydevd", "torch2engine", "tornado", "tqdm", "zmq"),
+    *("multiprocessing.queues", "multiprocessing.resource_sharer", "torch.utils.data._utils.pin_memory"),
+)
 _FLOAT32_SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 _MKL_FUNCTIONS = (
     *("acos", "asin", "atan", "cos", "erf", "erfc", "erfinv", "exp", "expm1", "lgamma", "log", "log10", "log1p"),
@@ -87,7 +90,8 @@ def _may_draw(thread: threading.Thread) -> bool:
         return False
     target = getattr(thread, "_target", None)
     owner = type(thread) if target is None else target
-    return str(getattr(owner, "__module__", "")).partition(".")[0] not in _HELPERS
+    module = f"{getattr(owner, '__module__', '')}."
+    return not any(module.startswith(f"{helper}.") for helper in _HELPERS)
 
 
 @contextmanager
