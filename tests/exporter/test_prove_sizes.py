@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,14 @@ from torch.nn import functional
 
 from tests.support.models import Function, answer, exported, line_of
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.capture.signature import capture_call
+from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis
+from torch2engine.exporter import prove_sizes
+from torch2engine.exporter.export import export_onnx
 
 X = torch.randn(2, 6, 3)
 
@@ -102,6 +108,52 @@ def test_branch_that_changes_the_answer_is_refused_with_its_size() -> None:
     )
     artifact, _ = exported(Function(either_way), X, {"x": {1: Axis("n", 4, 6, 12)}})
     assert artifact.signature.axes == (Axis("n", 4, 6, 12),)
+
+
+CALLS: list[tuple[int, int]] = []
+
+
+class Recorded(nn.Module):
+    """Asks for a size, and records which object answered which size."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x.shape[1], int):
+            CALLS.append((id(self), x.shape[1]))
+        return x * 2 if x.shape[1] == 3 else x + x
+
+
+@pytest.mark.parametrize("is_on_gpu", [False, True])
+def test_size_reaches_a_model_on_a_gpu_only_as_its_copy_on_the_cpu(is_on_gpu: bool) -> None:
+    """A size that nobody gave may end the context of a GPU; the program is still found to be right there."""
+    CALLS.clear()
+    model = Recorded()
+    with undisturbed(model):
+        call = capture_call(model, X, {"x": {1: Axis("n", 2, 6, 12)}})
+        trial = HostTrial(call.reference, call.sample, on_gpu=lambda tensor: False) if is_on_gpu else None
+        export_onnx(replace(call, trial=trial))
+    assert 3 in {size for _, size in CALLS}
+    assert (3 in {size for owner, size in CALLS if owner == id(model)}) is not is_on_gpu
+
+
+def test_model_on_a_gpu_that_has_no_copy_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its conditions count as they are, which refuses the size."""
+    monkeypatch.setattr(HostTrial, "obstacle", lambda self: "no copy")
+    CALLS.clear()
+    model = Recorded()
+    with undisturbed(model):
+        call = capture_call(model, X, {"x": {1: Axis("n", 2, 6, 12)}})
+        with pytest.raises(DynamicAxisError, match="wrong at n = 3"):
+            export_onnx(replace(call, trial=HostTrial(call.reference, call.sample)))
+    assert 3 not in {size for _, size in CALLS}
+
+
+def test_program_runs_on_the_cpu_wherever_it_was_traced() -> None:
+    """Devices that its operators name are replaced."""
+    graph = torch.fx.Graph()
+    numbers = graph.call_function(torch.ops.aten.arange.default, (3,), {"device": torch.device("meta")})
+    graph.output((numbers,))
+    (answer,) = prove_sizes._CpuInterpreter(torch.fx.GraphModule({}, graph)).run()
+    assert answer.tolist() == [0, 1, 2]
 
 
 def many_branches(x: torch.Tensor, w: Any) -> torch.Tensor:

@@ -12,7 +12,7 @@ import random
 import re
 import types
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -92,8 +92,12 @@ class HostTrial:
         weights_on_cpu = None
         if weights is not None:
             weights_on_cpu = {name: weight.detach().to(_CPU) for name, weight in weights.items()}
-        with _only_on_cpu(self._on_gpu):
+        with self.on_cpu():
             return self._copy.run(on_cpu, weights_on_cpu)
+
+    def on_cpu(self) -> AbstractContextManager[None]:
+        """Give a context for code that must not reach a GPU: there it raises a RuntimeError instead."""
+        return _only_on_cpu(self._on_gpu)
 
     def refresh(self) -> None:
         """Free the copy; the next run copies the model as it is then, with its state."""

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.host_trial import HostTrial
 from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.shape_guards import ShapeGuards
@@ -29,6 +30,7 @@ from torch2engine.exporter.size_grid import SizeGrid, make_size_grid
 __all__ = ["SizeFault", "find_size_fault"]
 
 _MOST_TRIALS = 16
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,16 @@ def _answers_like_the_model(
     """Compare the program with the model at these sizes, the other axes at opt."""
     complete = {axis.name: sizes.get(axis.name, axis.range[1]) for axis in captured.signature.axes}
     inputs = captured.sample_of_sizes(complete)
+    trial = captured.trial
+    if trial is not None and trial.obstacle():
+        return False
     try:
-        expected = captured.reference(inputs).leaves
-        answers = _run(program, inputs)
+        if trial is None:
+            expected = captured.reference(inputs).leaves
+            answers = _run(program, inputs)
+        else:  # sizes that nobody gave may end the process's CUDA context, so both run on the CPU
+            expected = trial.run(inputs).leaves
+            answers = _run_on_cpu(program, inputs, trial)
     except (ExportError, RuntimeError, IndexError, ValueError):  # either of them does not take these sizes
         return False
     return all(_is_close(answer, right) for answer, right in zip(answers, expected, strict=True))
@@ -109,14 +118,42 @@ def _answers_like_the_model(
 
 def _run(program: torch.export.ExportedProgram, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:
     """Run the program as it is, without torch's checks of its sizes."""
+    with torch.no_grad():
+        return torch.fx.Interpreter(program.graph_module).run(*_arguments(program, inputs))
+
+
+def _run_on_cpu(
+    program: torch.export.ExportedProgram, inputs: Sequence[torch.Tensor], trial: HostTrial
+) -> Sequence[Any]:
+    """As `_run`, with all tensors on the CPU.
+
+    Raises:
+        RuntimeError: the program holds a tensor on a GPU that is none of its inputs and weights.
+    """
+    on_cpu = [
+        argument.cpu() if isinstance(argument, torch.Tensor) else argument for argument in _arguments(program, inputs)
+    ]
+    with torch.no_grad(), trial.on_cpu():
+        return _CpuInterpreter(program.graph_module).run(*on_cpu)
+
+
+def _arguments(program: torch.export.ExportedProgram, inputs: Sequence[torch.Tensor]) -> list[Any]:
     weights: dict[str, Any] = {**program.state_dict, **program.constants}
     remaining = iter(inputs)
-    arguments = [
+    return [
         next(remaining) if spec.kind.name == "USER_INPUT" else weights[str(spec.target)]
         for spec in program.graph_signature.input_specs
     ]
-    with torch.no_grad():
-        return torch.fx.Interpreter(program.graph_module).run(*arguments)
+
+
+class _CpuInterpreter(torch.fx.Interpreter):
+    """Runs a program with the CPU in the place of every device that its operators name."""
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operator on the CPU."""
+        on_cpu = {key: _CPU if isinstance(value, torch.device) else value for key, value in kwargs.items()}
+        positional = tuple(_CPU if isinstance(value, torch.device) else value for value in args)
+        return super().call_function(target, positional, on_cpu)
 
 
 def _is_close(answer: Any, right: torch.Tensor) -> bool:
