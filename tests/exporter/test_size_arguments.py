@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from tests.support.models import answer, exported
 from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis
 
 
@@ -46,6 +47,13 @@ def test_function_is_right_at_every_size(function: str) -> None:
         case = ParityCase("", (x,), {"output": model(x)})
         found = torch.from_numpy(answer(artifact, case)["output"])
         assert torch.allclose(found, case.outputs["output"], rtol=1e-5, atol=1e-6)
+
+
+def test_linspace_of_whole_numbers_is_refused() -> None:
+    """PyTorch cuts each number off, which the form for floating numbers would not."""
+    model = Applied(lambda x: x + torch.linspace(0, 10, x.shape[-1], dtype=torch.int64))
+    with pytest.raises(DynamicAxisError, match="makes a Python number of its size"):
+        exported(model, torch.randn(2, 6), {"x": {1: Axis("n", 2, 6, 12)}})
 
 
 def test_static_sizes_are_left_to_pytorch() -> None:

@@ -37,6 +37,8 @@ def _is_symbolic(value: Any) -> bool:
 def _linspace(start: Any, end: Any, steps: Any, **options: Any) -> Tensor:
     """`linspace`: from both ends towards the middle, as PyTorch computes it."""
     dtype = options.pop("dtype", None) or torch.get_default_dtype()
+    if not dtype.is_floating_point:  # whole numbers are rounded towards zero
+        return NotImplemented
     index = torch.arange(steps, dtype=dtype, **options)
     intervals = torch.ones_like(index).sum() - 1
     step = (end - start) / torch.clamp(intervals, min=1)
