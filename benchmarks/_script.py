@@ -18,7 +18,7 @@ from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InstallationError
 from torch2engine.modules.benchmark import Timing
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 from torch2engine.trt import gpu
 
 __all__ = ["options", "parity", "record", "run"]

@@ -19,7 +19,7 @@ import torch2engine as t2e
 from benchmarks._worker import keep_to, parser
 from benchmarks.ordinary_models import ORDINARY
 from torch2engine.core.config import Tolerance
-from torch2engine.parity.report import OutputParity, ParityReport
+from torch2engine.parity.parity_report import OutputParity, ParityReport
 
 __all__ = ["main"]
 

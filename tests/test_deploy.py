@@ -35,7 +35,7 @@ from torch2engine.core.errors import (
 )
 from torch2engine.modules.deployed import prove_split_axes
 from torch2engine.modules.onnxruntime.module import ORTModule
-from torch2engine.pipeline.report import DeployReport
+from torch2engine.pipeline.deploy_report import DeployReport
 from torch2engine.trt.gpu import CUDA_LIBRARIES
 
 ROOM: Any = importlib.import_module("torch2engine.deploy")

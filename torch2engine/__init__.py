@@ -47,11 +47,11 @@ if TYPE_CHECKING:
     from torch2engine.modules.load import load
     from torch2engine.modules.onnxruntime.module import ORTModule
     from torch2engine.modules.trt.module import TRTModule
-    from torch2engine.parity.report import ParityReport
+    from torch2engine.parity.parity_report import ParityReport
     from torch2engine.pipeline.check import check
     from torch2engine.pipeline.export import export
-    from torch2engine.precision.report import precision_report
-    from torch2engine.precision.sensitivity import sensitivity
+    from torch2engine.precision.module_sensitivity import sensitivity
+    from torch2engine.precision.precision_report import precision_report
     from torch2engine.processor.processor import Processor
 
 __all__ = [
@@ -111,9 +111,9 @@ _HOMES = {
     "TRTModule": "modules.trt.module",
     "load": "modules.load",
     "ORTModule": "modules.onnxruntime.module",
-    "ParityReport": "parity.report",
-    "precision_report": "precision.report",
-    "sensitivity": "precision.sensitivity",
+    "ParityReport": "parity.parity_report",
+    "precision_report": "precision.precision_report",
+    "sensitivity": "precision.module_sensitivity",
     "Processor": "processor.processor",
     "Axis": "core.spec",
     "Preprocess": "core.spec",

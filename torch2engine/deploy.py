@@ -29,10 +29,10 @@ from torch2engine.pipeline.accept import (
     make_onnx_module,
     target_device,
 )
+from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.lowering import lower_and_compare
 from torch2engine.pipeline.reference_answers import answer_parity_cases
-from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 
 __all__ = ["deploy"]

@@ -28,7 +28,7 @@ from torch2engine.core.spec import Tree
 from torch2engine.core.wording import with_article
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import OutputParity, ParityReport
+from torch2engine.parity.parity_report import OutputParity, ParityReport
 
 __all__ = ["assert_parity", "assert_parity_on_each"]
 

@@ -14,7 +14,7 @@ import torch2engine as t2e
 from tests.support.paths import SUPPORT
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis, TensorSpec
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 
 FOLDER = SUPPORT / "keras_cnn"
 PATH = FOLDER / "cnn.onnx"

@@ -32,7 +32,7 @@ from torch2engine.core.errors import (
     UnsupportedOperatorError,
 )
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 
 BASES: dict[type[Torch2EngineError], tuple[type[BaseException], ...]] = {
     Torch2EngineError: (Exception,),

@@ -18,7 +18,7 @@ from tests.support.models import (
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 
 X = torch.randn(4, 3)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.support.models import exported
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 
 _SIZES = (0.0, 1e-30, 1e-8, 1e-3, 0.5, 1.0, 1.5, 2.5, 3.0, 7.3, 20.0, 50.0, 89.0, 100.0, 1e4, 1e30, math.inf)
 VALUES = torch.tensor([*(sign * size for size in _SIZES for sign in (1.0, -1.0)), math.nan])

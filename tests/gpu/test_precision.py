@@ -21,7 +21,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support import precision_networks as networks
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision import lower_graph
 from torch2engine.testing import assert_parity
 

@@ -12,7 +12,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import ParityError
 from torch2engine.modules.judge import judge
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 
 
 def test_judge_compares_case_by_case() -> None:

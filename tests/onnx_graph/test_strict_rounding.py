@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from tests.support.onnx_models import FLOAT
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
 
 HALF, BRAIN = TensorProto.FLOAT16, TensorProto.BFLOAT16

@@ -30,7 +30,7 @@ from torch2engine.core.errors import InputError, ParityError
 from torch2engine.parity import figures as _figures
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import OutputParity, ParityReport
+from torch2engine.parity.parity_report import OutputParity, ParityReport
 
 
 @pytest.mark.parametrize("block", [_figures._BLOCK, 64], ids=["one block", "many blocks"])

@@ -25,9 +25,9 @@ from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.pipeline import engine_reuse as room
+from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.reference_answers import answer_parity_cases
-from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request_facts import graph_facts
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.precision.graph.mixed_precision import MixedPrecisionModel, relative_error
 from torch2engine.precision.graph.tensor_maxima import absolute_maxima
 

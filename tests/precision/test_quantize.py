@@ -22,7 +22,7 @@ from tests.support import models
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import Precision
 from torch2engine.core.errors import InputError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.precision.graph import calibrate_ranges
 from torch2engine.precision.graph.quantize import OWN_QUANTISATION_NOTE, quantize
 

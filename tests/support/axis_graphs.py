@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from torch2engine.core.spec import Axis, Signature, TensorSpec
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 
 WHOLE, FIRST = 5, 3
 EXTREMES = (np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-40, -0.0)

@@ -16,8 +16,8 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.pipeline.accept import make_onnx_module
+from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.lowering import lower_and_compare
-from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 
 __all__ = ["deployed", "exported_once"]

@@ -17,7 +17,7 @@ from torch2engine.core.config import Tolerance
 from torch2engine.core.precisions import MODEL_PRECISIONS, PRECISION_TYPES
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import OutputParity, ParityReport
+from torch2engine.parity.parity_report import OutputParity, ParityReport
 
 FP32 = Tolerance.default("fp32")
 Outputs = dict[str, Any]

@@ -12,12 +12,12 @@ this is the only stage that runs the user's model.
 - `invented_inputs`: the sample at other sizes, and random values like it, as plausible as can be.
 - `examples`: real inputs at other sizes, which the caller may give instead.
 - `parity_cases`: the inputs and answers that every candidate is compared on.
-- `sensitivity`: how far the reference's answers move by rounding alone.
+- `rounding_sensitivity`: how far the reference's answers move by rounding alone.
 - `fingerprint`: whether weights have changed.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 
 Public: `captured_call`, `examples`, `fingerprint`, `host_trial`, `parity_cases`, `process_state`, `reference`,
-`sensitivity`, `signature`, `source_lines`, `torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other files
-belong to this folder alone.
+`rounding_sensitivity`, `signature`, `source_lines`, `torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other
+files belong to this folder alone.
 """

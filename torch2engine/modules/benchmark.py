@@ -18,7 +18,7 @@ from torch import nn
 from torch2engine.capture.host_trial import find_unsafe_inputs
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.reference import Reference, outputs_by_name
-from torch2engine.capture.sensitivity import measure_sensitivity
+from torch2engine.capture.rounding_sensitivity import measure_sensitivity
 from torch2engine.capture.undisturbed import training_flags_off, undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerances
@@ -29,7 +29,7 @@ from torch2engine.modules.made_inputs import case_name, corner_sizes, random_cas
 from torch2engine.modules.timing import Call, Timing, measure
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 from torch2engine.trt.gpu import require_gpu
 
 if TYPE_CHECKING:

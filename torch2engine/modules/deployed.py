@@ -31,7 +31,7 @@ from torch2engine.modules.torch_state import is_simulated
 from torch2engine.modules.weight_sync import NamedInputs, Refit, WeightSync
 
 if TYPE_CHECKING:
-    from torch2engine.pipeline.report import DeployReport
+    from torch2engine.pipeline.deploy_report import DeployReport
 from torch2engine.core.wording import kind_of
 
 B = TypeVar("B", bound=Backend)

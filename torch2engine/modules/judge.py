@@ -16,10 +16,10 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances, check_tolerance
 from torch2engine.core.errors import ParityError
 from torch2engine.modules.deployed import DeployedModule, runtime_kind
-from torch2engine.modules.near_ties import NearTies
+from torch2engine.modules.replace_near_ties import NearTies
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import OutputParity, ParityReport
+from torch2engine.parity.parity_report import OutputParity, ParityReport
 
 __all__ = ["ENGINE_REPEATS", "judge"]
 

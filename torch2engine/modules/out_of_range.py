@@ -34,7 +34,7 @@ from torch2engine.modules.split import (
     prove,
     split,
 )
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 
 __all__ = ["OutOfRange", "checked_reference"]
 

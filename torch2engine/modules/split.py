@@ -19,7 +19,7 @@ from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.modules.backend import Infer
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import OutputParity, ParityReport
+from torch2engine.parity.parity_report import OutputParity, ParityReport
 
 __all__ = [
     "Cut",

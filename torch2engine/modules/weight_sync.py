@@ -24,7 +24,7 @@ from torch2engine.capture.host_trial import find_unsafe_inputs
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.process_state import exact_arithmetic, process_state_lock
 from torch2engine.capture.reference import Reference, outputs_by_name
-from torch2engine.capture.sensitivity import measure_sensitivity
+from torch2engine.capture.rounding_sensitivity import measure_sensitivity
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
@@ -35,7 +35,7 @@ from torch2engine.modules.made_inputs import corner_sizes, random_cases
 from torch2engine.modules.out_of_range import OutOfRange
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 
 __all__ = ["NamedInputs", "Refit", "WeightSync"]
 

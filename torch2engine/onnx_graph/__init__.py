@@ -7,11 +7,11 @@ builder, precision and modules all work on ONNX graphs and never import each oth
 - `walk`: visits the nodes and tensors of a graph and of the graphs inside its nodes.
 - `tensor_types`: finds the element type of each tensor.
 - `node_origins`: reads and writes which torch module each node comes from.
-- `session`: runs a model by ONNX Runtime.
+- `ort_session`: runs a model by ONNX Runtime.
 - `integer_choices`: finds what integer outputs were chosen from.
 - `strict_rounding`: rewrites a model so that ONNX Runtime rounds like a GPU.
 - `axis_flow`: proves that the entries along a dynamic axis don't influence each other.
 
-Public: `axis_flow.analysis`, `integer_choices`, `model_file`, `node_origins`, `session`, `strict_rounding`,
+Public: `axis_flow.analysis`, `integer_choices`, `model_file`, `node_origins`, `ort_session`, `strict_rounding`,
 `tensor_types`, `walk`.
 """

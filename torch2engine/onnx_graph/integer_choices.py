@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.onnx_graph.model_file import load_model, save_model
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.tensor_types import tensor_types
 
 __all__ = ["ChoiceReader", "IntegerChoice"]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from torch2engine.onnx_graph.model_file import load_model, save_model
-from torch2engine.onnx_graph.session import DTYPE_ATTRIBUTES
+from torch2engine.onnx_graph.ort_session import DTYPE_ATTRIBUTES
 from torch2engine.onnx_graph.tensor_types import cast_element_types, tensor_types
 from torch2engine.onnx_graph.walk import subgraphs
 

@@ -9,8 +9,8 @@ they are composed here and in `deploy`.
     accept          a module takes the model's place only if it answers like the model
     engine_reuse    the engine of an earlier deploy is found again; request_facts says by which facts
     reference_answers   the model's answers that every candidate is compared with
-    report          `DeployReport`, and the builder that collects it
+    deploy_report   `DeployReport`, and the builder that collects it
 
-Public: `accept`, `check`, `engine_reuse`, `export`, `lowering`, `reference_answers`, `report`, `request`. The other
-files belong to this folder alone.
+Public: `accept`, `check`, `deploy_report`, `engine_reuse`, `export`, `lowering`, `reference_answers`, `request`. The
+other files belong to this folder alone.
 """

@@ -21,7 +21,7 @@ from torch2engine.modules.deployed import DeployedModule, attach_model, prove_sp
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.report import ReportBuilder
+from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.verify import verify_engine_precision

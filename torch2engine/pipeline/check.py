@@ -23,9 +23,9 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
-from torch2engine.precision.parity_cases import parity_cases_for
+from torch2engine.precision.lowered_parity import parity_cases_for
 
 __all__ = ["check"]
 

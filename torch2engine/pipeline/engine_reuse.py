@@ -25,13 +25,13 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_free_memory, target_device
+from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
-from torch2engine.pipeline.report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.outcome import PrecisionOutcome
-from torch2engine.precision.parity_cases import cast_case, judged_precision, parity_cases_for, tolerance_for
+from torch2engine.precision.lowered_parity import cast_case, judged_precision, parity_cases_for, tolerance_for
 
 __all__ = ["EngineReuse"]
 

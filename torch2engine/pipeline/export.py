@@ -22,7 +22,7 @@ from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
-from torch2engine.precision.parity_cases import judged_precision
+from torch2engine.precision.lowered_parity import judged_precision
 from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
 
 __all__ = ["export"]

@@ -12,7 +12,7 @@ from typing import Any
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.progress import Progress
-from torch2engine.pipeline.report import ReportBuilder
+from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel

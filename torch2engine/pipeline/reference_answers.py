@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
-from torch2engine.capture.sensitivity import with_sensitivity
+from torch2engine.capture.rounding_sensitivity import with_sensitivity
 
 __all__ = ["ReferenceAnswers", "answer_parity_cases"]
 
@@ -34,7 +34,7 @@ def answer_parity_cases(captured: CapturedCall, precisions: Sequence[str]) -> Re
 
     Args:
         captured: the model's call.
-        precisions: those in which candidates will compute; see `capture.sensitivity`.
+        precisions: those in which candidates will compute; see `capture.rounding_sensitivity`.
 
     Raises:
         DynamicAxisError, ExportError: as `make_parity_cases`.

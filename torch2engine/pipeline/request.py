@@ -29,7 +29,7 @@ from torch2engine.core.config import (
 from torch2engine.core.errors import InstallationError
 from torch2engine.modules.trt.backend import require_cuda
 from torch2engine.pipeline.user_warning import warn_user
-from torch2engine.precision.parity_cases import judged_precision
+from torch2engine.precision.lowered_parity import judged_precision
 from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt

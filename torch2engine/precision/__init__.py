@@ -6,11 +6,12 @@ reports on what that costs. Separate because every flavour of TensorRT computes 
 - `validate`: refuses precisions and options that don't go together.
 - `calibration`: reads calibration data, and evaluates a user's metric on it.
 - `lower`: makes a lowered model that holds its tolerance or budget: `lower_graph` makes one, `budget_search` looks on.
-- `parity_cases`: the cases and the tolerance by which a lowered model is judged.
+- `lowered_parity`: the cases and the tolerance by which a lowered model is judged.
 - `retype_weights`: keeps a refittable model's weight program in step with the lowered graph.
-- `report`, `verify`, `sensitivity`: what a model computes in, whether an engine does so, and what it costs.
+- `precision_report`, `verify`, `module_sensitivity`: what a model computes in, whether an engine does so, and what a
+  low precision would cost each module.
 - `graph`: rewriting and measuring ONNX graphs, without torch.
 
-Public: `graph.multiply_adds`, `graph.outcome`, `lower`, `lowered_model`, `parity_cases`, `report`, `sensitivity`,
-`validate`, `verify`. The other files belong to this folder alone.
+Public: `graph.multiply_adds`, `graph.outcome`, `lower`, `lowered_model`, `lowered_parity`, `module_sensitivity`,
+`precision_report`, `validate`, `verify`. The other files belong to this folder alone.
 """

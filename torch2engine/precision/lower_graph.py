@@ -34,7 +34,7 @@ from torch2engine.precision.graph.count_nodes import count_nodes
 from torch2engine.precision.graph.quantize import quantize
 from torch2engine.precision.graph.tensor_maxima import absolute_maxima
 from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.parity_cases import (
+from torch2engine.precision.lowered_parity import (
     cast_case,
     cast_signature,
     judged_precision,

@@ -15,7 +15,7 @@ from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.precision.calibration import named_arrays
 from torch2engine.precision.graph.multiply_adds import UNKNOWN, MultiplyAddNode, PrecisionReport
-from torch2engine.precision.report import report_at_inputs
+from torch2engine.precision.precision_report import report_at_inputs
 
 __all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]
 

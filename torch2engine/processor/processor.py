@@ -25,7 +25,7 @@ from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.processor.arrays import Array, check_call, input_layout, match_out
 from torch2engine.processor.batches import group_samples, plan_batches, stack_samples
-from torch2engine.processor.session import ProcessorSession
+from torch2engine.processor.processor_session import ProcessorSession
 from torch2engine.processor.staging import PendingCall, Timings
 
 __all__ = ["Processor", "Timings"]

@@ -17,7 +17,7 @@ from torch2engine.processor.cuda import Bytes, Cuda, Memory
 from torch2engine.trt.memory import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
-    from torch2engine.processor.stream_executor import ArrayStreamExecutor
+    from torch2engine.processor.array_stream_executor import ArrayStreamExecutor
 
 __all__ = ["Layout", "PendingCall", "Result", "StagingBuffers", "Timings", "as_bytes", "make_layout"]
 

@@ -24,7 +24,7 @@ from torch2engine.exporter.decompositions.attention import (
     needs_exact_attention,
     scaled_dot_product_attention,
 )
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 
 GENERATOR = torch.Generator().manual_seed(0)
 Q = torch.randn(2, 4, 3, 8, generator=GENERATOR)

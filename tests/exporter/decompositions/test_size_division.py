@@ -15,7 +15,7 @@ from torch.nn import functional
 from tests.support.models import Function, error_of, exported
 from torch2engine.builder.build import build
 from torch2engine.core.spec import Axis
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 
 
 def _padded(x: Tensor, w: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.errors import DeviceError
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.onnx_graph.model_file import replace_weights
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
 
 __all__ = ["OnnxRuntimeBackend", "StrictBackend"]

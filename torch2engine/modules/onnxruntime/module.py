@@ -23,7 +23,7 @@ from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend, StrictBackend
 
 if TYPE_CHECKING:
-    from torch2engine.pipeline.report import DeployReport
+    from torch2engine.pipeline.deploy_report import DeployReport
 
 __all__ = ["ORTModule", "StrictModule"]
 

@@ -1,8 +1,8 @@
 """`EngineArtifact` → outputs: an engine on PyTorch's memory and streams, with the weights of the last refit.
 
 Enters: checked CUDA tensors on the caller's current stream, or new weights. Leaves: fresh CUDA tensors, ready on that
-stream; and an artifact that has the weights before it is saved or sent anywhere. Separate from `session`, which ends
-and begins anew with every device, while the backend stays.
+stream; and an artifact that has the weights before it is saved or sent anywhere. Separate from `engine_session`, which
+ends and begins anew with every device, while the backend stays.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError, InstallationError, RefitError
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.trt.direct_call import DirectCall
-from torch2engine.modules.trt.session import EngineSession, not_prepared
+from torch2engine.modules.trt.engine_session import EngineSession, not_prepared
 from torch2engine.trt.library import PRODUCT_NAMES
 
 __all__ = ["TensorRTBackend", "require_cuda"]

@@ -25,7 +25,7 @@ from torch2engine.modules.torch_state import tracing_state
 from torch2engine.modules.trt.backend import TensorRTBackend
 
 if TYPE_CHECKING:
-    from torch2engine.pipeline.report import DeployReport
+    from torch2engine.pipeline.deploy_report import DeployReport
 
 __all__ = ["TRTModule"]
 

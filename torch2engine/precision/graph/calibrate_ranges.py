@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from torch2engine.core.errors import InputError
 from torch2engine.onnx_graph.model_file import save_model
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.precision.graph.tensor_maxima import OBSERVED_PREFIX, observe_tensors
 
 __all__ = ["SMALLEST", "Range", "calibrate_ranges"]

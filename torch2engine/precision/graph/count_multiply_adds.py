@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch2engine.core.precisions import LOW_PRECISIONS, PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
 from torch2engine.onnx_graph.tensor_types import tensor_types, without_weight_values
 from torch2engine.precision.graph.multiply_adds import RECURRENT, MultiplyAddNode

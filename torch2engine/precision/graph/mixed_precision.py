@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch2engine.core.precisions import PRECISION_TYPES, QUANTIZED_PRECISIONS
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.strict_rounding import EXACT_OPS
 from torch2engine.onnx_graph.tensor_types import element_type, float32_tensors
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from torch2engine.core.errors import ExportError, InstallationError
 from torch2engine.core.loggers import only_errors
 from torch2engine.core.wording import quote
-from torch2engine.onnx_graph.session import import_onnxruntime
+from torch2engine.onnx_graph.ort_session import import_onnxruntime
 
 __all__ = ["quiet_modelopt"]
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from torch2engine.core.errors import InputError
 from torch2engine.onnx_graph.model_file import load_model, save_model
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.tensor_types import float32_tensors
 
 __all__ = ["OBSERVED_PREFIX", "absolute_maxima", "observe_tensors"]

@@ -1,4 +1,4 @@
-"""`torch2engine.pipeline.report`: the account of a deploy, as text, as JSON, and its clock."""
+"""`torch2engine.pipeline.deploy_report`: the account of a deploy, as text, as JSON, and its clock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 
 from torch2engine.core.config import Tolerance
 from torch2engine.parity.compare import compare
-from torch2engine.parity.report import ParityReport
-from torch2engine.pipeline.report import DeployReport, ReportBuilder
+from torch2engine.parity.parity_report import ParityReport
+from torch2engine.pipeline.deploy_report import DeployReport, ReportBuilder
 from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
 
 TOLERANCE = Tolerance(rel_l2=1e-3, max_rel=1e-2, abs=1e-6, mismatch=0)
@@ -112,7 +112,7 @@ def test_verdict_is_that_of_the_weakest_comparison() -> None:
 def test_phases_measure_their_bodies_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each phase has its own seconds, in the order in which they began."""
     ticks = iter([1.0, 3.5, 4.0, 4.25])
-    monkeypatch.setattr("torch2engine.pipeline.report.time.perf_counter", lambda: next(ticks))
+    monkeypatch.setattr("torch2engine.pipeline.deploy_report.time.perf_counter", lambda: next(ticks))
     builder = ReportBuilder()
     with builder.phase("first"):
         pass

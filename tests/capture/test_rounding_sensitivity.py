@@ -1,4 +1,4 @@
-"""`torch2engine.capture.sensitivity`: how far a model's own answers move by rounding, without the model noticing."""
+"""`torch2engine.capture.rounding_sensitivity`: how far rounding moves a model's own answers, unnoticed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from tests.support.models import captured
 from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
-from torch2engine.capture.sensitivity import with_sensitivity
+from torch2engine.capture.rounding_sensitivity import with_sensitivity
 from torch2engine.capture.undisturbed import undisturbed
 
 

@@ -1,4 +1,4 @@
-"""`torch2engine.processor.stream_executor` on a device that is host memory, with an engine that doubles its input."""
+"""`torch2engine.processor.array_stream_executor` with host memory as device, and an engine that doubles its input."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 import torch2engine as t2e
 from torch2engine.core.spec import TensorSpec
-from torch2engine.processor import stream_executor
+from torch2engine.processor import array_stream_executor
+from torch2engine.processor.array_stream_executor import ArrayStreamExecutor, InitialBytes
 from torch2engine.processor.arrays import CheckedCall
 from torch2engine.processor.cuda import Cuda
 from torch2engine.processor.staging import PendingCall, StagingBuffers, make_layout
-from torch2engine.processor.stream_executor import ArrayStreamExecutor, InitialBytes
 from torch2engine.trt.context import DataDependentOutput
 from torch2engine.trt.cuda_graph import NotCapturable
 from torch2engine.trt.engine import Engine
@@ -231,7 +231,7 @@ def test_calls_of_many_shapes_are_right(
     monkeypatch: pytest.MonkeyPatch, allocation: str, is_data_dependent: bool, graphs: bool
 ) -> None:
     """Copies in, the inference and copies out are in order, whatever memory and graphs are used."""
-    monkeypatch.setattr(stream_executor, "capture_inference", capture)
+    monkeypatch.setattr(array_stream_executor, "capture_inference", capture)
     monkeypatch.setattr(FakeGraph, "launches", 0)
     bench = Bench(allocation, cuda_graphs=graphs, contexts=2, max_shapes=3)
     bench.engine.is_data_dependent = is_data_dependent
@@ -265,7 +265,7 @@ def test_refused_captures_end_after_three_attempts(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Each refusal costs a context, every answer is right, and one warning says why."""
-    monkeypatch.setattr(stream_executor, "capture_inference", capture)
+    monkeypatch.setattr(array_stream_executor, "capture_inference", capture)
     bench = Bench(cuda_graphs=True)
     bench.engine.refusal = "planted reason"
     for _ in range(9):

@@ -1,4 +1,4 @@
-"""`torch2engine.modules.near_ties`: a module's integers are judged by what its ONNX graph chose them from."""
+"""`torch2engine.modules.replace_near_ties`: a module's integers are judged by what its ONNX graph chose them from."""
 
 from __future__ import annotations
 

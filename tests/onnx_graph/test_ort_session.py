@@ -18,7 +18,7 @@ from torch import nn
 from tests.support import onnx_models
 from tests.support.models import BATCH, Cnn, Function, array, error_of, exported
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedOperatorError
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
 
@@ -104,7 +104,7 @@ ANSWER = """
 import json
 import numpy as np
 from pathlib import Path
-from torch2engine.onnx_graph.session import OrtSession
+from torch2engine.onnx_graph.ort_session import OrtSession
 print(json.dumps([OrtSession(Path(path))({{"x": np.load({x!r})}})["output"].tolist() for path in {paths}]))
 """
 
@@ -307,7 +307,7 @@ os.environ.pop("ORT_DISABLE_TELEMETRY", None)
 if {is_imported_before}:
     import onnxruntime
 from tests.support import onnx_models
-from torch2engine.onnx_graph import session as file
+from torch2engine.onnx_graph import ort_session as file
 calls = []
 
 def watched(module, name):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch2engine.parity.report import ParityReport
+from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.outcome import PrecisionOutcome
 
