@@ -75,7 +75,7 @@ def test_builder_parses_the_respelled_model(tmp_path: Path, monkeypatch: pytest.
     """What importer_form gives is what TensorRT gets."""
     rt = find_tensorrt("tensorrt_rtx")
     builder = rt.api.Builder(rt.logger)
-    request = SimpleNamespace(onnx_path=str(sampler(tmp_path, "linear")))
+    request = SimpleNamespace(onnx_path=str(sampler(tmp_path, "linear")), refittable=False, precision="tf32")
     build = plan._PlanBuild(rt, cast("Any", request), rt.log.mark())
     assert plan._parse(build, builder).num_layers == 1
     monkeypatch.setattr(plan, "importer_form", lambda path: b"no model")

@@ -2,7 +2,7 @@
 
 Enters: a `PlanRequest`. Leaves: the plan's file, and `PlanFacts` about what built it. Separate because only this file
 talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor onnx,
-unless the parser fails or an importer is known to misread the file (`importer_forms`).
+unless the parser fails or the file must be changed first (`importer_forms`, `long_sums`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch2engine.builder.importer_forms import importer_form
+from torch2engine.builder.long_sums import split_long_sums
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.core.wording import quote
@@ -203,15 +204,25 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
     network: INetworkDefinition = build.check(make_network(rt, builder), "TensorRT's network")
     parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     path = build.request.onnx_path
-    respelled = importer_form(Path(path))
+    changed = _changed_model(build, Path(path))
     # With the path, since external data are found beside it.
-    is_parsed = parser.parse_from_file(path) if respelled is None else parser.parse(respelled, path)
+    is_parsed = parser.parse_from_file(path) if changed is None else parser.parse(changed, path)
     if not is_parsed:
         # Imported only here, since it loads onnx.
         from torch2engine.builder.unsupported import explain_refusal
 
         raise explain_refusal(rt, builder, parser, Path(path), build.log_mark)
     return network
+
+
+def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
+    """The model to parse in the file's place; None where the file is right as it is."""
+    request = build.request
+    respelled = importer_form(path)
+    # A refit finds weights by their names in the file, so those of a refittable engine stay whole. TF32 rounds more.
+    if not build.rt.is_rtx or request.refittable or request.precision == "tf32":
+        return respelled
+    return split_long_sums(path, respelled) or respelled
 
 
 def _check_network(build: _PlanBuild, network: INetworkDefinition) -> None:
