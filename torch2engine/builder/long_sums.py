@@ -56,14 +56,17 @@ def split_long_sums(path: Path, content: bytes | None = None) -> bytes | None:
     Returns:
         the model to parse; None where every sum is short.
     """
-    import onnx  # only here: both take long to load
-    import onnx_ir as ir
+    import onnx  # only here: onnx and onnx_ir take long to load
+    import onnx_ir
 
+    ir: Any = onnx_ir
     proto: Any = (
         onnx.load(str(path), load_external_data=False) if content is None else onnx.ModelProto.FromString(content)
     )
-    model: Any = ir.from_proto(proto)
-    products = [(node, product) for node in model.graph.all_nodes() if (product := _long_product(node))]
+    model = ir.from_proto(proto)
+    products: list[tuple[Any, _Product]] = [
+        (node, product) for node in model.graph.all_nodes() if (product := _long_product(node))
+    ]
     for node, product in products:
         _split(node, product)
     return ir.to_proto(model).SerializeToString() if products else None
