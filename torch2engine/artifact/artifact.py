@@ -194,6 +194,17 @@ class Artifact:
         """Give the files a second name in another folder, by hard links where possible, else copy them."""
         self._artifact_files.link_into(folder)
 
+    def in_private_folder(self: A) -> A:
+        """The same artifact where only this process writes, every file checked as it was copied; itself if it is there.
+
+        What is derived from it by several steps, such as an engine and its cache key, is of the same bytes.
+
+        Raises:
+            ArtifactError: a file was changed, or there is no room for the copy.
+        """
+        files = self._artifact_files.in_private_folder()
+        return self if files is self._artifact_files else self.from_parts(self._fields, files)
+
     def linked(self: A) -> A:
         """The same artifact in a scratch folder, where it outlives the folder that it lies in now.
 
@@ -227,13 +238,23 @@ class Artifact:
         """The same artifact with other bytes for some files, or without files whose bytes are None."""
         return self.from_parts(self._fields, self._artifact_files.replaced(changes))
 
-    def _take_folder(self, fields: ManifestFields, folder: str | os.PathLike[str], owner: object) -> None:
-        """Set the parts of a new artifact from the files that a stage wrote into a folder."""
+    def _take_folder(
+        self, fields: ManifestFields, folder: str | os.PathLike[str], owner: object, is_private: bool = True
+    ) -> None:
+        """Set the parts of a new artifact from the files that a stage wrote into a folder.
+
+        Args:
+            fields: what the manifest says.
+            folder: one that has an owner is this process's own.
+            owner: an object to hold as long as the folder is needed.
+            is_private: whether no file of such a folder is a second name of somebody else's.
+        """
         place = Path(folder).absolute()
         present = [name for name in self._known_files if (place / name).is_file()]
         check_complete(present, (MAIN_FILE[fields.kind],), str(place))
         self._fields = fields
-        self._artifact_files = ArtifactFiles(folder=place, owner=owner, names=present)
+        is_private = is_private and owner is not None
+        self._artifact_files = ArtifactFiles(folder=place, owner=owner, names=present, is_private=is_private)
 
     @classmethod
     def _from_memory(cls: type[A], manifest: bytes, files: Mapping[str, Any]) -> A:

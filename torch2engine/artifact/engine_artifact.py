@@ -103,7 +103,7 @@ class EngineArtifact(Artifact):
             versions={**onnx.versions, **(versions or {})},
         )
         engine = cls.__new__(cls)
-        engine._take_folder(fields, folder, owner)
+        engine._take_folder(fields, folder, owner, is_private=onnx._artifact_files.is_private)
         engine._artifact_files.take_records(onnx._artifact_files)
         return engine
 
@@ -122,6 +122,11 @@ class EngineArtifact(Artifact):
     def onnx_path(self) -> Path | None:
         """``model.onnx`` that the plan was built from; None if it is not here."""
         return self._artifact_files.path(ONNX) if ONNX in self.files else None
+
+    @property
+    def verified_onnx_path(self) -> Path | None:
+        """``model.onnx`` where only this process writes, checked, for whoever opens it by its path; None without it."""
+        return self._artifact_files.verified_path(ONNX) if ONNX in self.files else None
 
     @property
     def runtime_cache_path(self) -> Path | None:

@@ -6,17 +6,16 @@ Separate because every byte of an artifact passes through here, and links, folde
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
-import shutil
 import stat
-from collections.abc import Generator
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["FileRecord", "copy_file", "link_file", "read_and_record", "read_file", "record_file", "write_file"]
+__all__ = ["FileRecord", "OpenFile", "read_file", "write_file"]
 
 _CHUNK_BYTES = 1 << 20
 
@@ -34,71 +33,93 @@ class FileRecord:
         return cls(hashlib.sha256(data).hexdigest(), len(data))
 
 
-@contextlib.contextmanager
-def _regular(path: Path) -> Generator[int]:
-    """Open a regular file for reading; a link, a folder or a pipe is refused rather than followed or waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+class OpenFile:
+    """A regular file that stays open for reading, whatever file takes its name meanwhile. Threads may share it.
+
+    A link, a folder or a pipe is refused rather than followed or waited for.
+
+    Raises:
+        OSError: it can't be opened, or is no regular file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))
-        yield descriptor
+
+    @property
+    def size_bytes(self) -> int:
+        """The size that the file has now."""
+        return os.fstat(self._descriptor).st_size
+
+    def read(self) -> memoryview:
+        """Read all bytes into memory; read-only."""
+        data = bytearray(self.size_bytes)
+        view = memoryview(data)
+        end = 0
+        while end < len(view) and (count := os.preadv(self._descriptor, [view[end:]], end)):
+            end += count
+        return view[:end].toreadonly()
+
+    def record(self) -> FileRecord:
+        """The SHA-256 and size of the bytes."""
+        digest = hashlib.sha256()
+        return FileRecord(size_bytes=self._feed(digest.update), sha256=digest.hexdigest())
+
+    def copy_to(self, target: Path) -> FileRecord:
+        """Copy the bytes to a new file, down to the disk, and return the record of what was copied."""
+        digest = hashlib.sha256()
+        with target.open("xb") as file:
+
+            def take(chunk: bytes) -> None:
+                digest.update(chunk)
+                file.write(chunk)
+
+            size = self._feed(take)
+            file.flush()
+            os.fsync(file.fileno())
+        return FileRecord(digest.hexdigest(), size)
+
+    def link_to(self, target: Path) -> None:
+        """Give this very file a second name; where the system can't, copy it."""
+        if not _link(self._descriptor, target):
+            self.copy_to(target)
+
+    def _feed(self, take: Callable[[bytes], object]) -> int:
+        """Give all bytes to a function, piece by piece, and return their number."""
+        size = 0
+        while chunk := os.pread(self._descriptor, _CHUNK_BYTES, size):
+            take(chunk)
+            size += len(chunk)
+        return size
+
+
+def _link(descriptor: int, target: Path) -> bool:
+    """Give an open file a second name; False where that is impossible."""
+    folder = os.open(target.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # Without a folder's descriptor Python 3.11 calls link(2), which does not follow the link in /proc.
+        os.link(f"/proc/self/fd/{descriptor}", target.name, dst_dir_fd=folder, follow_symlinks=True)
+    except FileExistsError:
+        raise
+    except OSError:
+        return False
     finally:
-        os.close(descriptor)
+        os.close(folder)
+    return True
 
 
-def read_file(path: Path, limit_bytes: int | None = None) -> bytes:
+def read_file(path: Path, limit_bytes: int) -> bytes:
     """The bytes of a regular file.
 
     Raises:
         OSError: it can't be read, is no regular file or has more than `limit_bytes`.
     """
-    with _regular(path) as descriptor:
-        if limit_bytes is not None and os.fstat(descriptor).st_size > limit_bytes:
-            raise OSError(errno.EFBIG, f"larger than {limit_bytes} bytes", str(path))
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read()
-
-
-def record_file(path: Path, size_bytes: int | None = None) -> FileRecord:
-    """The SHA-256 and size of a regular file.
-
-    Args:
-        path: the file.
-        size_bytes: the size that it should have; the bytes of a file of another size are not read.
-    """
-    digest = hashlib.sha256()
-    with _regular(path) as descriptor:
-        size = os.fstat(descriptor).st_size
-        if size_bytes is None or size == size_bytes:
-            size = 0
-            while chunk := os.read(descriptor, _CHUNK_BYTES):
-                digest.update(chunk)
-                size += len(chunk)
-    return FileRecord(digest.hexdigest(), size)
-
-
-def read_and_record(path: Path, size_bytes: int) -> tuple[bytes, FileRecord]:
-    """The bytes of a regular file with their SHA-256 and size; the bytes of a file of another size are not read."""
-    with _regular(path) as descriptor:
-        size = os.fstat(descriptor).st_size
-        if size != size_bytes:
-            return b"", FileRecord("", size)
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            data = file.read()
-    return data, FileRecord.of(data)
-
-
-def copy_file(source: Path, target: Path) -> FileRecord:
-    """Copy a regular file to a new one, down to the disk, and return the record of the bytes that were copied."""
-    digest = hashlib.sha256()
-    size = 0
-    with _regular(source) as descriptor, target.open("xb") as file:
-        while chunk := os.read(descriptor, _CHUNK_BYTES):
-            digest.update(chunk)
-            size += file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    return FileRecord(digest.hexdigest(), size)
+    file = OpenFile(path)
+    if file.size_bytes > limit_bytes:
+        raise OSError(errno.EFBIG, f"larger than {limit_bytes} bytes", str(path))
+    return bytes(file.read())
 
 
 def write_file(target: Path, data: bytes | memoryview) -> None:
@@ -107,13 +128,3 @@ def write_file(target: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system can't, copy it."""
-    try:
-        os.link(source, target, follow_symlinks=False)
-    except FileExistsError:
-        raise
-    except OSError:
-        shutil.copyfile(source, target, follow_symlinks=False)

@@ -8,22 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import threading
 from collections.abc import Collection, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from torch2engine.artifact.file_access import (
-    FileRecord,
-    copy_file,
-    link_file,
-    read_and_record,
-    read_file,
-    record_file,
-    write_file,
-)
-from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.artifact.file_access import FileRecord, OpenFile, write_file
+from torch2engine.artifact.scratch_folder import ScratchFolder, scratch_folder
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 
 __all__ = ["ArtifactFiles", "disk_errors"]
 
@@ -78,6 +70,7 @@ class ArtifactFiles:
             more.
         names: the files of `folder`.
         records: the file records that are known already; the rest is worked out when it is needed.
+        is_private: whether nobody but this process writes to the folder, so that its files can be used where they lie.
     """
 
     def __init__(
@@ -88,15 +81,19 @@ class ArtifactFiles:
         names: Iterable[str] = (),
         memory: Mapping[str, bytes | memoryview] | None = None,
         records: Mapping[str, FileRecord] | None = None,
+        is_private: bool = False,
     ) -> None:
         self._memory = dict(memory or {})
         self._folder = folder
         self._complete_folder = None if self._memory else folder  # where all files lie
         self._owners = (owner,)
         self._records = dict(records or {})
+        self.is_private = is_private
+        self._copy: ScratchFolder | None = None
         self._verified: set[str] = set()
-        self._preloaded: dict[str, bytes] = {}
-        self._lock = threading.Lock()
+        self._preloaded: dict[str, memoryview] = {}
+        self._open: dict[str, OpenFile] = {}  # what `verify` has read, whatever takes its name later
+        self._lock = ForkSafeLock()
         self.names = tuple(sorted({*names, *self._memory}))
 
     def __str__(self) -> str:
@@ -109,16 +106,38 @@ class ArtifactFiles:
         with self._lock:
             if self._complete_folder is None:
                 owner = scratch_folder()
-                for name in self.names:
-                    if name in self._memory:
-                        with disk_errors(owner.path):
-                            write_file(owner.path / name, self.read(name))
-                    else:
-                        with disk_errors(self._disk_folder, name):
-                            link_file(self._disk_folder / name, owner.path / name)
+                with disk_errors(owner.path):
+                    self._link_all(owner.path)
                 self._owners = (*self._owners, owner)
                 self._complete_folder = owner.path
             return self._complete_folder
+
+    def in_private_folder(self) -> ArtifactFiles:
+        """The same files where only this process writes, each checked as it was copied; itself if they are there."""
+        if self.is_private and not self._memory:
+            return self
+        copy = self._private_copy()
+        return ArtifactFiles(
+            folder=copy.path, owner=(self._owners, copy), names=self.names, records=self._records, is_private=True
+        )
+
+    def verified_path(self, name: str) -> Path:
+        """One file where only this process writes, checked as it was copied there.
+
+        What runs or hashes a file by its path takes it from here: elsewhere another process may replace it.
+        """
+        lies_in_private = self.is_private and name not in self._memory
+        return (self._disk_folder if lies_in_private else self._private_copy().path) / name
+
+    def _private_copy(self) -> ScratchFolder:
+        """The scratch folder with a copy of all files, which is made once."""
+        with self._lock:
+            if self._copy is None:
+                copy = scratch_folder()
+                with disk_errors(copy.path):
+                    self._copy_all(copy.path)
+                self._copy = copy
+            return self._copy
 
     def path(self, name: str) -> Path:
         """Where one file lies. A file in memory is written to disk first, together with all others."""
@@ -130,14 +149,23 @@ class ArtifactFiles:
         assert self._folder is not None, "files without a folder are in memory"
         return self._folder
 
+    def _file(self, name: str) -> OpenFile:
+        """The file as `verify` has read it, or as it is now."""
+        return self._open.get(name) or self._opened(name)
+
+    def _opened(self, name: str) -> OpenFile:
+        with disk_errors(self._disk_folder, name):
+            return OpenFile(self._disk_folder / name)
+
     def record(self, name: str) -> FileRecord:
         """The file's hash and size; hashed now if they are not known yet."""
         if name not in self._records:
             if name in self._memory:
                 self._records[name] = FileRecord.of(self._memory[name])
             else:
+                file = self._file(name)
                 with disk_errors(self._disk_folder, name):
-                    self._records[name] = record_file(self._disk_folder / name)
+                    self._records[name] = file.record()
         return self._records[name]
 
     def read(self, name: str) -> bytes | memoryview:
@@ -148,8 +176,9 @@ class ArtifactFiles:
         if name in self._memory:
             data = self._memory[name]
         else:
+            file = self._file(name)
             with disk_errors(self._disk_folder, name):
-                data = read_file(self._disk_folder / name)
+                data = file.read()
         if name in self._records and name not in self._verified:
             self._check(name, FileRecord.of(data), _AGAIN if name in self._memory else _CHANGED)
         if name in self._memory:
@@ -157,7 +186,7 @@ class ArtifactFiles:
         return data
 
     def verify(self, preload: Collection[str] = ()) -> None:
-        """Check every file against its record.
+        """Check every file against its record, and hold what was checked.
 
         Args:
             preload: files whose checked bytes wait in memory for the first `read`, which is then free.
@@ -177,34 +206,46 @@ class ArtifactFiles:
         if name in self._memory:
             self.read(name)
             return
-        path, size = self._disk_folder / name, self.record(name).size_bytes
+        file = self._opened(name)
         with disk_errors(self._disk_folder, name):
-            data, found = read_and_record(path, size) if preload else (None, record_file(path, size))
+            size = file.size_bytes
+            if size != self.record(name).size_bytes:
+                self._check(name, FileRecord("", size), _AGAIN)
+            data = file.read() if preload else None
+            found = file.record() if data is None else FileRecord.of(data)
         self._check(name, found, _AGAIN)
+        self._open[name] = file
         if data is not None:
             self._preloaded[name] = data
 
     def copy_into(self, folder: Path) -> dict[str, FileRecord]:
         """Write every file into another folder, down to the disk, and return the records of what was written."""
+        self._copy_all(folder)
+        return {name: self.record(name) for name in self.names}
+
+    def _copy_all(self, folder: Path) -> None:
         for name in self.names:
             if name in self._memory:
                 write_file(folder / name, self.read(name))
                 continue
-            with disk_errors(self._disk_folder, name):
-                if not (self._disk_folder / name).exists():
-                    raise FileNotFoundError(errno.ENOENT, "no such file")
-            copied = copy_file(self._disk_folder / name, folder / name)
+            copied = self._file(name).copy_to(folder / name)
             if name in self._records:
                 self._check(name, copied, _CHANGED)
             self._records[name] = copied
-        return {name: self.record(name) for name in self.names}
 
     def link_into(self, folder: Path) -> None:
         """Give every file a second name in another folder, by hard links where possible, else copy it."""
+        self._link_all(folder)
+
+    def _link_all(self, folder: Path) -> None:
         for name in self.names:
-            source = self.path(name)
-            with disk_errors(source.parent, name):
-                link_file(source, folder / name)
+            if name in self._memory:
+                with disk_errors(folder):
+                    write_file(folder / name, self.read(name))
+                continue
+            file = self._file(name)
+            with disk_errors(folder, name):
+                file.link_to(folder / name)
 
     def replaced(self, changes: Mapping[str, bytes | None]) -> ArtifactFiles:
         """The same files with other bytes for some of them; shares the rest, hashes included.
@@ -219,7 +260,9 @@ class ArtifactFiles:
             names=[name for name in self.names if name not in changes],
             memory={name: data for name, data in memory.items() if data is not None},
             records={name: record for name, record in dict(self._records).items() if name not in changes},
+            is_private=self.is_private,
         )
+        files._open = {name: file for name, file in self._open.items() if name not in changes}
         files._verified = self._verified - changes.keys()
         return files
 
@@ -236,5 +279,6 @@ class ArtifactFiles:
         if found.size_bytes == expected.size_bytes:
             got = f"other bytes in '{name}' than were saved"
             allowed = f"bytes whose SHA-256 is {expected.sha256[:16]}…"
-        path = "" if name in self._memory and self._complete_folder is None else str(self.path(name))
+        folder = self._complete_folder if name in self._memory else self._folder
+        path = "" if folder is None else str(folder / name)
         raise ArtifactError(f"artifact '{self}'", got=got, allowed=allowed, fix=fix, path=path)

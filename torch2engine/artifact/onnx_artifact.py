@@ -71,3 +71,8 @@ class OnnxArtifact(Artifact):
     def onnx_path(self) -> Path:
         """``model.onnx``; external data lies beside it."""
         return self.folder / ONNX
+
+    @property
+    def verified_onnx_path(self) -> Path:
+        """``model.onnx`` where only this process writes, checked, for whoever opens it by its path."""
+        return self._artifact_files.verified_path(ONNX)

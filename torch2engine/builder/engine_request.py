@@ -196,7 +196,7 @@ def _with_matching_weights(source: BuildSource, config: BuildConfig) -> BuildSou
 def _build_engine(source: BuildSource, config: BuildConfig, on_progress: ProgressCallback | None) -> EngineArtifact:
     owner = scratch_folder()
     request = PlanRequest(
-        onnx_path=str(source.artifact.onnx_path),
+        onnx_path=str(source.artifact.verified_onnx_path),
         plan_path=str(owner.path / "model.plan"),
         signature=source.signature,
         profiles=source.profiles or (Profile({}),),

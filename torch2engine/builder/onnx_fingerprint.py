@@ -14,7 +14,7 @@ import onnx as _typed_onnx
 
 from torch2engine.artifact.manifest import canonical
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.artifact.saved_folder import ONNX, WEIGHTS
 from torch2engine.onnx_graph.walk import subgraphs
 
 __all__ = ["engine_fingerprint", "refittable_fingerprint"]
@@ -33,7 +33,7 @@ def engine_fingerprint(artifact: OnnxArtifact, *, accepts_other_weights: bool = 
     Returns:
         SHA-256 by file name.
     """
-    model = onnx.load(str(artifact.onnx_path), load_external_data=accepts_other_weights)
+    model = onnx.load(str(artifact.verified_onnx_path), load_external_data=accepts_other_weights)
     _clear_remarks(model)
     for function in model.functions:
         _clear_remarks(function)
@@ -43,7 +43,7 @@ def engine_fingerprint(artifact: OnnxArtifact, *, accepts_other_weights: bool = 
         hashes = {WEIGHTS: hashlib.sha256(_clear_weight_values(model, artifact)).hexdigest()}
     else:
         hashes = {name: entry["sha256"] for name, entry in artifact.manifest()["files"].items()}
-    hashes[artifact.onnx_path.name] = _hash_model(model)
+    hashes[ONNX] = _hash_model(model)
     return hashes
 
 
@@ -53,9 +53,9 @@ def refittable_fingerprint(artifact: OnnxArtifact) -> dict[str, str]:
     Returns:
         SHA-256 by file name.
     """
-    model = onnx.load(str(artifact.onnx_path))
+    model = onnx.load(str(artifact.verified_onnx_path))
     program = _clear_weight_values(model, artifact)
-    return {WEIGHTS: hashlib.sha256(program).hexdigest(), artifact.onnx_path.name: _hash_model(model)}
+    return {WEIGHTS: hashlib.sha256(program).hexdigest(), ONNX: _hash_model(model)}
 
 
 def _hash_model(model: Any) -> str:

@@ -72,6 +72,7 @@ def resolve_source(source: object, profiles: Profiles, precision: str | None) ->
             allowed="an OnnxArtifact or the path of an ONNX file",
             fix="for a torch module use deploy, or export it first",
         )
+    source = source.in_private_folder()
     signature = source.signature
     _check_dtypes(signature)
     checked_profiles = source.profiles

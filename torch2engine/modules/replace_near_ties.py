@@ -49,7 +49,9 @@ class NearTies:
 
     @cached_property
     def _reader(self) -> ChoiceReader | None:
-        path: Path | None = getattr(self._artifact, "onnx_path", None)  # an engine may have come without its model
+        path: Path | None = getattr(
+            self._artifact, "verified_onnx_path", None
+        )  # an engine may have come without its model
         return None if path is None else ChoiceReader(path)
 
     def without_ties(self, case: ParityCase, answers: Mapping[str, torch.Tensor], bounds: Bounds) -> WithoutTies:

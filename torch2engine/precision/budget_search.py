@@ -134,7 +134,10 @@ class BudgetSearch:
     def _mixed_precision_model(self) -> MixedPrecisionModel:
         lowering = self._lowering
         return MixedPrecisionModel(
-            lowering.artifact.onnx_path, lowering.precision.dtype, tuple(self._float32_reasons), lowering.tensor_maxima
+            lowering.artifact.verified_onnx_path,
+            lowering.precision.dtype,
+            tuple(self._float32_reasons),
+            lowering.tensor_maxima,
         )
 
     def _put_back(self, modules: Sequence[str]) -> None:

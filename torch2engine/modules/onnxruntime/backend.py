@@ -113,7 +113,7 @@ class OnnxRuntimeBackend:
         # float32 holds a bfloat16 exactly, and numpy has none.
         arrays = {name: _array(tensor) for name, tensor in weights.items()}
         with disk_errors(owner.path):
-            replace_weights(old.onnx_path, owner.path / "model.onnx", arrays)
+            replace_weights(old.verified_onnx_path, owner.path / "model.onnx", arrays)
             write_file(owner.path / WEIGHTS, program.to_json())
         return partial(self._commit_weights, old.replace(folder=owner.path, owner=owner))
 
@@ -133,7 +133,7 @@ class OnnxRuntimeBackend:
 
     def _load_session(self) -> OrtSession:
         artifact = self.artifact  # held, with its files, while a refit may replace the attribute
-        return OrtSession(artifact.onnx_path)
+        return OrtSession(artifact.verified_onnx_path)
 
 
 class StrictBackend(OnnxRuntimeBackend):
@@ -151,7 +151,7 @@ class StrictBackend(OnnxRuntimeBackend):
         artifact = self.artifact
         with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
             strict_path = Path(folder) / "model.onnx"
-            write_strictly_rounded(artifact.onnx_path, strict_path)
+            write_strictly_rounded(artifact.verified_onnx_path, strict_path)
             return OrtSession(strict_path, as_it_is=True)
 
 
