@@ -12,23 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine.artifact.cache import Cache
+from torch2engine.artifact.cache import Cache, resolve_cache
 from torch2engine.builder.engine_request import request_engine
+from torch2engine.builder.source import resolve_source
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
-from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import (
-    attach_report_and_free_memory,
-    make_accepted_trt_module,
-    make_onnx_module,
-    target_device,
-)
+from torch2engine.pipeline.accept import attach_report_and_free_memory, make_accepted_trt_module, make_ort_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.lowering import lower_and_compare
@@ -111,45 +106,45 @@ def deploy(
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. It carries the
             table.
     """
+    engine_cache = resolve_cache(cache, cache_key)  # None for cache=False
     request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves "auto"
-        model, precision, calibration, examples, tolerance, runtime, config, runtime_config, cache, cache_key
+        model=model,
+        precision=precision,
+        calibration=calibration,
+        examples=examples,
+        tolerance=tolerance,
+        runtime=runtime,
+        config=config,
+        runtime_config=runtime_config,
     )
     report = ReportBuilder()
-    engine_reuse = EngineReuse(request, report)  # of earlier deploys; it searches nothing yet
+    engine_reuse = EngineReuse(request, engine_cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # inference mode without autocast; all state of model and process is put back
         with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
             captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess, request.examples)
             report.add_notes(captured.notes)
-        if (reused_module := engine_reuse.find_by_cache_key(captured)) is not None:
+        if (reused_module := engine_reuse.reuse_by_cache_key(captured)) is not None:  # an engine of an earlier deploy
             return reused_module
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # torch.onnx.export
             captured = captured.with_derived_axes(onnx_artifact.signature, onnx_artifact.profiles)
-            engine_reuse.start_hashing_in_thread(onnx_artifact)
+            engine_reuse.start_hashing_in_thread(onnx_artifact)  # for reuse_by_graph
         with report.phase("reference"):  # the model's answers, and how far rounding moves them
-            reference = answer_parity_cases(captured, request.judged_precisions(captured))
-        if (reused_module := engine_reuse.find_by_graph(onnx_artifact, captured, reference)) is not None:
+            reference = answer_parity_cases(captured, request.candidate_precisions(captured))
+        if (reused_module := engine_reuse.reuse_by_graph(onnx_artifact, captured, reference)) is not None:
             return reused_module
     with report.phase("check"):  # ONNX Runtime against PyTorch
-        parity = judge(ORTModule(onnx_artifact), reference.parity_cases, request.tolerance, reference.notes)
-        report.add_parity(parity.raise_if_failed())
+        report.add_parity(reference.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
     lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
-        return make_onnx_module(lowered, request, report)
-    gpu = target_device(captured)
-    with request_engine(  # if the body fails, a cached engine is removed from the cache
-        lowered.artifact,
-        precision=request.builder_precision(onnx_artifact),
-        config=request.config,
-        cache=request.cache,
-        progress=progress,
-        accepts_other_weights=True,  # accepting a refittable engine gives it the model's weights
-    ) as engine_request:
-        with report.phase("build"), torch.cuda.device(gpu):
+        return make_ort_module(lowered, request, report)
+    source = resolve_source(lowered.artifact, precision=request.builder_precision(onnx_artifact))
+    with request_engine(source, request.config, engine_cache, progress) as engine_request:
+        with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
-            engine_artifact = engine_request.load_or_build()  # TensorRT's build_serialized_network, under a lock
-        with report.phase("parity"):  # weights are refitted, answers compared with PyTorch
-            trt_module = make_accepted_trt_module(engine_artifact, lowered, request, gpu, report)
-        report.add_notes(engine_request.notes)
-        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)
+            engine_artifact = engine_request.load_or_build(accepts_other_weights=True)  # the next phase refits them
+        with report.phase("parity"):  # a refittable engine gets the model's weights; answers are compared with PyTorch
+            trt_module = make_accepted_trt_module(engine_artifact, lowered, request, captured.target_gpu, report)
+        report.add_notes(engine_request.notes)  # whether the engine comes from the cache
+        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)  # for later deploys
     return attach_report_and_free_memory(trt_module, report)

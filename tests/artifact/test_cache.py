@@ -30,6 +30,7 @@ from torch2engine.artifact.cache import EngineCache, hash_facts, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME
 from torch2engine.builder import engine_request as room
+from torch2engine.builder.source import resolve_source
 
 RANGES = {"batch": (1, 8, 32)}
 
@@ -214,7 +215,7 @@ CHANGES: dict[str, Any] = {
 
 def found_key(path: Path, ranges: Any = RANGES, precision: str = "fp32", config: Any = None) -> str:
     """The key of a build that is not carried out."""
-    source = room.resolve_source(path, ranges, precision)
+    source = resolve_source(path, ranges, precision)
     return hash_facts(room.engine_facts(source, config or t2e.BuildConfig()))
 
 
@@ -289,7 +290,7 @@ class Judge:
         self.path, self.cache = onnx_models.matmul(tmp_path), EngineCache(tmp_path / "cache")
 
     def __call__(self, error: Exception | None = None) -> EngineArtifact:
-        with room.request_engine(self.path, RANGES, cache=self.cache) as engine_request:
+        with room.request_engine(resolve_source(self.path, RANGES), t2e.BuildConfig(), self.cache) as engine_request:
             engine = engine_request.load_or_build()
             if error is not None:
                 raise error
@@ -412,7 +413,8 @@ def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
     path, names = onnx_models.matmul(tmp_path), list[str]()
     real = room.hash_facts
     monkeypatch.setattr(room, "hash_facts", lambda facts: names.append(facts["gpu"][0]) or real(facts))
-    with room.request_engine(path, RANGES, cache=tmp_path / "cache") as engine_request:
+    cache = EngineCache(tmp_path / "cache")
+    with room.request_engine(resolve_source(path, RANGES), t2e.BuildConfig(), cache) as engine_request:
         monkeypatch.setattr(room, "current_gpu_index", lambda: 1)
         monkeypatch.setattr(room, "_build_engine", lambda *args: None)
         engine_request.load_or_build()
@@ -422,7 +424,7 @@ def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
 def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
     """By progress, as a build can."""
     judge = Judge(tmp_path)
-    with room.request_engine(judge.path, RANGES, cache=judge.cache) as engine_request:
+    with room.request_engine(resolve_source(judge.path, RANGES), t2e.BuildConfig(), judge.cache) as engine_request:
         engine_request.load_or_build()
         with pytest.raises(
             t2e.BuildError,
@@ -567,7 +569,7 @@ def test_engine_outlives_its_entry(cache: EngineCache, tmp_path: Path) -> None:
 
 def kept(judge: Judge, kernels: bytes, driver: str | None = None) -> bytes:
     """Keep the engine as found, with these kernels; the kernels that are found then."""
-    with room.request_engine(judge.path, RANGES, cache=judge.cache) as engine_request:
+    with room.request_engine(resolve_source(judge.path, RANGES), t2e.BuildConfig(), judge.cache) as engine_request:
         engine = engine_request.load_or_build()
         if driver is not None:
             hardware = replace(engine.hardware, driver=driver)

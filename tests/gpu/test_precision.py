@@ -21,6 +21,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support import precision_networks as networks
+from torch2engine.builder.source import BuildSource, resolve_source
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision import lower_graph
 from torch2engine.testing import assert_parity
@@ -117,13 +118,13 @@ def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.Mon
     real = DEPLOY.request_engine
 
     @contextmanager
-    def request_engine(source: t2e.OnnxArtifact, *given: Any, **options: Any) -> Iterator[Any]:
-        with real(exact, *given, **{**options, "cache": False}) as engine_request:
+    def request_engine(source: BuildSource, config: t2e.BuildConfig, cache: Any, progress: Any) -> Iterator[Any]:
+        with real(resolve_source(exact), config, None, progress) as engine_request:
             load_or_build = engine_request.load_or_build
 
-            def build() -> Any:
-                built = load_or_build()
-                (Path(built.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
+            def build(**options: Any) -> Any:
+                built = load_or_build(**options)
+                (Path(built.folder) / "model.onnx").write_bytes(source.artifact.onnx_path.read_bytes())
                 return built
 
             engine_request.load_or_build = build

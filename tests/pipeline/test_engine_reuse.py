@@ -22,6 +22,7 @@ import torch2engine as t2e
 from tests.pipeline.test_request_facts import BATCH, net, request_for
 from tests.support.sample_artifacts import fresh_engine
 from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
+from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.pipeline import engine_reuse as room
@@ -115,7 +116,7 @@ def test_report_parts_go_through_a_record() -> None:
 def test_hashes_are_there_when_they_are_asked_for(cache: EngineCache) -> None:
     """Worked out beside something else they are the same, and a file that is gone is told by who asks."""
     model = net()
-    engine_reuse = EngineReuse(request_for(model, cache=cache), ReportBuilder())
+    engine_reuse = EngineReuse(request_for(model), cache, None, ReportBuilder())
     first, second = (t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}}) for _ in range(2))
     engine_reuse.start_hashing_in_thread(first)
     assert engine_reuse._hashing is not None
@@ -142,7 +143,7 @@ class Earlier:
         self.engine = engine.replace(signature=exported.signature, profiles=exported.profiles)
         self.accepted: list[Any] = []
         self.failure: Exception | None = None
-        monkeypatch.setattr(room, "target_device", lambda captured: torch.device("cpu"))
+        monkeypatch.setattr(CapturedCall, "target_gpu", torch.device("cpu"))
         monkeypatch.setattr(room, "current_driver", lambda: self.engine.hardware.driver)
         monkeypatch.setattr(room, "accept", self.accept)
         monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
@@ -160,16 +161,16 @@ class Earlier:
         """How an engine was found, "" for not at all, and the module; what was not found is remembered."""
         model = net()
         report = ReportBuilder()
-        request = request_for(model, cache=self.cache, cache_key=cache_key, runtime_config=self.runtime_config)
-        engine_reuse = EngineReuse(request, report)
+        request = request_for(model, runtime_config=self.runtime_config)
+        engine_reuse = EngineReuse(request, self.cache, cache_key, report)
         with undisturbed(model):
             captured = capture_call(model, torch.ones(4, 4), {"x": {0: BATCH}})
             report.add_notes(["captured"])
-            if (module := engine_reuse.find_by_cache_key(captured)) is not None:
+            if (module := engine_reuse.reuse_by_cache_key(captured)) is not None:
                 return "cache_key", module
             artifact = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
             answers = answer_parity_cases(captured, ("fp32",))
-            if (module := engine_reuse.find_by_graph(artifact, captured, answers)) is not None:
+            if (module := engine_reuse.reuse_by_graph(artifact, captured, answers)) is not None:
                 return "graph", module
         key = hash_facts({"engine": 1})
         engine_request: Any = SimpleNamespace(

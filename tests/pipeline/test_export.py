@@ -97,6 +97,6 @@ def test_deploy_and_the_public_steps_are_one_road() -> None:
     )
     assert deploy.capture_call is export.capture_call is check.capture_call
     assert deploy.export_onnx is export.export_onnx
-    assert deploy.answer_parity_cases is check.answer_parity_cases
-    assert deploy.judge is check.judge and deploy.ORTModule is check.ORTModule
+    assert deploy.answer_parity_cases is export.answer_parity_cases is check.answer_parity_cases
+    assert deploy.ORTModule is export.ORTModule is check.ORTModule
     assert deploy.request_engine is t2e.build.__globals__["request_engine"]

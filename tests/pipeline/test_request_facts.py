@@ -60,15 +60,13 @@ def request_for(model: nn.Module, **options: Any) -> DeployRequest:
         "runtime": "tensorrt",
         "config": t2e.BuildConfig(),
         "runtime_config": t2e.RuntimeConfig(),
-        "cache": None,
-        "cache_key": "net 1",
     }
     return DeployRequest(model=model, **{**defaults, **options})
 
 
 def facts_of_model(model: nn.Module, cache_key: str = "net 1") -> Any:
     """The facts of a model under a key."""
-    return model_facts(request_for(model, cache_key=cache_key))
+    return model_facts(request_for(model), cache_key)
 
 
 def key_of_request(model: nn.Module, sample: torch.Tensor, examples: Any = None, **options: Any) -> str:
@@ -85,7 +83,7 @@ def keys(model: nn.Module, axis: t2e.Axis = BATCH, profiles: Any = None, **optio
         captured = capture_call(model, torch.ones(4, 4), {"x": {0: axis}}, profiles)
         artifact = export_onnx(captured, request.config.refittable)
     of_request = request_facts(request, captured)
-    of_model = model_facts(request)
+    of_model = model_facts(request, "net 1")
     assert of_model is not None
     of_graph = graph_facts(artifact, request.config.refittable)
     return hash_facts({**of_request, **of_model}), hash_facts({**of_request, **of_graph})

@@ -15,7 +15,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
 from torch2engine.modules.onnxruntime.module import ORTModule
-from torch2engine.pipeline.accept import make_onnx_module
+from torch2engine.pipeline.accept import make_ort_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.lowering import lower_and_compare
 from torch2engine.pipeline.request import DeployRequest
@@ -42,9 +42,7 @@ def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
         runtime="onnxruntime",
         config=BuildConfig(),
         runtime_config=RuntimeConfig(),
-        cache=False,
-        cache_key=None,
     )
     artifact, cases = exported_once(subject.name)
     report = ReportBuilder()
-    return make_onnx_module(lower_and_compare(artifact, cases, calibration, None, request, report), request, report)
+    return make_ort_module(lower_and_compare(artifact, cases, calibration, None, request, report), request, report)

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch2engine.artifact.cache import Cache
+from torch2engine.artifact.cache import Cache, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.engine_request import request_engine
-from torch2engine.builder.source import Profiles
+from torch2engine.builder.source import Profiles, resolve_source
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.progress import Progress
 
@@ -54,9 +54,9 @@ def build(
         UnsupportedOperatorError: lists every node that TensorRT can't build.
         BuildError: TensorRT failed; `log` holds its lines, `out_of_memory` tells whether they name memory.
     """
-    with request_engine(
-        source, profiles, precision=precision, config=config, cache=cache, progress=progress
-    ) as engine_request:
+    engine_cache = resolve_cache(cache)
+    build_source = resolve_source(source, profiles, precision)
+    with request_engine(build_source, config, engine_cache, progress) as engine_request:
         engine = engine_request.load_or_build()
         engine_request.store(engine.without_onnx())  # the caller has the ONNX file
     return engine

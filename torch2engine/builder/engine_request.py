@@ -11,19 +11,17 @@ import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
-from torch2engine.artifact.cache import Cache, EngineCache, hash_facts, resolve_cache
+from torch2engine.artifact.cache import EngineCache, hash_facts
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest_fields import Hardware, encode_non_finite
-from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import ScratchFolder, scratch_folder
 from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.builder.plan import PlanRequest
-from torch2engine.builder.source import BuildSource, Profiles, resolve_source
+from torch2engine.builder.source import BuildSource
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, reporting
@@ -46,7 +44,6 @@ class EngineRequest:
         config: how TensorRT builds.
         cache: where the engine may be, and where it is stored; None for nowhere.
         on_progress: takes the build's progress; None for nobody.
-        accepts_other_weights: take a refittable engine from the cache whatever the values of its weights.
     """
 
     def __init__(
@@ -55,23 +52,26 @@ class EngineRequest:
         config: BuildConfig,
         cache: EngineCache | None,
         on_progress: ProgressCallback | None,
-        accepts_other_weights: bool,
     ) -> None:
         self._source = source
         self._config = config
         self._cache = cache
         self._on_progress = on_progress
-        self._accepts_other_weights = accepts_other_weights and config.refittable
         self._cache_key = ""
         self._build_lock = ExitStack()
         self._cached_engine: EngineArtifact | None = None
 
-    def load_or_build(self) -> EngineArtifact:
-        """Take the engine from the cache, or build it; first wait for another process that builds the same one."""
+    def load_or_build(self, *, accepts_other_weights: bool = False) -> EngineArtifact:
+        """Take the engine from the cache, or build it; first wait for another process that builds the same one.
+
+        Args:
+            accepts_other_weights: take a refittable engine from the cache whatever the values of its weights.
+        """
         if self._cache is None:
             return _build_engine(self._source, self._config, self._on_progress)
         # The key is made here and not earlier, because the GPU that is current now is part of it.
-        self._cache_key = hash_facts(engine_facts(self._source, self._config, self._accepts_other_weights))
+        accepts_other_weights = accepts_other_weights and self._config.refittable
+        self._cache_key = hash_facts(engine_facts(self._source, self._config, accepts_other_weights))
         self._cached_engine = self._cache.take(self._cache_key)
         if self._cached_engine is None:
             waiting = _Waiting(Reporter("build", self._on_progress))
@@ -141,14 +141,7 @@ class _Waiting:
 
 @contextmanager
 def request_engine(
-    source: OnnxArtifact | str | Path,
-    profiles: Profiles = None,
-    precision: str | None = None,
-    *,
-    config: BuildConfig = BuildConfig(),
-    cache: Cache = None,
-    progress: Progress = None,
-    accepts_other_weights: bool = False,
+    source: BuildSource, config: BuildConfig, cache: EngineCache | None = None, progress: Progress = None
 ) -> Generator[EngineRequest]:
     """Request an engine for the body, which checks it and stores it.
 
@@ -157,13 +150,13 @@ def request_engine(
     waits until the body ends.
 
     Args:
-        source, profiles, precision, config, cache, progress: as for `build`.
-        accepts_other_weights: take a refittable engine from the cache whatever the values of its weights.
+        source: the model to build from.
+        config: how TensorRT builds.
+        cache: where the engine may be, and where it is stored; None for nowhere.
+        progress: as for `build`.
     """
-    engine_cache = resolve_cache(cache)
     with reporting(progress) as on_progress:
-        build_source = _with_matching_weights(resolve_source(source, profiles, precision), config)
-        engine_request = EngineRequest(build_source, config, engine_cache, on_progress, accepts_other_weights)
+        engine_request = EngineRequest(_with_matching_weights(source, config), config, cache, on_progress)
         try:
             yield engine_request
         except (InputError, InstallationError):

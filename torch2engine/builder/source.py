@@ -47,7 +47,7 @@ class BuildSource:
     precision: str
 
 
-def resolve_source(source: object, profiles: Profiles, precision: str | None) -> BuildSource:
+def resolve_source(source: object, profiles: Profiles = None, precision: str | None = None) -> BuildSource:
     """Find out what is to be built.
 
     Args:

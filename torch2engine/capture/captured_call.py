@@ -50,6 +50,12 @@ class CapturedCall:
             self, signature=replace(self.signature, inputs=signature.inputs, axes=signature.axes), profiles=profiles
         )
 
+    @property
+    def target_gpu(self) -> torch.device:
+        """The GPU that an engine is for: the sample's, or PyTorch's current one for a sample on the CPU."""
+        device = self.sample[0].device
+        return device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
+
     def sample_sizes(self) -> dict[str, int]:
         """The size of every dynamic axis in the sample."""
         return self.signature.resolve([leaf.shape for leaf in self.sample])

@@ -7,14 +7,13 @@ compared with PyTorch, or an error. Separate because every engine is accepted in
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
-from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
 from torch2engine.modules.deployed import DeployedModule, attach_model, prove_split_axes
@@ -22,8 +21,10 @@ from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.deploy_report import ReportBuilder
+from torch2engine.pipeline.reference_answers import ReferenceAnswers
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.lowered_model import LoweredModel
+from torch2engine.precision.lowered_parity import cast_case, judged_precision, parity_cases_for, tolerance_for
 from torch2engine.precision.verify import verify_engine_precision
 
 __all__ = [
@@ -31,15 +32,14 @@ __all__ = [
     "accept",
     "attach_report_and_free_memory",
     "make_accepted_trt_module",
-    "make_onnx_module",
+    "make_ort_module",
     "prove_split",
-    "target_device",
 ]
 
 _OTHER_WEIGHTS = "what stays in float32 was chosen for the weights that were deployed first; these are others"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineCandidate:
     """An engine that may take the model's place, and what it is compared with.
 
@@ -61,6 +61,49 @@ class EngineCandidate:
     is_reused: bool
     notes: Sequence[str] = ()
 
+    @classmethod
+    def of_lowered(cls, engine: EngineArtifact, lowered: LoweredModel) -> EngineCandidate:
+        """An engine of a model that was exported and lowered just now; its notes are in the report already."""
+        return cls(
+            engine=engine,
+            parity_cases=lowered.parity_cases,
+            tolerance=lowered.tolerance,
+            refit_tolerance=lowered.refit_tolerance,
+            judged_as=lowered.judged_as,
+            is_reused=False,
+        )
+
+    @classmethod
+    def of_earlier_deploy(
+        cls, engine: EngineArtifact, lowered_to: str | None, requested: DeployRequest, reference: ReferenceAnswers
+    ) -> EngineCandidate:
+        """An engine that an earlier deploy built, compared with the model's answers of today.
+
+        Args:
+            engine: of the earlier deploy.
+            lowered_to: the precision that its graph was lowered to; None where it was not lowered.
+            requested: the request of today.
+            reference: the model's answers, in the model's own dtypes.
+        """
+        parity_cases = reference.parity_cases
+        tolerance = requested.tolerance
+        judged_as: str | None = None
+        if lowered_to is not None:
+            precision = replace(requested.precision, dtype=lowered_to)
+            tolerance = tolerance_for(precision, tolerance)
+            judged_as = judged_precision(precision)
+            kept_cases = parity_cases_for(lowered_to, parity_cases)
+            parity_cases = [cast_case(case, engine.signature, lowered_to) for case in kept_cases]
+        return cls(
+            engine=engine,
+            parity_cases=parity_cases,
+            tolerance=tolerance,
+            refit_tolerance=tolerance,
+            judged_as=judged_as,
+            is_reused=True,
+            notes=reference.notes,
+        )
+
 
 def make_accepted_trt_module(
     engine: EngineArtifact, lowered: LoweredModel, request: DeployRequest, gpu: torch.device, report: ReportBuilder
@@ -78,10 +121,7 @@ def make_accepted_trt_module(
         ParityError, RefitError: the engine does not answer like the model.
         PrecisionError: it computes too much in another precision.
     """
-    candidate = EngineCandidate(
-        engine, lowered.parity_cases, lowered.tolerance, lowered.refit_tolerance, lowered.judged_as, is_reused=False
-    )
-    module = accept(candidate, request, gpu, report)
+    module = accept(EngineCandidate.of_lowered(engine, lowered), request, gpu, report)
     report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
     report.add_notes(lowered.check_metric(module))
     return module
@@ -117,7 +157,7 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
     return module
 
 
-def make_onnx_module(lowered: LoweredModel, request: DeployRequest, report: ReportBuilder) -> ORTModule:
+def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: ReportBuilder) -> ORTModule:
     """Put an ONNX model in the model's place; its comparisons were made when it was checked and lowered.
 
     Args:
@@ -163,9 +203,3 @@ def prove_split(
         return ()
     calls = [[leaf.to(module.device) for leaf in case.inputs] for case in parity_cases]
     return prove_split_axes(module, calls, tolerance)
-
-
-def target_device(captured: CapturedCall) -> torch.device:
-    """The GPU that the engine is for: the sample's, or PyTorch's current one for a sample on the CPU."""
-    sample_device = captured.sample[0].device
-    return sample_device if sample_device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())

@@ -21,7 +21,6 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import LOW_PRECISIONS
-from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
@@ -61,11 +60,10 @@ def check(
     with undisturbed(model):
         captured = with_examples(_capture_like(artifact, model, sample_input), given)
         answers = answer_parity_cases(captured, (artifact.precision,))
-    parity_cases = parity_cases_for(artifact.precision, answers.parity_cases)
-    if _is_lowered(artifact):
-        # ONNX Runtime's own answers would hide what overflows.
-        return judge(StrictModule(artifact), parity_cases, tolerance, answers.notes)
-    return judge(ORTModule(artifact), parity_cases, tolerance, answers.notes)
+    answers = replace(answers, parity_cases=parity_cases_for(artifact.precision, answers.parity_cases))
+    # ONNX Runtime's own answers would hide what overflows in a lower precision.
+    candidate = StrictModule(artifact) if _is_lowered(artifact) else ORTModule(artifact)
+    return answers.compare(candidate, tolerance)
 
 
 def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -> CapturedCall:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,14 +24,13 @@ from torch2engine.builder.engine_request import EngineRequest, current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_free_memory, target_device
+from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_free_memory
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.outcome import PrecisionOutcome
-from torch2engine.precision.lowered_parity import cast_case, judged_precision, parity_cases_for, tolerance_for
 
 __all__ = ["EngineReuse"]
 
@@ -43,19 +42,26 @@ class EngineReuse:
 
     Args:
         request: the checked arguments of deploy().
+        cache: where earlier engines may be; None for nowhere.
+        cache_key: the caller's name for the model's code and calibration data, or None.
         report: takes the seconds of a search, and has the facts about a new engine. The report of a reused engine
             continues a copy of it.
     """
 
-    def __init__(self, request: DeployRequest, report: ReportBuilder) -> None:
+    def __init__(
+        self, request: DeployRequest, cache: EngineCache | None, cache_key: str | None, report: ReportBuilder
+    ) -> None:
         self._request = request
         self._report = report
-        self._cache = _cache_of(request)
+        self._cache = cache if _may_reuse(request) else None
+        self._cache_key = cache_key
         self._keys: list[str] = []
         self._hashing: threading.Thread | None = None
 
-    def find_by_cache_key(self, captured: CapturedCall) -> TRTModule | None:
-        """Find the engine of an earlier deploy with the same cache_key, without an export; run it in `undisturbed`.
+    def reuse_by_cache_key(self, captured: CapturedCall) -> TRTModule | None:
+        """Put the engine of an earlier deploy with the same cache_key in the model's place, without an export.
+
+        Call it in `undisturbed`: the model answers the parity cases.
 
         Args:
             captured: the model's call.
@@ -63,10 +69,10 @@ class EngineReuse:
         Returns:
             a module with its report, or None.
         """
-        if self._cache is None or self._request.cache_key is None:
+        if self._cache is None or self._cache_key is None:
             return None
         with self._report.phase("recall"):
-            facts = model_facts(self._request)
+            facts = model_facts(self._request, self._cache_key)
             if facts is None:
                 return None
             earlier = self._find(self._cache, facts, captured)
@@ -74,8 +80,8 @@ class EngineReuse:
             return None
         captured = captured.with_derived_axes(earlier.engine.signature, tuple(earlier.engine.profiles))
         with self._report.phase("reference"):
-            answers = answer_parity_cases(captured, self._request.judged_precisions(captured))
-        return self._accept(self._cache, earlier, captured, answers)
+            reference = answer_parity_cases(captured, self._request.candidate_precisions(captured))
+        return self._accept(self._cache, earlier, captured, reference)
 
     def start_hashing_in_thread(self, artifact: OnnxArtifact) -> None:
         """Hash an exported model's files in a thread, while the GPU answers the parity cases."""
@@ -84,18 +90,18 @@ class EngineReuse:
         self._hashing = threading.Thread(target=_hash_files, args=(artifact,), name="torch2engine hash", daemon=True)
         self._hashing.start()
 
-    def find_by_graph(
+    def reuse_by_graph(
         self,
         artifact: OnnxArtifact,
         captured: CapturedCall,
-        answers: ReferenceAnswers,
+        reference: ReferenceAnswers,
     ) -> TRTModule | None:
-        """Find the engine of an earlier deploy whose export gave the same ONNX graph, source lines included.
+        """Put the engine of an earlier deploy with the same ONNX graph, source lines included, in the model's place.
 
         Args:
             artifact: the exported model; the values of weights that a refit replaces don't matter.
             captured: the model's call.
-            answers: the model's, with which the engine is compared.
+            reference: the model's answers, with which the engine is compared.
 
         Returns:
             a module with its report, or None.
@@ -107,7 +113,7 @@ class EngineReuse:
                 self._hashing.join()
             facts = graph_facts(artifact, self._request.config.refittable)
             earlier = self._find(self._cache, facts, captured)
-        return None if earlier is None else self._accept(self._cache, earlier, captured, answers)
+        return None if earlier is None else self._accept(self._cache, earlier, captured, reference)
 
     def store_and_record(self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule) -> None:
         """Store an accepted engine, and record it for later deploys with the same facts.
@@ -128,7 +134,7 @@ class EngineReuse:
 
     def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
         """The engine that was recorded for the request with these facts; `store_and_record` will use the same key."""
-        with torch.cuda.device(target_device(captured)):  # build_environment reads the current GPU
+        with torch.cuda.device(captured.target_gpu):  # build_environment reads the current GPU
             key = hash_facts({**request_facts(self._request, captured), **facts})
             self._keys.append(key)
             record = cache.read_record(key)
@@ -152,15 +158,17 @@ class EngineReuse:
         cache: EngineCache,
         earlier: _EarlierEngine,
         captured: CapturedCall,
-        answers: ReferenceAnswers,
+        reference: ReferenceAnswers,
     ) -> TRTModule | None:
         """Put an earlier engine in the model's place, if it answers like the model; else forget it and warn."""
         report = self._report.copy()
         report.add_reusable_findings(earlier.facts)
         try:
             with report.phase("parity"):
-                candidate = self._candidate(earlier, answers)
-                module = accept(candidate, self._request, target_device(captured), report)
+                candidate = EngineCandidate.of_earlier_deploy(
+                    earlier.engine, earlier.lowered_to, self._request, reference
+                )
+                module = accept(candidate, self._request, captured.target_gpu, report)
         except (InputError, InstallationError):
             raise
         except Torch2EngineError as error:
@@ -172,22 +180,6 @@ class EngineReuse:
         cache.refresh_record(earlier.key)
         report.add_notes([_FROM_CACHE])
         return attach_report_and_free_memory(module, report)
-
-    def _candidate(self, earlier: _EarlierEngine, answers: ReferenceAnswers) -> EngineCandidate:
-        parity_cases = answers.parity_cases
-        tolerance = self._request.tolerance
-        judged_as: str | None = None
-        outcome = earlier.facts["outcome"]
-        if outcome is not None:
-            dtype = PrecisionOutcome.from_json(outcome).dtype
-            precision = replace(self._request.precision, dtype=dtype)
-            tolerance = tolerance_for(precision, tolerance)
-            judged_as = judged_precision(precision)
-            signature = earlier.engine.signature
-            parity_cases = [cast_case(case, signature, dtype) for case in parity_cases_for(dtype, parity_cases)]
-        return EngineCandidate(
-            earlier.engine, parity_cases, tolerance, tolerance, judged_as, is_reused=True, notes=answers.notes
-        )
 
 
 @dataclass(frozen=True)
@@ -204,15 +196,21 @@ class _EarlierEngine:
     engine: EngineArtifact
     facts: Mapping[str, Any]
 
+    @property
+    def lowered_to(self) -> str | None:
+        """The precision that the graph was lowered to; None where it was not lowered."""
+        outcome = self.facts["outcome"]
+        return None if outcome is None else PrecisionOutcome.from_json(outcome).dtype
 
-def _cache_of(request: DeployRequest) -> EngineCache | None:
-    """The cache in which engines may be found; None where every deploy must take all steps."""
+
+def _may_reuse(request: DeployRequest) -> bool:
+    """Whether an earlier engine may answer; False where every deploy must take all steps."""
     budget = request.precision.budget
     if budget is not None and budget.metric is not None:
-        return None  # the metric must see the engine's answers to its batches
-    return request.cache if request.runtime == "tensorrt" else None
+        return False  # the metric must see the engine's answers to its batches
+    return request.runtime == "tensorrt"
 
 
 def _hash_files(artifact: OnnxArtifact) -> None:
-    with suppress(Torch2EngineError):  # `find_by_graph` hashes again, and raises it
+    with suppress(Torch2EngineError):  # `reuse_by_graph` hashes again, and raises it
         artifact.manifest()

@@ -18,7 +18,6 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
-from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
@@ -70,5 +69,5 @@ def export(
             return artifact
         captured = captured.with_derived_axes(artifact.signature, artifact.profiles)
         answers = answer_parity_cases(captured, (captured.precision, judged_precision(requested)))
-    judge(ORTModule(artifact), answers.parity_cases, None, answers.notes).raise_if_failed()
+    answers.compare(ORTModule(artifact), tolerance=None).raise_if_failed()
     return lower(artifact, remaining, answers.parity_cases, calibration, flavour=_BUILT_BY).artifact

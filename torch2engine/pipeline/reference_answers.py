@@ -1,7 +1,7 @@
 """The model's answers that every candidate of one deploy is compared with.
 
-Enters: a captured call. Leaves: parity cases with the model's answers, and how far rounding moves these. Separate
-because deploy, export, check and the reuse of an earlier engine ask the model in the same way.
+Enters: a captured call. Leaves: parity cases with the model's answers, how far rounding moves these, and comparisons
+with them. Separate because deploy, export, check and the reuse of an earlier engine run the model in the same way.
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.rounding_sensitivity import with_sensitivity
+from torch2engine.core.config import Tolerances
+from torch2engine.modules.judge import judge
+from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.parity.parity_report import ParityReport
 
 __all__ = ["ReferenceAnswers", "answer_parity_cases"]
 
@@ -27,6 +31,18 @@ class ReferenceAnswers:
 
     parity_cases: Sequence[ParityCase]
     notes: Sequence[str]
+
+    def compare(self, candidate: ORTModule, tolerance: Tolerances | None) -> ParityReport:
+        """Run a candidate on the same inputs, and compare its answers with the model's.
+
+        Args:
+            candidate: an ONNX model, as ONNX Runtime runs it.
+            tolerance: when answers count as equal; None for the default of the candidate's precision.
+
+        Returns:
+            the report; call its `raise_if_failed`.
+        """
+        return judge(candidate, self.parity_cases, tolerance, self.notes)
 
 
 def answer_parity_cases(captured: CapturedCall, precisions: Sequence[str]) -> ReferenceAnswers:

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch import nn
 
-from torch2engine.artifact.cache import Cache, EngineCache, resolve_cache
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import read_examples
@@ -52,8 +51,6 @@ class DeployRequest:
         runtime: "tensorrt" or "onnxruntime".
         config: how TensorRT builds.
         runtime_config: how the deployed module answers.
-        cache: where engines are kept; None for nowhere.
-        cache_key: the caller's name for the model's code and calibration data, or None.
     """
 
     model: nn.Module
@@ -64,12 +61,11 @@ class DeployRequest:
     runtime: str
     config: BuildConfig
     runtime_config: RuntimeConfig
-    cache: EngineCache | None
-    cache_key: str | None
 
     @classmethod
     def from_arguments(
         cls,
+        *,
         model: nn.Module,
         precision: str | Precision,
         calibration: Iterable[Any] | None,
@@ -78,8 +74,6 @@ class DeployRequest:
         runtime: str,
         config: BuildConfig,
         runtime_config: RuntimeConfig,
-        cache: Cache,
-        cache_key: str | None,
     ) -> DeployRequest:
         """Check the arguments of deploy(), and choose the runtime.
 
@@ -88,7 +82,6 @@ class DeployRequest:
             InstallationError: runtime is "tensorrt", and it can't run.
         """
         checked_precision = validated_precision(precision, calibration, tolerance, config, runtime_config)
-        engine_cache = resolve_cache(cache, cache_key)
         chosen_runtime = choose_runtime(runtime, config, runtime_config)
         module = unwrap(model)
         require_lowering_tools(checked_precision, module)
@@ -101,8 +94,6 @@ class DeployRequest:
             runtime=chosen_runtime,
             config=config,
             runtime_config=runtime_config,
-            cache=engine_cache,
-            cache_key=cache_key,
         )
 
     @property
@@ -110,7 +101,7 @@ class DeployRequest:
         """The TensorRT that builds: "tensorrt" or "tensorrt_rtx"; None where ONNX Runtime answers."""
         return None if self.runtime == "onnxruntime" else find_tensorrt(self.config.flavour).name
 
-    def judged_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
+    def candidate_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
         """The precisions in which candidates will be compared with the model: its own, and the requested one."""
         return captured.precision, judged_precision(self.precision)
 

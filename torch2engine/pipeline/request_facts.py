@@ -30,7 +30,7 @@ __all__ = ["graph_facts", "model_facts", "request_facts", "sample_facts"]
 _LIBRARIES = ("ml-dtypes", "nvidia-modelopt", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
 
-def model_facts(request: DeployRequest) -> dict[str, Any] | None:
+def model_facts(request: DeployRequest, cache_key: str) -> dict[str, Any] | None:
     """The facts that tell one model from another, where the caller's cache_key stands for its code.
 
     Returns:
@@ -50,7 +50,7 @@ def model_facts(request: DeployRequest) -> dict[str, Any] | None:
     if not all(_has_plain_values(tensor) for tensor in tensors.values()):
         return None
     return {
-        "cache_key": request.cache_key,
+        "cache_key": cache_key,
         "modules": {path: _module_settings(module) for path, module in modules.items()},
         "tensors": {path: [list(tensor.shape), str(tensor.dtype)] for path, tensor in tensors.items()},
         # A refit replaces the values of parameters and buffers, but not those of other attributes.
