@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import random
 import signal
@@ -16,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.sample_artifacts import fresh_engine, fresh_onnx
+from tests.support.sample_artifacts import fresh_engine, fresh_onnx, sealed
 from torch2engine.artifact import atomic_folder
+from torch2engine.artifact.atomic_folder import folder_content
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -126,14 +128,126 @@ def test_save_keeps_an_artifact_with_somebodys_file_in_it(tmp_path: Path) -> Non
     assert (path / "notes.txt").read_text() == "theirs"
 
 
-def test_save_replaces_a_damaged_or_newer_artifact(tmp_path: Path) -> None:
-    """What torch2engine wrote can be replaced even where it can't be loaded."""
+def forge(path: Path) -> None:
+    """Let an unsealed manifest claim somebody's file."""
+    (path / "thesis.tex").write_text("theirs")
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["files"]["thesis.tex"] = {"sha256": "0" * 64, "bytes": 6}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def claim(path: Path) -> None:
+    """Let a sealed manifest claim somebody's file."""
+    forge(path)
+    (path / "manifest.json").write_bytes(sealed(json.loads((path / "manifest.json").read_bytes())))
+
+
+def their_file(path: Path) -> None:
+    (path / "model.onnx").write_text("theirs")
+
+
+def their_folder(path: Path) -> None:
+    (path / "runtime.cache").mkdir()
+    (path / "runtime.cache" / "thesis.tex").write_text("theirs")
+
+
+def their_link(path: Path) -> None:
+    (path / "weights.json").symlink_to(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "got", "fix"),
+    [
+        (forge, "an artifact with a manifest that was changed after it was written at that path", "save to another"),
+        (claim, "an artifact at that path with 'thesis.tex', which torch2engine did not write", "move 'thesis.tex'"),
+        (their_file, "an artifact at that path with 'model.onnx', which torch2engine did not write", "move 'model.o"),
+        (their_folder, "an artifact at that path with 'runtime.cache', which torch2engine did not write", "move 'run"),
+        (their_link, "an artifact at that path with 'weights.json', which torch2engine did not write", "move 'weigh"),
+    ],
+)
+def test_save_removes_only_files_whose_hash_a_verified_manifest_records(
+    tmp_path: Path, spoil: Callable[[Path], None], got: str, fix: str
+) -> None:
+    """A file of somebody else stays, even under a name of ours and even if a manifest lists it."""
     fresh = fresh_onnx(tmp_path / "fresh")
     path = fresh.save(tmp_path / "model.t2e")
-    (path / "manifest.json").write_text('{"format": "torch2engine", "format_version": 2, "files": {"model.new": 1}}')
+    spoil(path)
+    before = folder_content(path)
+    with pytest.raises(ArtifactError) as error:
+        fresh.save(path)
+    assert error.value.got == got
+    assert error.value.fix.startswith(fix)
+    assert folder_content(path) == before
+    if fix.startswith("move"):  # the cure works
+        name = fix.split("'")[1][:5]
+        for file in path.glob(f"{name}*"):
+            file.rename(tmp_path / file.name)
+        fresh.save(path)
+        assert load_artifact(path).files == ("model.onnx", "model.onnx.data")
+
+
+def test_save_replaces_an_artifact_of_a_newer_version(tmp_path: Path) -> None:
+    """What a newer torch2engine wrote can be replaced as long as its manifest records its files by their hashes."""
+    fresh = fresh_onnx(tmp_path / "fresh")
+    path = fresh.save(tmp_path / "model.t2e")
     (path / "model.new").touch()
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    manifest["format_version"] = 2
+    manifest["files"]["model.new"] = {"sha256": hashlib.sha256(b"").hexdigest(), "bytes": 0}
+    (path / "manifest.json").write_bytes(sealed(manifest))
     fresh.save(path)
     assert load_artifact(path).files == ("model.onnx", "model.onnx.data")
+
+
+@pytest.mark.parametrize("how", ["exchange", "two steps"])
+def test_file_that_comes_between_check_and_replacement_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """What the user puts into the old artifact at the last moment is not removed with it."""
+    fresh = fresh_onnx(tmp_path / "fresh")
+    path = fresh.save(tmp_path / "model.t2e")
+    exchange = atomic_folder._exchange
+
+    def late(first: Path, second: Path) -> bool:
+        (path / "notes.txt").write_text("theirs")
+        return how == "exchange" and exchange(first, second)
+
+    monkeypatch.setattr(atomic_folder, "_exchange", late)
+    with pytest.raises(ArtifactError, match=r"with 'notes.txt', which torch2engine did not write"):
+        fresh.save(path)
+    assert (path / "notes.txt").read_text() == "theirs"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fresh", "model.t2e"]
+
+
+def test_artifact_that_a_crash_left_aside_counts_as_there(tmp_path: Path) -> None:
+    """Killed between two renames, a save leaves an artifact that load finds: overwrite=False does not replace it."""
+    fresh = fresh_onnx(tmp_path / "fresh", "new")
+    path = fresh_onnx(tmp_path / "old", "old").save(tmp_path / "model.t2e")
+    path.rename(atomic_folder.previous_folder(path))
+    assert OnnxArtifact.load(path).read("model.onnx") == b"old"
+    with pytest.raises(ArtifactError, match="overwrite=False replaces nothing"):
+        fresh.save(path, overwrite=False)
+    assert OnnxArtifact.load(path).read("model.onnx") == b"old"
+    fresh.save(path)
+    assert OnnxArtifact.load(path).read("model.onnx") == b"new"
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fresh", "model.t2e", "old"]
+
+
+def test_old_folder_aside_with_a_file_of_the_user_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two names can't be exchanged, a folder under the name that is needed is removed only if it is ours."""
+    fresh = fresh_onnx(tmp_path / "fresh")
+    path = fresh.save(tmp_path / "model.t2e")
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda *arguments: False)
+    aside = atomic_folder.previous_folder(path)
+    a_folder(aside)
+    with pytest.raises(ArtifactError, match=r"torch2engine-previous.*a folder without a torch2engine manifest"):
+        fresh.save(path)
+    assert (aside / "thesis.tex").read_text() == "theirs"
+    (aside / "thesis.tex").unlink()
+    aside.rmdir()
+    fresh.save(aside)  # an artifact of ours, as a crash leaves it
+    fresh.save(path)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fresh", "model.t2e"]
 
 
 def test_failed_save_leaves_no_trace(tmp_path: Path) -> None:
@@ -169,6 +283,7 @@ import os, sys
 from pathlib import Path
 from tests.support.sample_artifacts import fresh_onnx
 from torch2engine.artifact import atomic_folder
+from torch2engine.artifact.atomic_folder import folder_content
 from torch2engine.artifact.load import load_artifact
 
 root, exchange = Path(sys.argv[1]), sys.argv[2] == "exchange"

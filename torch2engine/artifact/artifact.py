@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex, TypeVar
 
-from torch2engine.artifact.atomic_folder import put_folder
+from torch2engine.artifact.atomic_folder import Replacement, put_folder
 from torch2engine.artifact.file_access import write_file
 from torch2engine.artifact.files import ArtifactFiles, disk_errors
 from torch2engine.artifact.manifest import (
@@ -181,13 +181,17 @@ class Artifact:
             the folder.
 
         Raises:
-            ArtifactError: something that is not a torch2engine artifact is there, a file of this artifact was changed,
-                or the disk refused.
+            ArtifactError: something that is not an undamaged torch2engine artifact is there, a file of this artifact
+                was changed, or the disk refused.
         """
         target = Path(path)
         with disk_errors(target):
             # Through a symbolic link the folder that it points to is replaced, never the link.
-            put_folder(Path(os.path.realpath(target)), self._write, lambda there: check_replaceable(there, overwrite))
+            replacement = Replacement(
+                check=lambda there: check_replaceable(there, overwrite),
+                check_leftover=lambda there: check_replaceable(there, True),
+            )
+            put_folder(Path(os.path.realpath(target)), self._write, replacement)
         return target
 
     def link_into(self, folder: Path) -> None:

@@ -14,10 +14,20 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
-__all__ = ["folder_identity", "previous_folder", "put_folder", "remove_abandoned"]
+__all__ = [
+    "Content",
+    "Replacement",
+    "folder_content",
+    "folder_identity",
+    "previous_folder",
+    "put_folder",
+    "remove_abandoned",
+]
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -42,16 +52,45 @@ def previous_folder(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.torch2engine-previous")
 
 
-def put_folder(path: Path, write: Callable[[Path], None], check_replaceable: Callable[[Path], None]) -> None:
+Content: TypeAlias = Mapping[str, tuple[int, ...]]
+"""The names in a folder, each with numbers that another file of that name, or another state of it, does not share."""
+
+
+def folder_content(folder: Path) -> Content:
+    """List a folder: by name the device, inode, type, size and times of each entry, links not followed."""
+    found: dict[str, tuple[int, ...]] = {}
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            status = entry.stat(follow_symlinks=False)
+            times = status.st_mtime_ns, status.st_ctime_ns
+            found[entry.name] = (status.st_dev, status.st_ino, status.st_mode, status.st_size, *times)
+    return found
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Says what may be replaced.
+
+    Args:
+        check: called with the path if something is there; raises if it must stay, else returns its content.
+        check_leftover: the same for an old folder that a crash has left aside.
+    """
+
+    check: Callable[[Path], Content]
+    check_leftover: Callable[[Path], Content]
+
+
+def put_folder(path: Path, write: Callable[[Path], None], replacement: Replacement) -> None:
     """Make a folder at `path`, replacing what is there in one step.
 
     At every moment, a crash included, `path` is the whole old folder or the whole new one. Only on a file system that
     can't exchange two names may a crash leave the old folder, whole, at `previous_folder(path)` and nothing at `path`.
+    The next `put_folder` puts it back before it does anything else.
 
     Args:
         path: the folder; its parent is made if missing.
         write: fills the empty folder that it is given; its files must be flushed to the disk.
-        check_replaceable: called with `path` if something is there; raises if it must stay.
+        replacement: says what may be replaced. Nothing is removed but the content that it returned.
 
     Raises:
         OSError: the disk refused; `path` is as it was.
@@ -62,39 +101,70 @@ def put_folder(path: Path, write: Callable[[Path], None], check_replaceable: Cal
     try:
         write(staging)
         _sync_folder(staging)
-        _put(staging, path, check_replaceable)
+        _put(staging, path, replacement)
         _sync_folder(path.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)  # the failed new folder, or after an exchange the old one
+        shutil.rmtree(staging, ignore_errors=True)  # the failed new folder, or after a replacement the old one
         os.close(lock)
-    shutil.rmtree(previous_folder(path), ignore_errors=True)
 
 
-def _put(staging: Path, path: Path, check_replaceable: Callable[[Path], None]) -> None:
+def _put(staging: Path, path: Path, replacement: Replacement) -> None:
     # Another process may make or remove `path` between the look and the rename: then look again.
     for attempt in range(_ATTEMPTS):
         try:
-            if os.path.lexists(path):
-                check_replaceable(path)
-                if not _exchange(staging, path):
-                    _replace_in_two_steps(staging, path)
-            else:
+            _restore_previous(path)
+            if not os.path.lexists(path):
                 staging.rename(path)
-            return
+                return
+            content = replacement.check(path)
+            if _exchange_checked(staging, path, content, replacement):
+                return
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or attempt == _ATTEMPTS - 1:
                 raise
+    raise OSError(errno.EBUSY, "other processes replace it all the time", str(path))
 
 
-def _replace_in_two_steps(staging: Path, path: Path) -> None:
+def _restore_previous(path: Path) -> None:
+    """Put the old folder back that a crash has left aside, before its path counts as free."""
+    if not os.path.lexists(path):
+        with contextlib.suppress(FileNotFoundError):
+            previous_folder(path).rename(path)
+
+
+def _exchange_checked(staging: Path, path: Path, content: Content, replacement: Replacement) -> bool:
+    """Put the new folder in the old one's place, and the old one at `staging`.
+
+    Returns:
+        False, with all as it was, if the old folder is no longer the one that was checked.
+    """
+    if _exchange(staging, path):
+        if folder_content(staging) == content:
+            return True
+        return not _exchange(staging, path)
     aside = previous_folder(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    if os.path.lexists(aside):
+        replacement.check_leftover(aside)
+        _remove_aside(aside, path)
     path.rename(aside)
     try:
+        if folder_content(aside) != content:
+            aside.rename(path)
+            return False
         staging.rename(path)
     except OSError:
         aside.rename(path)
         raise
+    with contextlib.suppress(OSError):  # another save has put it away
+        aside.rename(staging)
+    return True
+
+
+def _remove_aside(aside: Path, path: Path) -> None:
+    """Remove a folder that is aside; under that name none is ever half removed."""
+    removed = path.with_name(f"{_staging_prefix(path)}{secrets.token_hex(8)}")
+    aside.rename(removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

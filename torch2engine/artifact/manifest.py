@@ -26,10 +26,12 @@ __all__ = [
     "FORMAT_VERSION",
     "LIMIT_BYTES",
     "NAME",
+    "NOT_JSON",
+    "NOT_OURS",
     "canonical",
-    "claimed_files",
     "manifest_json",
     "parse_manifest",
+    "recorded_files",
     "write_manifest",
 ]
 
@@ -37,6 +39,9 @@ FORMAT = "torch2engine"
 FORMAT_VERSION = 1
 NAME = "manifest.json"
 LIMIT_BYTES = 16 << 20
+
+NOT_JSON = "a manifest that is not JSON in ASCII"
+NOT_OURS = "a manifest that is not one of torch2engine"
 
 _ENVELOPE = ("format", "format_version", "files", "digest")
 _AGAIN = "save it again or restore it from a copy"
@@ -88,31 +93,34 @@ def parse_manifest(data: bytes, path: str) -> tuple[ManifestFields, dict[str, Fi
         ) from error
 
 
-def claimed_files(data: bytes) -> frozenset[str] | None:
-    """List the files of a manifest, even a damaged or newer one; None if it is not one of torch2engine."""
-    try:
-        manifest = json.loads(data)
-    except (ValueError, RecursionError):
-        return None
-    if not is_object(manifest) or manifest.get("format") != FORMAT:
-        return None
-    files = manifest.get("files")
-    return frozenset(files) if is_object(files) else frozenset()
+def recorded_files(data: bytes) -> dict[str, FileRecord]:
+    """The record of every file, of a manifest of any version.
+
+    Raises:
+        SchemaError: not a manifest of torch2engine, damaged, or of a version that records files otherwise.
+    """
+    return _records(_checked_manifest(data).get("files"))
 
 
-def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
+def _checked_manifest(data: bytes) -> dict[str, Any]:
+    """The manifest as JSON values, undamaged; what every version of the format has in common is checked."""
     try:
         manifest = json.loads(data.decode("ascii"), parse_constant=_refuse_constant)
-    except ValueError:  # also UnicodeDecodeError, JSONDecodeError and numbers too long to convert
-        raise SchemaError("a manifest that is not JSON in ASCII") from None
+    except (ValueError, RecursionError):  # also UnicodeDecodeError, JSONDecodeError and numbers too long to convert
+        raise SchemaError(NOT_JSON) from None
     # The format's name comes before the digest: somebody else's manifest.json is foreign, not damaged.
     if not is_object(manifest) or manifest.get("format") != FORMAT:
         raise SchemaError(
-            "a manifest that is not one of torch2engine",
+            NOT_OURS,
             f'"format": {FORMAT!r} in it',
             "give the folder that torch2engine saved",
         )
     _check_digest(manifest, data)
+    return manifest
+
+
+def _parsed(data: bytes) -> tuple[ManifestFields, dict[str, FileRecord]]:
+    manifest = _checked_manifest(data)
     version: Any = manifest.get("format_version")
     integer(1).check(version, "format_version")
     if version > FORMAT_VERSION:

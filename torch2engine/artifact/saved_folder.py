@@ -15,19 +15,19 @@ A saved artifact is a folder::
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from torch2engine.artifact.atomic_folder import folder_identity, previous_folder
-from torch2engine.artifact.file_access import read_file
+from torch2engine.artifact.atomic_folder import Content, folder_content, folder_identity, previous_folder
+from torch2engine.artifact.file_access import FileRecord, OpenFile, read_file
 from torch2engine.artifact.files import ArtifactFiles, disk_errors
-from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, claimed_files, parse_manifest
+from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, NOT_JSON, NOT_OURS, parse_manifest, recorded_files
 from torch2engine.artifact.manifest_fields import ManifestFields
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.foreign_files import cure_for_path
+from torch2engine.core.json_rules import SchemaError
 
 __all__ = [
     "ALL_FILES",
@@ -137,39 +137,73 @@ def check_complete(names: Iterable[str], needed: Sequence[str], path: str) -> No
         )
 
 
-def check_replaceable(path: Path, overwrite: bool) -> None:
-    """Let only a torch2engine artifact be replaced, and only if it holds no file of somebody else.
+def check_replaceable(path: Path, overwrite: bool) -> Content:
+    """Let only a torch2engine artifact be replaced, and only if every file in it is the one that was saved.
+
+    Returns:
+        what is there: every file is of the hash that an undamaged manifest records.
 
     Raises:
         ArtifactError: what is there must stay.
         FileNotFoundError: another process replaced it during this check; the caller then checks again.
     """
-    subject = f"artifact '{path}'"
-    fix = "save to another path, or move away what is there"
     if not overwrite:
-        raise ArtifactError(
-            subject,
-            got="something at that path",
-            allowed="nothing there, since overwrite=False replaces nothing",
-            fix=fix,
-            path=str(path),
-        )
+        allowed = "nothing there, since overwrite=False replaces nothing"
+        raise _must_stay(path, got="something at that path", allowed=allowed)
     before = folder_identity(path)
-    claimed: frozenset[str] | None = None
-    is_folder = path.is_dir()
-    if is_folder:
-        with contextlib.suppress(OSError):
-            claimed = claimed_files(read_file(path / NAME, LIMIT_BYTES))
-    if claimed is None:
+    content: Content = {}
+    refusal: ArtifactError | None = None
+    try:
+        content = folder_content(path)
+        records = recorded_files(read_file(path / NAME, LIMIT_BYTES))
+    except (OSError, SchemaError) as error:
+        got = f"{_describe_unreadable(path, error)} at that path"
+        refusal = _must_stay(path, got=got, allowed="a torch2engine artifact, which alone is replaced")
+    else:
+        foreign = _foreign_files(path, content, records)
+        if foreign:
+            refusal = _must_stay(
+                path,
+                got=f"an artifact at that path with '{foreign[0]}', which torch2engine did not write",
+                allowed="files of torch2engine alone",
+                fix=f"move '{foreign[0]}' away",
+                inside=foreign[0],
+            )
+    if refusal is not None:
         if before is None or folder_identity(path) != before:
             raise FileNotFoundError(errno.ENOENT, "replaced meanwhile", str(path))
-        thing = "a folder without a torch2engine manifest" if is_folder else "a file"
-        allowed = "a torch2engine artifact, which alone is replaced"
-        raise ArtifactError(subject, got=f"{thing} at that path", allowed=allowed, fix=fix, path=str(path))
-    foreign = sorted({entry.name for entry in path.iterdir()} - claimed - {NAME, *ALL_FILES})
-    if foreign:
-        got = f"an artifact at that path with '{foreign[0]}', which torch2engine did not write"
-        fix = f"move '{foreign[0]}' away"
-        raise ArtifactError(
-            subject, got=got, allowed="files of torch2engine alone", fix=fix, path=str(path / foreign[0])
-        )
+        raise refusal
+    return content
+
+
+def _must_stay(
+    path: Path,
+    *,
+    got: str,
+    allowed: str,
+    fix: str = "save to another path, or move away what is there",
+    inside: str = "",
+) -> ArtifactError:
+    return ArtifactError(f"artifact '{path}'", got=got, allowed=allowed, fix=fix, path=str(path / inside))
+
+
+def _describe_unreadable(path: Path, error: Exception) -> str:
+    """What is there instead of an artifact with a manifest that can be trusted."""
+    if not path.is_dir():
+        return "a file"
+    if isinstance(error, SchemaError) and error.got not in (NOT_JSON, NOT_OURS):
+        return f"an artifact with {error.got}"
+    return "a folder without a torch2engine manifest"
+
+
+def _foreign_files(path: Path, content: Content, records: Mapping[str, FileRecord]) -> list[str]:
+    """The names of what is not a file that the manifest records, byte for byte."""
+    foreign: list[str] = []
+    for name in sorted(content.keys() - {NAME}):
+        expected = records.get(name)
+        try:
+            if expected is None or OpenFile(path / name).record() != expected:
+                foreign.append(name)
+        except OSError:  # a link, a folder or a pipe, or nobody may read it
+            foreign.append(name)
+    return foreign
