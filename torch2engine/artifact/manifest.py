@@ -99,14 +99,17 @@ def recorded_files(data: bytes) -> dict[str, FileRecord]:
     Raises:
         SchemaError: not a manifest of torch2engine, damaged, or of a version that records files otherwise.
     """
-    return _records(_checked_manifest(data).get("files"))
+    try:
+        return _records(_checked_manifest(data).get("files"))
+    except RecursionError:
+        raise SchemaError(NOT_JSON) from None
 
 
 def _checked_manifest(data: bytes) -> dict[str, Any]:
     """The manifest as JSON values, undamaged; what every version of the format has in common is checked."""
     try:
         manifest = json.loads(data.decode("ascii"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):  # also UnicodeDecodeError, JSONDecodeError and numbers too long to convert
+    except ValueError:  # also UnicodeDecodeError, JSONDecodeError and numbers too long to convert
         raise SchemaError(NOT_JSON) from None
     # The format's name comes before the digest: somebody else's manifest.json is foreign, not damaged.
     if not is_object(manifest) or manifest.get("format") != FORMAT:
