@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, TypeGuard, cast
 from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
 from torch2engine.core.precisions import (
+    CALIBRATION_METHODS,
     CAST_PRECISIONS,
     LOW_PRECISIONS,
     MODEL_PRECISIONS,
@@ -44,7 +45,6 @@ FLAVOURS = ("tensorrt", "tensorrt_rtx")
 _OUTPUTS = ("fresh", "static")
 _SPECIALIZATIONS = ("none", "lazy", "eager")
 _OUT_OF_RANGE = ("error", "split", "eager")
-_METHODS = ("max", "percentile", "entropy")
 
 
 def require_choice(subject: str, value: object, allowed: Sequence[object], meant: str = "") -> None:
@@ -380,7 +380,7 @@ class Precision:
     def __post_init__(self) -> None:
         require_choice("precision", self.dtype, MODEL_PRECISIONS, meant=precision_word(self.dtype))
         require_choice("Precision.weights", self.weights, (None, *WEIGHT_PRECISIONS))
-        require_choice("Precision.method", self.method, _METHODS)
+        require_choice("Precision.method", self.method, CALIBRATION_METHODS)
         paths: Any = self.keep_fp32
         _require(_is_list(paths), "Precision.keep_fp32", paths, "a list of module paths", f"[{paths!r}]")
         for path in paths:

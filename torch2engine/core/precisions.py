@@ -4,17 +4,18 @@ Enters: nothing. Leaves: rows of plain facts, and sets of names that follow from
 export, rewriting, judging and reports all need facts about a precision, and each fact stands in one place.
 
 A new precision is one row here and the pass that rewrites a graph for it (`precision/graph/`); a quantised one also
-needs its packer in `quantized_writer` and its rules in `quantize`.
+needs its packer in `quantized_writer`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 __all__ = [
+    "CALIBRATION_METHODS",
     "CAST_PRECISIONS",
     "FLOAT32_PRECISIONS",
     "LOW_PRECISIONS",
@@ -23,6 +24,7 @@ __all__ = [
     "QUANTIZED_PRECISIONS",
     "WEIGHT_PRECISIONS",
     "PrecisionType",
+    "QuantizationRules",
     "SensitivityFactors",
     "lowest_cast_precision",
     "precision_word",
@@ -43,6 +45,27 @@ class SensitivityFactors:
     onnxruntime: float
     tensorrt: float
     tensorrt_rtx: float
+
+
+CALIBRATION_METHODS = ("max", "percentile", "entropy")
+"""Ways to find the range of a tensor in the calibration data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizationRules:
+    """What is quantised to a type, and how its ranges are found.
+
+    Args:
+        methods: the `CALIBRATION_METHODS` that may find a range; the first one replaces a method that may not.
+        float32_operators: {operator: why it stays in float32}.
+        float32_activation_products: why a product of two activations stays in float32; "" if it is quantised.
+        no_convolutions: the flavours of TensorRT that build no convolution in this type.
+    """
+
+    methods: tuple[str, ...] = ("max",)
+    float32_operators: Mapping[str, str] = field(default_factory=dict[str, str])
+    float32_activation_products: str = ""
+    no_convolutions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +91,7 @@ class PrecisionType:
             TensorRT 11 and RTX say "Half"; TensorRT 10 may say "Channel major FP16 format where channel % 8 == 0". See
             https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
         other_onnx_types: further types in a graph that are computed in this precision.
+        quantization: the rules of a type that graphs are quantised to.
         package, module: the library that writes a graph of this type, as it is installed and as it is imported; "" if
             none is needed.
     """
@@ -88,6 +112,7 @@ class PrecisionType:
     largest_kept: float = math.inf
     inspector_words: str = ""
     other_onnx_types: tuple[str, ...] = ()
+    quantization: QuantizationRules = QuantizationRules()
     package: str = ""
     module: str = ""
 
@@ -188,6 +213,13 @@ _ROWS = (
         smallest=1e-3,
         inspector_words=r"\bInt8|INT8",
         other_onnx_types=("UINT8",),
+        # Attention weights are many small numbers below a largest of 1, and steps of 1/127 lose most of them.
+        # TensorRT-RTX 1.6.1 builds int8 matrix products, but never an int8 convolution.
+        quantization=QuantizationRules(
+            methods=CALIBRATION_METHODS,
+            float32_activation_products="a product of two activations, which int8 would spoil",
+            no_convolutions=("tensorrt_rtx",),
+        ),
     ),
     PrecisionType(
         name="fp8",  # E4M3
@@ -206,6 +238,11 @@ _ROWS = (
         rounding=2**-4,
         smallest=1e-3,
         inspector_words=r"FP8",
+        quantization=QuantizationRules(
+            float32_operators={
+                "ConvTranspose": "a transposed convolution, for which TensorRT-RTX builds fp8 engines that can't run"
+            },
+        ),
     ),
     PrecisionType(
         name="int4",  # answers as roughly as int8

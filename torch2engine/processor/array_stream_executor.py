@@ -81,8 +81,8 @@ class _OneGraph:
         self.graph = None
 
     def reset(self) -> None:
-        """Forget the graph."""
-        self.graph = None
+        """Forget the graph; nothing else was learned for making it."""
+        self.drop()
 
 
 @dataclass

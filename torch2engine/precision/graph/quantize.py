@@ -1,19 +1,10 @@
 """A float32 ONNX model → the same with Q/DQ nodes: int8, fp8 (E4M3), or int4 weights.
 
 Enters: the model, what to quantise to, calibration data. Leaves: a model that says itself what is computed in which
-type, as every flavour of TensorRT takes it, and notes on what stays in float32. Separate because neither of the tools
-that place Q and DQ takes every model that torch2engine exports. The comparison is on trained models (a CNN, an MLP and
-a ViT that know digits), by relative L2 error in ONNX Runtime 1.32:
+type, as every flavour of TensorRT takes it, and notes on what stays in float32. Separate because no other tool that
+places Q and DQ takes every model that torch2engine exports; `benchmarks/quantizers.md` compares them.
 
-- onnxruntime.quantization 1.32 stops at tensors that the file gives no type for (a Reshape's: the MLP, the ViT). Where
-  it works it answers the same (int8 CNN .017 by "max", .019 by "percentile"), but its "entropy" has as many bins as
-  levels and so is "max".
-- ModelOpt 0.47 answers much the same (int8 by "max" .014, .004, .007, some layers left in float32). But it has no
-  percentiles, loses where nodes come from, and leaves the CNN in float32 without a word when fp8 is requested. It
-  spells fp8 so that ONNX Runtime drops a Relu (MLP .061, here .024), and its int4 needs cppimport besides.
-- This file: int8 .017, .005, .009; fp8 .091, .024, .047; int4 .060, .031, .055. A ResNet, a ViT and a BERT (int8 "max",
-  "percentile", "entropy"; fp8; int4): .010 .011 .011; .039; .032 - .012 .012 .016; .052; .074 - .008 .008 .011; .029;
-  .037.
+The table of precisions says what is quantised to a type, and how its ranges are found.
 """
 
 from __future__ import annotations
@@ -30,7 +21,7 @@ from numpy.typing import NDArray
 
 from torch2engine.core.config import Precision
 from torch2engine.core.errors import InputError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.core.precisions import QUANTIZED_PRECISIONS, WEIGHT_PRECISIONS
+from torch2engine.core.precisions import PRECISION_TYPES, QUANTIZED_PRECISIONS, WEIGHT_PRECISIONS
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.tensor_types import float32_tensors
@@ -45,9 +36,8 @@ _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _MATRIX_PRODUCTS = ("MatMul", "Gemm")
 # The first opset that has DequantizeLinear in blocks, and QuantizeLinear with its type in an attribute.
 _LEAST_OPSET = 21
-# How many inputs an int4 block has: the first of these that divides them. TensorRT-RTX 1.6.1 builds them all. The
-# digits' ViT has an error of .053 with 128, .049 with 64 and .043 with 32; the scales then cost a quarter, a half and
-# one bit for each weight.
+# How many inputs an int4 block has: the first of these that divides them. TensorRT-RTX 1.6.1 builds them all. Smaller
+# blocks are more accurate, but have more scales to store.
 _BLOCK_SIZES = (64, 32, 16)
 _SHOWN = 8  # names in a note
 
@@ -81,16 +71,14 @@ def quantize(
     """Write the quantised model.
 
     "int8" and "fp8" quantise what enters convolutions and matrix products, symmetrically. Weights have a scale for each
-    channel, activations have one. In int8 a product of two activations stays in float32: attention weights are many
-    small numbers below a largest of 1 (error of attention over 512 tokens .082, in fp8 .048). `weights="int4"` rounds
-    the weights of matrix products to the nearest, in blocks, and needs no batch. A model that has Q/DQ nodes already is
-    passed on as it is, except for int4.
+    channel, activations have one. `weights="int4"` rounds the weights of matrix products to the nearest, in blocks, and
+    needs no batch. A model that has Q/DQ nodes already is passed on as it is, except for int4.
 
     Args:
         source: a float32 ONNX model; external data lies beside it.
         target: the file to write, with the same names of inputs, outputs and nodes. Weights that protobuf can't hold go
             beside it. It appears whole or not at all.
-        precision: "int8" or "fp8" by its method and percentile ("fp8" always by the largest value), or weights "int4".
+        precision: "int8" or "fp8", with the method and percentile that find ranges, or weights "int4".
         batches: arrays by input name, of any sizes; read once, one at a time.
         float32_nodes: names of nodes that stay in float32.
         flavour: "tensorrt" or "tensorrt_rtx", whose limits count; None for none.
@@ -100,21 +88,20 @@ def quantize(
 
     Raises:
         InputError: no batch, a batch that the model can't take, or a model of an opset below 21.
-        UnsupportedOperatorError: an int8 convolution for TensorRT-RTX, before a batch is read.
+        UnsupportedOperatorError: a convolution that the flavour does not build in this type, before a batch is read.
         InstallationError: "fp8" without ml_dtypes.
     """
     model = load_model(source)
     low = precision.weights or precision.dtype
-    refuses_convolutions = low == "int8" and flavour == "tensorrt_rtx"
     if low not in (*QUANTIZED_PRECISIONS, *WEIGHT_PRECISIONS):
         raise InputError(
             "quantize", got=f"precision {low!r}", allowed="'int8', 'fp8' or weights='int4'", fix="pass one"
         )
+    refuses_convolutions = flavour in PRECISION_TYPES[low].quantization.no_convolutions
     if low in QUANTIZED_PRECISIONS and _is_quantized(model):
         if refuses_convolutions:
-            _refuse_convolutions(
-                _quantized_convolutions(model), "disable the quantisers of these modules before the fine-tuning"
-            )
+            fix = "disable the quantisers of these modules before the fine-tuning"
+            _refuse_convolutions(_quantized_convolutions(model), low, fix)
         _publish(model, target)
         return (OWN_QUANTISATION_NOTE,)
     _check_opset(model)
@@ -126,7 +113,8 @@ def quantize(
         targets, notes = _select_targets(targets, low)
         if refuses_convolutions:
             convolutions = [one.node for one in targets if one.node.op_type in _CONVOLUTIONS]
-            _refuse_convolutions(convolutions, f"take precision='fp8' or 'fp16'{_or_keep_fp32(convolutions)}")
+            fix = f"take precision='fp8' or 'fp16'{_or_keep_fp32(convolutions, low)}"
+            _refuse_convolutions(convolutions, low, fix)
         notes += _write_quantized(writer, targets, source, precision, batches)
     writer.finish()
     _publish(model, target)
@@ -180,35 +168,36 @@ def _reason_against(target: _Target, low: str) -> str:
     """Say why a node can't be quantised, or ""."""
     if target.node.op_type in _CONVOLUTIONS and target.constants[1] is None:
         return "a convolution whose weight is computed"
-    if low == "fp8" and target.node.op_type == "ConvTranspose":
-        return "a transposed convolution, for which TensorRT-RTX builds fp8 engines that can't run"
-    if low == "int8" and len(target.activations) == 2:
-        return "a product of two activations, which int8 would spoil"
+    rules = PRECISION_TYPES[low].quantization
+    if target.node.op_type in rules.float32_operators:
+        return rules.float32_operators[target.node.op_type]
+    if rules.float32_activation_products and len(target.activations) == 2:
+        return rules.float32_activation_products
     if any(value is not None and not np.isfinite(value).all() for value in target.constants):
         return "a weight is NaN or infinite"
     return ""
 
 
-def _refuse_convolutions(nodes: Sequence[Any], fix: str) -> None:
-    """Refuse int8 convolutions: TensorRT-RTX 1.6.1 builds int8 matrix products, but never an int8 convolution."""
+def _refuse_convolutions(nodes: Sequence[Any], low: str, fix: str) -> None:
+    """Refuse the convolutions of a type that TensorRT-RTX builds matrix products in, but no convolution."""
     if not nodes:
         return
     listed: list[UnsupportedNode] = []
     for node in nodes:
         origin = origin_of(node)
-        listed.append(UnsupportedNode(node.op_type, node.name, origin.module, origin.source, "no int8 convolution"))
+        listed.append(UnsupportedNode(node.op_type, node.name, origin.module, origin.source, f"no {low} convolution"))
     raise UnsupportedOperatorError(
         "TensorRT-RTX",
         nodes=listed,
-        got=f"{len(nodes)} convolution{'s' if len(nodes) > 1 else ''} that it can't build in int8",
-        allowed="int8 matrix products",
+        got=f"{len(nodes)} convolution{'s' if len(nodes) > 1 else ''} that it can't build in {low}",
+        allowed=f"{low} matrix products",
         fix=fix,
     )
 
 
-def _or_keep_fp32(nodes: Sequence[Any]) -> str:
+def _or_keep_fp32(nodes: Sequence[Any], low: str) -> str:
     modules = dict.fromkeys(origin_of(node).module for node in nodes)
-    return f", or int8 with keep_fp32={list(modules)!r}" if modules and all(modules) else ""
+    return f", or {low} with keep_fp32={list(modules)!r}" if modules and all(modules) else ""
 
 
 def _quantized_convolutions(model: Any) -> list[Any]:
@@ -246,7 +235,8 @@ def _write_quantized(
     """Calibrate, and put Q and DQ around the targets' inputs; returns notes."""
     if not targets:
         return ["nothing is quantised: the model has no float32 convolution or matrix product with weights left for it"]
-    method = precision.method if precision.dtype == "int8" else "max"
+    methods = PRECISION_TYPES[precision.dtype].quantization.methods
+    method = precision.method if precision.method in methods else methods[0]
     names = list(dict.fromkeys(name for target in targets for name in target.activations))
     ranges = calibrate_ranges(load_model(source), names, batches, method, precision.percentile)
     by_max: list[Any] = []
@@ -269,7 +259,10 @@ def _write_quantized(
     if by_max:
         notes.append(f"{_names(by_max)}: method 'max' instead of {method!r}, which has too few values to go by")
     if precision.method != method:
-        notes.append(f"method {precision.method!r} is for int8; {precision.dtype} takes the largest value")
+        takers = [name for name, row in PRECISION_TYPES.items() if precision.method in row.quantization.methods]
+        notes.append(
+            f"method {precision.method!r} is for {' and '.join(takers)}; {precision.dtype} takes the largest value"
+        )
     return notes
 
 
