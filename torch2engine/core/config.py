@@ -130,11 +130,11 @@ class BuildConfig:
 
     Args:
         flavour: "tensorrt", "tensorrt_rtx", or None for the one that is installed (TensorRT where both are).
-        workspace_bytes: the most device memory, in bytes, that a layer may use while it runs and while the builder
-            tries tactics; None leaves TensorRT's own limit (all of the device's memory).
-        refittable: build an engine that `TRTModule.refit` can give other weights. Off, because the build takes longer
-            (TensorRT-RTX 1.6 on an H200: ResNet-50 in half precision 15 s or more instead of under 1 s); calls are as
-            fast. TensorRT builds such an engine only where there is a GPU. Not for int8, fp8 and int4.
+        workspace_bytes: the most device memory, in bytes, for one layer: while it runs, and while the builder tries
+            tactics. None leaves TensorRT's own limit, all of the device's memory.
+        refittable: build an engine that `TRTModule.refit` can give other weights. It is off because the build takes
+            longer: on an H200, ResNet-50 in half precision takes TensorRT-RTX 1.6 15 s or more instead of under 1 s.
+            Calls are as fast. TensorRT builds such an engine only where there is a GPU. int8, fp8 and int4 have none.
 
     Raises:
         InputError: an unknown flavour, a workspace that is no positive int, or a refittable that is no bool.
@@ -163,29 +163,41 @@ class RuntimeConfig:
     """Options of a deployed module's calls.
 
     Args:
-        contexts: execution contexts that each stream may hold, one per shape: some MiB of host and device memory each.
-            A shape beyond them takes over the one used least recently, which TensorRT then plans anew, at the price of
-            two calls or more.
-        max_shapes: shapes that each stream remembers (profile, output sizes, CUDA graph); the one used least recently
-            is forgotten.
-        streams: streams that may compute at once, each with working memory of its own; a further stream takes over the
-            least recently used one's, once that is through.
-        cuda_graphs: launch a call as one CUDA graph. "auto": where it pays, but captures nothing while another Python
-            thread runs that might wait for the whole device, since CUDA lets no thread do so during a capture; True:
-            from every shape's second call on; False: never. Where TensorRT can't be captured, a warning says so and
-            calls go on without. Graphs hold device memory for every shape.
-        output: "fresh": no later call changes a result. "static": each shape on each stream has its own result tensors,
-            handed out again and overwritten at its every call; saves allocating them, and copying them out of a graph.
-            A stream beyond `streams` then makes everything anew, since the one that it relieves may still read results.
-        kernel_specialization: TensorRT-RTX can compile kernels for the very shapes that come: "none" has it keep to
-            those for any shape; "lazy" compiles in the background and changes over, so what deploy checked may change;
-            "eager" makes a new shape's first call wait. Often faster, but 1.6.1 then answered an EfficientNet-B0 in
-            float32 wrongly (relative error 1) at every shape but the process's first, on an H200: check every shape.
-        out_of_range: what becomes of a size outside every profile. "error": a ShapeError. "split": a larger batch is
-            answered in chunks, each a call of its own shape. No operator of the ONNX graph may let rows influence each
-            other, and rows of the caller's are answered whole and in chunks besides (once per axis, six calls and a
-            wait for the GPU). "eager": the PyTorch module answers in inference mode, with one warning; it is kept alive
-            for that, and another thread may not train it meanwhile. Such results are always fresh.
+        contexts: execution contexts that each stream may hold, one for each shape. Each takes some MiB of host and
+            device memory. A shape beyond them takes over the context that was used least recently. TensorRT then plans
+            it anew, which costs two calls or more.
+        max_shapes: shapes that each stream remembers, each with its profile, output sizes and CUDA graph. The one that
+            was used least recently is forgotten.
+        streams: streams that may compute at once, each with its own working memory. A further stream takes over the
+            memory of the one that was used least recently, once its work is done.
+        cuda_graphs: when a call is launched as one CUDA graph. Graphs hold device memory for every shape. Where
+            TensorRT can't be captured, one warning says so and calls go on without.
+
+            - "auto": where it pays. Nothing is captured while another Python thread might wait for the whole device,
+              because CUDA forbids that wait during a capture.
+            - True: from the second call of every shape on.
+            - False: never.
+        output: who owns the results.
+
+            - "fresh": the caller; no later call changes a result.
+            - "static": the module. Each shape on each stream has its own result tensors, and each call overwrites them.
+              This saves an allocation, and a copy out of a CUDA graph. A stream beyond `streams` makes everything
+              anew, because readers of the replaced stream's results may not be done.
+        kernel_specialization: whether TensorRT-RTX compiles kernels for the exact shapes of calls. These are often
+            faster. But on an H200, 1.6.1 then answered an EfficientNet-B0 in float32 wrongly (relative error 1) at
+            every shape but the first one of the process. Check every shape.
+
+            - "none": it uses kernels for any shape.
+            - "lazy": it compiles in the background, and then changes over. What deploy checked may change.
+            - "eager": the first call of a shape waits for the compiler.
+        out_of_range: what happens to a size outside every profile.
+
+            - "error": a ShapeError.
+            - "split": a larger batch is answered in chunks, each a call of its own shape. The ONNX graph must have no
+              operator that lets rows influence each other. Besides, rows of the caller are answered whole and in
+              chunks, and compared: once for each axis, with six calls and a wait for the GPU.
+            - "eager": the PyTorch module answers in inference mode, with one warning. It stays alive for that, and no
+              other thread may train it during such a call. Such results are always fresh.
 
     Raises:
         InputError: a number that is no positive int, or an unknown word.
@@ -244,19 +256,22 @@ class Tolerance:
         max_rel: bound on local errors, which rel_l2 would hide. It applies to every element: |candidate − reference|
             in units of |reference| plus the root mean square of its surroundings. It applies to every slice along every
             dimension, too: ‖candidate − reference‖₂ / ‖reference‖₂.
-        abs: absolute difference that counts as none, never more than rel_l2 times the reference's root mean square
-            unless the reference is zero throughout; so it does not hide an output whose values are all tiny.
+        abs: absolute difference that counts as none. It is never more than rel_l2 times the reference's root mean
+            square, unless the reference is all zero. So it does not hide an output whose values are all tiny.
         mismatch: share of the elements of an integer or bool output that may differ. Near ties don't count, where the
             ONNX graph shows the scores of an argmax or a top-k, or the operands of a comparison.
 
-    Where a tolerance is given for a deployed model, a field that is left out is that of the precision, and with
-    `rel_l2` left out the model's own sensitivity may allow more.
+    For a deployed model, a field that is left out has the default of the precision. With `rel_l2` left out, the model's
+    own sensitivity may allow more.
 
-    Beyond the bounds, an output must follow its reference: steps from row to row must correlate where they stand out
-    of the noise, and no slice or frequent value of an integer output may be mostly wrong. Elements that are NaN or Inf
-    must be the same in both. Mask values (two or more, a thousand times above everything else) are judged one by one
-    and do not set the scale. Slices of fewer than 16 elements are taken with their neighbours, and a fifth of rel_l2
-    times the output's size is noise that any slice may carry besides.
+    Beyond the bounds, an output must follow its reference:
+
+    - Steps from row to row must correlate, where they stand out of the noise.
+    - No slice and no frequent value of an integer output may be mostly wrong.
+    - Elements that are NaN or Inf must be the same in both.
+    - Mask values are compared one by one and do not set the scale: two or more values, a thousand times above all else.
+    - Slices of fewer than 16 elements are compared together with their neighbours.
+    - Any slice may carry noise besides: a fifth of rel_l2 times the output's size.
 
     Raises:
         InputError: a bound that is negative or not finite.
@@ -308,9 +323,9 @@ class Budget:
 
     Args:
         tolerance: what parity must hold; by default the one that deploy was given, or `Tolerance.default`.
-        metric: judges instead of parity: called with (outputs, batch), the outputs in the model's own structure and a
-            batch of the calibration data as it came, it gives a number, where more is better. The mean over all batches
-            must reach `floor`.
+        metric: decides instead of parity. It is called with (outputs, batch): the outputs in the model's own structure,
+            and a batch of the calibration data as it was given. It returns a number, and more is better. The mean over
+            all batches must reach `floor`.
         floor: the least mean of the metric.
         rebuilds: the most ONNX graphs that the search makes and compares.
 
