@@ -30,8 +30,7 @@ from torch2engine.trt.library import find_tensorrt
 
 NO_CUDA = (
     f"PyTorch: got torch {torch.__version__}, which sees no CUDA device; expected a CUDA device, "
-    "since TRTModule works on CUDA tensors; install a CUDA build of torch on a machine with a GPU, "
-    "or deploy with runtime='onnxruntime'"
+    "since TRTModule works on CUDA tensors; install a CUDA build of torch on a machine with a GPU"
 )
 
 
@@ -106,9 +105,35 @@ def test_bind_without_a_gpu_is_an_installation_error(module: TRTModule) -> None:
 
 @pytest.mark.parametrize("device", [None, "cuda", "cuda:0", torch.device("cuda", 1)])
 def test_load_without_a_gpu_is_an_installation_error(device: Any, tmp_path: Path) -> None:
-    """A saved engine is read and checked, then the missing GPU is named, whatever device was wished for."""
+    """The missing GPU is named, whatever device was wished for, and what runs without one if it is there."""
     path = engine().save(tmp_path / "model.t2e")
-    assert refusal(InstallationError, t2e.load, path, device) == NO_CUDA
+    assert refusal(InstallationError, t2e.load, path, device) == (
+        f"{NO_CUDA}; or load it with runtime='onnxruntime', which runs its model.onnx on the CPU"
+    )
+    bare = engine().without_onnx().save(tmp_path / "bare.t2e")
+    assert refusal(InstallationError, t2e.load, bare, device) == NO_CUDA
+
+
+def test_saved_engine_answers_from_its_exported_model_on_the_cpu(tmp_path: Path) -> None:
+    """runtime="onnxruntime" runs the model.onnx beside a plan; the module is an exported model, and saves as one."""
+    loaded = t2e.load(engine().save(tmp_path / "model.t2e"), runtime="onnxruntime")
+    x = torch.rand(3, 6)
+    torch.testing.assert_close(loaded(x), deploy_models.seeded(deploy_models.Mlp)(x).detach())
+    exported = loaded.save(tmp_path / "exported.t2e")
+    assert sorted(file.name for file in exported.iterdir()) == ["manifest.json", "model.onnx"]
+    assert refusal(InputError, t2e.load, exported, runtime="tensorrt") == (
+        "runtime: got 'tensorrt' for an exported model; expected 'onnxruntime' or None, since there is no engine in "
+        f"it; build one with torch2engine.build(torch2engine.OnnxArtifact.load({str(exported)!r}))"
+    )
+
+
+def test_engine_without_its_exported_model_has_none_to_answer(tmp_path: Path) -> None:
+    """A plan alone does not run on the CPU, and the error names the file that is missing."""
+    path = engine().without_onnx().save(tmp_path / "model.t2e")
+    assert refusal(ArtifactError, t2e.load, path, runtime="onnxruntime") == (
+        f"artifact '{path}': got an engine without its model.onnx; expected one with it; save the module that deploy() "
+        "gave before any refit, or deploy with runtime='onnxruntime'"
+    )
 
 
 def test_load_of_an_engine_to_the_cpu_is_refused(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def test_runtime_tensorrt_needs_a_torch_with_cuda(monkeypatch: pytest.MonkeyPatc
     assert str(caught.value) == (
         f"PyTorch: got torch {torch.__version__}, which sees no CUDA device; expected a CUDA device, "
         "since TRTModule works on CUDA tensors; install a CUDA build of torch on a machine with a "
-        "GPU, or deploy with runtime='onnxruntime'"
+        "GPU, or deploy with runtime='onnxruntime' to run on the CPU"
     )
 
 

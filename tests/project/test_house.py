@@ -96,12 +96,12 @@ def pycuda_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
 
 
 def nothing_is_printed(name: str, text: str) -> Iterator[str]:
-    """No print(), and nothing written to sys.stdout or sys.stderr."""
+    """No print(), and only cli/terminal.py writes to sys.stdout or sys.stderr."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Call) and dotted(node.func) == "print":
             yield f"line {node.lineno}: prints"
-        if isinstance(node, ast.Attribute) and dotted(node) in ("sys.stdout.write", "sys.stderr.write"):
-            yield f"line {node.lineno}: writes to {dotted(node)[:-6]}"
+        if isinstance(node, ast.Attribute) and dotted(node) in ("sys.stdout", "sys.stderr") and name != "terminal.py":
+            yield f"line {node.lineno}: uses {dotted(node)}"
 
 
 def environment_is_used_in_declared_places(name: str, text: str) -> Iterator[str]:
@@ -274,7 +274,7 @@ def test_every_room_has_its_row_in_the_import_rules() -> None:
 
 def test_package_has_few_entries() -> None:
     """A newcomer sees the whole road in one listing; a new entry takes the place of one, or is one of three to come."""
-    children = {path.relative_to(PACKAGE).parts[0] for path in FILES} - {"__init__.py"}
+    children = {path.relative_to(PACKAGE).parts[0] for path in FILES} - {"__init__.py", "__main__.py"}
     assert not [child for child in children if child.startswith("_")]
     assert len(children - LATER_ENTRIES) <= MOST_ENTRIES
 

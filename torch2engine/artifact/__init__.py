@@ -4,5 +4,5 @@ Enters: models between two stages. Leaves: folders that appear whole or not at a
 them without torch.
 
 Public: `artifact`, `cache`, `engine_artifact`, `file_access`, `files`, `load`, `manifest`, `manifest_fields`,
-`onnx_artifact`, `saved_folder`, `scratch_folder`. The other files belong to this folder alone.
+`onnx_artifact`, `plan_file`, `saved_folder`, `scratch_folder`. The other files belong to this folder alone.
 """

@@ -138,6 +138,23 @@ class EngineArtifact(Artifact):
         """The plan's SHA-256 in hex: equal for equal plans, so a process can share live engines by it."""
         return self._artifact_files.record(PLAN).sha256
 
+    def exported(self) -> OnnxArtifact:
+        """The exported model that the plan was built from, for a machine that can't run the plan.
+
+        Raises:
+            ArtifactError: it is not here.
+        """
+        if ONNX not in self.files:
+            raise ArtifactError(
+                f"artifact '{self._artifact_files}'",
+                path=str(self._artifact_files),
+                got="an engine without its model.onnx",
+                allowed="one with it",
+                fix="save the module that deploy() gave before any refit, or deploy with runtime='onnxruntime'",
+            )
+        fields = dataclasses.replace(self._fields, kind=OnnxArtifact.kind, hardware=None)
+        return OnnxArtifact.from_parts(fields, self._artifact_files.replaced({PLAN: None, RUNTIME_CACHE: None}))
+
     def read_plan(self) -> bytes:
         """The plan, checked against the manifest once more: a plan is code, and the file may have changed since.
 

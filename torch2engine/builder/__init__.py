@@ -12,5 +12,6 @@ a builder may crash or hang, and must not take its caller along.
     unsupported       lists every node that TensorRT can't build
     onnx_fingerprint  hashes what decides the engine, for cache keys
 
-Public: `build`, `engine_request`, `onnx_fingerprint`, `source`. The other files belong to this folder alone.
+Public: `build`, `engine_request`, `onnx_file`, `onnx_fingerprint`, `source`. The other files belong to
+this folder alone.
 """

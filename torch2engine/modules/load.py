@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -18,7 +18,9 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.core.config import RuntimeConfig
+from torch2engine.artifact.saved_folder import ONNX
+from torch2engine.core.config import RuntimeConfig, require_choice
+from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.modules.deployed import DeployedModule
 
 __all__ = ["BACKENDS", "BackendEntry", "load"]
@@ -55,6 +57,7 @@ def load(
     device: torch.device | str | None = None,
     runtime_config: RuntimeConfig = RuntimeConfig(),
     reference: nn.Module | None = None,
+    runtime: Literal["tensorrt", "onnxruntime"] | None = None,
 ) -> DeployedModule[Any]:
     """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`.
 
@@ -63,14 +66,33 @@ def load(
         device: for an engine a CUDA device, by default PyTorch's current one; an exported model runs on the CPU.
         runtime_config: how it answers; an exported model heeds `out_of_range` alone and refuses the rest.
         reference: the PyTorch module that answers under out_of_range="eager".
+        runtime: what runs it. None takes the runtime that it was saved for. "onnxruntime" runs the model.onnx that lies
+            beside an engine, on the CPU.
 
     Raises:
-        ArtifactError: corrupt, foreign, or made for other hardware or another version.
+        ArtifactError: corrupt, foreign, made for other hardware or another version, or an engine without model.onnx.
         InstallationError: no GPU, or no TensorRT of its flavour.
         DeviceError: an exported model was to go to a GPU, or an engine to the CPU.
-        InputError: options that it does not have, or a reference that is missing or that nothing would use.
+        InputError: a runtime that can't run it, options that it does not have, or a reference that is missing or that
+            nothing would use.
     """
-    artifact = load_artifact(path, to_run=True)
+    require_choice("runtime", runtime, (None, *BACKENDS))
+    artifact = load_artifact(path, to_run=runtime != "onnxruntime")
+    if isinstance(artifact, EngineArtifact) and runtime == "onnxruntime":
+        artifact = artifact.exported()
+    if isinstance(artifact, OnnxArtifact) and runtime == "tensorrt":
+        raise InputError(
+            "runtime",
+            got="'tensorrt' for an exported model",
+            allowed="'onnxruntime' or None, since there is no engine in it",
+            fix=f"build one with torch2engine.build(torch2engine.OnnxArtifact.load({str(path)!r}))",
+        )
     target = None if device is None else torch.device(device)
     entry = next(entry for entry in BACKENDS.values() if isinstance(artifact, entry.runs))
-    return entry.module_class().from_saved(artifact, path, target, runtime_config, reference)
+    try:
+        return entry.module_class().from_saved(artifact, path, target, runtime_config, reference)
+    except InstallationError as error:
+        if ONNX not in artifact.files:
+            raise
+        fix = f"{error.fix}; or load it with runtime='onnxruntime', which runs its {ONNX} on the CPU"
+        raise InstallationError(error.subject, got=error.got, allowed=error.allowed, fix=fix) from error

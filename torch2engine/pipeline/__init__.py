@@ -5,12 +5,13 @@ they are composed here and in `deploy`.
 
     request         the checked arguments of deploy(), and which runtime answers
     export, check   the public steps `export` and `check`
+    compare_deployed    any deployed module against a model, or against another one
     lowering        the exported model in the requested precision
     accept          a module takes the model's place only if it answers like the model
     engine_reuse    the engine of an earlier deploy is found again; request_facts says by which facts
     reference_answers   the model's answers that every candidate is compared with
     deploy_report   `DeployReport`, and the builder that collects it
 
-Public: `accept`, `check`, `deploy_report`, `engine_reuse`, `export`, `lowering`, `reference_answers`, `request`. The
-other files belong to this folder alone.
+Public: `accept`, `check`, `compare_deployed`, `deploy_report`, `engine_reuse`, `export`, `lowering`,
+`reference_answers`, `request`. The other files belong to this folder alone.
 """

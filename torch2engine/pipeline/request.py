@@ -35,8 +35,6 @@ from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["DeployRequest", "choose_runtime"]
 
-_ON_CPU = "runtime='onnxruntime'"
-
 
 @dataclass(frozen=True, kw_only=True)
 class DeployRequest:
@@ -137,7 +135,7 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
         require_cuda()
     except InstallationError as error:
         if runtime == "tensorrt":
-            fix = error.fix if _ON_CPU in error.fix else f"{error.fix}, or deploy with {_ON_CPU} to run on the CPU"
+            fix = f"{error.fix}, or deploy with runtime='onnxruntime' to run on the CPU"
             raise InstallationError(error.subject, got=error.got, allowed=error.allowed, fix=fix) from error.__cause__
         ignored = runtime_config.only_gpu()
         without = f" without {ignored}, which it does not have" if ignored else ""

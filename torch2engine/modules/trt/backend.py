@@ -38,7 +38,7 @@ def require_cuda() -> None:
             "PyTorch",
             got=f"torch {torch.__version__}, which sees no CUDA device",
             allowed="a CUDA device, since TRTModule works on CUDA tensors",
-            fix="install a CUDA build of torch on a machine with a GPU, or deploy with runtime='onnxruntime'",
+            fix="install a CUDA build of torch on a machine with a GPU",
         )
 
 
