@@ -21,6 +21,12 @@ from torch2engine.core.errors import ArtifactError, InputError, UnsupportedOpera
 from torch2engine.onnx_graph.ort_session import OrtSession
 
 FLOAT, HALF, BF16 = TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16
+KINDS = {
+    torch.float32: FLOAT,
+    torch.float64: TensorProto.DOUBLE,
+    torch.int32: TensorProto.INT32,
+    torch.int64: TensorProto.INT64,
+}
 
 
 def test_answers_are_by_name_and_fresh(tmp_path: Path) -> None:
@@ -174,17 +180,53 @@ def test_bfloat16_inside_a_float32_graph_is_found(tmp_path: Path) -> None:
     assert OrtSession(path)({"x": np.array([1.5, -2], np.float32)})["y"].tolist() == [3, -4]
 
 
-def test_values_that_a_cast_makes_bfloat16_are_rounded(tmp_path: Path) -> None:
-    """A Cast to bfloat16 shows in the answer, in branches too, so that one too many does not pass."""
-    cast = [helper.make_node("Cast", ["x"], ["narrow"], to=BF16), helper.make_node("Cast", ["narrow"], ["y"], to=FLOAT)]
-    value = helper.make_tensor_value_info("y", FLOAT, [3])
+LOW_TYPES = pytest.mark.parametrize(("low", "dtype"), [(HALF, torch.float16), (BF16, torch.bfloat16)])
+
+
+@LOW_TYPES
+def test_values_that_a_cast_makes_low_are_rounded(low: int, dtype: torch.dtype, tmp_path: Path) -> None:
+    """A Cast to a low type shows in the answer, in branches too, so that one too many does not pass."""
+    cast = [helper.make_node("Cast", ["x"], ["narrow"], to=low), helper.make_node("Cast", ["narrow"], ["y"], to=FLOAT)]
+    value = helper.make_tensor_value_info("y", FLOAT, [4])
     branches = {f"{name}_branch": helper.make_graph(cast, name, [], [value]) for name in ("then", "else")}
     inside = [helper.make_node("If", ["true"], ["y"], **branches)]
-    x = np.array([1 + 2**-9, 1 + 2**-7, 1 + 3 * 2**-8], np.float32)
+    x = np.array([1 + 2**-9, 1 + 2**-7, 1 + 3 * 2**-8, 1 + 2**-12], np.float32)
     for name, nodes in (("plain", cast), ("inside", inside)):
-        io = {"x": (FLOAT, [3])}, {"y": (FLOAT, [3])}
+        io = {"x": (FLOAT, [4])}, {"y": (FLOAT, [4])}
         path = onnx_models.save(tmp_path / f"{name}.onnx", nodes, *io, {"true": np.array(True)})
-        assert OrtSession(path)({"x": x})["y"].tolist() == torch.from_numpy(x).bfloat16().tolist()
+        assert OrtSession(path)({"x": x})["y"].tolist() == torch.from_numpy(x).to(dtype).tolist()
+
+
+@LOW_TYPES
+@pytest.mark.parametrize("source", [torch.float32, torch.float64, torch.int32, torch.int64])
+def test_low_arithmetic_between_casts_is_rounded(
+    low: int, dtype: torch.dtype, source: torch.dtype, tmp_path: Path
+) -> None:
+    """What is cast to a low type, computed there and cast back has every rounding that PyTorch has."""
+    x = torch.tensor([2049, 1.2345678, 0.3333, 999.7], dtype=torch.float64).to(source)
+    factor = torch.tensor(3.1, dtype=dtype)
+    constant = helper.make_tensor("c", low, [], [factor.item()])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["narrow"], to=low, name="narrow"),
+        helper.make_node("Mul", ["narrow", "c"], ["product"], name="mul"),
+        helper.make_node("Sub", ["product", "narrow"], ["rest"], name="sub"),
+        helper.make_node("Cast", ["rest"], ["y"], to=FLOAT, name="wide"),
+    ]
+    path = onnx_models.save(tmp_path / "low.onnx", nodes, {"x": (KINDS[source], [4])}, {"y": (FLOAT, [4])})
+    model = onnx.load(path)
+    model.graph.initializer.append(constant)
+    onnx.save(model, path)
+    narrow = x.to(dtype)
+    assert OrtSession(path)({"x": x.numpy()})["y"].tolist() == (narrow * factor - narrow).float().tolist()
+
+
+def test_inputs_and_outputs_of_float16_stay_float16(tmp_path: Path) -> None:
+    """A float16 graph takes and gives float16 arrays, and overflows where PyTorch does."""
+    nodes = [helper.make_node("Mul", ["x", "x"], ["square"]), helper.make_node("Sqrt", ["square"], ["y"])]
+    path = onnx_models.save(tmp_path / "half.onnx", nodes, {"x": (HALF, [2])}, {"y": (HALF, [2])})
+    answer = OrtSession(path)({"x": np.array([300, 3], np.float16)})["y"]
+    assert answer.dtype == np.float16
+    assert answer.tolist() == [np.inf, 3]
 
 
 def test_constants_of_bfloat16_are_found_in_nodes(tmp_path: Path) -> None:

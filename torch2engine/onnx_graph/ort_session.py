@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.core.wording import quote
-from torch2engine.onnx_graph.walk import walk_graphs, walk_nodes, walk_tensors
+from torch2engine.onnx_graph.model_file import save_model
+from torch2engine.onnx_graph.strict_rounding import DTYPE_ATTRIBUTES, round_strictly
+from torch2engine.onnx_graph.walk import walk_graphs, walk_tensors
 
-__all__ = ["DTYPE_ATTRIBUTES", "OrtSession", "import_onnxruntime"]
-
-DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # attributes whose value is an element type
+__all__ = ["OrtSession", "import_onnxruntime"]
 
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
 _ERRORS_ONLY = 3
@@ -35,10 +35,10 @@ class OrtSession:
     """An ONNX model that ONNX Runtime has opened on the CPU; threads may share it.
 
     Args:
-        path: the model file; external data is found beside it. A bfloat16 graph answers in float32, inputs and outputs
-            included, because the CPU provider has no bfloat16 Conv, Gemm or Add (seen with 1.32). What a Cast makes
-            bfloat16 is rounded to it all the same.
-        as_it_is: leave a bfloat16 graph alone. A graph that only casts to bfloat16 and back can run so.
+        path: the model file; external data is found beside it. Tensors of float16 and bfloat16 are rounded to their
+            type after every operator, as on a GPU: ONNX Runtime's own float16 is not, and it has no bfloat16 Conv, Gemm
+            or Add (seen with 1.32). Inputs and outputs of bfloat16 are float32, since numpy has none.
+        as_it_is: leave such a graph alone. A graph that only casts to a low type and back can run so.
 
     Raises:
         UnsupportedOperatorError: ONNX Runtime's CPU provider lacks an operator for these dtypes.
@@ -66,6 +66,8 @@ class OrtSession:
             except Exception as error:
                 raise _refusal(error, path) from error
         self._inputs = {value.name for value in self._session.get_inputs()}
+        self._half_inputs = readable.half_inputs
+        self._half_outputs = readable.half_outputs
         self._outputs: list[str] = [value.name for value in self._session.get_outputs()]
 
     def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -81,6 +83,7 @@ class OrtSession:
             InputError: ONNX Runtime refuses the inputs or fails on them.
         """
         feeds = {name: np.asarray(array, order="C") for name, array in inputs.items() if name in self._inputs}
+        feeds |= {name: _cast(feeds[name], np.float16, np.float32) for name in self._half_inputs & feeds.keys()}
         try:
             outputs: list[NDArray[Any]] = self._session.run(self._outputs, feeds)
         except Exception as error:
@@ -90,7 +93,14 @@ class OrtSession:
                 allowed="inputs that the graph can take",
                 fix="call the PyTorch model with these inputs, and mend what fails there",
             ) from error
-        return dict(zip(self._outputs, outputs, strict=True))
+        answers = dict(zip(self._outputs, outputs, strict=True))
+        return answers | {name: _cast(answers[name], np.float32, np.float16) for name in self._half_outputs}
+
+
+def _cast(array: NDArray[Any], source: type[np.generic], target: type[np.generic]) -> NDArray[Any]:
+    """Cast an array that has the source's dtype; one of another dtype is ONNX Runtime's to judge."""
+    cast: NDArray[Any] = array.astype(target) if array.dtype == source else array
+    return cast
 
 
 @cache
@@ -139,14 +149,17 @@ class _ReadableModel:
     Args:
         path: the file.
         dtypes: names of the element types in the model that was given.
+        half_inputs, half_outputs: those that are float16 in the model that was given, and float32 in the file.
     """
 
     path: Path
     dtypes: frozenset[str]
+    half_inputs: frozenset[str] = frozenset()
+    half_outputs: frozenset[str] = frozenset()
 
 
 def _make_readable(path: Path, scratch: Path, as_it_is: bool) -> _ReadableModel:
-    """Give the model itself, or a copy with float32 in the place of bfloat16.
+    """Give the model itself, or a float32 copy that rounds as the model does, if it has a low type.
 
     Raises:
         ArtifactError: not an ONNX model.
@@ -155,14 +168,19 @@ def _make_readable(path: Path, scratch: Path, as_it_is: bool) -> _ReadableModel:
 
     model = _parse(path, with_weights=False)
     dtypes = frozenset(onnx.TensorProto.DataType.Name(element_type) for element_type in _element_types(model.graph))
-    if as_it_is or "BFLOAT16" not in dtypes:
+    if as_it_is or not dtypes & {"FLOAT16", "BFLOAT16"}:
         return _ReadableModel(path, dtypes)
-    model = _parse(path, with_weights=True)
-    _replace_bfloat16(model.graph)
-    float32_path = scratch / "model.onnx"
-    # The weights lie beside the graph, because twice their bytes may not fit into protobuf's 2 GiB.
-    onnx.save_model(model, str(float32_path), save_as_external_data=True, location="model.onnx.data")
-    return _ReadableModel(float32_path, dtypes)
+    half_inputs = _half_values(model.graph.input)
+    half_outputs = _half_values(model.graph.output)
+    twin = round_strictly(_parse(path, with_weights=True))
+    save_model(twin, scratch / "model.onnx")
+    return _ReadableModel(scratch / "model.onnx", dtypes, half_inputs, half_outputs)
+
+
+def _half_values(values: Iterable[Any]) -> frozenset[str]:
+    from onnx import TensorProto
+
+    return frozenset(value.name for value in values if value.type.tensor_type.elem_type == TensorProto.FLOAT16)
 
 
 def _parse(path: Path, with_weights: bool) -> Any:
@@ -183,52 +201,6 @@ def _element_types(graph: Any) -> set[int]:
     types.update(value.elem_type for value in _tensor_values(graph))
     types.update(attribute.i for attribute in _dtype_attributes(graph))
     return types
-
-
-def _replace_bfloat16(graph: Any) -> None:
-    """Put float32 in bfloat16's place; what a Cast rounds to bfloat16 stays rounded."""
-    import onnx
-
-    bfloat16 = onnx.TensorProto.BFLOAT16
-    float32 = onnx.TensorProto.FLOAT
-    rounded = {node.output[0] for node in walk_nodes(graph.node) if _cast_type(node) == bfloat16}
-    for tensor in walk_tensors(graph):
-        if tensor.data_type == bfloat16:
-            values = onnx.numpy_helper.to_array(tensor).astype(np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    for value in _tensor_values(graph):
-        if value.elem_type == bfloat16:
-            value.elem_type = float32
-    for attribute in _dtype_attributes(graph):
-        if attribute.i == bfloat16:
-            attribute.i = float32
-    for part in walk_graphs(graph):
-        _round_to_bfloat16(part, rounded)
-
-
-def _cast_type(node: Any) -> int | None:
-    """The type that a Cast casts to; None for another node."""
-    return next(
-        (attribute.i for attribute in node.attribute if attribute.name == "to" and node.op_type == "Cast"), None
-    )
-
-
-def _round_to_bfloat16(graph: Any, names: Set[str]) -> None:
-    """Put a Cast to bfloat16 before each Cast that makes one of these tensors.
-
-    Without the rounding, a Cast that the graph should not have would pass every comparison.
-    """
-    from onnx import TensorProto, helper
-
-    nodes: list[Any] = []
-    for node in graph.node:
-        if node.op_type == "Cast" and node.output[0] in names:
-            narrow = f"{node.output[0]}/bfloat16"
-            nodes.append(helper.make_node("Cast", [node.input[0]], [narrow], to=TensorProto.BFLOAT16))
-            node.input[0] = narrow
-        nodes.append(node)
-    del graph.node[:]
-    graph.node.extend(nodes)
 
 
 def _tensor_values(graph: Any) -> Iterator[Any]:

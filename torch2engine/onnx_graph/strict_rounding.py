@@ -1,24 +1,23 @@
 """A typed ONNX model → one in float32 that rounds to the low type after every operator.
 
 Enters: a model with float16 or bfloat16 tensors. Leaves: a float32 model that answers on the CPU like a GPU that
-computes each operator in that type. Separate because ONNX Runtime's CPU provider computes float16 in float32 and leaves
-the casts out, so that it shows neither overflow nor rounding.
+computes each operator in that type. Separate because ONNX Runtime's CPU provider lacks most operators in these types:
+it computes float16 in float32 and leaves casts out, so that it shows neither overflow nor rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from torch2engine.onnx_graph.model_file import load_model, save_model
-from torch2engine.onnx_graph.ort_session import DTYPE_ATTRIBUTES
-from torch2engine.onnx_graph.tensor_types import cast_element_types, tensor_types
+from torch2engine.onnx_graph.tensor_types import cast_element_types, tensor_types, without_weight_values
 from torch2engine.onnx_graph.walk import subgraphs
 
-__all__ = ["EXACT_OPS", "write_strictly_rounded"]
+__all__ = ["DTYPE_ATTRIBUTES", "EXACT_OPS", "round_strictly"]
+
+DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # attributes whose value is an element type
 
 # These operators only move or choose values, which are rounded already.
 EXACT_OPS = frozenset(
@@ -29,24 +28,30 @@ EXACT_OPS = frozenset(
 )
 
 
-def write_strictly_rounded(source: Path, target: Path) -> None:
-    """Write the float32 twin of a typed model.
+def round_strictly(model: Any) -> Any:
+    """Turn a typed model into its float32 twin.
 
     A matrix product or a sum is added up in float32 and rounded once, as tensor cores do. Inputs and outputs of a low
     type become float32 too.
 
     Args:
-        source: the typed model; without a low type in it, the twin is a copy.
-        target: the file to write.
+        model: ModelProto with its weights; it is changed.
+
+    Returns:
+        the twin; without a low type in the model, the twin is equal to it.
     """
     import onnx
+    from onnx import inliner
 
-    model = load_model(source)
+    onnx_untyped: Any = onnx  # the package's own annotations lack shape_inference
+    if model.functions:  # their bodies would keep the low types
+        model = inliner.inline_local_functions(model)
     types = tensor_types(model)
+    typed = without_weight_values(model)
     if any(list(subgraphs(node)) for node in model.graph.node):
-        model = onnx.shape_inference.infer_shapes(model)  # the types inside branches and loops
-    _StrictRounding(onnx).rewrite(model.graph, types)
-    save_model(model, target)
+        typed = onnx_untyped.shape_inference.infer_shapes(typed)  # the types inside branches and loops
+    _StrictRounding(onnx).rewrite(model.graph, typed.graph, types)
+    return model
 
 
 class _StrictRounding:
@@ -63,31 +68,32 @@ class _StrictRounding:
         self._low_types = cast_element_types()
         self._name_count = 0
 
-    def rewrite(self, graph: Any, outer_types: dict[str, int]) -> None:
+    def rewrite(self, graph: Any, typed: Any, outer_types: dict[str, int]) -> None:
         """Make a graph and those inside its nodes float32, in place.
 
         Args:
             graph: GraphProto.
+            typed: a copy of it, with the types of its tensors as far as these were inferred.
             outer_types: types of its tensors, as far as known, and of those around a subgraph.
         """
         types = dict(outer_types)
-        for value in (*graph.value_info, *graph.input, *graph.output):
+        for value in (*typed.value_info, *graph.value_info, *graph.input, *graph.output):
             types[value.name] = value.type.tensor_type.elem_type
         for tensor in graph.initializer:
             types[tensor.name] = tensor.data_type
             self._widen_tensor(tensor)
-        nodes = list(self._rewritten_nodes(graph, types))
+        nodes = list(self._rewritten_nodes(graph, typed, types))
         del graph.node[:]
         graph.node.extend(nodes)
         for value in (*graph.value_info, *graph.input, *graph.output):
             if value.type.tensor_type.elem_type in self._low_types:
                 value.type.tensor_type.elem_type = self._float32
 
-    def _rewritten_nodes(self, graph: Any, types: dict[str, int]) -> Iterator[Any]:
+    def _rewritten_nodes(self, graph: Any, typed: Any, types: dict[str, int]) -> Iterator[Any]:
         """Give each node, followed by the casts that round its outputs."""
-        for node in graph.node:
-            for inner in subgraphs(node):
-                self.rewrite(inner, types)
+        for node, typed_node in zip(graph.node, typed.node, strict=True):
+            for inner, typed_inner in zip(subgraphs(node), subgraphs(typed_node), strict=True):
+                self.rewrite(inner, typed_inner, types)
             self._widen_attributes(node)
             rounding: list[Any] = []
             for index, name in enumerate(node.output):

@@ -20,8 +20,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import InputError
-from torch2engine.core.precisions import LOW_PRECISIONS
-from torch2engine.modules.onnxruntime.module import ORTModule, StrictModule
+from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lowered_parity import parity_cases_for
@@ -61,9 +60,7 @@ def check(
         captured = with_examples(_capture_like(artifact, model, sample_input), given)
         answers = answer_parity_cases(captured, (artifact.precision,))
     answers = replace(answers, parity_cases=parity_cases_for(artifact.precision, answers.parity_cases))
-    # ONNX Runtime's own answers would hide what overflows in a lower precision.
-    candidate = StrictModule(artifact) if _is_lowered(artifact) else ORTModule(artifact)
-    return answers.compare(candidate, tolerance)
+    return answers.compare(ORTModule(artifact), tolerance)
 
 
 def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -> CapturedCall:
@@ -87,9 +84,3 @@ def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -
         raise InputError("sample_input", got=f"inputs {given}", allowed=f"the artifact's {expected}", fix=_FITTING)
     artifact.signature.resolve([leaf.shape for leaf in captured.sample])
     return replace(captured, signature=artifact.signature, profiles=artifact.profiles)
-
-
-def _is_lowered(artifact: OnnxArtifact) -> bool:
-    """Whether a float32 model was lowered: its inputs or outputs are float32, and its precision is a lower one."""
-    dtypes = [spec.dtype for spec in (*artifact.signature.inputs, *artifact.signature.outputs)]
-    return artifact.precision in LOW_PRECISIONS and "float32" in dtypes

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch2engine.core.config import Budget
 from torch2engine.core.errors import ParityError
-from torch2engine.modules.onnxruntime.module import StrictModule
+from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.precision.calibration import Arrays, named_arrays
 from torch2engine.precision.graph.mixed_precision import MixedPrecisionModel, relative_error
 from torch2engine.precision.lower_graph import GraphLowering
@@ -83,7 +83,7 @@ class BudgetSearch:
         metric = self._lowering.metric
         parity = lowered.reports[0]
         if metric is not None:
-            value = metric.mean(StrictModule(lowered.artifact))
+            value = metric.mean(ORTModule(lowered.artifact))
             is_finite = all(row.nonfinite_candidate <= row.nonfinite_reference for row in parity.rows)
             return _Verdict(is_finite and value >= metric.floor, f"metric {value:.4g}, floor {metric.floor:.4g}")
         error = math.nan if parity.worst is None else parity.worst.rel_l2

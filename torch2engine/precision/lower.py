@@ -7,7 +7,6 @@ build. Separate because it composes steps that know nothing of each other: lower
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -16,8 +15,6 @@ from torch2engine.core.config import Precision, Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import FLOAT32_PRECISIONS, QUANTIZED_PRECISIONS
 from torch2engine.core.progress import Progress, Reporter, reporting
-from torch2engine.modules.judge import judge
-from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.precision.budget_search import BudgetSearch
 from torch2engine.precision.lower_graph import GraphLowering
 from torch2engine.precision.lowered_model import LoweredModel
@@ -68,14 +65,7 @@ def lower(
     with reporting(progress) as report:
         reporter = Reporter("calibration", report)
         lowering = GraphLowering(artifact, precision, cases, calibration, tolerance, flavour, reporter)
-        lowered = _lower_within_budget(lowering)
-    if flavour is not None:
-        return lowered
-    # ONNX Runtime's float16 is not the strict judge's, and it lacks some operators in it.
-    parity = judge(
-        ORTModule(lowered.artifact), lowered.parity_cases, lowered.tolerance, precision=lowered.judged_as
-    ).raise_if_failed()
-    return replace(lowered, reports=(*lowered.reports, parity))
+        return _lower_within_budget(lowering)
 
 
 def _require_float32_model(artifact: OnnxArtifact, precision: Precision) -> None:

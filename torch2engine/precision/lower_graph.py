@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from torch2engine.core.preprocess import ORIGIN
 from torch2engine.core.progress import Reporter
 from torch2engine.core.wording import did_you_mean
 from torch2engine.modules.judge import judge
-from torch2engine.modules.onnxruntime.module import StrictModule
+from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import node_modules
+from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.calibration import Arrays, calibration_arrays, metric_of_budget, named_arrays
 from torch2engine.precision.graph.cast import cast_graph, nodes_out_of_range
 from torch2engine.precision.graph.count_nodes import count_nodes
@@ -44,6 +46,8 @@ from torch2engine.precision.lowered_parity import (
 from torch2engine.precision.retype_weights import retype_weight_program
 
 __all__ = ["GraphLowering"]
+
+_AS_ON_A_GPU = "rounding after every operator"
 
 # A metric judges instead; what is not finite fails all the same.
 _UNBOUNDED = Tolerance(rel_l2=1e6, max_rel=1e6, mismatch=1.0)
@@ -151,10 +155,14 @@ class GraphLowering:
             tolerance=self.tolerance,
             judged_as=self.judged_as,
             outcome=count_nodes(load_model(onnx_path), self.precision.dtype, float32_reasons),
-            reports=(judge(StrictModule(artifact), cases, self.tolerance, precision=self.judged_as),),
+            reports=(self._judge(artifact, cases),),
             notes=notes,
             metric=self.metric,
         )
+
+    def _judge(self, artifact: OnnxArtifact, cases: Sequence[ParityCase]) -> ParityReport:
+        parity = judge(ORTModule(artifact), cases, self.tolerance, precision=self.judged_as)
+        return replace(parity, subject=f"{parity.subject}, {_AS_ON_A_GPU}")
 
     def _write_graph(self, target: Path, float32_reasons: Mapping[str, str]) -> tuple[str, ...]:
         """Quantise the graph, cast it, or both; returns notes."""

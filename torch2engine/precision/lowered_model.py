@@ -32,7 +32,7 @@ class LoweredModel:
         tolerance: when its engine counts as equal too; without bounds where a metric judges; None for the default.
         judged_as: the precision whose default and sensitivity count; None for the artifact's own.
         outcome: which nodes are low, and why others are not; None for a graph that was left as it is.
-        reports: PyTorch against the graph, rounded after every operator; and against ONNX Runtime if that will answer.
+        reports: PyTorch against the graph, rounded after every operator.
         notes: sentences for the user.
         metric: judges whatever is deployed; None without one.
     """

@@ -7,12 +7,10 @@ adds to a deployed module.
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,9 +27,8 @@ from torch2engine.core.errors import DeviceError
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.onnx_graph.model_file import replace_weights
 from torch2engine.onnx_graph.ort_session import OrtSession
-from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
 
-__all__ = ["OnnxRuntimeBackend", "StrictBackend"]
+__all__ = ["OnnxRuntimeBackend"]
 
 _CPU = torch.device("cpu")
 
@@ -128,31 +125,9 @@ class OnnxRuntimeBackend:
     def _open_session(self) -> _OpenSession:
         with self._lock:
             if self._opened is None:
-                self._opened = _OpenSession(self._load_session(), os.getpid())
+                artifact = self.artifact  # held, with its files, while the session reads them
+                self._opened = _OpenSession(OrtSession(artifact.verified_onnx_path), os.getpid())
             return self._opened
-
-    def _load_session(self) -> OrtSession:
-        artifact = self.artifact  # held, with its files, while a refit may replace the attribute
-        return OrtSession(artifact.verified_onnx_path)
-
-
-class StrictBackend(OnnxRuntimeBackend):
-    """The same, rounded to the type of each tensor after every operator.
-
-    A value that overflows on the GPU overflows here. It does not in ONNX Runtime's own answers, which are float32.
-    """
-
-    title = "ONNX Runtime, rounding after every operator"
-
-    def run(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
-        return super().run([x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in inputs], profile)
-
-    def _load_session(self) -> OrtSession:
-        artifact = self.artifact
-        with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
-            strict_path = Path(folder) / "model.onnx"
-            write_strictly_rounded(artifact.verified_onnx_path, strict_path)
-            return OrtSession(strict_path, as_it_is=True)
 
 
 def _array(tensor: torch.Tensor) -> NDArray[Any]:

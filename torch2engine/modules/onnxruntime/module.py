@@ -20,12 +20,12 @@ from torch2engine.core.package import public
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
-from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend, StrictBackend
+from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.deploy_report import DeployReport
 
-__all__ = ["ORTModule", "StrictModule"]
+__all__ = ["ORTModule"]
 
 R = TypeVar("R", bound="ORTModule")
 
@@ -94,12 +94,3 @@ class ORTModule(DeployedModule[OnnxRuntimeBackend]):
     def trim(self) -> None:
         """Close the session; the next call opens it anew."""
         self._backend.close()
-
-
-class StrictModule(ORTModule):
-    """The judge of a typed model: answers on the CPU, rounded to each tensor's own type after every operator."""
-
-    def _make_backend(
-        self, artifact: OnnxArtifact, guard: WeightsGuard, device: torch.device | str | None
-    ) -> StrictBackend:
-        return StrictBackend(artifact, guard)

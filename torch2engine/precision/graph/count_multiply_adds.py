@@ -19,7 +19,6 @@ from torch2engine.core.precisions import LOW_PRECISIONS, PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.ort_session import OrtSession
-from torch2engine.onnx_graph.strict_rounding import write_strictly_rounded
 from torch2engine.onnx_graph.tensor_types import tensor_types, without_weight_values
 from torch2engine.precision.graph.multiply_adds import RECURRENT, MultiplyAddNode
 
@@ -89,15 +88,14 @@ def _observed_shapes(
 
     with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
         path = Path(folder) / "model.onnx"
-        write_strictly_rounded(source, path)  # has the same names, and ONNX Runtime can run it
-        model = load_model(path)
+        model = load_model(source)
         del model.graph.output[:]
         for name in names:
             output = _SHAPE_PREFIX + name
             model.graph.node.append(helper.make_node("Shape", [name], [output]))
             model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
         save_model(model, path)
-        answers = OrtSession(path, as_it_is=True)(inputs)
+        answers = OrtSession(path)(inputs)
     return {name: tuple(int(size) for size in answers[_SHAPE_PREFIX + name]) for name in names}
 
 
