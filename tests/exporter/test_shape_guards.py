@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -343,3 +343,35 @@ def test_torchs_logger_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> No
         assert (logger.level, logger.filters) == (logging.ERROR, filters)
     assert [guard.condition for guard in guards.guards] == ["s7 <= 4"]
     assert [record.getMessage() for record in caplog.records] == ["broken"]
+
+
+@pytest.fixture(params=["logging.disable", "dictConfig"])
+def silenced(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What users do to logs that are not theirs."""
+    logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    if request.param == "logging.disable":
+        logging.disable(logging.CRITICAL)
+    else:
+        logger.disabled = True  # logging.config.dictConfig does so by default
+    yield
+    assert logger.disabled == (request.param == "dictConfig")
+    assert not logger.isEnabledFor(logging.CRITICAL)
+    logging.disable(logging.NOTSET)
+    logger.disabled = False
+
+
+@pytest.mark.usefixtures("silenced")
+def test_line_that_pins_an_axis_is_named_though_logs_are_silenced() -> None:
+    """Silence on the user's side takes nothing from the error."""
+    assert refusal(reshaped).source == line_of(reshaped, "view(4, 3)")
+
+
+def test_ranges_are_proved_without_torchs_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another wording of torch's takes the lines from errors, and no model from the user."""
+    monkeypatch.setattr(ShapeGuards, "read_record", lambda self, record: False)
+
+    def halves(x: torch.Tensor, w: Any) -> torch.Tensor:
+        return x.chunk(2)[1].sum() + x[x.shape[0] // 2 :] + w[0]
+
+    artifact, _ = exported(Function(halves), X, {"x": {0: Axis("batch", 2, 4, 9)}})
+    assert artifact.signature.axes[0].range == (2, 4, 9)

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from torch._subclasses.fake_tensor import DataDependentOutputException, UnsupportedOperatorException
 
@@ -27,10 +28,12 @@ __all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "explain_refusal", "r
 AxisOfDimension = Mapping[tuple[int, int], str]  # (index of the input, dimension) -> its size in the signature
 
 # torch/fx/experimental/symbolic_shapes.py logs each decision at INFO while the user's frame is still on the stack
-# (seen in torch 2.9 to 2.13). If these texts change, sources become empty and nothing else.
+# (seen in torch 2.9 to 2.13). If these texts change, sources become empty and nothing else: which dimension a symbol
+# stands for is read from torch's ShapeEnv.
 _LOGGER = "torch.fx.experimental.symbolic_shapes"
 _ENDS_OF_FORWARD = {str(Path(__file__).with_name(name)) for name in ("flat_module.py", "trace.py")}
-_CREATED = re.compile(r"create_symbol (\w+) = \S+ for L\['leaves'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
+_DIMENSION = re.compile(r"L\['leaves'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
+_CREATED = re.compile(rf"create_symbol (\w+) = \S+ for {_DIMENSION.pattern}")
 _GUARDED = re.compile(r"eval (?!\[guard suppressed\])(.+?) \[guard added\]")
 _PINNED = re.compile(r"set_replacement (\w+) = (\d+) ")
 
@@ -67,13 +70,23 @@ class ShapeGuards:
     def read_record(self, record: logging.LogRecord) -> bool:
         """Read one log record; only errors go further, since torch prints whole graphs as warnings."""
         message = record.getMessage()
-        if created := _CREATED.search(message):
+        if created := _CREATED.search(message):  # read_symbols has them too, but for those that became numbers
             self.dimension_of[created[1]] = (int(created[2]), int(created[3]))
         elif pinned := _PINNED.search(message):
             self.guards.append(ShapeGuard(pinned[1], _current_user_line(), is_pinned=True))
         elif guarded := _GUARDED.search(message):
             self.guards.append(ShapeGuard(guarded[1], _current_user_line(), is_pinned=False))
         return record.levelno >= logging.ERROR
+
+    def read_symbols(self, environment: Any) -> None:
+        """Note which dimension each symbol stands for.
+
+        Args:
+            environment: torch's ShapeEnv of the export.
+        """
+        for source, symbol in environment.source_to_var.items():
+            if found := _DIMENSION.fullmatch(source):
+                self.dimension_of[str(symbol)] = (int(found[1]), int(found[2]))
 
     @property
     def axis_of_symbol(self) -> dict[str, str]:
@@ -110,6 +123,11 @@ def _current_user_line() -> str:
     return innermost_user_frame(in_forward[::-1])
 
 
+def _always(level: int) -> bool:
+    del level
+    return True
+
+
 @contextmanager
 def record_guards(axis_of: AxisOfDimension) -> Generator[ShapeGuards]:
     """Collect torch's shape decisions while the body exports.
@@ -118,14 +136,17 @@ def record_guards(axis_of: AxisOfDimension) -> Generator[ShapeGuards]:
         axis_of: the axis of each dynamic dimension.
     """
     guards = ShapeGuards(axis_of)
-    logger = logging.getLogger(_LOGGER)
-    level = logger.level
+    logger: Any = logging.getLogger(_LOGGER)
+    was_disabled = logger.disabled
     logger.addFilter(guards.read_record)
-    logger.setLevel(logging.INFO)
+    # Lines are wanted even after logging.disable() or dictConfig(), which users call for logs of their own.
+    logger.disabled = False
+    logger.isEnabledFor = _always
     try:
         yield guards
     finally:
-        logger.setLevel(level)
+        del logger.isEnabledFor
+        logger.disabled = was_disabled
         logger.removeFilter(guards.read_record)
 
 

@@ -28,6 +28,7 @@ __all__ = [
     "dim_in_axes",
     "holds_at",
     "in_axes",
+    "shape_environment",
     "user_input_sizes",
 ]
 
@@ -133,7 +134,7 @@ def _expression(size: Any, guards: ShapeGuards) -> Any:
 
 def _of_guards(program: torch.export.ExportedProgram, guards: ShapeGuards) -> Iterator[SizeCondition]:
     """torch's guards, and the ranges that it gave its symbols beside them."""
-    environment = _shape_environment(program)
+    environment = shape_environment(program)
     if environment is None:
         return
     for guard in environment.guards:
@@ -149,7 +150,7 @@ def _of_guards(program: torch.export.ExportedProgram, guards: ShapeGuards) -> It
             yield SizeCondition(dim_in_axes(dim) <= int(held.upper), guards.source_of(dim))
 
 
-def _shape_environment(program: torch.export.ExportedProgram) -> Any:
+def shape_environment(program: torch.export.ExportedProgram) -> Any:
     """torch's ShapeEnv; None where no input is dynamic."""
     sizes: list[Any] = [size for shape in user_input_sizes(program) for size in shape]
     return next((size.node.shape_env for size in sizes if not isinstance(size, int)), None)

@@ -19,6 +19,7 @@ from torch2engine.exporter.flat_module import FlatModule
 from torch2engine.exporter.pinned_axes import becomes_a_number
 from torch2engine.exporter.prove_sizes import SizeFault, find_size_fault
 from torch2engine.exporter.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
+from torch2engine.exporter.size_conditions import shape_environment
 
 __all__ = ["TracedCall", "trace"]
 
@@ -93,6 +94,9 @@ def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
             )
         except Exception as error:
             raise explain_refusal(error) from error
+    environment = shape_environment(program)
+    if environment is not None:
+        guards.read_symbols(environment)
     return TracedCall(captured, program, guards)
 
 
