@@ -5,8 +5,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import gc
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -219,21 +222,23 @@ def test_flatten_refuses_what_no_engine_takes(value: Any, text: str) -> None:
     assert str(error.value) == text
 
 
-FIND = (
-    "the model's own types, in which results are rebuilt; define the class at the top level of a module "
-    "that can be imported"
-)
+OWN = "the model's own types, in which results are rebuilt"
+HERE = "define the class at the top level of a module that is imported where the artifact is loaded"
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("no_such_module:C", f"got no such class here (No module named 'no_such_module'); expected {FIND}"),
+        (
+            "no_such_module:C",
+            "got no such class here (module 'no_such_module' is not imported, and a manifest may not import it); "
+            f"expected {OWN}; import no_such_module before the call, as a program of your own would",
+        ),
         (
             "collections:NoSuch",
-            f"got no such class here (module 'collections' has no attribute 'NoSuch'); expected {FIND}",
+            f"got no such class here (module 'collections' has no attribute 'NoSuch'); expected {OWN}; {HERE}",
         ),
-        (":C", f"got no such class here (Empty module name); expected {FIND}"),
+        (":C", f"got no such class here (module '' is not imported, and a manifest may not import it); expected {OWN}"),
         (
             "tests.core.test_pytree:NotAClass.method",
             ("got no such container; expected a mapping class; deploy the model again"),
@@ -254,12 +259,28 @@ def test_class_is_found_by_its_qualified_name() -> None:
 
 
 @pytest.mark.parametrize("kind", ["namedtuple", "sequence", "mapping", "dataclass"])
-@pytest.mark.parametrize("name", ["subprocess:Popen", "builtins:eval", "torch.nn:Module", "pathlib:Path"])
+@pytest.mark.parametrize(
+    "name", ["subprocess:Popen", "builtins:eval", "torch.nn:Module", "pathlib:Path", "os:_Environ"]
+)
 def test_class_that_is_no_such_container_is_refused(name: str, kind: str) -> None:
     """A manifest can't have just any callable called with what it holds."""
     with pytest.raises(ArtifactError) as error:
         find_class(name, CONTAINERS[kind])
     assert str(error.value) == f"type '{name}': got no such container; expected a {kind} class; deploy the model again"
+
+
+def test_finding_a_class_imports_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that a manifest names is not imported, nor is its __getattr__ called or a name of another home taken."""
+    (tmp_path / "planted.py").write_text("from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\n")
+    lazy = ModuleType("lazy")
+    vars(lazy).update(__getattr__=pytest.fail, Pair=Pair)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
+    for name in ("planted:C", "lazy:C", "lazy:Pair"):
+        with pytest.raises(ArtifactError):
+            find_class(name, CONTAINERS["namedtuple"])
+    assert "planted" not in sys.modules
+    assert not (tmp_path / "planted.ran").exists()
 
 
 # bind

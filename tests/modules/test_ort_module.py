@@ -111,6 +111,47 @@ def test_fork_after_the_first_call_is_refused(run_python: Run) -> None:
     assert run_python(FORK) == ["right", text, "right", "right"]
 
 
+FORK_AMID_OPENING = """
+import json, os, signal, threading
+from tests.support.deploy_models import mlp, sample
+from torch2engine.modules.onnxruntime import backend
+
+model, module = mlp()
+x, opening, go_on = sample(3, 6), threading.Event(), threading.Event()
+open_session = backend.OrtSession
+
+def slow(path):
+    opening.set()
+    go_on.wait()
+    return open_session(path)
+
+backend.OrtSession = slow
+thread = threading.Thread(target=module, args=(x,))
+thread.start()
+opening.wait()
+read, write = os.pipe()
+child = os.fork()
+if not child:
+    signal.alarm(60)  # ends a child that hangs
+    try:
+        module(x)
+    except Exception as error:
+        os.write(write, type(error).__name__.encode())
+    os._exit(0)
+os.close(write)
+go_on.set()
+thread.join()
+with os.fdopen(read) as stream:
+    print(json.dumps(stream.read()))
+os.waitpid(child, 0)
+"""
+
+
+def test_fork_while_a_thread_opens_the_session_is_refused(run_python: Run) -> None:
+    """A fork does not wait for a lock that a thread of its parent held: it is refused at once."""
+    assert run_python(FORK_AMID_OPENING) == "DeviceError"
+
+
 def test_spawned_process_answers() -> None:
     """A module goes to a spawned process by pickle, answers there, and its errors come back whole."""
     model, module = mlp()
@@ -361,23 +402,21 @@ print(json.dumps([imported, answer]))
 
 
 def test_result_classes_are_found_again_in_a_fresh_process(tmp_path: Path, run_python: Run) -> None:
-    """A loaded module imports the model's result types by name and needs nothing else of the model's code."""
+    """A loaded module finds the result types that the program has imported, and needs no other code of the model."""
     path = nested()[1].save(tmp_path / "model.t2e")
     fields = ["again", "kind", "nothing", "states", "sum", "table"]
-    code = LOADED.format(path='sys.path.insert(0, ".")', folder=str(path))
-    assert run_python(code) == [False, ["tests.support.deploy_models", "Scores", fields]]
+    code = LOADED.format(path='sys.path.insert(0, "."); import tests.support.deploy_models', folder=str(path))
+    assert run_python(code) == [True, ["tests.support.deploy_models", "Scores", fields]]
 
 
-def test_result_class_that_cannot_be_imported_is_named(tmp_path: Path, run_python: Run) -> None:
-    """Where the model's code is missing, the error names the class and says where it must be."""
+def test_result_class_that_is_not_imported_is_named(tmp_path: Path, run_python: Run) -> None:
+    """Where the model's code is not imported, the error names the class and the import; a manifest imports nothing."""
     path = nested()[1].save(tmp_path / "model.t2e")
-    missing = 'sys.modules["tests.support.deploy_models"] = None'
-    assert run_python(LOADED.format(path=missing, folder=str(path))) == [
+    assert run_python(LOADED.format(path='sys.path.insert(0, ".")', folder=str(path))) == [
         False,
-        "type 'tests.support.deploy_models:Scores': got no such class here (import of "
-        "tests.support.deploy_models halted; None in sys.modules); expected the model's own types, "
-        "in which results are rebuilt; define the class at the top level of a module that can be "
-        "imported where the artifact is loaded",
+        "type 'tests.support.deploy_models:Scores': got no such class here (module 'tests.support.deploy_models' is "
+        "not imported, and a manifest may not import it); expected the model's own types, in which results are "
+        "rebuilt; import tests.support.deploy_models before the call, as a program of your own would",
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex, TypeVar
 
@@ -34,6 +34,7 @@ from torch2engine.artifact.saved_folder import (
 )
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.pytree import container_classes
 from torch2engine.core.spec import Profile, Signature
 
 __all__ = ["Artifact"]
@@ -261,7 +262,7 @@ class Artifact:
         self._artifact_files = ArtifactFiles(folder=place, owner=owner, names=present, is_private=is_private)
 
     @classmethod
-    def _from_memory(cls: type[A], manifest: bytes, files: Mapping[str, Any]) -> A:
+    def _from_memory(cls: type[A], manifest: bytes, files: Mapping[str, Any], classes: Sequence[type] = ()) -> A:
         fields, records = parse_manifest(manifest, _MEMORY)
         check_kind(fields, cls.kind, _MEMORY)
         memory: dict[str, bytes | memoryview] = {}
@@ -289,4 +290,6 @@ class Artifact:
         manifest = write_manifest(self._fields, {name: self._artifact_files.record(name) for name in names})
         wrap: Any = pickle.PickleBuffer if protocol.__index__() >= 5 else bytes
         # The receiver hashes the bytes when they are first read: handing an engine to a process stays quick.
-        return self._from_memory, (manifest, {name: wrap(data) for name, data in contents.items()})
+        # A pickle imports the result's classes, as it does with everything in it; a manifest may not.
+        classes = container_classes(self.signature.output)
+        return self._from_memory, (manifest, {name: wrap(data) for name, data in contents.items()}, classes)

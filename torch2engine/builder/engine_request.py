@@ -7,7 +7,6 @@ minutes pass and memory fills: one build at a time, and processes that want the 
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
@@ -24,6 +23,7 @@ from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import BuildSource
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, reporting
 from torch2engine.core.spec import Profile
 from torch2engine.core.version import __version__
@@ -33,7 +33,7 @@ from torch2engine.trt.library import find_tensorrt
 __all__ = ["EngineRequest", "build_environment", "current_driver", "engine_facts", "request_engine"]
 
 # Builders that run side by side disturb each other's timings and double the memory needed.
-_ONE_BUILD_AT_A_TIME = threading.Lock()
+_ONE_BUILD_AT_A_TIME = ForkSafeLock()
 
 
 class EngineRequest:

@@ -21,11 +21,13 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from torch2engine.core.fork_safe_lock import ForkSafeLock
+
 __all__ = ["exact_arithmetic", "process_state_lock", "restored_random_state"]
 
 # The switches below are the process's, so a second thread would save the first one's settings as the user's. And
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
-_LOCK = threading.RLock()
+_LOCK = ForkSafeLock(reentrant=True)
 # Their threads watch progress bars, files and debuggers, and draw no random numbers.
 _HELPERS = (  # modules and packages whose threads run none of the user's code
     *("IPython", "debugpy", "ipykernel", "pydevd", "torch2engine", "tornado", "tqdm", "zmq"),

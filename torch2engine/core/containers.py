@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,6 +21,9 @@ from torch2engine.core.wording import with_article
 __all__ = ["CONTAINERS", "Container", "Key", "container_of", "find_class"]
 
 Key = str | int
+
+# Modules that define containers and do nothing else: a manifest may name them before anybody has imported them.
+_CONTAINER_MODULES = ("collections", "torch.return_types", "transformers.modeling_outputs")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,29 +191,49 @@ def container_of(value: Any, path: str) -> Container:
 
 
 def find_class(type_name: str, container: Container) -> type:
-    """Import the class "module:qualified.name" that rebuilds a container.
+    """Find the class "module:qualified.name" that rebuilds a container, without an import.
 
-    A manifest comes from outside, so it may name a class of the right kind only, and no other callable.
+    A manifest comes from outside. So a class counts only if the process has imported its module by itself, or if the
+    module is one of a few that define containers and do nothing else. It must be of the right kind, and no other
+    callable.
 
     Raises:
         ArtifactError: it can't be found, or is no such container; the message names it.
     """
-    module, _, qualname = type_name.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in qualname.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    module_name, _, qualname = type_name.partition(":")
+    if module_name in _CONTAINER_MODULES:
+        with suppress(ImportError):
+            importlib.import_module(module_name)
+    module = sys.modules.get(module_name)
+    if module is None:
         raise ArtifactError(
             f"type '{type_name}'",
-            got=f"no such class here ({error})",
+            got=f"no such class here (module '{module_name}' is not imported, and a manifest may not import it)",
             allowed="the model's own types, in which results are rebuilt",
-            fix="define the class at the top level of a module that can be imported where the artifact is loaded",
-        ) from error
+            fix=f"import {module_name} before the call, as a program of your own would",
+        )
+    found: object = module
+    for part in qualname.split("."):
+        found = vars(found).get(part) if hasattr(found, "__dict__") else None  # no __getattr__ of a module runs
+    if found is None:
+        raise ArtifactError(
+            f"type '{type_name}'",
+            got=f"no such class here (module '{module_name}' has no attribute '{qualname}')",
+            allowed="the model's own types, in which results are rebuilt",
+            fix="define the class at the top level of a module that is imported where the artifact is loaded",
+        )
     fits = container.fits_class
-    if not isinstance(found, type) or fits is None or not fits(found):
+    if not isinstance(found, type) or fits is None or not fits(found) or not _is_registered(found, type_name):
         allowed = f"{with_article(container.kind)} class"
         raise ArtifactError(
             f"type '{type_name}'", got="no such container", allowed=allowed, fix="deploy the model again"
         )
     return found
+
+
+def _is_registered(cls: type, type_name: str) -> bool:
+    """Whether a class is at home under this name, and not in the standard library, whose containers may open files."""
+    module = cls.__module__
+    if f"{module}:{cls.__qualname__}" != type_name:
+        return False
+    return module in _CONTAINER_MODULES or module.partition(".")[0] not in sys.stdlib_module_names

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from typing import Any
 
 __all__ = ["ForkSafeLock"]
 
@@ -17,18 +18,25 @@ class ForkSafeLock:
 
     What the lock protects may be half done in a child. So a body writes its result in one last assignment.
 
-    >>> with ForkSafeLock():
+    Args:
+        reentrant: a thread that holds the lock may take it again.
+
+    >>> lock = ForkSafeLock(reentrant=True)
+    >>> with lock, lock:
     ...     pass
     """
 
-    def __init__(self) -> None:
-        self._locks: dict[int, threading.Lock] = {}
+    def __init__(self, reentrant: bool = False) -> None:
+        self._make = threading.RLock if reentrant else threading.Lock
+        self._locks = {os.getpid(): self._make()}
 
-    def _lock(self) -> threading.Lock:
-        return self._locks.setdefault(os.getpid(), threading.Lock())  # one step, which threads can't interleave
+    def _own_lock(self) -> Any:
+        lock = self._locks.get(os.getpid())
+        # `setdefault` is one step, which threads can't interleave.
+        return self._locks.setdefault(os.getpid(), self._make()) if lock is None else lock
 
     def __enter__(self) -> None:
-        self._lock().acquire()
+        self._own_lock().acquire()
 
     def __exit__(self, *error: object) -> None:
-        self._lock().release()
+        self._own_lock().release()

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch2engine.core.containers import CONTAINERS, Container, Key, container_of, find_class
-from torch2engine.core.errors import InputError
+from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Parameter, Tree
 from torch2engine.core.wording import did_you_mean, kind_of, with_article
@@ -25,6 +26,7 @@ __all__ = [
     "LeafKind",
     "as_inputs",
     "bind",
+    "container_classes",
     "flatten",
     "is_tensor",
     "leaf_paths",
@@ -201,7 +203,7 @@ def unflatten(tree: Tree, leaves: Sequence[Any]) -> Any:
     """Put tensors back into the structure that they were taken from.
 
     Raises:
-        ArtifactError: a class that the result needs can't be imported here.
+        ArtifactError: a class that the result needs is not imported here.
     """
     return _unflatten(tree, iter(leaves))
 
@@ -217,6 +219,16 @@ def _unflatten(node: Tree, leaves: Iterator[Any]) -> Any:
     if cls is None and container.fits_class is not None:
         cls = find_class(node.type_name, container)
     return container.rebuild(cls, node.keys, children)
+
+
+def container_classes(tree: Tree) -> list[type]:
+    """The classes that rebuild the containers of a structure, without those that can't be found by their names."""
+    found = [cls for child in tree.children for cls in container_classes(child)]
+    container = CONTAINERS.get(tree.kind)
+    if container is not None and container.fits_class is not None:
+        with suppress(ArtifactError):
+            found.append(find_class(tree.type_name, container))
+    return found
 
 
 def bind(

@@ -7,14 +7,15 @@ Separate because this is the only place that writes the environment.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 
 __all__ = ["builder_environment", "float32_arithmetic"]
 
 _VARIABLE = "NVIDIA_TF32_OVERRIDE"
-_WRITE_LOCK = threading.Lock()
+_WRITE_LOCK = ForkSafeLock()
 
 
 def builder_environment(precision: str) -> dict[str, str]:

@@ -6,7 +6,6 @@ backend is one folder that keeps this contract, and one row in `torch2engine.mod
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -16,6 +15,7 @@ import torch
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.errors import RefitError
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 
 __all__ = ["FIX_OF_WRONG_WEIGHTS", "Backend", "Infer", "RefittableBackend", "WeightsGuard"]
 
@@ -39,7 +39,7 @@ class WeightsGuard:
     def __init__(self, subject: str) -> None:
         self.subject = subject
         # Held by a thread that changes the weights, or reads them for a copy; the first of all locks that it takes.
-        self.lock = threading.RLock()
+        self.lock = ForkSafeLock(reentrant=True)
         self.fault = ""
 
     def check(self) -> None:

@@ -7,7 +7,6 @@ module's own, and nothing answers with wrong weights meanwhile or afterwards.
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -30,6 +29,7 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Tolerances, check_tolerance
 from torch2engine.core.errors import ParityError, RefitError
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.modules.backend import FIX_OF_WRONG_WEIGHTS, Backend, Infer, RefittableBackend, WeightsGuard
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
 from torch2engine.modules.out_of_range import OutOfRange
@@ -121,7 +121,7 @@ class WeightSync:
         self._weights_version = 0  # odd while weights are being replaced
 
     @property
-    def lock(self) -> threading.RLock:
+    def lock(self) -> ForkSafeLock:
         """The lock on the weights; see `WeightsGuard`."""
         return self._guard.lock
 

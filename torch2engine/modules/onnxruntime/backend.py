@@ -7,7 +7,6 @@ adds to a deployed module.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.errors import DeviceError
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.onnx_graph.model_file import replace_weights
 from torch2engine.onnx_graph.ort_session import OrtSession
@@ -58,16 +58,23 @@ class OnnxRuntimeBackend:
     def __init__(self, artifact: OnnxArtifact, guard: WeightsGuard) -> None:
         self.artifact = artifact
         self._guard = guard
-        self._lock = threading.Lock()  # on the two that belong together: artifact and session
+        self._lock = ForkSafeLock()  # on the two that belong together: artifact and session
         self._opened: _OpenSession | None = None
+        self._opening_process: int | None = None
 
     def move(self, device: torch.device) -> None:
         """There is one CPU."""
 
     def check_ready(self) -> None:
         self._guard.check()
-        process = self._open_session().process
-        if process != os.getpid():
+        self._refuse_fork()
+        self._open_session()
+
+    def _refuse_fork(self) -> None:
+        """Refuse a fork before it waits for a lock: what another thread held at the fork stays locked for ever."""
+        opened = self._opened
+        process = self._opening_process if opened is None else opened.process
+        if process not in (None, os.getpid()):
             raise DeviceError(
                 "ORTModule",
                 got=f"a call in the fork {os.getpid()} of process {process}, which called it first",
@@ -92,6 +99,7 @@ class OnnxRuntimeBackend:
         """Close the session; the next call opens another one."""
         with self._lock:
             self._opened = None
+            self._opening_process = None
 
     def weights_device(self, near: torch.device) -> torch.device:
         return _CPU
@@ -123,8 +131,10 @@ class OnnxRuntimeBackend:
             self._opened = None
 
     def _open_session(self) -> _OpenSession:
+        self._opening_process = os.getpid()
         with self._lock:
             if self._opened is None:
+                self._opening_process = os.getpid()  # once more: `close` may have been called meanwhile
                 artifact = self.artifact  # held, with its files, while the session reads them
                 self._opened = _OpenSession(OrtSession(artifact.verified_onnx_path), os.getpid())
             return self._opened

@@ -7,7 +7,6 @@ ends and begins anew with every device, while the backend stays.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +18,7 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError, InstallationError, RefitError
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.trt.direct_call import DirectCall
 from torch2engine.modules.trt.engine_session import EngineSession, not_prepared
@@ -85,7 +85,7 @@ class TensorRTBackend:
         self._runtime_config = runtime_config
         self._guard = guard
         self._unsaved_weights: _UnsavedWeights | None = None
-        self._binding = threading.Lock()  # on session and device
+        self._binding = ForkSafeLock()  # on session and device
 
     @property
     def title(self) -> str:
