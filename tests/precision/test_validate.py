@@ -317,8 +317,8 @@ def test_options_that_mean_nothing_are_refused(make: Any, text: str) -> None:
     assert str(caught.value).startswith(text)
 
 
-def test_operator_that_onnx_runtime_has_not_in_float16_fails_the_deploy() -> None:
-    """Not the first call, after the strict judge, who computes in float32, has passed it."""
+def test_operator_that_onnx_runtime_has_not_in_float16_is_answered() -> None:
+    """ONNX Runtime computes in float32 and rounds, so that it needs no operator in float16."""
 
     class Scattered(nn.Module):
         def __init__(self) -> None:
@@ -329,9 +329,10 @@ def test_operator_that_onnx_runtime_has_not_in_float16_fails_the_deploy() -> Non
             rows = torch.zeros(2 * X.shape[0], X.shape[1])  # more than the index has: exported as one ScatterElements
             return rows.scatter_add(1, (x > 0).long(), self.a(x))
 
-    with pytest.raises(t2e.Torch2EngineError) as caught:
-        deploy(Scattered())
-    assert "ScatterElements" in str(caught.value)
+    model = Scattered().eval()
+    module = deploy(model)
+    with torch.no_grad():
+        torch.testing.assert_close(module(X), model(X), rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "int8", "fp8"])
