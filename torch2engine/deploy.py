@@ -1,4 +1,4 @@
-"""The straight road from a module to an engine: capture, export, check, lower, build, accept.
+"""All steps from a module to an engine, in order: capture, export, check, lower, build, accept.
 
 Enters: a live module and a sample. Leaves: a deployed module that was compared with it. Separate because only this
 function composes the stages; none of them knows another.
@@ -62,49 +62,50 @@ def deploy(
             bare name ranges from 1 to the sample's size. Axes of one name are one symbol. A size that follows from
             axes of other dimensions is an expression: ``{"mask": {1: "past + new"}}``.
         precision: "fp32" (TF32 off) or "tf32", for float32 convolutions and matrix products on the GPU. "fp16", "bf16",
-            "int8" and "fp8" change the graph of a float32 model (inputs and outputs keep their dtypes) and need the
-            extra `quantize`; a `Precision` says more.
-        calibration: inputs in the form of sample_input, for those four: they show how large values become. Read once,
-            one at a time. By default the examples, else the sample at min, opt and max.
+            "int8" and "fp8" change the graph of a float32 model, whose inputs and outputs keep their dtypes. They need
+            the extra `quantize`. A `Precision` has more options.
+        calibration: inputs in the form of sample_input, for these four precisions; they show how large values become.
+            Read once, one at a time. By default the examples, else the sample at min, opt and max.
         profiles: a list of ``{"batch": (min, opt, max)}``. A call uses the narrowest profile that contains its sizes.
             By default there is one profile, made from the axes.
-        examples: real inputs at other sizes, each in the form of sample_input, on any device. They and the sample are
-            compared on, instead of inputs that are made from the sample: those may be invalid where integers or masks
-            depend on sizes or on each other. Read once. Notes tell which ends of the profiles no example reaches.
-        tolerance: when the engine counts as equal; by default `Tolerance.default` of the lowest precision involved, or
-            more where the model's own answers move more by rounding; the report shows this sensitivity. A Mapping has
+        examples: real inputs at other sizes, each in the form of sample_input, on any device. The engine is compared on
+            them and on the sample, instead of inputs that are invented from the sample. Invented inputs may be invalid
+            where integers or masks depend on sizes or on each other. Read once. Notes in the report name the ends of
+            the profiles that no example reaches.
+        tolerance: when the engine counts as equal. The default is `Tolerance.default` of the lowest precision involved,
+            or more where rounding moves the model's own answers more. The report shows this sensitivity. A Mapping has
             one for each output that it names, e.g. {"labels": Tolerance(mismatch=1e-3)}.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
             ONNX Runtime with one warning).
         config: how TensorRT builds.
-        runtime_config: how the deployed module answers. Under out_of_range="eager" it keeps `model`; under "split" it
-            is proved now that an axis can be split. ONNX Runtime has out_of_range only.
-        cache: True keeps the engine in the user's cache folder and takes it from there when the same one is wanted
-            again: the model is exported, and if that gives the same graph the engine is compared with the model once
-            more and nothing else is done. A folder or an `EngineCache` for another place; False for none.
-        cache_key: a text of your own, with which not even the export is made: it is your promise that the model's code
-            and the calibration data are the same. Weights and all other arguments are still compared (a refittable
-            engine gets the model's own weights), and the engine is compared with the model.
-        progress: True for a bar on the terminal, or a callable given (phase, step, steps, seconds), as `build` says; it
-            receives the steps of calibration and of building.
-        preprocess: makes normalisation and layout part of the engine, which then takes images as bytes: `sample_input`,
-            `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names, and the reference is `model`
+        runtime_config: how the deployed module answers. Under out_of_range="eager" the module keeps `model`. Under
+            "split" deploy proves that an axis can be split. ONNX Runtime has out_of_range only.
+        cache: True keeps the engine in the user's cache folder. A later deploy with the same arguments exports the
+            model; if the graph is the same, it compares the stored engine with the model and skips all other steps. A
+            folder or an `EngineCache` for another place; False for none.
+        cache_key: a text of your own that lets a later deploy skip the export too. It is your promise that the model's
+            code and the calibration data are the same. Weights and all other arguments are still compared, and so are
+            the answers of engine and model. A refittable engine gets the model's own weights.
+        progress: True for a bar on the terminal, or a callable that is given (phase, step, steps, seconds), as for
+            `build`. It receives the steps of calibration and of building.
+        preprocess: makes normalisation and layout part of the engine, which then takes images as bytes. `sample_input`,
+            `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names. The reference is `model`
             behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
 
     Returns:
-        a TRTModule on the sample's GPU (for a CPU sample, PyTorch's current one), or an ORTModule; `report` has the
-        parity tables and the seconds of each phase.
+        a TRTModule on the sample's GPU, or an ORTModule. For a CPU sample it is PyTorch's current GPU. The module's
+        `report` has the parity tables and the seconds of each phase.
 
     Raises:
-        InputError, DynamicAxisError: the sample, the axes or an option can't be had; lists what can.
+        InputError, DynamicAxisError: the sample, the axes or an option is not possible; lists what is.
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
         ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
         BuildError: TensorRT failed.
-        PrecisionError: nothing would compute in the requested precision, or TensorRT computes more than a tenth of
-            what the ONNX graph has in that precision in another one.
+        PrecisionError: nothing would compute in the requested precision. Or TensorRT computes more than a tenth of the
+            graph's arithmetic of that precision in another one.
         ParityError: ONNX Runtime or the engine differs from the model by more than the tolerance, before or after the
-            precision was lowered. With out_of_range="split": answers in chunks differ from the whole. It carries the
-            table.
+            precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
+            the table.
     """
     engine_cache = resolve_cache(cache, cache_key)  # None for cache=False
     request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves "auto"

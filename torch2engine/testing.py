@@ -1,8 +1,8 @@
 """For test suites: compare a candidate with its reference on given inputs.
 
 Enters: two callables and inputs in the forms of deploy's sample_input. Leaves: a `ParityReport`, or a `ParityError`
-whose message is its table. Separate because it compares any callable (a deployed module, an ORTModule, a rewritten
-layer) as deploy compares an engine, and the structure of its result too.
+whose message is its table. Separate because it compares any callable as deploy compares an engine: a deployed module,
+an ORTModule, a rewritten layer. It compares the structure of the result too.
 
 >>> import torch
 >>> from torch2engine.testing import assert_parity
@@ -54,10 +54,10 @@ def assert_parity(
         precision: "fp32", "tf32", "fp16" or "bf16"; None means that of the reference's outputs with the fewest digits.
 
     Returns:
-        the report; its notes tell if one of the two writes into its inputs.
+        the report; its notes say if one of the two writes into its inputs.
 
     Raises:
-        ParityError: they differ; the message says where and holds the table.
+        ParityError: they differ; the message says where, and holds the table.
         InputError: inputs in another form, both tolerance and precision, or a result that is no pytree of tensors.
     """
     __tracebackhide__ = True  # pytest then shows the caller's line

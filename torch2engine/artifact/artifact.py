@@ -46,7 +46,10 @@ A = TypeVar("A", bound="Artifact")
 
 
 class Artifact:
-    """A model between two stages: manifest fields and files. Equal only to itself; a copy is the artifact itself."""
+    """A model between two stages: manifest fields and files.
+
+    An artifact is equal only to itself, and a copy is the artifact itself.
+    """
 
     kind: ClassVar[str]
     _known_files: ClassVar[tuple[str, ...]]  # the files that the constructor takes over from its folder
@@ -110,9 +113,9 @@ class Artifact:
 
         Args:
             manifest: as `manifest()` returned it.
-            files: file name -> bytes, not copied and not to be changed any more. Of an engine only the plan must be
-                there; other files that the manifest lists may be left out and are then gone. Of an ONNX model the model
-                and its external data must be there.
+            files: file name -> bytes, not copied and not to be changed any more. An engine needs its plan only; the new
+                artifact lacks the other listed files that are not given. Of an ONNX model the model and its external
+                data must be there.
 
         Raises:
             ArtifactError: the manifest is not valid, or the bytes are not those that it lists.
@@ -174,16 +177,16 @@ class Artifact:
         """Write the artifact to a folder, which appears whole or not at all.
 
         Args:
-            path: the folder; its parent is made if missing. An artifact that is there is replaced in one step: at
-                every moment, a crash included, loading `path` gives the whole old one or the whole new one.
+            path: the folder; its parent is made if missing. An artifact that is there is replaced in one step. At every
+                moment, even after a crash, `path` is the whole old one or the whole new one.
             overwrite: False refuses to replace.
 
         Returns:
             the folder.
 
         Raises:
-            ArtifactError: something that is not an undamaged torch2engine artifact is there, a file of this artifact
-                was changed, or the disk refused.
+            ArtifactError: the path holds anything but an undamaged torch2engine artifact, a file of this artifact was
+                changed, or the disk refused.
         """
         target = Path(path)
         with disk_errors(target):
@@ -202,7 +205,7 @@ class Artifact:
     def in_private_folder(self: A) -> A:
         """The same artifact where only this process writes, every file checked as it was copied; itself if it is there.
 
-        What is derived from it by several steps, such as an engine and its cache key, is of the same bytes.
+        So several steps, such as a build and its cache key, read the same bytes.
 
         Raises:
             ArtifactError: a file was changed, or there is no room for the copy.
@@ -211,7 +214,7 @@ class Artifact:
         return self if files is self._artifact_files else self.from_parts(self._fields, files)
 
     def linked(self: A) -> A:
-        """The same artifact in a scratch folder, where it outlives the folder that it lies in now.
+        """The same artifact in a scratch folder, so that it outlives its present folder.
 
         Raises:
             ArtifactError: a file can neither be linked nor copied.
@@ -250,9 +253,9 @@ class Artifact:
 
         Args:
             fields: what the manifest says.
-            folder: one that has an owner is this process's own.
+            folder: where the files are; a folder with an owner belongs to this process.
             owner: an object to hold as long as the folder is needed.
-            is_private: whether no file of such a folder is a second name of somebody else's.
+            is_private: whether no file of such a folder is a hard link to somebody else's file.
         """
         place = Path(folder).absolute()
         present = [name for name in self._known_files if (place / name).is_file()]
@@ -289,7 +292,7 @@ class Artifact:
         contents = {name: self._artifact_files.read(name) for name in names}
         manifest = write_manifest(self._fields, {name: self._artifact_files.record(name) for name in names})
         wrap: Any = pickle.PickleBuffer if protocol.__index__() >= 5 else bytes
-        # The receiver hashes the bytes when they are first read: handing an engine to a process stays quick.
+        # The receiver hashes the bytes at the first read, so that handing an engine to a process stays quick.
         # A pickle imports the result's classes, as it does with everything in it; a manifest may not.
         classes = container_classes(self.signature.output)
         return self._from_memory, (manifest, {name: wrap(data) for name, data in contents.items()}, classes)

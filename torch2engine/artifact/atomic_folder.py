@@ -35,10 +35,10 @@ _ATTEMPTS = 10
 
 
 def folder_identity(folder: Path) -> tuple[int, int, int] | None:
-    """Device, inode and time of the last change: other ones when another folder took this one's place.
+    """Device, inode and time of the last change; they differ once another folder is in this one's place.
 
-    The time is needed because a file system gives a removed folder's inode to the next new one. None if there is no
-    folder.
+    The time is needed because a file system may give the inode of a removed folder to the next new one. None if there
+    is no folder.
     """
     try:
         status = folder.stat()
@@ -73,7 +73,7 @@ class Replacement:
 
     Args:
         check: called with the path if something is there; raises if it must stay, else returns its content.
-        check_leftover: the same for an old folder that a crash has left aside.
+        check_leftover: the same, for an old folder that a crash left at `previous_folder(path)`.
     """
 
     check: Callable[[Path], Content]
@@ -83,9 +83,9 @@ class Replacement:
 def put_folder(path: Path, write: Callable[[Path], None], replacement: Replacement) -> None:
     """Make a folder at `path`, replacing what is there in one step.
 
-    At every moment, a crash included, `path` is the whole old folder or the whole new one. Only on a file system that
-    can't exchange two names may a crash leave the old folder, whole, at `previous_folder(path)` and nothing at `path`.
-    The next `put_folder` puts it back before it does anything else.
+    At every moment, a crash included, `path` is the whole old folder or the whole new one. There is one exception, on a
+    file system that can't exchange two names. A crash may leave the whole old folder at `previous_folder(path)`, and
+    nothing at `path`. The next `put_folder` puts it back before it does anything else.
 
     Args:
         path: the folder; its parent is made if missing.
@@ -104,7 +104,7 @@ def put_folder(path: Path, write: Callable[[Path], None], replacement: Replaceme
         _put(staging, path, replacement)
         _sync_folder(path.parent)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)  # the failed new folder, or after a replacement the old one
+        shutil.rmtree(staging, ignore_errors=True)  # the new folder after a failure, or the old one after a replacement
         os.close(lock)
 
 
@@ -191,12 +191,12 @@ def _make_staging(path: Path) -> tuple[Path, int]:
         staging.mkdir()
         with contextlib.suppress(FileNotFoundError):
             descriptor = _open_folder(staging)
-            with contextlib.suppress(OSError):  # on a file system without locks nobody removes what isn't theirs
+            with contextlib.suppress(OSError):  # without locks, nobody removes leftovers
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if staging.exists():
                 return staging, descriptor
             os.close(descriptor)
-        # Another save took it for abandoned before it was locked.
+        # Another save removed it as abandoned before it was locked.
 
 
 def remove_abandoned(path: Path) -> None:

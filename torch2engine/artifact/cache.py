@@ -1,8 +1,8 @@
 """Engines that were built before, found by a hash of everything that decides what TensorRT makes.
 
 Enters: a key, and engines that passed their checks. Leaves: engines, and records that say which engine answered which
-request. Separate because several processes share the folder, and each may be killed at any moment. Entries and records
-appear and go by one rename each, so that reading needs no lock.
+request. Separate because several processes share the folder, and each may be killed at any moment. One rename each
+makes or removes an entry or a record, so that reading needs no lock.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _LOCKS_FOLDER = "locks"
 _RECORDS_FOLDER = "requests"
 _DEFAULT_MAX_BYTES = 20 << 30
 _LOCK_POLL_S = 0.1
-_RECORD_GRACE_S = 60.0  # a younger record stays: its engine may be about to be stored
+_RECORD_GRACE_S = 60.0  # a younger record stays, because its engine may not be stored yet
 _RECORD_LIFETIME_S = 90 * 24 * 3600.0
 _LOG = logging.getLogger("torch2engine.cache")
 
@@ -85,7 +85,7 @@ class EngineCache:
     Args:
         folder: None means "torch2engine" in the user's cache folder (`XDG_CACHE_HOME`, else ``~/.cache``). An engine is
             code: a folder that everybody may write to is not used.
-        max_bytes: beyond it the engines that were used least recently go.
+        max_bytes: above it, the engines that were used least recently are removed.
 
     Raises:
         InputError: an empty folder name, or a size that is no positive int.
@@ -139,9 +139,9 @@ class EngineCache:
         return engine
 
     def store(self, key: str, engine: EngineArtifact) -> None:
-        """Put an engine into the cache, in another one's place if there is one, and keep to the bound.
+        """Put an engine into the cache, instead of an earlier one, and remove others above the bound.
 
-        Where that fails the logger ``torch2engine.cache`` says so.
+        If that fails, the logger ``torch2engine.cache`` says so.
         """
         path = self._folder / _checked(key)
         try:
@@ -160,7 +160,7 @@ class EngineCache:
     def write_record(self, request_key: str, record: RequestRecord) -> None:
         """Store facts about an engine for a request; the record is removed once the engine is gone.
 
-        Where that fails the logger ``torch2engine.cache`` says so.
+        If that fails, the logger ``torch2engine.cache`` says so.
         """
         data = canonical({"facts": record.facts, "engine": _checked(record.engine_key)})
         path = self._record_path(request_key)
@@ -192,7 +192,7 @@ class EngineCache:
         return RequestRecord(record["engine"], record["facts"])
 
     def refresh_record(self, request_key: str) -> None:
-        """Reset the age of a record, because it was of use."""
+        """Reset the age of a record, because it was used."""
         with contextlib.suppress(OSError):
             os.utime(self._record_path(request_key))
 
@@ -236,7 +236,7 @@ class EngineCache:
                 with contextlib.suppress(OSError):
                     fcntl.flock(
                         lock, fcntl.LOCK_UN
-                    )  # a process forked meanwhile would keep it locked after a mere close
+                    )  # a process that was forked meanwhile would hold the lock after a mere close
             if lock is not None:
                 os.close(lock)
 

@@ -28,8 +28,8 @@ class EngineArtifact(Artifact):
     """A TensorRT plan with its signature and the hardware that it was built on.
 
     Args:
-        folder: holds ``model.plan`` and, if they are kept, the ONNX files, ``weights.json`` and ``runtime.cache``.
-            The files must not change any more.
+        folder: holds ``model.plan``, and optionally the ONNX files, ``weights.json`` and ``runtime.cache``. The files
+            must not change any more.
         hardware: flavour, versions and GPU of the build.
         signature, profiles, precision, versions, owner: as in `OnnxArtifact`.
 
@@ -125,7 +125,7 @@ class EngineArtifact(Artifact):
 
     @property
     def verified_onnx_path(self) -> Path | None:
-        """``model.onnx`` where only this process writes, checked, for whoever opens it by its path; None without it."""
+        """The path of a checked ``model.onnx`` that only this process can write to; None without it."""
         return self._artifact_files.verified_path(ONNX) if ONNX in self.files else None
 
     @property
@@ -204,18 +204,18 @@ class EngineArtifact(Artifact):
 
         Args:
             plan: TensorRT's, of the engine as it is now.
-            weights: the weight program, which tells what weights these are.
-            keep_onnx: keep the ONNX files, which mostly hold the old ones.
+            weights: the weight program, which says which weights these are.
+            keep_onnx: keep the ONNX files, which mostly hold the old weights.
         """
         artifact = self if keep_onnx else self.without_onnx()
         return artifact._with_files({PLAN: plan, WEIGHTS: weights})
 
     def check_hardware(self, current: Hardware) -> None:
-        """Refuse to run where TensorRT would refuse, before it sees a byte.
+        """Refuse to run where TensorRT would refuse, before TensorRT reads a byte.
 
         A plan belongs to the flavour and the major.minor.patch that built it. A TensorRT plan also belongs to its
-        compute capability; a TensorRT-RTX plan to those it was built for, if they were recorded (otherwise TensorRT-RTX
-        decides). Other drivers and other GPUs of the same compute capability are fine.
+        compute capability. A TensorRT-RTX plan belongs to those it was built for, if they were recorded; otherwise
+        TensorRT-RTX decides. Other drivers and other GPUs of the same compute capability are fine.
 
         Args:
             current: this process; without a GPU its compute capability is None and is not compared.

@@ -34,9 +34,9 @@ class FileRecord:
 
 
 class OpenFile:
-    """A regular file that stays open for reading, whatever file takes its name meanwhile. Threads may share it.
+    """A regular file that stays open for reading, even if another file takes its name. Threads may share it.
 
-    A link, a folder or a pipe is refused rather than followed or waited for.
+    A link, a folder or a pipe is refused; links are not followed, and pipes are not waited for.
 
     Raises:
         OSError: it can't be opened, or is no regular file.

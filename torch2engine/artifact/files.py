@@ -69,8 +69,8 @@ class ArtifactFiles:
         memory: file name -> bytes, before files of that name in the folder; the buffers must not be written to any
             more.
         names: the files of `folder`.
-        records: the file records that are known already; the rest is worked out when it is needed.
-        is_private: whether nobody but this process writes to the folder, so that its files can be used where they lie.
+        records: the file records that are known already; the others are computed when they are needed.
+        is_private: whether only this process writes to the folder, so that its files can be used without a copy.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class ArtifactFiles:
         self._copy: ScratchFolder | None = None
         self._verified: set[str] = set()
         self._preloaded: dict[str, memoryview] = {}
-        self._open: dict[str, OpenFile] = {}  # what `verify` has read, whatever takes its name later
+        self._open: dict[str, OpenFile] = {}  # what `verify` has read, even if another file takes its name later
         self._lock = ForkSafeLock()
         self.names = tuple(sorted({*names, *self._memory}))
 
@@ -122,9 +122,9 @@ class ArtifactFiles:
         )
 
     def verified_path(self, name: str) -> Path:
-        """One file where only this process writes, checked as it was copied there.
+        """A checked copy of one file that only this process can write to.
 
-        What runs or hashes a file by its path takes it from here: elsewhere another process may replace it.
+        Code that runs or hashes a file by its path takes this copy: another process may replace the original.
         """
         lies_in_private = self.is_private and name not in self._memory
         return (self._disk_folder if lies_in_private else self._private_copy().path) / name
@@ -248,7 +248,7 @@ class ArtifactFiles:
                 file.link_to(folder / name)
 
     def replaced(self, changes: Mapping[str, bytes | None]) -> ArtifactFiles:
-        """The same files with other bytes for some of them; shares the rest, hashes included.
+        """The same files with other bytes for some of them; the rest is shared, with its hashes.
 
         Args:
             changes: file name -> its new bytes, or None to leave it out. A name may be a new one.

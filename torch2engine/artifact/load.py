@@ -24,8 +24,8 @@ def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArt
 
     Args:
         path: the folder.
-        to_run: hold the plan and the runtime cache in memory until their first use, so that running the engine at once
-            reads and hashes them once. Without it an artifact that is only looked at holds no bytes.
+        to_run: hold the plan and the runtime cache in memory until their first use. Then running the engine at once
+            reads and hashes them only once. Without it, the artifact holds no bytes in memory.
 
     Raises:
         ArtifactError: the first of these that fails; its ``path`` says where.

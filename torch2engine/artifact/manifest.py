@@ -1,7 +1,7 @@
 """Manifest fields and file records ↔ the bytes of `manifest.json`.
 
-Enters: fields and records, or bytes that somebody else may have damaged. Leaves: canonical bytes, or fields and
-records that were checked down to the last field. Separate from `artifact` because nothing here touches the disk.
+Enters: fields and records, or bytes that somebody else may have damaged. Leaves: canonical bytes, or fields and records
+of which every one was checked. Separate from `artifact` because nothing here touches the disk.
 
 The bytes are canonical: ASCII, sorted keys, one space of indent per level, a newline at the end. The field "digest" is
 the SHA-256 of the canonical bytes of all other fields. These two rules, "format" and "format_version" mean the same in

@@ -1,9 +1,9 @@
 """The fields of a manifest: one field of a class here and one row of its table each.
 
 Enters: values that a stage found, or JSON values that somebody else may have changed. Leaves: frozen values that were
-checked, alone and together. Separate from `manifest` because a new field of the manifest is a change of this file.
+checked, alone and together. Separate from `manifest` so that a new field changes this file alone.
 
-To add a field, give `ManifestFields` a field with a default and `_MANIFEST_JSON` a row, named in `optional` so that
+To add a field, give `ManifestFields` a field with a default and `_MANIFEST_JSON` a row. Name it in `optional`, so that
 artifacts without it still load. `Artifact` hands it on unchanged and may show it as a property.
 """
 
@@ -52,7 +52,7 @@ class Hardware:
     Args:
         flavour: "tensorrt" or "tensorrt_rtx".
         flavour_version: the library's version, e.g. ``"10.16.1.11"``; a plan belongs to its major.minor.patch.
-        gpu: the GPU's name; None if none was visible.
+        gpu: the GPU's name; None if no GPU was visible.
         compute_capability: (major, minor) of that GPU.
         driver: the driver's version.
         compute_capabilities: what the plan was built for, if it was built for more than the GPU at hand; else empty.
@@ -71,8 +71,8 @@ class ManifestFields:
     """Everything that a manifest says apart from its files.
 
     Args:
-        influences: {axis: the operator that lets its entries influence each other, or None}; None instead if nobody
-            has analysed the ONNX graph.
+        influences: {axis: the operator that lets its entries influence each other, or None}. None instead of the dict
+            if nobody has analysed the ONNX graph.
 
     Raises:
         ArtifactError: the fields contradict each other or could not be read back.

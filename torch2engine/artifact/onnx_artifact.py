@@ -31,8 +31,8 @@ class OnnxArtifact(Artifact):
         profiles: at least one if the signature has axes.
         precision: the arithmetic, a name of the table of precisions, e.g. "fp32".
         versions: library -> version, of what made it.
-        influences: {axis: the operator that lets its entries influence each other, or None}; None instead if nobody
-            has analysed the ONNX graph.
+        influences: {axis: the operator that lets its entries influence each other, or None}. None instead of the dict
+            if nobody has analysed the ONNX graph.
         owner: an object to hold as long as the folder is needed, such as `scratch_folder()` returns.
 
     Raises:
@@ -74,5 +74,5 @@ class OnnxArtifact(Artifact):
 
     @property
     def verified_onnx_path(self) -> Path:
-        """``model.onnx`` where only this process writes, checked, for whoever opens it by its path."""
+        """The path of a checked ``model.onnx`` that only this process can write to."""
         return self._artifact_files.verified_path(ONNX)

@@ -138,7 +138,7 @@ def check_complete(names: Iterable[str], needed: Sequence[str], path: str) -> No
 
 
 def check_replaceable(path: Path, overwrite: bool) -> Content:
-    """Let only a torch2engine artifact be replaced, and only if every file in it is the one that was saved.
+    """Let only a torch2engine artifact be replaced, and only if nobody has changed its files.
 
     Returns:
         what is there: every file is of the hash that an undamaged manifest records.
@@ -188,7 +188,7 @@ def _must_stay(
 
 
 def _describe_unreadable(path: Path, error: Exception) -> str:
-    """What is there instead of an artifact with a manifest that can be trusted."""
+    """What is at the path instead of an artifact with a valid manifest."""
     if not path.is_dir():
         return "a file"
     if isinstance(error, SchemaError) and error.got not in (NOT_JSON, NOT_OURS):

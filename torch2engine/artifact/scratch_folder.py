@@ -1,4 +1,4 @@
-"""Scratch folders that go away by themselves.
+"""Scratch folders that remove themselves.
 
 Enters: nothing. Leaves: an empty folder and the object that owns it. Separate because every stage writes into one
 before an artifact is saved.
@@ -18,7 +18,7 @@ __all__ = ["ScratchFolder", "scratch_folder"]
 
 
 class ScratchFolder:
-    """A folder that is removed once nobody holds this object, or when the process that made it ends.
+    """A folder that is removed once nobody holds this object, or when its process ends.
 
     A forked child holds a copy of the object but never removes its parent's folder.
 

@@ -1,8 +1,8 @@
 """`OnnxArtifact`, or an ONNX file from anywhere → `EngineArtifact`.
 
 Enters: a model in ONNX, profiles, a BuildConfig. Leaves: an engine in a scratch folder, with the signature it answers
-to and the hardware it was built on. Separate because it is the public face of building: `deploy` requests an engine in
-the same way, but stores it only when it answers like the model.
+to and the hardware it was built on. Separate because it is the public step. `deploy` requests an engine in the same
+way, but stores it only once it answers like the model.
 """
 
 from __future__ import annotations
@@ -33,26 +33,26 @@ def build(
 
     Args:
         source: an OnnxArtifact, or the path of an ONNX file; its inputs and outputs become the signature's by name.
-        profiles: (min, opt, max) for every dynamic axis, e.g. ``{"batch": (1, 8, 32)}``, or a list of such; an ONNX
-            dimension's name is the axis's, an unnamed one is called ``"<input>_dim_<position>"``. None means the
+        profiles: (min, opt, max) for every dynamic axis, e.g. ``{"batch": (1, 8, 32)}``, or a list of these. An axis
+            has the name of its ONNX dimension, or ``"<input>_dim_<position>"`` if that has none. None means the
             artifact's own.
         precision: "fp32" or "tf32" for float32 matrix products; the dtypes themselves are the graph's. None means the
             artifact's own, and "fp32" for a file. TF32 is off unless it is "tf32".
         config: flavour and limits.
-        cache: True for the user's cache of engines, a folder, or an `EngineCache`: an engine that was built before from
-            the same bytes for the same profiles, precision, config, GPU and TensorRT is taken from there.
-        progress: True for a bar on the terminal, or a callable that is given (phase, step, steps, seconds) and returns
-            False to cancel; what it raises ends the build and is raised here.
+        cache: True for the user's cache of engines, a folder, or an `EngineCache`. It gives an engine that was built
+            before from the same bytes, for the same profiles, precision, config, GPU and TensorRT.
+        progress: True for a bar on the terminal, or a callable. It is given (phase, step, steps, seconds) and returns
+            False to cancel. An exception from it ends the build, and is raised here.
 
     Returns:
-        the engine in a scratch folder; it lives as long as the artifact, or as `save` put it.
+        the engine in a scratch folder, which is removed with the artifact; `save` copies it elsewhere.
 
     Raises:
         InstallationError: no usable TensorRT.
         ArtifactError: the file is missing or not ONNX.
-        InputError, DtypeError, DynamicAxisError: an input, output or profile that can't be had.
+        InputError, DtypeError, DynamicAxisError: an input, output or profile that is not possible.
         UnsupportedOperatorError: lists every node that TensorRT can't build.
-        BuildError: TensorRT failed; `log` holds its lines, `out_of_memory` tells whether they name memory.
+        BuildError: TensorRT failed; `log` holds its lines, and `out_of_memory` says whether they name memory.
     """
     engine_cache = resolve_cache(cache)
     build_source = resolve_source(source, profiles, precision)

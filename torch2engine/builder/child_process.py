@@ -1,8 +1,8 @@
 """A `PlanRequest` → `PlanFacts`, in a child process.
 
-Enters: a request. Leaves: the facts, or the typed error that the child raised. Separate because of what a builder does
-to its process: for minutes it answers no signal and no callback, it can crash, it prints, and it keeps memory. A child
-can be killed at once, its crash becomes an error with a text, and its memory is freed with it.
+Enters: a request. Leaves: the facts, or the typed error that the child raised. Separate because a builder harms its
+process. For minutes it answers no signal and no callback. It can crash, it prints, and it keeps memory. A child can be
+killed at once. Its crash becomes an error with a text, and its memory is freed with it.
 
 Parent and child exchange lines of JSON: the request goes to the child's stdin, events come from its stdout. The child
 ends when its stdin is closed, so it never outlives its parent.
@@ -150,7 +150,7 @@ class _LogForwarder(logging.Handler):
 
 
 def _send_request(stdin: IO[bytes], request: PlanRequest) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it died at once; the text that it printed says why
+    with contextlib.suppress(BrokenPipeError):  # it died at once; its output says why
         stdin.write(json.dumps(request.to_json()).encode("ascii") + b"\n")
         stdin.flush()
 
@@ -213,7 +213,7 @@ def _decode(data: Mapping[str, Any]) -> Torch2EngineError:
 
 
 def _read_line(descriptor: int) -> bytes:
-    # Unbuffered: a buffer would swallow what follows the line, and hold a lock when the process ends.
+    # Unbuffered, because a buffer would take what follows the line, and hold a lock when the process ends.
     line = bytearray()
     while not line.endswith(b"\n"):
         part = os.read(descriptor, 1 << 16)

@@ -1,7 +1,8 @@
 """A request for one engine: it is loaded from the cache, or built, and stored once its caller accepts it.
 
-Enters: a model in ONNX, a BuildConfig, a cache. Leaves: an `EngineArtifact` in a scratch folder. Separate because here
-minutes pass and memory fills: one build at a time, and processes that want the same engine wait for one another.
+Enters: a model in ONNX, a BuildConfig, a cache. Leaves: an `EngineArtifact` in a scratch folder. Separate because a
+build takes minutes and much memory. Only one build runs at a time, and processes that request the same engine wait for
+one another.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class EngineRequest:
         source: the model to build from.
         config: how TensorRT builds.
         cache: where the engine may be, and where it is stored; None for nowhere.
-        on_progress: takes the build's progress; None for nobody.
+        on_progress: takes the build's progress; None if nobody does.
     """
 
     def __init__(
@@ -96,8 +97,8 @@ class EngineRequest:
     def store(self, engine: EngineArtifact) -> None:
         """Store the engine that its caller accepted, with the kernels that TensorRT-RTX has compiled meanwhile.
 
-        An engine from the cache stays there as it is, unless its ONNX differs in what TensorRT does not read, or its
-        kernels are missing or of another driver.
+        An engine from the cache stays there unchanged, with two exceptions. Its ONNX may differ in what TensorRT does
+        not read, or its kernels may be missing or of another driver.
         """
         if self._cache is None:
             return
@@ -145,9 +146,9 @@ def request_engine(
 ) -> Generator[EngineRequest]:
     """Request an engine for the body, which checks it and stores it.
 
-    If the body fails, an engine that came from the cache is removed from it, unless the failure is the user's input or
-    installation. An engine that is not in the cache is built under a lock: another process that requests the same one
-    waits until the body ends.
+    If the body fails, an engine that came from the cache is removed from it. It stays if the cause is the user's input
+    or installation. An engine that is not in the cache is built under a lock: another process that requests the same
+    one waits until the body ends.
 
     Args:
         source: the model to build from.
@@ -219,7 +220,7 @@ def _with_model(cached: EngineArtifact, source: BuildSource) -> EngineArtifact:
     owner = scratch_folder()
     driver = current_driver()
     if driver != cached.hardware.driver:
-        cached = cached.with_runtime_cache(b"")  # its kernels would pass for this driver's
+        cached = cached.with_runtime_cache(b"")  # its kernels would be taken for kernels of this driver
     # The weight program that came with the plan stays: it says which weights the plan holds.
     without_weights = replace(source, artifact=source.artifact.without_weights())
     cached.without_onnx().link_into(owner.path)
@@ -242,7 +243,7 @@ def _engine_artifact(source: BuildSource, owner: ScratchFolder, hardware: Hardwa
 def engine_facts(source: BuildSource, config: BuildConfig, accepts_other_weights: bool = False) -> dict[str, Any]:
     """Everything that decides which engine TensorRT makes, as JSON values for the cache's key.
 
-    The driver is not among it: a plan runs under every driver, and kernels of another driver are not taken.
+    The driver is no part of it: a plan runs under every driver, and kernels of another driver are left out.
     """
     return {
         **build_environment(config),

@@ -1,7 +1,7 @@
 """An ONNX file in the spelling that every importer of TensorRT reads.
 
 Enters: the path of an ONNX file. Leaves: the bytes to parse instead, or nothing. Separate because each known fault of
-an importer is a row of one table, and the file itself stays valid ONNX for every other reader.
+an importer is a row of one table. The file itself stays as it is, valid ONNX for every other reader.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def importer_form(path: Path) -> bytes | None:
     """
     if not _has_any(path, [fault.operator for fault in IMPORTER_FAULTS]):
         return None
-    import onnx  # only here: it takes long to load, and most models need it not
+    import onnx  # imported only here: it takes long to load, and most models don't need it
 
     model: Any = onnx.load(str(path), load_external_data=False)
     nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]

@@ -1,7 +1,7 @@
-"""An ONNX file from anywhere → a checked copy, and the signature that its graph tells.
+"""An ONNX file from anywhere → a checked copy, and the signature of its graph.
 
 Enters: a path. Leaves: a copy of the file that nobody else changes, and its inputs and outputs as a `Signature`.
-Separate because only here torch2engine reads ONNX that it did not write, and trusts nothing in it.
+Separate because only this file reads ONNX that torch2engine did not write, and it trusts nothing in it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_onnx_file(path: Path) -> None:
         what = "a folder" if path.is_dir() else "no such file"
         raise ArtifactError(f"'{path}'", path=str(path), got=what, allowed="an ONNX file", fix=_cure_for(path))
     try:
-        # By path: above 2 GB there is no other way, and external data are found relative to it.
+        # By path, because there is no other way above 2 GB, and external data are found relative to it.
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, ValueError, RuntimeError, OSError) as error:
         raise ArtifactError(

@@ -1,7 +1,7 @@
 """An `OnnxArtifact` → SHA-256 of each of its files, of only what decides the engine.
 
-Enters: an artifact. Leaves: hashes by file name, for the keys of the cache. Separate because what TensorRT does not
-read, such as source lines, must not change a key, and everything that it reads must.
+Enters: an artifact. Leaves: hashes by file name, for the keys of the cache. Separate because everything that TensorRT
+reads must change a key. What it does not read, such as source lines, must not.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ from torch2engine.trt.memory import means_out_of_memory
 
 __all__ = ["PhaseReport", "PlanFacts", "PlanRequest", "compile_plan"]
 
-# (phase, steps done, steps in all): 0 done when a phase begins, all done when it ends, others inside it in between
+# (phase, steps done, steps in all): it begins with 0 steps done and ends with all; phases may be nested
 PhaseReport: TypeAlias = Callable[[str, int, int], None]
 
 _WORKSPACE = re.compile(r"workspace", re.IGNORECASE)
@@ -205,7 +205,7 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
     parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     path = build.request.onnx_path
     changed = _changed_model(build, Path(path))
-    # With the path, since external data are found beside it.
+    # The path is needed, because external data are found beside the file.
     is_parsed = parser.parse_from_file(path) if changed is None else parser.parse(changed, path)
     if not is_parsed:
         # Imported only here, since it loads onnx.
@@ -219,7 +219,8 @@ def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
     """The model to parse in the file's place; None where the file is right as it is."""
     request = build.request
     respelled = importer_form(path)
-    # A refit finds weights by their names in the file, so those of a refittable engine stay whole. TF32 rounds more.
+    # A refit finds weights by their names in the file, so the weights of a refittable engine stay whole. TF32 rounds
+    # more.
     if not build.rt.is_rtx or request.refittable or request.precision == "tf32":
         return respelled
     return split_long_sums(path, respelled) or respelled
@@ -355,7 +356,7 @@ def _add_profile(
 
 
 def _build_error(build: _PlanBuild) -> BuildError:
-    """The failure in TensorRT's words; memory is named as the cause only where these words name it."""
+    """The failure in TensorRT's words. Memory is named as the cause only where these words name it."""
     warnings = build.log_lines()
     errors = build.log_lines(logging.ERROR)
     about_memory = [line for line in warnings if means_out_of_memory(line)]
@@ -374,7 +375,7 @@ def _build_error(build: _PlanBuild) -> BuildError:
 
 
 def _memory_fixes(request: PlanRequest, log: Sequence[str]) -> list[str]:
-    """How a build may get along with the memory that there is."""
+    """What may let a build succeed with the available memory."""
     fixes: list[str] = []
     if request.workspace_bytes is not None and any(_WORKSPACE.search(line) for line in log):
         fixes.append(f"raise workspace_bytes (it is {request.workspace_bytes})")

@@ -1,7 +1,7 @@
 """The argument of `build` → a model on disk with its signature, profiles and precision.
 
 Enters: an OnnxArtifact, or the path of an ONNX file from anywhere (tf2onnx's output, say). Leaves: `BuildSource`, in
-which a file has become an artifact. Separate because here, and only here, is decided which profiles are built.
+which a file has become an artifact. Separate because only this file decides which profiles are built.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def resolve_source(source: object, profiles: Profiles = None, precision: str | N
 
 
 def _check_builder_precision(precision: object) -> None:
-    """Refuse what is no precision of the builder; a lower one is written into the graph by export."""
+    """Refuse a precision that the builder does not have; export writes lower ones into the graph."""
     word = precision_word(precision)
     if word in LOW_PRECISIONS:
         raise InputError(

@@ -1,8 +1,8 @@
 """A parse that TensorRT refused → one error that lists every unsupported node.
 
 Enters: the parser that failed. Leaves: an UnsupportedOperatorError with operator, node, torch module and source line of
-each node. Separate because the parser stops at the first node that it can't import: to find the others, the refused
-nodes are cut out and the rest is parsed again, until nothing is refused.
+each node. Separate because the parser stops at the first node that it can't import. To find the others, refused nodes
+are cut out and the rest is parsed again, until no node is refused.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class _UnsupportedNodeSearch:
             if refusal.reason not in self.other_reasons:
                 self.other_reasons.append(refusal.reason)
             return None
-        # A node behind a cut one sees an input in its place, and may be refused for that alone.
+        # A node behind a cut one reads an input instead, and may be refused for that alone.
         if not _depends_on_cut(self._model.graph, position, cut):
             key = (position, refusal.operator, refusal.name)
             self._nodes.setdefault(key, _unsupported_node(self._model.graph.node[position], refusal))
@@ -261,7 +261,7 @@ def _model_without(model: Any, cut: set[int], types: dict[str, Any]) -> Any | No
     remaining = list(nodes.values())
     read = {name for node in remaining for name in _input_names(node)}
     results = [name for node in remaining for name in node.output]
-    # Every value that no node reads becomes an output, so that nodes which led only to a cut one are parsed too.
+    # Every value that no node reads becomes an output, so that nodes before a cut one are parsed too.
     ends = {value.name for value in model.graph.output} | (set(results) - read)
     outputs = [types[name] for name in results if name in ends and name in types]
     if not outputs:

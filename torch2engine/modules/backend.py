@@ -38,7 +38,8 @@ class WeightsGuard:
 
     def __init__(self, subject: str) -> None:
         self.subject = subject
-        # Held by a thread that changes the weights, or reads them for a copy; the first of all locks that it takes.
+        # A thread holds it while it changes the weights, or reads them for a copy. It is the first lock that such a
+        # thread takes.
         self.lock = ForkSafeLock(reentrant=True)
         self.fault = ""
 
@@ -66,7 +67,7 @@ class WeightsGuard:
 class Backend(Protocol):
     """The part of a deployed module that computes. Threads may share it.
 
-    A module makes it from an artifact and asks nothing of it before the first call. It never holds the module.
+    A module makes it from an artifact, and uses it only from the first call on. It never holds the module.
     """
 
     @property
@@ -99,7 +100,7 @@ class Backend(Protocol):
         ...
 
     def check_ready(self) -> None:
-        """Refuse, before any work is done, a process or state in which nothing may be computed.
+        """Refuse a process or state in which nothing may be computed, before any work is done.
 
         Raises:
             DeviceError, InputError, RefitError: it is one.
@@ -119,7 +120,7 @@ class Backend(Protocol):
         ...
 
     def current_artifact(self) -> Artifact:
-        """Return the artifact with everything that calls and refits have added, to be saved or copied."""
+        """Return the artifact to save or copy, with everything that calls and refits have added."""
         ...
 
     def in_state_dict(self, file: str) -> bool:
@@ -141,7 +142,7 @@ class RefittableBackend(Backend, Protocol):
         ...
 
     def check_coverage(self, program: WeightProgram) -> None:
-        """Refuse a program that does not give every weight that can be replaced.
+        """Refuse a weight program that lacks a replaceable weight.
 
         Raises:
             RefitError: names such weights.
@@ -149,7 +150,7 @@ class RefittableBackend(Backend, Protocol):
         ...
 
     def check_can_follow(self) -> None:
-        """Refuse a call that can't be preceded by a refit.
+        """Refuse a call that no refit can precede.
 
         Raises:
             InputError: a CUDA graph is being captured.
@@ -167,7 +168,8 @@ class RefittableBackend(Backend, Protocol):
             onnx_is_current: whether the artifact's own ONNX was exported with these weights.
 
         Returns:
-            a function that puts them in place. If it fails and `weights_incomplete`, nothing may answer any more.
+            a function that puts them in place. If it fails and `weights_incomplete` is true, no call may be answered
+            any more.
         """
         ...
 

@@ -1,8 +1,7 @@
 """A deployed module, and the model beside it → `BenchmarkReport`: host and device time of a call.
 
 Enters: a module, and the model that it came from. Leaves: medians and 95th percentiles, measured side by side after a
-comparison of the answers. Separate because a fast wrong answer is no result, and a figure with nothing beside it says
-little.
+comparison of the answers. Separate because it compares before it times: a fast wrong answer is no result.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ class BenchmarkReport:
         subject: the GPU's name, or "CPU".
         precision: the arithmetic of the module, e.g. "fp16".
         rows: one per case and candidate.
-        parity: the comparison with the model on the very inputs that were timed; None without a model.
+        parity: the comparison with the model on the inputs that were timed; None without a model.
     """
 
     subject: str
@@ -120,15 +119,15 @@ def benchmark(
         module: the module that is timed; it is called as a user calls it, from the current stream.
         model: the model that it was deployed from, on the module's device.
         sizes: axis sizes, one mapping for each input to be timed, e.g. ``[{"batch": 1}, {"batch": 32}]``; an axis that
-            is left out has its opt size. By default min, opt and max of the first profile. Inputs are made: random
-            floats, True, bytes of images, other integers that are 0, or 1 where the input's name ends in "mask".
+            is left out has its opt size. By default min, opt and max of the first profile. Inputs are invented: random
+            floats, random bytes of images, and True. Other integers are 0, or 1 where the input's name ends in "mask".
         inputs: one input to be timed, in the form of deploy's sample_input, instead of `sizes`.
         tolerance: by default `Tolerance.default` of the module's precision.
         rounds, calls, warmup: as for `measure`.
 
     Raises:
         ParityError: the module does not answer like the model; nothing is timed.
-        InputError, ShapeError: both sizes and inputs, or such as the module or the model does not take.
+        InputError, ShapeError: both sizes and inputs are given, or the module or the model does not take them.
         DeviceError: the model is on another device.
         InstallationError: no GPU for an engine.
     """
@@ -183,7 +182,7 @@ def _check_device(model: nn.Module, device: torch.device) -> None:
 
 
 def _require_safe(reference: Reference, cases: Mapping[str, Sequence[torch.Tensor]]) -> None:
-    """Refuse made-up inputs that may end the process's CUDA context in the model.
+    """Refuse invented inputs with which the model may end the process's CUDA context.
 
     Raises:
         InputError: the model fails on them on the CPU, or can't be tried there.

@@ -49,7 +49,8 @@ def _bytes(data: bytes) -> torch.Tensor:
 
 
 def _has_values(leaf: torch.Tensor) -> bool:
-    # Stand-ins have none: those of vmap have no storage, fake ones one elsewhere; an emptied storage has no address.
+    # Stand-ins have no memory: those of vmap have no storage, and fake ones have it elsewhere. An emptied storage has
+    # no address.
     try:
         return leaf.untyped_storage().device == leaf.device and (leaf.numel() == 0 or leaf.data_ptr() != 0)
     except RuntimeError:
@@ -57,21 +58,21 @@ def _has_values(leaf: torch.Tensor) -> bool:
 
 
 class DeployedModule(ParameterlessModule, Generic[B]):
-    """An artifact in the model's place. It has a backend that computes, and is the same for every backend.
+    """An artifact in the model's place. It is the same for every backend; its backend computes.
 
     Args:
         artifact: what was built; its signature decides how the module is called.
         report: what deploy() found, or None for a loaded module.
         runtime_config: how it answers.
-        reference: the PyTorch module that answers under out_of_range="eager"; it is kept alive, and stays behind when
-            this module is copied, pickled or sent to another process.
+        reference: the PyTorch module that answers under out_of_range="eager". It is kept alive. A copy or a pickle of
+            this module does not take it along.
         device: where to run; None leaves that to the backend.
 
     Raises:
-        InputError: out_of_range="eager" without a reference, or a reference that nothing would use.
+        InputError: out_of_range="eager" without a reference, or a reference without that option.
     """
 
-    _t2e_deployed = True  # by which `unwrap`, in a lower layer, refuses to deploy it again
+    _t2e_deployed = True  # `unwrap`, in a lower layer, reads it and refuses to deploy the module again
     _backend: B
     _out_of_range: OutOfRange
     _weight_sync: WeightSync
@@ -161,19 +162,20 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         """Answer like the model.
 
         Args:
-            args, kwargs: as the model takes them; tensors on this module's device in the signature's dtypes (or ones
-                that cast to them without loss), any strides.
+            args, kwargs: as the model takes them. Tensors are on this module's device, in the signature's dtypes or
+                ones that cast to them without loss. Any strides.
 
         Returns:
-            the model's own types around fresh tensors on the inputs' device, ready on the current stream; no later
-            call changes them (but with RuntimeConfig(output="static") the shape's next one, unseen by autograd).
+            the model's own types around fresh tensors on the inputs' device, ready on the current stream. No later call
+            changes them. With RuntimeConfig(output="static") the next call of this shape does, and autograd does not
+            notice.
 
         Raises:
             InputError: missing, extra or other arguments, other constants, or a tensor that requires grad while grad
                 is enabled.
-            ShapeError, DtypeError, DeviceError: what can't be answered, refused before anything is enqueued.
+            ShapeError, DtypeError, DeviceError: the call can't be answered; nothing was enqueued.
         """
-        # Dynamo can't trace locks and foreign libraries: to torch.compile this call is one step outside of the graph.
+        # Dynamo can't trace locks and foreign libraries, so torch.compile runs this call outside of its graph.
         tracing = cast("Any", torch.jit).is_tracing()  # documented, but not in torch.jit's __all__
         if tracing or torch.compiler.is_exporting():
             raise InputError(
@@ -353,38 +355,40 @@ class DeployedModule(ParameterlessModule, Generic[B]):
     ) -> Refit:
         """Take over a model's weights as they are now.
 
-        What the engine holds follows from parameters and buffers as it did when it was exported: BatchNorm folded into
-        convolutions, weights cast, transposed, tied, parametrised. Calls in flight end with the old weights, later ones
-        see the new; other threads' calls wait meanwhile. The next call of each shape makes its context, and its CUDA
+        The engine's weights follow from parameters and buffers as at the export: BatchNorm folded into convolutions,
+        weights cast, transposed, tied, parametrised. Calls in flight end with the old weights, and later ones use the
+        new. Calls of other threads wait for the refit. The next call of each shape makes its context, and its CUDA
         graph, anew.
 
         Args:
             model: of the structure that was deployed, on any device; by default the one that was deployed (or is
                 tracked), as long as it lives. It is only read.
-            verify: True compares the answers with the model's on the inputs that deploy used (random ones, for a module
-                that was loaded); False trusts them; None does so the first time, and afterwards only looks whether all
-                weights are finite. Until a comparison has passed, calls in other threads may see the new weights.
-            tolerance: when the answers count as equal; by default deploy's, and the precision's for a module that was
-                loaded or that a metric judged.
+            verify: True compares the answers with the model's, on the inputs that deploy used. A module that was loaded
+                uses random ones. False compares nothing. None compares at the first refit, and later only checks that
+                all weights are finite. Until a comparison has passed, calls in other threads may see the new weights.
+            tolerance: when the answers count as equal; by default the one of deploy. The precision's is the default for
+                a module that was loaded, or that was deployed with a metric.
 
         Returns:
             what changed. Where nothing did, nothing is done.
 
         Raises:
-            RefitError: not deployed to be refitted; a parameter or buffer is missing or has another shape or dtype, or
-                is not tied any more; a weight is not finite in the engine's type: the old weights stay. Or the answers
-                differ from the model's, or TensorRT failed half-way: every call then raises it, until a refit succeeds.
+            RefitError: the module was not deployed with refittable=True. A parameter or buffer is missing, has another
+                shape or dtype, or is not tied any more. A weight is not finite in the engine's type. In these cases the
+                old weights stay. It is also raised where the answers differ from the model's, or TensorRT failed
+                half-way. Then every call raises it, until a refit succeeds.
             InputError: no module, or `tolerance` is no valid `Tolerance`.
-            DeviceError, InstallationError, ArtifactError: the engine can't be made live, or the new weights not stored.
+            DeviceError, InstallationError, ArtifactError: the engine can't be made live, or the new weights can't be
+                stored.
         """
         return self._weight_sync.refit(self.infer, model, verify=verify, tolerance=tolerance)
 
     def stale(self, model: nn.Module | None = None) -> bool:
-        """Whether a model's weights are others than this module's, by the values of all that count.
+        """Whether a model's weights differ from this module's, by the values of all weights that the engine uses.
 
-        Exact for whatever may change parameters and registered buffers: optimizer steps, load_state_dict, moving
-        averages, running statistics, assignment to `.data`, writes through it. Version counters are not asked, since
-        they miss the last. It reads every weight once and waits for the GPU.
+        It is exact, however parameters and registered buffers change: by optimizer steps, load_state_dict, moving
+        averages, running statistics, assignment to `.data`, or writes through it. It does not read version counters,
+        since they miss writes through `.data`. It reads every weight once and waits for the GPU.
 
         Args:
             model: as for `refit`.
@@ -395,7 +399,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         return self._weight_sync.stale(model)
 
     def track(self, model: nn.Module | None) -> None:
-        """Follow a model: each call of this module (not of `infer`) looks whether it is stale, and refits it first.
+        """Follow a model: before each call but `infer`, this module checks whether it is stale, and refits itself.
 
         Args:
             model: as for `refit`; it is kept alive. None ends it. Copies of this module follow nothing.
@@ -405,11 +409,11 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         """
         self._weight_sync.track(model)
 
-    # What nn.Module offers and an engine can't do is refused, never ignored.
+    # What an engine can't do of nn.Module's interface is refused, never ignored.
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeployedModule[B]:
         here = self._backend.device or torch.device("cpu")
-        # meta would lose the values, so real but empty tensors ask fn what it does to dtypes and devices
+        # fn is tried on real, empty tensors, to see what it does to dtypes and devices; meta would lose the values
         probes = [torch.empty(0, dtype=dtype, device=here) for dtype in (torch.float16, torch.float64)]
         try:
             moved = [fn(probe) for probe in probes]
@@ -471,7 +475,8 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             self.report = None  # it was about the artifact before
 
     def __getstate__(self) -> dict[str, Any]:
-        # The reference, the tracked model and everything live belong to this object, in this process.
+        # A pickle leaves out the reference, the tracked model and everything live: they belong to this object, in this
+        # process.
         with self._weight_sync.weights_locked():
             artifact = self._backend.current_artifact()
             attributes = {name: value for name, value in self.__dict__.items() if name not in _PARTS}
@@ -503,8 +508,8 @@ def attach_model(
         model: the one that was deployed; it is not kept alive.
         samples: inputs by the name of their case, to verify refits on; copied to the CPU.
         tolerance: when answers count as equal; None means the precision's.
-        onnx_is_current: whether the artifact's ONNX was exported from this model just now. False for an engine from
-            the cache, whose plan and ONNX are both of an earlier deploy.
+        onnx_is_current: whether the artifact's ONNX was exported from this model just now. It was not for an engine
+            from the cache, whose plan and ONNX are both of an earlier deploy.
 
     Returns:
         whether the module held other weights.
@@ -517,7 +522,7 @@ def attach_model(
 
 
 def runtime_kind(module: DeployedModule[Any]) -> str:
-    """Give whose rounding a module's answers have, as `sensitivity_factor` knows it."""
+    """Name the runtime whose rounding a module's answers have, in the words of `sensitivity_factor`."""
     return module._backend.runtime_kind  # pyright: ignore[reportPrivateUsage]  # the same file
 
 
@@ -529,12 +534,12 @@ def artifact_of(module: DeployedModule[Any]) -> Artifact:
 def prove_split_axes(
     module: DeployedModule[Any], calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None = None
 ) -> tuple[str, ...]:
-    """Prove now, rather than in the first call that is too large, which axes may be split.
+    """Prove which axes may be split now, instead of in the first call that is too large.
 
     Args:
         module: one with out_of_range="split".
         calls: flat inputs as for `infer`, inside the profiles.
-        tolerance: when a chunk counts as answered like the whole; by default that of the precision.
+        tolerance: when the answers in chunks count as equal to the whole; by default that of the precision.
 
     Returns:
         a sentence on every axis.

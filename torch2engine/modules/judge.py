@@ -1,7 +1,7 @@
 """A deployed module and the parity cases → `ParityReport`.
 
-Enters: a deployed module, and cases with the reference's answers. Leaves: one report over all cases. Separate
-because lowering, `check` and `deploy` judge in the same way.
+Enters: a deployed module, and cases with the reference's answers. Leaves: one report over all cases. Separate because
+lowering, `check` and `deploy` compare in the same way.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ __all__ = ["ENGINE_REPEATS", "judge"]
 ENGINE_REPEATS = 2
 """How often an engine answers each case again: TensorRT-RTX in TF32 may answer differently from call to call."""
 
-# Repeated answers may differ by a tenth of the tolerance, and always by what the order of float32 sums can change.
+# Repeated answers may differ by a tenth of the tolerance. They may always differ by what the order of float32 sums can
+# change.
 _REPEAT_SHARE = 0.1
 _REPEAT_REL_L2 = 1e-6
 _REPEAT_MAX_REL = 1e-5
@@ -48,11 +49,11 @@ def judge(
         tolerance: by default `Tolerance.default` of the precision, or more where the reference's own sensitivity is
             larger.
         notes: kept in the report.
-        repeats: how often each case is asked again at once. If it is not 0, each is asked once more after the others.
+        repeats: how often each case runs again at once. If it is not 0, each also runs once more after all others.
         precision: whose tolerance and sensitivity count; by default the candidate's.
 
     Raises:
-        InputError: `tolerance` is no valid `Tolerance`, or names an output that there is not.
+        InputError: `tolerance` is no valid `Tolerance`, or names an output that does not exist.
         ParityError: the candidate answers the same case differently, beyond rounding.
     """
     check_tolerance(tolerance)
@@ -75,7 +76,7 @@ def judge(
 
 
 def _advice(report: ParityReport, parity_cases: Sequence[ParityCase]) -> str:
-    """What to do about failures on inputs that nobody gave, such as positions of which two are the same."""
+    """Say what to do if the failures are on invented inputs, such as positions of which two are the same."""
     failed = {row.case for row in report.failures}
     guessed = dict.fromkeys(name for case in parity_cases if case.name in failed for name in case.guessed)
     if not guessed:
@@ -111,7 +112,7 @@ def _same_row(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 
 def _with_deaf_outputs(report: ParityReport, names: set[str]) -> ParityReport:
-    """Say of some outputs that passing proves little, because no input changes them."""
+    """Mark outputs for which passing proves little, because no input changes them."""
     reason = "it is the same for every input"
     rows = [
         replace(row, weakness=row.weakness or reason) if row.passed and row.name in names else row
@@ -131,7 +132,7 @@ def _require_repetition(
     bounds: Bounds,
     precision: str,
 ) -> None:
-    """Ask a case again, and refuse a candidate whose answer differs from its first one by more than rounding.
+    """Run a case again, and refuse a candidate whose answer differs from its first one by more than rounding.
 
     Raises:
         ParityError: with the figures.
@@ -158,5 +159,5 @@ def _require_repetition(
 
 
 def _is_same(first: torch.Tensor, again: torch.Tensor) -> bool:
-    """Tell whether two answers are equal, NaN included: an engine that repeats its NaN is refused for the NaN."""
+    """Tell whether two answers are equal, where NaN equals NaN: other checks refuse an engine for its NaN."""
     return bool(((first == again) | ((first != first) & (again != again))).all())

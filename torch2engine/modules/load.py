@@ -64,7 +64,7 @@ def load(
     Args:
         path: the folder that `save` wrote.
         device: for an engine a CUDA device, by default PyTorch's current one; an exported model runs on the CPU.
-        runtime_config: how it answers; an exported model heeds `out_of_range` alone and refuses the rest.
+        runtime_config: how it answers; an exported model takes `out_of_range` alone and refuses the rest.
         reference: the PyTorch module that answers under out_of_range="eager".
         runtime: what runs it. None takes the runtime that it was saved for. "onnxruntime" runs the model.onnx that lies
             beside an engine, on the CPU.
@@ -72,9 +72,9 @@ def load(
     Raises:
         ArtifactError: corrupt, foreign, made for other hardware or another version, or an engine without model.onnx.
         InstallationError: no GPU, or no TensorRT of its flavour.
-        DeviceError: an exported model was to go to a GPU, or an engine to the CPU.
-        InputError: a runtime that can't run it, options that it does not have, or a reference that is missing or that
-            nothing would use.
+        DeviceError: `device` is a GPU for an exported model, or the CPU for an engine.
+        InputError: a runtime that can't run it, options that it does not have, or a reference that is missing or has no
+            use.
     """
     require_choice("runtime", runtime, (None, *BACKENDS))
     artifact = load_artifact(path, to_run=runtime != "onnxruntime")

@@ -31,8 +31,8 @@ def zeros(
     Args:
         signature: the inputs.
         profiles: sizes that are not given are the first profile's opt.
-        shapes: axis name -> size; None for min, opt and max of every profile. Where other profiles answer these, a size
-            that this one answers is added.
+        shapes: axis name -> size; None for min, opt and max of every profile. Where other profiles answer these sizes,
+            a size is added that this one answers.
         device: where to make them.
 
     Raises:

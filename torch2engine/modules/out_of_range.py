@@ -1,7 +1,7 @@
 """The policy for a call outside every profile: an error, chunks, or an answer from PyTorch.
 
 Enters: a checked call and the ShapeError that it would be. Leaves: its answer, or an error that says more. Separate
-because it has a state of its own (what was proved, and whether it has warned), and few calls come here.
+because it has a state of its own: what was proved, and whether it has warned. Few calls come here.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ _PROOFS = 2  # calls with entries that differ, on which deploy proves an axis
 
 
 def checked_reference(subject: str, config: RuntimeConfig, reference: object) -> nn.Module | None:
-    """The module that answers under out_of_range="eager", None under any other policy.
+    """The module that answers under out_of_range="eager"; None under any other policy.
 
     Raises:
-        InputError: none where one is needed, one that nothing would use, or one that is no PyTorch module.
+        InputError: a reference that is missing, has no use, or is no PyTorch module.
     """
     eager = config.out_of_range == "eager"
     if eager == (reference is not None):
@@ -132,7 +132,7 @@ class OutOfRange:
         return self.reference is not None and self.reference is not model
 
     def set_reference(self, model: nn.Module) -> None:
-        """Let this model answer from now on, if a model does."""
+        """Let this model answer from now on, if the policy uses a model."""
         if self.has_other_reference(model):
             self.reference = model
             self.forget()
@@ -144,7 +144,7 @@ class OutOfRange:
 
         Args:
             runner: who answers sizes inside the profiles.
-            leaves: the call's inputs, checked in all but their sizes.
+            leaves: the call's inputs, with everything checked but their sizes.
             sizes: every axis's size.
             error: what the call is under "error".
 
@@ -234,7 +234,7 @@ class OutOfRange:
             with undisturbed(reference):
                 flat = Reference(reference, signature.parameters, signature.preprocess)(inputs)
                 outputs = outputs_by_name(flat, signature.output, [spec.name for spec in signature.outputs])
-                # While the module's buffers, which may be among them, still have this answer's values.
+                # Copied while the module's own buffers, which may be the result, still have the values of this answer.
                 answer = {
                     name: torch.empty(value.shape, dtype=value.dtype, device=device).copy_(value)
                     for name, value in outputs.items()
@@ -247,7 +247,7 @@ class OutOfRange:
 
 
 def _proofs(runner: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Tensor]]) -> list[_Proof]:
-    """The calls whose size is the sum of two that a profile allows, the largest first.
+    """The calls whose size is the sum of two sizes that a profile allows, the largest first.
 
     Raises:
         Unsplittable: there is none, the axis is not in every output, or an operator may mix its entries.

@@ -1,7 +1,7 @@
 """A deployed module and its answers to a case → the answers without near ties of integers.
 
 Enters: answers whose integer outputs differ from the reference's. Leaves: the same with the reference's integers where
-the choice was a near tie. Separate because it reads the module's ONNX graph, which nothing else in judging does.
+the choice was a near tie. Separate because only this part of a comparison reads the module's ONNX graph.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class NearTies:
         Args:
             case: with the reference's answers.
             answers: the candidate's.
-            bounds: what floating outputs may be off, and so the scores that integers are chosen from.
+            bounds: how far floating outputs may be off, and so the scores that integers are chosen from.
         """
         differing = [name for name, value in case.outputs.items() if _differs(value, answers.get(name))]
         choices = {} if self._reader is None or not differing else self._reader.choices

@@ -35,7 +35,7 @@ __all__ = [
 
 
 class Unsplittable(Exception):
-    """A call can't be split, for this reason. The caller knows the call and makes an error of it."""
+    """A call can't be split, for this reason. The caller knows the call, and turns this into a typed error."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ def _why_none(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> str:
 
 
 def independent_places(runner: InRangeRunner, axis: str) -> Places:
-    """Find the axis's dimension in every tensor, if its entries are answered independently of each other.
+    """Find the axis's dimension in every tensor, if its entries don't influence each other.
 
     Raises:
         Unsplittable: an output has it not just once, or an input more than once; or an operator may mix its entries.
@@ -165,7 +165,7 @@ def _dims(spec: TensorSpec, axis: str) -> list[int]:
 
 
 def _chunks(size: int, low: int, high: int, step: int) -> tuple[int, ...]:
-    """The fewest chunks of low..high, as even as may be: at most two sizes, the larger ones first."""
+    """The fewest chunks of low..high, as even as possible: at most two sizes, the larger ones first."""
     units, most = size // step, high // step
     count = math.ceil(units / most)
     base, larger = divmod(units, count)
@@ -178,8 +178,8 @@ def _chunks(size: int, low: int, high: int, step: int) -> tuple[int, ...]:
 def halves(whole: int, low: int, step: int) -> tuple[int, int]:
     """Two uneven chunks of a size.
 
-    Uneven, and the first one odd where it can be, so that a second chunk in the first one's place is seen also by what
-    depends on an entry's number modulo a small one.
+    They are uneven, and the first one is odd where possible. Then a model that depends on an entry's number, modulo a
+    small number, answers the second chunk differently.
 
     Raises:
         Unsplittable: the size is no sum of two that are allowed.
@@ -232,7 +232,7 @@ def _slices(leaves: Sequence[torch.Tensor], dims: Sequence[int | None], start: i
 
 
 def _require_finite(row: OutputParity) -> OutputParity:
-    """Let a comparison fail in which no element was finite: equal NaN proves nothing of an axis."""
+    """Let a comparison fail if no element was finite: equal NaN proves nothing about an axis."""
     if row.passed and 0 < math.prod(row.shape) == row.nonfinite_reference:
         return replace(row, passed=False, reason="the reference has no finite element, so nothing was compared")
     return row
@@ -243,7 +243,8 @@ def prove(
 ) -> tuple[ParityReport, bool]:
     """Compare answers to some of the call's entries as a whole with those to the same in two chunks.
 
-    Twice: in the call's order and in the opposite one, since what flows from entry to entry may flow one way.
+    It does so twice, in the call's order and in the opposite one, since an influence from entry to entry may have one
+    direction.
 
     Args:
         leaves: the call's inputs, with at least `sum(cut.proof)` entries.
@@ -281,7 +282,7 @@ def prove(
 def _spread(
     leaves: Sequence[torch.Tensor], dims: Sequence[int | None], count: int, order: int
 ) -> Iterator[torch.Tensor]:
-    """So many entries from all over the axis, forwards (1) or backwards (-1)."""
+    """A number of entries, spread over the axis, forwards (1) or backwards (-1)."""
     for leaf, dim in zip(leaves, dims, strict=True):
         if dim is None:
             yield leaf

@@ -1,7 +1,8 @@
 """Callables → `Timing` each: host and device time per call, measured side by side.
 
 Enters: callables without arguments. Leaves: medians and 95th percentiles. Separate from `benchmark` because the
-benchmarks of this repository time much that is no module: warm, interleaved, synchronised around and never inside.
+benchmarks of this repository also time callables that are no module. They are warm, take turns, and are synchronised
+around and never inside.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ __all__ = ["Call", "Timing", "measure"]
 Call = Callable[[], object]
 
 _MOST_CALLS = 200
-# A launch queue takes about a thousand kernels, few of them shorter than 10 µs: a train of calls this long never fills
-# it, and its host time is that of launching alone.
+# A launch queue takes about a thousand kernels, and few kernels are shorter than 10 µs. A train of calls this long
+# never fills it, so its host time is that of launching alone.
 _TRAIN_S = 0.010
 _PROBES = 3
 _REHEARSED = 5  # calls right before a train: the caches hold what other candidates did
@@ -39,8 +40,8 @@ class Timing:
 
     Args:
         host_us, host_p95_us: how long a call keeps the calling thread; median and 95th percentile.
-        device_us, device_p95_us: from one call's end to the next one's on the GPU, by events around a train of calls;
-            where launching takes longer than computing, it is that. None on the CPU.
+        device_us, device_p95_us: from the end of one call to the end of the next on the GPU, by events around a train
+            of calls. Where launching takes longer than computing, it is the time of launching. None on the CPU.
         calls: calls per train; on the CPU, where calls are timed one by one, per round.
         rounds: trains, which the percentiles are over (on the CPU: over all calls).
     """
@@ -65,8 +66,8 @@ def measure(
     """Time callables side by side.
 
     In every round each candidate has its turn, in shuffled order, so that a drift of clocks hits all of them. A turn on
-    a GPU is: a few calls, synchronise, a train of calls by the host's clock, synchronise, a train of calls between two
-    events; on the CPU calls are timed one by one. A result is held until the next call has returned, as in
+    a GPU has these steps: a few calls, synchronise, a train of calls by the host's clock, synchronise, a train of calls
+    between two events. On the CPU calls are timed one by one. A result is held until the next call has returned, as in
     `y = module(x)`. The garbage collector waits.
 
     Args:
@@ -131,7 +132,7 @@ def _collector_waits() -> Generator[None]:
 
 
 def _turns(names: Iterable[str], rounds: int) -> Generator[str]:
-    """Every name once a round, in another order each time."""
+    """Every name once in each round, in a new order each time."""
     order, shuffler = list(names), random.Random(RANDOM_SEED)
     for _ in range(rounds):
         shuffler.shuffle(order)
@@ -152,7 +153,7 @@ def _percentile(samples: Sequence[float], share: float) -> float:
 
 
 def _time_run_of_calls(call: Call, calls: int) -> float:
-    """Seconds of the host for so many calls; each result is dropped when the next one is there."""
+    """Seconds of the host for this number of calls; each result is dropped when the next one is there."""
     result: object = None
     start = time.perf_counter()
     for _ in range(calls):

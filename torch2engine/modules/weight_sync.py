@@ -1,8 +1,8 @@
-"""Live weights → a deployed module: what stands behind `refit`, `stale` and `track`.
+"""Live weights → a deployed module: the work of `refit`, `stale` and `track`.
 
 Enters: the PyTorch module whose weights have changed. Leaves: a backend that has them, without an export or a build.
-Separate because what makes a refit right is the same for every backend: each weight is worked out anew from the
-module's own, and nothing answers with wrong weights meanwhile or afterwards.
+Separate because a refit follows the same rules for every backend. Each weight is computed anew from the module's own,
+and no call uses wrong weights during it or afterwards.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Refit:
     """The outcome of a refit.
 
     Args:
-        changed: paths of the parameters and buffers whose values were others than the engine's; nothing was done
-            where there are none.
+        changed: paths of the parameters and buffers whose values differed from the engine's; without any, nothing was
+            done.
         seconds: that it took, verification included.
         parity: the comparison with the model, if it was made.
     """
@@ -70,7 +70,7 @@ class _HeldWeights:
 
     Args:
         program: how they follow from a model's parameters and buffers.
-        fingerprints: of those parameters and buffers, when the backend took them over.
+        fingerprints: of these parameters and buffers, at the time when the backend took them over.
         source: the model that was deployed, which is not kept alive.
         samples: inputs on the CPU, to compare on; empty for a loaded module.
         tolerance: for that comparison; None means the precision's.
@@ -93,7 +93,7 @@ class _FirstLook:
 
     Args:
         needs_refit: whether there is anything to do.
-        snapshot: of the model's weights, where it was needed to tell.
+        snapshot: the model's weights; None where the check did not need it.
     """
 
     needs_refit: bool
@@ -108,7 +108,7 @@ class WeightSync:
     Args:
         backend: takes the weights.
         guard: the lock on them, which the backend reads.
-        out_of_range: forgets what it proved with other weights, and answers with the model that gave the last ones.
+        out_of_range: forgets what it proved with other weights, and answers with the model whose weights are in use.
     """
 
     def __init__(self, backend: Backend, guard: WeightsGuard, out_of_range: OutOfRange) -> None:
@@ -215,7 +215,7 @@ class WeightSync:
         return bool(self.refit(infer, model, verify=False, onnx_is_current=onnx_is_current).changed)
 
     def with_one_version(self, answer: Callable[[], R]) -> R:
-        """Answer a call that consists of several ones, all of them with the same weights.
+        """Answer a call that consists of several calls, all with the same weights.
 
         Args:
             answer: answers the whole call; it runs again if the weights have changed meanwhile.
@@ -261,7 +261,7 @@ class WeightSync:
         )
 
     def _first_look(self, held: _HeldWeights, model: nn.Module | None, unless_verified: bool) -> _FirstLook:
-        """Find out whether a refit has anything to do, without the lock on the process's state."""
+        """Find out whether a refit is needed, without the lock on the process's state."""
         with self._guard.lock:
             live = self._live_model(held, model)
             if self._guard.fault or (unless_verified and held.is_comparison_due):
@@ -286,7 +286,7 @@ class WeightSync:
     def _work_out(
         self, program: WeightProgram, tensors: Mapping[str, torch.Tensor], near: torch.device, check: bool
     ) -> dict[str, torch.Tensor]:
-        """Compute the backend's weights from the model's tensors, where the backend wants them."""
+        """Compute the backend's weights from the model's tensors, on the backend's `weights_device`."""
         device = self._refittable().weights_device(near)
         with exact_arithmetic():  # the caller may have chosen another one for training
             weights = program.run({path: tensor.to(device) for path, tensor in tensors.items()})
@@ -372,7 +372,7 @@ class WeightSync:
 
 
 def _safe_cases(reference: Reference, cases: Mapping[str, Sequence[torch.Tensor]]) -> NamedInputs:
-    """The made-up inputs that can't end the process's CUDA context in the model.
+    """The invented inputs with which the model can't end the process's CUDA context.
 
     Raises:
         RefitError: there is none.
@@ -399,7 +399,7 @@ def _check_finite(
 ) -> None:
     """Refuse weights that would make every answer NaN, before the engine has them.
 
-    An infinity that a buffer of the model has itself, as masks do, may stay.
+    An infinity that stands in a buffer of the model, such as a mask, may stay.
 
     Raises:
         RefitError: names the weights.

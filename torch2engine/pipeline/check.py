@@ -1,7 +1,7 @@
 """`OnnxArtifact` against the module that it was exported from, on ONNX Runtime: the public step `check`.
 
 Enters: an artifact, and the module. Leaves: a `ParityReport`. Separate because days may lie between an export and this
-step: the artifact, and not the sample, says at which sizes to compare.
+step. So the artifact, not the sample, says at which sizes to compare.
 """
 
 from __future__ import annotations

@@ -28,15 +28,15 @@ class DeployReport:
     """The report of one deploy().
 
     Args:
-        parity: PyTorch against ONNX Runtime, then PyTorch against the engine. An engine of an earlier deploy has only
-            the second; the note "...come from the cache..." says so.
+        parity: PyTorch against ONNX Runtime, then PyTorch against the engine. A reused engine has only the second; the
+            note "...come from the cache..." says so.
         seconds: wall time per phase, in order.
         precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
         notes: sentences for the user.
         lowering: how the ONNX graph came to a low precision; None where it was not changed.
-        computed: the precisions that a lowered engine computes in, by TensorRT's account of its layers; None in float32
-            and for ONNX Runtime.
+        computed: the precisions that a lowered engine computes in, as TensorRT reports them for its layers. None in
+            float32 and for ONNX Runtime.
     """
 
     parity: tuple[ParityReport, ...]
@@ -95,7 +95,7 @@ class ReportBuilder:
 
     @contextmanager
     def phase(self, name: str, when: bool = True) -> Generator[None]:
-        """Time the body as a phase of the report; without `when`, only run it."""
+        """Time the body as a phase of the report; if `when` is False, only run it."""
         start = time.perf_counter()
         try:
             yield

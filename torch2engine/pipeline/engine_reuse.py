@@ -44,8 +44,8 @@ class EngineReuse:
         request: the checked arguments of deploy().
         cache: where earlier engines may be; None for nowhere.
         cache_key: the caller's name for the model's code and calibration data, or None.
-        report: takes the seconds of a search, and has the facts about a new engine. The report of a reused engine
-            continues a copy of it.
+        report: takes the seconds of a search, and holds the facts about a new engine. A reused engine gets a copy of
+            it, continued.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class EngineReuse:
         Returns:
             a module with its report, or None.
         """
-        if self._cache is None or self._request.has_calibration:  # calibration data may be others than before
+        if self._cache is None or self._request.has_calibration:  # other data than before, perhaps
             return None
         with self._report.phase("recall"):
             if self._hashing is not None:
@@ -160,7 +160,7 @@ class EngineReuse:
         captured: CapturedCall,
         reference: ReferenceAnswers,
     ) -> TRTModule | None:
-        """Put an earlier engine in the model's place, if it answers like the model; else forget it and warn."""
+        """Put an earlier engine in the model's place, if it answers like the model; else remove its record and warn."""
         report = self._report.copy()
         report.add_reusable_findings(earlier.facts)
         try:

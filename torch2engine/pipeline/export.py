@@ -26,7 +26,7 @@ from torch2engine.precision.validate import remaining_precision, require_lowerin
 
 __all__ = ["export"]
 
-_BUILT_BY = "tensorrt"  # a low precision is written for an engine; which flavour builds it is not known yet
+_BUILT_BY = "tensorrt"  # a low precision is written for an engine; its flavour is not known yet
 
 
 def export(
@@ -42,8 +42,8 @@ def export(
 ) -> OnnxArtifact:
     """Export a module to ONNX, without building it.
 
-    In float32 the model is not checked: see `check`. A low precision is judged on the CPU, as `deploy` does, so that an
-    engine can be built from the artifact on a machine without a GPU.
+    In float32 the model is not checked: see `check`. A low precision is compared with the model on the CPU, as in
+    `deploy`. So an engine can be built from the artifact on a machine without a GPU.
 
     Args:
         model, sample_input, dynamic_axes, precision, calibration, profiles, preprocess: as for `deploy`; "tf32" is left
@@ -55,7 +55,7 @@ def export(
 
     Raises:
         InputError, DynamicAxisError, ExportError, UnsupportedOperatorError: as `deploy` does.
-        InstallationError, PrecisionError, ParityError: the low precision can't be had, or answers otherwise.
+        InstallationError, PrecisionError, ParityError: the low precision is not possible, or answers differently.
     """
     options = BuildConfig(refittable=refittable)
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())

@@ -37,7 +37,7 @@ def lower_and_compare(
         calibration: inputs in the form of sample_input, or None.
         progress: takes the steps of calibration.
         request: the precision and the tolerance.
-        report: takes comparisons, the account of the lowering, and notes.
+        report: takes comparisons, notes, and how the graph was lowered.
 
     Raises:
         as `torch2engine.precision.lower.lower`.

@@ -45,7 +45,7 @@ class DeployRequest:
         precision: the requested precision.
         has_calibration: whether calibration data were given; nothing has read them yet.
         examples: real inputs to be compared on, as the user gave them; None for invented ones.
-        tolerance: the requested one; None for the precision's default.
+        tolerance: the requested tolerance; None for the precision's default.
         runtime: "tensorrt" or "onnxruntime".
         config: how TensorRT builds.
         runtime_config: how the deployed module answers.

@@ -1,7 +1,7 @@
 """The facts that two deploys must share for one engine to serve both, as JSON values for cache keys.
 
-Enters: a model or its exported graph, and the rest of the request. Leaves: facts to be hashed. Separate because here is
-decided, in one place, which differences between two deploys matter.
+Enters: a model or its exported graph, and the rest of the request. Leaves: facts to be hashed. Separate because one
+place decides which differences between two deploys matter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def model_facts(request: DeployRequest, cache_key: str) -> dict[str, Any] | None
     Returns:
         the facts; None for a model with tensors whose values can't be read.
     """
-    # All tensors count, so that a cache_key that is used for a second model or for other weights finds nothing.
+    # All tensors count. So a cache_key finds nothing if it is used again for a second model or for other weights.
     state = dict(request.model.named_parameters(remove_duplicate=False))
     state |= dict(request.model.named_buffers(remove_duplicate=False))
     modules = dict(cast("Iterable[tuple[str, nn.Module]]", request.model.named_modules()))
@@ -103,7 +103,7 @@ def sample_facts(precision: Precision, inputs: Sequence[Sequence[torch.Tensor]])
     """The facts that lowering takes from the sample and the examples, where there are no calibration data.
 
     The ranges of "int8" and "fp8" follow from the sample's values. In half precision the sample only shows what may
-    overflow: the power of two of its largest value counts, so that a fresh random sample of the same kind is equal.
+    overflow. So only the power of two of its largest value counts, and a new random sample of the same kind is equal.
     """
     if not precision.changes_graph:
         return None
@@ -117,7 +117,7 @@ def sample_facts(precision: Precision, inputs: Sequence[Sequence[torch.Tensor]])
 
 
 def _has_plain_values(tensor: torch.Tensor) -> bool:
-    """Whether its values are bits in memory."""
+    """Whether the values of a tensor are plain bits in memory."""
     is_known_class = type(tensor) in (torch.Tensor, nn.Parameter)
     return is_known_class and tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
 

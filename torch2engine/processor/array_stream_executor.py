@@ -1,9 +1,8 @@
 """One stream of a Processor: contexts, device memory, and every step of a call in its order.
 
 Enters: staged inputs. Leaves: copies in, the inference and copies out, enqueued one after the other. Separate because
-this is where copies overlap: the work of one executor follows on itself by being on one stream, while the streams of
-two executors share nothing that can be written to. So one stream copies while another one computes, and an executor's
-memory is used again without a wait for the GPU.
+copies overlap here. All work of one executor is on one stream, so its memory is used again without a wait for the GPU.
+Two executors share no memory that is written to, so one copies while another one computes.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ def closed_error() -> InputError:
 
 @dataclass(frozen=True)
 class InitialBytes:
-    """How many bytes of inputs and of outputs there is memory for from the beginning."""
+    """How many bytes of memory for inputs and for outputs an executor has from the beginning."""
 
     inputs: int = 0
     outputs: int = 0
@@ -68,7 +67,7 @@ class _OutputLayout:
 
 
 class _OneGraph:
-    """The CUDA graph of one prepared shape: addresses stay, so that one is enough."""
+    """The CUDA graph of one prepared shape. Addresses never change, so one graph is enough."""
 
     def __init__(self) -> None:
         self.graph: CudaGraph | None = None
@@ -99,7 +98,7 @@ _OnDemandOutputs = dict[str, DataDependentOutput[Memory]]
 
 
 class _OnDemandAllocator:
-    """Give TensorRT the memory that it asks for during one enqueue.
+    """Give TensorRT the memory that it requests during one enqueue.
 
     Args:
         cuda, stream: where the memory is used.
@@ -147,7 +146,7 @@ class ArrayStreamExecutor:
         contexts: Sequence[Context] = (),
     ) -> None:
         self.lock = threading.Lock()
-        self.waiting = 0  # calls that are on it or on their way; the session's lock is held
+        self.waiting = 0  # calls that run on it or will; guarded by the session's lock
         self.is_closed = False
         self.stream = cuda.stream()
         # The pool must hold no method of this executor, or only the garbage collector would end it.
@@ -211,7 +210,7 @@ class ArrayStreamExecutor:
         return prepared
 
     def _check_out(self, prepared: _PreparedArrays, pending: PendingCall) -> None:
-        """Refuse arrays of the caller's that don't take the outputs, as far as these are known."""
+        """Refuse arrays of the caller that don't take the outputs, as far as the outputs' shapes are known."""
         for index, spec in enumerate(self._output_specs):
             if spec.name in pending.out and index not in prepared.outputs.data_dependent:
                 check_out_array(spec.name, pending.out[spec.name], self._dtypes[index], prepared.outputs.shapes[index])
@@ -232,7 +231,7 @@ class ArrayStreamExecutor:
                 self._cuda.copy_in(self._inputs.address + offset, source, self.stream)
 
     def _infer(self, prepared: _PreparedArrays, context: Context, addresses: Sequence[int]) -> _OnDemandOutputs:
-        """Launch the CUDA graph or enqueue; gives the outputs whose memory TensorRT asked for."""
+        """Launch the CUDA graph or enqueue; return the outputs whose memory TensorRT requested."""
         if prepared.graphs.graph is not None:
             prepared.graphs.graph.launch(self.stream.handle)
             return {}
@@ -279,7 +278,7 @@ class ArrayStreamExecutor:
                 self._cuda.copy_out(destination, output.address, self.stream)
 
     def _copy_out_as_one(self, prepared: _PreparedArrays, pending: PendingCall, outputs: Memory) -> None:
-        """Copy all outputs to staging memory at once, since they lie there as they lie on the device."""
+        """Copy all outputs to staging memory at once, since they have the same layout there as on the device."""
         layout = prepared.outputs.layout
         staging = pending.staging.outputs
         for index, spec in enumerate(self._output_specs):
@@ -306,7 +305,7 @@ class ArrayStreamExecutor:
     # CUDA graphs.
 
     def _may_capture(self, prepared: _PreparedArrays) -> bool:
-        """Whether a CUDA graph for these shapes is wanted, and possible by now."""
+        """Whether a CUDA graph for these shapes pays, and is possible by now."""
         captures = self._captures
         if prepared.graphs.graph is not None or not captures.is_enabled or not captures.is_warm(prepared):
             return False
@@ -315,7 +314,7 @@ class ArrayStreamExecutor:
         return captures.check_threads(prepared.last_used)
 
     def _capture(self, prepared: _PreparedArrays, context: Context, addresses: Sequence[int]) -> Context:
-        """Make a CUDA graph for these shapes; gives the context that they have then."""
+        """Make a CUDA graph for these shapes; return their context, which may be a new one."""
         try:
             prepared.graphs.graph = capture_inference(
                 context, addresses, self.stream.handle, event=0, gpu_index=self._cuda.index
@@ -332,7 +331,7 @@ class ArrayStreamExecutor:
     # Memory of inputs and outputs.
 
     def _reserve_memory(self, prepared: _PreparedArrays, pending: PendingCall) -> Memory:
-        """Have memory for the call's inputs and outputs; gives that of the outputs."""
+        """Make sure that there is memory for the call's inputs and outputs; return that of the outputs."""
         output_bytes = prepared.outputs.layout.total
         pending.staging.reserve(0, output_bytes)
         if self._inputs.size_bytes < pending.inputs.total:
@@ -346,7 +345,7 @@ class ArrayStreamExecutor:
         return self._outputs
 
     def _make_larger(self, old: Memory, size_bytes: int) -> Memory:
-        """Allocate in place of memory that earlier calls may still use, and that CUDA graphs know by its address."""
+        """Replace memory that earlier calls may still use, and whose address CUDA graphs contain."""
         self.pool.drop_graphs()
         return self._cuda.memory(max(size_bytes, old.size_bytes * 3 // 2))
 

@@ -1,4 +1,4 @@
-"""numpy arrays under the call contract: the checks of TRTModule, in its words, for arrays.
+"""numpy arrays under the call contract: the checks and error texts of TRTModule, for arrays.
 
 Enters: what a caller passes to a Processor. Leaves: one array per input of the signature, checked, and its profile; or
 the typed error. Separate because nothing here needs a GPU.
@@ -38,7 +38,7 @@ _FOREIGN = ("bfloat16", "float8_e4m3fn")  # numpy has none, the package ml_dtype
 
 
 def _fits(value: object) -> bool:
-    # A masked array's values are not all meant; a scalar of numpy's is an array without dimensions.
+    # Some values of a masked array are invalid, so it is refused; a scalar of numpy is an array without dimensions.
     return isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, np.ma.MaskedArray)
 
 
@@ -142,11 +142,11 @@ def check_call(signature: Signature, profiles: Sequence[Profile], given: object)
 
     Args:
         signature, profiles: the engine's.
-        given: one array; a list or tuple of the arguments by position; a Mapping of them by name, or of the inputs by
-            their own names (``"batch.ids"``).
+        given: one array; a list or tuple of the arguments by position; or a Mapping of them by name. Nested inputs may
+            stand there by their own names, ``"batch.ids"``.
 
     Raises:
-        InputError: missing, extra or other arguments, or what is no array.
+        InputError: missing, extra or other arguments, or an argument that is no array.
         DtypeError: a dtype that can't be cast without loss.
         ShapeError: a rank or size that no profile allows.
     """
@@ -226,7 +226,7 @@ def check_out_array(name: str, array: Array, dtype: np.dtype[Any], shape: Shape)
 def input_layout(
     signature: Signature, profiles: Sequence[Profile], sizes: Mapping[str, int]
 ) -> dict[str, tuple[np.dtype[Any], Shape]]:
-    """dtype and shape of every input at some axis sizes; what is left out takes the first profile's opt.
+    """dtype and shape of every input at some axis sizes; an axis that is left out has the first profile's opt.
 
     Raises:
         InputError: no such axis.

@@ -1,4 +1,4 @@
-"""Samples → batches that a profile allows: how many go together, and with how many copies the last batch is filled up.
+"""Samples → batches that a profile allows: how many samples are in each, and how many copies fill up the last one.
 
 Enters: a signature, profiles, samples one by one. Leaves: batches, and how many results of each count. Separate because
 nothing here needs a GPU.
@@ -41,7 +41,7 @@ class Batches:
 
 
 def plan_batches(signature: Signature, profiles: Sequence[Profile], batch_size: int) -> Batches:
-    """Find the batch sizes near to a wanted one: at most as large, unless even the smallest one is larger.
+    """Find the batch sizes near a requested one: at most as large, unless even the smallest one is larger.
 
     Raises:
         InputError: dimension 0 is not one axis of every input and output.
@@ -95,7 +95,7 @@ def stack_samples(signature: Signature, samples: Sequence[Any], first: int, size
 
 
 def group_samples(dataset: Iterable[Any], size: int) -> Generator[list[Any]]:
-    """Samples in groups; those before a sample that can't be had come first, then its error."""
+    """Samples in groups; if a sample can't be fetched, the samples before it come first, and then its error."""
     group: list[Any] = []
     try:
         for sample in dataset:

@@ -2,7 +2,7 @@
 
 Enters: a device's number. Leaves: a `Cuda` that is entered around every piece of work, and the objects made in it.
 Separate because pycuda's objects may only be made, used and dropped while their context is current in the same thread.
-The objects that leave this file take care of that, whichever thread drops them. Only primary contexts are used, since
+The objects that leave this file keep that rule, whichever thread drops them. Only primary contexts are used, since
 CUDA's runtime, and so TensorRT and PyTorch, use them too. Pointers of another context would mean nothing to them.
 """
 
@@ -62,7 +62,7 @@ def _import_pycuda() -> Any:
 
 
 def _load_curand() -> None:
-    """Load the library that pycuda (2026.1) is linked with, which NVIDIA's wheels keep where no loader looks."""
+    """Load the library that pycuda (2026.1) is linked with; NVIDIA's wheels keep it outside of the loader's path."""
     spec = importlib.util.find_spec("nvidia")
     folders = list(spec.submodule_search_locations or ()) if spec is not None else []
     found = [str(path) for folder in folders for path in sorted(Path(folder).glob(f"*/lib/{_CURAND}"))]
@@ -85,7 +85,7 @@ def find_cuda(index: int) -> Cuda:
     """
     require_gpu(index)
     driver = _import_pycuda()
-    with _lock:  # or two threads that come first together would make two
+    with _lock:  # or two first threads would make two contexts
         return _retain_primary_context(index, os.getpid(), driver)
 
 
@@ -106,12 +106,12 @@ def _retain_primary_context(index: int, process: int, driver: Any) -> Cuda:
 
 
 def _keep_forever(made: object) -> None:
-    """Never let go of an object of pycuda's: where its context can't be made current, its destructor would abort."""
+    """Leak an object of pycuda: where its context can't be made current, its destructor would abort."""
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(made))
 
 
 class Cuda:
-    """A device's primary context; a context manager that makes it current in this thread, and the former one after.
+    """A device's primary context; a context manager that makes it current in this thread, then restores the former.
 
     Threads may share it, and it may be entered again while it is entered.
 
@@ -132,7 +132,7 @@ class Cuda:
 
     @property
     def is_gone(self) -> bool:
-        """Whether nothing may be given back any more: in a fork, or when Python ends."""
+        """Whether nothing may be freed any more: in a fork, or when Python ends."""
         return sys.is_finalizing() or os.getpid() != self.process
 
     def __enter__(self) -> Cuda:
@@ -204,14 +204,14 @@ def _pointer_attribute() -> Any:
 
 
 class _Owned:
-    """Lets go of pycuda's object where its context is current: elsewhere pycuda would leak it, with a warning."""
+    """Drops pycuda's object while its context is current: otherwise pycuda would leak it, with a warning."""
 
     def __init__(self, cuda: Cuda, made: Any) -> None:
         self._cuda = cuda
         self._made = made
 
     def __del__(self) -> None:
-        # As for every destructor here, Python may be ending, or the constructor may have failed.
+        # In every destructor here, Python may be ending, or the constructor may have failed.
         made = self.__dict__.pop("_made", None)
         if made is None:
             return
@@ -253,7 +253,7 @@ class Event(_Owned):
         self._made.record(stream.handle_object)
 
     def wait(self) -> None:
-        """Wait for what was recorded; other threads go on meanwhile."""
+        """Wait for the recorded work; other threads run on."""
         with relaxed_capture_mode():
             self._made.synchronize()
 

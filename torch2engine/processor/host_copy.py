@@ -1,7 +1,7 @@
 """Copies from array to array in host memory, by several threads where one would keep the GPU waiting.
 
 Enters: arrays of one shape. Leaves: the target filled. Separate because one core copies some 10 GB/s, a fifth of what a
-GPU takes in: a batch of images would otherwise take longer to stage than to answer.
+GPU takes in. A batch of images would take longer to stage than to answer.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ def split_copy(target: Array, source: Array, most: int) -> list[tuple[Array, Arr
 
 
 def _copy(target: Array, source: Array) -> None:
-    # Whether the values survive the cast was decided before; numpy's own rules differ for dtypes that are not its own.
+    # Earlier checks decided that the cast loses nothing; numpy's own rules differ for foreign dtypes.
     np.copyto(target, source, casting="unsafe")
 
 
 class _SharedCopy:
-    """A copy in pieces for several threads. The calling thread copies too, so that it depends on none of the others."""
+    """A copy in pieces for several threads. The calling thread copies too, so that it does not depend on the others."""
 
     def __init__(self, parts: Sequence[tuple[Array, Array]]) -> None:
         self._lock = threading.Lock()
@@ -76,7 +76,7 @@ class _SharedCopy:
         """Copy, and wait for the helping threads."""
         try:
             self.work()
-        finally:  # an interrupt must not leave a thread writing to memory that is then used again
+        finally:  # after an interrupt, no thread may still write to memory that is used again
             self._done.wait()
         if self._error is not None:
             try:

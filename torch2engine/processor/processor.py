@@ -1,7 +1,7 @@
 """`EngineArtifact` → `Processor`: numpy in, numpy out, without PyTorch.
 
 Enters: numpy arrays, one call or an endless row of them. Leaves: numpy arrays that the caller alone holds. Separate
-because a serving process wants neither PyTorch's gigabytes nor the three seconds of its import. A process that has
+because a serving process needs neither PyTorch's gigabytes nor the three seconds of its import. A process that has
 PyTorch loaded anyway takes TRTModule, whose tensors need not leave the GPU.
 """
 
@@ -39,26 +39,27 @@ _CALLS_PER_STREAM = 2  # calls that may be under way for each stream
 class Processor:
     """A TensorRT engine that takes and gives numpy arrays.
 
-    It works on a GPU's primary context through pycuda, beside whatever else uses that GPU in the process, PyTorch
-    included, and leaves the calling thread's current context as it was. Threads may share it. Use it as a context
-    manager, or `close` it, to give its memory back at once.
+    It works on a GPU's primary context through pycuda. Others may use that GPU in the same process, such as PyTorch.
+    The calling thread's current context stays as it was. Threads may share it. Use it as a context manager, or `close`
+    it, to give its memory back at once.
 
     Args:
         source: the folder that `save` wrote, or the engine.
         device: the GPU's number as CUDA counts the visible devices.
-        streams: how many calls may run side by side on the GPU, each with contexts and device memory of its own, which
-            are made when so many calls first overlap.
-        allocation: of the memory that outputs are written to. "max": for the largest shapes that any profile allows,
-            once; "reuse": as large as the shapes that came so far; "exact": on the device anew for every call, which
-            leaves nothing behind, waits for the GPU and rules out CUDA graphs.
-        runtime_config: `contexts` and `max_shapes` hold for each stream; `cuda_graphs` and `kernel_specialization` as
-            for a TRTModule ("auto" captures at every shape's third call, if no other thread can wait for the GPU).
+        streams: how many calls may run at the same time on the GPU. Each stream has its own contexts and device memory,
+            which are made when so many calls first overlap.
+        allocation: of the memory that outputs are written to. "max": once, for the largest shapes that any profile
+            allows. "reuse": as large as the shapes of all calls so far. "exact": on the device anew for every call,
+            which keeps no memory, but waits for the GPU and excludes CUDA graphs.
+        runtime_config: `contexts` and `max_shapes` count for each stream. `cuda_graphs` and `kernel_specialization` are
+            as for a TRTModule; "auto" captures at the third call of every shape, if no other thread can wait for the
+            GPU.
 
     Raises:
         ArtifactError: corrupt, foreign, made for other hardware or another version, or no engine.
         InstallationError: no such GPU, no TensorRT of its flavour, no pycuda; or the engine has bfloat16 or float8
             inputs or outputs, and ml_dtypes is not installed.
-        InputError: an option that is none, or that a Processor has not.
+        InputError: an option that is not valid, or that a Processor does not have.
         BuildError: the GPU's memory is full.
     """
 
@@ -108,17 +109,18 @@ class Processor:
             inputs: one array; a list or tuple of the arguments by position; or a dict of them by name (a nested
                 input's own name, ``"batch.ids"``, will do). Any strides and byte order; dtypes as in the signature, or
                 ones that cast to them without loss. Page-locked arrays (see `empty`) spare a copy.
-            out: the caller's own arrays for the results, of their dtypes and shapes: one for an only output, a list
-                with one for each, or a dict for some of them.
+            out: the caller's own arrays for the results, of the same dtypes and shapes: one array for a single output,
+                a list with one for each, or a dict for some.
 
         Returns:
-            output name -> array, in the signature's order: those of `out`, and fresh ones that no later call changes.
+            output name -> array, in the signature's order: the arrays of `out`, and fresh ones that no later call
+            changes.
 
         Raises:
             InputError: missing, extra or other arguments; arrays in `out` that can't be written to; or closed.
-            ShapeError, DtypeError: what can't be answered, refused before anything is enqueued.
+            ShapeError, DtypeError: the call can't be answered; nothing was enqueued.
             DeviceError: in a fork of the process that made the Processor.
-            BuildError: TensorRT or the GPU fails, mostly for want of memory.
+            BuildError: TensorRT or the GPU fails, mostly because memory is short.
         """
         call = check_call(self.signature, self._artifact.profiles, inputs)
         wanted = match_out(self.signature, out)
@@ -126,19 +128,19 @@ class Processor:
             return self._session.finish(self._session.start(call, wanted, blocking=False))
 
     def infer_stream(self, items: Iterable[Any], depth: int = 4) -> Generator[Results]:
-        """Answer one call after the other, while the next ones are copied in and the last ones out.
+        """Answer one call after the other, while the inputs of the next and the results of the last are copied.
 
         Calls of any shapes may follow each other. An item is staged before the next one is fetched, so a source may
-        fill the same arrays anew each time, unless they are page-locked: those must stay as they are until their
-        results have come.
+        fill the same arrays anew each time. Page-locked arrays are the exception: they must stay as they are until
+        their results are there.
 
         Args:
             items: what `infer` takes, each; fetched in the caller's thread, up to `depth` ahead.
             depth: how many calls may be under way, at least 1; more than `streams` + 2 are of no use.
 
         Returns:
-            the results in the order of the items, as `infer` gives them. An item that can't be had or answered raises
-            when the results before it have been given, and ends the generator. Closing it waits for calls under way.
+            the results in the order of the items, as `infer` gives them. An item that can't be fetched or answered
+            raises its error after the results before it, and ends the generator. Closing it waits for calls under way.
 
         Raises:
             InputError: no positive depth, or nothing to iterate over.
@@ -185,13 +187,13 @@ class Processor:
 
         Args:
             dataset: samples, each what `infer` takes but without dimension 0; an array is one of its rows.
-            batch_size: how many samples go together. If the profiles allow no such batch, as many as they do, rather
-                less than more; what is missing in the last batch is filled up with copies of its last sample.
+            batch_size: how many samples go together. If the profiles allow no such batch, the nearest size that they
+                allow, smaller rather than larger. Copies of the last sample fill up the last batch.
             depth: as for `infer_stream`, in batches.
 
         Returns:
             the results of one sample after the other, without dimension 0; those of a batch are parts of one array.
-            An error comes when the batches before it have been given.
+            An error is raised after the results of the batches before it.
 
         Raises:
             InputError: no positive number, or dimension 0 is not one axis of all inputs and outputs.
@@ -225,8 +227,8 @@ class Processor:
             sizes: of axes, by name; those left out take the first profile's opt.
 
         Returns:
-            input name -> array, C-contiguous, of any values; freed with its last reference, whatever becomes of the
-            Processor.
+            input name -> array, C-contiguous, with undefined values; freed with its last reference, even after the
+            Processor is closed.
 
         Raises:
             InputError: no such axis, or closed.
@@ -256,7 +258,7 @@ class Processor:
         return self._artifact.with_runtime_cache(kernels) if kernels else self._artifact
 
     def close(self) -> None:
-        """Wait for calls under way and give everything back; later calls are an InputError."""
+        """Wait for running calls and free everything; later calls raise InputError."""
         self._close()
 
     def __enter__(self) -> Processor:

@@ -1,7 +1,7 @@
-"""An engine with its stream executors and staging buffers: calls start and finish here, and everything is given back.
+"""An engine with its stream executors and staging buffers: calls start and finish here, and all memory is freed here.
 
 Enters: checked calls. Leaves: results as arrays that the caller alone holds. Separate from the Processor because a
-session must be given back in order, at the latest when Python ends, while a Processor may be dropped at any time.
+session must be freed in order, at the latest when Python ends. A Processor may be dropped at any time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from torch2engine.trt.gpu import relaxed_capture_mode
 
 __all__ = ["ProcessorSession"]
 
-_LARGE_BYTES = 3 << 18  # below that a copy costs about what asking CUDA whether it is needed does
+_LARGE_BYTES = 3 << 18  # below that, a copy costs about as much as asking CUDA whether the memory is page-locked
 _LEAST_SPARE_BUFFERS = 8
 
 
@@ -55,7 +55,7 @@ class ProcessorSession:
             numpy_dtype(spec)
         self.cuda = find_cuda(index)
         self._copier = HostCopier()
-        # The garbage collector may end a stream of calls in a thread that holds it.
+        # The garbage collector may close a generator of calls in a thread that holds the lock.
         self._lock = threading.RLock()
         self._spare_staging: list[StagingBuffers] = []
         # By whether a wait for them blocks:
@@ -155,7 +155,7 @@ class ProcessorSession:
         return PendingCall(call, staging, out, began, inputs, frozenset(direct))
 
     def finish(self, pending: PendingCall) -> OrderedDict[str, Array]:
-        """Wait for a call and give its outputs; to be called once.
+        """Wait for a call and return its outputs; call it once.
 
         Raises:
             BuildError: the GPU failed.
@@ -193,7 +193,7 @@ class ProcessorSession:
     # Which call gets which executor and which staging buffers.
 
     def _choose_executor(self) -> ArrayStreamExecutor:
-        """The executor with the fewest calls; of several the first, whose contexts the caches know."""
+        """The executor with the fewest calls; of several, the first, whose contexts are in the caches."""
         with self._lock:
             if not self._executors:
                 raise closed_error()
@@ -226,7 +226,7 @@ class ProcessorSession:
                 self._spare_staging.append(staging)
 
     def close(self) -> None:
-        """Wait for running work and give everything back; calls under way still get their results."""
+        """Wait for running work and free everything; running calls still get their results."""
         if self.cuda.is_gone:
             return
         with self._lock:

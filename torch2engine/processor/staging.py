@@ -1,7 +1,7 @@
 """The page-locked memory and the events that one call holds from its start to its end.
 
-Enters: sizes. Leaves: memory that is used again and again. Separate from the stream executors because a call's memory
-is in use until its caller has the results, while its executor is already busy with the next calls.
+Enters: sizes. Leaves: memory that is used again and again. Separate from the stream executors because a call uses its
+memory until its caller has the results. By then, its executor works on the next calls.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["Layout", "PendingCall", "Result", "StagingBuffers", "Timings", "as_b
 
 
 class Timings(NamedTuple):
-    """Where the time of one inference went, in milliseconds; all but `queue_ms` by the GPU's clock.
+    """How long each part of one inference took, in milliseconds; all but `queue_ms` by the GPU's clock.
 
     queue_ms: the rest of the time from the checked call to its last byte: staging in page-locked memory, waiting for
         other calls, and the host's work.
@@ -47,7 +47,7 @@ class Layout(NamedTuple):
 
 
 def make_layout(sizes: Sequence[int]) -> Layout:
-    """Place tensors of so many bytes; an empty one has an address too."""
+    """Place tensors of these sizes in bytes; an empty one has an address too."""
     offsets: list[int] = []
     end = 0
     for size in sizes:
@@ -78,7 +78,7 @@ class StagingBuffers:
         self.outputs: Bytes = cuda.pinned(0)
 
     def reserve(self, inputs: int, outputs: int) -> None:
-        """Have at least so many bytes on either side; nothing may be using the memory."""
+        """Make sure of at least so many bytes for inputs and for outputs; nothing may be using the memory."""
         if len(self.inputs) < inputs:
             self.inputs = self._cuda.pinned(inputs)
         if len(self.outputs) < outputs:

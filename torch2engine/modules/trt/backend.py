@@ -1,8 +1,8 @@
 """`EngineArtifact` → outputs: an engine on PyTorch's memory and streams, with the weights of the last refit.
 
 Enters: checked CUDA tensors on the caller's current stream, or new weights. Leaves: fresh CUDA tensors, ready on that
-stream; and an artifact that has the weights before it is saved or sent anywhere. Separate from `engine_session`, which
-ends and begins anew with every device, while the backend stays.
+stream, and an artifact with the present weights to save or send. Separate from `engine_session`, which ends and begins
+anew with every device, while the backend stays.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TensorRTBackend:
         artifact: the engine.
         runtime_config: how it answers.
         guard: whether its weights may answer.
-        device: a CUDA device; None, or one without an index, binds to the first input's device.
+        device: a CUDA device. None, or a device without an index, binds to the first input's device.
 
     Raises:
         DeviceError: no CUDA device.
@@ -277,5 +277,5 @@ def cuda_device(device: torch.device | str) -> torch.device:
 
 
 def _has_index(device: torch.device) -> bool:
-    """Tell whether it is one device; "cuda" without a number is any of them."""
+    """Tell whether it is one device; "cuda" without a number may be any GPU."""
     return cast("int | None", device.index) is not None

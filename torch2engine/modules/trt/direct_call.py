@@ -1,4 +1,4 @@
-"""A call whose arguments are the flat inputs already → these inputs, without the matching of structures.
+"""A call whose arguments already are the flat inputs → these inputs, without matching of structures.
 
 Enters: a signature once, then the arguments of every call. Leaves: flat inputs in the signature's order. Separate from
 `module` so that the fast path decides once, and not in every call, which calls need no matching.
@@ -49,7 +49,7 @@ class DirectCall:
         )
 
     def leaves(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Sequence[Any]:
-        """Return the flat inputs of any call, by the shortest way.
+        """Return the flat inputs of any call, as fast as its form allows.
 
         Raises:
             InputError: missing, extra or other arguments.

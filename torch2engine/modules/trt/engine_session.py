@@ -35,12 +35,12 @@ _Shapes = tuple[torch.Size, ...]
 
 # The attributes of all sessions, by id. The garbage collector may find a module in a reference cycle. It then finds
 # no more than the session, whose destructor ends everything in order. Without this table it would end each part by
-# itself: contexts amid their work, and engines before their contexts.
+# itself: contexts while they work, and engines before their contexts.
 _session_attributes: dict[int, dict[str, Any]] = {}
 
 
 def not_prepared(what: str, fix: str = "call the module once with these shapes right before the capture") -> InputError:
-    """The error of a call inside the user's capture of a CUDA graph that would need more than an enqueue."""
+    """The error of a call that would need more than an enqueue, inside a CUDA graph that the user captures."""
     return InputError(
         "TRTModule",
         got=f"a call during the capture of a CUDA graph, {what}",
@@ -91,7 +91,7 @@ class EngineSession:
         self._lock = threading.Lock()
         self._executors: dict[int, StreamExecutor] = {}
         self._streams = _StreamCache(device)
-        # The contexts of the user's CUDA graphs: nothing else touches these as long as the session lives.
+        # The contexts of the user's CUDA graphs. Nothing else uses them as long as the session lives.
         self._user_captures: dict[tuple[int, int, _Shapes], PreparedTensors] = {}
         self.weights_incomplete = False  # by a refit that failed half-way
         self._dtypes = [torch_dtype(spec.dtype) for spec in artifact.signature.inputs]
@@ -103,7 +103,7 @@ class EngineSession:
     def try_fast_path(self, leaves: Sequence[Any]) -> list[torch.Tensor] | None:
         """Answer inputs that need no cast, copy or refusal, at shapes that were answered before; else None.
 
-        Every check of the call contract is in here, in its cheapest form; inputs that fail one go through `infer`.
+        Every check of the call contract is in here, in its cheapest form. Inputs that fail a check go through `infer`.
         """
         if os.getpid() != self._process:
             return None
@@ -113,7 +113,7 @@ class EngineSession:
         addresses: list[int] = []
         try:
             for leaf, dtype in zip(leaves, self._dtypes, strict=True):
-                # Other classes are subclasses with a meaning of their own, or no tensors.
+                # Other classes are no tensors, or subclasses with a meaning of their own.
                 if type(leaf) is not torch.Tensor or leaf.dtype is not dtype or leaf.get_device() != index:
                     return None
                 if (grad and leaf.requires_grad) or leaf.is_neg() or not leaf.is_contiguous():
@@ -155,7 +155,7 @@ class EngineSession:
             return outputs
 
     def _executor_of(self, handle: int) -> StreamExecutor:
-        """The stream's executor; a new one, or if there are enough the one that was idle for the longest time."""
+        """The stream's executor, which may be new; if there are enough, the one that was idle for the longest time."""
         with self._lock:
             if self.weights_incomplete:
                 raise RefitError(
@@ -177,7 +177,7 @@ class EngineSession:
         if len(self._executors) < self._config.streams:
             return StreamExecutor(self.engine, self.device, self._config, self._streams)
         idle = min(self._executors, key=lambda handle: self._executors[handle].last_used)
-        executor = self._executors.pop(idle)  # a call that still holds it waits its turn and takes over again
+        executor = self._executors.pop(idle)  # a call that holds it takes it over again later
         if self._config.output != "static":
             return executor
         executor.close()  # The idle stream may still read its static outputs, so they stay as they are.
@@ -186,8 +186,8 @@ class EngineSession:
     def _capture(self, shapes: _Shapes, addresses: Sequence[int], handle: int) -> list[torch.Tensor]:
         """Enqueue into the user's CUDA graph, which may be launched at any time, beside other calls.
 
-        So it gets a context for itself alone, and working memory from the CUDA graph's own pool, which PyTorch's
-        allocator uses while it captures.
+        So it gets a context for itself alone. Its working memory comes from the CUDA graph's own pool, which PyTorch's
+        allocator uses during a capture.
         """
         capture_id = find_capture_id(handle)
         assert capture_id is not None, "the caller has seen the capture"
@@ -211,7 +211,7 @@ class EngineSession:
         """Take a context at these shapes from an executor.
 
         Raises:
-            InputError: no ordinary call has left one, or it can't be captured.
+            InputError: no ordinary call has left such a context, or it can't be captured.
         """
         executors = list(self._executors.values())
         for executor in executors:
@@ -245,7 +245,7 @@ class EngineSession:
         return bool(self._user_captures)
 
     def invalidate(self) -> None:
-        """Answer no more calls until a refit; CUDA graphs of the user's go on."""
+        """Answer no more calls until a refit. CUDA graphs of the user still run."""
         with self._lock:
             self.weights_incomplete = True
             for executor in self._executors.values():
@@ -255,8 +255,9 @@ class EngineSession:
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Put other weights into the engine, while nothing of it runs.
 
-        Contexts go, since TensorRT-RTX prepares each of them anew in a refit (1.6.1 on an H200: 26 ms a context for
-        ResNet-50, and 2 ms without any). CUDA graphs go, since launching them would crash the process.
+        Contexts are dropped, since TensorRT-RTX prepares each of them anew in a refit: 26 ms for each context of
+        ResNet-50, and 2 ms without any (1.6.1, H200). CUDA graphs are dropped, since launching them would crash the
+        process.
 
         Args:
             weights: by name, all that can be replaced; contiguous, on the engine's device, ready on the current stream.
@@ -277,7 +278,7 @@ class EngineSession:
             places = {name: (dtype_name(one.dtype), one.data_ptr(), one.numel()) for name, one in weights.items()}
             self.weights_incomplete = True
             for executor in executors:
-                executor.is_closed = True  # If this fails no call gets an answer from the remains.
+                executor.is_closed = True  # If this fails, no later call uses what is left.
             self.engine.refit(places, stream.cuda_stream, stream.synchronize)
             for executor in executors:
                 executor.is_closed = False
@@ -314,4 +315,4 @@ class EngineSession:
         with torch.cuda.device(self.device), relaxed_capture_mode():
             # The executors' memory goes back to PyTorch's allocator, which does not know the streams that used it.
             self._close()
-            del self.engine  # here, because TensorRT makes its own device current when it goes
+            del self.engine  # here, because TensorRT makes its own device current when the engine is destroyed

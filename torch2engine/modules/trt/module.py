@@ -1,7 +1,7 @@
 """`EngineArtifact` → `TRTModule`: an engine called like the PyTorch module.
 
 Enters: CUDA tensors on the caller's current stream. Leaves: fresh CUDA tensors, ready on that stream. Separate because
-this is what a TensorRT engine offers beyond every deployed module: a fast path for calls, devices, kernels and memory.
+only a TensorRT engine offers these: a fast path for calls, devices, kernels and memory.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ _WARM_CALLS = 5  # enough for a CUDA graph at addresses that recur
 class TRTModule(DeployedModule[TensorRTBackend]):
     """A TensorRT engine in the model's place.
 
-    Threads may share it. It binds to a device on its first call, or by `.to(device)`; it can be pickled, deep-copied
+    Threads may share it. It binds to a device on its first call, or by `.to(device)`. It can be pickled, deep-copied
     and sent to spawned processes, where it binds anew.
 
-    A call works on the caller's current stream (if that is the legacy default stream, on a stream beside it that waits
-    for it and that it waits for) and does not wait for the GPU, except to take memory for larger shapes or to replace
-    contexts and CUDA graphs. It may be captured by torch.cuda.graph after an ordinary call at the same shapes, whose
-    context the graph then keeps until `trim`; keep the module as long as the graph.
+    A call works on the caller's current stream. If that is the legacy default stream, it works on a side stream, and
+    each of the two waits for the other. A call does not wait for the GPU, with two exceptions: to take memory for
+    larger shapes, and to replace contexts and CUDA graphs. torch.cuda.graph may capture a call after an ordinary call
+    at the same shapes. The graph then keeps the context of that call until `trim`. Keep the module as long as the
+    graph.
 
     Args:
         artifact: the engine.
@@ -127,12 +128,12 @@ class TRTModule(DeployedModule[TensorRTBackend]):
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that the engine's contexts work in (weights not counted); 0 until called.
 
-        It is as large as the shapes that came so far need, for each stream.
+        It grows with the shapes that were called so far, for each stream.
         """
         return self._backend.memory_bytes
 
     def layers(self) -> str:
-        """What TensorRT's inspector tells of the engine's layers: JSON in TensorRT's words, which change by version.
+        """The engine's layers, as TensorRT's inspector lists them: JSON in TensorRT's words, which change by version.
 
         `torch2engine.precision_report` reads it.
 
@@ -142,13 +143,14 @@ class TRTModule(DeployedModule[TensorRTBackend]):
         return self._backend.bind().engine.layers()
 
     def warmup(self, shapes: Iterable[Mapping[str, int]] | None = None) -> None:
-        """Answer zeros at some shapes, so that calls to come find kernels, contexts and CUDA graphs ready.
+        """Run on zeros at some shapes, so that later calls find kernels, contexts and CUDA graphs ready.
 
-        What TensorRT-RTX compiles is kept for good by a `save` afterwards. Call it under the stream that will be used.
+        A `save` afterwards keeps what TensorRT-RTX compiles. Call it under the stream that will be used.
 
         Args:
             shapes: axis name -> size, e.g. ``[{"batch": 1}, {"batch": 8}]``; axes left out take the first profile's
-                opt. None: min, opt and max of every profile, and a size of its own if others answer these.
+                opt. None: min, opt and max of every profile. If other profiles answer these, a size that only this one
+                answers is added.
 
         Raises:
             InputError: no such axis.

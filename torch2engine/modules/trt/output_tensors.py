@@ -74,7 +74,7 @@ class OutputTensors:
         self.data_dependent = [index for index, shape in enumerate(shapes) if min(shape, default=0) < 0]
         if self.templates:
             return
-        with torch.inference_mode(False):  # Buffers made in inference mode can't be written to outside of it.
+        with torch.inference_mode(False):  # buffers of inference mode can't be written to outside of it
             templates = [self._make_template(index, shape) for index, shape in enumerate(shapes)]
             if self.is_static:
                 self._static = empty_like_each(templates)
@@ -105,17 +105,17 @@ class OutputTensors:
     # Outputs whose shapes only their values decide.
 
     def allocate_on_demand(self, context: Context) -> None:
-        """Let the next enqueue ask for the memory of the data-dependent outputs."""
+        """Let TensorRT request the memory of the data-dependent outputs during the next enqueue."""
         names = [self._specs[index].name for index in self.data_dependent]
         # Not a method of self: the context holds the function, and the prepared shape holds both.
         self._on_demand = context.allocate_on_demand(names, partial(allocate_memory, self._device))
 
     def allocation_error(self) -> Exception | None:
-        """The error of an allocation that TensorRT asked for, which made it give up."""
+        """The error of an allocation that TensorRT requested, and because of which it gave up."""
         return next((output.error for output in self._on_demand.values() if output.error is not None), None)
 
     def resolve_data_dependent(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Replace the data-dependent outputs by views of the memory that TensorRT asked for."""
+        """Replace the data-dependent outputs by views of the memory that TensorRT requested."""
         results = list(outputs)
         for index in self.data_dependent:
             output = self._on_demand[self._specs[index].name]
@@ -125,7 +125,7 @@ class OutputTensors:
                 results[index] = output.memory.tensor[:size].view(template.dtype).view(output.shape)
             else:
                 results[index] = template.new_empty(output.shape)
-            output.memory = None  # The result alone owns it, while TensorRT holds on to the allocator.
+            output.memory = None  # The result alone owns the memory, since TensorRT keeps the allocator.
         self._on_demand = {}
         return results
 

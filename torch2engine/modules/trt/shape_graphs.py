@@ -22,12 +22,14 @@ Addresses = tuple[int, ...]
 _SIGHTINGS = 3
 _SIGHTINGS_BESIDE_STATIC_BUFFERS = 8  # which are only the copies slower
 _MAX_ADDRESSES_COUNTED = 64
-# Loops cycle through few addresses, since PyTorch's allocator hands them out again: two where shapes stay, up to twenty
-# where sixty-four shapes come in random order.
+# Loops cycle through few addresses, since PyTorch's allocator reuses them: two where shapes stay, up to twenty where
+# sixty-four shapes come in random order.
 _MAX_GRAPHS = 16
-# With more addresses than that, new ones get a chance this seldom, or captures would cost more than they save.
+# With more addresses than that, new ones are counted only after this many calls without a graph. More captures would
+# cost more than they save.
 _MISSES_BEFORE_REPLACEMENT = 1024
-# Copying in and out costs about 20 µs of host time, and device time by bytes; an enqueue that takes less stays.
+# Copying in and out costs about 20 µs of host time, and device time by bytes. An enqueue that takes less gets no static
+# buffers.
 _COPY_SECONDS = 50e-6
 _COPY_BYTES_PER_SECOND = 1e12
 
@@ -60,7 +62,7 @@ class ShapeGraphs:
 
     @property
     def is_full(self) -> bool:
-        """Whether another graph takes the place of all the present ones."""
+        """Whether the next graph replaces all present ones."""
         return len(self.by_addresses) >= _MAX_GRAPHS
 
     def note_enqueue(self, seconds: float) -> None:
@@ -68,7 +70,7 @@ class ShapeGraphs:
         self._enqueue_seconds = min(self._enqueue_seconds, seconds)
 
     def count_sighting(self, addresses: Addresses) -> bool:
-        """Count a call at these addresses; True if they came so often that a graph of their own pays."""
+        """Count a call at these addresses; True if they were called so often that a graph of their own pays."""
         if not all(addresses):
             return False
         if self.is_full:
@@ -91,7 +93,7 @@ class ShapeGraphs:
         """Whether static buffers, with copies in and out, beat an enqueue.
 
         Args:
-            is_forced: whether they are to be used wherever they work.
+            is_forced: whether to use them wherever they work.
             inputs, outputs: tensors of a call's shapes and dtypes.
         """
         if self._copied_bytes is None:

@@ -1,8 +1,8 @@
 """One stream's share of an engine: its contexts and working memory, and the order of the work in them.
 
 Enters: addresses of checked inputs, on the caller's current stream. Leaves: outputs, ready on that stream. Separate
-from the session because it decides which work may overlap: work of one executor never does, and two executors share
-nothing that can be written to.
+from the session because it decides which work may overlap. Work of one executor never overlaps, and two executors share
+no memory that is written to.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class StreamExecutor:
         self.pool.add(prepared)
         return prepared
 
-    # Order. All work of an executor follows on the work before it: by being on one stream, or else by these three.
+    # Order. All work of an executor follows the work before it: on one stream, or by these three functions.
 
     def _take_over(self, handle: int) -> None:
         """Let another stream than the last one wait until the executor's memory is no longer in use."""
@@ -154,7 +154,7 @@ class StreamExecutor:
         key: tuple[int, ...],
         handle: int,
     ) -> list[torch.Tensor]:
-        """Make a CUDA graph for these addresses, or use one with static buffers, or enqueue: whatever pays."""
+        """Make a CUDA graph for these addresses, use one with static buffers, or enqueue: whichever is faster."""
         if not outputs:  # There was no context yet, so the outputs' shapes were unknown.
             self._prepare(prepared, handle)
             outputs = prepared.outputs.for_next_call()
