@@ -38,11 +38,11 @@ class ORTModule(DeployedModule[OnnxRuntimeBackend]):
         artifact: the exported model.
         report: what deploy() found, or None.
         runtime_config: only out_of_range means something here.
-        reference: the PyTorch module that answers under out_of_range="eager"; it is kept alive, and stays behind when
-            this module is copied, pickled or sent to another process.
+        reference: the PyTorch module that answers under out_of_range="eager". It is kept alive. A copy or a pickle of
+            this module does not take it along.
 
     Raises:
-        InputError: an option that only a GPU engine has, or a reference that does not go with out_of_range.
+        InputError: an option that only a GPU engine has, or a reference that does not fit out_of_range.
     """
 
     def __init__(
