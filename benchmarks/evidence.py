@@ -154,9 +154,11 @@ class Evidence:
         }
 
     def write(self, path: Path) -> None:
-        """Write the file; its stem is the run's name."""
+        """Write the file, whole or not at all; its stem is the run's name."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(path.stem), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps(self.to_json(path.stem), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
 
 def complaints(evidence: Mapping[str, Any]) -> Iterable[str]:

@@ -1,0 +1,202 @@
+"""The zoo, model by model: how many become an engine with the axes that their users leave free, and why not.
+
+    python -m benchmarks.zoo_sweep --backend cpu
+    python -m benchmarks.zoo_sweep --backend gpu --workers 14 --only 'timm|resnet'
+
+Enters: `tests/zoo`. Leaves: `zoo_cpu.json` or `zoo_gpu.json`: each model's outcome, and the shares. The file is written
+anew after each model, so that a run that is cut short has left what it found. Apart from `trust`, which asks how far
+answers are off: this one asks whether there are any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks._script import options, require_gpu
+from benchmarks._worker import Cores
+from benchmarks.evidence import REPOSITORY, Evidence
+from tests.zoo.entry import ZooEntry
+
+__all__ = ["BACKENDS", "figures_of", "in_order", "sweep"]
+
+WORKER = "benchmarks.zoo_worker"
+BACKENDS = ("cpu", "gpu")
+COVERS = ("torch2engine", "tests/zoo", "benchmarks/zoo_sweep.py", "benchmarks/zoo_worker.py")
+LIMIT_S = 120.0
+
+
+def figures_of(rows: Mapping[str, Mapping[str, Any]], waiting: int = 0) -> dict[str, float]:
+    """The figures of a run.
+
+    Args:
+        rows: {model: its row}. Those that the installed libraries lack count as absent, and in nothing else.
+        waiting: models that were not tried yet.
+    """
+    counts = Counter(row["outcome"] for row in rows.values())
+    models = counts.total() - counts["absent"]
+    return {
+        "zoo.models": models,
+        "zoo.passed": counts["passed"],
+        "zoo.pass_share": counts["passed"] / max(models, 1),
+        "zoo.refused": counts["refused"],
+        "zoo.wrong": counts["wrong"],
+        "zoo.untyped": counts["untyped"] + counts["crashed"],
+        "zoo.timeouts": counts["timeout"],
+        "zoo.absent": counts["absent"],
+        "zoo.waiting": waiting,
+    }
+
+
+def in_order(entries: Mapping[str, ZooEntry], seconds: Mapping[str, float]) -> list[str]:
+    """The longest first, by an earlier run; before them those that none knows, one of each family in turn."""
+    seen: Counter[str] = Counter()
+    turn: dict[str, int] = {}
+    for name, entry in entries.items():
+        turn[name] = seen[entry.family]
+        seen[entry.family] += 1
+    return sorted(entries, key=lambda name: (name in seconds, -seconds.get(name, 0.0), turn[name]))
+
+
+def ask(name: str, backend: str, cores: str, limit_s: float, models: str) -> dict[str, Any]:
+    """Try a model in a process of its own.
+
+    Returns:
+        its row; "outcome" is "timeout" after `limit_s`, or "crashed" if the process died.
+    """
+    command = [sys.executable, "-m", WORKER, f"--cores={cores}", f"--models={models}", name, backend]
+    process = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that a builder process ends with it
+    )
+    try:
+        printed, complaints = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        printed, complaints = process.communicate()
+        return {**_last(printed), "outcome": "timeout", "error": "", "message": f"no answer in {limit_s:g} s"}
+    if process.returncode:
+        message = complaints.strip().replace(str(REPOSITORY), "")[-600:]
+        return {**_last(printed), "outcome": "crashed", "error": f"exit {process.returncode}", "message": message}
+    return _last(printed)
+
+
+def _last(printed: str) -> dict[str, Any]:
+    """The last row that a worker printed: it prints one whenever a phase begins."""
+    lines = printed.splitlines()
+    return json.loads(lines[-1]) if lines else {"phase": "start", "seconds": {}}
+
+
+class Sweep:
+    """A run over some models.
+
+    Args:
+        evidence: takes rows and figures.
+        path: of the evidence file.
+        names: the models in the order to try them.
+    """
+
+    def __init__(self, evidence: Evidence, path: Path, names: Sequence[str]) -> None:
+        self.evidence, self.path = evidence, path
+        self.waiting = list(names)
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.lock = threading.Lock()
+
+    def record(self, name: str, row: Mapping[str, Any], family: str) -> None:
+        """Take over a model's row, and write the file."""
+        with self.lock:
+            self.rows[name] = {"family": family, **row}
+            self.waiting.remove(name)
+            for figure, value in figures_of(self.rows, len(self.waiting)).items():
+                self.evidence.figure(figure, value)
+            self.evidence.samples["models"] = dict(sorted(self.rows.items()))
+            self.evidence.samples["waiting"] = self.waiting
+            self.evidence.write(self.path)
+        elapsed = self.evidence.elapsed_s
+        print(f"{elapsed:.0f} s {name}: {row['outcome']} {row.get('error', '')} {row['seconds']}", flush=True)
+
+
+def sweep(
+    entries: Mapping[str, ZooEntry], evidence: Evidence, path: Path, chosen: argparse.Namespace, models: str
+) -> dict[str, dict[str, Any]]:
+    """Try every model, and write the evidence after each.
+
+    Args:
+        entries: what to try.
+        evidence: takes rows and figures.
+        path: of the evidence file.
+        chosen: the script's options.
+        models: module of the entries, for the workers.
+
+    Returns:
+        {model: its row}.
+    """
+    names = in_order(entries, _seconds_of(chosen.history))
+    run = Sweep(evidence, path, names)
+    cores = Cores(chosen.workers)
+
+    def work(name: str) -> None:
+        with cores.share() as share:
+            row = ask(name, chosen.backend, share, chosen.limit, models)
+        run.record(name, row, entries[name].family)
+
+    with ThreadPoolExecutor(cores.count) as pool:
+        list(pool.map(work, names))
+    return run.rows
+
+
+def _seconds_of(history: Path) -> dict[str, float]:
+    """{model: seconds} of an earlier run; nothing where there is none."""
+    if not history.exists():
+        return {}
+    rows = json.loads(history.read_text(encoding="utf-8"))["samples"]["models"]
+    return {name: sum(row["seconds"].values()) for name, row in rows.items()}
+
+
+def main() -> None:
+    """Run as a script."""
+    parser = options(__doc__)
+    parser.add_argument("--backend", choices=BACKENDS, default="cpu", help="ONNX Runtime and the builder, or a GPU")
+    parser.add_argument("--workers", type=int, default=1, help="models at a time")
+    parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for one model")
+    parser.add_argument("--only", default="", help="regular expression of names and families")
+    parser.add_argument("--models", default="tests.zoo.models", help="module with the entries, as `ZOO`")
+    chosen = parser.parse_args()
+    name = f"zoo_{chosen.backend}"
+    chosen.history = REPOSITORY / "benchmarks" / "results" / f"{name}.json"
+    if chosen.backend == "gpu":
+        require_gpu()
+    entries = chosen_entries(chosen.models, chosen.only)
+    evidence = Evidence(COVERS)
+    evidence.samples["options"] = {key: str(getattr(chosen, key)) for key in ("workers", "limit", "only", "models")}
+    sweep(entries, evidence, chosen.out / f"{name}.json", chosen, chosen.models)
+    for figure, value in sorted(evidence.figures.items()):
+        print(f"{figure} {value:g}")
+
+
+def chosen_entries(models: str, pattern: str) -> dict[str, ZooEntry]:
+    """The entries of a module whose name or family fits a pattern."""
+    from benchmarks.zoo_worker import load_entries
+
+    entries = load_entries(models)
+    return {name: entry for name, entry in entries.items() if re.search(pattern, f"{name} {entry.family}")}
+
+
+if __name__ == "__main__":
+    main()

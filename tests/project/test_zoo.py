@@ -1,0 +1,118 @@
+"""The zoo: its list is whole, its entries fit their axes, and its sweep tells apart what passes and what does not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import zoo_sweep
+from benchmarks.evidence import Evidence, complaints
+from tests.support import tiny_zoo
+from tests.zoo.models import LISTS, ZOO
+
+TINY = "tests.support.tiny_zoo"
+
+
+def test_zoo_has_many_families_and_each_name_once() -> None:
+    """At least 120 architectures, 45 of them timm's, and no list hides an entry of another."""
+    families = Counter(entry.family for entry in ZOO.values())
+    assert len(ZOO) == sum(map(len, LISTS)) >= 120
+    assert families["timm"] >= 45
+    assert {f"transformers {kind}" for kind in ("encoder", "decoder", "encoder-decoder", "state space")} < set(families)
+    assert {f"transformers {kind}" for kind in ("vision", "detection", "audio", "multimodal")} < set(families)
+    assert {"torchvision", "transformers time series", "own vision", "own sequences"} < set(families)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_inputs_have_the_sizes_of_the_axes(name: str) -> None:
+    """At every size to try, each dynamic dimension of the inputs is that size, and the others stay as they are."""
+    entry = ZOO[name]
+    shapes = {}
+    for which in ("min", "opt", "max", "between"):
+        sizes = entry.sizes(which)
+        sample = entry.sample(sizes)
+        for tensor, axes in entry.axes.items():
+            assert {dim: sample[tensor].shape[dim] for dim in axes} == {d: sizes[axis.name] for d, axis in axes.items()}
+        shapes[which] = {
+            key: [size for dim, size in enumerate(value.shape) if dim not in entry.axes.get(key, {})]
+            for key, value in sample.items()
+            if isinstance(value, torch.Tensor)
+        }
+    assert shapes["min"] == shapes["opt"] == shapes["max"] == shapes["between"]
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The evidence of a sweep over the tiny zoo."""
+    path = tmp_path_factory.mktemp("zoo") / "zoo_cpu.json"
+    chosen = argparse.Namespace(history=path, workers=2, backend="cpu", limit=300.0)
+    zoo_sweep.sweep(tiny_zoo.ZOO, Evidence(), path, chosen, TINY)
+    return json.loads(path.read_text())
+
+
+def test_sweep_records_what_came_of_each_model(swept: dict[str, Any]) -> None:
+    """A model that becomes an engine passes every phase; another one has its error, and both count."""
+    rows = swept["samples"]["models"]
+    assert not list(complaints(swept))
+    assert rows["linear"]["outcome"] == "passed"
+    assert {"make", "deploy", "deploy.export", "between", "build"} <= set(rows["linear"]["seconds"])
+    assert rows["linear"]["axes"] == {"batch": [1, 4, 1]}
+    assert (rows["branches"]["outcome"], rows["branches"]["error"]) == ("refused", "ExportError")
+    assert rows["branches"]["phase"] == "deploy"
+    assert "return x + 1 if x.sum() > 0 else x - 1" in rows["branches"]["message"]
+    assert (swept["figures"]["zoo.models"], swept["figures"]["zoo.pass_share"]) == (2, 0.5)
+    assert swept["samples"]["waiting"] == []
+
+
+def test_sweep_that_is_cut_has_written_what_it_found(tmp_path: Path) -> None:
+    """Each row is on disk when it is known, beside the names that are still waiting."""
+    path = tmp_path / "zoo_cpu.json"
+    run = zoo_sweep.Sweep(Evidence(), path, ["first", "second"])
+    run.record("first", {"outcome": "passed", "seconds": {}}, "plain")
+    written = json.loads(path.read_text())
+    assert written["samples"]["waiting"] == ["second"]
+    assert (written["figures"]["zoo.models"], written["figures"]["zoo.waiting"]) == (1, 1)
+    assert [file.name for file in tmp_path.iterdir()] == ["zoo_cpu.json"]
+
+
+def test_model_that_takes_too_long_is_ended() -> None:
+    """It becomes a row of its own, and its process is gone."""
+    row = zoo_sweep.ask("linear", "cpu", "", limit_s=0.01, models=TINY)
+    assert (row["outcome"], row["phase"]) == ("timeout", "start")
+
+
+def test_model_whose_process_dies_is_a_row() -> None:
+    """The end of what it printed says why."""
+    row = zoo_sweep.ask("no such model", "cpu", "", limit_s=300, models=TINY)
+    assert (row["outcome"], row["error"]) == ("crashed", "exit 1")
+    assert row["message"].endswith("KeyError: 'no such model'")
+
+
+def test_absent_model_counts_neither_way() -> None:
+    """What a version of a library lacks is neither passed nor failed; a crash counts as untyped."""
+    outcomes = ("passed", "passed", "absent", "refused", "crashed", "timeout", "wrong", "untyped")
+    rows = {str(i): {"outcome": outcome} for i, outcome in enumerate(outcomes)}
+    figures = zoo_sweep.figures_of(rows, waiting=3)
+    assert figures == {
+        "zoo.models": 7,
+        "zoo.passed": 2,
+        "zoo.pass_share": 2 / 7,
+        "zoo.refused": 1,
+        "zoo.wrong": 1,
+        "zoo.untyped": 2,
+        "zoo.timeouts": 1,
+        "zoo.absent": 1,
+        "zoo.waiting": 3,
+    }
+
+
+def test_longest_models_come_first_after_unknown_ones() -> None:
+    """A run ends sooner when what takes long does not start last."""
+    entries = dict.fromkeys(("short", "long", "unknown"), tiny_zoo.ZOO["linear"])
+    assert zoo_sweep.in_order(entries, {"short": 1.0, "long": 9.0}) == ["unknown", "long", "short"]

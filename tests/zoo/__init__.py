@@ -1,0 +1,1 @@
+"""The zoo: well-known architectures with random weights, small enough that all of them can be tried."""

@@ -1,0 +1,104 @@
+"""torchvision: classification, segmentation, video and optical flow.
+
+Enters: nothing. Leaves: `TORCHVISION`, entries by name. torchvision is imported when a model is made. Apart because its
+models come from several modules of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from tests.zoo.entry import BATCH, PIXELS, AbsentModelError, Sizes, ZooEntry, floats, pictures, side
+from tests.zoo.torchvision_import import import_torchvision
+
+__all__ = ["TORCHVISION"]
+
+CLASSES = 20
+_FREE_PICTURE = {"x": {0: BATCH, 2: side("height", 64, 128, 32), 3: side("width", 64, 128, 32)}}
+
+
+class Final(nn.Module):
+    """Optical flow after the last of the refinements."""
+
+    def __init__(self, model: nn.Module, refinements: int) -> None:
+        super().__init__()
+        self.model = model
+        self.refinements = refinements
+
+    def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return self.model(first, second, num_flow_updates=self.refinements)[-1]
+
+
+def _make(group: str, name: str, options: dict[str, Any]) -> nn.Module:
+    models = import_torchvision().models
+    makers = getattr(models, group) if group else models
+    if not hasattr(makers, name):
+        raise AbsentModelError(f"torchvision has no {name}")
+    return getattr(makers, name)(weights=None, **options)
+
+
+def _fixed(name: str, size: int = 64, **options: Any) -> ZooEntry:
+    options = {"num_classes": CLASSES, **options}
+    return ZooEntry("torchvision", lambda: _make("", name, options), pictures(size), PIXELS)
+
+
+def _free(name: str) -> ZooEntry:
+    make = lambda: _make("", name, {"num_classes": CLASSES})  # noqa: E731
+    return ZooEntry("torchvision", make, pictures("height", "width"), _FREE_PICTURE)
+
+
+def _segmentation(name: str, argument: str = "x") -> ZooEntry:
+    options = {"weights_backbone": None, "num_classes": 21}
+    make = lambda: _make("segmentation", name, options)  # noqa: E731
+    inputs = floats("batch", 3, "height", "width", name=argument)
+    return ZooEntry("torchvision", make, inputs, {argument: _FREE_PICTURE["x"]})
+
+
+def _video(name: str, size: int, frames: int | t2e.Axis, **options: Any) -> ZooEntry:
+    options = {"num_classes": CLASSES, **options}
+    is_free = isinstance(frames, t2e.Axis)
+    axes = {"x": {0: BATCH, 2: frames}} if is_free else PIXELS
+    inputs = floats("batch", 3, "frames" if is_free else frames, size, size)
+    return ZooEntry("torchvision", lambda: _make("video", name, options), inputs, axes)
+
+
+def _flow(name: str, refinements: int) -> ZooEntry:
+    def inputs(sizes: Sizes) -> dict[str, torch.Tensor]:
+        first = torch.rand(sizes["batch"], 3, 128, 128) * 2 - 1
+        return {"first": first, "second": first.roll(2, -1)}
+
+    few = {0: t2e.Axis("batch", 1, 2, 3)}
+    make = lambda: Final(_make("optical_flow", name, {}), refinements)  # noqa: E731
+    return ZooEntry("torchvision", make, inputs, {"first": few, "second": few})
+
+
+_FRAMES = t2e.Axis("frames", 4, 8, 12, multiple_of=4)
+
+TORCHVISION: dict[str, ZooEntry] = {
+    "alexnet": _fixed("alexnet"),
+    "convnext_tiny": _free("convnext_tiny"),
+    "efficientnet_b0": _free("efficientnet_b0"),
+    "googlenet": _fixed("googlenet", aux_logits=False, init_weights=False),
+    "maxvit_t": _fixed("maxvit_t", 224),
+    "mnasnet0_5": _fixed("mnasnet0_5"),
+    "regnet_x_400mf": _fixed("regnet_x_400mf"),
+    "shufflenet_v2_x0_5": _free("shufflenet_v2_x0_5"),
+    "squeezenet1_1": _free("squeezenet1_1"),
+    "swin_t": _free("swin_t"),
+    "swin_v2_t": _fixed("swin_v2_t"),
+    "vgg11_bn": _free("vgg11_bn"),
+    "vit_b_32": _fixed("vit_b_32", image_size=64),
+    "deeplabv3_mobilenet_v3_large": _segmentation("deeplabv3_mobilenet_v3_large"),
+    "fcn_resnet50": _segmentation("fcn_resnet50"),
+    "lraspp_mobilenet_v3_large": _segmentation("lraspp_mobilenet_v3_large", "input"),
+    "mvit_v2_s": _video("mvit_v2_s", 64, 8, spatial_size=(64, 64), temporal_size=8),
+    "r2plus1d_18": _video("r2plus1d_18", 32, _FRAMES),
+    "r3d_18": _video("r3d_18", 32, _FRAMES),
+    "s3d": _video("s3d", 224, 16),
+    "swin3d_t": _video("swin3d_t", 64, 4),
+    "raft_small": _flow("raft_small", 2),
+}
