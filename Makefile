@@ -5,12 +5,13 @@ GPU_PYTHON ?= $(PYTHON)
 RESULTS    ?= benchmarks/results
 RUN        ?=
 PYTEST     ?=
+ZOO_WORKERS ?= $(shell nproc)
 
 UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check gpu-test gpu2-test bench operators evidence lock clean
+.PHONY: help demo test test-fast check gpu-test gpu2-test bench operators zoo gpu-zoo evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +22,8 @@ help:
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
+	@echo 'make zoo       send many well-known models through export, ONNX Runtime and the builder, without a GPU'
+	@echo 'make gpu-zoo   deploy them on a GPU; it needs timm, torchvision and transformers'
 	@echo 'make evidence  list which figures no longer speak for the tree  (RUN="call_overhead stress" measures these anew)'
 	@echo 'make lock      pin what the dev and quantize extras need anew in requirements/dev.lock'
 	@echo 'make clean     remove everything that make made'
@@ -79,6 +82,20 @@ bench:
 operators: .venv/stamp
 	@mkdir -p $(RESULTS)
 	@.venv/bin/python -m benchmarks.operators --out $(RESULTS)
+
+# timm, torchvision: without their dependencies, which .venv has.
+build/zoo/stamp: requirements/zoo.txt .venv/stamp
+	@$(PYTHON) -m venv build/zoo
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > $@.pth
+	@mv $@.pth $$(build/zoo/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	@build/zoo/bin/python -m pip --disable-pip-version-check install -qq --no-deps -r requirements/zoo.txt
+	@touch $@
+
+zoo: build/zoo/stamp
+	@build/zoo/bin/python -m benchmarks.zoo_sweep --backend cpu --workers $(ZOO_WORKERS) --out $(RESULTS)
+
+gpu-zoo:
+	@$(GPU_PYTHON) -m benchmarks.zoo_sweep --backend gpu --workers $(ZOO_WORKERS) --out $(RESULTS)
 
 # Exit status 1 of the list is a finding, not a failure of make.
 evidence:

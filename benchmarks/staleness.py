@@ -23,7 +23,12 @@ from benchmarks.evidence import REPOSITORY, WHOLE_PACKAGE
 __all__ = ["Standing", "standing_of"]
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
-SUITES = {"gpu-tests": "gpu-test", "gpu2-tests": "gpu2-test"}  # evidence that `make` writes
+SUITES = {
+    "gpu-tests": "gpu-test",
+    "gpu2-tests": "gpu2-test",
+    "zoo_cpu": "zoo",
+    "zoo_gpu": "gpu-zoo",
+}  # evidence that `make` writes
 
 
 @dataclass(frozen=True)
