@@ -25,11 +25,6 @@ __all__ = ["Standing", "standing_of"]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 # Evidence that `make` writes, with its target.
 SUITES = {"gpu-tests": "gpu-test", "gpu2-tests": "gpu2-test", "zoo_cpu": "zoo", "zoo_gpu": "gpu-zoo"}
-    "gpu-tests": "gpu-test",
-    "gpu2-tests": "gpu2-test",
-    "zoo_cpu": "zoo",
-    "zoo_gpu": "gpu-zoo",
-}  # evidence that `make` writes
 
 
 @dataclass(frozen=True)
