@@ -11,6 +11,7 @@ Enters: the words of a command. Leaves: text or JSON, and an exit code. Separate
     candidates  a path becomes a module that answers
     commands    deploy, build, check, compare, run, bench and inspect, as functions
     cache       the commands on the engine cache
+    doctor/     examines the machine; it needs the standard library alone
 
 Public: `entry`. The other files belong to this folder alone.
 """

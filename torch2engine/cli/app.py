@@ -234,6 +234,14 @@ def inspect_command(**options: Any) -> Outcome:
     return inspect(**options)
 
 
+@_command(cli, "doctor", "doctor")
+def doctor_command() -> Outcome:
+    """Examine this machine: what is broken or surprising, why it matters, and the line that mends it."""
+    from torch2engine.cli.doctor.examination import examine
+
+    return examine()
+
+
 @cli.group("cache")
 def cache_group() -> None:
     """Look at the engines in the cache, and remove them."""

@@ -41,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _without_click(words: Sequence[str]) -> int:
+    """Run the doctor, who needs nothing but Python; of every other command say what is missing."""
+    if words[:1] == ["doctor"]:
+        from torch2engine.cli.doctor.examination import examine
+
+        examined = examine()
+        show(examined, "--json" in words)
+        return examined.code
     outcome: Outcome = outcome_of_error(
         InstallationError(
             "the command line", got="no click", allowed="an installed one", fix="`pip install 'torch2engine[cli]'`"

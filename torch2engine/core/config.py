@@ -7,6 +7,7 @@ an option exists exactly once.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Any, TypeAlias, TypeGuard, cast
@@ -36,6 +37,7 @@ __all__ = [
     "Tolerances",
     "check_tolerance",
     "default_tolerance",
+    "read_environment",
     "require_choice",
     "require_instance",
 ]
@@ -45,6 +47,11 @@ FLAVOURS = ("tensorrt", "tensorrt_rtx")
 _OUTPUTS = ("fresh", "static")
 _SPECIALIZATIONS = ("none", "lazy", "eager")
 _OUT_OF_RANGE = ("error", "split", "eager")
+
+
+def read_environment() -> dict[str, str]:
+    """The variables of this process's environment, for the doctor."""
+    return dict(os.environ)
 
 
 def require_choice(subject: str, value: object, allowed: Sequence[object], meant: str = "") -> None:

@@ -1,0 +1,98 @@
+"""Checks of the NVIDIA driver.
+
+Enters: a `Machine`. Leaves: findings. Separate because each status by which the driver refuses to start has a cure of
+its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch2engine.cli.doctor.finding import Finding
+from torch2engine.cli.doctor.machine import Machine
+
+__all__ = ["check_driver"]
+
+_KERNEL_MODULE = Path("/proc/driver/nvidia")
+_NO_DEVICE = 100
+# CUresult of cuda.h -> (name of the finding, what it means, the cure)
+_STATUSES = {
+    34: (
+        "driver-stub",
+        "the libcuda.so.1 that was loaded is the CUDA toolkit's stub, which no program can run with",
+        "take the folder `stubs` out of LD_LIBRARY_PATH",
+    ),
+    101: ("driver-bad-device", "the driver does not know a device that was asked for", "unset CUDA_VISIBLE_DEVICES"),
+    802: (
+        "driver-fabric",
+        "the GPUs of this machine wait for NVIDIA's fabric manager",
+        "sudo systemctl restart nvidia-fabricmanager",
+    ),
+    803: (
+        "driver-mismatch",
+        "the driver's library and its kernel module are of different versions, as after an update",
+        "restart the machine",
+    ),
+    804: (
+        "driver-compat",
+        "the CUDA compatibility package is on the loader's path, and does not support this GPU",
+        "take the folder `compat` out of LD_LIBRARY_PATH",
+    ),
+    999: (
+        "driver-unknown",
+        "the driver fails when it starts, mostly because its device files are missing",
+        "sudo nvidia-modprobe -u -c=0, or restart the machine",
+    ),
+}
+
+
+def check_driver(machine: Machine) -> Iterator[Finding]:
+    """Look at the driver and at what hides its GPUs."""
+    driver = machine.driver
+    if not driver.has_library:
+        yield _no_library(machine)
+    elif driver.status == _NO_DEVICE or (driver.status == 0 and not driver.gpus):
+        yield _no_gpu(machine)
+    elif driver.status:
+        default = ("driver-fails", f"cuInit answers {driver.status}", "see whether `nvidia-smi` lists the GPU")
+        name, why, cure = _STATUSES.get(driver.status, default)
+        found = f"the NVIDIA driver does not start (CUDA error {driver.status})"
+        yield Finding(name=name, severity="fault", found=found, why=why, cure=cure)
+
+
+def _no_library(machine: Machine) -> Finding:
+    if _KERNEL_MODULE.is_dir():
+        return Finding(
+            name="driver-library-missing",
+            severity="fault",
+            found=f"the driver's kernel module, but not its library ({machine.driver.error})",
+            why="no program can use the GPU; a container that was started without it looks like this",
+            cure="start the container with `--gpus all`, or install the driver's user-space package",
+        )
+    return Finding(
+        name="no-driver",
+        severity="note",
+        found="no NVIDIA driver",
+        why="engines can be built here (by TensorRT-RTX) but not run; ONNX Runtime answers on the CPU",
+        cure="deploy with runtime='onnxruntime', or --runtime onnxruntime",
+    )
+
+
+def _no_gpu(machine: Machine) -> Finding:
+    visible = machine.environment.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return Finding(
+            name="gpu-hidden",
+            severity="warning",
+            found=f"CUDA_VISIBLE_DEVICES='{visible}' hides every GPU",
+            why="CUDA programs in this shell see no GPU",
+            cure="unset CUDA_VISIBLE_DEVICES",
+        )
+    return Finding(
+        name="no-gpu",
+        severity="warning",
+        found="a driver without a GPU",
+        why="engines can be built here (by TensorRT-RTX) but not run",
+        cure="see whether `nvidia-smi` lists the GPU, and start containers with `--gpus all`",
+    )
