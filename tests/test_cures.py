@@ -241,6 +241,30 @@ def test_calibration_item_with_labels_is_named_and_cured(net: Net) -> None:
     assert module.precision == "int8"
 
 
+class Accumulator(nn.Module):
+    """Adds x to a total that the caller holds."""
+
+    def forward(self, x: torch.Tensor, total: torch.Tensor) -> torch.Tensor:
+        return total.add_(x).relu()
+
+
+def test_model_that_writes_into_its_input_is_cured_both_ways() -> None:
+    """With mutations="write_back" the caller's tensor moves on with every call, and export takes the same word."""
+    error = refusal(deploy, Accumulator(), (X, X))
+    assert error.fix == (
+        "pass config=BuildConfig(mutations='write_back') to deploy (to export: mutations='write_back'), and calls copy "
+        "the new values into the caller's tensors; or write into a clone in forward, and return what is needed"
+    )
+    assert error.source.startswith(__file__)
+    module = deploy(Accumulator(), (X, X), config=t2e.BuildConfig(mutations="write_back"))
+    total = torch.zeros(4, 3)
+    for count in (1, 2, 3):
+        assert is_equal(module(X, total), (count * X).relu())
+        assert is_equal(total, count * X)
+    assert t2e.build(t2e.export(Accumulator(), (X, X), mutations="write_back")).precision == "fp32"
+    assert refusal(t2e.BuildConfig, mutations="writeback").fix == "did you mean 'write_back'?"
+
+
 class Untouched(nn.Module):
     """A model that must not be called."""
 

@@ -214,6 +214,17 @@ def test_each_side_gets_its_own_inputs() -> None:
     assert report.notes == ("the reference writes into input '0'", "the candidate writes into input 'keep'")
 
 
+def test_what_both_write_is_compared() -> None:
+    """A candidate that returns the right thing and writes another fails, by the input's name."""
+
+    def adding(amount: float) -> Any:
+        return lambda x, y: (y.add_(amount), x * 2)[1]
+
+    assert [row.name for row in assert_parity(adding(1), adding(1), (X, X + 1)).rows] == ["output", "1 (written)"]
+    with pytest.raises(ParityError, match=r"output '1 \(written\)'"):
+        assert_parity(adding(1), adding(2), (X, X + 1))
+
+
 def test_one_tensor_passed_twice_stays_one() -> None:
     """Clones alias where the caller's tensors do, so a write through one argument is seen through the other."""
 

@@ -77,7 +77,7 @@ def deploy(
             one for each output that it names, e.g. {"labels": Tolerance(mismatch=1e-3)}.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
             ONNX Runtime with one warning).
-        config: how TensorRT builds.
+        config: how TensorRT builds, and what becomes of a model that writes into its inputs.
         runtime_config: how the deployed module answers. Under out_of_range="eager" the module keeps `model`. Under
             "split" deploy proves that an axis can be split. ONNX Runtime has out_of_range only.
         cache: True keeps the engine in the user's cache folder. A later deploy with the same arguments exports the
@@ -122,7 +122,9 @@ def deploy(
     engine_reuse = EngineReuse(request, engine_cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # inference mode without autocast; all state of model and process is put back
         with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
-            captured = capture_call(request.model, sample_input, dynamic_axes, profiles, preprocess, request.examples)
+            captured = capture_call(
+                request.model, sample_input, dynamic_axes, profiles, preprocess, request.examples, config.mutations
+            )
             report.add_notes(captured.notes)
         if (reused_module := engine_reuse.reuse_by_cache_key(captured)) is not None:  # an engine of an earlier deploy
             return reused_module

@@ -54,7 +54,7 @@ def assert_parity(
         precision: "fp32", "tf32", "fp16" or "bf16"; None means that of the reference's outputs with the fewest digits.
 
     Returns:
-        the report; its notes say if one of the two writes into its inputs.
+        the report; its notes say if one of the two writes into its inputs. What both write is compared, too.
 
     Raises:
         ParityError: they differ; the message says where, and holds the table.
@@ -124,9 +124,10 @@ def _compare_call(
     chosen_tolerance = _choose_tolerance(tolerance, precision, expected.leaves)
     candidate_call = _call(candidate, call_inputs)
     rows = _compare_results(expected, candidate_call.result, chosen_tolerance, case)
+    rows += _compare_writes(reference_call, candidate_call, chosen_tolerance, case)
     of_case = f" of case '{case}'" if case else ""
-    notes = [f"the reference writes into input '{name}'{of_case}" for name in reference_call.changed_inputs]
-    notes += [f"the candidate writes into input '{name}'{of_case}" for name in candidate_call.changed_inputs]
+    notes = [f"the reference writes into input '{name}'{of_case}" for name in reference_call.written]
+    notes += [f"the candidate writes into input '{name}'{of_case}" for name in candidate_call.written]
     return ParityReport(tuple(rows), _SUBJECT, chosen_tolerance, tuple(notes))
 
 
@@ -148,6 +149,14 @@ def _compare_results(expected: Flat, result: Any, tolerance: Tolerance, case: st
     return rows
 
 
+def _compare_writes(reference: _Call, candidate: _Call, tolerance: Tolerance, case: str) -> list[OutputParity]:
+    """Compare the new values of the inputs that both wrote into; where one alone does, notes say so."""
+    both = [name for name in reference.written if name in candidate.written]
+    expected = {f"{name} (written)": reference.written[name] for name in both}
+    answer = {f"{name} (written)": candidate.written[name] for name in both}
+    return list(compare(expected, answer, tolerance, case=case)) if both else []
+
+
 def _choose_tolerance(tolerance: Tolerance | None, precision: str | None, outputs: list[torch.Tensor]) -> Tolerance:
     if tolerance is not None:
         if precision is not None:
@@ -164,10 +173,10 @@ def _choose_tolerance(tolerance: Tolerance | None, precision: str | None, output
 
 @dataclass(frozen=True)
 class _Call:
-    """The result of a call, and the names of the inputs that it wrote into."""
+    """The result of a call, and the inputs that it wrote into, by name, with their new values."""
 
     result: Any
-    changed_inputs: list[str]
+    written: dict[str, torch.Tensor]
 
 
 def _call(function: Callable[..., Any], inputs: Inputs) -> _Call:
@@ -184,8 +193,8 @@ def _call(function: Callable[..., Any], inputs: Inputs) -> _Call:
     kwargs = {name: cloned(value, name) for name, value in inputs.kwargs.items()}
     with torch.no_grad():
         result = function(*args, **kwargs)
-    changed = [name for name, leaf in originals.items() if not _unchanged(leaf, clones[id(leaf)])]
-    return _Call(result, changed)
+    after = {name: clones[id(leaf)] for name, leaf in originals.items()}
+    return _Call(result, {name: leaf for name, leaf in after.items() if not _unchanged(originals[name], leaf)})
 
 
 def _unchanged(before: torch.Tensor, after: torch.Tensor) -> bool:

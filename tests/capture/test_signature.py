@@ -13,7 +13,7 @@ from torch import nn
 from tests.support.models import Arguments, Box, Cnn, Function, Pair, TwoInputs, captured, error_of, exported, line_of
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.pytree import Inputs
-from torch2engine.core.spec import TensorSpec
+from torch2engine.core.spec import InputWrite, TensorSpec
 
 X = torch.randn(4, 3)
 DOUBLE = Function(lambda x, w: x * 2)
@@ -332,11 +332,34 @@ def test_input_that_the_model_writes_into_is_refused() -> None:
         captured(Writer(), (X, sample))
     assert str(error.value) == (
         "model: got a write into its input 'b'; expected a forward that only reads its inputs, since "
-        "an engine leaves them as they are; write into a clone of it in forward, and return what the "
-        f"caller needs (at {line_of(Writer, 'b[:, 0] = 0')})"
+        "an engine leaves them as they are; pass config=BuildConfig(mutations='write_back') to deploy (to export: "
+        "mutations='write_back'), and calls copy the new values into the caller's tensors; or write into a clone "
+        f"in forward, and return what is needed (at {line_of(Writer, 'b[:, 0] = 0')})"
     )
     assert torch.equal(sample, torch.ones(4, 3))
     assert captured(Function(lambda x, w: (x.clone().mul_(2), x)), X).notes == ()
+
+
+def test_written_inputs_become_outputs_where_they_are_to_be_written_back() -> None:
+    """Each has an output with its new value: the result's own tensor where the model returns the input, or another."""
+    call = captured(Function(lambda x, w: {"y": x * 2, "x": x.add_(1), "again": x}), X, mutations="write_back")
+    assert call.signature.writes == (InputWrite("x", "output.x"),)
+    call = captured(Writer(), (X, X + 1), mutations="write_back")
+    assert call.signature.writes == (InputWrite("b", "b.written"),)
+    assert [spec.name for spec in call.signature.outputs] == ["output", "b.written"]
+    answer = call.reference([X, X + 1])
+    assert torch.equal(answer.leaves[1][:, 1:], X[:, 1:] + 1)
+    assert not answer.leaves[1][:, 0].any()
+
+
+def test_input_that_changes_its_shape_is_refused() -> None:
+    """The caller's tensor would have to get another shape; that is refused, also where values are written back."""
+    with pytest.raises(ExportError) as error:
+        captured(Function(lambda x, w: x.unsqueeze_(0) * 2), X, mutations="write_back")
+    assert str(error.value).startswith(
+        "model: got a change of its input 'x' from shape [4, 3] to [1, 4, 3]; expected a forward that leaves the "
+        "shapes of its inputs as they are; use the operator without the underscore"
+    )
 
 
 def test_write_behind_the_version_counter_is_refused() -> None:

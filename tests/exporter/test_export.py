@@ -572,3 +572,22 @@ def test_scalar_tensors_go_in_and_out() -> None:
     artifact, examples = exported(Function(lambda x, w: (x * 2, x + w)), torch.tensor(3.0))
     assert [spec.shape for spec in artifact.signature.outputs] == [(), (3,)]
     assert error_of(artifact, examples) < 1e-5
+
+
+class WritesAtLargeSizes(nn.Module):
+    """Writes into its input where that has more than two rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[0] > 2:
+            x[:, 0].add_(1)
+        return x * 2
+
+
+def test_write_that_the_sample_does_not_show_is_refused() -> None:
+    """Another size is traced than the sample's; a write there would be lost."""
+    with pytest.raises(ExportError) as error:
+        exported(WritesAtLargeSizes(), torch.ones(2, 3), {"x": {0: Axis("n", 1, 4, 8)}})
+    assert str(error.value).startswith(
+        "model: got a write into its input 'x' at other sizes than the sample's; expected a forward that writes into "
+        "the same inputs at every size; write into a clone of it in forward"
+    )

@@ -30,12 +30,17 @@ BATCH = {0: Axis("batch", 1, 4, 8)}
 
 
 def captured(
-    model: nn.Module, sample: Any, axes: Mapping[str, Any] | None = None, profiles: Any = None, preprocess: Any = None
+    model: nn.Module,
+    sample: Any,
+    axes: Mapping[str, Any] | None = None,
+    profiles: Any = None,
+    preprocess: Any = None,
+    mutations: str = "refuse",
 ) -> CapturedCall:
     """The settled call."""
     model = unwrap(model)
     with undisturbed(model):
-        return capture_call(model, sample, axes, profiles, preprocess)
+        return capture_call(model, sample, axes, profiles, preprocess, mutations=mutations)
 
 
 def exported(

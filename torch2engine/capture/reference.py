@@ -17,9 +17,9 @@ from torch2engine.capture.parameter_writes import ParameterWrites, parameter_wri
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.pytree import Flat, flatten, unflatten
-from torch2engine.core.spec import Parameter, Preprocess, Tree
+from torch2engine.core.spec import Parameter, Preprocess, Signature, Tree
 
-__all__ = ["Reference", "flatten_result", "outputs_by_name"]
+__all__ = ["Reference", "copied", "flatten_result", "outputs_by_name"]
 
 _BLAMES_DTYPES = re.compile(r"dtype|scalar type|Input type", re.IGNORECASE)
 _DATA_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -32,18 +32,33 @@ class Reference:
         model: the unwrapped module.
         parameters: forward's captured parameters, whose trees take the inputs.
         preprocess: the step between each input and the model, None for an input without one; empty for no step at all.
+        written: the inputs that the model writes into and does not return; an answer ends with their new values.
     """
 
     def __init__(
-        self, model: nn.Module, parameters: Sequence[Parameter], preprocess: Sequence[Preprocess | None] = ()
+        self,
+        model: nn.Module,
+        parameters: Sequence[Parameter],
+        preprocess: Sequence[Preprocess | None] = (),
+        written: Sequence[int] = (),
     ) -> None:
         self.model = model
         self._parameters = parameters
         self._preprocess = preprocess if any(preprocess) else ()
+        self._written = written
+
+    @classmethod
+    def for_signature(cls, model: nn.Module, signature: Signature) -> Reference:
+        """The call of a signature, whose outputs are the answer's tensors."""
+        return cls(model, signature.parameters, signature.preprocess, signature.unreturned_writes)
 
     def of(self, model: nn.Module) -> Reference:
         """The same call of a copy of the module."""
-        return Reference(model, self._parameters, self._preprocess)
+        return Reference(model, self._parameters, self._preprocess, self._written)
+
+    def returning(self, written: Sequence[int]) -> Reference:
+        """The same call, whose answer ends with the new values of these inputs."""
+        return Reference(self.model, self._parameters, self._preprocess, written)
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Build forward's args and kwargs from these tensors, after `preprocess`."""
@@ -109,9 +124,18 @@ class Reference:
 
         Returns:
             copies: the model may have returned a buffer of its own, which its next call or the restoring overwrites.
+            The new values of written inputs follow the result's tensors.
 
         Raises:
             ExportError: as `__call__`, or forward writes into parameters or gradients, which are put back; names them.
+        """
+        return copied(self.run_uncopied(leaves, weights))
+
+    def run_uncopied(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Flat:
+        """As `run`, with the very tensors that the model returns.
+
+        Raises:
+            ExportError: as `run`.
         """
         with parameter_writes_undone(self.model) as writes:
             flat = self._answer(leaves, weights)
@@ -131,8 +155,21 @@ class Reference:
                 fix=self._cure_for(error, leaves),
                 source=user_source(error),
             ) from error
-        flat = flatten_result(result)
-        return Flat(flat.tree, [leaf.detach().clone() for leaf in flat.leaves], flat.names)
+        return self.with_writes(flatten_result(result), leaves)
+
+    def with_writes(self, result: Flat, leaves: Sequence[torch.Tensor]) -> Flat:
+        """Add the new values of written inputs to a result.
+
+        Args:
+            result: the model's.
+            leaves: the inputs of this call, that the model has written into.
+        """
+        return Flat(result.tree, [*result.leaves, *[leaves[index] for index in self._written]], result.names)
+
+
+def copied(flat: Flat) -> Flat:
+    """The same with copies of all tensors."""
+    return Flat(flat.tree, [leaf.detach().clone() for leaf in flat.leaves], flat.names)
 
 
 def _writes_refusal(writes: ParameterWrites) -> ExportError:
@@ -171,7 +208,7 @@ def flatten_result(result: Any) -> Flat:
 
 
 def outputs_by_name(flat: Flat, tree: Tree, names: Sequence[str]) -> dict[str, torch.Tensor]:
-    """A result's tensors under the signature's output names.
+    """An answer's tensors under the signature's output names.
 
     Raises:
         ExportError: the result's structure is not the sample's: an engine's structure is fixed.

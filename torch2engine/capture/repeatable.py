@@ -14,9 +14,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from torch2engine.capture.device_asserts import is_on_gpu
 from torch2engine.capture.host_trial import HostTrial, trial_if_needed
+from torch2engine.capture.input_writes import FirstAnswer
 from torch2engine.capture.model_state import ModelSnapshot, StateEntry, state_entries, state_values
 from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
@@ -35,28 +37,28 @@ class RepeatableAnswer:
     """The model's answer to the sample, and what was found on the way.
 
     Args:
-        result: the answer.
+        first: the answer, and the reference that gives it.
         notes: what a user should know of the model's state.
         trial: where invented inputs must run before they may reach the model; None if they may at once.
     """
 
-    result: Flat
+    first: FirstAnswer
     notes: tuple[str, ...]
     trial: HostTrial | None
 
 
 def answer_repeatably(
-    reference: Reference,
+    model: nn.Module,
     sample: Sequence[torch.Tensor],
-    call_first: Callable[[], Flat],
+    call_first: Callable[[], FirstAnswer],
     on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu,
 ) -> RepeatableAnswer:
     """Call the model on the sample, on another input and on the sample again; run inside `undisturbed`.
 
     Args:
-        reference: the model.
+        model: the module.
         sample: its inputs; the model gets clones of them.
-        call_first: the first call on the sample.
+        call_first: the model's first call on the sample.
         on_gpu: whether a tensor is on a GPU, where other inputs and other state may end the process's CUDA context.
 
     What the calls change is found by value. Its answers must not depend on it: not on what an earlier call left there,
@@ -65,12 +67,13 @@ def answer_repeatably(
     Raises:
         ExportError: the model fails, or answers by what earlier calls left in it; names the attributes.
     """
-    model = reference.model
     fresh = ModelSnapshot(model)
     values_when_fresh = state_values(model)
     first = call_first()
+    reference = first.reference
+    answer = first.result
     values_after_first = state_values(model)
-    trial = trial_if_needed(reference, sample, first.leaves, on_gpu)
+    trial = trial_if_needed(reference, sample, answer.leaves, on_gpu)
     other = _other_input(sample)
     answer_to_other = _try_answer(reference, other, trial)
     if answer_to_other is None:  # the failed call may have left anything behind
@@ -81,7 +84,7 @@ def answer_repeatably(
     values_after_again = state_values(model)
     volatile = _changed(values_after_first, values_after_other) | _changed(values_after_other, values_after_again)
     changed = _changed(values_when_fresh, values_after_first) | volatile
-    if not _same_answer(first, again):
+    if not _same_answer(answer, again):
         raise _refusal("different results of two calls on the same input", changed)
     if changed and answer_to_other is not None:
         fresh.restore()
@@ -90,7 +93,7 @@ def answer_repeatably(
             raise _refusal("an answer that depends on the call before it", changed)
         reference(sample)
     if volatile:
-        _check_unread(reference, sample, first, volatile, trial)
+        _check_unread(reference, sample, answer, volatile, trial)
     fresh.restore()
     if trial is not None:
         trial.refresh()

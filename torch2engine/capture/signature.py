@@ -7,28 +7,25 @@ later stages need to know about the call. Separate because names, axes and struc
 from __future__ import annotations
 
 import inspect
-import traceback
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from torch2engine.capture.axes import parse_dynamic_axes, resolve_axes
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import with_examples
+from torch2engine.capture.input_writes import FirstAnswer, answer_with_writes
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
-from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.torch_types import check_tensor, dtype_name
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unique_names
-from torch2engine.core.spec import Parameter, Preprocess, Signature, TensorSpec
+from torch2engine.core.spec import InputWrite, Parameter, Preprocess, Signature, TensorSpec
 
 __all__ = ["capture_call"]
 
@@ -48,6 +45,7 @@ def capture_call(
     profiles: Sequence[Any] | None = None,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
     examples: Sequence[Any] | None = None,
+    mutations: str = "refuse",
 ) -> CapturedCall:
     """Run the model on the sample, refuse what no engine can repeat, and decide the call's names, dtypes and axes.
 
@@ -61,6 +59,7 @@ def capture_call(
         profiles: {axis name: (min, opt, max)} dicts; by default one, from the axes.
         preprocess: the steps from an input of bytes to the model's input; for several inputs, by name.
         examples: real inputs at other sizes, from `read_examples`.
+        mutations: what becomes of a model that writes into its inputs, as `BuildConfig.mutations`.
 
     Raises:
         InputError: the sample does not fit forward's parameters or `preprocess`, or holds no tensor.
@@ -73,12 +72,16 @@ def capture_call(
         if name in steps:
             steps[name].check(name, dtype_name(tensor.dtype), tensor.shape)
     reference = Reference(model, sample.parameters, [steps.get(name) for name in sample.names])
-    answer = answer_repeatably(reference, sample.tensors, lambda: _answer_without_writes(reference, sample))
-    result = answer.result
+    answer = answer_repeatably(
+        model, sample.tensors, lambda: answer_with_writes(reference, sample.names, sample.tensors, mutations)
+    )
+    result = answer.first.result
     _check_result(result)
     output_names = unique_names(
         [f"output.{name}" if name in sample.by_name else name for name in result.names], taken=sample.names
     )
+    writes = _named_writes(answer.first, sample.names, output_names)
+    output_names += [write.output for write in writes if write.output not in output_names]
     shapes = {name: tuple(tensor.shape) for name, tensor in sample.by_name.items()}
     requested = parse_dynamic_axes(dynamic_axes or {}, shapes, output_names)
     axes = resolve_axes(requested.inputs, shapes, profiles)
@@ -96,8 +99,8 @@ def capture_call(
         for name, tensor in zip(output_names, result.leaves, strict=True)
     )
     captured = CapturedCall(
-        reference=reference,
-        signature=Signature(inputs, outputs, axes.dynamic, tuple(sample.parameters), result.tree),
+        reference=answer.first.reference,
+        signature=Signature(inputs, outputs, axes.dynamic, tuple(sample.parameters), result.tree, writes),
         profiles=axes.profiles,
         sample=tuple(tensor.detach() for tensor in sample.tensors),
         output_axes=requested.outputs,
@@ -191,56 +194,14 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
     return _BoundSample(parameters, names, tensors)
 
 
-def _answer_without_writes(reference: Reference, sample: _BoundSample) -> Flat:
-    """Run the reference on clones of the sample, and refuse a model that writes into them.
-
-    Raises:
-        ExportError: it does; names the input and the line.
-    """
-    clones = [tensor.detach().clone() for tensor in sample.tensors]
-    versions = [clone._version for clone in clones]
-    result = reference.run(clones)
-    for name, tensor, clone, version in zip(sample.names, sample.tensors, clones, versions, strict=True):
-        if clone._version != version or not _is_same(tensor, clone):
-            raise ExportError(
-                "model",
-                got=f"a write into its input '{name}'",
-                allowed="a forward that only reads its inputs, since an engine leaves them as they are",
-                fix="write into a clone of it in forward, and return what the caller needs",
-                source=_find_first_write(reference, [tensor.detach().clone() for tensor in sample.tensors]),
-            )
-    return result
-
-
-def _find_first_write(reference: Reference, leaves: Sequence[torch.Tensor]) -> str:
-    """The user's line that first writes into one of `leaves`, or ""."""
-    with _FirstWrite(leaves) as first_write, suppress(ExportError):
-        reference.run(leaves)
-    return first_write.source
-
-
-def _is_same(before: torch.Tensor, after: torch.Tensor) -> bool:
-    if before.shape != after.shape:
-        return False
-    before = before.detach()
-    return bool(((before == after) | ((before != before) & (after != after))).all())
-
-
-class _FirstWrite(TorchFunctionMode):
-    """Watches tensors, and remembers the user's line that first writes into one of them."""
-
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self._tensors = tensors
-        self._versions = [tensor._version for tensor in tensors]
-        self.source = ""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Call the function, and look at the versions afterwards."""
-        result = func(*args, **(kwargs or {}))
-        if not self.source and [tensor._version for tensor in self._tensors] != self._versions:
-            self.source = innermost_user_frame([(frame.filename, frame.lineno) for frame in traceback.extract_stack()])
-        return result
+def _named_writes(first: FirstAnswer, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[InputWrite, ...]:
+    """The written inputs, each with the name of the output that has its new value."""
+    unreturned = [inputs[index] for index, place in first.written.items() if place is None]
+    new_names = iter(unique_names([f"{name}.written" for name in unreturned], taken=[*inputs, *outputs]))
+    return tuple(
+        InputWrite(inputs[index], next(new_names) if place is None else outputs[place])
+        for index, place in first.written.items()
+    )
 
 
 def _check_result(result: Flat) -> None:
@@ -249,7 +210,7 @@ def _check_result(result: Flat) -> None:
         raise ExportError(
             "model", got="a result without a tensor", allowed="at least one tensor", fix="return one from forward"
         )
-    for name, tensor in zip(result.names, result.leaves, strict=True):
+    for name, tensor in zip(result.names, result.leaves, strict=False):  # no input is complex
         if tensor.is_complex():
             raise ExportError(
                 "model",

@@ -47,6 +47,7 @@ FLAVOURS = ("tensorrt", "tensorrt_rtx")
 _OUTPUTS = ("fresh", "static")
 _SPECIALIZATIONS = ("none", "lazy", "eager")
 _OUT_OF_RANGE = ("error", "split", "eager")
+_MUTATIONS = ("refuse", "write_back")
 
 
 def read_environment() -> dict[str, str]:
@@ -133,7 +134,7 @@ def check_tolerance(value: object) -> None:
 @public
 @dataclass(frozen=True, kw_only=True)
 class BuildConfig:
-    """Options of TensorRT's builder.
+    """Options of what is built.
 
     Args:
         flavour: "tensorrt", "tensorrt_rtx", or None for the one that is installed (TensorRT where both are).
@@ -142,17 +143,22 @@ class BuildConfig:
         refittable: build an engine that `TRTModule.refit` can give other weights. It is off because the build takes
             longer: on an H200, ResNet-50 in half precision takes TensorRT-RTX 1.6 15 s or more instead of under 1 s.
             Calls are as fast. TensorRT builds such an engine only where there is a GPU. int8, fp8 and int4 have none.
+        mutations: what becomes of a model that writes into its inputs, such as a key-value cache. "refuse": an
+            ExportError. "write_back": each call copies the new values into the caller's tensors, on the current stream
+            after the engine. Where the model returns the very input, the caller's own tensor is returned.
 
     Raises:
-        InputError: an unknown flavour, a workspace that is no positive int, or a refittable that is no bool.
+        InputError: an unknown word, a workspace that is no positive int, or a refittable that is no bool.
     """
 
     flavour: str | None = None
     workspace_bytes: int | None = None
     refittable: bool = False
+    mutations: str = "refuse"
 
     def __post_init__(self) -> None:
         _require(_is_bool(self.refittable), "BuildConfig.refittable", self.refittable, "True or False")
+        require_choice("BuildConfig.mutations", self.mutations, _MUTATIONS)
         if self.flavour is not None:
             require_choice("BuildConfig.flavour", self.flavour, FLAVOURS)
         _require(

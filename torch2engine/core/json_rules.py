@@ -226,7 +226,7 @@ class Object:
     Args:
         make: the class, called with its fields by name.
         fields: field name -> rule, in the order of the checks.
-        optional: fields that the JSON object leaves out if they are None.
+        optional: fields that the JSON object leaves out if they are None or ().
         check_whole: called with the JSON object and its place once every field is valid; raises a SchemaError.
     """
 
@@ -248,7 +248,7 @@ class Object:
 
     def encode(self, value: Any) -> dict[str, Any]:
         values = {name: getattr(value, name) for name in self.fields}
-        left_out = [name for name in self.optional if values[name] is None]
+        left_out = [name for name in self.optional if values[name] in (None, ())]
         return {name: self.fields[name].encode(item) for name, item in values.items() if name not in left_out}
 
     def decode(self, value: Any) -> Any:

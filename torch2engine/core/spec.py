@@ -38,6 +38,7 @@ __all__ = [
     "TENSOR_JSON",
     "Axis",
     "Dim",
+    "InputWrite",
     "Parameter",
     "Preprocess",
     "Profile",
@@ -265,6 +266,20 @@ class Profile:
 
 
 @dataclass(frozen=True)
+class InputWrite:
+    """An input that the model writes into.
+
+    Args:
+        input: its name.
+        output: the name of the output with its new value. It is one of the result's where the model returns the very
+            tensor that it was given, and follows the result's outputs otherwise.
+    """
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True)
 class Signature:
     """The inputs and outputs of a call: tensors by name, axes, and the structure around them.
 
@@ -273,6 +288,7 @@ class Signature:
         axes: the resolved dynamic axes.
         parameters: forward's parameters in order; their trees hold the inputs.
         output: the result's structure.
+        writes: the inputs that the model writes into; those of its outputs that are in no result come last.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -280,6 +296,16 @@ class Signature:
     axes: tuple[Axis, ...] = ()
     parameters: tuple[Parameter, ...] = ()
     output: Tree = Tree("tensor")
+    writes: tuple[InputWrite, ...] = ()
+
+    @property
+    def unreturned_writes(self) -> tuple[int, ...]:
+        """The indices of the written inputs whose new values follow the result's tensors, in the outputs' order."""
+        inputs = [spec.name for spec in self.inputs]
+        outputs = [spec.name for spec in self.outputs]
+        places = {outputs.index(write.output): inputs.index(write.input) for write in self.writes}
+        returned = self.output.leaves()
+        return tuple(index for place, index in sorted(places.items()) if place >= returned)
 
     def axis(self, name: str) -> Axis:
         """The axis of that name."""
@@ -450,8 +476,20 @@ def _check_sizes(members: dict[str, Any], where: str) -> None:
         raise field_error(sizes, where, "min <= opt <= max")
 
 
+def _check_writes(members: dict[str, Any], where: str) -> None:
+    """Each written input has an output of its own, of its dtype."""
+    inputs = {tensor["name"]: tensor["dtype"] for tensor in members["inputs"]}
+    outputs = {tensor["name"]: tensor["dtype"] for tensor in members["outputs"]}
+    for index, write in enumerate(members.get("writes", [])):
+        pair = [write["input"], write["output"]]
+        found = [inputs.pop(pair[0], None), outputs.pop(pair[1], None)]  # popped: no other write may name them
+        if None in found or found[0] != found[1]:
+            raise field_error(pair, f"{where}.writes[{index}]", "an input, and an output of its dtype, named once")
+
+
 def _check_signature(members: dict[str, Any], where: str) -> None:
     """Names are unique, and the inputs use the axes that there are."""
+    _check_writes(members, where)
     axes = [axis["name"] for axis in members["axes"]]
     tensors = [tensor["name"] for tensor in (*members["inputs"], *members["outputs"])]
     for subject, names in (("axes", axes), ("tensors", tensors)):
@@ -494,6 +532,7 @@ TENSOR_JSON = Object(
     },
     optional=("preprocess",),
 )
+_WRITE_JSON = Object(InputWrite, {"input": TEXT, "output": TEXT})
 SIGNATURE_JSON = Object(
     Signature,
     {
@@ -502,6 +541,8 @@ SIGNATURE_JSON = Object(
         "axes": Items(AXIS_JSON),
         "parameters": Items(PARAMETER_JSON),
         "output": TREE_JSON,
+        "writes": Items(_WRITE_JSON),
     },
+    optional=("writes",),
     check_whole=_check_signature,
 )

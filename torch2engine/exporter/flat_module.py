@@ -32,10 +32,24 @@ class FlatModule(nn.Module):
     def forward(self, leaves: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Call the model as its user does, and take its result apart."""
         signature = self._signature
-        args, kwargs = Reference(self.model, signature.parameters, signature.preprocess).arguments(leaves)
+        reference = Reference.for_signature(self.model, signature)
+        # Clones, since a write into an input would be an effect of the program, which ONNX does not have.
+        written = {write.input for write in signature.writes}
+        pairs = list(zip(signature.inputs, leaves, strict=True))
+        inputs = [leaf.clone() if spec.name in written else leaf for spec, leaf in pairs]
+        versions = [leaf._version for leaf in leaves]
+        args, kwargs = reference.arguments(inputs)
         with RecurrentLayersAsOperators(), SymbolicSizeArguments(), TensorIndices() as indices:
             result = flatten_result(self.model(*args, **kwargs))
         indices.require_no_lost_writes()
+        for (spec, leaf), version in zip(pairs, versions, strict=True):
+            if leaf._version != version:
+                raise ExportError(
+                    "model",
+                    got=f"a write into its input '{spec.name}' at other sizes than the sample's",
+                    allowed="a forward that writes into the same inputs at every size",
+                    fix="write into a clone of it in forward, and return what the caller needs",
+                )
         if result.tree != signature.output:
             raise ExportError(
                 "model",
@@ -43,4 +57,4 @@ class FlatModule(nn.Module):
                 allowed="one structure",
                 fix="don't look at torch.compiler.is_exporting() and the like in forward",
             )
-        return tuple(result.leaves)
+        return tuple(reference.with_writes(result, inputs).leaves)

@@ -141,15 +141,18 @@ def benchmark(
     parity = None if reference is None else _compared(module, reference, cases, tolerance)
     rows: list[BenchmarkRow] = []
     for case, leaves in cases.items():
-        args, kwargs = Reference(module, module.signature.parameters).arguments(leaves)
-        candidates: dict[str, Call] = {module.runtime: functools.partial(module, *args, **kwargs)}
+        inputs_of_calls = _InputsOfCalls.of(module.signature, leaves)
+        args, kwargs = Reference(module, module.signature.parameters).arguments(inputs_of_calls.leaves)
+        on_same_values = inputs_of_calls.on_same_values
+        candidates: dict[str, Call] = {module.runtime: on_same_values(functools.partial(module, *args, **kwargs))}
         with torch.no_grad():
             if reference is None:
                 timings = measure(candidates, device=device, rounds=rounds, calls=calls, warmup=warmup)
             else:
-                candidates["PyTorch eager"] = functools.partial(reference.model, *args, **kwargs)
+                eager = functools.partial(reference.model, *args, **kwargs)
                 if any(module.signature.preprocess):  # which an eager call makes each time, too
-                    candidates["PyTorch eager"] = functools.partial(reference.call, leaves)
+                    eager = functools.partial(reference.call, inputs_of_calls.leaves)
+                candidates["PyTorch eager"] = on_same_values(eager)
                 with training_flags_off(
                     reference.model
                 ):  # not `undisturbed`, which sets slower arithmetic than the user's
@@ -159,8 +162,42 @@ def benchmark(
     return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
 
 
+@dataclass(frozen=True)
+class _InputsOfCalls:
+    """The inputs that calls are timed on.
+
+    Args:
+        leaves: in the signature's order; written ones are copies, so that the caller's stay as they are.
+        written: pairs of a written input and its first values.
+    """
+
+    leaves: list[torch.Tensor]
+    written: list[tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def of(cls, signature: Signature, leaves: Sequence[torch.Tensor]) -> _InputsOfCalls:
+        """Copy the inputs that the model writes into."""
+        names = {write.input for write in signature.writes}
+        pairs = list(zip(signature.inputs, leaves, strict=True))
+        copies = [leaf.clone() if spec.name in names else leaf for spec, leaf in pairs]
+        written = [(copy, leaf) for (spec, leaf), copy in zip(pairs, copies, strict=True) if spec.name in names]
+        return cls(copies, written)
+
+    def on_same_values(self, call: Call) -> Call:
+        """Give every call the first values: a position that goes up with each call would soon be out of range."""
+        if not self.written:
+            return call
+
+        def restore_and_call() -> object:
+            for copy, first in self.written:
+                copy.copy_(first)
+            return call()
+
+        return restore_and_call
+
+
 def _reference(module: DeployedModule[Any], model: nn.Module) -> Reference:
-    return Reference(unwrap(model), module.signature.parameters, module.signature.preprocess)
+    return Reference.for_signature(unwrap(model), module.signature)
 
 
 def _device(module: DeployedModule[Any]) -> torch.device:

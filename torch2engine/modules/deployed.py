@@ -29,6 +29,7 @@ from torch2engine.modules.parameterless import ParameterlessModule
 from torch2engine.modules.split import InRangeRunner
 from torch2engine.modules.torch_state import is_simulated
 from torch2engine.modules.weight_sync import NamedInputs, Refit, WeightSync
+from torch2engine.modules.write_back import WriteBack
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.deploy_report import DeployReport
@@ -40,7 +41,7 @@ M = TypeVar("M", bound="DeployedModule[Any]")
 __all__ = ["DeployedModule", "attach_model", "prove_split_axes"]
 
 _compiler: Any = torch.compiler  # its disable() has no types
-_PARTS = ("_backend", "_out_of_range", "_weight_sync")  # are made anew for a copy
+_PARTS = ("_backend", "_out_of_range", "_weight_sync", "_write_back")  # are made anew for a copy
 
 
 def _bytes(data: bytes) -> torch.Tensor:
@@ -76,6 +77,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
     _backend: B
     _out_of_range: OutOfRange
     _weight_sync: WeightSync
+    _write_back: WriteBack | None
     _runtime_config: RuntimeConfig
 
     def __init__(
@@ -99,6 +101,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         self._backend = self._make_backend(artifact, guard, device)
         self._out_of_range = OutOfRange(self._runtime_config.out_of_range, reference)
         self._weight_sync = WeightSync(self._backend, guard, self._out_of_range)
+        self._write_back = WriteBack.of(artifact.signature)
 
     @abstractmethod
     def _make_backend(self, artifact: Any, guard: WeightsGuard, device: torch.device | str | None) -> B:
@@ -171,8 +174,8 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             notice.
 
         Raises:
-            InputError: missing, extra or other arguments, other constants, or a tensor that requires grad while grad
-                is enabled.
+            InputError: missing, extra or other arguments, other constants, a tensor that requires grad while grad is
+                enabled, or one that can't be written into, where the model writes into its inputs.
             ShapeError, DtypeError, DeviceError: the call can't be answered; nothing was enqueued.
         """
         # Dynamo can't trace locks and foreign libraries, so torch.compile runs this call outside of its graph.
@@ -192,25 +195,38 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         if self._weight_sync.tracked is not None:
             self._weight_sync.follow(self.infer)
         signature = self.signature
-        outputs = self.infer(bind(signature.parameters, args, kwargs))
-        return unflatten(signature.output, list(outputs.values()))
+        leaves = bind(signature.parameters, args, kwargs)
+        self._check_call(leaves)
+        if self._write_back is not None:
+            self._write_back.check(leaves)
+        outputs = list(self._compute(leaves).values())
+        if self._write_back is not None:
+            outputs = self._write_back.apply(leaves, outputs)
+        return unflatten(signature.output, outputs)
 
     def infer(self, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Answer flat inputs with flat outputs, under the same contract as a call.
+        """Answer flat inputs with flat outputs, under the same contract as a call, but write into no input.
 
         Args:
             leaves: one tensor per input of the signature, in its order.
 
         Returns:
-            output name -> fresh tensor.
+            output name -> fresh tensor. The new values of written inputs are among them (see `Signature.writes`).
 
         Raises:
             InputError, ShapeError, DtypeError, DeviceError: as for a call.
         """
-        backend = self._backend
-        signature = backend.artifact.signature
+        self._check_call(leaves)
+        return self._compute(leaves)
+
+    def _check_call(self, leaves: Sequence[torch.Tensor]) -> None:
         self._check_tensors(leaves)
         self._check_devices(leaves)
+
+    def _compute(self, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Answer inputs that were checked in all but their sizes."""
+        backend = self._backend
+        signature = backend.artifact.signature
         sizes = signature.resolve([leaf.shape for leaf in leaves])
         try:
             profile = signature.select_profile(backend.artifact.profiles, sizes)

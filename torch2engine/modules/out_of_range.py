@@ -232,7 +232,7 @@ class OutOfRange:
         inputs = [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
         try:
             with undisturbed(reference):
-                flat = Reference(reference, signature.parameters, signature.preprocess)(inputs)
+                flat = Reference.for_signature(reference, signature)(inputs)
                 outputs = outputs_by_name(flat, signature.output, [spec.name for spec in signature.outputs])
                 # Copied while the module's own buffers, which may be the result, still have the values of this answer.
                 answer = {

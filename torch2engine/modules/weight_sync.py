@@ -351,7 +351,7 @@ class WeightSync:
         artifact = self._backend.artifact
         bounds = Bounds.of(tolerance, artifact.precision, self._backend.runtime_kind)
         signature = artifact.signature
-        reference = Reference(model, signature.parameters, signature.preprocess)
+        reference = Reference.for_signature(model, signature)
         names = [spec.name for spec in signature.outputs]
         models_device = _device_of(model)
         device = self._refittable().weights_device(models_device)

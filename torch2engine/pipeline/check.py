@@ -20,6 +20,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import InputError
+from torch2engine.core.spec import Signature
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
@@ -71,8 +72,9 @@ def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -
     """
     preprocess = {spec.name: spec.preprocess for spec in artifact.signature.inputs if spec.preprocess is not None}
     expected = [(spec.name, spec.dtype) for spec in artifact.signature.inputs]
+    mutations = "write_back" if artifact.signature.writes else "refuse"
     try:
-        captured = capture_call(model, sample_input, preprocess=preprocess)
+        captured = capture_call(model, sample_input, preprocess=preprocess, mutations=mutations)
     except InputError as error:
         if not error.subject.startswith("preprocess["):
             raise
@@ -82,5 +84,16 @@ def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -
     given = [(spec.name, spec.dtype) for spec in captured.signature.inputs]
     if given != expected:
         raise InputError("sample_input", got=f"inputs {given}", allowed=f"the artifact's {expected}", fix=_FITTING)
+    if captured.signature.writes != artifact.signature.writes:
+        raise InputError(
+            "model",
+            got=f"writes into {_written(captured.signature)}",
+            allowed=f"writes into {_written(artifact.signature)}, as when it was exported",
+            fix="export the model again",
+        )
     artifact.signature.resolve([leaf.shape for leaf in captured.sample])
     return replace(captured, signature=artifact.signature, profiles=artifact.profiles)
+
+
+def _written(signature: Signature) -> str:
+    return ", ".join(f"input '{write.input}'" for write in signature.writes) or "no input"

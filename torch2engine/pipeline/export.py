@@ -39,6 +39,7 @@ def export(
     profiles: Sequence[Any] | None = None,
     refittable: bool = False,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
+    mutations: str = "refuse",
 ) -> OnnxArtifact:
     """Export a module to ONNX, without building it.
 
@@ -49,6 +50,7 @@ def export(
         model, sample_input, dynamic_axes, precision, calibration, profiles, preprocess: as for `deploy`; "tf32" is left
             to `build`.
         refittable: record how the ONNX graph's weights follow from the module's, for BuildConfig(refittable=True).
+        mutations: what becomes of a model that writes into its inputs, as `BuildConfig` says.
 
     Returns:
         the artifact; its `save` writes it to a folder, `torch2engine.build` builds an engine from it, in its precision.
@@ -57,12 +59,12 @@ def export(
         InputError, DynamicAxisError, ExportError, UnsupportedOperatorError: as `deploy` does.
         InstallationError, PrecisionError, ParityError: the low precision is not possible, or answers differently.
     """
-    options = BuildConfig(refittable=refittable)
+    options = BuildConfig(refittable=refittable, mutations=mutations)
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
     require_lowering_tools(requested, model)
     with undisturbed(model):
-        captured = capture_call(model, sample_input, dynamic_axes, profiles, preprocess)
+        captured = capture_call(model, sample_input, dynamic_axes, profiles, preprocess, mutations=options.mutations)
         artifact = export_onnx(captured, refittable)
         remaining = remaining_precision(requested, artifact)
         if not remaining.changes_graph:

@@ -73,7 +73,7 @@ def sensitivity(
     check_calibration(low_precision, calibration)
     model = unwrap(model)
     with undisturbed(model):
-        captured = capture_call(model, sample_input, dynamic_axes, None, preprocess)
+        captured = capture_call(model, sample_input, dynamic_axes, None, preprocess, mutations="write_back")
         artifact = export_onnx(captured)
         cases, _ = make_parity_cases(captured)
     signature = artifact.signature

@@ -103,9 +103,15 @@ class TRTModule(DeployedModule[TensorRTBackend]):
         if session is None or self._weight_sync.tracked is not None or tracing_state() is not None:
             return super().forward(*args, **kwargs)
         direct_call = backend.direct_call
-        outputs = session.try_fast_path(direct_call.leaves(args, kwargs))
+        leaves = direct_call.leaves(args, kwargs)
+        write_back = self._write_back
+        if write_back is not None and not write_back.suits_fast_path(leaves):
+            return super().forward(*args, **kwargs)
+        outputs = session.try_fast_path(leaves)
         if outputs is None:
             return super().forward(*args, **kwargs)
+        if write_back is not None:
+            outputs = write_back.apply(leaves, outputs)
         return outputs[0] if direct_call.returns_tensor else unflatten(backend.artifact.signature.output, outputs)
 
     forward.__doc__ = DeployedModule.forward.__doc__
