@@ -15,7 +15,6 @@ from torch import nn
 from torch2engine.artifact.cache import Cache, resolve_cache
 from torch2engine.builder.engine_request import request_engine
 from torch2engine.builder.source import resolve_source
-from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
 from torch2engine.core.progress import Progress
@@ -122,9 +121,7 @@ def deploy(
     engine_reuse = EngineReuse(request, engine_cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # inference mode without autocast; all state of model and process is put back
         with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
-            captured = capture_call(
-                request.model, sample_input, dynamic_axes, profiles, preprocess, request.examples, config.mutations
-            )
+            captured = request.capture(sample_input, dynamic_axes, profiles, preprocess)
             report.add_notes(captured.notes)
         if (reused_module := engine_reuse.reuse_by_cache_key(captured)) is not None:  # an engine of an earlier deploy
             return reused_module

@@ -15,6 +15,7 @@ from torch import nn
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import read_examples
+from torch2engine.capture.signature import capture_call
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
     RUNTIMES,
@@ -92,6 +93,16 @@ class DeployRequest:
             runtime=chosen_runtime,
             config=config,
             runtime_config=runtime_config,
+        )
+
+    def capture(self, sample_input: Any, dynamic_axes: Any, profiles: Any, preprocess: Any) -> CapturedCall:
+        """Capture the model's call; the arguments are those of deploy().
+
+        Raises:
+            InputError, DynamicAxisError, ExportError: as `capture_call`.
+        """
+        return capture_call(
+            self.model, sample_input, dynamic_axes, profiles, preprocess, self.examples, self.config.mutations
         )
 
     @property
