@@ -1,4 +1,4 @@
-"""The live PyTorch model's side of the road: its signature, its answers, its weights.
+"""What deploy() reads from the live PyTorch model: its signature, its answers, its weights.
 
 Enters: a module and a sample. Leaves: a captured call, and parity cases with the reference's answers. Separate because
 this is the only stage that runs the user's model.
@@ -8,9 +8,9 @@ this is the only stage that runs the user's model.
 - `signature`, `axes`: sample_input and dynamic_axes become a `captured_call`.
 - `reference`: the module as a function from flat inputs to named outputs.
 - `input_writes`: inputs that the model writes into are refused, or become outputs.
-- `parameter_writes`: what a call writes into parameters and gradients is put back, and named.
+- `parameter_writes`: undoes what a call writes into parameters and gradients, and names it.
 - `device_asserts`, `host_trial`: invented inputs run on the CPU before they may end a GPU's context.
-- `invented_inputs`: the sample at other sizes, and random values like it, as plausible as can be.
+- `invented_inputs`: the sample at other sizes, and random values like it, as plausible as possible.
 - `examples`: real inputs at other sizes, which the caller may give instead.
 - `parity_cases`: the inputs and answers that every candidate is compared on.
 - `rounding_sensitivity`: how far the reference's answers move by rounding alone.

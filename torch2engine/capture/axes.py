@@ -42,7 +42,7 @@ class ResolvedAxes:
     """The axes of a call, each with numbers.
 
     Args:
-        by_name: every axis that the user named, those of one size only included.
+        by_name: every axis that the user named, including axes of a single size.
         profiles: at least one; without dynamic axes, one without ranges.
     """
 
@@ -81,7 +81,7 @@ class _NamedAxis:
 
 
 def parse_dynamic_axes(dynamic_axes: Any, shapes: Shapes, output_names: Sequence[str]) -> RequestedAxes:
-    """Part dynamic_axes into inputs and outputs, count dimensions from the front, and name unnamed axes.
+    """Split dynamic_axes into inputs and outputs, count dimensions from the front, and name unnamed axes.
 
     Args:
         dynamic_axes: {tensor: {dimension: name, Axis or expression over names}} or {tensor: [dimension, ...]}.
@@ -376,7 +376,7 @@ def _complete_from_sample(axis: Axis, size: int) -> Axis:
 
 
 def _check_sample_size(axis: Axis, resolved: Axis, size: int) -> None:
-    """Refuse a sample outside the range, and a range of one size that nobody gave."""
+    """Refuse a sample outside the range, and a range of one size that the user did not give."""
     low, _, high = resolved.range
     if not low <= size <= high or size % axis.multiple_of:
         raise DynamicAxisError(

@@ -28,10 +28,10 @@ class CapturedCall:
         profiles: at least one; without axes, one without ranges.
         sample: the sample's tensors in the signature's order, on the sample's device.
         output_axes: {output name: {dimension: axis name or None}} that the user named in dynamic_axes.
-        precision: the lowest floating arithmetic that the model itself asks for: "fp32", "fp16" or "bf16".
+        precision: the lowest floating precision that the model itself computes in: "fp32", "fp16" or "bf16".
         notes: what a user should know, e.g. that a call changes a counter.
         examples: real inputs to be compared on instead of invented ones, in the signature's order and dtypes.
-        trial: where invented inputs must run before they may reach the model; None if they may at once.
+        trial: where invented inputs must run before they may reach the model; None if no trial is needed.
     """
 
     reference: Reference
@@ -45,7 +45,7 @@ class CapturedCall:
     trial: HostTrial | None = None
 
     def with_derived_axes(self, signature: Signature, profiles: tuple[Profile, ...]) -> CapturedCall:
-        """The call with the axes and profiles of its artifact: export finds which axes follow from others."""
+        """The call with the axes and profiles of its artifact; export finds which axes follow from others."""
         return replace(
             self, signature=replace(self.signature, inputs=signature.inputs, axes=signature.axes), profiles=profiles
         )

@@ -1,7 +1,7 @@
 """Which calls may end the process's CUDA context: those with an operator that asserts on a GPU.
 
 Enters: a call of the model on an input that the user gave. Leaves: the operators that ran on a GPU and assert there. On
-a CPU they raise an exception instead. Separate because the table of such operators is one place to look at.
+a CPU they raise an exception instead. Separate so that the table of such operators is in one place.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch2engine.core.errors import ExportError
 
 __all__ = ["WatchedCall", "is_on_gpu", "may_assert", "tensors_in", "watch"]
 
-# Operators of `aten` whose CUDA kernels assert, or read memory at places that a tensor's values name. Names are without
-# the underscores around them. Operators with another namespace are unknown, so that they count as well.
+# Operators of `aten` whose CUDA kernels assert, or read memory at addresses that follow from a tensor's values. Names
+# are without the underscores around them. Operators of other namespaces are unknown, so they count as well.
 _READ_OR_WRITTEN_BY_INDEX = frozenset(
     {
         *("index", "index_add", "index_copy", "index_fill", "index_put", "index_put_impl", "index_reduce"),
@@ -42,7 +42,7 @@ _CHECKED_LABELS_AND_PROBABILITIES = frozenset(
     }
 )
 _ASSERTING = _READ_OR_WRITTEN_BY_INDEX | _CHECKED_LABELS_AND_PROBABILITIES
-# They make integers of floats, which are in range by themselves.
+# They compute integers from floats, which are always in range.
 _PLACES_OF_FLOATS = frozenset({"argmax", "argmin", "argsort", "count_nonzero", "nonzero"})
 # Indices are a part of such tensors, and a backward pass reads the indices of its forward pass.
 _ASSERTING_KINDS = ("backward", "jagged", "nested", "sparse")
@@ -65,7 +65,7 @@ def _base_name(operator: str) -> str:
 
 
 def is_on_gpu(tensor: torch.Tensor) -> bool:
-    """Tell whether a failed assertion in an operator on this tensor is more than an exception."""
+    """Tell whether a failed assertion in an operator on this tensor would end the CUDA context."""
     return tensor.device.type not in ("cpu", "meta")
 
 
@@ -75,7 +75,7 @@ class WatchedCall:
 
     Args:
         asserting: its operators that may assert for other inputs; {"unknown"} for a call that can't be watched.
-        follows_floats: whether it makes integers of floats, so that a rounding may lead to another index.
+        follows_floats: whether it computes integers from floats, so that rounding may change an index.
     """
 
     asserting: frozenset[str]
@@ -113,7 +113,7 @@ class _OperatorWatcher(TorchDispatchMode):
     def ignore_compile_internals(cls) -> bool:
         """Let torch.cond compile as it does without a watcher.
 
-        Dynamo keeps what it compiles, and a torch.cond that it compiled under a watching mode fails ever after in this
+        Dynamo keeps what it compiles. A torch.cond that it compiled under a watching mode fails for the rest of the
         process (torch 2.13).
         """
         return True

@@ -1,4 +1,4 @@
-"""Real inputs at other sizes, that the caller gives to be compared on instead of invented ones.
+"""Real inputs at other sizes, which the caller gives for comparisons instead of invented ones.
 
 Enters: the `examples` of deploy() or check(). Leaves: a captured call with their tensors, or a typed error that names
 the example. Separate because they are read before any work is done, and checked when the call's signature is known.

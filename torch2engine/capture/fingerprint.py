@@ -1,8 +1,8 @@
-"""Tensors → a 64-bit fingerprint of each one's values, by which a change of any of them shows.
+"""Tensors → a 64-bit fingerprint of the values of each, which shows any change of them.
 
 Enters: parameters and buffers, on any device. Leaves: numbers, equal on every device. Separate because refits and the
-cache both need it, and a version counter can't replace it: that one stays when values are written through `.data`, by a
-CUDA graph of the optimizer or by a user's own kernel, and it moves when nothing has changed.
+cache both need it. A version counter can't replace it: it does not count writes through `.data`, by a CUDA graph of the
+optimizer or by a user's own kernel. It also moves when no value has changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["WeightSnapshot", "fingerprints", "take_snapshot"]
 
 _PIECE_SIZE = 1 << 22  # elements; up to twice as many are mixed at once, in at most 300 MiB of temporaries
 _MASK = (1 << 64) - 1
-_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, and without small multiples that are small: Knuth's golden ratio
+_MULTIPLIER = 0x9E3779B97F4A7C15  # odd, and no small multiple of it is small modulo 2**64: Knuth's golden ratio
 _INTEGER_OF_SIZE = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -39,8 +39,8 @@ def take_snapshot(tensors: Mapping[str, torch.Tensor], before: WeightSnapshot | 
 
     Args:
         tensors: as for `fingerprints`.
-        before: of the same tensors an instant ago. It is returned where all marks are the same. Within that instant a
-            write that moves no version, by another thread, is not seen.
+        before: of the same tensors an instant ago. It is returned where all marks are the same. During that moment, a
+            write by another thread that moves no version is missed.
     """
     have_versions = not any(tensor.is_inference() for tensor in tensors.values())
     marks = {path: (tensor.data_ptr(), tensor._version) for path, tensor in tensors.items()} if have_versions else None
@@ -53,8 +53,9 @@ def take_snapshot(tensors: Mapping[str, torch.Tensor], before: WeightSnapshot | 
 def fingerprints(tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """Compute the fingerprint of each tensor.
 
-    It is the sum, modulo 2⁶⁴, of the elements' bits, each mixed with a number of its place. One element can't change
-    without changing it, and several leave it the same by chance alone, about once in 2⁶⁴. Waits for the GPU.
+    It is the sum, modulo 2⁶⁴, of the elements' bits, each mixed with a number that depends on its place. A change of
+    one element always changes it. Changes of several elements leave it the same only by chance, about once in 2⁶⁴.
+    Waits for the GPU.
 
     Args:
         tensors: by name, dense, on any devices, of any strides.
@@ -91,7 +92,7 @@ def _numbers_of_pieces(tensors: Mapping[str, torch.Tensor], device: torch.device
 
 
 def _groups_of_pieces(tensors: Mapping[str, torch.Tensor]) -> Generator[list[_Piece]]:
-    """Pieces of one integer type, together fewer than twice `_PIECE_SIZE` elements: few kernels do for many tensors."""
+    """Pieces of one integer type, fewer than twice `_PIECE_SIZE` elements together: many tensors need few kernels."""
     groups: dict[torch.dtype, list[_Piece]] = {}
     elements: dict[torch.dtype, int] = {}
     for name, tensor in tensors.items():
@@ -117,7 +118,7 @@ def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
 
 
 def _numbers_of_places(count: int, device: torch.device) -> torch.Tensor:
-    """Odd numbers without a pattern: changes that follow a pattern would cancel each other out."""
+    """Odd numbers without a pattern, since changes that follow a pattern would cancel each other out."""
     numbers = torch.arange(1, count + 1, dtype=torch.int64, device=device)
     for _ in range(2):
         numbers *= _MULTIPLIER - (1 << 64)  # the same number modulo 2⁶⁴, in int64's range

@@ -1,7 +1,7 @@
 """Invented inputs on a copy of the model on the CPU, before they may reach a GPU.
 
-Enters: a model on a GPU, and inputs that nobody gave. Leaves: the CPU's answer or an exception. Separate because an
-index out of range ends the process's CUDA context, and with it the model, its optimizer and hours of training.
+Enters: a model on a GPU, and invented inputs. Leaves: the CPU's answer or an exception. Separate because an index out
+of range ends the process's CUDA context. The model, its optimizer and hours of training would be lost with it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["HostTrial", "find_unsafe_inputs", "trial_if_needed"]
 
 _CPU = torch.device("cpu")
 _GPU_NAME = re.compile(r"(cuda|xpu|hip)(:\d+)?")
-_LARGEST_SHARE = 0.5  # of the free memory that a copy may take; activations need the rest
+_LARGEST_SHARE = 0.5  # share of the free memory that a copy may take; activations need the rest
 _COPIED: tuple[type, ...] = (
     *(np.ndarray, np.random.Generator, np.random.RandomState, random.Random),
     *(types.MethodType, functools.partial),  # the copy's own, where they are bound to a part of the model
@@ -46,8 +46,8 @@ class HostTrial:
         reference: the model on its GPU.
         sample: inputs that the user gave. The copy must answer them, or it proves nothing about others.
         on_gpu: whether a tensor is on a GPU.
-        follows_floats: whether the model makes indices of floats, so that inputs and weights that are rounded
-            otherwise need a trial, too.
+        follows_floats: whether the model computes indices from floats. Then inputs and weights that are rounded
+            differently need a trial, too.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class HostTrial:
 
         Args:
             inputs: on any device.
-            weights: in the place of the model's own; on any device.
+            weights: they replace the model's own; on any device.
 
         Raises:
             ExportError: as `Reference`, where the model would have failed on the GPU.
@@ -132,7 +132,7 @@ def find_unsafe_inputs(
     cases: Mapping[str, Sequence[torch.Tensor]],
     on_gpu: Callable[[torch.Tensor], bool] = is_on_gpu,
 ) -> dict[str, str]:
-    """Find made-up inputs that must not reach a model on a GPU, where there is no input that the user gave.
+    """Find invented inputs that must not reach a model on a GPU, where no input of the user exists.
 
     Args:
         reference: the model.
@@ -191,7 +191,7 @@ def _tensor_on_cpu(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _name_cpu(entry: StateEntry) -> None:
-    """Replace the name of a GPU, from which forward makes tensors or moves them."""
+    """Replace the name of a GPU on which forward makes tensors, or to which it moves them."""
     value = entry.value
     is_name = isinstance(value, str) and _GPU_NAME.fullmatch(value)
     if entry.container is not None and (is_name or isinstance(value, torch.device)):
@@ -199,7 +199,7 @@ def _name_cpu(entry: StateEntry) -> None:
 
 
 def _on_cpu(value: Any) -> Any:
-    """The CPU in the place of a GPU, in the form that the GPU was named in; other values as they are."""
+    """The CPU instead of a GPU, in the form in which the GPU was named; other values unchanged."""
     if isinstance(value, torch.device):
         return value if value.type == "meta" else _CPU
     return "cpu" if isinstance(value, str) and _GPU_NAME.fullmatch(value) else value
@@ -214,7 +214,7 @@ def _require_memory(values: Iterable[object]) -> None:
 
 
 def _free_host_bytes() -> int:
-    """The memory that this process can still take, by the system's account and by that of its control group."""
+    """The memory that this process can still take, as the system and its control group report it."""
     amounts = [int(words[1]) << 10 for words in _lines("/proc/meminfo") if words[0] == "MemAvailable:"]
     group = [words[0] for name in ("memory.max", "memory.current") for words in _lines(f"/sys/fs/cgroup/{name}")]
     if len(group) == 2 and all(word.isdigit() for word in group):
@@ -232,13 +232,13 @@ def _lines(path: str) -> list[list[str]]:
 
 @contextmanager
 def _only_on_cpu(on_gpu: Callable[[torch.Tensor], bool]) -> Generator[None]:
-    """Run the body on the CPU: every device that it names is the CPU, and what would run on a GPU raises."""
+    """Run the body on the CPU: every device that it names means the CPU, and an operator on a GPU raises."""
     with _GpuRefused(on_gpu), _DevicesReplaced(), _CPU:  # the last one is for tensors without a named device
         yield
 
 
 class _DevicesReplaced(TorchFunctionMode):
-    """Puts the CPU in the place of every device that a call of torch names."""
+    """Replaces every device that a call of torch names by the CPU."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the function with other devices."""
@@ -265,7 +265,7 @@ class _GpuRefused(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Let torch.cond compile as ever: what Dynamo compiles in sight of a mode fails later (torch 2.13)."""
+        """Let torch.cond compile without this mode: what Dynamo compiles under a mode fails later (torch 2.13)."""
         return True
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

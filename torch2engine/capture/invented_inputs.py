@@ -1,4 +1,4 @@
-"""The sample at other sizes, and random values like the sample's: inputs that nobody gave.
+"""Invented inputs: the sample at other sizes, and random values like the sample's.
 
 Enters: the sample and the sizes of its axes. Leaves: inputs that are as plausible as the sample alone allows, and
 simpler ones for a model that refuses them. Separate because what integers and masks mean is a guess, and guesses belong
@@ -30,8 +30,8 @@ class Guess:
         name: for a note; "" for the guess that needs none.
         continues: whether distinct integers stay distinct where an axis grows, as positions do.
         keeps_positive: whether integers without a zero are counts, which stay positive.
-        constant: the value of all integers; None for the sample's, "least" for the sample's least one.
-        mask_is_inverted: whether the more frequent value of a mask is the one that hides.
+        constant: the value of all integers; None for the sample's values, "least" for the least of them.
+        mask_is_inverted: whether the more frequent value of a mask is the one that hides entries.
     """
 
     name: str = ""
@@ -144,7 +144,7 @@ def _invented_floats(
 
 
 def _random_image(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """Random bytes; any byte may come, whatever the sample shows."""
+    """Random bytes over the whole range, even if the sample has few of them."""
     return torch.randint(256, tuple(shape), generator=generator, device="cpu").to(sample.device, sample.dtype)
 
 
@@ -153,7 +153,7 @@ def _resized_image(sample: torch.Tensor, shape: Sequence[int], generator: torch.
 
 
 def _resized_with_noise(sample: torch.Tensor, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
-    """The sample at another size; repeated floats get noise, so that mixed-up rows show."""
+    """The sample at another size; repeated floats get noise, so that a comparison sees mixed-up rows."""
     values = resized(sample, shape)
     if values.numel() <= sample.numel() or sample.numel() <= 1:
         return values
@@ -191,7 +191,7 @@ class _Bounds:
         index: the largest index at the new sizes; None if no axis bounds the input.
         count: the largest count at the new sizes.
         grows: whether an axis that bounds it exactly grows.
-        is_strict: whether the bound has become smaller, so that the sample's own integers may exceed it.
+        is_strict: whether the bound is smaller than in the sample, so that the sample's own integers may exceed it.
     """
 
     index: int | None = None
@@ -251,7 +251,7 @@ def _invented_integers(
 
 
 def _resized_integers(sample: torch.Tensor, shape: Sequence[int], guess: Guess, grows: bool) -> torch.Tensor:
-    """The sample cut or repeated; the repeats of positions go on where those before them end."""
+    """The sample cut or repeated; repeats of positions continue where the earlier ones end."""
     values = resized(sample, shape)
     if not guess.continues:
         return values
@@ -264,9 +264,9 @@ def _resized_integers(sample: torch.Tensor, shape: Sequence[int], guess: Guess, 
 
 
 def _without_repeats(values: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
-    """Lines that repeat a sample's distinct integers get others of its range, because places must not come twice.
+    """Lines that repeat a sample's distinct integers get others of its range, because no place may come twice.
 
-    PyTorch leaves open which of two rows a scatter writes to one place.
+    PyTorch does not define which of two rows a scatter writes to one place.
     """
     least = int(sample.min())
     largest = int(sample.max())
@@ -347,14 +347,14 @@ def _shuffled_rows(values: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 
 def _resized_mask(sample: torch.Tensor, shape: Sequence[int], is_inverted: bool) -> torch.Tensor:
-    """The sample's mask cut or repeated; the end of a line is shown where all of it would be hidden.
+    """The sample's mask cut or repeated; where all of a line would be hidden, its end is shown.
 
     Lines that the sample hides as a whole stay hidden.
 
     Args:
         sample: a mask.
         shape: the new one.
-        is_inverted: whether the value that `_shown` takes for the hiding one shows.
+        is_inverted: whether the value that `_shown` finds means hidden.
     """
     values = resized(sample, shape)
     shown = _shown(sample, is_inverted)
@@ -370,7 +370,7 @@ def _resized_mask(sample: torch.Tensor, shape: Sequence[int], is_inverted: bool)
 
 
 def _shown(sample: torch.Tensor, is_inverted: bool) -> torch.Tensor | None:
-    """The value of entries that count: that of whole lines if there are such, else the more frequent one.
+    """The value of entries that count: the value of whole lines if there are any, else the more frequent one.
 
     Masks to be added are 0 there. None where the sample has one value only.
     """

@@ -28,7 +28,7 @@ _NOT_STATE: tuple[type, ...] = (
     *(torch.Tensor, np.ndarray, torch.Generator, random.Random, np.random.Generator, np.random.RandomState),
     *(torch.optim.Optimizer, torch.utils.data.Dataset, torch.utils.data.DataLoader),
 )
-# Objects of these packages lead out of the model: to trainers, locks, loggers and the interpreter.
+# Objects of these packages refer to things outside of the model: trainers, locks, loggers and the interpreter.
 _FOREIGN_PACKAGES = frozenset(
     {
         *("asyncio", "concurrent", "functools", "importlib", "inspect", "lightning", "logging", "multiprocessing"),
@@ -56,7 +56,7 @@ class StateEntry:
 
 
 def state_entries(model: nn.Module) -> Iterator[StateEntry]:
-    """Give all values below the attributes of `model` and its submodules; what holds others comes once."""
+    """Give all values below the attributes of `model` and its submodules; every container comes once."""
     seen: set[int] = set()
     modules = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
     pending = deque(StateEntry(name, None, None, module) for name, module in modules)
@@ -105,7 +105,7 @@ def _path(parent: str, key: Any, is_attribute: bool) -> str:
 
 
 def state_values(model: nn.Module) -> dict[str, Any]:
-    """What can be compared of every value, by path: a fingerprint, a number, or a container's length."""
+    """By path, something comparable of every value: a fingerprint, a number, or a container's length."""
     values: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
     for entry in state_entries(model):
@@ -174,7 +174,7 @@ class ModelSnapshot:
             self._generators.append(state)
 
     def restore(self) -> None:
-        """Put everything back, also the identity of what the containers hold."""
+        """Put everything back, including the identity of the objects in containers."""
         for container, contents in self._containers:
             _restore_contents(container, contents)
         for tensor, version, values in self._tensors:
@@ -223,7 +223,7 @@ def _restore_tensor(tensor: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def _values_differ(tensor: torch.Tensor, values: torch.Tensor) -> bool:
-    """Tell whether values changed behind the version counter's back, as writes through `.data` do."""
+    """Tell whether values changed without the version counter, as by writes through `.data`."""
     return not tensor.is_meta and tensor.layout is torch.strided and not torch.equal(tensor, values)
 
 

@@ -1,8 +1,8 @@
 """Writes into parameters and their gradients, undone while a model runs.
 
-Enters: a module and a call of it. Leaves: the same parameters and gradients bit for bit, and the names of those that
-the call wrote to. Separate from `model_state` because a copy of all parameters may not fit into memory: here a tensor
-is copied only when an operator is about to write into it.
+Enters: a module and a call of it. Leaves: the same parameters and gradients, bit for bit, and the names of those that
+the call wrote to. Separate from `model_state` because a copy of all parameters may not fit into memory. Here a tensor
+is copied only before an operator writes into it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class ParameterWrites:
 def parameter_writes_undone(model: nn.Module) -> Generator[ParameterWrites]:
     """Run the body, and put back what it writes into the model's parameters and their gradients.
 
-    Seen are operators that PyTorch knows to write, also through `.data`, views and `out=`, and other memory put in a
-    parameter's place by assignment to `.data`. Writes through NumPy or foreign kernels are not.
+    It sees all operators that PyTorch declares as writing, also through `.data`, views and `out=`. It also sees that an
+    assignment to `.data` gives a parameter other memory. Writes through NumPy or foreign kernels are not.
 
     Returns:
         what was written to; it is complete after the body.
@@ -63,7 +63,7 @@ class _WatchedTensor:
         name: of the parameter.
         names: the list that takes the name if it was written to.
         tensor: itself.
-        memory: the same memory under another tensor, without a version of its own.
+        memory: another tensor on the same memory, without a version counter of its own.
         version: how often it was written to before.
         values: a copy, from the first write on.
     """
@@ -82,7 +82,7 @@ class _WatchedTensor:
             self.tensor.data = self.memory
         if self.values is not None:
             self.memory.copy_(self.values)
-            # The values are those that a pending backward pass has seen under this version.
+            # A pending backward pass has seen these values under this version.
             cast("Any", torch)._C._autograd._unsafe_set_version_counter((self.tensor,), (self.version,))
         return is_elsewhere or self.values is not None
 
@@ -121,7 +121,7 @@ class _CopyBeforeWrite(TorchDispatchMode):
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
-        """Let torch.cond compile as ever: what Dynamo compiles in sight of a mode fails later (torch 2.13)."""
+        """Let torch.cond compile without this mode: what Dynamo compiles under a mode fails later (torch 2.13)."""
         return True
 
     def __torch_dispatch__(

@@ -1,8 +1,8 @@
 """A captured call → the cases that a candidate is compared on: inputs with the reference's answers.
 
-Enters: the sample, the profiles, and the user's examples if there are any. Leaves: the examples; without them, for
-every profile, the sample resized to min, opt and max, and a second, random input at a size between. Separate because
-ONNX Runtime and the engine are compared on the same cases.
+Enters: the sample, the profiles, and the user's examples if there are any. Leaves: the examples. Without them, every
+profile has the sample resized to min, opt and max, and a random input at a size between. Separate because ONNX Runtime
+and the engine are compared on the same cases.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class ParityCase:
     """One input with its right answer.
 
     Args:
-        name: e.g. "min", "opt", "max", "random", or "own" for sizes that no narrower profile answers; with the
-            profile's number in front where there are several. With examples "sample", "example 0", and so on.
+        name: e.g. "min", "opt", "max", "random", or "own" for sizes that no narrower profile answers. With several
+            profiles, the profile's number stands in front. With examples "sample", "example 0", and so on.
         inputs: tensors in the signature's order, on the sample's device; never written to.
         outputs: the reference's answer by output name.
-        guessed: names of inputs with integers or masks that nobody gave; they may not fit together.
+        guessed: names of inputs with invented integers or masks, which may not fit together.
         sensitivity: from `with_sensitivity`: precision -> output name -> how far each element moves by rounding, in
             the output's shape; floating outputs alone have it.
     """
@@ -95,7 +95,7 @@ def _cases_of_examples(captured: CapturedCall) -> tuple[list[ParityCase], list[s
 
 
 def _invented_cases(captured: CapturedCall) -> tuple[list[ParityCase], list[str]]:
-    """The cases that follow from the sample and the profiles, with notes on those that are missing or say little.
+    """The cases that follow from the sample and the profiles, with notes on those that are missing or prove little.
 
     Raises:
         DynamicAxisError, ExportError: as `make_parity_cases`.

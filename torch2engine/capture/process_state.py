@@ -1,8 +1,8 @@
-"""The process's switches for arithmetic and its random generators, set for a while and put back.
+"""The process's switches for arithmetic and its random generators, set for a while and then restored.
 
-Enters: nothing. Leaves: a process in which a model computes exactly what its code says, and which is afterwards as it
-was. Separate from `undisturbed` because these switches belong to the process and not to a module; a refit needs them
-without a module.
+Enters: nothing. Leaves: a process in which a model computes exactly what its code says. Afterwards it is as it was.
+Separate from `undisturbed` because these switches belong to the process and not to a module; a refit needs them without
+a module.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch2engine.core.fork_safe_lock import ForkSafeLock
 
 __all__ = ["exact_arithmetic", "process_state_lock", "restored_random_state"]
 
-# The switches below are the process's, so a second thread would save the first one's settings as the user's. And
+# The switches below belong to the process. A second thread would save the settings of the first one as the user's. And
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
 _LOCK = ForkSafeLock(reentrant=True)
 # Their threads watch progress bars, files and debuggers, and draw no random numbers.
@@ -61,8 +61,8 @@ def exact_arithmetic() -> Generator[None]:
 def restored_random_state() -> Generator[None]:
     """Put the random generators of Python, NumPy, PyTorch's CPU and all GPUs back after the body.
 
-    They belong to the process. So where another thread may have drawn from them meanwhile they stay as they are, or
-    that thread would draw the same numbers again.
+    They belong to the process. So they stay as they are where another thread may have drawn from them. Otherwise that
+    thread would draw the same numbers again.
     """
     python_state = random.getstate()
     numpy_state = np.random.get_state()
@@ -87,7 +87,7 @@ def _set_random_state(
 
 
 def _may_draw(thread: threading.Thread) -> bool:
-    """Whether a thread may draw random numbers: it is another one, and its code is no helper's."""
+    """Whether a thread may draw random numbers: it is another thread, and none of a helper package."""
     if thread is threading.current_thread():
         return False
     target = getattr(thread, "_target", None)
@@ -113,8 +113,8 @@ def _grad_and_autocast_off() -> Generator[None]:
 def _attention_by_its_formula() -> Generator[None]:
     """Compute attention by its formula, without fused kernels.
 
-    The encoder's fast path zeroes padded rows. The fused attention kernels for CUDA pad sequences to multiples of 8,
-    which torch.export turns into conditions on a dynamic sequence length (torch 2.11).
+    The encoder's fast path zeroes padded rows. The fused attention kernels for CUDA pad sequences to multiples of 8.
+    torch.export turns that into conditions on a dynamic sequence length (torch 2.11).
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with cast("AbstractContextManager[Any]", sdpa_kernel(SDPBackend.MATH)):
@@ -141,7 +141,7 @@ def _full_float32() -> Generator[None]:
 class _Float32Settings:
     """The user's settings of torch's switches for float32.
 
-    torch has two sets of switches. Reading an old one raises where a user has turned a new one. Such an old switch is
+    torch has two sets of switches. Reading an old switch raises where a user has set a new one. Such an old switch is
     left as it is, since the new ones decide (torch 2.9 to 2.13).
 
     Args:
@@ -201,8 +201,8 @@ def _read_or_none(read: Callable[[], Any]) -> Any:
 def _choose_mkl_kernels() -> None:
     """Have oneMKL choose its kernels while a single thread calls it.
 
-    It chooses a function's kernel at the first call (2024.2, in PyTorch 2.13). Where threads of one operation make
-    that call together, some compute with a kernel for low accuracy: cosines off by 1e-4 (pytorch/pytorch#188792).
+    It chooses a function's kernel at the first call (2024.2, in PyTorch 2.13). If threads of one operation make that
+    call together, some get a kernel of low accuracy: cosines are off by 1e-4 (pytorch/pytorch#188792).
     """
     for dtype in (torch.float32, torch.float64):
         one_element = torch.full((1,), 0.5, dtype=dtype, device="cpu")

@@ -92,7 +92,7 @@ class Reference:
         return f", of which preprocess= made {', '.join(map(str, shapes))}" if shapes else ""
 
     def _cure_for(self, error: Exception, leaves: Sequence[torch.Tensor]) -> str:
-        """What to do about the model's own failure: another dtype where PyTorch blames the dtypes."""
+        """What to do about the model's own failure: use another dtype where PyTorch blames the dtypes."""
         wanted = _float_dtype(self.model)
         others = [leaf.dtype for leaf in leaves if leaf.dtype != wanted and leaf.dtype in _DATA_DTYPES]
         if not others or not _BLAMES_DTYPES.search(str(error)):
@@ -123,7 +123,8 @@ class Reference:
         """As `__call__`, on `leaves` themselves; `weights` take the place of the model's own.
 
         Returns:
-            copies: the model may have returned a buffer of its own, which its next call or the restoring overwrites.
+            copies: the model may have returned a buffer of its own, which its next call or the restored state
+                overwrites.
             The new values of written inputs follow the result's tensors.
 
         Raises:
@@ -211,7 +212,7 @@ def outputs_by_name(flat: Flat, tree: Tree, names: Sequence[str]) -> dict[str, t
     """An answer's tensors under the signature's output names.
 
     Raises:
-        ExportError: the result's structure is not the sample's: an engine's structure is fixed.
+        ExportError: the result's structure differs from the sample's, but an engine's structure is fixed.
     """
     if flat.tree != tree:
         raise ExportError(

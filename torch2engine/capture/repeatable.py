@@ -1,7 +1,7 @@
 """Whether a model is a function of its inputs alone.
 
 Enters: the reference and the sample. Leaves: its answer, and a note on state that no answer depends on. Separate
-because an engine keeps no state: a model that does would be answered wrongly from the second call on.
+because an engine keeps no state. For a model that does, it would be wrong from the second call on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch2engine.core.pytree import Flat
 
 __all__ = ["RepeatableAnswer", "answer_repeatably"]
 
-# What counters are set to: just below and at round numbers, at small ones, and far beyond.
+# The values that counters are set to: round numbers, just below these, small numbers, and far larger ones.
 _COUNTS = (10**6, 0, 1, 2, 3, 4, 5, 6, 7, 9, 49, 50, 99, 127, 999)
 _LISTED = 4  # attributes that a message names
 _MANY = 64  # times that a list which grows is repeated
@@ -39,7 +39,7 @@ class RepeatableAnswer:
     Args:
         first: the answer, and the reference that gives it.
         notes: what a user should know of the model's state.
-        trial: where invented inputs must run before they may reach the model; None if they may at once.
+        trial: where invented inputs must run before they may reach the model; None if no trial is needed.
     """
 
     first: FirstAnswer
@@ -61,11 +61,11 @@ def answer_repeatably(
         call_first: the model's first call on the sample.
         on_gpu: whether a tensor is on a GPU, where other inputs and other state may end the process's CUDA context.
 
-    What the calls change is found by value. Its answers must not depend on it: not on what an earlier call left there,
-    and not on other values in its place. The model is afterwards as it was before.
+    What the calls change is found by value. Its answers must not depend on it: neither on what an earlier call left
+    there, nor on other values. The model is afterwards as it was before.
 
     Raises:
-        ExportError: the model fails, or answers by what earlier calls left in it; names the attributes.
+        ExportError: the model fails, or its answer depends on what earlier calls left in it; names the attributes.
     """
     fresh = ModelSnapshot(model)
     values_when_fresh = state_values(model)
@@ -103,7 +103,7 @@ def answer_repeatably(
 def _check_unread(
     reference: Reference, sample: Sequence[torch.Tensor], answer: Flat, volatile: set[str], trial: HostTrial | None
 ) -> None:
-    """Put other values in the place of what every call changes, and refuse a model that then answers otherwise."""
+    """Give other values to the state that every call changes, and refuse a model that then answers differently."""
     if trial is not None and (obstacle := trial.obstacle()):
         raise ExportError(
             "model",
@@ -202,7 +202,7 @@ def _same_answer(left: Flat, right: Flat) -> bool:
 
 
 def _nearly_equal(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Equal but for what other addresses on a CPU, and atomic additions on a GPU, may change."""
+    """Equal, except for what other addresses on a CPU, or atomic additions on a GPU, may change."""
     if left.shape != right.shape or left.dtype != right.dtype:
         return False
     if not left.dtype.is_floating_point or torch.equal(left, right):

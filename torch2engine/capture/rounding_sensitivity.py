@@ -1,8 +1,8 @@
-"""Parity cases → the same with the reference's sensitivity: how far its own answers move by rounding alone.
+"""Parity cases → the same with the reference's sensitivity: how far rounding alone moves its answers.
 
-Enters: cases with answers, and the precisions that candidates will compute in. Leaves: for every answer an array of how
-far each element moved when inputs and weights moved by half a unit in the last place. Separate because the model is
-called again for it, with other weights than its own, which it never notices.
+Enters: cases with answers, and the precisions that candidates will compute in. Leaves: for every answer, an array of
+how far each element moved when inputs and weights moved by half a unit in the last place. Separate because it calls the
+model again, with other weights than its own, which the model never notices.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def measure_sensitivity(
     """Measure how far the reference's answers move by rounding; call it inside `undisturbed`.
 
     Inputs, parameters and buffers move by half a unit in the last place of the precision, each element up or down at
-    random. Integers stay, and so do tensors that hold whole numbers alone, as masks do: every type holds these exactly.
-    The module's own tensors are never written to. One perturbed copy of them exists at a time, on their device.
+    random. Integers stay, and so do tensors of whole numbers alone, such as masks: every type holds these exactly. The
+    module's own tensors are never written to. One perturbed copy of them exists at a time, on their device.
 
     Args:
         reference: the module.
@@ -59,7 +59,7 @@ def measure_sensitivity(
 
     Returns:
         the cases with `ParityCase.sensitivity`. A precision is missing there if the model fails on perturbed weights,
-        or if memory does not hold these.
+        or if these don't fit into memory.
     """
     first = trial if trial is not None and trial.follows_floats else None
     if first is not None and first.obstacle():
@@ -108,7 +108,7 @@ def _movements(
 
 
 def _squared_movements(exact: Mapping[str, torch.Tensor], moved: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Squares of how far every element of the floating outputs moved; what is not finite has not."""
+    """Squares of how far every element of the floating outputs moved; 0 for elements that are not finite."""
     squares: dict[str, torch.Tensor] = {}
     for name, value in exact.items():
         other = moved[name]
@@ -151,7 +151,7 @@ def _moved_weights(model: nn.Module, row: PrecisionType, signs: _Signs) -> dict[
 
 
 def _moved(tensor: torch.Tensor, row: PrecisionType, signs: _Signs) -> torch.Tensor:
-    """A copy whose elements moved up or down by half a unit in the last place, inside the range that they have."""
+    """A copy whose elements moved up or down by half a unit in the last place, inside the tensor's own range."""
     values = tensor.detach()
     is_plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
     if not (is_plain and values.is_floating_point() and values.numel()) or _holds_whole_numbers(values):

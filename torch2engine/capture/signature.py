@@ -1,7 +1,7 @@
-"""sample_input and dynamic_axes → `CapturedCall`: the signature, the profiles and the reference that goes with them.
+"""sample_input and dynamic_axes → `CapturedCall`: the signature, the profiles and the reference.
 
-Enters: what a user passes to deploy(). Leaves: every wrong spec refused with the list of what is valid, and everything
-later stages need to know about the call. Separate because names, axes and structure are decided here, once.
+Enters: what a user passes to deploy(). Leaves: everything that later stages need to know about the call, or an error
+that lists what is valid. Separate because names, axes and structure are decided here, once.
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
         flat = flatten(arguments[name], name)
         parameters.append(Parameter(name, kind, flat.tree, default, optional))
         tensors.extend(flat.leaves)
-        # Keywords caught by **kwargs are known to the caller by their names alone.
+        # The caller knows keywords that **kwargs catches by their names alone.
         prefix = f"{name}."
         names.extend(path.removeprefix(prefix) if kind == "var_keyword" else path for path in flat.names)
     names = unique_names(names)  # keywords caught by **kwargs may be named like a part of another argument

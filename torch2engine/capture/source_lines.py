@@ -17,7 +17,7 @@ from torch2engine.core.package import PACKAGE_ROOT
 
 __all__ = ["innermost_user_frame", "user_source"]
 
-# Frames in these folders are machinery, not the line that a user can mend.
+# Frames in these folders are no lines that a user can change.
 _FOREIGN = (
     PACKAGE_ROOT,
     *(Path(torch.__file__).parents[1] / name for name in ("torch", "onnxscript", "onnx_ir", "onnx", "sympy")),

@@ -1,8 +1,8 @@
-"""PyTorch's dtypes and layouts ↔ the names that signatures and messages use, and the tensors that no engine takes.
+"""PyTorch's dtypes and layouts ↔ the names in signatures and messages, and the tensors that no engine takes.
 
 Enters: a torch.dtype, a torch.layout, or a name such as "float16". Leaves: the other one; for an input of a call, an
-error that says what to pass instead. Separate because every layer
-that knows PyTorch needs these names, and this is the lowest of them.
+error that says what to pass instead. Separate because every layer that knows PyTorch needs these names, and this layer
+is the lowest.
 """
 
 from __future__ import annotations

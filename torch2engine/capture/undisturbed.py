@@ -24,12 +24,12 @@ __all__ = ["training_flags_off", "undisturbed"]
 def undisturbed(model: nn.Module) -> Generator[None]:
     """Run the body with `model` in inference mode and put everything back afterwards, also after an error.
 
-    Put back are: the training flag of every submodule; the identity of parameters, buffers and gradients; every value
-    that is reachable from the module's attributes, such as buffers, other tensors, NumPy arrays, containers, plain
-    objects, unregistered modules and random generators; hooks; RNG state of Python, NumPy, CPU and GPUs; autocast, grad
-    mode, the current device, the float32 switches and the attention backends. Where other threads run, the RNG state
-    advances instead, or they would draw the same numbers again. Their calls of `model` wait, or they would run in
-    inference mode.
+    It restores the training flag of every submodule, hooks, and the identity of parameters, buffers and gradients. It
+    restores every value that is reachable from the module's attributes: buffers, other tensors, NumPy arrays,
+    containers, plain objects, unregistered modules and random generators. Of the process, it restores the RNG state of
+    Python, NumPy, CPU and GPUs, autocast, grad mode, the current device, the float32 switches and the attention
+    backends. Where other threads run, the RNG state advances instead; otherwise they would draw the same numbers again.
+    Their calls of `model` wait; otherwise they would run in inference mode.
 
     Raises:
         ExportError: forward writes into its own parameters or adds to their gradients, which can't be undone.
@@ -50,7 +50,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def _calls_of_other_threads_wait(model: nn.Module) -> Generator[None]:
-    """Let other threads' calls of the model wait until the flags are set again; a call that has begun goes on."""
+    """Let other threads' calls of the model wait until the flags are set again; a running call goes on."""
     owner = threading.get_ident()
 
     def wait(module: nn.Module, args: object) -> None:
@@ -83,7 +83,7 @@ def training_flags_off(model: nn.Module) -> Generator[None]:
 
 
 def _set_training_flag(module: nn.Module, flag: bool) -> None:
-    module.__dict__["training"] = flag  # models override .train(), to merge adapters for instance: no way back
+    module.__dict__["training"] = flag  # models override .train(), e.g. to merge adapters
 
 
 class _GuardedModel:

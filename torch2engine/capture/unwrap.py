@@ -26,8 +26,8 @@ def unwrap(model: Any) -> nn.Module:
     """Reach the user's module below torch.compile and (Distributed)DataParallel.
 
     Raises:
-        InputError: not an nn.Module, deployed already, or one that can't be traced: it is or holds a ScriptModule or
-            packed quantised weights, or its parameters are lazy or were made in inference mode.
+        InputError: no nn.Module, a module that is deployed already, or one that can't be traced. The last is or holds a
+            ScriptModule or packed quantised weights, or its parameters are lazy or were made in inference mode.
     """
     inner = model
     while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
@@ -43,7 +43,7 @@ def unwrap(model: Any) -> nn.Module:
 
 
 def _cure_for(value: object) -> str:
-    """How to get a module from what was given in its place."""
+    """How to get a module from the value that was given."""
     if isinstance(value, type):
         return f"make one first, e.g. {value.__name__}(...)"
     if isinstance(value, Mapping):

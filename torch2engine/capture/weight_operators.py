@@ -1,9 +1,9 @@
 """The operators of weight programs: ONNX's on a module's tensors, the folding of BatchNorm, and AutoCast's rounding.
 
-Enters: tensors on one device. Leaves: the same values on every device, to the last bit. A CPU's and a GPU's square
-roots, exponentials and sums differ in float32's last digit (MKL's square root is off by one in 0.6 % of cases), and one
-weight that is rounded to another half changes an engine's answers by 1e-3. So whatever IEEE 754 leaves open is computed
-in float64, and then rounded. Separate from `weight_program`, which stores programs and runs them.
+Enters: tensors on one device. Leaves: the same values on every device, to the last bit. Square roots, exponentials and
+sums of a CPU and a GPU differ in float32's last digit: MKL's square root is off by one in 0.6 % of cases. One weight
+that is rounded to another half changes an engine's answers by 1e-3. So what IEEE 754 does not define is computed in
+float64, and then rounded. Separate from `weight_program`, which stores programs and runs them.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def _cast_half(inputs: OperatorInputs, _: Attributes) -> torch.Tensor:
     return representable.add(values.ne(representable), alpha=smallest).to(torch.float16)
 
 
-# ONNX's operators are those of opset 22; the last four are beside ONNX's.
+# ONNX's operators are those of opset 22; the last four are not of ONNX.
 WEIGHT_OPERATORS: dict[str, Operator] = {
     "Abs": _elementwise(torch.abs),
     "Add": _elementwise(torch.add),
@@ -213,13 +213,14 @@ READ_SIZES = frozenset(
 def apply_to_many(
     operator: str, inputs_of_each: Sequence[OperatorInputs], attributes: Attributes
 ) -> list[torch.Tensor]:
-    """Apply one operator to each of several inputs, with the same bits as one by one.
+    """Apply one operator to each of several inputs, with the same bits as in separate calls.
 
-    Networks have hundreds of small weights, and a launch takes longer than the work on one. So small ones are joined.
+    Networks have hundreds of small weights, and a launch takes longer than the work on one weight. So small ones are
+    joined.
     """
     apply = WEIGHT_OPERATORS[operator]
     if operator == "FoldedWeight":
-        # The weights differ in shape; what is computed for each channel does not.
+        # The weights differ in shape; the values for each channel do not.
         factors = [(gamma, variance) for _, gamma, variance in inputs_of_each]
         scales = _apply_joined(lambda pair: _batch_norm_scale(pair[0], pair[1], attributes["epsilon"]), factors)
         weights = [weight for weight, _, _ in inputs_of_each]
@@ -277,14 +278,14 @@ def _apply_to_batch(function: ElementwiseFunction, batch: Mapping[int, OperatorI
 
 
 def _cut_out(part: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The front of a part, in a shape; a view is made only where it is needed, since making one takes time."""
+    """The front of a part, in a shape. A view is made only where it is needed, since that takes time."""
     size = shape.numel()
     values = part if part.numel() == size else part[:size]
     return values if values.shape == shape else values.view(shape)
 
 
 def _join(tensors: Sequence[torch.Tensor | None], gaps: Sequence[int]) -> torch.Tensor | None:
-    """One row of all tensors with a gap behind each, so that each begins at an aligned address; None of Nones."""
+    """One row of all tensors, with gaps so that each begins at an aligned address; None if all are None."""
     parts: list[torch.Tensor] = []
     zeros: dict[int, torch.Tensor] = {}
     for tensor, gap in zip(tensors, gaps, strict=True):

@@ -1,7 +1,7 @@
-"""How an ONNX graph's weights follow from a module's parameters and buffers, stored so that it can be computed again.
+"""How an ONNX graph's weights follow from a module's parameters and buffers, as a stored program.
 
 Enters: a live module, on any device. Leaves: the tensors that an export of it would hold, on that device, without an
-export. Separate because a refit needs this part of the road to ONNX and no other.
+export. Separate because a refit repeats this part of an export and no other.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class WeightProgram:
         """The module's parameters and buffers that decide the weights, by path, as they are: not copied.
 
         Raises:
-            RefitError: one is missing, has another shape or dtype, has no values, or is no longer the tensor that it
-                was one with; or there is a new parameter.
+            RefitError: one is missing, has another shape or dtype, has no values, or is no longer tied to the same
+                other tensor. Or there is a new parameter.
         """
         parameters = dict(model.named_parameters(remove_duplicate=False))
         live = parameters | dict(model.named_buffers(remove_duplicate=False))
@@ -147,7 +147,7 @@ class WeightProgram:
 
     @cached_property
     def _batches(self) -> list[list[WeightStep]]:
-        """Steps of one operator and attributes together, in an order in which they can be computed."""
+        """Steps with the same operator and attributes as one group, in an order in which they can be computed."""
         depths: dict[str, int] = {}
         batches: dict[tuple[int, str, str], list[WeightStep]] = {}
         for step in self.steps:
@@ -159,7 +159,7 @@ class WeightProgram:
     def _inputs_of(
         self, step: WeightStep, values: Mapping[str, torch.Tensor], device: torch.device
     ) -> list[torch.Tensor | None]:
-        # Sizes and axes are read as numbers, which takes no trip to the GPU while they stay on the CPU.
+        # Sizes and axes are read as numbers, and on the CPU that needs no copy from the GPU.
         reads_sizes = step.op in READ_SIZES
         inputs: list[torch.Tensor | None] = []
         for index, name in enumerate(step.inputs):
@@ -227,7 +227,7 @@ class WeightProgram:
 
 
 def _check_source(path: str, tensor: torch.Tensor | None, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Refuse a parameter or buffer from which the weights can't be computed any more."""
+    """Refuse a parameter or buffer from which the weights can no longer be computed."""
     if tensor is None:
         raise RefitError(
             f"'{path}'",

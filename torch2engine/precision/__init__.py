@@ -5,8 +5,8 @@ reports on what that costs. Separate because every flavour of TensorRT computes 
 
 - `validate`: refuses precisions and options that don't go together.
 - `calibration`: reads calibration data, and evaluates a user's metric on it.
-- `lower`: makes a lowered model that holds its tolerance or budget: `lower_graph` makes one, `budget_search` looks on.
-- `lowered_parity`: the cases and the tolerance by which a lowered model is judged.
+- `lower`: makes a lowered model within its tolerance or budget; `lower_graph` makes one, and `budget_search` others.
+- `lowered_parity`: the cases and the tolerance for the comparison of a lowered model.
 - `retype_weights`: keeps a refittable model's weight program in step with the lowered graph.
 - `precision_report`, `verify`, `module_sensitivity`: what a model computes in, whether an engine does so, and what a
   low precision would cost each module.

@@ -1,7 +1,7 @@
-"""A lowered model that costs too much + a budget → one that holds the budget.
+"""A lowered model that loses too much accuracy + a budget → one within the budget.
 
-Enters: the first lowered model, and the means to make others. Leaves: the first one that holds, with an account of what
-was tried. Separate because without a budget nothing is searched.
+Enters: the first lowered model, and the means to make others. Leaves: the first one within the budget, with a list of
+what was tried. Separate because without a budget nothing is searched.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class BudgetSearch:
         self._float32_reasons = dict(float32_reasons)
         self._attempts: list[str] = []
         self._module_errors: dict[str, float] | None = None  # of each module if it alone is low, the largest first
-        self._float32_count = 0  # so many of the worst modules are in float32 by now
-        self._least_step = 1  # so many go back at least; it doubles, for each graph costs minutes
+        self._float32_count = 0  # the number of worst modules that are in float32 by now
+        self._least_step = 1  # at least this many go back next; it doubles, since each graph costs minutes
 
     def run(self, lowered: LoweredModel) -> LoweredModel:
         """Judge the first lowered model and its successors.
@@ -105,7 +105,7 @@ class BudgetSearch:
         return named_arrays(self._lowering.artifact.signature, case.inputs)
 
     def _next_modules(self, lowered: LoweredModel) -> Sequence[str]:
-        """Choose the modules that go back to float32 next; none if all that matter are there."""
+        """Choose the modules that go back to float32 next; none if all that matter are in float32."""
         inputs = self._hardest_inputs(lowered)
         if self._module_errors is None:
             with self._mixed_precision_model() as model:
@@ -120,7 +120,7 @@ class BudgetSearch:
         return ranking[start : self._float32_count]
 
     def _needed_count(self, ranking: Sequence[str], inputs: Arrays, bound: float) -> int:
-        """Find how many of the worst modules must be in float32: one more, or as many as the bound seems to need."""
+        """Find how many of the worst modules must be in float32: one more, or as many as the bound probably needs."""
         if self._lowering.metric is not None:
             return self._float32_count + 1
         with self._mixed_precision_model() as model:

@@ -1,4 +1,4 @@
-"""Calibration data: inputs in the form of sample_input, and a user's metric of the answers to them.
+"""Calibration data: inputs in the form of sample_input, and a user's metric on the answers to them.
 
 Enters: whatever the user passed. Leaves: tensors in the signature's order, or a typed error before any work is done.
 Separate because it knows nothing of the graphs that precisions make.
@@ -114,7 +114,7 @@ def _tensors_of_item(signature: Signature, item: Any, number: int) -> list[torch
     """As `batch_tensors`, with the item's number in an error.
 
     Raises:
-        InputError, DtypeError, ShapeError: it does not fit the signature; the fix for one with labels leaves them
+        InputError, DtypeError, ShapeError: it does not fit the signature; if it has labels, the fix is to leave them
             out.
     """
     try:

@@ -1,7 +1,7 @@
-"""A float32 `OnnxArtifact` + `Precision` → a lowered one that has been judged, and what it cost.
+"""A float32 `OnnxArtifact` + `Precision` → a lowered one that was compared with the model, and its loss of accuracy.
 
 Enters: the exported model, cases with the reference's answers, calibration data. Leaves: the graph that TensorRT will
-build. Separate because it composes steps that know nothing of each other: lower, judge, and search within a budget.
+build. Separate because it composes independent steps: lower, compare, and search within a budget.
 """
 
 from __future__ import annotations

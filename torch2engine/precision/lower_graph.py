@@ -49,7 +49,7 @@ __all__ = ["GraphLowering"]
 
 _AS_ON_A_GPU = "rounding after every operator"
 
-# A metric judges instead; what is not finite fails all the same.
+# The metric decides instead; elements that are not finite still fail.
 _UNBOUNDED = Tolerance(rel_l2=1e6, max_rel=1e6, mismatch=1.0)
 
 
@@ -170,7 +170,7 @@ class GraphLowering:
         source = self.artifact.verified_onnx_path
         notes: tuple[str, ...] = ()
         if precision.dtype in QUANTIZED_PRECISIONS or precision.weights:
-            # Four bits are a matter of the weights: a node that is too large for float16 may have them all the same.
+            # Only weights have four bits, so a node that is too large for float16 may have them too.
             float32_nodes = self.requested_float32_nodes() if precision.weights else float32_reasons
             notes = quantize(
                 source, target, precision, self.batches(), float32_nodes=float32_nodes, flavour=self._flavour

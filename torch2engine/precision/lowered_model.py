@@ -1,7 +1,7 @@
-"""A model in a low precision, with everything that says how it was made and how it is judged.
+"""A model in a low precision, with how it was made and how its answers are compared.
 
 Enters: what one lowering made. Leaves: values, and the checks that belong to an engine of it. Separate because `lower`,
-its budget search and `deploy` hand it on.
+its budget search and `deploy` pass it on.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class LoweredModel:
 
     Args:
         artifact: the model.
-        parity_cases: the cases that it was judged on, in its own dtypes.
-        tolerance: when its engine counts as equal too; without bounds where a metric judges; None for the default.
+        parity_cases: the cases that it was compared on, in its own dtypes.
+        tolerance: when its engine counts as equal, too. It has no bounds where a metric decides. None for the default.
         judged_as: the precision whose default and sensitivity count; None for the artifact's own.
         outcome: which nodes are low, and why others are not; None for a graph that was left as it is.
         reports: PyTorch against the graph, rounded after every operator.

@@ -1,7 +1,7 @@
-"""A precision + parity cases → the cases and the tolerance by which a lowered model is judged.
+"""A precision + parity cases → the cases and the tolerance for the comparison of a lowered model.
 
-Enters: cases of the float32 model. Leaves: the same in the types of the lowered model. Separate because an engine that
-comes from the cache is judged in the same way as one that was just lowered and built.
+Enters: cases of the float32 model. Leaves: the same in the types of the lowered model. Separate because an engine from
+the cache is compared in the same way as one that was just lowered and built.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def judged_precision(precision: Precision) -> str:
 
 
 def parity_cases_for(precision: str, cases: Sequence[ParityCase]) -> Sequence[ParityCase]:
-    """Choose the cases that a precision is judged on.
+    """Choose the cases that a model in this precision is compared on.
 
-    A quantised model has ranges of real data, so that random inputs say nothing of it.
+    A quantised model has the ranges of real data, so random inputs prove nothing about it.
     """
     if precision not in QUANTIZED_PRECISIONS:
         return cases
@@ -68,7 +68,7 @@ def cast_case(case: ParityCase, signature: Signature, precision: str) -> ParityC
     Args:
         case: in the dtypes of the model.
         signature: of the lowered model.
-        precision: the word for errors.
+        precision: its name, for errors.
 
     Raises:
         InputError: an answer that the dtype can't hold.

@@ -1,7 +1,7 @@
-"""A live model → what it costs to compute each of its modules alone in a low precision.
+"""A live model → the loss of accuracy if one of its modules alone is in a low precision.
 
-Enters: what deploy() takes. Leaves: errors by module. Separate because it answers a question before anything is
-deployed, and composes capture, export and measuring for that.
+Enters: what deploy() takes. Leaves: errors by module. Separate because it needs no deployed module: it composes
+capture, export and measuring.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Sensitivity", "sensitivity"]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What it costs to compute one module alone in a low type. Printed, it is a table, the worst first.
+    """The loss of accuracy if one module alone is in a low type. Printed, it is a table, the worst first.
 
     Args:
         precision: the type.
@@ -56,7 +56,7 @@ def sensitivity(
     calibration: Iterable[Any] | None = None,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> Sensitivity:
-    """Find out which modules a low precision harms, each alone, on the CPU.
+    """Measure how much each module alone loses in a low precision, on the CPU.
 
     Args:
         model, sample_input, dynamic_axes, preprocess: as for `deploy`.

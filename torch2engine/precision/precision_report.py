@@ -1,7 +1,7 @@
 """A deployed module or an artifact → what each torch module's arithmetic is computed in.
 
 Enters: what deploy(), load() or export() gave. Leaves: a `PrecisionReport`. Separate because it reads both the graph
-and, for a TRTModule, the engine's own account of its layers.
+and, for a TRTModule, TensorRT's list of the engine's layers.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def precision_report(deployed: DeployedModule[Any] | OnnxArtifact | EngineArtifa
     """Tell what each module's convolutions, matrix products and recurrent layers are computed in.
 
     Args:
-        deployed: what deploy() or load() gave, or an artifact. A TRTModule is bound to its GPU, and its engine's layers
-            are read; of anything else the graph is read.
+        deployed: what deploy() or load() gave, or an artifact. It binds a TRTModule to its GPU and reads its engine's
+            layers. For anything else it reads the graph.
 
     Raises:
         InputError: anything else.

@@ -1,8 +1,8 @@
 """The weight program of a graph → that of the same graph in other types.
 
-Enters: a float32 graph with its program, and what a precision made of it. Leaves: a program that gives the typed
-graph's weights; each is proved on the weights that both graphs hold now. Separate from the program itself, which needs
-no ONNX.
+Enters: a float32 graph with its program, and the same graph in a low precision. Leaves: a program that gives the typed
+graph's weights. Each step is proved on the present weights of both graphs. Separate from the program itself, which
+needs no ONNX.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def retype_weight_program(program: WeightProgram, before: Path, after: Path) -> 
     Args:
         program: of the graph in `before`.
         before: the float32 ONNX file.
-        after: the typed ONNX file; its weights have the names that they have in `before`, or a copy's.
+        after: the typed ONNX file; its weights have the names of those in `before`, or of copies.
 
     Raises:
         RefitError: a weight of the typed graph is not the float32 one in another type, or is missing in it.

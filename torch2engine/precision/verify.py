@@ -1,7 +1,7 @@
 """An engine + the precision of its graph → proof that it computes in that precision.
 
 Enters: a TRTModule. Leaves: a report and notes, or a `PrecisionError`. Separate because TensorRT may compute a low
-graph in float32 without a word, and only its own account of the engine's layers shows it.
+graph in float32 without a warning. Only its list of the engine's layers shows it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch2engine.precision.precision_report import report_at_inputs
 __all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]
 
 # The share of a low graph's multiply-adds that the engine must compute in the low type. TensorRT-RTX 1.6 has no fp8
-# kernel for some convolutions (ResNet-50's first, ConvNeXt's depthwise ones) and quietly computes them in float32. That
-# is mostly a small part of a network; where it is not, the user is to say that they may stay so.
+# kernel for some convolutions (ResNet-50's first, ConvNeXt's depthwise ones), and computes them in float32 without a
+# warning. That is mostly a small part of a network. Where it is more, the user must allow it.
 _LEAST_SHARE = 0.9
 _SHOWN = 8
 
@@ -40,7 +40,7 @@ class EnginePrecision:
 
 
 def verify_engine_precision(module: TRTModule, precision: str, cases: Sequence[ParityCase]) -> EnginePrecision:
-    """Make sure that an engine computes in the low type what its graph has in it.
+    """Make sure that an engine computes in the low type what its graph has in this type.
 
     Args:
         module: the engine, with its ONNX.

@@ -28,12 +28,12 @@ from torch2engine.precision.graph.tensor_maxima import OBSERVED_PREFIX, observe_
 __all__ = ["SMALLEST", "Range", "calibrate_ranges"]
 
 _BINS = 8192
-# Entropy compares shapes. With fewer values for each bin it sees mere noise, and clips far too much: a trained ResNet
-# with 6 values a bin has a relative error of 0.31, against 0.010 by the largest value.
+# Entropy compares shapes. With fewer values for each bin, entropy is mostly noise and clips far too much. A trained
+# ResNet with 6 values in a bin has a relative error of 0.31, but 0.010 by the largest value.
 _ENTROPY_BINS, _VALUES_PER_BIN = 2048, 50
 # int8 without a sign: the levels to which a candidate range is rounded when its entropy is measured.
 _LEVELS = 128
-# Below this the scale comes near what float32 can't hold, and a tensor is as good as zero.
+# Below this, float32 can hardly hold the scale, and a tensor counts as zero.
 SMALLEST = 1e-30
 
 
@@ -44,7 +44,7 @@ class Range:
     Args:
         threshold: the largest absolute value to be represented; 0 if none can be.
         problem: why there is none, as a clause, or "".
-        by_max: whether the requested method gave nothing, so that the largest value was taken.
+        by_max: whether the requested method found nothing, so that the largest value was taken.
     """
 
     threshold: float
@@ -142,7 +142,7 @@ class _Histogram:
             return self._largest
         share = np.cumsum(self._counts) / self._counts.sum()
         index = int(np.searchsorted(share, percentile / 100))
-        # In the first bin lies zero too: a range of that bin alone would clip everything else.
+        # The first bin contains zero: a range of that bin alone would clip everything else.
         return (index + 1) * self._top / _BINS if index else None
 
     def _entropy(self) -> float | None:
@@ -158,7 +158,7 @@ class _Histogram:
         counts = padded.reshape(-1, factor).sum(1).astype(np.float64)
         if np.count_nonzero(counts) < _LEVELS:
             return None
-        counts[0] = counts[1]  # zeros cost nothing at any scale, and would drown all else after a ReLU
+        counts[0] = counts[1]  # zeros cost nothing at any scale, but after a ReLU they would outweigh all other values
         losses = {end: _divergence(counts, end) for end in [*range(_LEVELS, counts.size, 8), counts.size]}
         best_end = min(losses, key=losses.__getitem__)
         return best_end * factor * self._top / _BINS if math.isfinite(losses[best_end]) else None

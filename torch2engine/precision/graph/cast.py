@@ -1,7 +1,7 @@
 """A float32 ONNX model → the same in float16 or bfloat16, by NVIDIA ModelOpt's AutoCast.
 
 Enters: the model, how large its tensors become, and the nodes that stay in float32. Leaves: a typed model, which every
-flavour builds as it stands. Separate because nodes are chosen here, and AutoCast puts the casts between them.
+flavour builds as it is. Separate because this file chooses the nodes, and AutoCast inserts the casts.
 """
 
 from __future__ import annotations

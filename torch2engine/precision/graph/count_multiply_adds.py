@@ -1,7 +1,7 @@
 """An ONNX model and inputs → multiply-adds of each node, and the type that they are computed in.
 
-Enters: a float32, typed or quantised model. Leaves: counts at the inputs' sizes. Separate because "how much is low" is
-a question of arithmetic, not of nodes: a network's time is in its convolutions and matrix products.
+Enters: a float32, typed or quantised model. Leaves: counts at the inputs' sizes. Separate because arithmetic, not the
+number of nodes, says how much is low. A network spends its time in convolutions and matrix products.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _observed_shapes(
 
 
 def _tensor_precisions(model: Any) -> dict[str, str]:
-    """Tell for each tensor what a convolution or matrix product with it as first input is computed in."""
+    """Find, for each tensor, the precision of a convolution or matrix product with it as first input."""
     from onnx import TensorProto
 
     precision_of_type: dict[int, str] = {}

@@ -1,7 +1,7 @@
 """A lowered ONNX model → how many of its nodes are low, and which modules are not.
 
 Enters: a cast or quantised model, and why nodes stayed in float32. Leaves: a `PrecisionOutcome`. Separate from
-`outcome` because it reads ONNX, and an outcome travels where there is none.
+`outcome` because it needs ONNX, and an outcome must not.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch2engine.precision.graph.outcome import KeptModule, PrecisionOutcome
 
 __all__ = ["count_nodes"]
 
-# These have no arithmetic of their own, or are what a type change itself consists of.
+# These have no arithmetic of their own, or are part of a type change.
 _NO_ARITHMETIC = frozenset({"Cast", "Constant", "QuantizeLinear", "DequantizeLinear", "Identity", "Shape", "Size"})
 
 

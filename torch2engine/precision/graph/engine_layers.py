@@ -1,7 +1,7 @@
-"""TensorRT's own account of an engine → its layers, and what each ONNX node's multiply-adds are computed in.
+"""TensorRT's list of an engine's layers → layers, and the precision of each ONNX node's multiply-adds.
 
-Enters: the JSON of TensorRT's engine inspector. Leaves: `Layer` values. Separate because that JSON has no schema that
-holds from version to version, and its words must not spread.
+Enters: the JSON of TensorRT's engine inspector. Leaves: `Layer` values. Separate because that JSON has no stable
+schema, and only this file may know its words.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch2engine.precision.graph.multiply_adds import RECURRENT, UNKNOWN, Multi
 
 __all__ = ["Layer", "Multiplies", "engine_precisions", "read_layers"]
 
-# Entries are parted by unit or record separators, and the last may have a remark behind it ("__gemm_from_conv1x1").
+# Unit or record separators stand between the entries, and the last may end with a remark ("__gemm_from_conv1x1").
 _ENTRY = re.compile(r"[\x1e\x1f]|(?=\[ONNX Layer: )")
 _NODE = re.compile(r"\[ONNX Layer: (.*)\]")
 _TYPE_PATTERNS = {row.name: re.compile(row.inspector_words) for row in PRECISION_TYPES.values() if row.inspector_words}
@@ -45,7 +45,7 @@ class Layer:
     Args:
         name: TensorRT's.
         kind: TensorRT's word for it.
-        nodes: names of the ONNX nodes that it is made of, as far as TensorRT tells.
+        nodes: names of the ONNX nodes in it, as far as TensorRT lists them.
         precision: "fp32", "fp16", "bf16", "int8" or "fp8". For a convolution or matrix product it is the arithmetic;
             else the widest type that the layer reads, or writes if it reads nothing; "" for one without such numbers.
         multiplies: whether it computes a convolution or matrix product.
@@ -72,7 +72,7 @@ def read_layers(text: str) -> tuple[Layer, ...]:
 
 
 def engine_precisions(layers: Sequence[Layer], nodes: Sequence[MultiplyAddNode]) -> dict[str, str]:
-    """Tell what nodes are computed in, by their names; "unknown" where TensorRT does not tell.
+    """Find the precision of nodes, by their names; "unknown" where TensorRT does not list them.
 
     Args:
         layers: of the engine.
@@ -87,7 +87,7 @@ def engine_precisions(layers: Sequence[Layer], nodes: Sequence[MultiplyAddNode])
         if not names and layer.multiplies == Multiplies.SURELY:
             nameless_precisions.add(layer.precision)
     recurrent_precisions = {node.precision for node in nodes if node.op in RECURRENT}
-    # With recurrent layers in several types, nobody can tell which nameless product belongs to which.
+    # With recurrent layers in several types, it is unknown which nameless product belongs to which.
     is_ambiguous = len(nameless_precisions) > 1 and nameless_precisions <= recurrent_precisions
     found: dict[str, str] = {}
     for node in nodes:
@@ -124,7 +124,7 @@ def _node_names(metadata: str) -> tuple[str, ...]:
 
 
 def _arithmetic(inputs: Sequence[Mapping[str, Any]], weight_precision: str) -> str:
-    """Tell what a product is computed in, from the tensors that it reads and its weight's type.
+    """Find the precision of a product, from the tensors that it reads and its weight's type.
 
     Among the tensors may be a residual in another type, and weights may be narrower than the arithmetic.
     """

@@ -1,7 +1,7 @@
 """A float32 ONNX model → the same with any choice of its modules in a low type.
 
 Enters: the model and inputs. Leaves: answers of any mixture, and errors by module. Separate because hundreds of
-mixtures of one graph are computed: each module gets a switch, and the graph is opened once.
+mixtures of one graph are computed. Each module gets a switch, so that the graph is opened only once.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class MixedPrecisionModel:
 
     Args:
         source: the float32 model.
-        precision: "fp16", "bf16", "int8" or "fp8"; the last two with one scale for each tensor, which is enough to
-            compare modules by.
+        precision: "fp16", "bf16", "int8" or "fp8". The last two use one scale for each tensor, which is enough to
+            compare modules.
         float32_nodes: names of nodes that stay in float32 in every mixture.
         maxima: largest absolute value by tensor, for "int8" and "fp8".
     """

@@ -35,7 +35,7 @@ def quiet_modelopt(task: str) -> Generator[None]:
     """
     root = logging.getLogger()
     silent = logging.NullHandler()
-    root.addHandler(silent)  # AutoCast logs to the root logger too, which would give it a handler for good
+    root.addHandler(silent)  # AutoCast logs to the root logger too, which would add a permanent handler to it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
 """How much of a model is computed in which precision, as data.
 
-Enters: counts. Leaves: shares, a table, JSON. Separate from `count_multiply_adds`, which needs ONNX: reports travel
-with deployed modules, which need none.
+Enters: counts. Leaves: shares, a table, JSON. Separate from `count_multiply_adds`, which needs ONNX. Deployed modules
+carry reports, and need no ONNX.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class MultiplyAddNode:
         module: its torch module's path.
         precision: "fp32", "fp16", "bf16", "int8" or "fp8", as the graph has it.
         multiply_adds: how many.
-        engine: the precision by TensorRT's account of the engine's layers, "unknown" where it does not tell; "" without
-            an engine. TF32 looks like "fp32".
+        engine: the precision in TensorRT's list of the engine's layers, "unknown" where it is not listed; "" without an
+            engine. TF32 looks like "fp32".
     """
 
     name: str

@@ -1,7 +1,6 @@
-"""How a model's nodes and modules came to a low precision, as data.
+"""Which of a model's nodes and modules are in a low precision, and why, as data.
 
-Enters: counts and reasons. Leaves: text and JSON. Separate because reports travel with deployed modules, which need no
-ONNX.
+Enters: counts and reasons. Leaves: text and JSON. Separate because deployed modules carry reports, and need no ONNX.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A float32 ONNX model → the same with Q/DQ nodes: int8, fp8 (E4M3), or int4 weights.
 
-Enters: the model, what to quantise to, calibration data. Leaves: a model that says itself what is computed in which
-type, as every flavour of TensorRT takes it, and notes on what stays in float32. Separate because no other tool that
-places Q and DQ takes every model that torch2engine exports; `benchmarks/quantizers.md` compares them.
+Enters: the model, what to quantise to, calibration data. Leaves: a model whose nodes say what is computed in which
+type, for every flavour of TensorRT, and notes on what stays in float32. Separate because no other tool that places Q
+and DQ takes every model that torch2engine exports; `benchmarks/quantizers.md` compares them.
 
 The table of precisions says what is quantised to a type, and how its ranges are found.
 """
@@ -179,7 +179,7 @@ def _reason_against(target: _Target, low: str) -> str:
 
 
 def _refuse_convolutions(nodes: Sequence[Any], low: str, fix: str) -> None:
-    """Refuse the convolutions of a type that TensorRT-RTX builds matrix products in, but no convolution."""
+    """Refuse convolutions in a type in which TensorRT-RTX builds only matrix products."""
     if not nodes:
         return
     listed: list[UnsupportedNode] = []
@@ -300,7 +300,7 @@ def _float32_note(nodes: Sequence[Any], reason: str) -> str:
 
 
 def _publish(model: Any, target: Path) -> None:
-    """Write beside the target, then rename; the data goes first, since the model names it."""
+    """Write beside the target, then rename. The data file goes first, since the model refers to it."""
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         save_model(model, Path(folder) / target.name)
         data = Path(folder) / f"{target.name}.data"

@@ -1,9 +1,9 @@
 """Q/DQ nodes and quantised weights, written into an ONNX graph.
 
 Enters: an onnx.ModelProto and, per tensor, the largest value to represent. Leaves: the same model, changed in place.
-Separate from `quantize`, which decides what is quantised, because the spelling is decided here: a pair of Q and DQ for
-an activation, a quantised initializer with a DQ behind it for a weight, both with the origin of the node that reads
-them.
+Separate from `quantize`, which decides what is quantised, because this file decides on the form. An activation gets a
+pair of Q and DQ. A weight becomes a quantised initializer with a DQ behind it. Both have the origin of the node that
+reads them.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class QuantizedWriter:
             scale = self._add(f"{name}.scale", np.float32(threshold / self._row.largest))
             low = self._fresh(f"{name}.{self._row.name}")
             back = self._fresh(f"{name}.dequantized")
-            # The type stands in an attribute, not in a zero point: where that is there and an E4M3 zero, ONNX Runtime
-            # (1.32) drops a Relu before Q as if there were no numbers below.
+            # The type stands in an attribute, not in a zero point. With an E4M3 zero point of 0, ONNX Runtime (1.32)
+            # drops a Relu before Q, as if no number were below 0.
             quantizing = helper.make_node("QuantizeLinear", [name, scale], [low], output_dtype=self._element_type)
             self._insert(node, quantizing)
             self._insert(node, helper.make_node("DequantizeLinear", [low, scale], [back]))
@@ -172,12 +172,12 @@ class QuantizedWriter:
         return nodes
 
     def _scales(self, sizes: Any) -> Floats:
-        """Compute scales from the largest absolute values; zeros are zero at any scale, but 0 itself is none."""
+        """Compute scales from the largest absolute values; where these are 0, any scale but 0 will do."""
         least = np.finfo(np.float32).tiny
         return np.asarray(np.where(sizes > 0, np.maximum(sizes / self._row.largest, least), 1.0), np.float32)
 
     def _insert(self, reader: Any, node: Any) -> None:
-        """Have a new node stand before the one that reads it, with the same origin."""
+        """Put a new node before the one that reads it, with the same origin."""
         node.name = self._fresh(f"{node.output[0]}/{node.op_type}")
         copy_origin(reader, node)
         self._new_nodes.setdefault(_node_key(reader), []).append(node)

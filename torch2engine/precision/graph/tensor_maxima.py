@@ -1,7 +1,7 @@
 """A float32 ONNX model and calibration data → how large each of its tensors becomes.
 
-Enters: batches, one at a time. Leaves: the largest absolute value of each tensor. Separate because overflow is a matter
-of real data: no rule on operators finds it, and random inputs don't either.
+Enters: batches, one at a time. Leaves: the largest absolute value of each tensor. Separate because only real data show
+what overflows: neither rules on operators nor random inputs do.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def observe_tensors(model: Any, names: Sequence[str], reduced: bool) -> None:
 
 
 def _append_absolute_maximum(graph: Any, name: str, output: str, index: int) -> None:
-    """Append nodes for max + 0·sum: a maximum may pass over NaN, a sum does not."""
+    """Append nodes for max + 0·sum: a maximum may ignore NaN, a sum does not."""
     from onnx import TensorProto, helper
 
     def inner_name(part: str) -> str:
