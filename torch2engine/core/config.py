@@ -308,7 +308,7 @@ class Tolerance:
         rel_l2 is a few times what the arithmetic's rounding (2⁻²⁴, 2⁻¹¹, 2⁻¹¹, 2⁻⁸) adds up to in known networks: an
         engine's ResNet-50 in float32 differs from PyTorch by 1.2e-4, BERT and GPT-2 by 3e-5 (TensorRT-RTX 1.6.1, H200).
         max_rel leaves room for the tail of that noise in large outputs. In int8 and fp8 trained networks stay within
-        0.03 (a ResNet in fp8 within 0.054), and what is beyond 0.05 and 0.06 has mostly been broken altogether.
+        0.03, and a ResNet in fp8 within 0.054. Above 0.05 in int8 and 0.06 in fp8, answers are mostly useless.
 
         Raises:
             InputError: listing the precisions.
@@ -332,7 +332,7 @@ Tolerances: TypeAlias = "Tolerance | Mapping[str, Tolerance]"
 class Budget:
     """The loss of accuracy that a low precision may cause.
 
-    Where it causes more, modules go back to float32, the worst ones first.
+    If it causes more, modules go back to float32, the worst ones first.
 
     Args:
         tolerance: what parity must hold; by default the one that deploy was given, or `Tolerance.default`.
@@ -379,14 +379,14 @@ class Budget:
 class Precision:
     """The arithmetic of a deployed model.
 
-    The ONNX graph itself is typed or quantised, on every flavour alike.
+    The ONNX graph itself is typed or quantised, in the same way for every flavour.
 
     Args:
         dtype: "fp32" (TF32 off), "tf32", "fp16", "bf16", "int8" or "fp8". In "int8" and "fp8" convolutions and matrix
             products are quantised, and the rest stays in the model's own dtypes.
         keep_fp32: torch modules that stay in float32, by path, e.g. ``("head", "layers.*.norm")``; with all inside.
-        budget: what the precision may cost, for deploy to look for modules that must stay in float32; None: it only
-            fails where parity does.
+        budget: the loss of accuracy that the precision may cause. With it, deploy looks for modules that must stay in
+            float32. None: deploy fails where the comparison fails.
         weights: "int4" quantises the weights of matrix products alone, in blocks, beside "fp32", "fp16" or "bf16".
         method: how "int8" finds the range of a tensor in the calibration data: "max", "percentile" or "entropy".
         percentile: share of the values, in percent, that "percentile" keeps.
@@ -449,7 +449,7 @@ class Precision:
 
     @classmethod
     def of(cls, value: object) -> Precision:
-        """A Precision as it is, or the one of a word.
+        """A Precision unchanged, or the one that a name means.
 
         Raises:
             InputError: neither, or an unknown word.

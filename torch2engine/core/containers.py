@@ -1,4 +1,4 @@
-"""The kinds of container that arguments and results may be made of, one row of a table each.
+"""The kinds of container in arguments and results, one row of a table each.
 
 Enters: a container, or the kind, class name and children of one. Leaves: its children, or the container again.
 Separate because a new kind of container is one row here; `pytree`, `structure` and the manifest follow.
@@ -32,7 +32,7 @@ class Container:
 
     Args:
         kind: its name in a manifest.
-        matches: tells whether a value is of this kind; the first row that matches is the one.
+        matches: tells whether a value is of this kind; the first row that matches counts.
         keys_of: the keys, field names or indices of a value, in the order of its children.
         children_of: the children of a value for these keys; None if the value has another structure.
         rebuild: called with the class (None if `fits_class` is), the keys and the children; gives the container.

@@ -54,7 +54,7 @@ class Torch2EngineError(Exception):
 
     Args:
         subject: what the message is about, e.g. ``"input 'x'"``.
-        got: what came, as a noun or a name with a value, e.g. ``"batch = 64"``.
+        got: what was given, as a noun or a name with a value, e.g. ``"batch = 64"``.
         allowed: what would be right, in the same form, e.g. ``"1..32"``.
         fix: what to do, as an imperative, e.g. ``"redeploy with Axis('batch', 1, 8, 64)"``.
 
@@ -74,7 +74,7 @@ class Torch2EngineError(Exception):
 
     @property
     def facts(self) -> str:
-        """What came and what would be right, as in the message: ``got X; expected Y``."""
+        """What was given and what would be right, as in the message: ``got X; expected Y``."""
         got = f"got {self.got}" if self.got else ""
         expected = f"expected {self.allowed}" if self.allowed else ""
         return "; ".join(part for part in (got, expected) if part)

@@ -1,7 +1,7 @@
 """A path that is not what a call takes → the call that takes it.
 
-Enters: a path. Leaves: a cure for an error's text. Separate because `deploy`, `build` and `load` each get files that
-belong to another of them.
+Enters: a path. Leaves: a cure for an error's text. Separate because `deploy`, `build` and `load` each refuse files that
+another of them takes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MANIFEST = "manifest.json"
 
 
 def cure_for_path(path: Path) -> str:
-    """What to do with a path that was given where it can't be used; "" if the path does not tell.
+    """What to do with a path that the call can't use; "" if the path does not show it.
 
     >>> cure_for_path(Path("net.onnx"))
     "build an engine of it with torch2engine.build('net.onnx')"

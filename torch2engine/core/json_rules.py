@@ -1,4 +1,4 @@
-"""JSON values ↔ the package's own values, described once: which values are valid, and how both directions go.
+"""JSON values ↔ the package's own values: which JSON values are valid, and how to convert in both directions.
 
 Enters: a value, or JSON values that somebody else may have changed. Leaves: JSON values; or values, after a check that
 names the first wrong field. Separate because every class that a manifest holds declares its fields by these rules.

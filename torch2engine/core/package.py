@@ -1,7 +1,7 @@
-"""Where this package lies, and the name that its public classes show.
+"""The folder of this package, and the module name that its public classes show.
 
 Enters: public classes. Leaves: the package's folder, and classes that name the package as their module. Separate so
-that "is this line ours?" and "what is this class called?" have one answer each.
+that all code agrees on which lines belong to the package, and on the names of its classes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ C = TypeVar("C", bound=type)
 def public(cls: C) -> C:
     """Let a public class name the package as its module.
 
-    Tracebacks then read ``torch2engine.ShapeError``, and pickles survive a move of the class to another file. As with
-    every class that does so, `inspect.getsource` finds the source of its methods but not of the class.
+    Tracebacks then read ``torch2engine.ShapeError``, and pickles survive a move of the class to another file.
+    `inspect.getsource` then finds the source of its methods, but not of the class.
 
     Args:
         cls: a class in ``torch2engine.__all__``.

@@ -1,7 +1,7 @@
 """The table of precisions: one row for each type that a model can compute in.
 
-Enters: nothing. Leaves: rows of plain facts, and sets of names that follow from them. Separate because configuration,
-export, rewriting, judging and reports all need facts about a precision, and each fact stands in one place.
+Enters: nothing. Leaves: rows of plain facts, and sets of names that follow from them. Separate so that each fact about
+a precision stands in one place: configuration, export, rewriting, comparisons and reports all need them.
 
 A new precision is one row here and the pass that rewrites a graph for it (`precision/graph/`); a quantised one also
 needs its packer in `quantized_writer`.
@@ -74,9 +74,9 @@ class PrecisionType:
 
     Args:
         name: the user's word for it.
-        made_by: "builder" for float32 arithmetic, which the graph does not show; "cast" for a graph whose tensors have
-            the type; "quantize" for a graph with QuantizeLinear and DequantizeLinear; "weights" for a type that weights
-            alone can have, beside another precision.
+        made_by: "builder" for float32 arithmetic, which the graph does not show. "cast" for a graph whose tensors have
+            the type. "quantize" for a graph with QuantizeLinear and DequantizeLinear. "weights" for a type of weights
+            alone, beside another precision.
         dtype: the type's name in PyTorch.
         onnx_type: the type's name in onnx.TensorProto.
         bits: size of one number.
@@ -86,7 +86,7 @@ class PrecisionType:
         mismatch: likewise: share of integers that may differ where the graph does not show what they were chosen from.
         sensitivity_factors: the default tolerance grows with the model's own sensitivity, times these.
         rounding: half a unit in the last place, relative to the number; for integers, to the largest number of a row.
-        smallest: what may count as 0 in it: the least normal number of a narrow type, 0 for a wide one.
+        smallest: values up to this may count as 0: the least normal number of a narrow type, 0 for a wide one.
         inspector_words: regular expression of the type in TensorRT's engine inspector; "" if it never appears there.
             TensorRT 11 and RTX say "Half"; TensorRT 10 may say "Channel major FP16 format where channel % 8 == 0". See
             https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
@@ -128,9 +128,9 @@ class PrecisionType:
 
 
 # rel_l2 and its companions: see `Tolerance.default`.
-# largest_kept of fp16 is an eighth of 65504, since other data may be larger than what was seen. AutoCast's own 512
-# would leave the residual stream of trained transformers in float32, although its rounding is relative. That of bf16 is
-# below what rounds to infinity: masks are made with float32's lowest value, which does.
+# largest_kept of fp16 is an eighth of 65504, since later data may be larger than the calibration data. AutoCast's own
+# 512 would leave the residual stream of trained transformers in float32, although its rounding is relative. That of
+# bf16 is below the values that round to infinity, such as float32's lowest value in masks.
 _ROWS = (
     PrecisionType(
         name="fp32",

@@ -1,7 +1,7 @@
 """`Preprocess`: the step from bytes to a model's input, as data.
 
 Enters: a user's mean, std, scale and layout of images. Leaves: validated numbers, and one arithmetic for PyTorch's
-answers and the ONNX graph alike. Separate from `spec` because it is a computation, though one that is data.
+answers and the ONNX graph alike. Separate from `spec` because it is a computation, described as data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch2engine.core.wording import did_you_mean, kind_of
 
 __all__ = ["ORIGIN", "PREPROCESS_JSON", "Preprocess", "by_input"]
 
-ORIGIN = "(preprocess)"  # stands for a module's path in the ONNX graph; no module can be called so
+ORIGIN = "(preprocess)"  # stands for a module's path in the ONNX graph; no module can have this name
 
 LAYOUTS = ("NHWC", "NCHW")
 _DIMENSIONS = {"N": "batch", "H": "height", "W": "width", "C": "channels"}
@@ -29,8 +29,8 @@ _DIMENSIONS = {"N": "batch", "H": "height", "W": "width", "C": "channels"}
 class Preprocess:
     """The step from images of bytes to a model's input: ``(x * scale - mean) / std``, in the order NCHW.
 
-    Computed in float32, as one product and one sum with ``scale / std`` and ``-mean / std``, which differs from the
-    formula by float32's rounding alone; then cast to the dtype of the model's first floating parameter.
+    It is computed in float32, as one product and one sum, with ``scale / std`` and ``-mean / std``. This differs from
+    the formula by float32's rounding alone. The result is cast to the dtype of the model's first floating parameter.
 
     Args:
         mean, std: in units of ``x * scale``; one number, or one for each channel.
@@ -38,8 +38,8 @@ class Preprocess:
         layout: of the bytes, "NHWC" or "NCHW"; the model gets (batch, channels, height, width).
 
     Raises:
-        InputError: a number that is not finite, a std or scale that is not positive, another number of means than of
-            stds, a mean that no byte times `scale` reaches, or an unknown layout.
+        InputError: a number that is not finite, a std or scale that is not positive, or an unknown layout. Different
+            numbers of means and stds, or a mean that no byte times `scale` reaches.
 
     >>> Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).channels
     3
@@ -68,7 +68,7 @@ class Preprocess:
                 fix="give as many of both as the images have channels",
             )
         largest = max(map(abs, _per_channel(self.mean, 1)))
-        if largest > 255 * self.scale * (1 + 1e-6):  # the same formula is on both sides of parity, which can't tell
+        if largest > 255 * self.scale * (1 + 1e-6):  # no comparison finds this: both sides compute it
             raise InputError(
                 "Preprocess.mean",
                 got=f"{largest:g}, while x * scale is at most {255 * self.scale:g}",
@@ -237,7 +237,7 @@ def _as_floats(values: tuple[Any, ...]) -> tuple[float, ...]:
 
 
 def _is_preprocess(value: object) -> TypeGuard[Preprocess]:
-    """Whether it is a Preprocess itself: loading an engine would lose the changes of a subclass."""
+    """Whether it is a Preprocess and no subclass, whose changes would be lost when an engine is loaded."""
     return type(value) is Preprocess
 
 

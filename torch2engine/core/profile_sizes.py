@@ -1,7 +1,7 @@
 """Sizes of axes that select one optimization profile of several.
 
 Enters: a signature and its profiles, which may overlap. Leaves: sizes that select a certain profile. Separate because
-parity checks and warm-up both need inputs for every profile, or its kernels would never run before the first call.
+comparisons and warm-up both need inputs for every profile. Otherwise its kernels would not run before the first call.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def exclusive_sizes(
     """
     if selects_profile(signature, profiles, index, near):
         return dict(near)
-    # Profiles are boxes: if there is such a point at all, there is one whose coordinates lie at or next to their sides.
+    # Profiles are boxes. If there is such a point at all, there is one whose coordinates lie at or next to their sides.
     sides: list[list[int]] = []
     for name, (low, _, high) in profiles[index].ranges.items():
         step = signature.axis(name).multiple_of

@@ -20,7 +20,7 @@ class ProgressCallback(Protocol):
     """A callable that takes reports.
 
     Args:
-        phase: what is being done; phases that begin before others end lie inside them.
+        phase: the name of the work; a phase that begins before another one ends is inside it.
         step: how many steps of it are done; 0 when it begins, `steps` when it ends.
         steps: how many there are.
         seconds: time since the first phase began.
@@ -97,7 +97,7 @@ class _Bar:
     """A rich bar per open phase, indented by nesting, the outermost with the estimated time left."""
 
     def __init__(self, console: Any = None) -> None:
-        # rich is loaded when a bar is wanted
+        # rich is loaded only for a bar
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -133,8 +133,8 @@ def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
     return Flat(tree, flat.leaves, unique_names(flat.names))
 
 
-# Not nested, and neither is _unflatten: a function that calls itself by its closure would keep the leaves until the
-# cyclic garbage collector comes.
+# Not a nested function, and neither is _unflatten. A function that calls itself by its closure would keep the leaves
+# until the cyclic garbage collector runs.
 def _flatten(node: Any, path: str, bare: str | None, into: Flat) -> Tree:
     """Make the tree of a node and collect its tensors; fields of a result at path `bare` are named without the path."""
     if is_tensor(node):
@@ -288,7 +288,7 @@ def _refuse_packed_call(
 
 
 def _check_omitted(parameter: Parameter, parameters: Sequence[Parameter]) -> None:
-    """An argument may be left out if the model would then take what the engine was built for."""
+    """An argument may be left out if the model's default is the value that the engine was built for."""
     tree = parameter.tree
     if tree is None or (
         parameter.optional and tree.kind == "constant" and _same_constant(parameter.default, tree.value)

@@ -1,7 +1,7 @@
 """Sizes that follow from axes, such as "past + new" or "2*n".
 
 Enters: the text of an expression. Leaves: its value for given sizes, whether these are numbers, arrays or symbols.
-Separate because Python's own arithmetic is allowed here in a small part only: every size must grow with its axes.
+Separate because only a small part of Python's arithmetic is allowed: every size must grow with its axes.
 """
 
 from __future__ import annotations

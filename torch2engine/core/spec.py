@@ -1,7 +1,7 @@
 """Names, dtypes, symbolic shapes and call structure as plain data.
 
 Enters: facts found by `capture` or read from a manifest. Leaves: validated values that every other
-folder shares. Separate, and without torch, so that serving and training refuse a wrong call in the same words.
+folder shares. Separate, and without torch, so that serving and training refuse a wrong call with the same text.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ class Axis:
     Args:
         name: an identifier, e.g. ``"batch"``.
         min: smallest size, at least 1.
-        opt: the size TensorRT tunes for (TensorRT-RTX hardly: give that size a profile of its own); None means the
-            sample's size.
+        opt: the size that TensorRT tunes for; None means the sample's size. TensorRT-RTX hardly tunes for it, so give
+            that size a profile of its own.
         max: largest size; None means the sample's size.
         multiple_of: every size must be a multiple of this; a min of 1 is raised to it.
 
@@ -188,9 +188,9 @@ class TensorSpec:
         name: unique among all inputs and outputs.
         dtype: as PyTorch spells it without the prefix, e.g. ``"float16"``.
         shape: an int per static dimension; an axis name per dynamic one, or an expression over axis names. Those of
-            inputs are `SizeExpression`s, e.g. ``"past + new"``; those of outputs are for people to read, since memory
-            comes from the engine's word.
-        preprocess: what the graph makes of an input before the model gets it; None: nothing.
+            inputs are `SizeExpression`s, e.g. ``"past + new"``. Those of outputs are for people to read; the engine
+            itself gives the sizes at a call.
+        preprocess: what the graph computes from an input before the model gets it; None for nothing.
     """
 
     name: str

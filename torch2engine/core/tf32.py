@@ -19,7 +19,7 @@ _WRITE_LOCK = ForkSafeLock()
 
 
 def builder_environment(precision: str) -> dict[str, str]:
-    """Make the environment of a process that builds an engine: TF32 is ruled out unless the precision is "tf32".
+    """Make the environment of a process that builds an engine; it forbids TF32 unless the precision is "tf32".
 
     TensorRT-RTX 1.6.1 ignores the builder's TF32 flag. It reads the variable when it builds.
 
@@ -37,7 +37,7 @@ def float32_arithmetic(precision: str) -> Generator[None]:
     """Let TensorRT find the variable that an engine of this precision needs, while the body runs.
 
     TensorRT-RTX 1.6.1 reads the variable when it creates an execution context, changes its profile, inspects an engine
-    or refits it, and refuses a value other than the build's ("Inconsistent setting of NVIDIA_TF32_OVERRIDE", H200). The
+    or refits it. It refuses a value other than the build's ("Inconsistent setting of NVIDIA_TF32_OVERRIDE", H200). The
     variable is written for C alone: `os.environ`, which other threads may be reading, stays as it is. Threads wait for
     one another.
 

@@ -53,8 +53,8 @@ def kind_of(value: object) -> str:
 def did_you_mean(name: object, names: Iterable[object], given: Container[object] = ()) -> str:
     """A question for the fix of a message: the valid name that is most like a misspelt one, or "".
 
-    Letters' case and the signs between words do not count. A part of one valid name stands for it. No guess is made of
-    names that the caller has given besides.
+    Letters' case and the signs between words do not count. A part of one valid name stands for it. Names that the
+    caller has also given are no candidates.
 
     >>> did_you_mean("FP-16", ["fp16", "int8"]), did_you_mean("onnx", ["tensorrt", "onnxruntime"])
     ("did you mean 'fp16'?", "did you mean 'onnxruntime'?")

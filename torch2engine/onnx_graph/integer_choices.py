@@ -1,7 +1,7 @@
 """An ONNX model → what its integer outputs were chosen from: the scores of an ArgMax, the operands of a comparison.
 
 Enters: a model file. Leaves: a choice for each output whose graph shows one, and the floating values that it was made
-from. Separate because an integer can't be nearly right, but its choice can have been a near tie.
+from. Separate because an integer can't be nearly right, but its choice may have been a near tie.
 """
 
 from __future__ import annotations

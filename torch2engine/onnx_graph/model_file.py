@@ -1,7 +1,7 @@
 """An ONNX file ↔ a ModelProto, whatever its size.
 
-Enters: a path or a model. Leaves: the other. Separate because protobuf holds 2 GiB at most, and all who change a model
-need the same care.
+Enters: a path or a model. Leaves: the other. Separate because protobuf holds 2 GiB at most, and every change of a model
+must respect that.
 """
 
 from __future__ import annotations

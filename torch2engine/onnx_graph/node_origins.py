@@ -1,7 +1,7 @@
 """An ONNX model ↔ which torch module and source line each of its nodes comes from.
 
 Enters: a ModelProto. Leaves: origins by node name, or the same model with origins written on its nodes. Separate
-because precisions, budgets, errors and reports all speak of the user's modules, and rewriting tools lose them.
+because precisions, budgets, errors and reports all name the user's modules, and rewriting tools lose them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """An ONNX file + input arrays → output arrays, by ONNX Runtime on the CPU.
 
-Enters: numpy arrays by input name. Leaves: numpy arrays by output name. Separate because ONNX Runtime is both the first
-judge of an export and the engine of machines without a GPU.
+Enters: numpy arrays by input name. Leaves: numpy arrays by output name. Separate because ONNX Runtime both checks every
+export, and runs models on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class OrtSession:
         with tempfile.TemporaryDirectory(prefix="torch2engine-") as scratch:
             readable = _make_readable(path, Path(scratch), as_it_is)
             if any(dtype.startswith(("FLOAT8", "INT4", "UINT4")) for dtype in readable.dtypes):
-                # The optimiser breaks such graphs (1.32): it drops a Relu before an E4M3 QuantizeLinear, and in float16
-                # a ResNet in fp8 is wrong by .84 where it is by .04 as it stands, an MLP with int4 weights by 1.
+                # The optimiser breaks such graphs (1.32). It drops a Relu before an E4M3 QuantizeLinear. In float16 it
+                # makes a ResNet in fp8 wrong by .84 instead of .04, and an MLP with int4 weights by 1.
                 options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             elif "FLOAT16" in readable.dtypes:
                 # Above this level the process crashes on half attention (MatmulTransposeFusion, 1.30 and 1.32).
@@ -98,7 +98,7 @@ class OrtSession:
 
 
 def _cast(array: NDArray[Any], source: type[np.generic], target: type[np.generic]) -> NDArray[Any]:
-    """Cast an array that has the source's dtype; one of another dtype is ONNX Runtime's to judge."""
+    """Cast an array that has the source's dtype; ONNX Runtime refuses other dtypes."""
     cast: NDArray[Any] = array.astype(target) if array.dtype == source else array
     return cast
 
@@ -107,8 +107,8 @@ def _cast(array: NDArray[Any], source: type[np.generic], target: type[np.generic
 def import_onnxruntime() -> Any:
     """Import ONNX Runtime with its telemetry off, and keep it off.
 
-    Its packages collect usage, and the import alone writes a device identifier into the home folder (1.32), unless
-    this variable is set.
+    Its packages collect usage. Without this variable, the import alone writes a device identifier into the home folder
+    (1.32).
     """
     before = os.environ.get(_NO_TELEMETRY)
     os.environ[_NO_TELEMETRY] = "1"

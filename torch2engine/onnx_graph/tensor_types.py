@@ -1,7 +1,7 @@
 """An ONNX model → the element type of each of its tensors.
 
-Enters: a ModelProto. Leaves: types by tensor name. Separate because exporters don't write every type down, so that
-everybody who asks for one needs ONNX's inference.
+Enters: a ModelProto. Leaves: types by tensor name. Separate because exporters don't write every type, so every reader
+of types needs ONNX's inference.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SMALL_BYTES = 1024
 
 
 def without_weight_values(model: Any) -> Any:
-    """Copy the main graph without the values of large weights, because protobuf can't pass on 2 GiB."""
+    """Copy the main graph without the values of large weights, because protobuf can't serialise 2 GiB."""
     import onnx
 
     copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)

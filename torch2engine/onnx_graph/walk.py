@@ -1,7 +1,7 @@
-"""An ONNX graph → its nodes, graphs and tensors, those of subgraphs included.
+"""An ONNX graph → its nodes, graphs and tensors, including those of subgraphs.
 
-Enters: a GraphProto or nodes. Leaves: an iterator. Separate because branches and loops hold graphs of their own, and
-everything that reads a whole model must visit them in the same way.
+Enters: a GraphProto or nodes. Leaves: an iterator. Separate because branches and loops hold graphs of their own. All
+code that reads a whole model must visit them in the same way.
 """
 
 from __future__ import annotations

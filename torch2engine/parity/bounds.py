@@ -1,7 +1,7 @@
-"""A user's tolerance + a precision and a runtime → the bounds by which one output is judged.
+"""A user's tolerance + a precision and a runtime → the bounds for one output.
 
-Enters: `Tolerance` or None, facts about the candidate. Leaves: plain numbers. Separate because the judge needs every
-bound, and what the user left out follows from the precision and from who computes.
+Enters: `Tolerance` or None, facts about the candidate. Leaves: plain numbers. Separate because a comparison needs every
+bound. What the user left out follows from the precision and the runtime.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["MEANINGFUL", "Bounds"]
 MEANINGFUL = 0.05
 """Where a larger relative L2 error is allowed, a comparison proves little."""
 
-_MOST = 0.25  # relative L2 error; no sensitivity allows more, since garbage begins there
+_MOST = 0.25  # relative L2 error; no sensitivity allows more, since such answers are useless
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Bounds:
 
     Args:
         rel_l2, max_rel, abs, mismatch: as in `Tolerance`.
-        factor: the reference's sensitivity times this is allowed as well; 0 where the user gave `rel_l2`.
-        smallest: differences up to this count as none in whatever part of an output.
+        factor: the reference's sensitivity times this factor is allowed as well; 0 where the user gave `rel_l2`.
+        smallest: differences up to this count as none in any part of an output.
         by_output: other bounds for the outputs that are named.
     """
 
@@ -49,7 +49,7 @@ class Bounds:
         Args:
             tolerance: the user's, or None; or a tolerance for each of some outputs.
             precision: what the candidate computes in.
-            runtime: what computes it, as `sensitivity_factor` knows it; "" for no allowance by sensitivity.
+            runtime: what computes it, as for `sensitivity_factor`; "" if sensitivity allows nothing.
         """
         if isinstance(tolerance, Mapping):
             by_output = {name: cls.of(one, precision, runtime) for name, one in tolerance.items()}

@@ -1,9 +1,8 @@
 """Outputs of a reference and of a candidate + `Tolerance` → verdicts.
 
 Enters: outputs by name, as numpy arrays or torch tensors on any device. Leaves: one verdict per output, with its
-figures and, for a failure, its reason. Separate, and without torch, because every candidate (ONNX Runtime, an engine, a
-user's own) is judged by the same rule. A judge that can't fail is worth nothing: whatever was not compared has not
-passed.
+figures and, for a failure, its reason. Separate, and without torch, because the same rules hold for every candidate:
+ONNX Runtime, an engine, a user's own. What was not compared has not passed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch2engine.parity.parity_report import OutputParity
 
 __all__ = ["compare"]
 
-_FOLLOWS = 0.3  # least correlation of the steps from row to row; a stale or constant output has none
+_FOLLOWS = 0.3  # the least correlation of the steps from row to row; a stale or constant output has no correlation
 _FAMILIAR = 64  # an integer value this often in the reference must not vanish from the candidate
 
 
@@ -38,11 +37,11 @@ def compare(
 
     Args:
         reference, candidate: outputs by name: numpy arrays or torch tensors, of any shape, dtype and device. They are
-            only read; what is not in host memory comes over block by block.
+            only read; from other memory than the host's, they are copied block by block.
         tolerance: the bounds; its docstring is the rule. `Bounds` may allow for the sensitivity as well.
         case: the call's name, e.g. "max".
         sensitivity: how far rounding alone moves each element of the reference, by output, as in
-            `ParityCase.sensitivity`. Every part of an output is then judged by its own movement.
+            `ParityCase.sensitivity`. The bound of every part of an output then follows from its own movement.
 
     Returns:
         one row per output of the reference, in its order, then one per output that only the candidate has.
@@ -140,7 +139,7 @@ def _broken_rule(figures: Figures, bounds: Bounds, is_exact: bool, reference_val
     if figures.misplaced:
         return f"{figures.misplaced} elements are NaN or Inf in one only, the first at {at}: {got}, expected {expected}"
     if not figures.compared:
-        return ""  # equal infinities and NaNs; the row says how little that proves
+        return ""  # equal infinities and NaNs; the row says that they prove little
     worst = figures.worst_part
     if is_exact:
         if not figures.mismatch <= bounds.mismatch:
@@ -169,7 +168,7 @@ def _broken_rule(figures: Figures, bounds: Bounds, is_exact: bool, reference_val
 
 
 def _lost_value(reference: Any, candidate: Any, figures: Figures) -> str:
-    """Say which value, frequent in the reference, is mostly something else in the candidate, or ""."""
+    """Name a value that is frequent in the reference and mostly another one in the candidate, or return ""."""
     if not figures.mismatch:
         return ""
     expected = _on_host(reference)

@@ -1,7 +1,7 @@
 """Two arrays of one shape and dtype → the figures that a verdict needs.
 
-Enters: numpy arrays or torch tensors on any device. Leaves: `Figures`. Separate because the arithmetic has nothing to
-do with verdicts: three passes over blocks in float64, so that no whole copy is made.
+Enters: numpy arrays or torch tensors on any device. Leaves: `Figures`. Separate because the arithmetic does not depend
+on verdicts. It makes three passes over blocks in float64, so that no whole copy is made.
 
 1. `_survey` finds what is finite, and how large the reference is.
 2. `_add_up` sums squares and products, for norms of the whole and of every slice.
@@ -42,10 +42,10 @@ Index: TypeAlias = "tuple[slice, ...]"
 
 _BLOCK = 1 << 20  # elements that are held in float64 at a time
 _MASK_GAP = 10  # octaves without any element between ordinary values and mask values such as -1e9
-_SATURATED = 1e-6  # a probability so near to 0 or 1 shows nothing of the score that it was made from
+_SATURATED = 1e-6  # a probability this near to 0 or 1 shows nothing about its score
 _DEAD = 0.99  # share of zeros that leaves little to compare
-_LIKELY = 0.3  # of the movement of other elements of its magnitude, an element is taken to move at least
-_NO_ANSWER = 0.1  # an output that rounding moves by so much of its size is rounding noise around zero
+_LIKELY = 0.3  # an element moves at least by this share of the movement of elements of its magnitude
+_NO_ANSWER = 0.1  # an output that rounding moves by this share of its size is only noise around zero
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class _Operand:
 
 @dataclass(frozen=True)
 class _Operands:
-    """What is read in step: the two answers, and how far rounding moves the reference's, if that was measured."""
+    """The arrays that are read block by block: the two answers, and the reference's movement by rounding."""
 
     reference: _Operand
     candidate: _Operand
@@ -167,7 +167,7 @@ class _Survey:
 
     Args:
         lowest, highest: of the candidate, where both are finite.
-        zeros, saturated: how many elements of the reference are 0, and how many as good as 0 or 1.
+        zeros, saturated: how many elements of the reference are 0, and how many are almost 0 or 1.
         least, largest: of the finite elements of the reference.
         octave_counts: how many elements of the reference each octave of magnitudes has.
     """
@@ -195,7 +195,7 @@ class _Survey:
         self.largest = max(self.largest, float(finite.max()))
 
     def weakness(self, kind: str, elements: int) -> str:
-        """Say why equal answers would prove little, from the reference's values alone; "" if nothing is seen."""
+        """Say why equal answers would prove little, from the reference's values alone; "" if there is no reason."""
         finite = elements - self.nonfinite_reference
         if not finite:
             return "no element of it is finite"
@@ -300,7 +300,7 @@ class _Sums:
             index: where it lies.
             r, c, n: its scaled values, 0 where they don't count.
             counted: which elements count.
-            differs: which elements differ, for integers; their slices are judged by it.
+            differs: for integers, which elements differ; the bounds of their slices count these.
         """
         differences = np.square(c - r)
         self.cc += _sum_of_squares(c)
@@ -380,7 +380,7 @@ class _WorstElement:
 
 
 class _Surroundings:
-    """What elements are measured by, beside themselves: their rows, or how far rounding moves them.
+    """The unit of each element, besides its own size: its row's size, or how far rounding moves it.
 
     Args:
         sums: of the second pass.

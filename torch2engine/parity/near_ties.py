@@ -1,7 +1,7 @@
-"""Integers that differ → which of them were near ties, by the margin of what they were chosen from.
+"""Integers that differ → which of them were near ties, by the margin of the scores behind them.
 
 Enters: an integer output of the reference and of the candidate, and the scores behind it. Leaves: a mask. Separate
-because an argmax of nearly equal scores may fall either way in every precision, and that is no error.
+because an argmax of nearly equal scores may have either result in every precision, which is no error.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch2engine.onnx_graph.integer_choices import IntegerChoice
 
 __all__ = ["near_ties"]
 
-_MARGIN = 4.0  # times rel_l2 of the scores' size: the error of a difference of two of them, with a tail
+_MARGIN = 4.0  # times rel_l2 of the scores' size: the error of a difference of two scores, with room for outliers
 _ALIVE = 0.5  # a margin is small only beside scores that vary by more than this much of it
-_MOST = 0.1  # share of an output that may be near ties; beyond it the scores say nothing
+_MOST = 0.1  # share of an output that may be near ties; above it, the scores prove nothing
 _FEW = 8  # elements: too few for a share
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +42,7 @@ def near_ties(
 
     Returns:
         a mask in the shape of the outputs: True where they differ within the margin. Nothing is True where the outputs
-        do not fit the operands, or where so much would be a tie that the scores say nothing.
+        do not fit the operands, or where too much would be a tie.
     """
     nothing = np.zeros(reference.shape, np.bool_)
     values = [operands[name] for name in choice.operands]

@@ -1,7 +1,7 @@
 """Verdicts on outputs, as data: what was compared, and whether the candidate answers like the reference.
 
-Enters: rows of figures and reasons. Leaves: a table, JSON, or a `ParityError`. Separate from `compare` because reports
-travel with deployed modules, and printing has nothing to do with judging.
+Enters: rows of figures and reasons. Leaves: a table, JSON, or a `ParityError`. Separate from `compare` because deployed
+modules carry reports, and a comparison does not print.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAMED = 4  # failures in an error's first line; the table below it has them all
 
 @dataclass(frozen=True)
 class OutputParity:
-    """One output of one case, judged.
+    """The verdict on one output of one case.
 
     Args:
         name, case: the output's name, and the case's, e.g. "max".
@@ -34,15 +34,15 @@ class OutputParity:
         weakness: why the verdict proves little although it passed, e.g. "it is all zeros"; "" if it proves something.
         shape, dtype: the reference's (the candidate's for an output that the reference does not have).
         max_abs: largest |candidate − reference|.
-        max_rel: largest |candidate − reference| in units of |reference| plus its row's root mean square, or plus what
-            its own sensitivity makes of it.
+        max_rel: largest |candidate − reference| in units of |reference| plus its row's root mean square, or plus a unit
+            that follows from its own sensitivity.
         rel_l2: ‖candidate − reference‖₂ / ‖reference‖₂.
         sensitivity: how far the reference's own answer moves when inputs and weights move by half a unit in the last
             place, relative to its size.
         allowed: the largest rel_l2: of the tolerance, or what the sensitivity allows.
         cosine: cosine of the angle between the two, flattened.
         mismatch: share of the elements of an integer or bool output that differ; 0 for other dtypes.
-        near_ties: share that differ besides, only because what they were chosen from was nearly equal.
+        near_ties: share of further elements that differ only because of a near tie.
         worst_index: where max_rel is, or the first element that is NaN or Inf in one only; None if not measured.
         nonfinite_reference, nonfinite_candidate: counts of NaN and ±Inf.
         reference_value, candidate_value: the elements at worst_index.
@@ -89,9 +89,9 @@ class ParityReport:
         subject: the reference and the candidate, e.g. "PyTorch vs TensorRT".
         tolerance: the bounds.
         notes: remarks for the reader, one sentence each.
-        advice: what to do first if it failed, as an imperative; "" for nothing but a wider tolerance.
+        advice: what to do first if it failed, as an imperative; "" if only a wider tolerance helps.
 
-    Printed, it is a table in plain text. `passed` is a bool; `verdict` says besides whether passing proves something.
+    Printed, it is a table in plain text. `passed` is a bool; `verdict` also says whether passing proves something.
     """
 
     rows: tuple[OutputParity, ...]
@@ -114,7 +114,7 @@ class ParityReport:
     def verdict(self) -> Literal["passed", "weak", "failed"]:
         """Whether the candidate answers like the reference.
 
-        "weak" means that it does, but for some output no case proves much: the answers are all zeros, for example.
+        "weak" means that it passed, but for some output no case proves much, e.g. because all answers are zeros.
         """
         if not self.passed:
             return "failed"

@@ -1,7 +1,7 @@
-"""Parts of an output, each judged in its own units: slices along every dimension, and elements of one magnitude.
+"""Parts of an output, each with bounds of its own: slices along every dimension, and elements of one magnitude.
 
 Enters: blocks of squares, with how far rounding alone moves each element. Leaves: the part that fits worst. Separate
-from `figures` because one scale for a whole tensor hides what is small beside what is large.
+from `figures` because one scale for a whole tensor hides errors of small values beside large ones.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ GROUP = 16
 NOISE = 0.2
 """Of the allowed error may lie in any slice, since a ReLU leaves dead channels, or between rows."""
 
-_MEASURED_GROUP = 4  # elements that are enough where the movement of each was measured
+_MEASURED_GROUP = 4  # enough elements for a part, where the movement of each was measured
 _SPREAD = 3.0  # a part may have so many times its share of the noise
 # Binary exponents of float64 lie within -1074..1024; an octave is an exponent plus the offset.
 OCTAVE_OFFSET = 1100
@@ -102,7 +102,7 @@ class Allowance:
 
     @property
     def gain(self) -> float:
-        """How many times its own movement a part may be off; 0 where no movement was measured."""
+        """How many times its own movement a part may be off; 0 where none was measured."""
         return self.level / self.noise if self.noise else 0.0
 
     def of_parts(self, sums: _PartSums) -> Floats:
@@ -112,7 +112,7 @@ class Allowance:
             return relative + max(NOISE * self.level, self.floor)
         moving = sums.noise[sums.noise > 0]
         typical = min(1.0, float(np.median(moving)) / self.noise) if len(moving) else 1.0
-        # Where the reference is exactly 0, as behind a ReLU, only the candidate may show what rounding does.
+        # Where the reference is exactly 0, as behind a ReLU, rounding may show in the candidate alone.
         zeros = NOISE * self.level * typical * np.sqrt(sums.zero_share)
         floor = np.where(sums.noise > 0, self.smallest, self.floor)
         return relative + np.maximum(np.maximum(_SPREAD * self.gain * sums.noise, zeros), floor)
@@ -235,7 +235,7 @@ class MagnitudeSums(_PartSums):
         return noise[octaves(np.abs(scaled))]
 
     def _merged(self) -> tuple[_PartSums, list[int]]:
-        """Merge octaves until each group has elements enough; gives the last octave of every group."""
+        """Merge octaves until each group has enough elements; return the last octave of every group."""
         columns: list[Floats] = []
         ends: list[int] = []
         waiting = np.zeros(5)

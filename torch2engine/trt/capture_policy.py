@@ -1,7 +1,7 @@
-"""Whether and when the inferences of one stream are captured in CUDA graphs.
+"""Whether and when to capture the inferences of one stream in CUDA graphs.
 
 Enters: `RuntimeConfig.cuda_graphs`, and what became of earlier captures. Leaves: yes or no. Separate because TRTModule
-and Processor decide alike, and because nothing here needs a GPU.
+and Processor decide in the same way, and nothing here needs a GPU.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 __all__ = ["CapturePolicy", "is_harmless", "no_thread_may_synchronize", "thread_origin"]
 
-# Enqueues after which TensorRT has loaded its kernels, which a capture forbids.
+# After this many enqueues, TensorRT has loaded its kernels; a capture forbids loading.
 _WARM_ENQUEUES = {True: 1, "auto": 2}
 _MAX_DOUBLINGS = 6
 _ATTEMPTS = 3  # Another thread that waits for the whole device breaks a capture.
@@ -54,8 +54,8 @@ class CapturePolicy:
     def is_warm(self, history: _EnqueueHistory) -> bool:
         """Whether a shape was enqueued often enough.
 
-        A shape that loses its context and its graphs again and again needs ever more enqueues in between. Otherwise
-        all its calls would be captures.
+        A shape that loses its context and graphs repeatedly needs more enqueues each time. Otherwise all its calls
+        would be captures.
         """
         return history.enqueue_count >= self._warm_enqueues << min(history.eviction_count, _MAX_DOUBLINGS)
 
@@ -66,7 +66,7 @@ class CapturePolicy:
     def check_threads(self, now: float) -> bool:
         """Make sure that a capture breaks no other thread's wait for the device; pause captures if it could.
 
-        With cuda_graphs=True the user has decided, so that no thread is looked at.
+        With cuda_graphs=True the user has decided, so no thread is checked.
 
         Args:
             now: a value of time.perf_counter().

@@ -28,9 +28,8 @@ _Allocate = Callable[[int], DeviceMemory]
 class DataDependentOutput(Generic[MemoryT]):
     """An output whose shape only its values decide, filled in by the enqueue.
 
-    memory: its memory; None if TensorRT asked for none.
-    shape: its shape.
-    error: what the allocation raised: the bindings would print and forget it.
+    memory: its memory; None if TensorRT requested none. shape: its shape. error: what the allocation raised: the
+    bindings would print and forget it.
     """
 
     def __init__(self) -> None:
@@ -48,7 +47,7 @@ class Context:
     Args:
         rt: the flavour.
         context: TensorRT's execution context.
-        precision: of the engine; TensorRT-RTX asks for its arithmetic when the profile changes.
+        precision: of the engine; TensorRT-RTX needs it when the profile changes.
         signature_inputs: the signature's inputs in order, which shapes and addresses are passed for.
         inputs, outputs: the tensors that the engine has.
         largest_memory_bytes: gives the device memory that the largest shapes of a profile need.
@@ -115,16 +114,16 @@ class Context:
     def is_worn(self) -> bool:
         """Whether a new context should take its place, because it has changed its shapes often.
 
-        TensorRT-RTX 1.6.1 holds 5 KB more host memory after every change of shapes (a network of three layers), until
-        the context goes.
+        TensorRT-RTX 1.6.1 takes 5 KB more host memory at every change of shapes (a network of three layers), until the
+        context is destroyed.
         """
         return self._shape_changes >= _MAX_SHAPE_CHANGES
 
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`.
 
-        It is never 0: TensorRT wants an address even where it needs no memory. TensorRT answers 0 also where it can't
-        compute the size, as for conditions; the size for the profile's largest shapes then counts.
+        It is never 0: TensorRT requires an address even where it needs no memory. TensorRT also returns 0 where it
+            can't compute the size, as for conditions. Then the size for the profile's largest shapes counts.
         """
         with self._call_lock:
             size = int(self._context.update_device_memory_size_for_shapes())
@@ -162,7 +161,7 @@ class Context:
                 present[index] = address
 
     def enqueue(self, stream: int) -> None:
-        """Enqueue one inference; the memory must stay as it is until the stream has passed it.
+        """Enqueue one inference; its memory must stay valid until the stream has passed it.
 
         Args:
             stream: a CUDA stream's handle, not the legacy default stream's, where TensorRT would synchronise.
@@ -186,7 +185,7 @@ class Context:
     def allocate_on_demand(
         self, names: Sequence[str], allocate: Callable[[int], MemoryT]
     ) -> dict[str, DataDependentOutput[MemoryT]]:
-        """Let TensorRT ask for the memory of outputs whose shapes it finds out while it runs.
+        """Let TensorRT request memory for outputs whose shapes it finds only while it runs.
 
         Args:
             names: of outputs; the addresses that `bind` sets for them no longer count.
@@ -211,7 +210,7 @@ class Context:
             self._call_lock.release_when_idle({"context": self.__dict__.pop("_context")})
 
 
-# One class for all calls: a class is a reference cycle, which would hold results until the garbage collector comes.
+# One class for all calls: a class is a reference cycle, which would hold results until the garbage collector runs.
 @functools.cache
 def _allocator_class(
     rt: TensorRT,

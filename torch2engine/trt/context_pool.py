@@ -1,4 +1,4 @@
-"""The execution contexts of one stream: which shapes hold one, and the device memory that all of them work in.
+"""The execution contexts of one stream: which shapes have one, and the device memory that all of them share.
 
 Enters: input shapes, and functions that allocate memory and wait for the stream. Leaves: a context that is ready to
 enqueue at these shapes. Separate because TRTModule on PyTorch's memory and Processor on pycuda's use the same pool.
@@ -85,14 +85,15 @@ class PreparedShape(Generic[OutputsT, GraphsT]):
 class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
     """Execution contexts at their shapes, which work one after the other in one piece of memory. Not thread-safe.
 
-    Contexts up to one limit and prepared shapes up to another stay; whatever was used least recently goes first.
+    There is a limit for contexts and one for prepared shapes. Above it, the one that was used least recently is
+    dropped.
 
     Args:
         engine: makes the contexts.
         max_contexts: how many contexts there may be.
         max_shapes: how many sets of shapes stay known.
         allocate: gives device memory of so many bytes.
-        wait: waits until the work of all the contexts is through.
+        wait: waits until the work of all contexts is done.
         contexts: contexts to begin with, without shapes.
     """
 
@@ -116,7 +117,7 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
         self._context_count = len(contexts)  # spare ones and those at shapes
 
     def add(self, prepared: PreparedShape[OutputsT, GraphsT]) -> None:
-        """Take a new set of shapes, in the place of the one that was used least recently if there are enough."""
+        """Add a set of shapes; at the limit it replaces the one that was used least recently."""
         if len(self.prepared) >= self._max_shapes:
             oldest = min(self.prepared.values(), key=_last_used)
             self._release_context(oldest)
@@ -129,12 +130,12 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
         stream: int,
         record_change: Callable[[], object] | None = None,
     ) -> Context:
-        """Give the shapes a context, and the context the pool's memory, as far as they lack them.
+        """Give the shapes a context, and the context the pool's memory, if they lack them.
 
         Args:
             prepared: the shapes.
             stream: handle of the stream on which a change of profile is ordered.
-            record_change: lets later work wait for that change, should the call get no further.
+            record_change: makes later work wait for that change, even if the call fails afterwards.
 
         Raises:
             ShapeError: TensorRT refuses the shapes.
@@ -180,7 +181,7 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
         return context
 
     def _release_context(self, prepared: PreparedShape[OutputsT, GraphsT]) -> None:
-        """Take the context from its shapes, to be used at others; a worn one goes."""
+        """Take the context from its shapes, for use at others; a worn one is dropped."""
         context = prepared.context
         if context is None:
             return
@@ -197,7 +198,7 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
     def _grow_memory(self, prepared: PreparedShape[OutputsT, GraphsT]) -> None:
         """Allocate memory for the shapes, with some to spare if it is not the first.
 
-        CUDA graphs know the old memory by its address, so they go.
+        CUDA graphs contain the address of the old memory, so they are dropped.
         """
         size = prepared.memory_bytes
         if self.memory is not None:

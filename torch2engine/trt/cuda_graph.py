@@ -2,7 +2,7 @@
 
 Enters: an execution context with its addresses, and a stream. Leaves: a `CudaGraph`. Separate because it speaks to the
 driver itself. PyTorch's CUDAGraph puts the device's random generator into a capturing state, in which another thread
-that draws random numbers gets an error; and a serving process has no PyTorch at all.
+can't draw random numbers. And a serving process has no PyTorch.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class NotCapturable(Exception):
 class DedicatedStream:
     """A stream of the current device that no other code can be given.
 
-    PyTorch hands out its streams again after 32. Work that other code puts on a stream while it is captured would
-    vanish into the CUDA graph instead of being done.
+    PyTorch hands out its streams again after 32. If other code put work on a stream during a capture, it would become
+    part of the CUDA graph instead of running.
 
     Raises:
         BuildError: the driver refuses.

@@ -1,8 +1,8 @@
 """`EngineArtifact` → `Engine`: deserialised on one device, a maker of execution contexts.
 
 Enters: a plan whose hashes were checked. Leaves: contexts that are enqueued by address, and the kernels that
-TensorRT-RTX compiled on the way. Separate, and without torch, because PyTorch
-and pycuda may both own the memory and the streams that its contexts use.
+TensorRT-RTX compiled for them. Separate, and without torch, because PyTorch and pycuda may both own the memory and the
+streams that its contexts use.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Engine:
     The caller makes the device current around every call. Threads may share it.
 
     Args:
-        artifact: the engine; its hashes were checked when it was loaded. Its runtime cache, if it has one that fits
-            this GPU and driver, spares TensorRT-RTX the compilation of kernels.
+        artifact: the engine; its hashes were checked when it was loaded. With a runtime cache for this GPU and driver,
+            TensorRT-RTX does not compile its kernels again.
         index: the device's number as CUDA counts the visible devices.
         kernel_specialization: "none", "lazy" or "eager", as in `RuntimeConfig`.
 
@@ -132,9 +132,10 @@ class Engine:
         )
         config.set_execution_context_allocation_strategy(rt.api.ExecutionContextAllocationStrategy.USER_MANAGED)
         if rt.is_rtx:
-            # By default RTX swaps in kernels compiled for each shape while calls go on, so answers checked once could
-            # change later; and in 1.6.1 every shape but the first may then be wrong (EfficientNet-B0 in float32 on an
-            # H200: relative error 3e-5 at the first batch size, 1 at each other, even with a context for each shape).
+            # By default RTX compiles kernels for each shape in the background, and changes over between calls. So
+            # answers that were checked could change later. In 1.6.1 every shape but the first may then be wrong:
+            # EfficientNet-B0 in float32 on an H200 has a relative error of 3e-5 at the first batch size, and 1 at each
+            # other, even with a context for each shape.
             strategies = rt.api.DynamicShapesKernelSpecializationStrategy
             names = {"none": strategies.NONE, "lazy": strategies.LAZY, "eager": strategies.EAGER}
             strategy = names[kernel_specialization]
@@ -184,7 +185,8 @@ class Engine:
         return Context(rt, made, self._precision, self.signature.inputs, self.inputs, self.outputs, self.memory_bytes)
 
     def __del__(self) -> None:
-        # In the order in which they must go: contexts are gone, since they hold the engine's users.
+        # In the order in which they must be destroyed. All contexts are destroyed already, since they hold the engine's
+        # users.
         if os.getpid() == self._process and not sys.is_finalizing():
             parts = {name: self.__dict__.pop(name, None) for name in _TENSORRT_OBJECTS}
             held = {name: part for name, part in parts.items() if part is not None}
@@ -196,7 +198,7 @@ class Engine:
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
 
     def layers(self) -> str:
-        """The engine inspector's account of the layers, as JSON; its words differ from version to version."""
+        """The engine inspector's list of layers, as JSON; its words differ between versions."""
         rt = self._rt
         with rt.call_lock:
             mark = rt.log.mark()
@@ -209,14 +211,14 @@ class Engine:
         return text
 
     def check_weights(self, given: Collection[str], fixed: Collection[str]) -> None:
-        """Make sure that every weight of the engine is one that a refit gives, or one that never changes.
+        """Make sure that a refit gives every weight of the engine, except those that never change.
 
         Args:
             given: names of weights that follow from a module.
             fixed: names of those that don't.
 
         Raises:
-            RefitError: names those that are neither, or that are given and that the engine has not.
+            RefitError: names the weights that are neither, and the given ones that the engine does not have.
         """
         rt = self._rt
         with rt.call_lock:
@@ -242,7 +244,7 @@ class Engine:
             wait: waits for it.
 
         Raises:
-            RefitError: TensorRT refuses one, or needs more of them; the engine may be half-way.
+            RefitError: TensorRT refuses one, or needs more of them; some weights may be new and some old.
         """
         rt = self._rt
         api = rt.api
@@ -268,7 +270,7 @@ class Engine:
             finally:
                 for name in weights:  # or TensorRT would keep addresses that are soon somebody else's
                     refitter.unset_named_weights(name)
-                del refitter  # an error's frame must not hold it longer than the engine lives
+                del refitter  # an error's frame must not hold it longer than the engine
 
     def _make_refitter(self) -> Refitter:
         """The engine's refitter, made once.

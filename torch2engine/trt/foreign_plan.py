@@ -1,7 +1,7 @@
 """A plan that torch2engine did not build → an `EngineArtifact`.
 
 Enters: a plan file. Leaves: an artifact whose signature and profiles are those that TensorRT reads in the plan.
-Separate because only here TensorRT, and not an export, tells what the inputs of an engine are.
+Separate because only here TensorRT, and not an export, says what the inputs of an engine are.
 """
 
 from __future__ import annotations
@@ -149,6 +149,6 @@ class _PlanReader:
 
 
 def _axis_name(tensor: str, position: int) -> str:
-    """The name of an axis, which is an identifier whatever the tensor is called."""
+    """The name of an axis, which is always an identifier, even if the tensor's name is not."""
     letters = "".join(letter if letter.isalnum() and letter.isascii() else "_" for letter in tensor)
     return f"_{letters}_dim_{position}" if letters[:1].isdigit() else f"{letters}_dim_{position}"

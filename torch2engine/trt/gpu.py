@@ -1,8 +1,8 @@
 """Facts about the GPUs of this machine, as the driver itself gives them.
 
-Enters: nothing. Leaves: `Gpu` values, or an InstallationError that says what is missing and the line that mends it.
-Separate because building, loading and serving all need these facts where torch must not be imported. The
-driver is initialised only when one of these functions is called: a process that is going to fork must not call them.
+Enters: nothing. Leaves: `Gpu` values, or an InstallationError that says what is missing and how to install it. Separate
+because building, loading and serving all need these facts where torch must not be imported. Only a call of one of these
+functions initialises the driver. A process that will fork must not call them.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def require_gpu(index: int = 0) -> Gpu:
         index: its number as CUDA counts the visible devices.
 
     Raises:
-        InstallationError: it is not there; the message says what was found and how to mend it.
+        InstallationError: it is missing; the message says what was found, and how to install it.
     """
     found = _probe()
     if isinstance(found, InstallationError):
@@ -151,12 +151,12 @@ def find_capture_id(stream: int) -> int | None:
         not capturing.
 
     Raises:
-        DeviceError: the capture was invalidated by something that captures may not hold, or the driver refuses.
+        DeviceError: a forbidden operation has invalidated the capture, or the driver refuses.
         InstallationError: there is no driver.
     """
     cuda = load_driver()
     state, number = ctypes.c_int(_CAPTURE_NONE), ctypes.c_uint64()
-    # CUDA 11.3 and later; the CUDA graph and its last nodes are not wanted
+    # CUDA 11.3 and later; without the CUDA graph and its last nodes
     status = cuda.cuStreamGetCaptureInfo_v2(
         ctypes.c_void_p(stream), ctypes.byref(state), ctypes.byref(number), None, None, None
     )
@@ -187,7 +187,7 @@ def load_driver() -> ctypes.CDLL:
 
 @contextmanager
 def relaxed_capture_mode() -> Generator[None]:
-    """Let this thread wait for its work and free memory although it, or another thread, captures a CUDA graph.
+    """Let this thread wait for its work and free memory while it, or another thread, captures a CUDA graph.
 
     CUDA forbids that by default and breaks the capture, since the work that is waited for could be the captured one.
     """

@@ -1,8 +1,8 @@
 """The only door to TensorRT: which flavour is installed, what it can do, its dtypes, its log and its return values.
 
-Enters: the bindings module, whatever its name and version. Leaves: a `TensorRT` value through which every other
-folder uses it, and names for annotations (`Builder`, `ITensor`, ...). Separate so that a new TensorRT version is a
-change in one file. Code asks whether a version has a feature, never for its number.
+Enters: the bindings module, whatever its name and version. Leaves: a `TensorRT` value, through which all other code
+uses it, and names for annotations (`Builder`, `ITensor`, ...). Separate so that a new TensorRT version is a change in
+one file. Code asks whether a version has a feature, never for its number.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = [
     "make_network",
 ]
 
-# TensorRT's classes, for annotations alone: the bindings carry no types, and which bindings it will be is known late.
+# TensorRT's classes, for annotations alone. The bindings have no types, and are chosen only at run time.
 Builder: TypeAlias = Any
 DataType: TypeAlias = Any
 Dims: TypeAlias = Any
@@ -71,7 +71,7 @@ DTYPES = {
     "float8_e8m0fnu": "E8M0",
 }
 
-# what an engine's inputs and outputs may be; the others live inside the graph only
+# the dtypes of an engine's inputs and outputs; others exist only inside the graph
 IO_DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool", "float8_e4m3fn")
 
 _MODULES = {"tensorrt": ("tensorrt",), "tensorrt_rtx": ("tensorrt_rtx", "tensorrt_rtx_bindings")}
@@ -103,8 +103,8 @@ class LogLine:
 class Log:
     """TensorRT's most recent lines, for error messages and passed on to ``torch2engine.tensorrt``.
 
-    There is one per flavour and process, because TensorRT keeps the first logger that it is given and sends part of
-    its lines there, whichever object they are about. Threads may share it.
+    There is one for each flavour and process, because TensorRT keeps the first logger that it is given. It sends part
+    of its lines there, no matter which object they are about. Threads may share it.
     """
 
     def __init__(self) -> None:
@@ -127,7 +127,7 @@ class Log:
         _logger.log(level, "%s", text)
 
     def mark(self) -> int:
-        """Give the number of the newest line, to ask later for what came after it."""
+        """Give the number of the newest line, so that later lines can be found."""
         return self._number
 
     def lines(self, since: int = 0, level: int = logging.WARNING) -> tuple[str, ...]:
@@ -164,12 +164,12 @@ class CallLock:
             self._destroy_if_idle()
 
     def release_when_idle(self, objects: dict[str, Any]) -> None:
-        """Let go of TensorRT's objects while nothing of it runs: now, or when the running call ends.
+        """Drop TensorRT's objects while nothing of it runs: now, or when the running call ends.
 
         It never waits: it is called by destructors, in any thread and with any lock held.
 
         Args:
-            objects: attributes of an object that is going, in the order in which they go; the only references.
+            objects: attributes of an object that is destroyed, in the order of their destruction; the only references.
         """
         self._released.append(objects)
         self._destroy_if_idle()
@@ -208,10 +208,10 @@ class TensorRT:
         is_rtx: True for TensorRT-RTX.
         log: holds its recent lines.
         logger: the ILogger that feeds `log`; every builder, parser, runtime and refitter is given this one.
-        call_lock: held around everything that plans or runs. TensorRT lets contexts of one engine run in
-            several threads at once, and this is no lock at all. TensorRT-RTX compiles kernels then, and 1.6.1 ends with
-            a segmentation fault if two threads happen to do so together (in three of six runs of 3200 calls in 8
-            threads on an H200).
+        call_lock: held around everything that plans or runs. TensorRT lets contexts of one engine run in several
+            threads at once, so this does not lock. TensorRT-RTX compiles kernels in them. 1.6.1 then ends with a
+            segmentation fault if two threads do so at once (in three of six runs of 3200 calls in 8 threads on an
+            H200).
     """
 
     name: str
@@ -337,7 +337,7 @@ def check_return_value(
     since: int = 0,
     fix: str = "",
 ) -> Any:
-    """Refuse the None or False by which TensorRT says that something failed.
+    """Refuse None and False, by which TensorRT reports a failure.
 
     Args:
         value: what TensorRT returned.

@@ -1,4 +1,4 @@
-"""Device memory as TensorRT needs it: alignment, the allocator's form, and how a lack of memory is recognised.
+"""Device memory for TensorRT: its alignment, the interface of allocators, and the signs of a lack of memory.
 
 Enters: nothing. Leaves: the rules that everything which allocates for TensorRT follows. Separate because PyTorch's
 allocator and pycuda both serve TensorRT, and neither may be imported here.

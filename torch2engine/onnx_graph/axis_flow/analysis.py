@@ -1,7 +1,7 @@
-"""An ONNX model → for each dynamic axis, whether its entries are answered independently of each other.
+"""An ONNX model → for each dynamic axis, whether its entries are independent of each other.
 
 Enters: a ModelProto with its signature. Leaves: {axis: the operator that lets entries influence each other, None
-where none does}. Separate from the rules because here lie the walk, the joining of branches and the words for people.
+where none does}. Separate from the rules because this file walks the graph, joins branches and writes the reasons.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def find_influences(model: Any, signature: Signature) -> dict[str, str | None]:
         signature: names and dynamic axes of the inputs and outputs.
 
     Returns:
-        {axis: the operator that lets entries influence each other and how, or None}. None is a proof for all inputs
-        and sizes; a text is none that they do, since operators without a rule count as mixing.
+        {axis: the operator that lets entries influence each other and how, or None}. None is a proof for all inputs and
+        sizes. A text is no proof of an influence, since operators without a rule count as mixing.
     """
     if not signature.axes:
         return {}
@@ -131,7 +131,7 @@ class _AxisAnalysis:
         if dim.HasField("dim_value"):
             return Size(dim.dim_value)
         names = re.findall(r"[^\W\d]\w*", dim.dim_param)
-        # Other names are made anew by each run of ONNX's inference, so that two sizes may share one.
+        # Each run of ONNX's inference makes its own names for other sizes, so two sizes may share a name.
         return parse_size(dim.dim_param, self.axis) if names and set(names) <= set(self.axes) else None
 
     def _outputs(self, node: NodeView, scope: Scope) -> list[Value]:
@@ -273,7 +273,7 @@ def _without_first_dim(node: NodeView, index: int) -> Value:
 
 
 def _joined(one: Value, other: Value, name: str) -> Value:
-    """What is known of a tensor that is one of two.
+    """What is known about a tensor that is one of two.
 
     Raises:
         Mixes: entries lie along different dimensions, or are there in one of them only.

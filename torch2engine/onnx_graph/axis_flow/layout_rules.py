@@ -1,7 +1,7 @@
 """Operators that move, choose, repeat and join entries, and compute nothing.
 
 Enters: a node with entries in an input. Leaves: where its outputs have them, or how it mixes them. Separate because
-here all is about places, which `compute_rules` mostly leaves as they are.
+these rules follow places, which `compute_rules` mostly leave unchanged.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch2engine.onnx_graph.axis_flow.values import Entries, Fixed, Mixed, Mixe
 
 __all__ = ["LAYOUT_RULES", "require_other_dim"]
 
-_LARGEST_INDEX = 2**31 - 1  # what exporters write for "to the end" is at least this
+_LARGEST_INDEX = 2**31 - 1  # exporters write at least this number for "to the end"
 
 
 def require_other_dim(value: Entries, dim: int, how: str) -> None:

@@ -46,7 +46,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same tensor whatever the entries are and however many there are.
+    """The same tensor for all entries and for every number of them.
 
     Args:
         shape: None if its rank is unknown.
@@ -85,7 +85,7 @@ class Entries:
 
 @dataclass(frozen=True)
 class Numbers:
-    """Indices among which are the numbers of the entries, 0, 1, 2 ..., along a dimension.
+    """Indices that contain the numbers of the entries, 0, 1, 2 ..., along a dimension.
 
     Args:
         shape, place: as of `Entries`.
