@@ -7,15 +7,15 @@ torch.export and torch.onnx stays here.
 
 - `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
 - `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
-- `recurrent`, `size_arguments`, `tensor_indices`: keep recurrent layers whole, sizes symbolic, and indices tensors,
-  while torch traces.
-- `derived_axes`, `pinned_axes`: what follows where an axis is tied to others, or is a number.
+- `recurrent`, `size_arguments`, `tensor_indices`: while torch traces, they keep recurrent layers whole, sizes symbolic,
+  and indices tensors.
+- `derived_axes`, `pinned_axes`: axes that follow from others, and the error for an axis that must be a number.
 - `axis_symbols`: works the outputs' shapes out.
 - `translate`: `decompositions`, torch.onnx with its `operator_registry`, then `optimize`; `trace_weights` for a model
   that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
-- `fake_quant`, `given_masks`, `torch_program`: quantisers of the model's own, masks of nn.Transformer, and what is read
-  from torch's program.
+- `fake_quant`, `given_masks`, `torch_program`: the model's own quantisers, masks of nn.Transformer, and facts about
+  torch's program.
 
 Public: `export`. The other files belong to this folder alone.
 """

@@ -1,7 +1,7 @@
 """torch's symbols for dynamic dimensions ↔ the user's axes, and the outputs' shapes in axis names.
 
 Enters: torch's program and the signature. Leaves: the axis of each symbol, and the outputs' shapes in axis names.
-Separate because ONNX shows these names to people, whatever torch calls its symbols.
+Separate because ONNX shows the user's names to people, and torch has names of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _size_in_axes(size: Any, traced: TracedCall, signature: Signature) -> int | 
     if isinstance(size, int):
         return size
     expression: Any = in_axes(size.node.expr, traced.guards)
-    # An axis in steps is written as step * count meanwhile: divisions by the step then disappear.
+    # Here, an axis in steps is written as step * count, so that divisions by the step disappear.
     steps = {axis_symbol(axis.name): axis.multiple_of for axis in signature.axes if axis.multiple_of > 1}
     counts = {symbol: sympy.Symbol(f"{symbol.name} count", integer=True, positive=True) for symbol in steps}
     stepped = {symbol: step * counts[symbol] for symbol, step in steps.items()}

@@ -1,8 +1,8 @@
 """A captured call → `OnnxArtifact`: trace, decompose, translate, optimise, name, verify.
 
-Enters: a captured call. Leaves: model.onnx under the signature's names, dynamic dimensions symbolic under the axes'
-names, each node with its torch module and source line. Separate because here every known way in which the exporters
-change a model without an error is closed.
+Enters: a captured call. Leaves: model.onnx with the signature's names. Its dynamic dimensions have the axes' names, and
+each node has its torch module and source line. Separate because it guards against all known ways in which the exporters
+change a model without an error.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifac
 
     Args:
         captured: the captured call.
-        refittable: write to weights.json how the ONNX graph's weights follow from parameters and buffers, whose values
-            then decide nothing about the graph.
+        refittable: write to weights.json how the ONNX graph's weights follow from parameters and buffers. The form of
+            the graph then does not depend on their values.
 
     Returns:
         an artifact in a scratch folder: model.onnx, with model.onnx.data beside it above 2 GB.

@@ -2,7 +2,7 @@
 
 Enters: a model that was quantised, and mostly fine-tuned, with modelopt.torch.quantization. Leaves: nothing; meanwhile
 its quantisers are operators that become QuantizeLinear and DequantizeLinear. Separate because it knows another
-project's class, which torch.export can't trace, since that class looks at values.
+project's class. torch.export can't trace that class, which reads values.
 """
 
 from __future__ import annotations

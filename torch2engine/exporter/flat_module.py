@@ -33,7 +33,7 @@ class FlatModule(nn.Module):
         """Call the model as its user does, and take its result apart."""
         signature = self._signature
         reference = Reference.for_signature(self.model, signature)
-        # Clones, since a write into an input would be an effect of the program, which ONNX does not have.
+        # Clones, since a write into an input would be a side effect of the program, and ONNX has none.
         written = {write.input for write in signature.writes}
         pairs = list(zip(signature.inputs, leaves, strict=True))
         inputs = [leaf.clone() if spec.name in written else leaf for spec, leaf in pairs]

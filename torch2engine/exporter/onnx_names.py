@@ -28,7 +28,7 @@ _FRAME = re.compile(r'File "(.+?)", line (\d+)')
 
 
 def name_tensors(graph: Any, inputs: Sequence[str], outputs: Sequence[str]) -> None:
-    """Give graph inputs and outputs these names, and weights the module's own, whatever else is called so.
+    """Give graph inputs and outputs these names, and weights the module's own; rename other values that have them.
 
     Args:
         graph: onnx_ir.Graph, changed in place.
@@ -162,7 +162,7 @@ def _origin_from_torch(properties: Mapping[str, str]) -> NodeOrigin:
 
 
 def _module_before_fusion(node: Any) -> str:
-    """The path of a convolution that has swallowed its BatchNorm and carries that one's name; else ""."""
+    """The path of a convolution that contains its folded BatchNorm and has that one's name; else ""."""
     if not node.metadata_props.get("pkg.onnxscript.rewriter.rule_name", "").startswith("FuseBatchNorm"):
         return ""
     weight = node.inputs[1]

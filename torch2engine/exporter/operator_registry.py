@@ -78,5 +78,5 @@ def reused_operator_registry() -> Generator[None]:
 
 @lru_cache(maxsize=1)
 def _made_once(make: Callable[..., Any], registered: _RegisteredOperators, **options: Any) -> Any:
-    """Make a registry; `registered` makes a later call remake it after an operator was added."""
+    """Make a registry; after a change of `registered`, a later call makes it anew."""
     return make(**options)

@@ -33,7 +33,7 @@ def optimize(model: Any, rewrite: bool) -> None:
 
 @contextmanager
 def exact_rewrites() -> Generator[bool]:
-    """Leave out the rewrite rules that take a constant near 0 for 0, or near 1 for 1.
+    """Leave out the rewrite rules that treat a constant near 0 as 0, or near 1 as 1.
 
     onnxscript 0.7 drops `+ 1e-8`, without which a norm of zeros divides by zero.
 

@@ -1,7 +1,7 @@
-"""An axis that every trace pins → the refusal with its line and what to write there instead.
+"""An axis that every trace pins → the error, with the user's line and what to write there instead.
 
-Enters: an axis, and the line that made a number of it. Leaves: a `DynamicAxisError`. Separate because the way out
-depends on what the line does, and that is read from its text.
+Enters: an axis, and the line that made a number of it. Leaves: a `DynamicAxisError`. Separate because the fix depends
+on the text of that line.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""The proof that a traced program is right at every size of every axis, or the refusal that says where it is not.
+"""The proof that a traced program is right at every size of every axis, or an error that says where it is not.
 
 Enters: a traced program with its conditions, and the captured call. Leaves: nothing, or a `DynamicAxisError` with the
-sizes, the user's line and an Axis that the model does hold for. Separate from `size_conditions` because that one only
-evaluates; here the outcome is judged.
+sizes, the user's line and an Axis that the model can have. Separate from `size_conditions` because that file only
+evaluates, and this one decides.
 
-A condition that fails at a few sizes is not yet a fault: torch also asks what decides nothing, such as whether a size
-is 1 when two tensors of that size are added. So the program is run at each of these sizes and compared with the model.
+A condition that fails at a few sizes may be no fault, because torch also records conditions that change nothing. An
+example is whether a size is 1 when two tensors of that size are added. So the program runs at each of these sizes, and
+its result is compared with the model's.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def _answers_like_the_model(
         if trial is None:
             expected = captured.reference(inputs).leaves
             answers = _run(program, inputs)
-        else:  # sizes that nobody gave may end the process's CUDA context, so both run on the CPU
+        else:  # invented sizes may end the process's CUDA context, so both run on the CPU
             expected = trial.run(inputs).leaves
             answers = _run_on_cpu(program, inputs, trial)
     except (ExportError, RuntimeError, IndexError, ValueError):  # either of them does not take these sizes
@@ -147,7 +148,7 @@ def _arguments(program: torch.export.ExportedProgram, inputs: Sequence[torch.Ten
 
 
 class _CpuInterpreter(torch.fx.Interpreter):
-    """Runs a program with the CPU in the place of every device that its operators name."""
+    """Runs a program on the CPU, whatever devices its operators name."""
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an operator on the CPU."""

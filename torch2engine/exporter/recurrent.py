@@ -1,8 +1,8 @@
 """nn.LSTM, nn.GRU and nn.RNN as ONNX's operators of these names, over a time axis of any length.
 
-Enters: a model while it is traced. Leaves: nothing; meanwhile each layer is one operator of our own, which
+Enters: a model while it is traced. Leaves: nothing. During an export, each layer is one operator of this package, which
 `recurrent_translations` turns into one ONNX node. Separate because torch unrolls a layer over a dynamic time axis, step
-after step: the graph then has the sample's length, and in some versions it is invalid.
+by step. Such a graph has the sample's length, and in some versions it is invalid.
 """
 
 from __future__ import annotations

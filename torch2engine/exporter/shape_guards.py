@@ -1,4 +1,4 @@
-"""The user's line of each of torch.export's decisions about dynamic axes, and its refusals in the user's words.
+"""The user's line of each decision of torch.export about dynamic axes, and torch's errors in terms of the user's code.
 
 Enters: torch's log of symbolic shapes, and its exceptions. Leaves: the line of each decision; an `ExportError` for an
 exception. Separate because torch's messages name internal symbols and, mostly, no line.
@@ -139,7 +139,7 @@ def record_guards(axis_of: AxisOfDimension) -> Generator[ShapeGuards]:
     logger: Any = logging.getLogger(_LOGGER)
     was_disabled = logger.disabled
     logger.addFilter(guards.read_record)
-    # Lines are wanted even after logging.disable() or dictConfig(), which users call for logs of their own.
+    # The records are needed even after logging.disable() or dictConfig(), which users call for their own logs.
     logger.disabled = False
     logger.isEnabledFor = _always
     try:

@@ -1,7 +1,7 @@
-"""PyTorch's functions that take sizes as plain numbers, for sizes that follow a dynamic axis.
+"""PyTorch's functions that take sizes as plain numbers, made to take sizes that follow a dynamic axis.
 
 Enters: a model while it is traced. Leaves: nothing; meanwhile these functions are computed from others that keep sizes
-symbolic. Separate because torch would make a number of such a size, and so fix the axis.
+symbolic. Separate because torch would turn such a size into a number, and so fix the axis.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _largest(
 
 
 def _dims_of_whole_window(x: Tensor, kernel_size: Any, padding: Any) -> list[int] | None:
-    """The dimensions that a window without padding covers; None where it does not cover them whole."""
+    """The dimensions that a window without padding covers; None where it covers one of them only in part."""
     sizes = _as_list(kernel_size)
     paddings = _as_list(padding)
     dims = list(range(-len(sizes), 0))

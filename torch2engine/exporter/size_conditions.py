@@ -1,8 +1,8 @@
 """Conditions on sizes under which a traced program is right, and where in the axes' ranges they hold.
 
 Enters: torch's program, and its decisions about shapes. Leaves: each decision as a condition over the axes' names, with
-the points of a grid at which it holds. Separate because torch proves conditions by its own means, which fail for many
-that are always true; here they are evaluated.
+the points of a grid at which it holds. Separate because torch can't prove many conditions that are always true. This
+file evaluates them instead.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class SizeCondition:
 def axis_symbol(name: str) -> Any:
     """The sympy symbol of an axis.
 
-    Symbol, not sympify: axes may be called N or S, which sympy reads as its own functions.
+    Symbol, not sympify: sympify reads axis names such as N or S as its own functions.
     """
     return sympy.Symbol(name, integer=True, positive=True)
 
@@ -157,7 +157,7 @@ def shape_environment(program: torch.export.ExportedProgram) -> Any:
 
 
 def holds_at(condition: SizeCondition, grid: SizeGrid) -> Truth:
-    """Evaluate a condition: true at the points where it holds; nowhere, where it holds something unknown."""
+    """Evaluate a condition: true at the points where it holds, and nowhere if a part of it is unknown."""
     try:
         truth = _value(condition.expression, grid.sizes)
     except KeyError:  # an operation or a symbol that is not known here

@@ -1,7 +1,7 @@
 """The sizes that a call's dynamic axes may have, as arrays that a condition is evaluated on.
 
-Enters: the axes with their ranges. Leaves: points, each one size for every axis: all of them where they are few, else
-a choice that a wrong condition can hardly pass. Separate because it is arithmetic on ranges, without torch.
+Enters: the axes with their ranges. Leaves: points, each with one size for every axis. They are all points if these are
+few, else a choice that a wrong condition can hardly pass. Separate because it is arithmetic on ranges, without torch.
 """
 
 from __future__ import annotations

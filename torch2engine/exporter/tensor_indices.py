@@ -1,7 +1,7 @@
 """Indexing by a 0-d integer tensor, `x[i]`, as an operator that looks rows up.
 
 Enters: a model while it is traced. Leaves: nothing; meanwhile `x[i]` is computed by the operator of `x[i.reshape(1)]`.
-Separate because torch would make a number of the tensor, which some versions then refuse to trace.
+Separate because torch would turn the tensor into a number, which some versions refuse to trace.
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def value_dependent_nodes(program: torch.export.ExportedProgram) -> list[Unsuppo
 def _has_free_size(node: Any) -> bool:
     """Whether a tensor that the node makes has a size that no input's shape decides.
 
-    A view's place in memory may depend on values, as that of one row does.
+    A view's place in memory may depend on values, such as the place of one row.
     """
     values = pytree.tree_leaves(node.meta.get("val"))
     return any(isinstance(value, torch.Tensor) and free_unbacked_symbols(value.shape) for value in values)
@@ -113,7 +113,7 @@ def _as_written(part: Any, written: Sequence[Any]) -> Any:
 def _decomposed(
     program: torch.export.ExportedProgram, opset: int
 ) -> tuple[torch.export.ExportedProgram, Callable[[Any], bool] | None]:
-    """The program as torch.onnx decomposes it, since an operator may fail in a part of it; and what it can translate.
+    """The program as torch.onnx decomposes it, and what it can translate: a part of an operator may fail.
 
     Returns:
         the program itself and None where this torch's own functions are other ones.

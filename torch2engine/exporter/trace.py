@@ -68,7 +68,8 @@ def trace(captured: CapturedCall) -> TracedCall:
 def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
     """Trace the model with the sample at these sizes.
 
-    torch decides itself which axes stay dynamic (Dim.AUTO). It then refuses nothing; its decisions are judged later.
+    torch decides itself which axes stay dynamic (Dim.AUTO). Then torch refuses nothing; its decisions are checked
+    later.
     """
     signature = captured.signature
     least = {axis.name: axis.range[0] for axis in signature.axes}
@@ -112,7 +113,7 @@ def _axis_of_dimension(signature: Signature) -> AxisOfDimension:
 def _sizes_to_trace_with(captured: CapturedCall) -> Iterator[dict[str, int]]:
     """Sizes for each attempt: first opt, then sizes that nothing else in the model has.
 
-    A size that equals another one by chance makes torch decide as if they were always equal.
+    If two sizes are equal by chance, torch decides as if they were always equal.
     """
     signature = captured.signature
     usual = {axis.name: _usual_size(axis) for axis in signature.axes}

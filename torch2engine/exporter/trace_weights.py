@@ -1,9 +1,9 @@
 """An exported ONNX graph → the same with its weights computed, and the program that computes them again.
 
 Enters: the ir.Model of torch's exporter, not optimised, and the module. Leaves: an ONNX graph whose weights are
-parameters as they are, values of the program, or constants; no rule looked at a parameter's value, which will be
-another one. Separate because optimisers fold parameters, merge equal ones and drop zeros, and a refit must know of none
-of that.
+unchanged parameters, values of the program, or constants. No rule has read the value of a parameter, since that will
+change. Separate because optimisers fold parameters, merge equal ones and drop zeros. After a refit, all of that would
+be wrong.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["WeightTracer"]
 
 # Operators that a BatchNorm behind them can be folded into -> the axis of their weight that counts outputs.
 _OUTPUT_AXIS = {"Conv": 0, "ConvTranspose": 1, "Gemm": 0}
-# An ONNX graph that expands a parameter does so when it runs: neither its file nor a refit shall carry that.
+# An ONNX graph expands a parameter when it runs; neither its file nor a refit holds the larger tensor.
 _LARGEST_GROWTH = 2
 _SMALL_SIZE = 4096  # elements; growth up to here does no harm
 _LARGEST_CONSTANT = 65_536  # bytes
@@ -34,8 +34,7 @@ _LARGEST_CONSTANT = 65_536  # bytes
 class WeightTracer:
     """Finds how the weights of one exported ONNX graph follow from a module.
 
-    A node that the program can't compute, or should not, stays in the ONNX graph, and so does the parameter that it
-    reads.
+    A node that the program can't or should not compute stays in the ONNX graph, with the parameter that it reads.
 
     Args:
         model: ir.Model, changed in place.
@@ -145,7 +144,7 @@ class WeightTracer:
         return product.op_type == "Conv" or _number(product, "group", 1) == 1
 
     def _fold_batch_norm(self, product: Any, norm: _BatchNorm) -> None:
-        """Put one product in the place of a product and its BatchNorm, with weight and bias from the program."""
+        """Replace a product and its BatchNorm by one product, with weight and bias from the program."""
         recorder = self._recorder
         bias_before = product.inputs[2] if len(product.inputs) > 2 else None
         number = len(recorder.steps)
@@ -178,7 +177,7 @@ class WeightTracer:
     def _split_batch_norm(self, norm: _BatchNorm) -> None:
         """Replace a BatchNorm by (x - mean) · scale + beta, in this order, which loses no digits.
 
-        TensorRT's parser makes two tensors of its own from the four of a BatchNorm, and no refit could replace those.
+        TensorRT's parser makes two tensors from the four of a BatchNorm, and no refit could replace these two.
         """
         if not self._can_split(norm):
             return
@@ -219,7 +218,7 @@ class WeightTracer:
     # The ONNX graph
 
     def _replace_moved_nodes(self, moved: Sequence[Any]) -> None:
-        """Remove the nodes that became steps, and put initializers in the place of their values."""
+        """Remove the nodes that became steps, and replace their values by initializers."""
         onnx_graph = self._onnx_graph
         moved_nodes = set(moved)
         for node in moved:
@@ -328,7 +327,7 @@ class _StepRecorder:
         return True
 
     def steps_for(self, values: Iterable[str]) -> tuple[tuple[WeightStep, ...], set[str]]:
-        """The steps that lead to some values, and the names of all values that take part."""
+        """The steps that lead to some values, and the names of all values in them."""
         needed = set(values)
         steps: list[WeightStep] = []
         for step in reversed(self.steps):

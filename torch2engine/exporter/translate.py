@@ -1,7 +1,7 @@
 """torch's program → an ONNX model in memory, by torch.onnx's dynamo exporter.
 
-Enters: an ExportedProgram. Leaves: an ONNXProgram, optimised by exact rules, and the program that computes its weights
-if they shall follow the module. Separate because all that is particular to torch.onnx's call stays here.
+Enters: an ExportedProgram. Leaves: an ONNXProgram, optimised by exact rules, and for a refittable model the program
+that computes its weights. Separate because all that is particular to torch.onnx's call stays here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from torch2engine.exporter.trace_weights import WeightTracer
 
 __all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
 
-# 22: the first opset whose Conv and pooling take bfloat16; ONNX Runtime and TensorRT 10, 11 and RTX understand it; and
-# it has no Attention (opset 23), which RTX 1.6 does not build in float32 and crashes on in one form.
+# 22 is the first opset whose Conv and pooling take bfloat16. ONNX Runtime and TensorRT 10, 11 and RTX understand it. It
+# has no Attention (opset 23), which RTX 1.6 does not build in float32, and one form of which makes it crash.
 OPSET = 22
 
 _FAILED_NODE = re.compile(r"%(\w+) : \[num_users=\d+\] = call_function\[target=torch\.ops\.([\w.]+)\]")
@@ -67,8 +67,8 @@ def translate_to_onnx(
         ExportError: torch.onnx fails, or its graph is in another opset.
         UnsupportedOperatorError: operators without an ONNX form; names each with its module and line.
     """
-    # The rewrite rules fold BatchNorm into a convolution as float32 where it is bfloat16, and in its own dtype where
-    # the convolution has another (onnxscript 0.7): fold only constants there.
+    # The rewrite rules of onnxscript 0.7 fold a BatchNorm in bfloat16 as float32, and one of another dtype than its
+    # convolution in its own dtype. So only constants are folded there.
     may_rewrite = refittable_model is not None or (precision != "bf16" and not has_mixed_norm(program))
     weights: WeightTracer | None = None
     with exact_decompositions(program) as decomposed, exact_rewrites() as rules_are_exact:

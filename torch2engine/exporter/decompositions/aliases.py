@@ -1,7 +1,7 @@
 """Operators that PyTorch has under two names.
 
 Enters: the arguments of the second name. Leaves: the result of the first. Separate because torch.onnx promotes types
-for the first names alone: a quotient of a float and an integer came out as an invalid graph.
+for the first names alone. A quotient of a float and an integer became an invalid graph.
 """
 
 from __future__ import annotations

@@ -60,8 +60,8 @@ def scaled_dot_product_attention(
         key = _repeat_heads(key, query)
         value = _repeat_heads(value, query)
     bias = _bias(query, key, attn_mask, is_causal)
-    # Softmax cancels what all scores of a query have in common, so a masked row is cleared after the second product:
-    # nothing then stands between the products but what TensorRT's fused kernel knows.
+    # Softmax cancels what all scores of a query have in common, so a masked row is cleared after the second product.
+    # Then only operators that TensorRT's fused kernel knows stand between the two products.
     weights = torch.softmax(_scores(query, key, bias, scale), dim=-1)
     if dropout_p > 0:
         weights = torch.dropout(weights, dropout_p, True)
@@ -72,7 +72,7 @@ def scaled_dot_product_attention(
 
 
 def _scores(query: Tensor, key: Tensor, bias: _Bias | None, scale: float | None) -> Tensor:
-    """Scale both factors by the root of the scale, as PyTorch does: their product then stays small in float16."""
+    """Scale both factors by the root of the scale, as PyTorch does, so that their product stays small in float16."""
     factor = query.shape[-1] ** -0.5 if scale is None else scale
     root = math.sqrt(abs(factor))
     scores = torch.matmul(query * math.copysign(root, factor), key.transpose(-2, -1) * root)
@@ -86,7 +86,7 @@ def _bias(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool) -> _
         return _Bias(_added(_causal(query, key), query.dtype), None) if is_causal else None
     if mask.dtype == torch.bool:
         added = _added(mask & _causal(query, key) if is_causal else mask, query.dtype)
-        # Each value is 0 or the lowest one, whatever dtype a lower precision makes of the latter.
+        # Each value is 0 or the lowest one, in any dtype that a lower precision gives it.
         return _Bias(added, added.amax(-1, keepdim=True) > -1.0)
     if is_causal:
         mask = torch.where(_causal(query, key), mask, -math.inf)
@@ -244,7 +244,7 @@ def _with_backward_state(
     is_causal: bool,
     scale: float | None,
 ) -> tuple[Any, ...]:
-    """Nine results: the last seven serve a backward pass or a debugger, so that empty tensors stand for them."""
+    """Nine results. The last seven serve a backward pass or a debugger, so empty tensors replace them."""
     lengths = torch.zeros(0, dtype=torch.int64)
     return (
         *_with_logsumexp(query, key, value, mask, dropout_p, is_causal, scale),
@@ -272,8 +272,8 @@ ATTENTION: Mapping[str, Callable[..., Any]] = {
 def needs_exact_attention(program: torch.export.ExportedProgram) -> bool:
     """Tell whether torch.onnx would translate some attention of a program wrongly, or not at all.
 
-    Where it need not, its own translation stays: TensorRT-RTX 1.6.1 computes the product before it in int8 or fp8 then,
-    and in float32 with ours (seen on an H200).
+    Otherwise its own translation stays. With it, TensorRT-RTX 1.6.1 computes the product before it in int8 or fp8; with
+    ours, in float32 (H200).
     """
     attention = torch.ops.aten.scaled_dot_product_attention.default
     nodes: Iterable[Any] = program.graph.nodes

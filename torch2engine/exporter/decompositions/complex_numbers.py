@@ -1,7 +1,7 @@
 """Complex numbers as pairs of real ones, for the operators that torch.onnx has in real arithmetic only.
 
 Enters: the arguments of one operator. Leaves: its result; NotImplemented for real tensors. Separate because ONNX has no
-complex type: torch.onnx writes a complex tensor as a real one with a last dimension of two.
+complex type. torch.onnx writes a complex tensor as a real one with a last dimension of two.
 """
 
 from __future__ import annotations

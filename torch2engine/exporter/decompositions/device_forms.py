@@ -1,7 +1,7 @@
 """Operators that PyTorch replaces by another one on a GPU, in the form that is the same on every device.
 
-Enters: the arguments of one operator. Leaves: its result. Separate because a model that is traced on a GPU must give
-the ONNX graph that it gives on the CPU.
+Enters: the arguments of one operator. Leaves: its result. Separate because a model must give the same ONNX graph
+whether it is traced on a GPU or on the CPU.
 """
 
 from __future__ import annotations

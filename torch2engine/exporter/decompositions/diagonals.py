@@ -45,7 +45,7 @@ def diagonal_scatter(x: Tensor, source: Tensor, offset: int = 0, dim1: int = 0, 
     rows = torch.arange(moved.shape[-2], device=x.device).unsqueeze(-1)
     columns = torch.arange(moved.shape[-1], device=x.device)
     on_diagonal = columns - rows == offset
-    # Each element of the diagonal is asked for by its row, less the rows that the diagonal does not reach.
+    # The index of each element on the diagonal is its row, minus the rows that the diagonal does not reach.
     place = (rows - max(-offset, 0)).clamp(min=0)
     place = torch.minimum(place, torch.full_like(place, source.shape[-1] - 1)).squeeze(-1)
     values = source.index_select(-1, place).unsqueeze(-1)

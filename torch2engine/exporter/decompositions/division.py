@@ -1,7 +1,7 @@
 """Division that rounds, remainders, and functions of integers.
 
-Enters: the arguments of one operator. Leaves: its result. Separate because torch.onnx divides integers as float32
-(2147483647 // 4 comes out one too large), and floats by rounding a quotient that was rounded already.
+Enters: the arguments of one operator. Leaves: its result. Separate because torch.onnx divides integers as float32, so
+that 2147483647 // 4 is one too large. It divides floats by rounding a quotient that was rounded already.
 """
 
 from __future__ import annotations

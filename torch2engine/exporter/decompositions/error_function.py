@@ -1,4 +1,4 @@
-"""The complementary error function, the normal distribution, right in their tails, and the inverses of both.
+"""The complementary error function and the normal distribution, exact in their tails, and the inverses of both.
 
 Enters: the argument of one operator. Leaves: its result. Separate because torch.onnx writes 1 - erf(x), which is 0
 above 4 and has no correct digit above 3.

@@ -24,7 +24,7 @@ def col2im(
     padding: Sequence[int],
     stride: Sequence[int],
 ) -> Tensor:
-    """Add overlapping patches up: [N, C * kernel, L] to [N, C, *output_size], or both without N.
+    """Add up overlapping patches: [N, C * kernel, L] to [N, C, *output_size], or both without N.
 
     Each channel's transposed convolution has one kernel for each element of a patch, with a single 1 in it.
     """

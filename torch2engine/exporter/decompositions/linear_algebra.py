@@ -1,4 +1,4 @@
-"""Inverses, solutions and determinants of small matrices, by elimination that is written out step by step.
+"""Inverses, solutions and determinants of small matrices, by elimination with one step for each row.
 
 Enters: the arguments of one operator. Leaves: its result, for matrices of a fixed size up to 16. Separate because
 ONNX has a determinant alone, and TensorRT not even that. Larger matrices have no ONNX form and are refused by name.

@@ -47,7 +47,7 @@ def expm1(x: Tensor) -> Tensor:
 
 def log_sigmoid(x: Tensor) -> Tensor:
     """Compute log(1 / (1 + exp(-x)))."""
-    # Not clamp(max=0): that becomes Clip, whose other limit is the lowest finite value, so -inf would not stay.
+    # Not clamp(max=0), because that becomes Clip, whose other limit is the lowest finite value: -inf would be lost.
     return -torch.relu(-x) - log1p(torch.exp(-x.abs()))
 
 
@@ -70,7 +70,7 @@ def logaddexp2(a: Tensor, b: Tensor) -> Tensor:
 
 
 def logcumsumexp(x: Tensor, dim: int) -> Tensor:
-    """Compute the logarithm of the running sum of exp(x), each element with a maximum of its own.
+    """Compute the logarithm of the running sum of exp(x), where each element has its own maximum.
 
     Memory grows with the square of the dimension's size: ONNX has no running maximum.
     """

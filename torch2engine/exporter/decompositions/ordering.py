@@ -34,7 +34,7 @@ def _sort(last: Tensor) -> tuple[Tensor, Tensor]:
         return last.sort(-1)
     missing = last.isnan()
     _, by_value = torch.where(missing, torch.inf, last).sort(-1)
-    # An infinity and a NaN were equal so far: a NaN goes behind the number of all others.
+    # An infinity and a NaN were equal so far; a NaN is placed behind all others.
     count = (~missing).to(torch.int64).sum(-1, keepdim=True)
     are_missing = missing.gather(-1, by_value)
     behind = are_missing.to(torch.int64).cumsum(-1) + count - 1
@@ -56,7 +56,7 @@ def _stable_sort(
 ) -> tuple[Tensor, Tensor]:
     """`sort.stable`: equal elements keep their order, since each element's rank is counted.
 
-    Above `_MOST_COMPARISONS` it becomes an ordinary sort, whose order of equal elements is ONNX's: the first one first.
+    Above `_MOST_COMPARISONS` it becomes an ordinary sort, with ONNX's order of equal elements: the first one first.
     """
     if not stable or not x.dim() or not product_is_at_most([*x.shape, x.shape[dim]], _MOST_COMPARISONS):
         return torch.sort(x, dim, descending)
@@ -99,7 +99,7 @@ def median(x: Tensor) -> Tensor:
 
 
 def nanmedian_of_dimension(x: Tensor, dim: int, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """Find the lower median of the numbers and its place; NaN where there is no number."""
+    """Find the lower median of the elements that are no NaN, and its place; NaN where all are."""
     if not x.is_floating_point():
         return median_of_dimension(x, dim, keepdim)
     if x.dim() == 0:

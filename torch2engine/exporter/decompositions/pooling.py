@@ -1,4 +1,4 @@
-"""Pooling to a fixed number of windows, whatever the size.
+"""Pooling to a fixed number of windows, for any size of the input.
 
 Enters: the arguments of one operator. Leaves: its result, from windows that are gathered and reduced. Separate because
 torch.onnx has these only where every window has the same size, and never with indices.
@@ -155,7 +155,7 @@ def _max_pool_with_indices(rank: int) -> Callable[..., tuple[Tensor, Tensor]]:
             dim = number - rank
             starts = torch.arange(values.shape[dim], device=x.device) * step[number] - edge[number]
             positions = starts.unsqueeze(-1) + torch.arange(kernel[number], device=x.device) * apart[number]
-            # A place outside becomes the nearest one of the same window: then it is a repetition.
+            # A place outside is replaced by the nearest one of the same window, which changes no maximum.
             first = _first_inside(starts, apart[number])
             last = _last_inside(starts, kernel[number], apart[number], x.shape[dim])
             positions = torch.minimum(torch.maximum(positions, first.unsqueeze(-1)), last.unsqueeze(-1))
@@ -183,7 +183,7 @@ def _last_inside(starts: Tensor, kernel: int, apart: int, size: int) -> Tensor:
 
 
 def _avg_pool(rank: int) -> Callable[..., Tensor]:
-    """`avg_pool2d/3d` with a divisor of its own, which torch.onnx ignores: the sum of each window, divided."""
+    """`avg_pool2d/3d` with a given divisor, which torch.onnx ignores: the sum of each window, divided."""
 
     def decomposition(
         x: Tensor,

@@ -1,7 +1,7 @@
-"""Turning, cropping and dropping dimensions, whatever their size.
+"""Rolling, cropping and dropping dimensions of any size.
 
 Enters: the arguments of one operator. Leaves: its result. Separate because torch.onnx writes these for sizes that are
-numbers, or asks TensorRT to look for a dimension of size 1.
+numbers, or lets TensorRT find a dimension of size 1 at run time.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def _softmax_of(softmax: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def decomposition(x: Tensor, dim: int, last: Any = None) -> Tensor:
         if x.dim() != 1:
             return NotImplemented
-        # The last argument is a dtype, or tells whether a half result shall be in float32.
+        # The last argument is a dtype, or says whether a half result shall be in float32.
         dtype = last if isinstance(last, torch.dtype) else torch.float32 if last else None
         return softmax(x.unsqueeze(0), 1, dtype=dtype).squeeze(0)
 

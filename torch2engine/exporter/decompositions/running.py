@@ -50,7 +50,7 @@ def _running_extreme(
 
 
 def _shifted(x: Tensor, step: int, neutral: float) -> Tensor:
-    """Every element `step` places later along the last dimension; whatever would lie before the first is neutral."""
+    """Every element `step` places later along the last dimension; neutral elements fill the front."""
     before = torch.full((*x.shape[:-1], step), neutral, dtype=x.dtype, device=x.device)
     return torch.cat((before, x), -1).narrow(-1, 0, x.shape[-1])
 
@@ -66,8 +66,8 @@ def _largest_value(x: Tensor) -> float:
 def cumprod(x: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """Compute the product of the elements so far.
 
-    Memory grows with the square of the dimension's size. A product between may overflow in float32 where PyTorch's does
-    not: on a CPU it multiplies in float64.
+    Memory grows with the square of the dimension's size. An intermediate product may overflow in float32 where
+    PyTorch's does not, since PyTorch multiplies in float64 on a CPU.
     """
     if dtype is not None:
         x = x.to(dtype)

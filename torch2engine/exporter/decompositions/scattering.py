@@ -1,8 +1,8 @@
 """Values that are added up, multiplied or compared at given places.
 
 Enters: the arguments of one operator. Leaves: its result, from comparisons of all places with all indices. Separate
-because TensorRT-RTX scatters without any reduction. Above `MOST_COMPARISONS` torch.onnx's form is left, which ONNX
-Runtime and TensorRT have: it needs no memory for the comparisons.
+because TensorRT-RTX scatters without any reduction. Above `MOST_COMPARISONS` torch.onnx's form stays, which needs no
+memory for comparisons; ONNX Runtime and TensorRT have it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Floor division of sizes that may be negative, such as `-(-n // 4)`, which rounds n / 4 up.
 
 Enters: a program of torch.export. Leaves: the same, dividing numbers that are never negative. Separate because these
-are Python's operators on sizes, not PyTorch's on tensors: ONNX's Div rounds them towards zero.
+are Python's operators on sizes, not PyTorch's on tensors. ONNX's Div would round them towards zero.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def find_operator(name: str) -> Any:
 def _with_second_choice(
     exact: Mapping[Any, Callable[..., Any]], torchs: Mapping[Any, Callable[..., Any]]
 ) -> dict[Any, Callable[..., Any]]:
-    """The decompositions of this table; where one returns NotImplemented, torch's own is taken, if it has one."""
+    """The decompositions of this table. Where one returns NotImplemented, torch's own is used, if it has one."""
 
     def either(first: Callable[..., Any], second: Callable[..., Any]) -> Callable[..., Any]:
         def decomposition(*args: Any, **options: Any) -> Any:
@@ -119,7 +119,7 @@ def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[tor
     """Let torch.onnx decompose by this table first.
 
     torch.onnx has no public option for this: its `custom_translation_table` takes ONNX functions only. A separate
-    `run_decompositions` traces the program once more, which doubles the time of an export, so it is the second choice.
+    `run_decompositions` is the second choice, because it traces the program again, which doubles the time of an export.
 
     Args:
         program: divisions of its sizes are changed in place.
