@@ -127,7 +127,7 @@ def deploy(
             return reused_module
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # torch.onnx.export
-            captured = captured.with_derived_axes(onnx_artifact.signature, onnx_artifact.profiles)
+            captured = captured.with_derived_axes(onnx_artifact.signature, onnx_artifact.profiles)  # export finds them
             engine_reuse.start_hashing_in_thread(onnx_artifact)  # for reuse_by_graph
         with report.phase("reference"):  # the model's answers, and how far rounding moves them
             reference = answer_parity_cases(captured, request.candidate_precisions(captured))
@@ -138,8 +138,8 @@ def deploy(
     lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)
-    source = resolve_source(lowered.artifact, precision=request.builder_precision(onnx_artifact))
-    with request_engine(source, request.config, engine_cache, progress) as engine_request:
+    source = resolve_source(lowered.artifact, precision=request.builder_precision(onnx_artifact))  # what to build
+    with request_engine(source, request.config, engine_cache, progress) as engine_request:  # nothing is built yet
         with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine_artifact = engine_request.load_or_build(accepts_other_weights=True)  # the next phase refits them

@@ -3,8 +3,14 @@
 Enters: a request, and its cache. Leaves: an engine that was compared with the model anew, or None; then deploy() takes
 every step. Separate because a shortcut is right only if it finds and accepts what all steps would have built.
 
-Two keys lead to an engine. The request key hashes what deploy() was given; its record in the cache names the engine
-key, which hashes what TensorRT was given.
+deploy() can find an earlier engine at three points, and this class does the first two:
+
+1. `reuse_by_cache_key`, before the export: the user's cache_key, the weights and all other arguments are the same.
+2. `reuse_by_graph`, after the export: the ONNX graph and all other arguments are the same.
+3. `EngineRequest.load_or_build`, before the build: everything that TensorRT reads is the same.
+
+The first two have a request key, which hashes what deploy() was given. Its record in the cache names the engine key,
+which hashes what TensorRT was given. The third has the engine key itself.
 """
 
 from __future__ import annotations
