@@ -11,7 +11,7 @@ UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check gpu-test gpu2-test bench operators zoo gpu-zoo evidence lock clean
+.PHONY: help demo test test-fast check docs gpu-test gpu2-test bench operators zoo gpu-zoo evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo 'make test      every test that needs no GPU          (more flags: PYTEST="-x -k artifact")'
 	@echo 'make test-fast those of them that neither export, train, build nor start a process: under a minute'
 	@echo 'make check     ruff, pyright (strict), import rules'
+	@echo 'make docs      the documentation as HTML in build/docs, strictly'
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
@@ -58,6 +59,19 @@ check: .venv/stamp
 	@.venv/bin/pyright
 	@echo '· import rules'
 	@.venv/bin/lint-imports --no-cache --no-logo
+
+# An environment of its own, which also finds what .venv has: the pages of the API import the package.
+build/docs-venv/stamp: requirements/docs.txt .venv/stamp
+	@echo '· installing requirements/docs.txt into build/docs-venv'
+	@$(PYTHON) -m venv --clear build/docs-venv
+	@build/docs-venv/bin/python -m pip --disable-pip-version-check install -qq -r requirements/docs.txt
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(build/docs-venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	@touch $@
+
+docs: build/docs-venv/stamp
+	@PYTHONPATH=. build/docs-venv/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo '· build/docs/index.html'
 
 gpu-test:
 	@mkdir -p $(RESULTS)

@@ -1,1 +1,1 @@
-"""Benchmarks and the stress run: scripts whose JSON is kept as evidence, and the README's table made from it."""
+"""Benchmarks and the stress run: scripts whose JSON is kept as evidence, and the tables and the chart made from it."""

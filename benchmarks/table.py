@@ -1,6 +1,6 @@
-"""The README's tables of speed, made from the evidence: `python -m benchmarks.table`, or with `--check`.
+"""The tables of docs/speed.md, made from the evidence: `python -m benchmarks.table`, or with `--check`.
 
-Enters: the evidence of the benchmarks. Leaves: the README with the text between
+Enters: the evidence of the benchmarks. Leaves: the page with the text between
 `<!-- speed -->` and `<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A
 peer that is faster than torch2engine needs its reason in `REASONS`, or no table is made.
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.evidence import REPOSITORY, complaints
 
-__all__ = ["REASONS", "between", "generate", "main", "rewritten"]
+__all__ = ["REASONS", "between", "generate", "main", "origin_of", "read_evidence", "rewritten"]
 
 # Figure of models.json (or a pattern of such) -> why the peer is faster there.
 _KERNELS = (
@@ -94,7 +94,12 @@ class TableError(Exception):
     """The evidence does not make a table that may be published."""
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_evidence(path: Path) -> dict[str, Any] | None:
+    """Read one file of evidence; None if there is none.
+
+    Raises:
+        TableError: it has another form, or comes from an unclean tree.
+    """
     if not path.exists():
         return None
     evidence: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -116,7 +121,8 @@ def _rows(cells: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (head, rule, *body)]
 
 
-def _origin(evidence: Mapping[str, Any]) -> str:
+def origin_of(evidence: Mapping[str, Any]) -> str:
+    """What evidence was measured with: the GPU, the versions, the commit."""
     versions = evidence["versions"]
     names = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX", "torch": "torch"}
     used = ", ".join(f"{title} {versions[name]}" for name, title in names.items() if name in versions)
@@ -131,7 +137,7 @@ def _calls(evidence: Mapping[str, Any]) -> list[str]:
         here, there = figures[f"tiny.{name}.host_us"], figures[f"tiny.{base}.host_us"]
         cells.append([title, _time(here), f"{here / there:.2f}", f"{other} ({_time(there)})"])
     return [
-        f"Host time per call, median ({_origin(evidence)}, `call_overhead.json`):",
+        f"Host time per call, median ({origin_of(evidence)}, `call_overhead.json`):",
         "",
         *_rows(cells),
     ]
@@ -159,9 +165,9 @@ def _precisions(evidence: Mapping[str, Any]) -> list[str]:
             speedup = f"{figures[f'{name}.speedup_over_fp32']:.2f}"
             cells.append([f"{title}, {word}", f"{error:.1e}{beyond}", share, *times, speedup])
     return [
-        f"Float32 models in each precision ({_origin(evidence)}, `precision.json`): relative L2 error of the engine, "
-        "what TensorRT says that its layers compute in the precision, GPU time per call, and speed at batch 8 against "
-        "fp32 (TF32 off, as for all but tf32):",
+        f"Float32 models in each precision ({origin_of(evidence)}, `precision.json`): relative L2 error of the "
+        "engine, what TensorRT says that its layers compute in the precision, GPU time per call, and speed at batch 8 "
+        "against fp32 (TF32 off, as for all but tf32):",
         "",
         *_rows(cells),
         *(line for note in notes for line in ("", note)),
@@ -185,7 +191,7 @@ def _refits(evidence: Mapping[str, Any]) -> list[str]:
     speedup = figures["resnet50.refit_speedup_over_deploy"]
     cached, keyed = figures["resnet50.cached_deploy_s"], figures["resnet50.keyed_deploy_s"]
     return [
-        f"Engines that follow a model in training ({_origin(evidence)}, `refit.json`): a refit after each of "
+        f"Engines that follow a model in training ({origin_of(evidence)}, `refit.json`): a refit after each of "
         f"{evidence['samples']['options']['steps']} optimizer steps, medians; relative L2 error of the answers, the "
         "largest one:",
         "",
@@ -216,8 +222,8 @@ def _processor(evidence: Mapping[str, Any]) -> list[str]:
     except KeyError as error:
         raise TableError(f"processor.json: {error} is missing") from None
     return [
-        f"`Processor`, numpy in and numpy out ({_origin(evidence)}, `processor.json`): medians; of a stream the time "
-        "for each item. The engine has a profile for batches of 1 to 32, and one of its own for each batch of the "
+        f"`Processor`, numpy in and numpy out ({origin_of(evidence)}, `processor.json`): medians; of a stream the "
+        "time for each item. The engine has a profile for batches of 1 to 32, and one of its own for each batch of the "
         "table, which a `Processor` chooses. The tutorials' way takes its memory anew in every call, waits, and uses "
         "the first profile for all; the engine alone is TensorRT's enqueue with its inputs on the GPU:",
         "",
@@ -253,7 +259,7 @@ class _Models:
         profiles = ", with a profile of its own for each batch" if "own_profiles" in self.evidence["samples"] else ""
         kind = f"half precision{profiles}"
         return [
-            f"Time per call in µs, GPU / host, medians ({_origin(self.evidence)}, {kind}, `models.json`):",
+            f"Time per call in µs, GPU / host, medians ({origin_of(self.evidence)}, {kind}, `models.json`):",
             "",
             *_rows(cells),
             "",
@@ -322,8 +328,8 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
         TableError: evidence of another form or from an unclean tree, a peer that is faster for no stated reason, or
             one that is missing for none.
     """
-    calls, models = _read(results / "call_overhead.json"), _read(results / "models.json")
-    precisions, refits = _read(results / "precision.json"), _read(results / "refit.json")
+    calls, models = read_evidence(results / "call_overhead.json"), read_evidence(results / "models.json")
+    precisions, refits = read_evidence(results / "precision.json"), read_evidence(results / "refit.json")
     parts = [_calls(calls)] if calls is not None else []
     if models is not None:
         parts.append(_Models(models, reasons).lines())
@@ -331,44 +337,44 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
         parts.append(_precisions(precisions))
     if refits is not None:
         parts.append(_refits(refits))
-    if (processor := _read(results / "processor.json")) is not None:
+    if (processor := read_evidence(results / "processor.json")) is not None:
         parts.append(_processor(processor))
     return "\n\n".join("\n".join(part) for part in parts)
 
 
-def between(readme: str) -> str:
+def between(page: str) -> str:
     """What stands between the marks.
 
     Raises:
         TableError: the marks are not there once each.
     """
-    if readme.count(START) != 1 or readme.count(END) != 1 or readme.index(START) > readme.index(END):
-        raise TableError(f"the README needs {START} and {END}, once each and in this order")
-    return readme.partition(START)[2].partition(END)[0].strip()
+    if page.count(START) != 1 or page.count(END) != 1 or page.index(START) > page.index(END):
+        raise TableError(f"the page needs {START} and {END}, once each and in this order")
+    return page.partition(START)[2].partition(END)[0].strip()
 
 
-def rewritten(readme: str, text: str) -> str:
-    """The README with `text` between the marks."""
-    between(readme)
-    before, after = readme.partition(START)[0], readme.partition(END)[2]
+def rewritten(page: str, text: str) -> str:
+    """The page with `text` between the marks."""
+    between(page)
+    before, after = page.partition(START)[0], page.partition(END)[2]
     return f"{before}{START}\n{text}\n{END}{after}" if text else f"{before}{START}\n{END}{after}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the README says anything else")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page says anything else")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")
-    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
+    parser.add_argument("--page", type=Path, default=REPOSITORY / "docs" / "speed.md")
     options = parser.parse_args()
     try:
-        readme = options.readme.read_text(encoding="utf-8")
-        made = rewritten(readme, generate(options.results))
+        page = options.page.read_text(encoding="utf-8")
+        made = rewritten(page, generate(options.results))
     except TableError as error:
         sys.exit(str(error))
-    if options.check and made != readme:
-        sys.exit(f"{options.readme.name} does not say what the evidence says: run `python -m benchmarks.table`")
+    if options.check and made != page:
+        sys.exit(f"{options.page.name} does not say what the evidence says: run `python -m benchmarks.table`")
     if not options.check:
-        options.readme.write_text(made, encoding="utf-8")
+        options.page.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`benchmarks/`: the form of evidence, the README's table, the judge of the stress run, and scripts without a GPU."""
+"""`benchmarks/`: the form of evidence, the tables of speed, the judge of the stress run, and scripts without a GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import peers, precision, stress, table, zoo
+from benchmarks import chart, peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
 from tests.support.paths import REPOSITORY
@@ -184,13 +184,26 @@ def test_stress_keeps_a_bounded_number_of_results() -> None:
     assert checker.checks == 10 * len(known) + (10 * len(known) - stress.KEPT)
 
 
-# The README's table
+# The tables of speed, and the chart
 
 
-def test_readme_says_what_the_evidence_says(repository: Path) -> None:
-    """The table is the one that the committed JSON gives; without JSON there is none."""
-    readme = (repository / "README.md").read_text(encoding="utf-8")
-    assert table.between(readme) == table.generate(repository / "benchmarks" / "results")
+def test_chart_shows_what_the_evidence_says(repository: Path) -> None:
+    """The picture is the one that the committed JSON gives, and every time in it is a figure."""
+    evidence = table.read_evidence(repository / "benchmarks" / "results" / "models.json")
+    assert evidence is not None
+    drawn = chart.draw(evidence["figures"], table.origin_of(evidence))
+    assert (repository / "docs" / "speed.svg").read_text(encoding="utf-8") == drawn
+    shown = [float(time) for time in re.findall(r">([\d.]+) ms<", drawn)]
+    eager = [evidence["figures"][f"{model}.b{batch}.eager.device_us"] / 1000 for model, batch in chart.GROUPS]
+    assert {round(time, 2) for time in eager} <= set(shown)
+    changed = {name: 2 * value for name, value in evidence["figures"].items()}
+    assert chart.draw(changed, "another GPU") != drawn
+
+
+def test_page_says_what_the_evidence_says(repository: Path) -> None:
+    """The tables are those that the committed JSON gives; without JSON there is none."""
+    page = (repository / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert table.between(page) == table.generate(repository / "benchmarks" / "results")
 
 
 def test_table_knows_every_model_and_peer() -> None:
@@ -336,14 +349,14 @@ def test_evidence_that_is_none_gives_no_table(change: dict[str, Any], text: str,
     assert str(caught.value).startswith(text)
 
 
-def test_command_rewrites_the_readme_and_checks_it(repository: Path, tmp_path: Path) -> None:
+def test_command_rewrites_the_page_and_checks_it(repository: Path, tmp_path: Path) -> None:
     """`--check` fails until the table has been made, and making it twice changes nothing more."""
-    readme = tmp_path / "README.md"
-    readme.write_text(f"# title\n\n{table.START}\nold\n{table.END}\n\nafter\n")
+    page = tmp_path / "speed.md"
+    page.write_text(f"# title\n\n{table.START}\nold\n{table.END}\n\nafter\n")
     published(tmp_path, overhead())
 
     def command(*flags: str) -> tuple[int, str]:
-        options = ["--results", str(tmp_path), "--readme", str(readme), *flags]
+        options = ["--results", str(tmp_path), "--page", str(page), *flags]
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.table", *options],
             cwd=repository,
@@ -355,11 +368,11 @@ def test_command_rewrites_the_readme_and_checks_it(repository: Path, tmp_path: P
 
     assert command("--check") == (
         1,
-        "README.md does not say what the evidence says: run `python -m benchmarks.table`\n",
+        "speed.md does not say what the evidence says: run `python -m benchmarks.table`\n",
     )
-    assert "old" in readme.read_text()
+    assert "old" in page.read_text()
     assert command() == (0, "")
-    once = readme.read_text()
+    once = page.read_text()
     assert table.between(once) == table.generate(tmp_path)
     assert once.startswith("# title\n\n")
     assert once.endswith("\n\nafter\n")

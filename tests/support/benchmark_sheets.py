@@ -1,7 +1,7 @@
 """Made-up evidence, in the form of what the benchmarks write.
 
 Enters: figures. Leaves: sheets, and folders that hold them. A room of its own because the tests of the form and those
-of the README's tables start from the same.
+of the tables of speed start from the same.
 """
 
 from __future__ import annotations

@@ -266,9 +266,9 @@ class Tolerance:
 
     Args:
         rel_l2: bound on ‖candidate − reference‖₂ / ‖reference‖₂ over a whole output.
-        max_rel: bound on local errors, which rel_l2 would hide. It applies to every element: |candidate − reference|
-            in units of |reference| plus the root mean square of its surroundings. It applies to every slice along every
-            dimension, too: ‖candidate − reference‖₂ / ‖reference‖₂.
+        max_rel: bound on local errors, which rel_l2 would hide. It applies to every element: the absolute
+            difference, in units of the reference's absolute value plus the root mean square of its surroundings. It
+            applies to every slice along every dimension, too: ‖candidate − reference‖₂ / ‖reference‖₂.
         abs: absolute difference that counts as none. It is never more than rel_l2 times the reference's root mean
             square, unless the reference is all zero. So it does not hide an output whose values are all tiny.
         mismatch: share of the elements of an integer or bool output that may differ. Near ties don't count, where the
