@@ -186,6 +186,31 @@ def test_condition_on_two_axes_names_a_point_that_fails() -> None:
     )
 
 
+def three(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Takes another way to the same answer for a batch of three, whatever its length."""
+    return x + x if x.shape[0] * x.shape[1] == 3 * x.shape[1] else x * 2
+
+
+def three_differ(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Answers something else for a batch of three, whatever its length."""
+    return x if x.shape[0] * x.shape[1] == 3 * x.shape[1] else x * 2
+
+
+BOTH = {"x": {0: Axis("b", 1, 2, 4), 1: Axis("n", 3, 6, 60)}}
+
+
+def test_condition_that_one_of_its_axes_decides_is_tried_at_the_sizes_of_that_axis() -> None:
+    """It fails at a batch of three and each of 58 lengths, which is one size to try and not 58."""
+    model = Function(three)
+    artifact, _ = exported(model, X, BOTH)
+    for x in (torch.randn(1, 3, 3), torch.randn(1, 60, 3), torch.randn(3, 7, 3)):
+        case = ParityCase("", (x,), {})
+        assert torch.equal(torch.from_numpy(answer(artifact, case)["output"]), x * 2)
+    with pytest.raises(DynamicAxisError) as error:
+        exported(Function(three_differ), X, BOTH)
+    assert error.value.allowed == "sizes for which b*n != 3*n, which is wrong at b = 3"
+
+
 def like_the_weight(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Takes a short way where the size is the weight's."""
     return x * w if x.shape[1] == w.shape[0] else w * x

@@ -86,14 +86,36 @@ def find_size_fault(
 def _wrong_sizes(
     captured: CapturedCall, program: torch.export.ExportedProgram, failure: _Failure, grid: SizeGrid
 ) -> list[dict[str, int]] | None:
-    """The sizes of the condition's axes at which the program is wrong, or may be; None where it is right."""
-    axes = failure.condition.axes
+    """The sizes of the axes that decide at which the program is wrong, or may be; None where it is right."""
+    axes = failure.condition.axes if failure.condition.is_input else _deciding_axes(failure, grid)
     columns = np.stack([grid.sizes[axis][failure.fails] for axis in axes], axis=1)
     failing = [dict(zip(axes, map(int, row), strict=True)) for row in np.unique(columns, axis=0)]
     if failure.condition.is_input or len(failing) > _MOST_TRIALS:
         return failing
     wrong = [sizes for sizes in failing if not _answers_like_the_model(captured, program, sizes)]
     return wrong or None
+
+
+def _deciding_axes(failure: _Failure, grid: SizeGrid) -> tuple[str, ...]:
+    """The axes on whose sizes the condition's truth depends.
+
+    `length % (batch * length) != 0` has two axes, and fails where batch is 1, at each length.
+    """
+    deciding = list(failure.condition.axes)
+    for axis in failure.condition.axes:
+        others = [name for name in deciding if name != axis]
+        if others and _is_decided_by(others, failure.fails, grid):
+            deciding = others
+    return tuple(deciding)
+
+
+def _is_decided_by(axes: Sequence[str], fails: NDArray[np.bool_], grid: SizeGrid) -> bool:
+    """Tell whether all points with the same sizes of these axes fail, or none of them."""
+    points = np.stack([grid.sizes[axis] for axis in axes], axis=1)
+    _, group = np.unique(points, axis=0, return_inverse=True)
+    group = group.reshape(-1)  # numpy 2.0 gives it another dimension
+    failed, all_of = np.bincount(group, weights=fails), np.bincount(group)
+    return bool(((failed == 0) | (failed == all_of)).all())
 
 
 def _answers_like_the_model(
