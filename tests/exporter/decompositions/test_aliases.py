@@ -8,7 +8,7 @@ from tests.support.models import Function, error_of, exported
 
 
 def test_second_names_promote_their_arguments() -> None:
-    """A float divided by, multiplied with and compared to integers."""
+    """A float divided by, multiplied with and compared to integers; integers subtracted from numbers of both kinds."""
     count = torch.tensor([1, 2, 3])
     model = Function(
         lambda x, w: {
@@ -17,6 +17,9 @@ def test_second_names_promote_their_arguments() -> None:
             "subtracted": torch.subtract(x, count),
             "greater": torch.greater(x, count),
             "less": torch.less_equal(x, 1),
+            "hidden": 1.0 - (x > 0).long(),
+            "scaled": torch.rsub((x > 0).long(), 2.5, alpha=2),
+            "whole": 1 - count,
         }
     )
     artifact, cases = exported(model, torch.randn(4, 3))

@@ -32,6 +32,7 @@ from torch2engine.exporter.decompositions.gamma_functions import GAMMA_FUNCTIONS
 from torch2engine.exporter.decompositions.grouped_products import GROUPED_PRODUCTS, grouped_products_of_transformers
 from torch2engine.exporter.decompositions.linear_algebra import LINEAR_ALGEBRA
 from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
+from torch2engine.exporter.decompositions.normalizing import NORMALIZING
 from torch2engine.exporter.decompositions.ordering import ORDERING
 from torch2engine.exporter.decompositions.pooling import POOLING
 from torch2engine.exporter.decompositions.rearranging import REARRANGING
@@ -67,6 +68,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **FOURIER,
     **GROUPED_PRODUCTS,
     **LINEAR_ALGEBRA,
+    **NORMALIZING,
     **REDUCTIONS,
     **RESIZING,
     **STACKING,
