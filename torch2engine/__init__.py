@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch2engine.core.pytree import Inputs
     from torch2engine.core.spec import Axis, Preprocess, Profile
     from torch2engine.deploy import deploy
+    from torch2engine.fallback.explanation import Explanation
     from torch2engine.modules.load import load
     from torch2engine.modules.onnxruntime.module import ORTModule
     from torch2engine.modules.trt.module import TRTModule
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from torch2engine.precision.module_sensitivity import sensitivity
     from torch2engine.precision.precision_report import precision_report
     from torch2engine.processor.processor import Processor
+    from torch2engine.torch_compile import compile_backend, explain
 
 __all__ = [
     "ArtifactError",
@@ -65,6 +67,7 @@ __all__ = [
     "DynamicAxisError",
     "EngineArtifact",
     "EngineCache",
+    "Explanation",
     "ExportError",
     "InputError",
     "Inputs",
@@ -88,7 +91,9 @@ __all__ = [
     "__version__",
     "build",
     "check",
+    "compile_backend",
     "deploy",
+    "explain",
     "export",
     "load",
     "precision_report",
@@ -108,6 +113,7 @@ _HOMES = {
     "RuntimeConfig": "core.config",
     "Tolerance": "core.config",
     "deploy": "deploy",
+    "Explanation": "fallback.explanation",
     "TRTModule": "modules.trt.module",
     "load": "modules.load",
     "ORTModule": "modules.onnxruntime.module",
@@ -122,6 +128,8 @@ _HOMES = {
     "export": "pipeline.export",
     "testing": "",
     "Inputs": "core.pytree",
+    "compile_backend": "torch_compile",
+    "explain": "torch_compile",
 }
 
 

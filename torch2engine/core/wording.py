@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Container, Iterable
 
-__all__ = ["did_you_mean", "kind_of", "quote", "with_article", "without_terminal_codes"]
+__all__ = ["did_you_mean", "first_line", "kind_of", "quote", "with_article", "without_terminal_codes"]
 
 _VOWELS = "aeiou"
 _SPOKEN_WITH_A_VOWEL = "AEFHILMNORSX"  # letters whose own names begin with a vowel, as in "an MLP"
@@ -94,3 +94,12 @@ def quote(error: BaseException | str) -> str:
     if isinstance(error, BaseException):
         line = f"{type(error).__name__}: {line}" if line else type(error).__name__
     return f'"{line[:_LONGEST_QUOTE]}{"..." if len(line) > _LONGEST_QUOTE else ""}"'
+
+
+def first_line(error: BaseException) -> str:
+    r"""The first line of an error's message, which says what is wrong in short.
+
+    >>> first_line(ValueError("no such node\nand more"))
+    'no such node'
+    """
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -3,7 +3,8 @@
 Enters: a captured call. Leaves: an ONNX graph with names, axes and origins. Separate because all that is particular to
 torch.export and torch.onnx stays here.
 
-`export.export_onnx` is the only function that other folders call. Its steps, in this order:
+Other folders call `export.export_onnx`, or `program.export_functional_program` for a graph that is cut into parts. The
+steps of the first, in this order:
 
 - `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
 - `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
@@ -14,8 +15,8 @@ torch.export and torch.onnx stays here.
 - `translate`: `decompositions`, torch.onnx with its `operator_registry`, then `optimize`; `trace_weights` for a model
   that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
-- `fake_quant`, `given_masks`, `torch_program`: the model's own quantisers, masks of nn.Transformer, and facts about
-  torch's program.
+- `fake_quant`, `given_masks`, `quiet_exporters`, `torch_program`: the model's own quantisers, masks of nn.Transformer,
+  silence, and facts about torch's program.
 
-Public: `export`. The other files belong to this folder alone.
+Public: `export`, `program`. The other files belong to this folder alone.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,13 +25,13 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.constants import EXTERNAL_ABOVE_BYTES
 from torch2engine.core.errors import ExportError, InputError
-from torch2engine.core.loggers import only_errors
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import quote
 from torch2engine.exporter.axis_symbols import check_output_axes, find_axis_symbols, output_specs
 from torch2engine.exporter.fake_quant import quantizers_as_operators
 from torch2engine.exporter.given_masks import masks_as_given
 from torch2engine.exporter.onnx_names import drop_saturation, name_axes, name_tensors, record_origins
+from torch2engine.exporter.quiet_exporters import quiet_exporters
 from torch2engine.exporter.torch_program import lowest_precision
 from torch2engine.exporter.trace import trace
 from torch2engine.exporter.translate import TranslatedModel, translate_to_onnx
@@ -41,13 +40,6 @@ from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 __all__ = ["export_onnx"]
 
 _OTHER_VERSION = "install another version of torch"
-_TALKATIVE_LOGGERS = (
-    "torch.onnx._internal.exporter",
-    "torch.onnx._internal.exporter._registration",
-    "torch._export",
-    "onnxscript",
-    "onnx_ir",
-)
 
 
 def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifact:
@@ -72,7 +64,7 @@ def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifac
 
 def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
     model = captured.reference.model
-    with _quiet_exporters(), masks_as_given(), quantizers_as_operators(model) as quantized_precision:
+    with quiet_exporters(), masks_as_given(), quantizers_as_operators(model) as quantized_precision:
         traced = trace(captured)
         captured = traced.captured
         symbols = find_axis_symbols(traced)
@@ -117,14 +109,6 @@ def _own_cycles_collected() -> Generator[None]:
         gc.collect()
         if sets_aside:
             gc.unfreeze()
-
-
-@contextmanager
-def _quiet_exporters() -> Generator[None]:
-    """Silence the exporters' remarks on their own internals."""
-    with only_errors(_TALKATIVE_LOGGERS), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _not_refittable(precision: str) -> InputError:

@@ -20,6 +20,7 @@ from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.errors import UnsupportedNode
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.exporter.onnx_names import module_path
+from torch2engine.exporter.operator_registry import reused_operator_registry
 
 __all__ = ["failed_node", "has_mixed_norm", "lowest_precision", "value_dependent_nodes", "without_onnx_form"]
 
@@ -121,7 +122,8 @@ def _decomposed(
     try:
         from torch.onnx._internal.exporter import _fx_passes, _registration
 
-        registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
+        with reused_operator_registry():
+            registry = _registration.ONNXRegistry.from_torchlib(opset_version=opset)
         return _fx_passes.decompose_with_registry(program, registry), cast("Any", registry).is_registered
     except Exception:  # torch's own, so it may change: then only what the exporter names is found
         return program, None

@@ -11,7 +11,8 @@ they are composed here and in `deploy`.
     engine_reuse    the engine of an earlier deploy is found again; request_facts says by which facts
     reference_answers   the model's answers that every candidate is compared with
     deploy_report   `DeployReport`, and the builder that collects it
+    user_warning    a warning that points at the user's line
 
 Public: `accept`, `check`, `compare_deployed`, `deploy_report`, `engine_reuse`, `export`, `lowering`,
-`reference_answers`, `request`. The other files belong to this folder alone.
+`reference_answers`, `request`, `user_warning`. The other files belong to this folder alone.
 """

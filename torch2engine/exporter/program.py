@@ -1,0 +1,83 @@
+"""A captured call → torch's program as a functional graph: the public step of those who cut a model into parts.
+
+Enters: a captured call. Leaves: `FunctionalProgram`: operators that write into nothing, with what fills its inputs.
+Separate because `export` goes on to ONNX, and stops where an operator has no form there; a cut begins before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export.graph_signature import InputKind
+
+from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.exporter.fake_quant import quantizers_as_operators
+from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
+from torch2engine.exporter.given_masks import masks_as_given
+from torch2engine.exporter.quiet_exporters import quiet_exporters
+from torch2engine.exporter.trace import trace
+
+__all__ = ["FunctionalProgram", "export_functional_program"]
+
+
+@dataclass(frozen=True)
+class FunctionalProgram:
+    """A model as one graph of operators without writes.
+
+    Args:
+        captured: the call; axes that follow from others are expressions now.
+        graph_module: takes the weights, constants and inputs, one after the other, and returns the flat outputs.
+        weights: placeholder -> path of the parameter or buffer in the model.
+        constants: placeholder -> tensor that is no parameter or buffer.
+        inputs: placeholders of the call's inputs, in the signature's order.
+    """
+
+    captured: CapturedCall
+    graph_module: fx.GraphModule
+    weights: Mapping[str, str]
+    constants: Mapping[str, torch.Tensor]
+    inputs: tuple[str, ...]
+
+    def values(self, weights: Mapping[str, torch.Tensor], leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What `graph_module` takes.
+
+        Args:
+            weights: by path, with all that the graph reads.
+            leaves: the call's inputs.
+        """
+        by_placeholder = {**self.constants, **dict(zip(self.inputs, leaves, strict=True))}
+        by_placeholder |= {placeholder: weights[path] for placeholder, path in self.weights.items()}
+        nodes = self.graph_module.graph.nodes
+        return [by_placeholder[node.name] for node in nodes if node.op == "placeholder"]
+
+
+def export_functional_program(captured: CapturedCall) -> FunctionalProgram:
+    """Export to torch's program; run it inside `undisturbed(model)`.
+
+    Raises:
+        DynamicAxisError, ExportError: as `export_onnx`.
+    """
+    with quiet_exporters(), masks_as_given(), quantizers_as_operators(captured.reference.model):
+        traced = trace(captured)
+        program = traced.program.run_decompositions({})  # nothing but writes is decomposed
+    weights: dict[str, str] = {}
+    constants: dict[str, torch.Tensor] = {}
+    inputs: list[str] = []
+    for spec in program.graph_signature.input_specs:
+        name: str = spec.arg.name
+        if spec.kind is InputKind.USER_INPUT:
+            inputs.append(name)
+        elif spec.kind is InputKind.CONSTANT_TENSOR:
+            constants[name] = _constant(program, spec.target)
+        else:
+            weights[name] = str(spec.target).removeprefix(FLAT_MODULE_PREFIX)
+    return FunctionalProgram(traced.captured, program.graph_module, weights, constants, tuple(inputs))
+
+
+def _constant(program: torch.export.ExportedProgram, path: Any) -> torch.Tensor:
+    constants: Any = program.constants
+    return constants[path]

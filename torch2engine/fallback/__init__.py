@@ -1,0 +1,16 @@
+"""What no engine takes runs in PyTorch, and says so: graphs of torch.compile, and graphs that are cut into parts.
+
+Enters: graphs, and a function that deploys one. Leaves: callables that answer by engines where there are any, and an
+account of the rest. Separate because the stages below know whole models only, and `deploy` hands itself in from above.
+
+    graph_compiler   one graph of torch.compile, and what is called in its place
+    functional_graph whether a graph writes into its inputs, and its form without writes
+    partition        a graph cut into parts around the operators that no engine takes
+    part_runner      one part, answered by its engine or by PyTorch
+    part_engine      the engine of one graph, which follows weights and sizes
+    graph_part       a graph as a module that deploy() takes; graph_layout says how it is called
+    compile_options  the options of torch.compile's backend
+    explanation      what runs where, and why
+
+Public: `compile_options`, `explanation`, `graph_compiler`. The other files belong to this folder alone.
+"""

@@ -1,0 +1,169 @@
+"""What runs where, and why: the record that graphs write while they run, and the explanation made from it.
+
+Enters: findings of graphs and parts. Leaves: `Explanation`, a value that prints itself. Separate because graphs of
+torch.compile and the parts of an exported program are explained in the same words.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from torch2engine.core.package import public
+
+__all__ = ["Explanation", "GraphPartRecord", "Obstacle", "RunRecord", "obstacle_of_break"]
+
+_OPERATOR = re.compile(r"`((?:aten|prims|torch)[\w.]+?)(?:\.default)?`")
+_BRANCH = "generic_jump"  # dynamo's name of a Python branch whose condition is a tensor
+_SHORT = 100  # characters of a reason in a table
+
+
+@public
+@dataclass(frozen=True)
+class Obstacle:
+    """One place in the user's code that no engine takes.
+
+    Args:
+        operator: what stands there, as PyTorch calls it; "branch" for a Python branch on a tensor's value.
+        source: "FILE:LINE", or "" where torch doesn't know it.
+        reason: a sentence.
+    """
+
+    operator: str
+    source: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.operator} at {self.source or 'an unknown line'}: {self.reason}"
+
+
+@dataclass
+class GraphPartRecord:
+    """What is known of one graph, or of one part of it.
+
+    Args:
+        runs_in: "PyTorch", or the title of the engine's runtime.
+        operators: how many it computes.
+        source: the user's lines from its first to its last operator.
+        reason: why it stays in PyTorch, or "".
+        seconds: that its calls took while the clock ran.
+        calls: how many these were.
+    """
+
+    runs_in: str
+    operators: int
+    source: str
+    reason: str = ""
+    seconds: float = 0.0
+    calls: int = 0
+
+
+@dataclass
+class RunRecord:
+    """Collects what graphs find out about themselves.
+
+    Args:
+        parts: of all graphs, in the order in which they were first called.
+        obstacles: each place once.
+        is_timed: whether calls of parts are timed, which waits for the GPU before and after each.
+    """
+
+    parts: list[GraphPartRecord] = field(default_factory=list[GraphPartRecord])
+    obstacles: dict[tuple[str, str], Obstacle] = field(default_factory=dict[tuple[str, str], Obstacle])
+    is_timed: bool = False
+
+    def add_obstacle(self, obstacle: Obstacle) -> None:
+        """Note a place that no engine takes."""
+        self.obstacles.setdefault((obstacle.operator, obstacle.source), obstacle)
+
+    @contextmanager
+    def timed(self, part: GraphPartRecord) -> Generator[None]:
+        """Add the body's time to a part, if calls are timed."""
+        if not self.is_timed:
+            yield
+            return
+        start = synchronized_seconds()
+        yield
+        part.seconds += synchronized_seconds() - start
+        part.calls += 1
+
+
+def synchronized_seconds() -> float:
+    """The time, once the GPU is through with everything."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def obstacle_of_break(reason: Any) -> Obstacle | None:
+    """The place at which torch.compile ended a graph; None where the function ended.
+
+    Args:
+        reason: torch's GraphCompileReason.
+    """
+    if reason is None or not reason.graph_break:
+        return None
+    frame = reason.user_stack[-1] if reason.user_stack else None
+    source = f"{frame.filename}:{frame.lineno}" if frame is not None else ""
+    text = str(reason.reason)
+    if text.startswith(_BRANCH):
+        return Obstacle("branch", source, "a Python branch on the value of a tensor")
+    operator = _OPERATOR.search(text)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    explanation = next((line.removeprefix("Explanation: ") for line in lines if line.startswith("Explanation:")), "")
+    return Obstacle(operator[1] if operator else "graph break", source, explanation or lines[0])
+
+
+@public
+@dataclass(frozen=True)
+class Explanation:
+    """What of a model runs in engines, what in PyTorch, and why.
+
+    Args:
+        parts: graphs and parts of graphs, in the order in which they run.
+        obstacles: the places in the user's code that no engine takes; each once.
+        seconds: of one call of the whole model, each part's end awaited.
+    """
+
+    parts: Sequence[GraphPartRecord]
+    obstacles: Sequence[Obstacle]
+    seconds: float
+
+    @property
+    def engine_share(self) -> float:
+        """The share of the time that is spent in engines, between 0 and 1."""
+        in_engines = sum(_seconds_of_call(part) for part in self.parts if part.runs_in != "PyTorch")
+        return min(1.0, in_engines / self.seconds) if self.seconds else 0.0
+
+    def __str__(self) -> str:
+        engines = sum(part.runs_in != "PyTorch" for part in self.parts)
+        lines = [f"{engines} of {len(self.parts)} parts in engines, {self.engine_share:.0%} of the time"]
+        rows = [("part", "runs in", "operators", "time", "lines", "reason")]
+        rows += [
+            (
+                str(number),
+                part.runs_in,
+                str(part.operators),
+                f"{_seconds_of_call(part) / self.seconds:.0%}" if self.seconds else "-",
+                part.source,
+                part.reason[:_SHORT],
+            )
+            for number, part in enumerate(self.parts)
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+        if self.obstacles:
+            lines += ["in PyTorch, because no engine takes it:", *(f"  {obstacle}" for obstacle in self.obstacles)]
+        return "\n".join(lines)
+
+
+def _seconds_of_call(part: GraphPartRecord) -> float:
+    return part.seconds / part.calls if part.calls else 0.0

@@ -1,0 +1,123 @@
+"""An fx graph → a module of named tensors that the stages of deploy() take like any other.
+
+Enters: a GraphModule of torch.compile, or a part of an exported program. Leaves: `GraphPart`: forward takes the live
+tensors by name, weights are its parameters and buffers, sizes follow from shapes. Separate because only this file knows
+how to find the node of a graph again that an error of a later stage is about.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+import torch.fx.traceback as node_metadata
+from torch import fx, nn
+from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
+
+from torch2engine.capture.source_lines import innermost_user_frame
+from torch2engine.core.errors import UnsupportedNode
+from torch2engine.fallback.explanation import Obstacle
+from torch2engine.fallback.graph_layout import GraphLayout, is_tensor, results_of
+
+__all__ = ["GraphPart", "lines_of", "operators_in", "source_of"]
+
+# A frame of this file is a node's number in its graph, for as long as the stages of deploy() work on the graph.
+_MARK = "torch2engine-node"
+_MARKED = re.compile(rf"^{_MARK}:(\d+)$")
+_FRAME = re.compile(r'File "(.+?)", line (\d+)')
+_CALLS = ("call_function", "call_method", "call_module")
+
+
+def source_of(node: fx.Node) -> str:
+    """ "FILE:LINE" of the user's code that a node comes from, or ""."""
+    frames = [(file, int(line)) for file, line in _FRAME.findall(node.meta.get("stack_trace") or "")]
+    return innermost_user_frame(frames)
+
+
+def operators_in(graph: fx.Graph) -> int:
+    """How many tensors a graph computes."""
+    return sum(node.op in _CALLS and is_tensor(node) for node in graph.nodes)
+
+
+def lines_of(graph: fx.Graph) -> str:
+    """The user's lines from the first to the last operator of a graph, e.g. "model.py:12-20"."""
+    sources = [source_of(node) for node in graph.nodes if node.op in _CALLS]
+    places = [source.rpartition(":") for source in sources if source]
+    if not places:
+        return ""
+    files = list(dict.fromkeys(file for file, _, _ in places))
+    numbers = [int(line) for file, _, line in places if file == files[0]]
+    lines = f"{min(numbers)}-{max(numbers)}" if len(set(numbers)) > 1 else str(numbers[0])
+    more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+    return f"{Path(files[0]).name}:{lines}{more}"
+
+
+class GraphPart(nn.Module):
+    """A graph as a module: `part(**tensors)` gives its results that are tensors.
+
+    Args:
+        graph_module: the graph; it is copied, and shares the modules that it calls.
+        layout: how it is called.
+        weights: by placeholder, the user's own tensors.
+    """
+
+    def __init__(self, graph_module: fx.GraphModule, layout: GraphLayout, weights: Mapping[str, torch.Tensor]) -> None:
+        super().__init__()
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        graph.graph_copy(graph_module.graph, copies)
+        graph.output(tuple(copies[result] for result in results_of(graph_module.graph) if is_tensor(result)))
+        self._layout = layout
+        self._operators = tuple(map(_operator_of, graph.nodes))
+        self._sources = tuple(map(source_of, graph.nodes))
+        for number, node in enumerate(graph.nodes):
+            node.meta = {"stack_trace": f'  File "{_MARK}", line {number}, in forward\n    {node.name}\n'}
+        self._graph_module = fx.GraphModule(graph_module, graph)
+        for name, weight in weights.items():
+            if isinstance(weight, nn.Parameter):
+                self.register_parameter(name, weight)
+            else:
+                self.register_buffer(name, weight)
+
+    def forward(self, **tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Run the graph node by node, so that a tracer knows at which node it is."""
+        layout = self._layout
+        values: dict[str, object] = {**tensors}
+        values |= {name: getattr(self, name) for name in layout.weights}
+        values |= {name: layout.number(number, tensors) for name, number in layout.numbers.items()}
+        with node_metadata.preserve_node_meta():
+            return tuple(fx.Interpreter(self._graph_module).run(*(values[name] for name in layout.placeholders)))
+
+    def obstacles_of(self, nodes: Iterable[UnsupportedNode]) -> dict[int, Obstacle]:
+        """The nodes of the graph that an error of a stage names, by their number in the graph."""
+        found: dict[int, Obstacle] = {}
+        for node in nodes:
+            if mark := _MARKED.match(node.source):
+                number = int(mark[1])
+                found.setdefault(number, Obstacle(self._operators[number], self._sources[number], node.reason))
+        return found
+
+    def restore_sources(self, traced: fx.Graph) -> list[int]:
+        """Write the user's lines on the nodes of a graph that was traced from this part.
+
+        Returns:
+            for each node of `traced` the number of this graph's node that it comes from; -1 if it comes from none.
+        """
+        numbers: list[int] = []
+        for node in traced.nodes:
+            mark = _MARKED.match(source_of(node))
+            numbers.append(int(mark[1]) if mark else -1)
+            if mark:
+                file, _, line = self._sources[int(mark[1])].rpartition(":")
+                node.meta["stack_trace"] = f'  File "{file}", line {line}, in forward\n' if file else ""
+        return numbers
+
+
+def _operator_of(node: fx.Node) -> str:
+    target = node.target
+    if isinstance(target, OpOverload):
+        return str(cast("object", target)).removesuffix(".default")
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))

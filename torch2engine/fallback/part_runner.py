@@ -1,0 +1,117 @@
+"""One graph, answered by its engine or by PyTorch.
+
+Enters: the values of a call, in the order of the graph's placeholders. Leaves: its results. Separate because graphs of
+torch.compile, and the parts that such a graph or an exported program is cut into, are all run in this way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from torch2engine.fallback.compile_options import CompileOptions
+from torch2engine.fallback.explanation import GraphPartRecord, Obstacle, RunRecord
+from torch2engine.fallback.graph_layout import GraphLayout, UnknownSizeError
+from torch2engine.fallback.graph_part import lines_of, operators_in
+from torch2engine.fallback.part_engine import DeployPart, LeftInPyTorch, PartEngine
+
+__all__ = ["OperatorsRefused", "PartRunner"]
+
+_logger = logging.getLogger(__name__)
+
+
+class OperatorsRefused(Exception):
+    """No engine takes some operators of a graph; the rest may still be one.
+
+    Args:
+        obstacles: the operators, by their number in the graph.
+    """
+
+    def __init__(self, obstacles: Mapping[int, Obstacle]) -> None:
+        super().__init__(", ".join(map(str, obstacles.values())))
+        self.obstacles = dict(obstacles)
+
+
+class PartRunner:
+    """Answers a graph that writes into none of its inputs. Threads may share it.
+
+    Args:
+        graph_module: the graph, which answers in PyTorch where there is no engine.
+        layout: how it is called.
+        options: how it becomes an engine.
+        deploy_part: makes the engine.
+        record: takes what is found out.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        layout: GraphLayout,
+        options: CompileOptions,
+        deploy_part: DeployPart,
+        record: RunRecord,
+    ) -> None:
+        self.graph_module = graph_module
+        self.layout = layout
+        self._record = record
+        self._part = GraphPartRecord("", operators_in(graph_module.graph), lines_of(graph_module.graph))
+        self._engine = PartEngine(graph_module, layout, deploy_part, options.weights == "compared")
+        self._refusal = _known_obstacle(layout, self._part.operators, options.min_nodes)
+
+    def __call__(self, *values: Any) -> tuple[Any, ...]:
+        """Answer a call.
+
+        Raises:
+            OperatorsRefused: at the first call, if that is why there is no engine.
+        """
+        with self._record.timed(self._part):
+            if not self._refusal:
+                weights, tensors = self.layout.split(values)
+                try:
+                    outputs = self._engine(weights, tensors)
+                except LeftInPyTorch as left:
+                    if left.obstacles:
+                        raise OperatorsRefused(left.obstacles) from left
+                    if left.is_final:
+                        self.leave_in_pytorch(left.reason)
+                    self._note(left.reason, "PyTorch")
+                else:
+                    self._note("", self._engine.runtime)
+                    return self.layout.assemble(outputs, tensors)
+            else:
+                self._note(self._refusal, "PyTorch")
+            return tuple(self.graph_module(*values))
+
+    def leave_in_pytorch(self, reason: str) -> None:
+        """Answer every later call in PyTorch.
+
+        Args:
+            reason: a sentence for people.
+        """
+        self._refusal = reason
+
+    def _note(self, reason: str, runs_in: str) -> None:
+        """Write into the record where the graph runs, when that is new."""
+        part = self._part
+        if not part.runs_in:
+            self._record.parts.append(part)
+        if runs_in != part.runs_in:
+            part.runs_in = runs_in
+            part.reason = reason
+            _logger.info("%s in %s%s", part.source, runs_in, f": {reason}" if reason else "")
+
+
+def _known_obstacle(layout: GraphLayout, operators: int, min_nodes: int) -> str:
+    """Why a graph stays in PyTorch, as far as that is known before any call; "" if nothing is."""
+    if operators < min_nodes:
+        return f"fewer operators than min_nodes = {min_nodes}"
+    if not layout.tensors:
+        return "no tensor as an input"
+    try:
+        layout.check_numbers()
+    except UnknownSizeError as error:
+        return f"a number that changes from call to call and is no size of an input ({error})"
+    return ""

@@ -1,0 +1,159 @@
+"""A functional graph cut into parts for engines and operators for PyTorch.
+
+Enters: a graph, and the operators that no engine takes. Leaves: a graph that calls one runner for each part, and the
+other operators itself. Separate because what the exporter and the parser accept is known only when a part is deployed:
+then the graph is cut again, and parts that have not changed keep their engines.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
+from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
+from torch.fx.passes.operator_support import OperatorSupportBase
+
+from torch2engine.fallback.explanation import Obstacle, RunRecord
+from torch2engine.fallback.graph_layout import fake_value, is_tensor, read_layout
+from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
+
+__all__ = ["MakeRunner", "PartitionedGraph"]
+
+MakeRunner = Callable[[fx.GraphModule, Any], PartRunner]
+"""A part with its layout → what answers it."""
+
+_PREFIX = "part_"
+
+
+class _RefusedInPart(Exception):
+    """The engine of one part refuses operators: name in the whole graph -> obstacle."""
+
+    def __init__(self, obstacles: Mapping[str, Obstacle]) -> None:
+        super().__init__(", ".join(obstacles))
+        self.obstacles = dict(obstacles)
+
+
+class _Part(nn.Module):
+    """A runner in the place of its operators."""
+
+    def __init__(self, runner: PartRunner) -> None:
+        super().__init__()
+        self._runner = runner
+        graph = runner.graph_module.graph
+        self._node_names = [node.name for node in graph.nodes]
+        self._returns_tuple = isinstance(graph.output_node().args[0], (tuple, list))
+
+    def forward(self, *values: Any) -> Any:
+        """Answer the part's call."""
+        try:
+            results = self._runner(*values)
+        except OperatorsRefused as refused:
+            named = {self._node_names[number]: obstacle for number, obstacle in refused.obstacles.items()}
+            raise _RefusedInPart(named) from refused
+        return results if self._returns_tuple else results[0]
+
+
+class _Supported(OperatorSupportBase):
+    """The operators that may be part of an engine: those that compute dense tensors of real numbers."""
+
+    def __init__(self, refused: Collection[str]) -> None:
+        self._refused = refused
+
+    def is_node_supported(self, submodules: Mapping[str, nn.Module], node: fx.Node) -> bool:
+        """Whether an engine may compute a node."""
+        if node.op != "call_function" or node.name in self._refused:
+            return False
+        if node.target is operator.getitem:
+            producer = node.args[0]
+            return (
+                isinstance(producer, fx.Node) and producer.op == "call_function" and producer.name not in self._refused
+            )
+        if not isinstance(node.target, OpOverload):
+            return False
+        value = fake_value(node)
+        results = cast("Sequence[Any]", value if isinstance(value, (tuple, list)) else (value,))
+        return all(isinstance(result, torch.Tensor) and not result.is_complex() for result in results)
+
+
+class PartitionedGraph:
+    """Answers a functional graph by engines where these exist, and by PyTorch elsewhere. Threads may share it.
+
+    Args:
+        graph_module: the graph, with the fake value of every node.
+        weights: names of the placeholders that take parameters, buffers and constants.
+        min_nodes: the least number of operators that are worth an engine.
+        make_runner: makes what answers a part.
+        record: takes the operators that stay in PyTorch.
+    """
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        weights: Collection[str],
+        min_nodes: int,
+        make_runner: MakeRunner,
+        record: RunRecord,
+    ) -> None:
+        self._graph_module = graph_module
+        self._weights = frozenset(weights)
+        self._min_nodes = min_nodes
+        self._make_runner = make_runner
+        self._record = record
+        self._refused: dict[str, Obstacle] = {}
+        self._parts: dict[frozenset[str], _Part] = {}
+        self._lock = threading.Lock()
+        self._cut: fx.GraphModule | None = None
+
+    def __call__(self, *values: Any) -> tuple[Any, ...]:
+        """Answer a call. The first ones cut the graph until every part has an engine, or a reason for having none."""
+        while True:
+            cut = self._cut_graph()
+            try:
+                return tuple(cut(*values))
+            except _RefusedInPart as refused:  # no operator writes into anything, so the call may begin anew
+                self.refuse(refused.obstacles)
+
+    def refuse(self, obstacles: Mapping[str, Obstacle]) -> None:
+        """Leave operators in PyTorch from now on.
+
+        Args:
+            obstacles: by name of the node.
+        """
+        with self._lock:
+            self._refused |= obstacles
+            for obstacle in obstacles.values():
+                self._record.add_obstacle(obstacle)
+            self._cut = None
+
+    def _cut_graph(self) -> fx.GraphModule:
+        with self._lock:
+            if self._cut is None:
+                self._cut = self._cut_anew()
+            return self._cut
+
+    def _cut_anew(self) -> fx.GraphModule:
+        cut = copy.deepcopy(self._graph_module)
+        partitioner = CapabilityBasedPartitioner(cut, _Supported(self._refused), allows_single_node_partition=True)
+        proposed = partitioner.propose_partitions()
+        worthwhile = [partition for partition in proposed if self._is_worthwhile(partition)]
+        names = [frozenset(node.name for node in partition.nodes) for partition in worthwhile]
+        partitioner.fuse_partitions(worthwhile, prefix=_PREFIX)
+        for number, in_part in enumerate(names):
+            name = f"{_PREFIX}{number}"
+            if in_part not in self._parts:
+                self._parts[in_part] = self._make_part(cut.get_submodule(name))
+            setattr(cut, name, self._parts[in_part])
+        return cut
+
+    def _is_worthwhile(self, partition: Partition) -> bool:
+        return sum(is_tensor(node) for node in partition.nodes) >= self._min_nodes
+
+    def _make_part(self, graph_module: Any) -> _Part:
+        placeholders = {node.name for node in graph_module.graph.nodes if node.op == "placeholder"}
+        return _Part(self._make_runner(graph_module, read_layout(graph_module, placeholders & self._weights)))
