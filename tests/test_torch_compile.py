@@ -184,7 +184,7 @@ def test_writes_and_aliases_are_those_of_pytorch(backend: Callable[..., Backend]
         def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
             hidden = self.linear(self.norm(x)).relu().sigmoid()
             x.add_(1)
-            return hidden, hidden[0], x.view(-1)
+            return hidden, hidden[0], x.view(-1), hidden[1].sub_(1)
 
     torch.manual_seed(0)
     compiled_model = Writer()
@@ -275,3 +275,16 @@ def test_backend_is_found_by_name_without_an_import(repository: Any) -> None:
     module, _, name = points["torch2engine"].partition(":")
     assert getattr(__import__(module, fromlist=[name]), name) is t2e.compile_backend
     assert GraphCompiler.compile is not None
+
+
+def test_inner_writes_into_what_results_share_happen_once(backend: Callable[..., Backend]) -> None:
+    """A write into an intermediate, through a view that is a result too, is neither lost nor repeated."""
+
+    def write(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = x.exp().sqrt()
+        return hidden, hidden[1].sub_(1)
+
+    inner = backend(min_nodes=1)
+    x = torch.rand(3, 4)
+    close(inner.compile(write)(x), write(x))
+    assert inner.runs_in == ["ONNX Runtime"]

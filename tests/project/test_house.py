@@ -17,7 +17,7 @@ from tests.support.paths import PACKAGE, REPOSITORY
 FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("test_*.py"))
 
-MOST_ENTRIES = 14
+MOST_ENTRIES = 15
 LATER_ENTRIES = {"fallback", "serving", "cli"}
 MOST_FUNCTION_LINES = 60
 MOST_INSTANCE_DICTS = 5

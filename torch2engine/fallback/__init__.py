@@ -5,6 +5,7 @@ account of the rest. Separate because the stages below know whole models only, a
 
     graph_compiler   one graph of torch.compile, and what is called in its place
     functional_graph whether a graph writes into its inputs, and its form without writes
+    view_results     results that are views, which PyTorch makes
     partition        a graph cut into parts around the operators that no engine takes
     part_runner      one part, answered by its engine or by PyTorch
     part_engine      the engine of one graph, which follows weights and sizes

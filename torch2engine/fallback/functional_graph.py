@@ -1,7 +1,7 @@
-"""Whether a graph of torch.compile only reads its inputs, and the graph without writes where it does not.
+"""Whether a graph of torch.compile only reads its inputs, and its form without writes where it does not.
 
 Enters: a graph as dynamo gives it. Leaves: nodes that are written to, and AOTAutograd's form of the graph. Separate
-because an engine's results are fresh and its inputs stay as they are: a write or an alias would be lost in it.
+because an engine leaves its inputs as they are: a write would be lost in it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage]  # there is no public one
 )
 
-from torch2engine.fallback.graph_layout import fake_value, results_of
+from torch2engine.fallback.graph_layout import fake_value
 
-__all__ = ["compile_functional_form", "dispatch_modes_off", "shares_memory", "written_placeholders"]
+__all__ = ["compile_functional_form", "dispatch_modes_off", "has_writes", "written_placeholders"]
 
 # PyTorch's functions that update running statistics without a sign in autograd's version.
 _STATISTICS: dict[Any, str] = {functional.batch_norm: "training", functional.instance_norm: "use_input_stats"}
@@ -39,6 +39,12 @@ def written_placeholders(graph: fx.Graph) -> set[str]:
     return written
 
 
+def has_writes(graph: fx.Graph) -> bool:
+    """Whether the graph writes into any tensor, be it an input or one that it has made."""
+    values = [fake_value(node) for node in graph.nodes]
+    return any(isinstance(value, torch.Tensor) and value._version > 0 for value in values)
+
+
 def _updated_statistics(node: fx.Node) -> set[str]:
     target: Any = node.target
     flag = _STATISTICS.get(target) if node.op == "call_function" else None
@@ -52,31 +58,12 @@ def _updated_statistics(node: fx.Node) -> set[str]:
     return {tensor.name for tensor in statistics if isinstance(tensor, fx.Node)}
 
 
-def shares_memory(graph: fx.Graph) -> bool:
-    """Whether a result is a view of an input or of another result, so that a later write into one changes both."""
-    inputs = [fake_value(node) for node in graph.nodes if node.op == "placeholder"]
-    results = [fake_value(result) for result in results_of(graph) if isinstance(result, fx.Node)]
-    taken = {_memory(value) for value in inputs if isinstance(value, torch.Tensor)}
-    for result in results:
-        if isinstance(result, torch.Tensor):
-            memory = _memory(result)
-            if memory in taken:
-                return True
-            taken.add(memory)
-    return False
-
-
-def _memory(tensor: torch.Tensor) -> int:
-    storage: Any = tensor.untyped_storage()
-    return storage._cdata  # fake tensors have no address
-
-
 def compile_functional_form(
     graph_module: fx.GraphModule,
     example_inputs: Sequence[Any],
     compile_graph: Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]],
 ) -> Callable[..., Any]:
-    """Compile a graph without writes and aliases; PyTorch writes into the inputs afterwards, and makes the views.
+    """Compile a graph without its writes; PyTorch writes into the inputs afterwards.
 
     Args:
         graph_module, example_inputs: as a backend of torch.compile gets them.

@@ -26,7 +26,7 @@ from torch2engine.fallback.explanation import GraphPartRecord, Obstacle, RunReco
 from torch2engine.fallback.functional_graph import (
     compile_functional_form,
     dispatch_modes_off,
-    shares_memory,
+    has_writes,
     written_placeholders,
 )
 from torch2engine.fallback.graph_layout import GraphLayout, read_layout
@@ -35,6 +35,7 @@ from torch2engine.fallback.part_engine import DeployPart
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
 from torch2engine.fallback.partition import PartitionedGraph
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
+from torch2engine.fallback.view_results import ViewResults, shares_memory
 from torch2engine.pipeline.user_warning import warn_user
 
 __all__ = ["GraphCompiler"]
@@ -75,7 +76,7 @@ class GraphCompiler:
             return _OnlyInference(graph_module, graph_module)  # dynamo compiles another graph for calls without
         if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
             return self._in_pytorch(graph_module, "autocast is on around the call; turn it on inside forward instead")
-        if written or shares_memory(graph_module.graph):
+        if written or (has_writes(graph_module.graph) and shares_memory(graph_module.graph)):
             answer = self._functional(graph_module, example_inputs, is_weight)
         else:
             answer = self._in_engines(graph_module, is_weight)
@@ -97,7 +98,12 @@ class GraphCompiler:
     def _in_engines(self, graph_module: fx.GraphModule, is_weight: Sequence[bool]) -> Callable[..., Any]:
         placeholders = [node.name for node in graph_module.graph.nodes if node.op == "placeholder"]
         weights = [name for name, is_one in zip(placeholders, is_weight, strict=True) if is_one]
-        return _GraphInEngines(self._make_runner(graph_module, read_layout(graph_module, weights)), self)
+        views = ViewResults(graph_module)
+        layout = read_layout(views.core, weights)
+        if not any(result is Ellipsis for result in layout.results):
+            return self._in_pytorch(graph_module, "no result but views of its inputs")
+        graph = _GraphInEngines(self._make_runner(views.core, layout), self)
+        return lambda *values: views.finish(graph(*values), values)
 
     def _make_runner(self, graph_module: fx.GraphModule, layout: GraphLayout) -> PartRunner:
         return PartRunner(graph_module, layout, self._options, self._deploy_part, self._record)
