@@ -75,9 +75,9 @@ def run(
             require_gpu()
     except InstallationError as error:
         sys.exit(f"{type(error).__name__}: {error}")
-    evidence = Evidence([*(f"torch2engine/{folder}" for folder in covers), f"benchmarks/{name}.py"])
     failed = chosen.out / f"{name}.failed.json"
     failed.unlink(missing_ok=True)
+    evidence = Evidence([*(f"torch2engine/{folder}" for folder in covers), f"benchmarks/{name}.py"], draft=failed)
     evidence.samples["options"] = {key: str(value) for key, value in vars(chosen).items() if key != "out"}
     try:
         with torch.no_grad():
@@ -87,6 +87,7 @@ def run(
         evidence.write(failed)
         raise
     evidence.write(chosen.out / f"{name}.json")
+    failed.unlink(missing_ok=True)
     for figure, value in sorted(evidence.figures.items()):
         print(f"{figure} {value:g}")
 

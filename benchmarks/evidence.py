@@ -102,6 +102,7 @@ class Evidence:
     Args:
         covers: folders and files, relative to the repository, that the figures depend on. The evidence speaks for a
             tree as long as none of them has changed since its commit.
+        draft: a file for `write_draft`; None for none.
 
     Attributes:
         figures: dotted name -> number.
@@ -109,12 +110,13 @@ class Evidence:
         tests: {"id", "outcome", "seconds"} of every test, for a test suite.
     """
 
-    def __init__(self, covers: Sequence[str] = WHOLE_PACKAGE) -> None:
+    def __init__(self, covers: Sequence[str] = WHOLE_PACKAGE, draft: Path | None = None) -> None:
         missing = [name for name in covers if not (REPOSITORY / name).exists()]
         if missing or not covers:
             raise ValueError(f"covers: got {missing or 'nothing'}; expected folders and files of the repository")
         self._covers = sorted(covers)
         self._started = time.time()
+        self._draft = draft
         self.figures: dict[str, float] = {}
         self.samples: dict[str, Any] = {}
         self.tests: list[dict[str, Any]] = []
@@ -159,6 +161,13 @@ class Evidence:
         unfinished = path.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(self.to_json(path.stem), indent=1, allow_nan=False) + "\n", encoding="utf-8")
         unfinished.replace(path)
+
+    def write_draft(self) -> None:
+        """Write what there is so far, marked as incomplete; a run that is cut leaves it, a complete one removes it."""
+        if self._draft is not None:
+            self.samples["failed"] = "incomplete: the run was cut"
+            self.write(self._draft)
+            del self.samples["failed"]
 
 
 def complaints(evidence: Mapping[str, Any]) -> Iterable[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,20 +23,19 @@ from torch2engine.parity.parity_report import OutputParity, ParityReport
 
 __all__ = ["main"]
 
-PRECISIONS = ("fp32", "fp16")
 BATCH = t2e.Axis("batch", 1, 2, 4)
 UNBOUNDED = Tolerance(rel_l2=1e6, max_rel=1e9, mismatch=1.0)
 CALLS = 200
 SHAPES = (1, 4, 8)  # of the batch
 
 
-def deploy_all(name: str, device: str) -> dict[str, Any]:
-    """Deploy a model in every precision, and say how far each candidate is off."""
+def deploy_all(name: str, device: str, precisions: Sequence[str]) -> dict[str, Any]:
+    """Deploy a model in several precisions, and say how far each candidate is off."""
     torch.manual_seed(0)
     entry = ORDINARY[name]
     model = entry.make().to(device)
     inputs = {key: value.to(device) for key, value in entry.inputs().items()}
-    return {precision: _deploy(model, inputs, precision, device) for precision in PRECISIONS}
+    return {precision: _deploy(model, inputs, precision, device) for precision in precisions}
 
 
 def _deploy(model: nn.Module, inputs: dict[str, torch.Tensor], precision: str, device: str) -> dict[str, Any]:
@@ -149,13 +148,14 @@ def main() -> None:
     one = steps.add_parser("deploy")
     one.add_argument("model")
     one.add_argument("device")
+    one.add_argument("precisions", nargs="+")
     one = steps.add_parser("calls")
     one.add_argument("model")
     options = made.parse_args()
     keep_to(options.cores)
     with torch.no_grad():
         if options.step == "deploy":
-            answer = deploy_all(options.model, options.device)
+            answer = deploy_all(options.model, options.device, options.precisions)
         else:
             answer = call_often(options.model)
     print(json.dumps(answer))

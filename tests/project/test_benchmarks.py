@@ -15,6 +15,7 @@ import torch
 
 from benchmarks import chart, peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
+from benchmarks.ordinary_models import ORDINARY, SAMPLES
 from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
 from tests.support.paths import REPOSITORY
 
@@ -53,6 +54,18 @@ def test_figure_that_is_no_number_is_refused(value: float) -> None:
     """NaN in a JSON file would be read by nobody."""
     with pytest.raises(ValueError, match="a figure must be finite"):
         Evidence().figure("tiny.raw.host_us", value)
+
+
+def test_draft_is_marked_as_incomplete(tmp_path: Path) -> None:
+    """What a run leaves that is cut says so, and what it records later is not marked."""
+    draft = tmp_path / "run.failed.json"
+    evidence = Evidence(draft=draft)
+    evidence.figure("trust.models", 3)
+    evidence.write_draft()
+    data = json.loads(draft.read_text())
+    assert data["figures"] == {"trust.models": 3}
+    assert data["samples"] == {"failed": "incomplete: the run was cut"}
+    assert evidence.samples == {}
 
 
 def test_figures_keep_four_digits() -> None:
@@ -394,3 +407,49 @@ def test_rewriting_to_nothing_and_back_is_stable() -> None:
     readme = f"a\n{table.START}\n{table.END}\nb\n"
     assert table.rewritten(readme, "") == readme
     assert table.rewritten(table.rewritten(readme, "text"), "") == readme
+
+
+# Trust
+
+
+def trust(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The study of trust over ONNX Runtime, in float32."""
+    common = ["--cpu", "--precisions", "fp32", "--processes", "2", "--out", str(folder), *words]
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks.trust", *common],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False,
+    )  # fmt: skip
+
+
+def test_trust_is_studied_without_a_gpu(tmp_path: Path) -> None:
+    """Three models and all planted faults, each figure under its name, and no draft left beside the evidence."""
+    models = ["mlp", "gaussian_head", "siren"]
+    done = trust(tmp_path, "--models", ",".join(models))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [path.name for path in tmp_path.iterdir()] == ["trust.json"]
+    data = json.loads((tmp_path / "trust.json").read_text())
+    assert list(complaints(data)) == []
+    figures = data["figures"]
+    assert (figures["trust.models"], figures["trust.false_refusals"]) == (3, 0)
+    assert figures["trust.faults_judged"] >= 3 * 60
+    assert figures["trust.false_passes"] == 0
+    assert sorted(data["samples"]["models"]) == sorted(models)
+    assert data["samples"]["models"]["siren"]["fp32"]["verdict"] == "passed"
+
+
+def test_trust_says_which_models_there_was_no_time_for(tmp_path: Path) -> None:
+    """A run whose time is over leaves no evidence, but what it had and what is missing."""
+    done = trust(tmp_path, "--models", "mlp", "--seconds", "0")
+    assert done.returncode != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["trust.failed.json"]
+    data = json.loads((tmp_path / "trust.failed.json").read_text())
+    assert data["figures"]["trust.models_not_deployed"] == 1
+    assert data["figures"]["trust.false_passes"] == 0
+    assert "deploy mlp: not begun: the 0 s of --seconds are over" in data["samples"]["failed"]
+
+
+def test_ordinary_models_are_many_and_each_has_a_batch() -> None:
+    """The study has at least 62 models, and every input of each begins with the batch."""
+    assert len(ORDINARY) >= 62
+    for entry in ORDINARY.values():
+        assert {leaf.shape[0] for leaf in entry.inputs().values()} == {SAMPLES}
