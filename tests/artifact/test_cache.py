@@ -7,6 +7,7 @@ Leaves: proof that nothing but the same build is ever found, once, whole, and th
 from __future__ import annotations
 
 import os
+import platform
 import random
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import pytest
 import torch2engine as t2e
 from tests.support import onnx_models
 from tests.support.sample_artifacts import fresh_engine as sample
+from torch2engine.artifact import build_lock
 from torch2engine.artifact import cache as cache_room
 from torch2engine.artifact.cache import EngineCache, hash_facts, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
@@ -442,6 +444,48 @@ def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
         ):
             pass
         assert told == ["waits"]
+
+
+def test_lock_that_a_stopped_process_holds_is_told_with_its_holder(
+    cache: EngineCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for ever: the error says who holds what, and its cure works."""
+    monkeypatch.setattr(build_lock, "_SILENCE_LIMIT_S", 0.0)
+    read, write = os.pipe()
+    child = os.fork()
+    if not child:  # pragma: no cover
+        with cache.building(key(0)):
+            os.write(write, b"1")
+            os.kill(os.getpid(), signal.SIGSTOP)
+    os.read(read, 1)
+    os.waitid(os.P_PID, child, os.WSTOPPED)
+    try:
+        with pytest.raises(t2e.BuildError) as caught, cache.building(key(0)):
+            pass
+        assert str(caught.value) == (
+            f"engine cache '{cache.folder}': got the lock of an engine that process {child} on {platform.node()} "
+            "holds, without a sign of life for 0 s; expected a process that builds the engine and lets go; end that "
+            f"process, e.g. kill -9 {child}, or pass cache=False"
+        )
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with cache.building(key(0), lambda: pytest.fail("waited")):
+        pass
+
+
+def test_holder_of_a_lock_that_is_alive_is_waited_for(cache: EngineCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It touches the lock's file every few seconds."""
+    monkeypatch.setattr(build_lock, "_BEAT_S", 0.0)
+    monkeypatch.setattr(build_lock, "_POLL_S", 0.0)
+    waits = list(range(50))
+    with cache.building(key(0)):
+        (place,) = (cache.folder / "locks").iterdir()
+        before = place.stat().st_mtime_ns
+        with pytest.raises(IndexError), cache.building(key(0), waits.pop):
+            pass
+        while place.stat().st_mtime_ns == before:
+            pass
 
 
 def test_lock_does_not_live_on_in_a_fork(cache: EngineCache) -> None:

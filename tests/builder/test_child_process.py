@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.support import onnx_models
+from torch2engine.builder import child_watch
+from torch2engine.builder.build import build
 from torch2engine.builder.child_process import compile_in_child
+from torch2engine.builder.child_watch import ChildWatch
+from torch2engine.builder.engine_request import build_environment
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import resolve_source
-from torch2engine.core.errors import BuildError, InstallationError
+from torch2engine.core.config import BuildConfig
+from torch2engine.core.errors import BuildError, InputError, InstallationError
 
 
 @pytest.fixture
@@ -123,3 +132,131 @@ def test_no_interpreter_is_a_build_error(
     assert str(failure(request_for(""))) == (
         "TensorRT build: got an empty sys.executable; expected the path of Python; build in a plain Python interpreter"
     )
+
+
+def test_child_imports_nothing_from_the_working_directory(
+    request_for: Callable[[str], PlanRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted modules run neither from there, nor from "" or a relative folder in sys.path."""
+    request = request_for("raise KeyError('the right one')")
+    planted = tmp_path / "planted"
+    planted.mkdir()
+    for name in ("json", "os", "tensorrt", "numpy", "torch2engine"):
+        (planted / f"{name}.py").write_text("import pathlib; pathlib.Path(__file__).with_suffix('.ran').touch()")
+    monkeypatch.chdir(planted)
+    monkeypatch.setenv("PYTHONPATH", str(planted))
+    monkeypatch.setattr(sys, "path", ["", ".", "../planted", str(planted), *sys.path])
+    assert failure(request).log[-1] == "KeyError: 'the right one'"
+    assert list(planted.glob("*.ran")) == []
+
+
+def test_odd_entries_of_the_path_do_not_stop_a_build(
+    request_for: Callable[[str], PlanRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Path works like a text; what Python skips is skipped."""
+    request = request_for("raise KeyError('found')")
+    entries: list[object] = [None, 1, *map(Path, sys.path)]
+    monkeypatch.setattr(sys, "path", entries)
+    assert failure(request).log[-1] == "KeyError: 'found'"
+
+
+def test_half_a_line_is_no_event(request_for: Callable[[str], PlanRequest]) -> None:
+    """A process that dies while it reports is a crash with its status."""
+    code = "import os\nfor n in range(3, 20):\n  try: os.write(n, b'{')\n  except OSError: pass\nos._exit(4)"
+    assert str(failure(request_for(code))).startswith(
+        "TensorRT build: got the end of the builder process with status 4"
+    )
+
+
+def test_line_that_is_no_event_is_quoted(request_for: Callable[[str], PlanRequest]) -> None:
+    """Whatever a library writes between the events, the error is typed."""
+    code = "import os\nfor n in range(3, 20):\n  try: os.write(n, b'{\\n')\n  except OSError: pass\nos._exit(4)"
+    assert str(failure(request_for(code))) == (
+        "TensorRT build: got b'{' from the builder process; expected an event in JSON; build again"
+    )
+
+
+def test_signal_without_a_name_is_told_by_its_number(request_for: Callable[[str], PlanRequest]) -> None:
+    """Python names no real-time signals but the first and the last."""
+    error = failure(request_for("import os, signal\nos.kill(os.getpid(), signal.SIGRTMIN + 1)"))
+    assert "got the end of the builder process by signal 35;" in str(error)
+
+
+def test_stopped_child_is_ended_and_named(
+    request_for: Callable[[str], PlanRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGSTOP would let its parent wait for ever."""
+    monkeypatch.setattr(child_watch, "_STOPPED_LIMIT_S", 0.0)
+    error = failure(request_for("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"))
+    assert re.fullmatch(
+        r"TensorRT build: got a builder process \d+ that is stopped \(by SIGSTOP or a debugger\), for 0 s in the phase "
+        r"'its start'; expected one that works; the process was ended: build again, and let nothing stop it",
+        str(error),
+    )
+
+
+class Clock:
+    """A clock of the test's own."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def sleeper() -> Iterator[int]:
+    """A process that does nothing."""
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as process:
+        yield process.pid
+
+
+def test_hung_child_is_told_after_minutes_without_a_sign_of_life(sleeper: int) -> None:
+    """Neither reports nor processor time for five minutes; a report makes them begin anew."""
+    clock = Clock()
+    watch = ChildWatch(sleeper, None, clock)
+    watch.check()
+    clock.now = 200.0
+    watch.note_report("Computing profile costs")
+    clock.now = 490.0
+    watch.check()
+    clock.now = 501.0
+    with pytest.raises(BuildError, match="nor computes, for 300 s in the phase 'Computing profile costs'"):
+        watch.check()
+
+
+def test_child_that_computes_is_alive() -> None:
+    """Processor time is a sign of life, whatever the time without a report."""
+    clock = Clock()
+    watch = ChildWatch(os.getpid(), None, clock)
+    for now in (0.0, 301.0, 602.0):
+        clock.now = now
+        before = time.process_time()
+        while time.process_time() < before + 0.03:  # some ticks of /proc
+            pass
+        watch.check()
+
+
+def test_time_limit_ends_a_build_that_still_reports(sleeper: int) -> None:
+    """It counts from the start, whatever the process does."""
+    clock = Clock()
+    watch = ChildWatch(sleeper, 10.0, clock)
+    clock.now = 10.0
+    watch.check()
+    clock.now = 10.5
+    watch.note_report("Parsing")
+    with pytest.raises(BuildError) as caught:
+        watch.check()
+    assert str(caught.value) == (
+        f"TensorRT build: got no plan after 10 s, in the phase 'Parsing' of process {sleeper}; expected a plan within "
+        "BuildConfig.time_limit_s; allow more time with BuildConfig(time_limit_s=...), or None for no limit"
+    )
+
+
+def test_time_limit_is_an_option_and_no_part_of_the_key(tmp_path: Path) -> None:
+    """It decides whether there is an engine, not which."""
+    with pytest.raises(BuildError, match="no plan after 1e-06 s"):
+        build(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, config=BuildConfig(time_limit_s=1e-6))
+    assert build_environment(BuildConfig(time_limit_s=1.0)) == build_environment(BuildConfig())
+    with pytest.raises(InputError, match=r"BuildConfig.time_limit_s: got 0; expected a positive number of seconds"):
+        BuildConfig(time_limit_s=0)

@@ -8,7 +8,6 @@ makes or removes an entry or a record, so that reading needs no lock.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch2engine.artifact.atomic_folder import remove_abandoned
+from torch2engine.artifact.build_lock import build_lock
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME, canonical
 from torch2engine.core.config import is_count
@@ -40,7 +40,6 @@ _TRASH_PREFIX = ".trash-"
 _LOCKS_FOLDER = "locks"
 _RECORDS_FOLDER = "requests"
 _DEFAULT_MAX_BYTES = 20 << 30
-_LOCK_POLL_S = 0.1
 _RECORD_GRACE_S = 60.0  # a younger record stays, because its engine may not be stored yet
 _RECORD_LIFETIME_S = 90 * 24 * 3600.0
 _LOG = logging.getLogger("torch2engine.cache")
@@ -213,32 +212,20 @@ class EngineCache:
         Args:
             key: the engine's.
             waiting: called ten times a second while another process holds the lock. An exception from it ends the wait.
+
+        Raises:
+            BuildError: the process that holds the lock is stopped or hangs; the message says which it is.
         """
         place = self._folder / _LOCKS_FOLDER / _checked(key)
         lock = self._open_lock(place)
-        held = False
-        try:
-            while lock is not None:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    held = True
-                    break
-                except BlockingIOError:
-                    waiting()
-                    time.sleep(_LOCK_POLL_S)
-                except OSError:
-                    break
+        if lock is None:
             yield
+            return
+        try:
+            with build_lock(lock, place, waiting):
+                yield
         finally:
-            if lock is not None and held:
-                with contextlib.suppress(OSError):
-                    place.unlink()  # waiting processes go on, and new ones find the entry
-                with contextlib.suppress(OSError):
-                    fcntl.flock(
-                        lock, fcntl.LOCK_UN
-                    )  # a process that was forked meanwhile would hold the lock after a mere close
-            if lock is not None:
-                os.close(lock)
+            os.close(lock)
 
     def entries(self) -> tuple[CacheEntry, ...]:
         """List the cached engines, the least recently used first."""

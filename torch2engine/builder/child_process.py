@@ -5,7 +5,8 @@ process. For minutes it answers no signal and no callback. It can crash, it prin
 killed at once. Its crash becomes an error with a text, and its memory is freed with it.
 
 Parent and child exchange lines of JSON: the request goes to the child's stdin, events come from its stdout. The child
-ends when its stdin is closed, so it never outlives its parent.
+ends when its stdin is closed, so it never outlives its parent. It runs isolated (python -I) and outside of the working
+directory, from which it imports nothing.
 """
 
 from __future__ import annotations
@@ -14,16 +15,21 @@ import contextlib
 import json
 import logging
 import os
+import reprlib
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
+from torch2engine.artifact.scratch_folder import temporary_folder_error
+from torch2engine.builder.child_watch import ChildWatch
 from torch2engine.builder.plan import PhaseReport, PlanFacts, PlanRequest, compile_plan
 from torch2engine.core import errors
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode
@@ -33,63 +39,112 @@ __all__ = ["compile_in_child"]
 
 _PLAN = "a plan"
 _REPORT = "see the lines below for the cause"
+# The package itself is loaded from its own folder: the folder above, which may be the working directory, stays out.
 _START = """
-import json, sys
-sys.path[:] = json.loads(sys.argv[1])
+import importlib.util, json, sys
+package, trusted = json.loads(sys.argv[1])
+sys.path[:] = [*trusted, *(entry for entry in sys.path if entry not in trusted)]
+spec = importlib.util.spec_from_file_location(
+    "torch2engine", package + "/__init__.py", submodule_search_locations=[package]
+)
+sys.modules["torch2engine"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["torch2engine"])
 from torch2engine.builder.child_process import serve
 serve()
 """
 _logger = logging.getLogger("torch2engine.tensorrt")
 _LAST_LINES = 20
+_POLL_MS = 1000
 
 Send = Callable[[Mapping[str, Any]], None]
 
 
-def compile_in_child(request: PlanRequest, report: PhaseReport) -> PlanFacts:
+def compile_in_child(request: PlanRequest, report: PhaseReport, time_limit_s: float | None = None) -> PlanFacts:
     """Build a plan in a child process.
 
     Args:
         request: what to build.
         report: called in this thread; what it raises ends the build at once, as does Ctrl-C.
+        time_limit_s: the longest that the child may take; None for no limit.
 
     Returns:
         facts about the build.
 
     Raises:
         Torch2EngineError: whatever `compile_plan` raises.
-        BuildError: the child crashed or was killed.
+        BuildError: the child crashed, was killed or stopped, hangs or took too long.
     """
-    if not sys.executable:
+    with ExitStack() as stack:
+        printed = stack.enter_context(_file_for_prints())
+        with _interrupts_held_back():
+            # In a session of its own it gets no Ctrl-C from the terminal: this process ends it.
+            child = subprocess.Popen(
+                _start_command(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=printed,
+                start_new_session=True,
+                cwd="/",
+                env=builder_environment(request.precision),
+            )
+            stack.callback(_end_child, child)
+        assert child.stdin is not None and child.stdout is not None
+        _send_request(child.stdin, request)
+        facts = _receive_facts(child.stdout, report, ChildWatch(child.pid, time_limit_s))
+        if facts is None:
+            raise _crash_error(child.wait(), printed)
+        return facts
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Generator[None]:
+    """Let Ctrl-C wait until the body ends: it would kill a child that has not left the terminal's session yet."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_child(child: subprocess.Popen[bytes]) -> None:
+    child.kill()
+    child.wait()
+    for pipe in (child.stdout, child.stdin):
+        with contextlib.suppress(BrokenPipeError):  # nobody reads what was not flushed
+            if pipe is not None:
+                pipe.close()
+
+
+def _start_command() -> list[str]:
+    if not os.path.isabs(sys.executable or ""):
         raise BuildError(
             "TensorRT build",
-            got="an empty sys.executable",
+            got=f"sys.executable {sys.executable!r}" if sys.executable else "an empty sys.executable",
             allowed="the path of Python",
             fix="build in a plain Python interpreter",
         )
-    command = [sys.executable, "-c", _START, json.dumps(sys.path)]
-    with tempfile.TemporaryFile() as printed:
-        # In a session of its own it gets no Ctrl-C from the terminal: this process ends it.
-        child = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=printed,
-            start_new_session=True,
-            env=builder_environment(request.precision),
-        )
-        assert child.stdin is not None and child.stdout is not None
-        try:
-            _send_request(child.stdin, request)
-            facts = _receive_facts(child.stdout, report)
-            if facts is None:
-                raise _crash_error(child.wait(), printed)
-            return facts
-        finally:
-            child.kill()
-            child.wait()
-            child.stdout.close()
-            with contextlib.suppress(BrokenPipeError):  # nobody reads what was not flushed
-                child.stdin.close()
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [sys.executable, "-I", "-c", _START, json.dumps([package, _trusted_path()])]
+
+
+def _trusted_path() -> list[str]:
+    """The absolute folders of `sys.path`, without the working directory: anybody's files may lie there."""
+    try:
+        here = os.path.realpath(os.getcwd())
+    except OSError:  # it was removed
+        here = ""
+    entries: list[str] = []
+    for entry in cast("list[Any]", sys.path):  # Python itself skips what is neither text nor a path
+        with contextlib.suppress(TypeError):
+            entries.append(os.fsdecode(entry))
+    return [entry for entry in entries if os.path.isabs(entry) and os.path.realpath(entry) != here]
+
+
+def _file_for_prints() -> IO[bytes]:
+    try:
+        return tempfile.TemporaryFile()
+    except (OSError, ValueError) as error:
+        raise temporary_folder_error("TensorRT build", error) from error
 
 
 def serve() -> NoReturn:
@@ -155,20 +210,43 @@ def _send_request(stdin: IO[bytes], request: PlanRequest) -> None:
         stdin.flush()
 
 
-def _receive_facts(events: IO[bytes], report: PhaseReport) -> PlanFacts | None:
+def _receive_facts(events: IO[bytes], report: PhaseReport, watch: ChildWatch) -> PlanFacts | None:
     """Handle the child's events until it sends its result; None if it ends without one."""
-    for line in events:
-        event: dict[str, Any] = json.loads(line)
+    for line in _lines(events, watch):
+        try:
+            event: dict[str, Any] = json.loads(line)
+        except ValueError:
+            got = f"{reprlib.repr(line)} from the builder process"
+            raise BuildError("TensorRT build", got=got, allowed="an event in JSON", fix="build again") from None
         if "log" in event:
             level, text = event["log"]
             _logger.log(level, "%s", text)
         elif "phase" in event:
+            watch.note_report(event["phase"][0])
             report(*event["phase"])
         elif "error" in event:
             raise _decode(event["error"])
         else:
             return PlanFacts(**event["facts"])
     return None
+
+
+def _lines(stream: IO[bytes], watch: ChildWatch) -> Generator[bytes]:
+    """Give the whole lines of a pipe as they come. A process that dies in the middle of a line has not sent it."""
+    poller = select.poll()
+    poller.register(stream.fileno(), select.POLLIN)
+    rest = b""
+    while True:
+        has_data = poller.poll(_POLL_MS)
+        watch.check()
+        if not has_data:
+            continue
+        part = os.read(stream.fileno(), 1 << 16)
+        if not part:
+            return
+        watch.note_report()
+        *lines, rest = (rest + part).split(b"\n")
+        yield from lines
 
 
 def _crash_error(status: int, printed: IO[bytes]) -> BuildError:
@@ -182,7 +260,7 @@ def _crash_error(status: int, printed: IO[bytes]) -> BuildError:
             fix=_REPORT,
             log=lines,
         )
-    name = signal.Signals(-status).name
+    name = _signal_name(-status)
     killed = name == "SIGKILL"
     fix = "build parts of the model to find the operation that TensorRT fails on, or use another TensorRT version"
     if killed:
@@ -195,6 +273,13 @@ def _crash_error(status: int, printed: IO[bytes]) -> BuildError:
         log=lines,
         out_of_memory=killed,
     )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # Python has no name for most real-time signals
+        return f"signal {number}"
 
 
 def _encode(error: Torch2EngineError) -> dict[str, Any]:

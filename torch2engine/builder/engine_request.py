@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from torch2engine.artifact.cache import EngineCache, hash_facts
@@ -22,7 +22,7 @@ from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import BuildSource
-from torch2engine.core.config import BuildConfig
+from torch2engine.core.config import DECIDES_NOTHING, BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, reporting
@@ -203,7 +203,7 @@ def _build_engine(source: BuildSource, config: BuildConfig, on_progress: Progres
         refittable=config.refittable,
     )
     with _ONE_BUILD_AT_A_TIME:
-        facts = compile_in_child(request, Reporter("build", on_progress))
+        facts = compile_in_child(request, Reporter("build", on_progress), config.time_limit_s)
     capability = facts.compute_capability
     hardware = Hardware(
         flavour=facts.flavour,
@@ -264,8 +264,15 @@ def build_environment(config: BuildConfig) -> dict[str, Any]:
     current_gpu = _current_gpu()
     return {
         "torch2engine": __version__,
-        "config": {**asdict(config), "flavour": [rt.name, rt.version]},
+        "config": {**_deciding_options(config), "flavour": [rt.name, rt.version]},
         "gpu": None if current_gpu is None else [current_gpu.name, list(current_gpu.compute_capability)],
+    }
+
+
+def _deciding_options(config: BuildConfig) -> dict[str, Any]:
+    """The options that decide which engine TensorRT makes, and not only whether it makes one."""
+    return {
+        field.name: getattr(config, field.name) for field in fields(config) if DECIDES_NOTHING not in field.metadata
     }
 
 

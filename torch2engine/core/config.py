@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from typing import Any, TypeAlias, TypeGuard, cast
 
 from torch2engine.core.errors import InputError
@@ -27,6 +27,7 @@ from torch2engine.core.precisions import (
 from torch2engine.core.wording import did_you_mean, with_article
 
 __all__ = [
+    "DECIDES_NOTHING",
     "FLAVOURS",
     "RUNTIMES",
     "Budget",
@@ -42,6 +43,7 @@ __all__ = [
     "require_instance",
 ]
 
+DECIDES_NOTHING = "decides nothing about the engine"  # marks a field that is no part of cache keys
 RUNTIMES = ("tensorrt", "onnxruntime", "auto")
 FLAVOURS = ("tensorrt", "tensorrt_rtx")
 _OUTPUTS = ("fresh", "static")
@@ -146,17 +148,28 @@ class BuildConfig:
         mutations: what becomes of a model that writes into its inputs, such as a key-value cache. "refuse": an
             ExportError. "write_back": each call copies the new values into the caller's tensors, on the current stream
             after the engine. Where the model returns the very input, the caller's own tensor is returned.
+        time_limit_s: the longest that a build may take, in seconds; None for no limit. A builder process that is
+            stopped, or hangs without computing, ends in a BuildError without it too.
 
     Raises:
-        InputError: an unknown word, a workspace that is no positive int, or a refittable that is no bool.
+        InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, or a time
+            limit that is no positive number.
     """
 
     flavour: str | None = None
     workspace_bytes: int | None = None
     refittable: bool = False
     mutations: str = "refuse"
+    time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
 
     def __post_init__(self) -> None:
+        _require(
+            self.time_limit_s is None or (_is_finite(self.time_limit_s) and self.time_limit_s > 0),
+            "BuildConfig.time_limit_s",
+            self.time_limit_s,
+            "a positive number of seconds, or None",
+            "e.g. time_limit_s=600",
+        )
         _require(_is_bool(self.refittable), "BuildConfig.refittable", self.refittable, "True or False")
         require_choice("BuildConfig.mutations", self.mutations, _MUTATIONS)
         if self.flavour is not None:

@@ -19,6 +19,7 @@ from typing import Any
 from torch import nn
 
 from torch2engine.artifact.file_access import write_file
+from torch2engine.artifact.files import disk_errors
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
@@ -80,7 +81,8 @@ def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
             drop_saturation(onnx_graph)
         _write_names(onnx_graph, signature, symbols, model)
         folder = scratch_folder()
-        _save(translated, Path(folder.path))
+        with disk_errors(folder.path):
+            _save(translated, Path(folder.path))
     onnx_model = _verified_model(Path(folder.path) / "model.onnx", signature)
     return OnnxArtifact(
         folder.path,

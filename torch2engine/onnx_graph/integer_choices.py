@@ -6,7 +6,6 @@ from. Separate because an integer can't be nearly right, but its choice may have
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.tensor_types import tensor_types
@@ -75,8 +75,8 @@ def _observing_session(model: Any, names: list[str]) -> OrtSession:
         output = _PREFIX + name
         model.graph.node.append(helper.make_node("Cast", [name], [output], to=TensorProto.FLOAT))
         model.graph.output.append(helper.make_tensor_value_info(output, TensorProto.FLOAT, None))
-    with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         save_model(model, path)
         return OrtSession(path)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.core.wording import quote
 from torch2engine.onnx_graph.model_file import save_model
@@ -50,8 +50,8 @@ class OrtSession:
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
         # An open session needs none of its files any more (Linux: what it has mapped stays).
-        with tempfile.TemporaryDirectory(prefix="torch2engine-") as scratch:
-            readable = _make_readable(path, Path(scratch), as_it_is)
+        with scratch_folder() as scratch:
+            readable = _make_readable(path, scratch, as_it_is)
             if any(dtype.startswith(("FLOAT8", "INT4", "UINT4")) for dtype in readable.dtypes):
                 # The optimiser breaks such graphs (1.32). It drops a Relu before an E4M3 QuantizeLinear. In float16 it
                 # makes a ResNet in fp8 wrong by .84 instead of .04, and an MLP with int4 weights by 1.

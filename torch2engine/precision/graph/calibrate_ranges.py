@@ -11,15 +11,14 @@ ModelOpt 0.47's entropy too). These always have `_BINS` bins.
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import InputError
 from torch2engine.onnx_graph.model_file import save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
@@ -69,8 +68,8 @@ def calibrate_ranges(
         InputError: no batch, or ONNX Runtime fails on one.
     """
     histograms = {name: _Histogram() for name in names}
-    with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         observe_tensors(model, names, reduced=method == "max")
         save_model(model, path)
         session = OrtSession(path, as_it_is=True)

@@ -7,7 +7,6 @@ number of nodes, says how much is low. A network spends its time in convolutions
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.precisions import LOW_PRECISIONS, PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules
@@ -86,8 +86,8 @@ def _observed_shapes(
     """Run the model to see shapes that depend on values."""
     from onnx import TensorProto, helper
 
-    with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
-        path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        path = folder / "model.onnx"
         model = load_model(source)
         del model.graph.output[:]
         for name in names:

@@ -6,7 +6,6 @@ mixtures of one graph are computed. Each module gets a switch, so that the graph
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.precisions import PRECISION_TYPES, QUANTIZED_PRECISIONS
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules
@@ -49,8 +49,8 @@ class MixedPrecisionModel:
         float32_nodes: Collection[str] = (),
         maxima: Mapping[str, float] | None = None,
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="torch2engine-")
-        target = Path(self._folder.name) / "model.onnx"
+        self._folder = scratch_folder()
+        target = self._folder.path / "model.onnx"
         model = load_model(source)
         module_of_node = {node: module for node, module in node_modules(model).items() if node not in float32_nodes}
         self.modules: tuple[str, ...] = tuple(sorted(set(module_of_node.values())))
@@ -63,7 +63,7 @@ class MixedPrecisionModel:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._folder.cleanup()
+        self._folder.__exit__(kind, error, at)
 
     def __call__(self, inputs: Arrays, low_modules: Collection[str]) -> dict[str, NDArray[Any]]:
         """Compute the answer with these modules in the low type: arrays by output name."""

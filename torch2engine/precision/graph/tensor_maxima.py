@@ -6,7 +6,6 @@ what overflows: neither rules on operators nor random inputs do.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import InputError
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
@@ -39,8 +39,8 @@ def absolute_maxima(source: Path, batches: Iterable[Mapping[str, NDArray[Any]]])
     Raises:
         InputError: no batch, or ONNX Runtime fails on one.
     """
-    with tempfile.TemporaryDirectory(prefix="torch2engine-") as folder:
-        observed_path = Path(folder) / "model.onnx"
+    with scratch_folder() as folder:
+        observed_path = folder / "model.onnx"
         model = load_model(source)
         float32_names = float32_tensors(model)
         all_names = [value.name for value in model.graph.input]
