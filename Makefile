@@ -26,7 +26,7 @@ help:
 	@echo 'make zoo       send many well-known models through export, ONNX Runtime and the builder, without a GPU'
 	@echo 'make gpu-zoo   deploy them on a GPU; it needs timm, torchvision and transformers'
 	@echo 'make evidence  list which figures no longer speak for the tree  (RUN="call_overhead stress" measures these anew)'
-	@echo 'make lock      pin what the dev and quantize extras need anew in requirements/dev.lock'
+	@echo 'make lock      pin what the dev, quantize and demo extras need anew in requirements/'
 	@echo 'make clean     remove everything that make made'
 	@echo
 	@echo 'PYTHON=$(PYTHON) makes .venv; GPU_PYTHON=$(GPU_PYTHON) runs what needs a GPU, without .venv; RESULTS=$(RESULTS)'
@@ -39,8 +39,18 @@ help:
 	@$(PIP) install -qq --no-deps --no-build-isolation --editable .
 	@touch $@
 
-demo: .venv/stamp
-	@.venv/bin/python examples/quickstart.py
+# What a user needs, and no developer's tool. Where .venv is there already, the demo takes that.
+build/demo-venv/stamp: requirements/demo.txt
+	@echo '· installing requirements/demo.txt into build/demo-venv (without a GPU, the CPU wheels of PyTorch are smaller:'
+	@echo '  make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu)'
+	@$(PYTHON) -m venv --clear build/demo-venv
+	@build/demo-venv/bin/python -m pip --disable-pip-version-check install -r requirements/demo.txt
+	@touch $@
+
+DEMO_VENV := $(if $(wildcard .venv/stamp),.venv,build/demo-venv)
+
+demo: $(if $(filter build/%,$(DEMO_VENV)),$(DEMO_VENV)/stamp)
+	@PYTHONPATH=. $(DEMO_VENV)/bin/python examples/quickstart.py
 
 # A thread for each process: two processes' pools spin in one another's way, which takes a tenth longer.
 test: .venv/stamp
@@ -119,8 +129,13 @@ lock: build/uv/bin/uv
 	@echo '· resolving pyproject.toml'
 	@build/uv/bin/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.10 \
 		--extra dev --extra quantize pyproject.toml --output-file requirements/dev.lock $(LOCK)
+	@build/uv/bin/uv pip compile --quiet --no-header --no-annotate --universal --python-version 3.10 \
+		--extra demo pyproject.toml --constraint requirements/dev.lock --output-file requirements/demo.txt
 	@sed -E -i -e '/^(nvidia-|cuda-|triton==)/{/^nvidia-(modelopt|ml-py)==/!d}' \
-		-e "s/ (;|and) platform_machine == 'x86_64' and sys_platform == 'linux'$$//" requirements/dev.lock
+		-e "s/ (;|and) platform_machine == 'x86_64' and sys_platform == 'linux'$$//" \
+		requirements/dev.lock requirements/demo.txt
+	@sed -i -e '1i # What `make demo` runs with, the dependencies and the demo extra, pinned as in dev.lock. Made by `make lock`.' \
+		-e "1i # torch's CUDA wheels are left out: torch pins them itself, and its CPU builds need none." requirements/demo.txt
 	@sed -i -e '1i # What the dev and quantize extras need, pinned, for x86-64 Linux and Python 3.10 or later. Made by `make lock`.' \
 		-e "1i # torch's CUDA wheels are left out: torch pins them itself, and its CPU builds need none." requirements/dev.lock
 
