@@ -1,0 +1,92 @@
+"""torch.compile with this package as its backend, on real engines.
+
+Enters: models that no single engine takes. Leaves: proof that engines and PyTorch together answer like eager. Separate
+because streams, refits and the devices of both halves are real.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from tests.support.fallback_models import FourObstacles, line_with
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled() -> Iterator[None]:
+    """Every test begins without graphs of another one."""
+    torch._dynamo.reset()
+    with torch.no_grad():
+        yield
+    torch._dynamo.reset()
+
+
+def _small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8)).cuda().eval()
+
+
+def _close(got: object, expected: object) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_model_with_four_obstacles_answers_like_eager_and_is_explained() -> None:
+    """Engines take all but the four places, which are listed by file and line, and nothing else is."""
+    torch.manual_seed(0)
+    model = FourObstacles().cuda().eval()
+    x = torch.rand(7, 3, 8, 8, device="cuda")
+    compiled = torch.compile(model, backend=t2e.compile_backend)
+    for _ in range(2):
+        _close(compiled(x), model(x))
+    torch._dynamo.reset()
+    explanation = t2e.explain(model, x)
+    assert len(explanation.parts) == 5
+    assert all(part.runs_in.startswith("TensorRT") for part in explanation.parts), str(explanation)
+    assert sorted(obstacle.source for obstacle in explanation.obstacles) == sorted(
+        line_with(text)
+        for text in ("torch.nonzero(", "if rows.sum() > 0:", "torch.linalg.qr(", "rows[rows[:, 0] > 1.5]")
+    )
+
+
+def test_weights_that_change_are_refitted_on_the_gpu() -> None:
+    """A write through .data, which no version counter shows, reaches the engine before the next answer."""
+    model = _small()
+    x = torch.rand(4, 16, device="cuda")
+    compiled = torch.compile(
+        model, backend=t2e.compile_backend, options={"config": t2e.BuildConfig(refittable=True), "cache": False}
+    )
+    _close(compiled(x), model(x))
+    model[0].weight.data.mul_(2)
+    _close(compiled(x), model(x))
+
+
+def test_many_sizes_on_a_side_stream_answer_like_eager() -> None:
+    """Sizes that vary run in engines for ranges of sizes, ready on the caller's stream."""
+    model = _small()
+    compiled = torch.compile(model, backend=t2e.compile_backend)
+    stream = torch.cuda.Stream()
+    for batch in (3, 5, 6, 9, 17):
+        x = torch.rand(batch, 16, device="cuda")
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            answer = compiled(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        _close(answer, model(x))
+
+
+def test_tensors_on_two_devices_are_left_to_pytorch() -> None:
+    """A graph with a tensor on the CPU and others on the GPU has no engine; it says so and answers."""
+    scale = torch.tensor(2.0)
+
+    def scaled(x: torch.Tensor) -> torch.Tensor:
+        return (x * scale).exp().sqrt()
+
+    x = torch.rand(4, 16, device="cuda")
+    (part,) = t2e.explain(scaled, x).parts
+    assert part.runs_in == "PyTorch"
+    assert "devices cpu, cuda:0" in part.reason
+    _close(torch.compile(scaled, backend=t2e.compile_backend)(x), scaled(x))
