@@ -58,6 +58,11 @@ def _one_hot(values: Tensor, num_classes: Any = -1) -> Tensor:
     return (values.unsqueeze(-1) == classes).to(torch.int64)
 
 
+def _as_tensor(data: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
+    """`as_tensor`, which copies numbers as `tensor` does."""
+    return torch.tensor(data, dtype=dtype, device=device)
+
+
 def _average(
     x: Tensor,
     kernel_size: Any,
@@ -105,6 +110,7 @@ def _as_list(value: Any) -> list[Any]:
 _REPLACEMENTS: Mapping[str, Callable[..., Any]] = {
     "linspace": _linspace,
     "one_hot": _one_hot,
+    "as_tensor": _as_tensor,
     "avg_pool1d": _average,
     "avg_pool2d": _average,
     "max_pool1d": _largest,
