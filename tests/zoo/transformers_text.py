@@ -119,16 +119,6 @@ _ENCODERS = {
         "ModernBert", local_attention=8, global_attn_every_n_layers=2, cls_token_id=1, sep_token_id=2
     ),
     "mpnet": _encoder("MPNet"),
-    "nystromformer": ZooEntry(
-        "transformers encoder",
-        lambda: make_model(
-            "NystromformerModel",
-            "NystromformerConfig",
-            {**COMMON, **SHAPE, "num_landmarks": 4, "segment_means_seq_len": 16, "conv_kernel_size": 5},
-        ),
-        lambda sizes: tokens({**sizes, "length": 16}),
-        {"input_ids": {0: BATCH}, "attention_mask": {0: BATCH}},
-    ),
     "rembert": _encoder("RemBert", input_embedding_size=16, output_embedding_size=16),
     "roberta": _encoder("Roberta", max_position_embeddings=64),
     "roformer": _encoder("RoFormer", max_position_embeddings=64),
