@@ -6,9 +6,12 @@ Leaves: proof that nothing but the same build is ever found, once, whole, and th
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,13 +29,15 @@ import pytest
 import torch2engine as t2e
 from tests.support import onnx_models
 from tests.support.sample_artifacts import fresh_engine as sample
-from torch2engine.artifact import build_lock
+from torch2engine.artifact import build_lock, trust
 from torch2engine.artifact import cache as cache_room
-from torch2engine.artifact.cache import EngineCache, hash_facts, resolve_cache
+from torch2engine.artifact.atomic_folder import folder_content
+from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest import NAME
 from torch2engine.builder import engine_request as room
 from torch2engine.builder.source import resolve_source
+from torch2engine.core.errors import InputError
 
 RANGES = {"batch": (1, 8, 32)}
 
@@ -507,6 +512,7 @@ RACER = """
 import sys, pathlib
 import torch2engine as t2e
 from torch2engine.builder import engine_request as room
+from torch2engine.core.errors import InputError
 real, folder = room.compile_in_child, pathlib.Path(sys.argv[1])
 def counted(*args):
     with (folder / "builds").open("a") as file:
@@ -667,6 +673,164 @@ def test_folder_that_everybody_may_write_to_is_not_used(
     assert "everybody may write to it" in caplog.text
     cache.folder.chmod(0o700)
     taken(cache, name)
+
+
+def link_of_mine(cache: EngineCache) -> None:
+    """A link of the user's own to a folder of the user's own is fine; one to an open folder is not."""
+    real = cache.folder.parent.with_name("open")
+    cache.folder.parent.rename(real)
+    cache.folder.parent.symlink_to(real)
+    real.chmod(0o777)
+
+
+def give_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one path seem to belong to another user, which only root can really do."""
+    real = trust._status
+
+    def status(place: Path) -> os.stat_result | None:
+        found = real(place)
+        if found is None or place != path:
+            return found
+        return os.stat_result((*found[:4], 12345, *found[5:10]))
+
+    monkeypatch.setattr(trust, "_status", status)
+
+
+def open_group(cache: EngineCache) -> None:
+    cache.folder.chmod(0o770)
+
+
+def open_parent(cache: EngineCache) -> None:
+    cache.folder.parent.chmod(0o777)
+
+
+DISTRUSTED: dict[str, tuple[Callable[[EngineCache], None], str]] = {
+    "group": (open_group, "a group may write to it"),
+    "parent": (open_parent, "everybody may write to '.*', above it"),
+    "linked parent": (link_of_mine, "everybody may write to '.*open', above it"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), DISTRUSTED.values(), ids=DISTRUSTED)
+def test_folder_in_other_hands_is_not_used(
+    change: Callable[[EngineCache], None],
+    reason: str,
+    cache: EngineCache,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever can write to the cache, or put another folder in its place, decides which code runs."""
+    (name,) = filled(cache, tmp_path, 1)
+    cache.write_record(key(5), RequestRecord(name, {}))
+    change(cache)
+    before = folder_content(cache.folder)
+    assert cache.take(name) is None
+    assert cache.read_record(key(5)) is None
+    cache.store(key(1), fresh_engine(tmp_path / "made"))
+    cache.write_record(key(6), RequestRecord(name, {}))
+    with cache.building(key(2)):
+        assert folder_content(cache.folder) == before
+    assert re.search(f"is not used: .*{reason}", caplog.text)
+
+
+@pytest.mark.parametrize("owned", ["folder", "parent", "link"])
+def test_folder_of_another_user_is_not_used(
+    owned: str, cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its owner decides which code runs, as does the owner of a folder above it, or of a link that leads to it."""
+    (name,) = filled(cache, tmp_path, 1)
+    if owned == "link":
+        cache.folder.parent.rename(tmp_path / "real")
+        cache.folder.parent.symlink_to(tmp_path / "real")
+    with monkeypatch.context() as patch:
+        give_away(cache.folder if owned == "folder" else cache.folder.parent, patch)
+        assert cache.take(name) is None
+    assert "belongs to another user" in caplog.text
+    taken(cache, name)
+
+
+def test_entry_in_other_hands_is_not_used_and_no_link_is_followed(
+    cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an entry of another user, nor one that others may write to, nor a link, which stays."""
+    first, second, third = filled(cache, tmp_path, 3)
+    (cache.folder / first).chmod(0o777)
+    give_away(cache.folder / second, monkeypatch)
+    theirs = fresh_engine(tmp_path / "theirs").save(tmp_path / "theirs.t2e")
+    shutil.rmtree(cache.folder / third)
+    (cache.folder / third).symlink_to(theirs)
+    before = folder_content(theirs)
+    assert [cache.take(name) for name in (first, second, third)] == [None, None, None]
+    cache.store(third, fresh_engine(tmp_path / "made", plan=b"other"))
+    assert folder_content(theirs) == before
+    assert (cache.folder / third).is_symlink()
+    cache.store(first, fresh_engine(tmp_path / "again"))
+    taken(cache, first)
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o077])
+def test_cache_works_under_every_umask(umask: int, tmp_path: Path) -> None:
+    """It gives its own folders their modes."""
+    before = os.umask(umask)
+    try:
+        cache = EngineCache(tmp_path / "a" / "b")
+        cache.store(key(0), fresh_engine(tmp_path / "made"))
+        cache.write_record(key(1), RequestRecord(key(0), {}))
+        taken(cache, key(0))
+        assert cache.read_record(key(1)) is not None
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EACCES, errno.ENOMEM, errno.EIO])
+def test_lack_of_descriptors_or_rights_is_no_damage(
+    number: int, cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The entry stays for when they are there again."""
+    (name,) = filled(cache, tmp_path, 1)
+    real = os.open
+
+    def lacking(path: object, *args: Any, **kwargs: Any) -> int:
+        if str(path).endswith("model.plan"):
+            raise OSError(number, os.strerror(number), str(path))
+        return real(path, *args, **kwargs)  # type: ignore[arg-type]  # as it came
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", lacking)
+        assert cache.take(name) is None
+    assert "can't be read and is built anew" in caplog.text
+    taken(cache, name)
+
+
+def test_records_of_the_future_are_pruned(cache: EngineCache, tmp_path: Path) -> None:
+    """They would stay until then."""
+    (name,) = filled(cache, tmp_path, 1)
+    for number, age in ((5, -3600.0), (6, 0.0)):
+        cache.write_record(key(number), RequestRecord(name, {}))
+        os.utime(cache.folder / "requests" / key(number), (time.time() - age,) * 2)
+    cache.prune()
+    assert cache.read_record(key(5)) is None
+    assert cache.read_record(key(6)) is not None
+
+
+def test_record_holds_numbers_that_are_not_finite(cache: EngineCache) -> None:
+    """A search of precisions meets overflows; what can't be noted at all costs a note, not the deploy."""
+    facts = {"errors": {"a": float("inf"), "b": [float("-inf"), 1.5]}}
+    cache.write_record(key(0), RequestRecord(key(1), facts))
+    assert cache.read_record(key(0)) == RequestRecord(key(1), facts)
+    cache.write_record(key(2), RequestRecord(key(1), {"odd": object()}))
+    assert cache.read_record(key(2)) is None
+
+
+def test_user_without_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """No cache rather than no deploy; who asks for the user's folder by name gets an error with a cure."""
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}[number])
+    assert resolve_cache(True) is None
+    assert "no engine cache is used: EngineCache.folder: got a user without a home folder" in caplog.text
+    with pytest.raises(InputError, match=r"got a user without a home folder; expected a folder; pass a folder that"):
+        EngineCache("~/engines")
 
 
 def test_default_folder_is_the_users(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

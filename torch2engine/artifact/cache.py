@@ -8,6 +8,7 @@ makes or removes an entry or a record, so that reading needs no lock.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +16,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import time
 import warnings
 from collections.abc import Callable, Generator, Mapping
@@ -26,7 +26,10 @@ from typing import Any, TypeAlias
 from torch2engine.artifact.atomic_folder import remove_abandoned
 from torch2engine.artifact.build_lock import build_lock
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.manifest import NAME, canonical
+from torch2engine.artifact.file_access import read_file, write_file
+from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, canonical
+from torch2engine.artifact.manifest_fields import decode_non_finite, encode_non_finite
+from torch2engine.artifact.trust import distrust, is_own_folder
 from torch2engine.core.config import is_count
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.package import public
@@ -42,6 +45,7 @@ _RECORDS_FOLDER = "requests"
 _DEFAULT_MAX_BYTES = 20 << 30
 _RECORD_GRACE_S = 60.0  # a younger record stays, because its engine may not be stored yet
 _RECORD_LIFETIME_S = 90 * 24 * 3600.0
+_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENXIO)
 _LOG = logging.getLogger("torch2engine.cache")
 
 Cache: TypeAlias = "EngineCache | str | Path | bool | None"
@@ -83,11 +87,12 @@ class EngineCache:
 
     Args:
         folder: None means "torch2engine" in the user's cache folder (`XDG_CACHE_HOME`, else ``~/.cache``). An engine is
-            code: a folder that everybody may write to is not used.
+            code. So a folder is not used if it, or a link or a folder above it, belongs to another user, or if others
+            may write to it.
         max_bytes: above it, the engines that were used least recently are removed.
 
     Raises:
-        InputError: an empty folder name, or a size that is no positive int.
+        InputError: no folder's name, a user without a home folder, or a size that is no positive int.
     """
 
     def __init__(self, folder: str | Path | None = None, max_bytes: int = _DEFAULT_MAX_BYTES) -> None:
@@ -98,15 +103,7 @@ class EngineCache:
                 allowed="a positive int, in bytes",
                 fix="e.g. max_bytes=10 * 2**30",
             )
-        if folder is None:
-            import platformdirs
-
-            folder = platformdirs.user_cache_path("torch2engine")
-        elif not str(folder):
-            raise InputError(
-                "EngineCache.folder", got="''", allowed="a folder", fix="pass None for the user's cache folder"
-            )
-        self._folder = Path(folder).expanduser().absolute() / f"engines-{_VERSION}"
+        self._folder = _absolute_folder(folder) / f"engines-{_VERSION}"
         self._max_bytes = max_bytes
 
     @property
@@ -121,11 +118,13 @@ class EngineCache:
         """
         path = self._folder / _checked(key)
         try:
-            if not path.is_dir() or not self._is_safe():
+            if not self._is_safe() or not is_own_folder(path):
                 return None
             cached = EngineArtifact.load(path)
         except (ArtifactError, OSError) as error:
-            if self._discard(path):  # otherwise another process has just removed it
+            if not _is_damage(error):
+                _LOG.warning("an engine in the cache can't be read and is built anew: %s", error)
+            elif self._discard(path):  # otherwise another process has just removed it
                 warnings.warn(f"an engine in the cache was damaged and is built anew: {error}", stacklevel=2)
             return None
         try:
@@ -146,7 +145,11 @@ class EngineCache:
         try:
             if not self._make_folder():
                 return
+            if path.is_symlink():  # `save` would replace what it points to
+                _LOG.warning("the engine cache '%s' can't keep an engine: '%s' is a link", self._folder, path)
+                return
             engine.save(path)
+            path.chmod(0o700)  # whatever the umask
         except (ArtifactError, OSError) as error:
             _LOG.warning("the engine cache '%s' can't keep an engine: %s", self._folder, error)
             return
@@ -161,34 +164,35 @@ class EngineCache:
 
         If that fails, the logger ``torch2engine.cache`` says so.
         """
-        data = canonical({"facts": record.facts, "engine": _checked(record.engine_key)})
+        engine_key = _checked(record.engine_key)
         path = self._record_path(request_key)
         staging = path.with_name(f".{request_key}-{secrets.token_hex(8)}")
         try:
-            if not self._make_folder():
+            data = canonical({"facts": encode_non_finite(record.facts), "engine": engine_key})
+            if not self._make_folder() or not _make_own_folder(path.parent):
                 return
-            path.parent.mkdir(exist_ok=True)
             try:
-                staging.write_bytes(hashlib.sha256(data).hexdigest().encode("ascii") + b"\n" + data)
+                write_file(staging, hashlib.sha256(data).hexdigest().encode("ascii") + b"\n" + data)
                 staging.replace(path)
             finally:
                 staging.unlink(missing_ok=True)
-        except OSError as error:
+        except (OSError, TypeError, ValueError) as error:
             _LOG.warning("the engine cache '%s' can't keep a record: %s", self._folder, error)
 
     def read_record(self, request_key: str) -> RequestRecord | None:
         """Find the record of a request; None if there is none, or if it can't be read."""
         try:
-            if not self._is_safe():
+            path = self._record_path(request_key)
+            if not self._is_safe() or not is_own_folder(path.parent):
                 return None
-            digest, _, data = self._record_path(request_key).read_bytes().partition(b"\n")
+            digest, _, data = read_file(path, LIMIT_BYTES).partition(b"\n")
         except OSError:
             return None
         if hashlib.sha256(data).hexdigest().encode("ascii") != digest:
             return None  # the machine lost power during the write
         record = json.loads(data)
         # No further check: the key holds the version of torch2engine, so the same version wrote it.
-        return RequestRecord(record["engine"], record["facts"])
+        return RequestRecord(record["engine"], decode_non_finite(record["facts"]))
 
     def refresh_record(self, request_key: str) -> None:
         """Reset the age of a record, because it was used."""
@@ -278,10 +282,12 @@ class EngineCache:
         for path in paths:
             with contextlib.suppress(OSError):
                 age_s = time.time() - path.stat().st_mtime
-                if age_s < _RECORD_GRACE_S:
+                is_of_the_future = age_s < -_RECORD_GRACE_S  # else it would stay until then
+                if age_s < _RECORD_GRACE_S and not is_of_the_future:
                     continue
                 record = self.read_record(path.name) if _KEY.fullmatch(path.name) else None
-                if record is None or age_s > _RECORD_LIFETIME_S or not (self._folder / record.engine_key).is_dir():
+                is_outdated = is_of_the_future or age_s > _RECORD_LIFETIME_S
+                if record is None or is_outdated or not (self._folder / record.engine_key).is_dir():
                     path.unlink(missing_ok=True)
 
     def _children(self, select: Callable[[str], object]) -> list[Path]:
@@ -291,24 +297,25 @@ class EngineCache:
             return []
 
     def _is_safe(self) -> bool:
-        """Whether nobody but the owner and their group can write here: an engine is code."""
-        mode = self._folder.stat().st_mode
-        if mode & stat.S_IWOTH:
-            _LOG.warning("the engine cache '%s' is not used: everybody may write to it", self._folder)
-        return not mode & stat.S_IWOTH
+        """Whether nobody else can write here, or put another folder in this one's place: an engine is code."""
+        reason = distrust(self._folder)
+        if reason:
+            _LOG.warning("the engine cache '%s' is not used: %s", self._folder, reason)
+        return not reason
 
     def _make_folder(self) -> bool:
         """Make the folder if it is missing; False if it must not be used."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (*reversed(self._folder.parents), self._folder):
+            if not folder.exists():
+                folder.mkdir(exist_ok=True, mode=0o700)  # whatever the umask
         return self._is_safe()
 
     def _open_lock(self, place: Path) -> int | None:
         """Open the lock's file; None where that is impossible."""
         try:
-            if not self._make_folder():
+            if not self._make_folder() or not _make_own_folder(place.parent):
                 return None
-            place.parent.mkdir(exist_ok=True)
-            return os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            return os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             _LOG.warning("the engine cache '%s' can't be used: %s", self._folder, error)
             return None
@@ -322,6 +329,49 @@ class EngineCache:
             return False
         shutil.rmtree(trash, ignore_errors=True)
         return True
+
+
+def _absolute_folder(folder: str | Path | None) -> Path:
+    """The folder of a cache; None means the user's."""
+    fix = "pass a folder that exists for this user, or set XDG_CACHE_HOME"
+    if folder is None:
+        import platformdirs
+
+        try:
+            folder = platformdirs.user_cache_path("torch2engine")
+        except RuntimeError as error:
+            raise _homeless(fix) from error
+    elif not str(folder) or "\0" in str(folder):
+        raise InputError(
+            "EngineCache.folder", got=repr(str(folder)), allowed="a folder", fix="pass None for the user's cache folder"
+        )
+    try:
+        return Path(folder).expanduser().absolute()
+    except RuntimeError as error:
+        raise _homeless(fix) from error
+    except OSError as error:  # the working directory is gone
+        raise InputError("EngineCache.folder", got=f"'{error}'", allowed="a folder", fix=fix) from error
+
+
+def _homeless(fix: str) -> InputError:
+    """The error for a user with neither HOME nor an entry in the system's list of users."""
+    return InputError("EngineCache.folder", got="a user without a home folder", allowed="a folder", fix=fix)
+
+
+def _make_own_folder(folder: Path) -> bool:
+    """Make a folder inside the cache; False if there is something else, such as a link."""
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    is_own = is_own_folder(folder)
+    if not is_own:
+        _LOG.warning("the engine cache '%s' is not used: '%s' is not its own folder", folder.parent, folder.name)
+    return is_own
+
+
+def _is_damage(error: ArtifactError | OSError) -> bool:
+    """Whether an entry is wrong itself, or the process only lacks descriptors, memory or rights to read it."""
+    cause = error.__cause__ if isinstance(error, ArtifactError) else error
+    return not isinstance(cause, OSError) or cause.errno in _DAMAGE
 
 
 def _checked(key: str) -> str:
@@ -355,7 +405,11 @@ def resolve_cache(cache: object, cache_key: object = None) -> EngineCache | None
     if isinstance(cache, EngineCache):
         return cache
     if cache is True:
-        return EngineCache()
+        try:
+            return EngineCache()
+        except InputError as error:
+            _LOG.warning("no engine cache is used: %s", error)
+            return None
     if isinstance(cache, (str, Path)):
         return EngineCache(cache)
     fix = "pass cache=True for the user's cache folder"

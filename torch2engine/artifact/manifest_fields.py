@@ -35,7 +35,15 @@ from torch2engine.core.json_rules import (
 from torch2engine.core.precisions import MODEL_PRECISIONS
 from torch2engine.core.spec import PROFILE_JSON, SIGNATURE_JSON, Profile, Signature
 
-__all__ = ["FILE_NAME", "Hardware", "ManifestFields", "check_fields", "encode_non_finite", "field_names"]
+__all__ = [
+    "FILE_NAME",
+    "Hardware",
+    "ManifestFields",
+    "check_fields",
+    "decode_non_finite",
+    "encode_non_finite",
+    "field_names",
+]
 
 # No separators, no leading dot, no drive: such a name can't leave the folder on any system.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
@@ -138,7 +146,7 @@ class _NonFinite:
         return encode_non_finite(self._rule.encode(value))
 
     def decode(self, value: Any) -> Any:
-        return self._rule.decode(_decode_non_finite(value))
+        return self._rule.decode(decode_non_finite(value))
 
 
 def _check_together(members: dict[str, Any], where: str) -> None:
@@ -195,11 +203,12 @@ def encode_non_finite(value: Any) -> Any:
     return value
 
 
-def _decode_non_finite(value: Any) -> Any:
+def decode_non_finite(value: Any) -> Any:
+    """The inverse of `encode_non_finite`."""
     if is_object(value):
         if value.keys() == {"float"}:
             return float(value["float"])
-        return {key: _decode_non_finite(item) for key, item in value.items()}
+        return {key: decode_non_finite(item) for key, item in value.items()}
     if is_array(value):
-        return [_decode_non_finite(item) for item in value]
+        return [decode_non_finite(item) for item in value]
     return value
