@@ -4,15 +4,16 @@ Enters: a traced program with its conditions, and the captured call. Leaves: not
 sizes, the user's line and an Axis that the model can have. Separate from `size_conditions` because that file only
 evaluates, and this one decides.
 
-A condition that fails at a few sizes may be no fault, because torch also records conditions that change nothing. An
-example is whether a size is 1 when two tensors of that size are added. So the program runs at each of these sizes, and
-its result is compared with the model's.
+A condition that fails somewhere may be no fault, because torch also records conditions that change nothing. An example
+is whether a size is 1 when two tensors of that size are added. So the program runs at each of these sizes, or at some
+that stand for them, and its result is compared with the model's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -75,25 +76,25 @@ def find_size_fault(
         if not (truth := holds_at(condition, grid)).all()
     ]
     failures.sort(key=lambda failure: (not failure.condition.is_input, len(failure.condition.axes)))
+    trials = _Trials(captured, program)
     for failure in failures:
-        wrong_sizes = _wrong_sizes(captured, program, failure, grid)
+        wrong_sizes = _wrong_sizes(trials, failure, grid)
         if wrong_sizes is not None:
             pins = failure.condition.is_input and len(failure.condition.axes) == 1
             return SizeFault(failure.condition, _explain(failure.condition, captured, wrong_sizes, grid), pins)
     return None
 
 
-def _wrong_sizes(
-    captured: CapturedCall, program: torch.export.ExportedProgram, failure: _Failure, grid: SizeGrid
-) -> list[dict[str, int]] | None:
+def _wrong_sizes(trials: _Trials, failure: _Failure, grid: SizeGrid) -> list[dict[str, int]] | None:
     """The sizes of the axes that decide at which the program is wrong, or may be; None where it is right."""
     axes = failure.condition.axes if failure.condition.is_input else _deciding_axes(failure, grid)
     columns = np.stack([grid.sizes[axis][failure.fails] for axis in axes], axis=1)
     failing = [dict(zip(axes, map(int, row), strict=True)) for row in np.unique(columns, axis=0)]
-    if failure.condition.is_input or len(failing) > _MOST_TRIALS:
+    if failure.condition.is_input:
         return failing
-    wrong = [sizes for sizes in failing if not _answers_like_the_model(captured, program, sizes)]
-    return wrong or None
+    if len(failing) > _MOST_TRIALS:
+        return None if all(map(trials.are_right, _spread(failing))) else failing
+    return [sizes for sizes in failing if not trials.are_right(sizes)] or None
 
 
 def _deciding_axes(failure: _Failure, grid: SizeGrid) -> tuple[str, ...]:
@@ -118,25 +119,50 @@ def _is_decided_by(axes: Sequence[str], fails: NDArray[np.bool_], grid: SizeGrid
     return bool(((failed == 0) | (failed == all_of)).all())
 
 
-def _answers_like_the_model(
-    captured: CapturedCall, program: torch.export.ExportedProgram, sizes: Mapping[str, int]
-) -> bool:
-    """Compare the program with the model at these sizes, the other axes at opt."""
-    complete = {axis.name: sizes.get(axis.name, axis.range[1]) for axis in captured.signature.axes}
-    inputs = captured.sample_of_sizes(complete)
-    trial = captured.trial
-    if trial is not None and trial.obstacle():
-        return False
-    try:
-        if trial is None:
-            expected = captured.reference(inputs).leaves
-            answers = _run(program, inputs)
-        else:  # invented sizes may end the process's CUDA context, so both run on the CPU
-            expected = trial.run(inputs).leaves
-            answers = _run_on_cpu(program, inputs, trial)
-    except (ExportError, RuntimeError, IndexError, ValueError):  # either of them does not take these sizes
-        return False
-    return all(_is_close(answer, right) for answer, right in zip(answers, expected, strict=True))
+def _spread(sizes: Sequence[dict[str, int]]) -> list[dict[str, int]]:
+    """Some of many sizes: those with the least and the largest of each axis, and others evenly between."""
+    extremes = [choose(sizes, key=itemgetter(axis)) for axis in sizes[0] for choose in (min, max)]
+    between = [sizes[index * (len(sizes) - 1) // (_MOST_TRIALS - 1)] for index in range(_MOST_TRIALS)]
+    return extremes + between
+
+
+@dataclass
+class _Trials:
+    """Runs of the program and the model at given sizes.
+
+    Args:
+        captured: the call that was traced.
+        program: torch's.
+        known: the outcome at each size that was tried, since several conditions fail at the same ones.
+    """
+
+    captured: CapturedCall
+    program: torch.export.ExportedProgram
+    known: dict[tuple[int, ...], bool] = field(default_factory=dict[tuple[int, ...], bool])
+
+    def are_right(self, sizes: Mapping[str, int]) -> bool:
+        """Tell whether the program answers like the model at these sizes, the other axes at opt."""
+        complete = {axis.name: sizes.get(axis.name, axis.range[1]) for axis in self.captured.signature.axes}
+        key = tuple(complete.values())
+        if key not in self.known:
+            self.known[key] = self._answers_agree(complete)
+        return self.known[key]
+
+    def _answers_agree(self, sizes: dict[str, int]) -> bool:
+        inputs = self.captured.sample_of_sizes(sizes)
+        trial = self.captured.trial
+        if trial is not None and trial.obstacle():
+            return False
+        try:
+            if trial is None:
+                expected = self.captured.reference(inputs).leaves
+                answers = _run(self.program, inputs)
+            else:  # sizes that nobody gave may end the process's CUDA context, so both run on the CPU
+                expected = trial.run(inputs).leaves
+                answers = _run_on_cpu(self.program, inputs, trial)
+        except (ExportError, RuntimeError, IndexError, ValueError):  # either of them does not take these sizes
+            return False
+        return all(_is_close(answer, right) for answer, right in zip(answers, expected, strict=True))
 
 
 def _run(program: torch.export.ExportedProgram, inputs: Sequence[torch.Tensor]) -> Sequence[Any]:

@@ -1,7 +1,7 @@
-"""PyTorch's functions that take sizes as plain numbers, made to take sizes that follow a dynamic axis.
+"""PyTorch's functions that turn a size into a number, made to take sizes that follow a dynamic axis.
 
 Enters: a model while it is traced. Leaves: nothing; meanwhile these functions are computed from others that keep sizes
-symbolic. Separate because torch would turn such a size into a number, and so fix the axis.
+symbolic. Separate because torch would fix the axis otherwise, or refuse to trace.
 """
 
 from __future__ import annotations
@@ -13,17 +13,22 @@ import torch
 from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 
+from torch2engine.exporter import group_convolutions
+
 __all__ = ["SymbolicSizeArguments"]
 
 
 class SymbolicSizeArguments(TorchFunctionMode):
-    """While it is active, functions of `_REPLACEMENTS` take symbolic sizes."""
+    """While it is active, functions of `_REPLACEMENTS` take symbolic sizes, and those of `_CHECKED` can be traced."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Replace a function that was given a symbolic size; call any other."""
+        """Replace a function that torch can't trace as it is; call any other."""
         options: Mapping[str, Any] = kwargs or {}
-        replacement = _REPLACEMENTS.get(getattr(func, "__name__", ""))
-        if replacement is not None and any(_is_symbolic(value) for value in (*args, *options.values())):
+        name = getattr(func, "__name__", "")
+        replacement = _CHECKED.get(name)
+        if replacement is None and any(_is_symbolic(value) for value in (*args, *options.values())):
+            replacement = _REPLACEMENTS.get(name)
+        if replacement is not None:
             result = replacement(*args, **options)
             if result is not NotImplemented:
                 return result
@@ -107,6 +112,70 @@ def _as_list(value: Any) -> list[Any]:
     return [*value] if isinstance(value, (tuple, list)) else [value]
 
 
+def _affine_grid(theta: Tensor, size: Any, align_corners: bool | None = None) -> Tensor:
+    """`affine_grid`: the coordinates of every pixel, mapped by each matrix.
+
+    Args:
+        theta: [batch, 2, 3] or [batch, 3, 4].
+        size: of the image: batch, channels, then two or three sizes.
+        align_corners: whether -1 and 1 are the centres of the first and the last pixel, or their outer edges.
+
+    Returns:
+        [batch, *the image's sizes, 2 or 3].
+    """
+    spatial = _as_list(size)[2:]
+    if len(spatial) != theta.shape[1]:
+        return NotImplemented
+    axes: list[Tensor] = []
+    for count in spatial:
+        axis = _linspace(-1, 1, count, dtype=theta.dtype, device=theta.device)
+        pixels = torch.ones_like(axis).sum()
+        axes.append(axis if align_corners else axis * (pixels - 1) / pixels)
+    grids = torch.meshgrid(*axes, indexing="ij")
+    points = torch.stack([*reversed(grids), torch.ones_like(grids[0])], -1)  # x comes first
+    mapped = points.reshape(1, -1, len(spatial) + 1) @ theta.transpose(1, 2)
+    return mapped.reshape(theta.shape[0], *spatial, len(spatial))
+
+
+def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
+    """`take_along_dim`: gather, with all other dimensions broadcast."""
+    if dim is None or x.dim() != indices.dim():
+        return NotImplemented
+    along = dim % x.dim()
+    # a slice of one element has the size 1 in that dimension, which leaves it out of the broadcast
+    broadcast: Any = torch.broadcast_tensors
+    sizes: Any = broadcast(x.narrow(along, 0, 1), indices.narrow(along, 0, 1))[0].shape
+    before, after = sizes[:along], sizes[along + 1 :]
+    return x.expand(*before, -1, *after).gather(along, indices.expand(*before, -1, *after))
+
+
+def _cov(x: Tensor, *, correction: Any = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
+    """`cov` without weights; PyTorch's own looks into a tensor to check its factor."""
+    if fweights is not None or aweights is not None or x.dim() > 2 or not x.is_floating_point():
+        return NotImplemented
+    rows: Tensor = x if x.dim() == 2 else x.reshape(1, -1)
+    centred = rows - rows.mean(1, keepdim=True)
+    covariances = centred @ centred.T / (rows.shape[1] - correction)
+    count: Any = rows.shape[0]
+    return covariances.reshape(()) if isinstance(count, int) and count == 1 else covariances
+
+
+def _corrcoef(x: Tensor) -> Tensor:
+    """`corrcoef`: the covariances in units of the deviations."""
+    if x.dim() > 2 or not x.is_floating_point():
+        return NotImplemented
+    covariances = _cov(x)
+    if covariances.dim() == 0:
+        return covariances / covariances
+    deviations = covariances.diagonal().sqrt()
+    return (covariances / deviations[:, None] / deviations).clip(-1, 1)
+
+
+_CHECKED: Mapping[str, Callable[..., Any]] = {
+    "take_along_dim": _take_along_dim,
+    "cov": _cov,
+    "corrcoef": _corrcoef,
+}
 _REPLACEMENTS: Mapping[str, Callable[..., Any]] = {
     "linspace": _linspace,
     "one_hot": _one_hot,
@@ -115,4 +184,8 @@ _REPLACEMENTS: Mapping[str, Callable[..., Any]] = {
     "avg_pool2d": _average,
     "max_pool1d": _largest,
     "max_pool2d": _largest,
+    "affine_grid": _affine_grid,
+    "conv1d": group_convolutions.conv1d,
+    "conv2d": group_convolutions.conv2d,
+    "conv_transpose2d": group_convolutions.conv_transpose2d,
 }
