@@ -158,11 +158,32 @@ def test_program_runs_on_the_cpu_wherever_it_was_traced() -> None:
 
 def many_branches(x: torch.Tensor, w: Any) -> torch.Tensor:
     """Does something else above twenty."""
+    return x * 2 if x.shape[1] > 20 else x * 3
+
+
+def equal_branches(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Does the same above twenty by another operator."""
     return x * 2 if x.shape[1] > 20 else x + x
 
 
+def test_condition_that_fails_at_many_sizes_is_tried_at_some() -> None:
+    """A branch that gives the same answer is no fault."""
+    artifact, _ = exported(Function(equal_branches), X, {"x": {1: Axis("n", 2, 6, 60)}})
+    assert artifact.signature.axes[0].range == (2, 6, 60)
+
+
+def test_trials_stand_for_many_sizes() -> None:
+    """The least and the largest of each axis, and sizes evenly between."""
+    sizes = [{"b": b, "n": n} for b in range(1, 9) for n in range(3, 40)]
+    chosen = prove_sizes._spread(sizes)
+    assert len(chosen) <= prove_sizes._MOST_TRIALS + 4
+    for axis in ("b", "n"):
+        assert {min(size[axis] for size in sizes), max(size[axis] for size in sizes)} <= {size[axis] for size in chosen}
+    assert {size["b"] for size in chosen} == set(range(1, 9))
+
+
 def test_condition_that_fails_at_many_sizes_is_refused() -> None:
-    """Only a few sizes are tried one by one; more are never taken on trust."""
+    """One trial that is wrong refuses all of them."""
     with pytest.raises(DynamicAxisError) as error:
         exported(Function(many_branches), X, {"x": {1: Axis("n", 2, 6, 60)}})
     assert error.value.allowed == "sizes for which n <= 20, which is wrong at n = 21..60"

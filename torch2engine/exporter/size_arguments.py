@@ -7,7 +7,7 @@ symbolic. Separate because torch would fix the axis otherwise, or refuse to trac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import SymInt, Tensor
@@ -143,7 +143,7 @@ def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tenso
         return NotImplemented
     along = dim % x.dim()
     # a slice of one element has the size 1 in that dimension, which leaves it out of the broadcast
-    broadcast: Any = torch.broadcast_tensors
+    broadcast = cast("Any", torch.broadcast_tensors)
     sizes: Any = broadcast(x.narrow(along, 0, 1), indices.narrow(along, 0, 1))[0].shape
     before, after = sizes[:along], sizes[along + 1 :]
     return x.expand(*before, -1, *after).gather(along, indices.expand(*before, -1, *after))
