@@ -8,12 +8,13 @@ steps of the first, in this order:
 
 - `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
 - `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
-- `recurrent`, `size_arguments`, `tensor_indices`: while torch traces, they keep recurrent layers whole, sizes symbolic,
-  and indices tensors; `group_convolutions` replaces convolutions whose groups are a size.
+- `recurrent`, `size_arguments`, `traceable_functions`, `tensor_indices`: while torch traces, they keep recurrent layers
+  whole, sizes symbolic, values unread, and indices tensors; `group_convolutions` replaces convolutions whose groups are
+  a size.
 - `derived_axes`, `pinned_axes`: axes that follow from others, and the error for an axis that must be a number.
 - `axis_symbols`: works the outputs' shapes out.
-- `translate`: `decompositions`, torch.onnx with its `operator_registry`, then `optimize`; `trace_weights` for a model
-  that can be refitted.
+- `translate`: `decompositions`, `batch_norm`, torch.onnx with its `operator_registry`, then `optimize`;
+  `trace_weights` for a model that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
 - `fake_quant`, `given_masks`, `quiet_exporters`, `torch_program`: the model's own quantisers, masks of nn.Transformer,
   silence, and facts about torch's program.

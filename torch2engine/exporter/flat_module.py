@@ -16,6 +16,7 @@ from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
 from torch2engine.exporter.size_arguments import SymbolicSizeArguments
 from torch2engine.exporter.size_tensors import SizeTensors
 from torch2engine.exporter.tensor_indices import TensorIndices
+from torch2engine.exporter.traceable_functions import TraceableFunctions
 
 __all__ = ["FLAT_MODULE_PREFIX", "FlatModule"]
 
@@ -40,7 +41,13 @@ class FlatModule(nn.Module):
         inputs = [leaf.clone() if spec.name in written else leaf for spec, leaf in pairs]
         versions = [leaf._version for leaf in leaves]
         args, kwargs = reference.arguments(inputs)
-        with RecurrentLayersAsOperators(), SizeTensors(), SymbolicSizeArguments(), TensorIndices() as indices:
+        with (
+            RecurrentLayersAsOperators(),
+            SizeTensors(),
+            SymbolicSizeArguments(),
+            TraceableFunctions(),
+            TensorIndices() as indices,
+        ):
             result = flatten_result(self.model(*args, **kwargs))
         indices.require_no_lost_writes()
         for (spec, leaf), version in zip(pairs, versions, strict=True):

@@ -17,7 +17,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from torch._subclasses.fake_tensor import DataDependentOutputException, UnsupportedOperatorException
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedOperatorException,
+)
 
 from torch2engine.capture.source_lines import innermost_user_frame, user_source
 from torch2engine.core.errors import ExportError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
@@ -159,7 +163,9 @@ def explain_refusal(error: Exception) -> Torch2EngineError:
         return error
     message = str(error)
     if isinstance(error, UnsupportedOperatorException):
-        return _has_no_shape_rule(error)
+        return _cannot_trace(error, "torch has no rule for the shape of its result")
+    if isinstance(error, DynamicOutputShapeException):
+        return _cannot_trace(error, "the shape of its result depends on values")
     if _DATA_DEPENDENT.search(message) or isinstance(error, DataDependentOutputException):
         return ExportError(
             "torch.export",
@@ -171,14 +177,13 @@ def explain_refusal(error: Exception) -> Torch2EngineError:
     return _unexplained(error, message)
 
 
-def _has_no_shape_rule(error: UnsupportedOperatorException) -> UnsupportedOperatorError:
+def _cannot_trace(error: Exception, reason: str) -> UnsupportedOperatorError:
     operator = str(error).split(maxsplit=1)[0].replace(".default", "")  # torch adds advice below
-    reason = "torch has no rule for the shape of its result"
     return UnsupportedOperatorError(
         "torch.export",
         nodes=[UnsupportedNode(operator, "", "", user_source(error), reason)],
         got=f"{operator}, which it can't trace",
-        allowed="operators that it has a rule for",
+        allowed="operators whose result has a shape that follows from its inputs' shapes",
         fix="write this line with other PyTorch operators",
     )
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, UnsupportedOperatorError
 from torch2engine.core.wording import quote
+from torch2engine.exporter.batch_norm import batch_norm_translations
 from torch2engine.exporter.decompositions.table import exact_decompositions
 from torch2engine.exporter.operator_registry import reused_operator_registry
 from torch2engine.exporter.optimize import exact_rewrites, optimize
@@ -121,7 +122,7 @@ def _call_torch_onnx(program: torch.export.ExportedProgram, optimized: bool) -> 
         "dynamic_axes": None,
         "input_names": None,
         "output_names": None,
-        "custom_translation_table": recurrent_translations(),
+        "custom_translation_table": {**recurrent_translations(), **batch_norm_translations()},
         "export_params": True,
         "keep_initializers_as_inputs": False,
         "report": False,

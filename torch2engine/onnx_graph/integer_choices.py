@@ -24,6 +24,12 @@ __all__ = ["ChoiceReader", "IntegerChoice"]
 _PREFIX = "torch2engine.choice/"
 _SAME_ORDER = ("Identity", "Squeeze", "Unsqueeze", "Reshape", "Flatten", "Not")  # element stays beside element
 _EXTREMES = ("ArgMax", "ArgMin", "TopK")
+# From the places that a long sort gives back to the part that TopK sorted, and from there to the scores: the input that
+# each node takes them from. `exporter/decompositions/sorting.py` writes these nodes.
+_ORDERED_PLACES = {"Clip": 0, "Slice": 0}
+_SCATTERED = 2
+_PLACES_OF_PARTS = {"Reshape": 0, "Add": 0}
+_SCORES_OF_PARTS = {"Reshape": 0, "Concat": 0, "Where": 2}
 _COMPARISONS = ("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal")
 _ROUNDINGS = ("Round", "Floor", "Ceil")
 
@@ -107,10 +113,30 @@ def _choice(name: str, producers: Mapping[str, Any], floating: set[str]) -> Inte
         if node.op_type in _ROUNDINGS or (node.op_type == "Cast" and node.input[0] in floating):
             return IntegerChoice("rounding", (node.input[0],))
         if node.op_type != "Cast" and node.op_type not in _SAME_ORDER:
-            return None
+            return _choice_of_merged_sort(name, producers)
         name = node.input[0]
         node = producers.get(name)
     return None
+
+
+def _choice_of_merged_sort(name: str, producers: Mapping[str, Any]) -> IntegerChoice | None:
+    """Follow the places of a sort that was merged from sorted parts."""
+    places = _followed(name, producers, _ORDERED_PLACES)
+    if places not in producers or producers[places].op_type != "ScatterElements":
+        return None
+    topk = _followed(producers[places].input[_SCATTERED], producers, _PLACES_OF_PARTS)
+    if topk not in producers or producers[topk].op_type != "TopK":
+        return None
+    scores = _followed(producers[topk].input[0], producers, _SCORES_OF_PARTS)
+    return IntegerChoice("extreme", (scores,), -1)
+
+
+def _followed(name: str, producers: Mapping[str, Any], input_of: Mapping[str, int]) -> str:
+    """The tensor that a chain of such nodes begins with."""
+    while name in producers and producers[name].op_type in input_of:
+        node = producers[name]
+        name = node.input[input_of[node.op_type]]
+    return name
 
 
 def _axis(node: Any) -> int:

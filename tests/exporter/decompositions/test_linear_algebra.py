@@ -50,21 +50,23 @@ def test_singular_matrix_has_the_determinant_zero(singular: torch.Tensor) -> Non
 
 @pytest.mark.parametrize("matrix", SQUARE.values(), ids=map(str, SQUARE))
 @pytest.mark.parametrize("upper", [False, True])
-def test_triangular_factors_are_pytorchs(matrix: torch.Tensor, upper: bool) -> None:
-    """Cholesky's factor, and equations that read one triangle alone."""
+def test_triangular_equations_are_solved(matrix: torch.Tensor, upper: bool) -> None:
+    """Equations that read one triangle alone."""
     positive = matrix @ matrix.mT + torch.eye(matrix.shape[-1])
-    close(LINEAR_ALGEBRA["linalg_cholesky"](positive, upper=upper), torch.linalg.cholesky(positive, upper=upper))
     for rows, is_unit in ((positive, False), (0.1 * matrix, True)):
         found = LINEAR_ALGEBRA["linalg_solve_triangular"](rows, matrix, upper=upper, unitriangular=is_unit)
         expected = torch.linalg.solve_triangular(rows, matrix, upper=upper, unitriangular=is_unit)
         close(found / expected.abs().amax(), expected / expected.abs().amax())
 
 
-@pytest.mark.parametrize("n", [-2, 0, 1, 2, 5])
-def test_powers_are_pytorchs(n: int) -> None:
-    """By squares; the zeroth is the identity for each matrix."""
-    matrix = SQUARE[5]
-    close(LINEAR_ALGEBRA["linalg_matrix_power"](matrix, n), torch.linalg.matrix_power(matrix, n), rtol=1e-3)
+def test_tensors_are_inverted_as_matrices() -> None:
+    """The first dimensions are the rows; equations of a triangle may be transposed."""
+    tensor = torch.randn(2, 3, 6, generator=GENERATOR)
+    close(LINEAR_ALGEBRA["linalg_tensorinv"](tensor), torch.linalg.tensorinv(tensor))
+    matrix = SQUARE[5] + 4 * torch.eye(5)
+    for upper, transpose, is_unit in ((True, False, False), (False, True, False), (True, True, True)):
+        arguments = (SQUARE[5], matrix, upper, transpose, is_unit)
+        close(LINEAR_ALGEBRA["triangular_solve"](*arguments), tuple(torch.ops.aten.triangular_solve(*arguments)))
 
 
 class _Inverse(nn.Module):

@@ -65,6 +65,11 @@ def test_windows_that_overlap_are_pytorchs(
     expected = ATEN.max_pool2d_with_indices(x, kernel, stride, padding, dilation, is_ceiled)
     found = POOLING["max_pool2d_with_indices"](x, kernel, stride, padding, dilation, is_ceiled)
     torch.testing.assert_close(found, expected)
+    largest = POOLING["max_pool2d"](x, kernel, stride, padding, dilation, is_ceiled)
+    if all(step == 1 for step in dilation):
+        assert largest is NotImplemented
+    else:
+        torch.testing.assert_close(largest, expected[0])
     for includes_padding in (False, True):
         arguments = (x, kernel, stride, padding, is_ceiled, includes_padding, 7)
         torch.testing.assert_close(POOLING["avg_pool2d"](*arguments), ATEN.avg_pool2d(*arguments))

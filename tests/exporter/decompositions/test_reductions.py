@@ -30,6 +30,20 @@ def test_extremes_are_of_all_dimensions(x: torch.Tensor) -> None:
         assert REDUCTIONS[name](x, [0]) is NotImplemented
 
 
+def test_extremes_of_bools_and_numbers_are_pytorchs() -> None:
+    """TensorRT reduces no bools, and no tensor without dimensions."""
+    bools = TENSORS[2] > 1
+    for name in ("amax", "amin"):
+        for dims in ([], [0], [0, 1]):
+            torch.testing.assert_close(REDUCTIONS[name](bools, dims, True), getattr(torch, name)(bools, dims, True))
+        torch.testing.assert_close(REDUCTIONS[name](TENSORS[0]), TENSORS[0])
+    for order in (0, 1, 2, torch.inf):
+        norm = REDUCTIONS["linalg_vector_norm"](-TENSORS[0], order)
+        torch.testing.assert_close(norm, torch.linalg.vector_norm(-TENSORS[0], order))
+    loss = torch.nn.functional.mse_loss(TENSORS[0], -TENSORS[0])
+    torch.testing.assert_close(REDUCTIONS["mse_loss"](TENSORS[0], -TENSORS[0]), loss)
+
+
 def test_softmax_of_a_row_is_pytorchs() -> None:
     """With a dtype, in half with a float32 result, and not of a matrix."""
     row = TENSORS[1]

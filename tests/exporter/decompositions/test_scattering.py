@@ -44,6 +44,44 @@ def test_sums_are_pytorchs() -> None:
     torch.testing.assert_close(SCATTERING["index_put"](X, [rows, rows], values, True), expected)
 
 
+@pytest.mark.parametrize("rows", [2, 6])
+@pytest.mark.parametrize("columns", [1, 3])
+def test_smaller_index_leaves_the_rest_alone(rows: int, columns: int) -> None:
+    """It reaches the leading part of the other dimensions; gather and scatter too."""
+    index = INDEX[:rows, :columns]
+    expected = X.scatter_add(0, index, SOURCE)
+    torch.testing.assert_close(SCATTERING["scatter_add"](X, 0, index, SOURCE), expected)
+    expected = X.scatter_reduce(0, index, SOURCE, "mean", include_self=False)
+    found = SCATTERING["scatter_reduce.two"](X, 0, index, SOURCE, "mean", include_self=False)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(SCATTERING["gather"](X, 0, index), X.gather(0, index))
+    rows_once = torch.stack([torch.randperm(3, generator=GENERATOR)[:2] for _ in range(columns)], 1)
+    for form, value in (("scatter.src", SOURCE), ("scatter.value", 2.5)):
+        torch.testing.assert_close(SCATTERING[form](X, 0, rows_once, value), X.scatter(0, rows_once, value))
+    assert SCATTERING["gather"](X, 0, INDEX) is NotImplemented
+
+
+@pytest.mark.filterwarnings("ignore:index_reduce.. is in beta:UserWarning")
+@pytest.mark.parametrize("reduction", ["prod", "mean", "amax", "amin"])
+def test_whole_slices_are_reduced(reduction: str) -> None:
+    """index_reduce, of a number too."""
+    rows = torch.tensor([3, 0, 3])
+    reduce = SCATTERING["index_reduce"]
+    expected = X.index_reduce(0, rows, SOURCE[:3], reduction, include_self=False)
+    torch.testing.assert_close(reduce(X, 0, rows, SOURCE[:3], reduction, include_self=False), expected)
+    number, index = torch.tensor(2.0), torch.tensor([0])
+    values = torch.tensor(3.0)
+    torch.testing.assert_close(
+        reduce(number, 0, index, values, reduction), number.index_reduce(0, index, values, reduction)
+    )
+
+
+def test_places_follow_strides() -> None:
+    """as_strided_scatter with an offset."""
+    arguments = (X, SOURCE[:2, :2], (2, 2), (5, 2), 3)
+    torch.testing.assert_close(SCATTERING["as_strided_scatter"](*arguments), torch.as_strided_scatter(*arguments))
+
+
 def test_infinity_stays_in_its_place() -> None:
     """It is not multiplied by zero anywhere else."""
     source = SOURCE.clone()

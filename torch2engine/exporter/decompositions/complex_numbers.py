@@ -67,6 +67,17 @@ def _divide(a: Any, b: Any) -> Tensor:
     return a * torch.complex(real / square, -imaginary / square)
 
 
+def _conjugate(x: Tensor) -> Tensor:
+    return torch.complex(_real(x), -_imaginary(x)) if x.is_complex() else NotImplemented
+
+
+def _constant_pad(x: Tensor, padding: Sequence[int], value: float = 0) -> Tensor:
+    if not x.is_complex():
+        return NotImplemented
+    real = torch.constant_pad_nd(_real(x), padding, value)
+    return torch.complex(real, torch.constant_pad_nd(_imaginary(x), padding, 0))
+
+
 COMPLEX_NUMBERS: Mapping[str, Callable[..., Any]] = {
     "unsqueeze": _unsqueeze,
     "expand": _expand,
@@ -77,4 +88,7 @@ COMPLEX_NUMBERS: Mapping[str, Callable[..., Any]] = {
     "polar": _polar,
     "exp": _exp,
     "div.Tensor": _divide,
+    "conj_physical": _conjugate,
+    "_conj_physical": _conjugate,
+    "constant_pad_nd": _constant_pad,
 }

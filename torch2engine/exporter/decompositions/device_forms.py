@@ -40,7 +40,9 @@ def _fused_rms_norm(
 
 
 def _grid_sampler(x: Tensor, grid: Tensor, interpolation_mode: int, padding_mode: int, align_corners: bool) -> Tensor:
-    """`grid_sampler` of images: on a GPU it would become `cudnn_grid_sampler`."""
+    """`grid_sampler` of images and volumes: on a GPU it would become `cudnn_grid_sampler`."""
+    if x.dim() == 5:
+        return torch.ops.aten.grid_sampler_3d(x, grid, interpolation_mode, padding_mode, align_corners)
     if x.dim() != 4:
         return NotImplemented
     return torch.ops.aten.grid_sampler_2d(x, grid, interpolation_mode, padding_mode, align_corners)

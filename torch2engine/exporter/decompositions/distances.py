@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch2engine.exporter.decompositions.size_bounds import is_fixed, lowest
+from torch2engine.exporter.decompositions.size_bounds import lowest, product_is_at_most
 
 __all__ = ["DISTANCES", "cdist"]
 
 _BY_PRODUCT_ABOVE = 25  # rows from which PyTorch computes Euclidean distances by a matrix product
 _ALWAYS_BY_PRODUCT = 1
 _NEVER_BY_PRODUCT = 2
+_MOST_COMPARISONS = 2**24
 
 
 def cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: int | None = None) -> Tensor:
@@ -64,9 +65,13 @@ def _norm(difference: Tensor, p: float) -> Tensor:
 def _pdist(x: Tensor, p: float = 2.0) -> Tensor:
     """`_pdist_forward`: the distance of every two rows, each pair once."""
     count = x.shape[0]
-    if not is_fixed(count):
+    if not product_is_at_most([count, count, count], _MOST_COMPARISONS):
         return NotImplemented
-    first, second = torch.triu_indices(count, count, 1, device=x.device)
+    rows = torch.arange(count - 1, device=x.device)
+    starts = rows * count - torch.div(rows * (rows + 1), 2, rounding_mode="floor")
+    pairs = torch.arange(count * (count - 1) // 2, device=x.device)
+    first = (pairs.unsqueeze(-1) >= starts).to(torch.int64).sum(-1) - 1
+    second = pairs - starts.index_select(0, first) + first + 1
     return _norm(x.index_select(0, first) - x.index_select(0, second), p)
 
 
@@ -74,4 +79,5 @@ DISTANCES: Mapping[str, Callable[..., Any]] = {
     "_cdist_forward": cdist,
     "_euclidean_dist": _euclidean_by_product,
     "_pdist_forward": _pdist,
+    "pdist": _pdist,
 }

@@ -6,6 +6,7 @@ ONNX has a determinant alone, and TensorRT not even that. Larger matrices have n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from torch2engine.exporter.decompositions.size_bounds import is_fixed
 
-__all__ = ["LARGEST", "LINEAR_ALGEBRA"]
+__all__ = ["LARGEST", "LINEAR_ALGEBRA", "inverse", "is_small", "no_failures", "solve_triangular"]
 
 LARGEST = 16  # about ten nodes for each column
 
@@ -35,7 +36,8 @@ class _Eliminated:
     swaps: Tensor
 
 
-def _is_small(matrix: Tensor) -> bool:
+def is_small(matrix: Tensor) -> bool:
+    """Tell whether a matrix is real and small enough to be written out."""
     size = matrix.shape[-1]
     return is_fixed(size) and 0 < size <= LARGEST and not matrix.is_complex()
 
@@ -64,16 +66,17 @@ def _eliminate(matrix: Tensor, right: Tensor) -> _Eliminated:
     return _Eliminated(work[..., size:], torch.cat(pivots, -1), swaps)
 
 
-def _inverse(matrix: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
-    """`linalg_inv_ex`: the inverse, and 0 for each matrix."""
-    if not _is_small(matrix):
+def inverse(matrix: Tensor, *, check_errors: bool = False) -> tuple[Tensor, Tensor]:
+    """Invert by `linalg_inv_ex`: the inverse, and 0 for each matrix."""
+    if not is_small(matrix):
         return NotImplemented
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     solution = _eliminate(matrix, identity).solution
-    return solution, _no_failures(matrix)
+    return solution, no_failures(matrix)
 
 
-def _no_failures(matrix: Tensor) -> Tensor:
+def no_failures(matrix: Tensor) -> Tensor:
+    """0 for each matrix."""
     return torch.zeros(matrix.shape[:-2], dtype=torch.int32, device=matrix.device)
 
 
@@ -81,7 +84,7 @@ def _solve(
     matrix: Tensor, right: Tensor, *, left: bool = True, check_errors: bool = False
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_linalg_solve_ex`: the solution; its other results are of the factorisation."""
-    if not _is_small(matrix):
+    if not is_small(matrix):
         return NotImplemented
     is_vector = right.dim() == 1 or (matrix.dim() - 1 == right.dim() and right.shape == matrix.shape[:-1])
     columns = right.unsqueeze(-1) if is_vector else right
@@ -90,14 +93,14 @@ def _solve(
     else:
         solution = _eliminate(matrix.mT, columns.mT).solution.mT
     pivots = torch.zeros(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
-    return solution.squeeze(-1) if is_vector else solution, matrix, pivots, _no_failures(matrix)
+    return solution.squeeze(-1) if is_vector else solution, matrix, pivots, no_failures(matrix)
 
 
-def _solve_triangular(
+def solve_triangular(
     matrix: Tensor, right: Tensor, *, upper: bool, left: bool = True, unitriangular: bool = False
 ) -> Tensor:
-    """`linalg_solve_triangular`: reads one triangle alone."""
-    if not _is_small(matrix):
+    """Solve `linalg_solve_triangular`'s equations, which read one triangle alone."""
+    if not is_small(matrix):
         return NotImplemented
     triangle = matrix.triu() if upper else matrix.tril()
     if unitriangular:
@@ -110,7 +113,7 @@ def _solve_triangular(
 
 def _determinant(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """`_linalg_det`: the determinant; its other results are of the factorisation."""
-    if not _is_small(matrix):
+    if not is_small(matrix):
         return NotImplemented
     sign, pivots = _signed_pivots(matrix)
     return sign * pivots.prod(-1), matrix, torch.zeros(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
@@ -128,7 +131,7 @@ def _signed_pivots(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _log_determinant(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`_linalg_slogdet`: sign and logarithm of the determinant; its other results are of the factorisation."""
-    if not _is_small(matrix):
+    if not is_small(matrix):
         return NotImplemented
     sign, pivots = _signed_pivots(matrix)
     below = (pivots < 0).to(matrix.dtype).sum(-1)
@@ -138,49 +141,20 @@ def _log_determinant(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return sign, logarithm, matrix, torch.zeros(matrix.shape[:-1], dtype=torch.int32, device=matrix.device)
 
 
-def _cholesky_ex(matrix: Tensor, *, upper: bool = False, check_errors: bool = False) -> tuple[Tensor, Tensor]:
-    """`linalg_cholesky_ex`: the factor, and 0 for each matrix."""
-    if not _is_small(matrix):
-        return NotImplemented
-    return cholesky(matrix, upper), _no_failures(matrix)
+def _triangular_solve(
+    right: Tensor, matrix: Tensor, upper: bool = True, transpose: bool = False, unitriangular: bool = False
+) -> tuple[Tensor, Tensor]:
+    """`triangular_solve`: the solution, and the matrix."""
+    triangle = matrix.mT if transpose else matrix
+    solution = solve_triangular(triangle, right, upper=upper != transpose, unitriangular=unitriangular)
+    return NotImplemented if solution is NotImplemented else (solution, matrix.clone())
 
 
-def cholesky(matrix: Tensor, upper: bool = False) -> Tensor:
-    """Compute the triangular factor of a positive definite matrix; NaN for others."""
-    if not _is_small(matrix):
-        return NotImplemented
-    size = matrix.shape[-1]
-    rows = torch.arange(size, device=matrix.device)
-    rest = matrix.mT if upper else matrix
-    columns: list[Tensor] = []
-    for column in range(size):
-        values = torch.where(rows >= column, rest[..., column], 0.0)
-        values = values / torch.sqrt(rest[..., column, column]).unsqueeze(-1)
-        columns.append(values)
-        rest = rest - values.unsqueeze(-1) * values.unsqueeze(-2)
-    factor = torch.stack(columns, -1)
-    return factor.mT if upper else factor
-
-
-def _linalg_cholesky(matrix: Tensor, *, upper: bool = False) -> Tensor:
-    """`linalg_cholesky`, whose option has a name."""
-    return cholesky(matrix, upper)
-
-
-def matrix_power(matrix: Tensor, n: int) -> Tensor:
-    """Multiply a matrix n times, by squares; a negative n needs an inverse."""
-    if n < 0:
-        inverse = _inverse(matrix)
-        return NotImplemented if inverse is NotImplemented else matrix_power(inverse[0], -n)
-    identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device).expand(matrix.shape)
-    result: Tensor | None = None
-    square = matrix
-    while n:
-        if n % 2:
-            result = square if result is None else result @ square
-        n //= 2
-        square = square @ square if n else square
-    return identity.clone() if result is None else result.clone() if result is matrix else result
+def _tensor_inverse(x: Tensor, ind: int = 2) -> Tensor:
+    """`linalg_tensorinv`: the inverse of the matrix whose rows are the first `ind` dimensions."""
+    rows, columns = x.shape[:ind], x.shape[ind:]
+    results = inverse(x.reshape(math.prod(rows), math.prod(columns)))
+    return NotImplemented if results is NotImplemented else results[0].reshape(*columns, *rows)
 
 
 def _first_of(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -208,12 +182,14 @@ def _logdet(matrix: Tensor) -> Tensor:
 
 
 LINEAR_ALGEBRA: Mapping[str, Callable[..., Any]] = {
-    "linalg_inv_ex": _inverse,
-    "linalg_inv": _first_of(_inverse),
-    "inverse": _first_of(_inverse),
+    "linalg_inv_ex": inverse,
+    "linalg_inv": _first_of(inverse),
+    "inverse": _first_of(inverse),
     "_linalg_solve_ex": _solve,
     "linalg_solve": _first_of(_solve),
-    "linalg_solve_triangular": _solve_triangular,
+    "linalg_solve_triangular": solve_triangular,
+    "triangular_solve": _triangular_solve,
+    "linalg_tensorinv": _tensor_inverse,
     "_linalg_det": _determinant,
     "linalg_det": _first_of(_determinant),
     "det": _first_of(_determinant),
@@ -221,9 +197,4 @@ LINEAR_ALGEBRA: Mapping[str, Callable[..., Any]] = {
     "linalg_slogdet": _sign_and_log_determinant,
     "slogdet": _sign_and_log_determinant,
     "logdet": _logdet,
-    "linalg_cholesky_ex": _cholesky_ex,
-    "linalg_cholesky": _linalg_cholesky,
-    "cholesky": cholesky,
-    "linalg_matrix_power": matrix_power,
-    "matrix_power": matrix_power,
 }

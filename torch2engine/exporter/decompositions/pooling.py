@@ -149,18 +149,57 @@ def _max_pool_with_indices(rank: int) -> Callable[..., tuple[Tensor, Tensor]]:
         kernel, step, edge, apart = (
             _each(part, rank) for part in (kernel_size, stride or kernel_size, padding, dilation)
         )
-        values = _MAX_POOL[rank](x, kernel, step, edge, apart, ceil_mode)
-        windows: list[_Windows] = []
-        for number in range(rank):
-            dim = number - rank
-            starts = torch.arange(values.shape[dim], device=x.device) * step[number] - edge[number]
-            positions = starts.unsqueeze(-1) + torch.arange(kernel[number], device=x.device) * apart[number]
-            # A place outside is replaced by the nearest one of the same window, which changes no maximum.
-            first = _first_inside(starts, apart[number])
-            last = _last_inside(starts, kernel[number], apart[number], x.shape[dim])
-            positions = torch.minimum(torch.maximum(positions, first.unsqueeze(-1)), last.unsqueeze(-1))
-            windows.append(_Windows(positions, positions[:, 0]))
+        windows = [
+            _along(x.shape[number - rank], _Step(*options), ceil_mode, x.device)
+            for number, options in enumerate(zip(kernel, step, edge, apart, strict=True))
+        ]
+        values = _gather(x, windows).flatten(-rank).amax(-1)
         return values, _places_of_largest(x, windows)
+
+    return decomposition
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A pooling's numbers along one dimension."""
+
+    kernel: int
+    stride: int
+    padding: int
+    dilation: int
+
+
+def _along(size: int, step: _Step, ceil_mode: bool, device: torch.device) -> _Windows:
+    """The windows of a pooling along a dimension of this size."""
+    reach = step.dilation * (step.kernel - 1) + 1
+    free = size + 2 * step.padding - reach
+    count = (free + (step.stride - 1 if ceil_mode else 0)) // step.stride + 1
+    if ceil_mode:  # no window begins behind the elements and the padding before them
+        count = smaller(count, (size + step.padding - 1) // step.stride + 1)
+    starts = torch.arange(count, device=device) * step.stride - step.padding
+    positions = starts.unsqueeze(-1) + torch.arange(step.kernel, device=device) * step.dilation
+    # A place outside is replaced by the nearest one of the same window, which changes no maximum.
+    first = _first_inside(starts, step.dilation)
+    last = _last_inside(starts, step.kernel, step.dilation, size)
+    positions = torch.minimum(torch.maximum(positions, first.unsqueeze(-1)), last.unsqueeze(-1))
+    return _Windows(positions, positions[:, 0])
+
+
+def _dilated_max_pool(rank: int) -> Callable[..., Tensor]:
+    """`max_pool1d/2d/3d` of elements that lie apart, which TensorRT lacks."""
+    with_indices = _max_pool_with_indices(rank)
+
+    def decomposition(
+        x: Tensor,
+        kernel_size: Sequence[int],
+        stride: Sequence[int] = (),
+        padding: Sequence[int] = (0,),
+        dilation: Sequence[int] = (1,),
+        ceil_mode: bool = False,
+    ) -> Tensor:
+        if all(step == 1 for step in dilation):
+            return NotImplemented
+        return with_indices(x, kernel_size, stride, padding, dilation, ceil_mode)[0]
 
     return decomposition
 
@@ -218,6 +257,9 @@ POOLING: Mapping[str, Callable[..., Any]] = {
     "adaptive_avg_pool1d": _adaptive_avg_pool_of(1),
     "_adaptive_avg_pool2d": _adaptive_avg_pool_of(2),
     "_adaptive_avg_pool3d": _adaptive_avg_pool_of(3),
+    "max_pool1d": _dilated_max_pool(1),
+    "max_pool2d": _dilated_max_pool(2),
+    "max_pool3d": _dilated_max_pool(3),
     "max_pool1d_with_indices": _max_pool_with_indices(1),
     "max_pool2d_with_indices": _max_pool_with_indices(2),
     "max_pool3d_with_indices": _max_pool_with_indices(3),

@@ -15,11 +15,16 @@ from torch import Tensor
 __all__ = ["REDUCTIONS"]
 
 
-def _over_all_dimensions(reduction: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """amax or amin of all elements, where no dimension is named."""
+def _extreme(reduction: Callable[..., Tensor], of_bools: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """amax or amin of bools, of a number, or of all elements, where no dimension is named."""
 
     def decomposition(x: Tensor, dim: Sequence[int] = (), keepdim: bool = False) -> Tensor:
-        return NotImplemented if dim or x.dim() == 0 else reduction(x, list(range(x.dim())), keepdim)
+        if x.dim() == 0:
+            return x.clone()
+        dims = list(dim) or list(range(x.dim()))
+        if x.dtype == torch.bool:  # TensorRT reduces no bools
+            return of_bools(x, dims, keepdim)
+        return NotImplemented if dim else reduction(x, dims, keepdim)
 
     return decomposition
 
@@ -65,12 +70,29 @@ def _mean_of_number(x: Tensor, *options: Any, dtype: torch.dtype | None = None) 
     return x.clone() if dtype is None else x.to(dtype)
 
 
+def _norm_of_number(
+    x: Tensor, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Tensor:
+    """`linalg_vector_norm` of a tensor without dimensions, which TensorRT refuses."""
+    if x.dim():
+        return NotImplemented
+    x = x if dtype is None else x.to(dtype)
+    return (x != 0).to(x.dtype) if ord == 0 else x.abs()
+
+
+def _mse_loss_of_number(x: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """`mse_loss` of tensors without dimensions, which TensorRT refuses."""
+    return NotImplemented if x.dim() or target.dim() else (x - target) ** 2
+
+
 REDUCTIONS: Mapping[str, Callable[..., Any]] = {
-    "amax": _over_all_dimensions(torch.amax),
-    "amin": _over_all_dimensions(torch.amin),
+    "amax": _extreme(torch.amax, torch.any),
+    "amin": _extreme(torch.amin, torch.all),
     "aminmax": _aminmax,
     "mean": _mean_of_number,
     "mean.dim": _mean_of_number,
+    "linalg_vector_norm": _norm_of_number,
+    "mse_loss": _mse_loss_of_number,
     "argmax": _place_of(torch.argmax),
     "argmin": _place_of(torch.argmin),
     "softmax.int": _softmax_of(torch.softmax),

@@ -68,12 +68,34 @@ def _scatter(x: Tensor, dim: int, index: Tensor, source: Tensor, reduction: str,
     if x.dim() == 0 or index.dim() != x.dim() or x.dtype == torch.bool or not _is_feasible(x.shape[dim], index):
         return NotImplemented
     dim = dim % x.dim()
-    for other in range(x.dim()):  # a smaller index leaves the rest of x alone: torch.onnx does that
-        if other != dim and index.shape[other] != x.shape[other]:
-            return NotImplemented
-        source = source.narrow(other, 0, index.shape[other])
-    reduced = _reduce_last(x.movedim(dim, -1), index.movedim(dim, -1), source.movedim(dim, -1), reduction, include_self)
-    return reduced.movedim(-1, dim)
+    part = _part_of(x, dim, index)
+    source = _part_of(source, None, index)
+    reduced = _reduce_last(
+        part.movedim(dim, -1), index.movedim(dim, -1), source.movedim(dim, -1), reduction, include_self
+    )
+    return _with_rest(reduced.movedim(-1, dim), x)
+
+
+def _part_of(x: Tensor, dim: int | None, index: Tensor) -> Tensor:
+    """The leading part of x that an index of smaller dimensions reaches; `dim` stays whole."""
+    for other, size in enumerate(index.shape):
+        if other != dim and x.shape[other] != size:
+            x = x.narrow(other, 0, size)
+    return x
+
+
+def _with_rest(part: Tensor, x: Tensor) -> Tensor:
+    """x with its leading part replaced."""
+    for dim in reversed(range(x.dim())):
+        size = part.shape[dim]
+        if size == x.shape[dim]:
+            continue
+        rest = x.narrow(dim, size, x.shape[dim] - size)
+        for earlier in range(dim):
+            if rest.shape[earlier] != part.shape[earlier]:
+                rest = rest.narrow(earlier, 0, part.shape[earlier])
+        part = torch.cat((part, rest), dim)
+    return part
 
 
 def scatter_add(x: Tensor, dim: int, index: Tensor, source: Tensor) -> Tensor:
@@ -93,7 +115,9 @@ def _index_reduce(
 ) -> Tensor:
     """`index_reduce`: whole slices of source at index."""
     if x.dim() == 0:
-        return NotImplemented
+        options: dict[str, Any] = {"include_self": include_self}
+        found = _index_reduce(x.reshape(1), 0, index.reshape(-1), source.reshape(-1), reduce, **options)
+        return NotImplemented if found is NotImplemented else found.reshape(())
     source = source.reshape(1) if source.dim() == 0 else source
     shape = [1] * x.dim()
     shape[dim % x.dim()] = -1
@@ -149,11 +173,46 @@ def put(x: Tensor, index: Tensor, source: Tensor, accumulate: bool = False) -> T
     return x.flatten().scatter(0, places, source.flatten()).reshape(x.shape)
 
 
+def _gather(x: Tensor, dim: int, index: Tensor, *, sparse_grad: bool = False) -> Tensor:
+    """`gather` by an index of smaller dimensions, as one of equal dimensions."""
+    if x.dim() == 0 or index.dim() != x.dim():
+        return NotImplemented
+    part = _part_of(x, dim % x.dim(), index)
+    return NotImplemented if part is x else torch.gather(part, dim, index)
+
+
+def _scatter_values(x: Tensor, dim: int, index: Tensor, source: Any) -> Tensor:
+    """`scatter` by an index of smaller dimensions, as one of equal dimensions."""
+    if x.dim() == 0 or index.dim() != x.dim():
+        return NotImplemented
+    part = _part_of(x, dim % x.dim(), index)
+    source = _part_of(source, None, index) if isinstance(source, Tensor) else source
+    return NotImplemented if part is x else _with_rest(torch.scatter(part, dim, index, source), x)
+
+
+def _as_strided_scatter(
+    x: Tensor, source: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
+    """`as_strided_scatter` into a contiguous tensor."""
+    if not x.is_contiguous():
+        return NotImplemented
+    places = torch.full([1] * len(size), storage_offset or 0, dtype=torch.int64, device=x.device)
+    for dim, (count, step) in enumerate(zip(size, stride, strict=True)):
+        shape = [1] * len(size)
+        shape[dim] = -1
+        places = places + (torch.arange(count, device=x.device) * step).reshape(shape)
+    return x.flatten().scatter(0, places.flatten(), source.flatten()).reshape(x.shape)
+
+
 SCATTERING: Mapping[str, Callable[..., Any]] = {
     "scatter_add": scatter_add,
     "scatter_reduce.two": scatter_reduce,
     "index_add": index_add,
     "index_reduce": _index_reduce,
+    "gather": _gather,
+    "scatter.src": _scatter_values,
+    "scatter.value": _scatter_values,
+    "as_strided_scatter": _as_strided_scatter,
     "index_put": _index_put,
     "masked_scatter": masked_scatter,
     "take": take,

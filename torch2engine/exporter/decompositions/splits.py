@@ -35,4 +35,9 @@ def _split_with_sizes(x: Tensor, split_sizes: Sequence[int | SymInt], dim: int =
     return [x.narrow(dim, start, size) for start, size in zip(starts, split_sizes, strict=False)]
 
 
-SPLITS: Mapping[str, Callable[..., Any]] = {"split.Tensor": _split, "split_with_sizes": _split_with_sizes}
+SPLITS: Mapping[str, Callable[..., Any]] = {
+    "split.Tensor": _split,
+    "unsafe_split.Tensor": _split,
+    "split_with_sizes": _split_with_sizes,
+    "unsafe_split_with_sizes": _split_with_sizes,
+}

@@ -20,6 +20,7 @@ from torch2engine.exporter.decompositions.attention import ATTENTION, needs_exac
 from torch2engine.exporter.decompositions.bags import BAGS
 from torch2engine.exporter.decompositions.bessel import BESSEL
 from torch2engine.exporter.decompositions.bits import BITS
+from torch2engine.exporter.decompositions.cholesky import CHOLESKY
 from torch2engine.exporter.decompositions.complex_numbers import COMPLEX_NUMBERS
 from torch2engine.exporter.decompositions.device_forms import DEVICE_FORMS
 from torch2engine.exporter.decompositions.diagonals import DIAGONALS
@@ -29,9 +30,11 @@ from torch2engine.exporter.decompositions.error_function import ERROR_FUNCTION
 from torch2engine.exporter.decompositions.folding import FOLDING
 from torch2engine.exporter.decompositions.fourier import FOURIER
 from torch2engine.exporter.decompositions.gamma_functions import GAMMA_FUNCTIONS
+from torch2engine.exporter.decompositions.grids import GRIDS
 from torch2engine.exporter.decompositions.grouped_products import GROUPED_PRODUCTS, grouped_products_of_transformers
 from torch2engine.exporter.decompositions.linear_algebra import LINEAR_ALGEBRA
 from torch2engine.exporter.decompositions.logarithms import LOGARITHMS
+from torch2engine.exporter.decompositions.matrix_functions import MATRIX_FUNCTIONS
 from torch2engine.exporter.decompositions.normalizing import NORMALIZING
 from torch2engine.exporter.decompositions.ordering import ORDERING
 from torch2engine.exporter.decompositions.pooling import POOLING
@@ -42,6 +45,7 @@ from torch2engine.exporter.decompositions.running import RUNNING
 from torch2engine.exporter.decompositions.scattering import SCATTERING
 from torch2engine.exporter.decompositions.signs import SIGNS
 from torch2engine.exporter.decompositions.size_division import floor_negative_sizes
+from torch2engine.exporter.decompositions.sorting import SORTING
 from torch2engine.exporter.decompositions.splits import SPLITS
 from torch2engine.exporter.decompositions.stacking import STACKING
 
@@ -69,6 +73,10 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **GROUPED_PRODUCTS,
     **LINEAR_ALGEBRA,
     **NORMALIZING,
+    **CHOLESKY,
+    **MATRIX_FUNCTIONS,
+    **GRIDS,
+    **SORTING,
     **REDUCTIONS,
     **RESIZING,
     **STACKING,
