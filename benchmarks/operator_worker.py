@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 import torch2engine as t2e
+from benchmarks.evidence import REPOSITORY
 from benchmarks.operator_samples import OperatorCase, load_operators, make_case
 from torch2engine.core.errors import DynamicAxisError, Torch2EngineError, UnsupportedOperatorError
 
@@ -57,7 +58,8 @@ def outcome_of(case: OperatorCase) -> dict[str, str]:
 
 
 def _outcome(outcome: str, step: str, detail: str) -> dict[str, str]:
-    return {"outcome": outcome, "step": step, "detail": detail[:_LONGEST_DETAIL]}
+    """An outcome; paths begin at the repository."""
+    return {"outcome": outcome, "step": step, "detail": detail.replace(f"{REPOSITORY}/", "")[:_LONGEST_DETAIL]}
 
 
 def _answer(operators: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, str]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import operator_table
 from benchmarks.operator_samples import LOW, OperatorCase, load_operators, make_case, reason_to_refuse
 from benchmarks.operator_worker import outcome_of
 from benchmarks.operators import figures_of
@@ -119,3 +123,27 @@ def test_cases_are_pytorchs_own_samples() -> None:
     smaller = [tensor[:LOW] if f"tensors.{index}" in case.axes else tensor for index, tensor in enumerate(case.inputs)]
     assert case.module(*smaller).shape[0] == LOW == axis.min
     assert make_case(operators["linalg.tensorinv"], True) is None
+
+
+def test_document_is_the_evidences_table(repository: Path) -> None:
+    """docs/operators.md is the one that the committed JSON gives."""
+    evidence = json.loads((repository / "benchmarks" / "results" / "operators.json").read_text(encoding="utf-8"))
+    document = (repository / "docs" / "operators.md").read_text(encoding="utf-8")
+    assert document == operator_table.generate(evidence)
+
+
+def test_table_tells_what_is_refused_and_why() -> None:
+    """In one row for an operator, and without the error's advice."""
+    refused = {"outcome": "refused", "detail": "torch.onnx: got no | ONNX\n form; expected one; write another"}
+    evidence = {
+        "versions": {"torch": "2.13.0+cpu", "tensorrt_rtx": "1.6"},
+        "figures": {"operators.cases": 3, "operators.pass_share": 0.5},
+        "samples": {
+            "outcomes": {"abs (static)": {"outcome": "right"}, "abs (dynamic)": refused, "qr (static)": refused},
+            "never": {"qr": "an iterative factorisation"},
+        },
+    }
+    assert operator_table.generate(evidence).splitlines()[-2:] == [
+        "| `abs` | yes | refused | no \\| ONNX form |",
+        "| `qr` | refused | – | an iterative factorisation |",
+    ]
