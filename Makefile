@@ -5,19 +5,21 @@ GPU_PYTHON ?= $(PYTHON)
 RESULTS    ?= benchmarks/results
 RUN        ?=
 PYTEST     ?=
+TORCH      ?=
 ZOO_WORKERS ?= $(shell nproc)
 
 UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast check docs gpu-test gpu2-test bench operators zoo gpu-zoo evidence lock clean
+.PHONY: help demo test test-fast test-torch check docs gpu-test gpu2-test bench operators zoo gpu-zoo evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      train a small network on handwritten digits, deploy it, compare the answers'
 	@echo 'make test      every test that needs no GPU          (more flags: PYTEST="-x -k artifact")'
 	@echo 'make test-fast those of them that neither export, train, build nor start a process: under a minute'
+	@echo 'make test-torch TORCH=2.11.0  the tests of capture and export with another torch, in an environment of its own'
 	@echo 'make check     ruff, pyright (strict), import rules'
 	@echo 'make docs      the documentation as HTML in build/docs, strictly'
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
@@ -59,6 +61,18 @@ test: .venv/stamp
 # For the inner loop.
 test-fast: .venv/stamp
 	@OMP_NUM_THREADS=1 .venv/bin/python -m pytest -m "not gpu and not slow" -n auto --maxprocesses 4 $(PYTEST)
+
+# Where the export must work with another torch: a GPU machine has the one that it has.
+test-torch:
+	@test -n '$(TORCH)' || { echo 'name a version: make test-torch TORCH=2.11.0'; exit 1; }
+	@$(MAKE) --no-print-directory .venv-torch-$(TORCH)/stamp
+	@OMP_NUM_THREADS=1 .venv-torch-$(TORCH)/bin/python -m pytest -m "not gpu" -n auto --maxprocesses 4 --dist loadfile \
+		tests/capture tests/exporter tests/pipeline/test_export.py $(PYTEST)
+
+.venv-torch-%/stamp: .venv/stamp tests/support/other_torch.py
+	@echo '· installing torch $* into $(@D), with the other packages of .venv'
+	@.venv/bin/python -m tests.support.other_torch $* $(@D)
+	@touch $@
 
 check: .venv/stamp
 	@echo '· ruff check'
@@ -144,5 +158,5 @@ build/uv/bin/uv:
 	@build/uv/bin/python -m pip --disable-pip-version-check install -qq uv==$(UV_VERSION)
 
 clean:
-	@rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	@rm -rf .venv .venv-torch-* build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -25,7 +25,7 @@ B = axis_symbol("b")
         (2 * FloorDiv(N - 1, 2) < N, []),
         (sympy.Ne(N, 3), [3]),
         (sympy.Eq(PythonMod(N, 3), 0), [1, 2, 4, 5]),
-        (Max(N, 4) > 4, [1, 2, 3, 4]),
+        (Max(N, sympy.Integer(4)) > 4, [1, 2, 3, 4]),
         (sympy.And(N > 1, sympy.Not(sympy.Eq(N, 4))), [1, 4]),
         (sympy.Or(N < 3, N / 2 >= 3), [3, 4, 5]),
     ],
