@@ -52,6 +52,10 @@ FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "conv_transpose2d": lambda x: functional.conv_transpose2d(
         x.permute(0, 3, 1, 2), x[0].permute(2, 1, 0)[:, :, None], stride=2, output_padding=(1, 0), groups=x.shape[3]
     ),
+    "max_pool1d": lambda x: functional.max_pool1d(x[0], 3, 2, padding=1, ceil_mode=True),
+    "max_pool1d of the whole row": lambda x: functional.max_pool1d(x[0], x.shape[-1]),
+    "max_pool1d's places": lambda x: functional.max_pool1d(x[0], 1, return_indices=True)[1].float(),
+    "kron": lambda x: torch.kron(x[0, 0], x[0, 1, :2]),
 }
 LEAST = {"cov": 2, "affine_grid of corners": 2}  # PyTorch warns below
 

@@ -203,7 +203,6 @@ def _series(model: str, config: str, **options: Any) -> ZooEntry:
 
 _TIME_SERIES = {
     "autoformer": _series("AutoformerModel", "AutoformerConfig", label_length=4, moving_average=3),
-    "informer": _series("InformerModel", "InformerConfig", attention_type="prob", sampling_factor=1),
     "patchtsmixer": ZooEntry(
         "transformers time series",
         lambda: make_model(

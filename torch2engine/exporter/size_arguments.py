@@ -14,6 +14,7 @@ from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 
 from torch2engine.exporter import group_convolutions
+from torch2engine.exporter.decompositions.pooling import max_pool_of_row
 
 __all__ = ["SymbolicSizeArguments"]
 
@@ -171,10 +172,32 @@ def _corrcoef(x: Tensor) -> Tensor:
     return (covariances / deviations[:, None] / deviations).clip(-1, 1)
 
 
+def _max_pool1d(x: Tensor, kernel_size: Any, *args: Any, return_indices: bool = False, **options: Any) -> Tensor:
+    """`max_pool1d` of a symbolic length; with places it keeps the length symbolic by itself."""
+    if return_indices or not _is_symbolic(tuple(x.shape[-1:])):
+        return NotImplemented
+    if _is_symbolic(kernel_size):
+        return _largest(x, kernel_size, *args, **options)
+    return max_pool_of_row(x, kernel_size, *args, **options)
+
+
+def _kron(a: Tensor, b: Tensor) -> Tensor:
+    """`kron`: each element of `a` times the whole of `b`."""
+    if not _is_symbolic((*a.shape, *b.shape)):
+        return NotImplemented
+    rank = max(a.dim(), b.dim())
+    rows, columns = ([*[1] * (rank - x.dim()), *x.shape] for x in (a, b))
+    left = a.reshape([size for row in rows for size in (row, 1)])
+    right = b.reshape([size for column in columns for size in (1, column)])
+    return (left * right).reshape([row * column for row, column in zip(rows, columns, strict=True)])
+
+
 _CHECKED: Mapping[str, Callable[..., Any]] = {
     "take_along_dim": _take_along_dim,
     "cov": _cov,
     "corrcoef": _corrcoef,
+    "max_pool1d": _max_pool1d,
+    "kron": _kron,
 }
 _REPLACEMENTS: Mapping[str, Callable[..., Any]] = {
     "linspace": _linspace,
@@ -182,7 +205,6 @@ _REPLACEMENTS: Mapping[str, Callable[..., Any]] = {
     "as_tensor": _as_tensor,
     "avg_pool1d": _average,
     "avg_pool2d": _average,
-    "max_pool1d": _largest,
     "max_pool2d": _largest,
     "affine_grid": _affine_grid,
     "conv1d": group_convolutions.conv1d,

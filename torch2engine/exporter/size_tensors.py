@@ -7,6 +7,7 @@ values.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,9 +17,8 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["SizeTensors"]
 
+_TORCH: Any = torch  # its own annotations are partly unknown
 _WHOLE = (torch.int32, torch.int64)  # narrower types could not hold every size
-_SYM_MIN: Any = torch.sym_min
-_SYM_MAX: Any = torch.sym_max
 
 
 class SizeTensors(TorchFunctionMode):
@@ -48,7 +48,7 @@ def _numbers(func: Any, args: Any, options: Mapping[str, Any]) -> list[Any] | No
     if name in _OF_ONE:
         numbers = [_number(args[1] if name == "new_tensor" else args[0])] if args else []
     elif "rounding_mode" in options:
-        numbers = [*map(_number, args), options["rounding_mode"]]
+        numbers: list[Any] = [*map(_number, args), options["rounding_mode"]]
     else:
         numbers = [*map(_number, args)]
     is_complete = len(numbers) > 0 and all(number is not None for number in numbers)
@@ -70,6 +70,30 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _product(a: Any, b: Any) -> Any:
+    return a * b
+
+
+def _floor_quotient(a: Any, b: Any) -> Any:
+    return a // b
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    return a % b
+
+
+def _least(a: Any, b: Any) -> Any:
+    return _TORCH.sym_min(a, b)
+
+
+def _largest(a: Any, b: Any) -> Any:
+    return _TORCH.sym_max(a, b)
+
+
+def _reversed_difference(subtrahend: Any, minuend: Any) -> Any:
+    return minuend - subtrahend
+
+
 def _quotient(dividend: Any, divisor: Any, rounding_mode: str = "") -> Any:
     """`div` with a rounding mode. Rounding towards zero is rounding down where no number is negative."""
     if rounding_mode == "trunc" and (dividend < 0 or divisor < 0):
@@ -82,14 +106,14 @@ _OF_ONE: Mapping[str, Callable[..., Any]] = dict.fromkeys(
 )
 _RULES: Mapping[str, Callable[..., Any]] = {
     **_OF_ONE,
-    **dict.fromkeys(("add", "__add__", "__radd__"), lambda a, b: a + b),
-    **dict.fromkeys(("sub", "__sub__"), lambda a, b: a - b),
-    **dict.fromkeys(("rsub", "__rsub__"), lambda a, b: b - a),
-    **dict.fromkeys(("mul", "__mul__", "__rmul__"), lambda a, b: a * b),
-    **dict.fromkeys(("floor_divide", "__floordiv__"), lambda a, b: a // b),
-    **dict.fromkeys(("remainder", "__mod__"), lambda a, b: a % b),
+    **dict.fromkeys(("add", "__add__", "__radd__"), operator.add),
+    **dict.fromkeys(("sub", "__sub__"), operator.sub),
+    **dict.fromkeys(("rsub", "__rsub__"), _reversed_difference),
+    **dict.fromkeys(("mul", "__mul__", "__rmul__"), _product),
+    **dict.fromkeys(("floor_divide", "__floordiv__"), _floor_quotient),
+    **dict.fromkeys(("remainder", "__mod__"), _remainder),
     **dict.fromkeys(("div", "divide"), _quotient),
-    **dict.fromkeys(("minimum", "min"), lambda a, b: _SYM_MIN(a, b)),
-    **dict.fromkeys(("maximum", "max"), lambda a, b: _SYM_MAX(a, b)),
-    **dict.fromkeys(("neg", "__neg__"), lambda a: -a),
+    **dict.fromkeys(("minimum", "min"), _least),
+    **dict.fromkeys(("maximum", "max"), _largest),
+    **dict.fromkeys(("neg", "__neg__"), operator.neg),
 }

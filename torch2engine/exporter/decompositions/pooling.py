@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,15 +17,36 @@ from torch.nn import functional
 
 from torch2engine.exporter.decompositions.size_bounds import is_fixed, smaller
 
-__all__ = ["POOLING"]
+__all__ = ["POOLING", "max_pool_of_row"]
 
 _AVG_POOL: Mapping[int, Callable[..., Tensor]] = {
     1: functional.avg_pool1d,
     2: functional.avg_pool2d,
     3: functional.avg_pool3d,
 }
+
+
+def max_pool_of_row(
+    x: Tensor,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """`max_pool1d` as the pooling of pictures that are one row high: PyTorch's own makes a number of the length."""
+    size, pad, spread = (_first(value) for value in (kernel_size, padding, dilation))
+    step = _first(stride) if stride else size
+    pooled = functional.max_pool2d(x.unsqueeze(-2), (1, size), (1, step), (0, pad), (1, spread), ceil_mode)
+    return pooled.squeeze(-2)
+
+
+def _first(value: Any) -> Any:
+    return next(iter(cast("Sequence[Any]", value))) if isinstance(value, (tuple, list)) else value
+
+
 _MAX_POOL: Mapping[int, Callable[..., Tensor]] = {
-    1: functional.max_pool1d,
+    1: max_pool_of_row,
     2: functional.max_pool2d,
     3: functional.max_pool3d,
 }
