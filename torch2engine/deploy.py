@@ -83,8 +83,9 @@ def deploy(
             model; if the graph is the same, it compares the stored engine with the model and skips all other steps. A
             folder or an `EngineCache` for another place; False for none.
         cache_key: a text of your own that lets a later deploy skip the export too. It is your promise that the model's
-            code and the calibration data are the same. Weights and all other arguments are still compared, and so are
-            the answers of engine and model. A refittable engine gets the model's own weights.
+            code and the calibration data are the same. Weights, whatever else the model's attributes reach, and all
+            other arguments are still compared, and so are the answers of engine and model. An attribute that can't be
+            compared is named in a warning, and the key is not used. A refittable engine gets the model's own weights.
         progress: True for a bar on the terminal, or a callable that is given (phase, step, steps, seconds), as for
             `build`. It receives the steps of calibration and of building.
         preprocess: makes normalisation and layout part of the engine, which then takes images as bytes. `sample_input`,

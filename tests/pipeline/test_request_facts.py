@@ -6,11 +6,18 @@ the same key, and that each single change has another.
 
 from __future__ import annotations
 
+import collections
+import dataclasses
+import enum
 import functools
+import logging
+import threading
 import warnings
+import weakref
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -24,7 +31,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export import export_onnx
 from torch2engine.pipeline import request_facts as room
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
+from torch2engine.pipeline.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts
 
 BATCH = t2e.Axis("batch", 1, 4, 8)
 LOOSE = t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)
@@ -213,6 +220,106 @@ def test_tensors_without_plain_values_have_no_key(add: Callable[[Any], None]) ->
     model = net()
     add(model)
     assert facts_of_model(model) is None
+
+
+class Colour(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+@dataclasses.dataclass
+class Options:
+    scale: float
+    inner: dict[str, Any]
+
+
+class Slotted:
+    __slots__ = ("__hidden",)
+
+    def __init__(self, hidden: int) -> None:
+        self.__hidden = hidden
+
+
+class Steps(int):
+    """A number of a class of the user's own."""
+
+
+def scaled_by(factor: float) -> Callable[[Any], Any]:
+    return lambda x: x * factor
+
+
+def weight(value: float) -> nn.Module:
+    module = nn.Linear(1, 1)
+    nn.init.constant_(module.weight, value)
+    nn.init.zeros_(module.bias)
+    return module
+
+
+REACHABLE: dict[str, Callable[[int], Any]] = {
+    "dict": lambda n: {"a": {"b": n}},
+    "set": lambda n: {1, n + 5},
+    "dataclass": lambda n: Options(float(n), {}),
+    "inside a dataclass": lambda n: Options(1.0, {"deep": [(n,)]}),
+    "numpy scalar": lambda n: np.float32(n),
+    "numpy array": lambda n: np.array([1, n]),
+    "numpy objects": lambda n: np.array([None, n], dtype=object),
+    "enum": lambda n: (Colour.RED, Colour.BLUE)[n],
+    "dtype": lambda n: (torch.float32, torch.float16)[n],
+    "tensors in a list": lambda n: [torch.ones(2), torch.full((2,), n)],
+    "tensors in a dict": lambda n: {"a": torch.full((2,), n)},
+    "module in a list": lambda n: [weight(n)],
+    "setting of a module in a list": lambda n: [nn.LayerNorm(4, eps=1.0 + n)],
+    "slots": lambda n: Slotted(n),
+    "closure": lambda n: scaled_by(n),
+    "partial": lambda n: functools.partial(torch.mul, other=n),
+    "bound method": lambda n: Options(float(n), {}).__eq__,
+    "number of an own class": lambda n: Steps(n),
+    "bytes": lambda n: bytes([n]),
+    "default factory": lambda n: collections.defaultdict((list, dict)[n]),
+    "order of a dict": lambda n: ({"a": 1, "b": 2}, {"b": 2, "a": 1})[n],
+    "shape of an array": lambda n: np.zeros(((2, 3), (3, 2))[n]),
+}
+
+
+@pytest.mark.parametrize("make", REACHABLE.values(), ids=REACHABLE)
+def test_whatever_an_attribute_reaches_is_compared(make: Callable[[int], Any]) -> None:
+    """Equal values have equal keys, and other values others, wherever they stand."""
+    found: list[str] = []
+    for number in (0, 0, 1):
+        model = net()
+        model.extra = make(number)
+        found.append(hash_facts(facts_of_model(model)))
+    assert found[0] == found[1] != found[2]
+
+
+def test_attribute_that_tells_nothing_is_refused_by_name() -> None:
+    """A wrong hit would be possible; what can't change an answer does not matter."""
+    model = net()
+    before = facts_of_model(model)
+    model.lock, model.log = threading.Lock(), logging.getLogger("model")
+    model.own = weakref.ref(model)
+    after = facts_of_model(model)
+    assert before is not None and after is not None
+    model.head.rows = [iter([1, 2])]
+    assert facts_of_model(model) is None
+    assert incomparable_attribute(model) == (
+        "model attribute 'head.rows.[0]': got a value of builtins.list_iterator, which tells nothing of itself; "
+        "expected numbers, texts, tensors, arrays, containers and Python objects of these, which cache_key compares; "
+        "take it out of the model, or leave out cache_key"
+    )
+
+
+def test_cycles_aliases_and_hooks_have_keys() -> None:
+    """An attribute may lead back to the model; a recurrent module holds its weights twice."""
+    options = {"config": t2e.BuildConfig(refittable=True)}
+    found: list[Any] = []
+    for seed in (0, 1):
+        model = net(seed=seed)
+        model.rnn = nn.GRU(2, 2)
+        model.parent = {"model": model}
+        model.head.register_forward_hook(print)
+        found.append(model_facts(request_for(model, **options), "key"))
+    assert found[0] == found[1] is not None
 
 
 def test_conjugated_parameters_have_a_key() -> None:

@@ -34,7 +34,7 @@ from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.pipeline.request_facts import graph_facts, model_facts, request_facts
+from torch2engine.pipeline.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.outcome import PrecisionOutcome
 
@@ -80,6 +80,8 @@ class EngineReuse:
         with self._report.phase("recall"):
             facts = model_facts(self._request, self._cache_key)
             if facts is None:
+                if reason := incomparable_attribute(self._request.model):
+                    warn_user(f"cache_key is not used, and the model is deployed anew: {reason}")
                 return None
             earlier = self._find(self._cache, facts, captured)
         if earlier is None:

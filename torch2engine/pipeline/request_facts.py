@@ -7,10 +7,10 @@ place decides which differences between two deploys matter.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,10 +22,12 @@ from torch2engine.builder.onnx_fingerprint import refittable_fingerprint
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.core.config import Precision, Tolerance, Tolerances
+from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import QUANTIZED_PRECISIONS
+from torch2engine.pipeline.model_attributes import ModelAttributes
 from torch2engine.pipeline.request import DeployRequest
 
-__all__ = ["graph_facts", "model_facts", "request_facts", "sample_facts"]
+__all__ = ["graph_facts", "incomparable_attribute", "model_facts", "request_facts", "sample_facts"]
 
 _LIBRARIES = ("ml-dtypes", "nvidia-modelopt", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
@@ -34,28 +36,35 @@ def model_facts(request: DeployRequest, cache_key: str) -> dict[str, Any] | None
     """The facts that tell one model from another, where the caller's cache_key stands for its code.
 
     Returns:
-        the facts; None for a model with tensors whose values can't be read.
+        the facts; None for a model with tensors whose values can't be read, or other attributes that can't be compared.
+        `incomparable_attribute` tells which.
     """
     # All tensors count. So a cache_key finds nothing if it is used again for a second model or for other weights.
     state = dict(request.model.named_parameters(remove_duplicate=False))
     state |= dict(request.model.named_buffers(remove_duplicate=False))
-    modules = dict(cast("Iterable[tuple[str, nn.Module]]", request.model.named_modules()))
-    attributes = {
-        f"{path}:{name}": value
-        for path, module in modules.items()
-        for name, value in vars(module).items()
-        if isinstance(value, torch.Tensor)
-    }
-    tensors = state | attributes
+    try:
+        attributes = ModelAttributes(request.model)
+    except InputError:
+        return None
+    tensors = state | attributes.tensors
     if not all(_has_plain_values(tensor) for tensor in tensors.values()):
         return None
     return {
         "cache_key": cache_key,
-        "modules": {path: _module_settings(module) for path, module in modules.items()},
+        "attributes": attributes.facts,
         "tensors": {path: [list(tensor.shape), str(tensor.dtype)] for path, tensor in tensors.items()},
         # A refit replaces the values of parameters and buffers, but not those of other attributes.
-        "values": fingerprints(attributes if request.config.refittable else tensors),
+        "values": fingerprints(attributes.tensors if request.config.refittable else tensors),
     }
+
+
+def incomparable_attribute(model: nn.Module) -> str:
+    """Say why `model_facts` knows a model not from another; "" if it does, or if a tensor is the cause."""
+    try:
+        ModelAttributes(model)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def graph_facts(artifact: OnnxArtifact, refittable: bool) -> dict[str, Any]:
@@ -120,18 +129,6 @@ def _has_plain_values(tensor: torch.Tensor) -> bool:
     """Whether the values of a tensor are plain bits in memory."""
     is_known_class = type(tensor) in (torch.Tensor, nn.Parameter)
     return is_known_class and tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized)
-
-
-def _module_settings(module: nn.Module) -> list[Any]:
-    """A module's class, and the plain values among its attributes."""
-    settings = {name: repr(value) for name, value in vars(module).items() if name != "training" and _is_setting(value)}
-    return [f"{type(module).__module__}.{type(module).__qualname__}", settings]
-
-
-def _is_setting(value: object) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(_is_setting(item) for item in cast("Sequence[object]", value))
-    return isinstance(value, (type(None), bool, int, float, str))
 
 
 def _library_version(library: str) -> str:
