@@ -23,8 +23,11 @@ _MOST_SEARCHES = 2**24
 
 def _sort(x: Tensor, dim: int = -1, descending: bool = False) -> tuple[Tensor, Tensor]:
     """`sort` of a long dimension."""
+    if x.dtype in (torch.bool, torch.uint8):  # ONNX or TensorRT sort neither
+        values, places = torch.sort(x.to(torch.int32), dim, descending)
+        return values.to(x.dtype), places
     most = highest(x.shape[dim]) if x.dim() else 1
-    if most is None or most <= MOST_OF_TOPK or x.dtype == torch.bool:
+    if most is None or most <= MOST_OF_TOPK:
         return NotImplemented
     count = math.ceil(most / MOST_OF_TOPK)
     others = [size for other, size in enumerate(x.shape) if other != dim % x.dim()]

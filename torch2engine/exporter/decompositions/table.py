@@ -45,9 +45,11 @@ from torch2engine.exporter.decompositions.running import RUNNING
 from torch2engine.exporter.decompositions.scattering import SCATTERING
 from torch2engine.exporter.decompositions.signs import SIGNS
 from torch2engine.exporter.decompositions.size_division import floor_negative_sizes
+from torch2engine.exporter.decompositions.small_types import SMALL_TYPES
 from torch2engine.exporter.decompositions.sorting import SORTING
 from torch2engine.exporter.decompositions.splits import SPLITS
 from torch2engine.exporter.decompositions.stacking import STACKING
+from torch2engine.exporter.decompositions.transposed_convolutions import TRANSPOSED_CONVOLUTIONS
 
 __all__ = ["NAMED", "PYTORCHS", "decompositions", "exact_decompositions", "find_operator"]
 
@@ -77,6 +79,8 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **MATRIX_FUNCTIONS,
     **GRIDS,
     **SORTING,
+    **TRANSPOSED_CONVOLUTIONS,
+    **SMALL_TYPES,
     **REDUCTIONS,
     **RESIZING,
     **STACKING,
