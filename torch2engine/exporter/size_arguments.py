@@ -7,7 +7,7 @@ symbolic. Separate because torch would fix the axis otherwise, or refuse to trac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import SymInt, Tensor
@@ -138,40 +138,6 @@ def _affine_grid(theta: Tensor, size: Any, align_corners: bool | None = None) ->
     return mapped.reshape(theta.shape[0], *spatial, len(spatial))
 
 
-def _take_along_dim(x: Tensor, indices: Tensor, dim: int | None = None) -> Tensor:
-    """`take_along_dim`: gather, with all other dimensions broadcast."""
-    if dim is None or x.dim() != indices.dim():
-        return NotImplemented
-    along = dim % x.dim()
-    # a slice of one element has the size 1 in that dimension, which leaves it out of the broadcast
-    broadcast = cast("Any", torch.broadcast_tensors)
-    sizes: Any = broadcast(x.narrow(along, 0, 1), indices.narrow(along, 0, 1))[0].shape
-    before, after = sizes[:along], sizes[along + 1 :]
-    return x.expand(*before, -1, *after).gather(along, indices.expand(*before, -1, *after))
-
-
-def _cov(x: Tensor, *, correction: Any = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
-    """`cov` without weights; PyTorch's own looks into a tensor to check its factor."""
-    if fweights is not None or aweights is not None or x.dim() > 2 or not x.is_floating_point():
-        return NotImplemented
-    rows: Tensor = x if x.dim() == 2 else x.reshape(1, -1)
-    centred = rows - rows.mean(1, keepdim=True)
-    covariances = centred @ centred.T / (rows.shape[1] - correction)
-    count: Any = rows.shape[0]
-    return covariances.reshape(()) if isinstance(count, int) and count == 1 else covariances
-
-
-def _corrcoef(x: Tensor) -> Tensor:
-    """`corrcoef`: the covariances in units of the deviations."""
-    if x.dim() > 2 or not x.is_floating_point():
-        return NotImplemented
-    covariances = _cov(x)
-    if covariances.dim() == 0:
-        return covariances / covariances
-    deviations = covariances.diagonal().sqrt()
-    return (covariances / deviations[:, None] / deviations).clip(-1, 1)
-
-
 def _max_pool1d(x: Tensor, kernel_size: Any, *args: Any, return_indices: bool = False, **options: Any) -> Tensor:
     """`max_pool1d` of a symbolic length; with places it keeps the length symbolic by itself."""
     if return_indices or not _is_symbolic(tuple(x.shape[-1:])):
@@ -181,23 +147,8 @@ def _max_pool1d(x: Tensor, kernel_size: Any, *args: Any, return_indices: bool = 
     return max_pool_of_row(x, kernel_size, *args, **options)
 
 
-def _kron(a: Tensor, b: Tensor) -> Tensor:
-    """`kron`: each element of `a` times the whole of `b`."""
-    if not _is_symbolic((*a.shape, *b.shape)):
-        return NotImplemented
-    rank = max(a.dim(), b.dim())
-    rows, columns = ([*[1] * (rank - x.dim()), *x.shape] for x in (a, b))
-    left = a.reshape([size for row in rows for size in (row, 1)])
-    right = b.reshape([size for column in columns for size in (1, column)])
-    return (left * right).reshape([row * column for row, column in zip(rows, columns, strict=True)])
-
-
 _CHECKED: Mapping[str, Callable[..., Any]] = {
-    "take_along_dim": _take_along_dim,
-    "cov": _cov,
-    "corrcoef": _corrcoef,
     "max_pool1d": _max_pool1d,
-    "kron": _kron,
 }
 _REPLACEMENTS: Mapping[str, Callable[..., Any]] = {
     "linspace": _linspace,

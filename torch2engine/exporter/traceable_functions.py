@@ -42,14 +42,14 @@ def _has_symbolic_size(arguments: Any) -> bool:
 
 def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, aweights: Tensor | None = None) -> Tensor:
     """`cov`: PyTorch looks whether a weight is negative."""
-    if x.dim() > 2:
+    if x.dim() > 2 or not x.is_floating_point():
         return NotImplemented
     rows = x.reshape(1, -1) if x.dim() < 2 else x
     weights = [weight for weight in (fweights, aweights) if weight is not None]
     if not weights:
         centered = rows - rows.mean(1, keepdim=True)
         count: Any = cast("Any", torch.sym_max)(rows.shape[1] - correction, 0)
-        return _without_ones(centered @ centered.conj().mT / count)
+        return _without_ones(centered @ centered.mT / count)
     weight = functools.reduce(torch.mul, weights)
     total = weight.sum()
     centered = rows - (rows * weight).sum(1, keepdim=True) / total
@@ -57,7 +57,7 @@ def _cov(x: Tensor, *, correction: int = 1, fweights: Tensor | None = None, awei
         divisor = total - correction
     else:
         divisor = total - correction * (weight * aweights).sum() / total
-    return _without_ones((centered * weight) @ centered.conj().mT / divisor.clamp(min=0))
+    return _without_ones((centered * weight) @ centered.mT / divisor.clamp(min=0))
 
 
 def _without_ones(matrix: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ def _without_ones(matrix: Tensor) -> Tensor:
 def _corrcoef(x: Tensor) -> Tensor:
     """`corrcoef`: by `cov`."""
     covariance = _cov(x)
-    if covariance is NotImplemented or covariance.is_complex():
+    if covariance is NotImplemented:
         return NotImplemented
     if covariance.dim() == 0:
         return covariance / covariance
