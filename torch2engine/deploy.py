@@ -22,7 +22,7 @@ from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import attach_report_and_free_memory, make_accepted_trt_module, make_ort_module
+from torch2engine.pipeline.accept import attach_report_and_trim, make_accepted_trt_module, make_ort_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.lowering import lower_and_compare
@@ -53,8 +53,8 @@ def deploy(
     """Turn a live module into an engine that is called like it and was checked against it.
 
     Args:
-        model: any nn.Module, in training or not, on the CPU or a GPU; it is left exactly as it was. It is deployed in
-            inference mode and without autocast, in its own dtypes (a `model.half()` becomes a half engine).
+        model: any nn.Module, in training or not, on the CPU or a GPU; it is left exactly as it was. It is deployed as
+            after `model.eval()`, without autocast, in its own dtypes (a `model.half()` becomes a half engine).
         sample_input: a Tensor; a tuple or list of positional arguments; a Mapping of keyword arguments; or
             `Inputs(*args, **kwargs)`. Any pytree; Python numbers and strings in it become constants.
         dynamic_axes: as in torch.onnx.export: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``; a value may be an `Axis`. A
@@ -120,7 +120,7 @@ def deploy(
     )
     report = ReportBuilder()
     engine_reuse = EngineReuse(request, engine_cache, cache_key, report)  # it searches nothing yet
-    with undisturbed(request.model):  # inference mode without autocast; all state of model and process is put back
+    with undisturbed(request.model):  # as after model.eval(), without autocast; then model and process are as before
         with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
             captured = request.capture(sample_input, dynamic_axes, profiles, preprocess)
             report.add_notes(captured.notes)
@@ -139,13 +139,15 @@ def deploy(
     lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, progress, request, report)
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)
-    source = resolve_source(lowered.artifact, precision=request.builder_precision(onnx_artifact))  # what to build
-    with request_engine(source, request.config, engine_cache, progress) as engine_request:  # nothing is built yet
+    # The exported artifact says whether float32 products are TF32: a lowered one has few of them left.
+    source = resolve_source(lowered.artifact, precision=request.tf32_or_none(onnx_artifact))  # what to build
+    with request_engine(source, request.config, engine_cache, progress) as engine_request:  # frees its lock at the end
         with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
-            engine_artifact = engine_request.load_or_build(accepts_other_weights=True)  # the next phase refits them
+            # From the cache, else built under the cache's lock. Weights may differ: the next phase refits them.
+            engine_artifact = engine_request.load_or_build(accepts_other_weights=True)
         with report.phase("parity"):  # a refittable engine gets the model's weights; answers are compared with PyTorch
             trt_module = make_accepted_trt_module(engine_artifact, lowered, request, captured.target_gpu, report)
         report.add_notes(engine_request.notes)  # whether the engine comes from the cache
-        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)  # for later deploys
-    return attach_report_and_free_memory(trt_module, report)
+        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)  # only now is it in the cache
+    return attach_report_and_trim(trt_module, report)  # trim frees the contexts and CUDA graphs of the comparison

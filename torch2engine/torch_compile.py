@@ -71,7 +71,7 @@ def explain(
 ) -> Explanation:
     """Say what of a model torch.compile(backend="torch2engine") runs in engines, what in PyTorch, and why.
 
-    The model is compiled anew and called, in inference mode but otherwise as it is; a deployed engine comes from the
+    The model is compiled anew and called, in evaluation mode but otherwise as it is; a deployed engine comes from the
     cache where there is one.
 
     Args:

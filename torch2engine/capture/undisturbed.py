@@ -1,7 +1,7 @@
 """Running a module without leaving a trace.
 
 Enters: a live module, in training or not. Leaves: the same module, bit for bit, after whatever ran in between in
-inference mode. Separate because deploy is called from training code and may not disturb it.
+evaluation mode. Separate because deploy is called from training code and may not disturb it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ __all__ = ["training_flags_off", "undisturbed"]
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Generator[None]:
-    """Run the body with `model` in inference mode and put everything back afterwards, also after an error.
+    """Run the body with `model` in evaluation mode and put everything back afterwards, also after an error.
 
     It restores the training flag of every submodule, hooks, and the identity of parameters, buffers and gradients. It
     restores every value that is reachable from the module's attributes: buffers, other tensors, NumPy arrays,
     containers, plain objects, unregistered modules and random generators. Of the process, it restores the RNG state of
     Python, NumPy, CPU and GPUs, autocast, grad mode, the current device, the float32 switches and the attention
     backends. Where other threads run, the RNG state advances instead; otherwise they would draw the same numbers again.
-    Their calls of `model` wait; otherwise they would run in inference mode.
+    Their calls of `model` wait; otherwise they would run in evaluation mode.
 
     Raises:
         ExportError: forward writes into its own parameters or adds to their gradients, which can't be undone.

@@ -222,7 +222,7 @@ class RuntimeConfig:
             - "split": a larger batch is answered in chunks, each a call of its own shape. The ONNX graph must have no
               operator that lets rows influence each other. Besides, rows of the caller are answered whole and in
               chunks, and compared: once for each axis, with six calls and a wait for the GPU.
-            - "eager": the PyTorch module answers in inference mode, with one warning. It stays alive for that, and no
+            - "eager": the PyTorch module answers in evaluation mode, with one warning. It stays alive for that, and no
               other thread may train it during such a call. Such results are always fresh.
 
     Raises:

@@ -112,7 +112,7 @@ def benchmark(
 ) -> BenchmarkReport:
     """Time a deployed module's calls and, beside them, the model's in PyTorch eager.
 
-    With a model the answers are compared first. The model is timed in inference mode under the process's own settings
+    With a model the answers are compared first. The model is timed in evaluation mode under the process's own settings
     (TF32, attention kernels, ...), and left as it was.
 
     Args:

@@ -30,7 +30,7 @@ from torch2engine.precision.verify import verify_engine_precision
 __all__ = [
     "EngineCandidate",
     "accept",
-    "attach_report_and_free_memory",
+    "attach_report_and_trim",
     "make_accepted_trt_module",
     "make_ort_module",
     "prove_split",
@@ -175,7 +175,7 @@ def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: Repor
     return module
 
 
-def attach_report_and_free_memory(module: TRTModule, report: ReportBuilder) -> TRTModule:
+def attach_report_and_trim(module: TRTModule, report: ReportBuilder) -> TRTModule:
     """Attach the report to an accepted module, and free its execution contexts and their memory.
 
     The checks used the largest shapes. Later calls may be smaller, and make again what they need.

@@ -30,7 +30,7 @@ from torch2engine.builder.engine_request import EngineRequest, current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.module import TRTModule
-from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_free_memory
+from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_trim
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
@@ -187,7 +187,7 @@ class EngineReuse:
             return None
         cache.refresh_record(earlier.key)
         report.add_notes([_FROM_CACHE])
-        return attach_report_and_free_memory(module, report)
+        return attach_report_and_trim(module, report)
 
 
 @dataclass(frozen=True)

@@ -114,8 +114,8 @@ class DeployRequest:
         """The precisions in which candidates will be compared with the model: its own, and the requested one."""
         return captured.precision, judged_precision(self.precision)
 
-    def builder_precision(self, artifact: OnnxArtifact) -> str | None:
-        """The precision of float32 matrix products for the builder: "tf32", or None for that of the exported model."""
+    def tf32_or_none(self, artifact: OnnxArtifact) -> str | None:
+        """Give "tf32" where float32 products may be TF32; None where the exported precision decides."""
         return "tf32" if remaining_precision(self.precision, artifact).dtype == "tf32" else None
 
     @property
