@@ -22,6 +22,7 @@ from torch2engine.exporter.decompositions.bessel import BESSEL
 from torch2engine.exporter.decompositions.bits import BITS
 from torch2engine.exporter.decompositions.cholesky import CHOLESKY
 from torch2engine.exporter.decompositions.complex_numbers import COMPLEX_NUMBERS
+from torch2engine.exporter.decompositions.counting import COUNTING
 from torch2engine.exporter.decompositions.device_forms import DEVICE_FORMS
 from torch2engine.exporter.decompositions.diagonals import DIAGONALS
 from torch2engine.exporter.decompositions.distances import DISTANCES
@@ -65,6 +66,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **DISTANCES,
     **ALIASES,
     **COMPLEX_NUMBERS,
+    **COUNTING,
     **SCATTERING,
     **REARRANGING,
     **BAGS,
