@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.evidence import REPOSITORY
 
-__all__ = ["DOCUMENT", "EVIDENCE", "generate"]
+__all__ = ["DOCUMENT", "EVIDENCE", "generate", "one_line_reason"]
 
 EVIDENCE = REPOSITORY / "benchmarks" / "results" / "operators.json"
 DOCUMENT = REPOSITORY / "docs" / "operators.md"
@@ -60,7 +60,7 @@ def generate(evidence: Mapping[str, Any]) -> str:
 def _row(name: str, by_shape: Mapping[str, Mapping[str, Any]], never: str) -> str:
     marks = [_mark(by_shape.get(shape)) for shape in ("static", "dynamic")]
     failed = [outcome for outcome in by_shape.values() if outcome["outcome"] != "right"]
-    reason = (never or _reason(failed[0])) if failed else ""
+    reason = (never or one_line_reason(failed[0]["detail"])) if failed else ""
     return f"| `{name}` | {' | '.join(marks)} | {reason} |"
 
 
@@ -68,9 +68,8 @@ def _mark(outcome: Mapping[str, Any] | None) -> str:
     return _NO_SAMPLE if outcome is None else _MARKS.get(outcome["outcome"], "fails")
 
 
-def _reason(outcome: Mapping[str, Any]) -> str:
-    """What the error says came, in one line."""
-    detail: str = outcome["detail"]
+def one_line_reason(detail: str) -> str:
+    """What an error's text says that came, in one line of a table."""
     facts = _FACTS.search(detail)
     reason = " ".join((facts["got"] if facts else detail).split()).replace("|", "\\|")
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[: _LONGEST_REASON - 1]}…"

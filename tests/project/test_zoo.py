@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import zoo_sweep
+from benchmarks import zoo_sweep, zoo_table
 from benchmarks.evidence import Evidence, complaints
 from tests.support import tiny_zoo
 from tests.zoo.entry import ZooEntry
@@ -118,3 +118,45 @@ def test_longest_models_come_first_after_unknown_ones() -> None:
     """A run ends sooner when what takes long does not start last."""
     entries = dict.fromkeys(("short", "long", "unknown"), tiny_zoo.ZOO["linear"])
     assert zoo_sweep.in_order(entries, {"short": 1.0, "long": 9.0}) == ["unknown", "long", "short"]
+
+
+# The table in the docs
+
+
+def evidence_of(**outcomes: str) -> dict[str, Any]:
+    """The content of an evidence file in which each of these models has its outcome."""
+    rows = {
+        model: {
+            "family": "plain",
+            "outcome": outcome,
+            "axes": {"batch": [1, 4, 1], "height": [32, 64, 8]},
+            "message": "" if outcome == "passed" else "axis 'n': got a|loop; expected none; write it otherwise",
+        }
+        for model, outcome in outcomes.items()
+    }
+    return {
+        "versions": {"torch": "2.11.0", "tensorrt_rtx": "1.6.1"},
+        "figures": zoo_sweep.figures_of(rows),
+        "samples": {"models": rows},
+    }
+
+
+def test_table_has_every_model_with_its_reason() -> None:
+    """A column for each backend; what one of them did not try is told apart from what failed."""
+    found = {"zoo_cpu": evidence_of(a="passed", b="refused"), "zoo_gpu": evidence_of(a="passed")}
+    text = zoo_table.generate(found)
+    assert "**CPU** (torch 2.11.0, tensorrt_rtx 1.6.1): " in text
+    assert "1 of 2 pass, 50.0%." in text
+    assert text.endswith(
+        "\n## plain\n"
+        "\n| model | axes | CPU | GPU | reason |\n|---|---|---|---|---|\n"
+        "| `a` | batch 1..4, height 32..64 by 8 | passed | passed |  |\n"
+        "| `b` | batch 1..4, height 32..64 by 8 | refused | – | a\\|loop |\n"
+    )
+
+
+def test_document_says_what_the_evidence_says(repository: Path) -> None:
+    """docs/models.md is the one that the committed JSON gives; without JSON there is none."""
+    found = zoo_table.read(repository / "benchmarks" / "results")
+    assert zoo_table.DOCUMENT.exists() == bool(found)
+    assert not found or zoo_table.DOCUMENT.read_text(encoding="utf-8") == zoo_table.generate(found)
