@@ -47,7 +47,7 @@ def deploy(
     runtime_config: RuntimeConfig = RuntimeConfig(),
     cache: Cache = True,
     cache_key: str | None = None,
-    progress: Progress = None,
+    progress: Progress = True,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
@@ -86,8 +86,9 @@ def deploy(
             code and the calibration data are the same. Weights, whatever else the model's attributes reach, and all
             other arguments are still compared, and so are the answers of engine and model. An attribute that can't be
             compared is named in a warning, and the key is not used. A refittable engine gets the model's own weights.
-        progress: True for a bar on the terminal, or a callable that is given (phase, step, steps, seconds), as for
-            `build`. It receives the steps of calibration and of building.
+        progress: True shows a bar where standard error is a terminal, and nothing elsewhere. A callable is given
+            (phase, step, steps, seconds), as for `build`: for every phase of the report, and for the steps of
+            calibration and building inside. It returns False to cancel. None or False for silence.
         preprocess: makes normalisation and layout part of the engine, which then takes images as bytes. `sample_input`,
             `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names. The reference is `model`
             behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
@@ -118,7 +119,7 @@ def deploy(
         config=config,
         runtime_config=runtime_config,
     )
-    report = ReportBuilder()
+    report = ReportBuilder(progress)
     engine_reuse = EngineReuse(request, engine_cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # as after model.eval(), without autocast; then model and process are as before
         with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
@@ -136,12 +137,12 @@ def deploy(
             return reused_module
     with report.phase("check"):  # ONNX Runtime against PyTorch
         report.add_parity(reference.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
-    lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, progress, request, report)
+    lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, request, report)
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)
     # The exported artifact says whether float32 products are TF32: a lowered one has few of them left.
     source = resolve_source(lowered.artifact, precision=request.tf32_or_none(onnx_artifact))  # what to build
-    with request_engine(source, request.config, engine_cache, progress) as engine_request:  # frees its lock at the end
+    with request_engine(source, request.config, engine_cache, report.progress) as engine_request:  # frees its lock
         with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             # From the cache, else built under the cache's lock. Weights may differ: the next phase refits them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 
@@ -48,12 +49,32 @@ def test_reporting_refuses_what_it_cannot_call() -> None:
 def test_bar_draws_nothing_where_stderr_is_no_terminal() -> None:
     """Logs and pipes stay clean."""
     code = (
-        "from torch2engine.core.progress import reporting\n"
+        "import sys\n"
+        "from torch2engine.core.progress import is_shown, reporting\n"
         "with reporting(True) as report:\n"
-        "    report('Building', 0, 2, 0.0); report('Building', 1, 2, 0.1); report('Building', 2, 2, 0.2)\n"
+        "    assert report is None and not is_shown(True) and 'rich' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_bar_is_drawn_on_a_terminal() -> None:
+    """Standard error on a terminal gets the phases, and standard output nothing."""
+    master, slave = os.openpty()
+    code = (
+        "from torch2engine.core.progress import reporting\n"
+        "with reporting(True) as report:\n"
+        "    report('export', 0, 1, 0.0); report('export', 1, 1, 0.1)\n"
+    )
+    environment = {**os.environ, "TERM": "xterm"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=slave, env=environment, check=True
+    )
+    os.close(slave)
+    drawn = os.read(master, 1 << 16)
+    os.close(master)
+    assert done.stdout == b""
+    assert b"export" in drawn
 
 
 def test_bar_shows_open_phases_indented() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from torch2engine.core.config import Tolerance
+from torch2engine.core.errors import BuildError
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.deploy_report import DeployReport, ReportBuilder
@@ -173,3 +174,61 @@ def test_copy_of_a_builder_goes_its_own_way() -> None:
     assert (report.notes, len(report.parity), list(report.seconds), report.computed) == (("one",), 1, ["capture"], None)
     other = attempt.build("fp32")
     assert (other.notes, len(other.parity), list(other.seconds)) == (("one", "two", "three"), 2, ["capture", "parity"])
+
+
+def test_phases_are_reported_with_the_steps_inside_them() -> None:
+    """A phase begins and ends; what is reported meanwhile goes to the same callable, and the clock is one."""
+    events: list[tuple[str, int, int]] = []
+    seconds: list[float] = []
+
+    def listen(phase: str, step: int, steps: int, since_start: float) -> None:
+        events.append((phase, step, steps))
+        seconds.append(since_start)
+
+    builder = ReportBuilder(listen)
+    forward = builder.progress
+    assert forward is not None
+    with builder.phase("export"):
+        pass
+    with builder.phase("build"):
+        forward("optimizing", 1, 4, 0.5)
+        with builder.copy().phase("parity"):
+            pass
+    with builder.phase("precision", when=False):
+        pass
+    assert events == [
+        ("export", 0, 1),
+        ("export", 1, 1),
+        ("build", 0, 1),
+        ("optimizing", 1, 4),
+        ("parity", 0, 1),
+        ("parity", 1, 1),
+        ("build", 1, 1),
+    ]
+    assert seconds[0] <= seconds[1] <= seconds[2] <= seconds[-1]
+    assert list(builder.build("fp32").seconds) == ["export", "build"]
+
+
+@pytest.mark.parametrize("progress", [None, False, True])
+def test_nobody_is_told_where_nobody_looks(progress: bool | None) -> None:
+    """Without a callable, and without a terminal, the builder of engines reports nothing either."""
+    assert ReportBuilder(progress).progress is None
+
+
+def test_false_cancels_at_the_next_phase() -> None:
+    """The error names the phase, and how to go on."""
+    builder = ReportBuilder(lambda phase, step, steps, seconds: phase != "check")
+    with builder.phase("export"):
+        pass
+    with pytest.raises(BuildError) as caught, builder.phase("check"):
+        pass
+    assert str(caught.value) == (
+        "deploy: got False from progress in 'check'; expected another value, since False cancels; return None to go on"
+    )
+
+
+def test_seconds_of_a_phase_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """INFO on the logger torch2engine.deploy tells how far a deploy is."""
+    with caplog.at_level("INFO", logger="torch2engine.deploy"), ReportBuilder().phase("export"):
+        pass
+    assert caplog.messages == ["export: 0.0 s"]

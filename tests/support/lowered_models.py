@@ -45,4 +45,4 @@ def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
     )
     artifact, cases = exported_once(subject.name)
     report = ReportBuilder()
-    return make_ort_module(lower_and_compare(artifact, cases, calibration, None, request, report), request, report)
+    return make_ort_module(lower_and_compare(artifact, cases, calibration, request, report), request, report)

@@ -6,6 +6,7 @@ because every stage that takes minutes reports in the same form, and only this f
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from torch2engine.core.errors import BuildError, InputError
 
-__all__ = ["Progress", "ProgressCallback", "Reporter", "reporting"]
+__all__ = ["Progress", "ProgressCallback", "Reporter", "is_shown", "reporting"]
 
 
 class ProgressCallback(Protocol):
@@ -40,16 +41,16 @@ def reporting(progress: Progress) -> Generator[ProgressCallback | None, None, No
     """Give the callable that a `progress` argument means.
 
     Args:
-        progress: a callable; True for a bar, if stderr is a terminal; None or False for nothing.
+        progress: a callable; True for a bar if standard error is a terminal; None or False for nothing.
 
     Raises:
         InputError: something else.
     """
-    if progress is True:
+    if progress is True and is_shown(progress):
         bar = _Bar()
         with bar.shown:
             yield bar
-    elif progress is None or progress is False:
+    elif progress is None or isinstance(progress, bool):
         yield None
     elif callable(cast("object", progress)):
         yield progress
@@ -62,18 +63,24 @@ def reporting(progress: Progress) -> Generator[ProgressCallback | None, None, No
         )
 
 
+def is_shown(progress: Progress) -> bool:
+    """Whether anybody sees the reports: a callable, or the user of a terminal."""
+    return sys.stderr.isatty() if progress is True else bool(progress)
+
+
 class Reporter:
     """Reports the steps of a piece of work, with the seconds since this was made.
 
     Args:
         subject: the work, for the error.
         on_progress: takes the reports; None if nobody does.
+        started: a value of time.monotonic(), from which the seconds count; None means now.
     """
 
-    def __init__(self, subject: str, on_progress: ProgressCallback | None) -> None:
+    def __init__(self, subject: str, on_progress: ProgressCallback | None, started: float | None = None) -> None:
         self._subject = subject
         self._on_progress = on_progress
-        self._started = time.monotonic()
+        self._started = time.monotonic() if started is None else started
 
     def __call__(self, phase: str, step: int, steps: int) -> None:
         """ProgressCallback one step.
@@ -109,7 +116,7 @@ class _Bar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            redirect_stdout=False,  # what the user's model prints stays where it goes
         )
         self._open: list[_Phase] = []
 

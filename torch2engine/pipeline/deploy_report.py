@@ -6,12 +6,14 @@ and JSON. Separate because the steps only measure, and this file alone formats.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.outcome import PrecisionOutcome
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from torch2engine.precision.verify import EnginePrecision
 
 __all__ = ["DeployReport", "ReportBuilder"]
+
+_logger = logging.getLogger("torch2engine.deploy")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +87,16 @@ class DeployReport:
 
 
 class ReportBuilder:
-    """Collects the findings of one deploy(), step by step."""
+    """Collects the findings of one deploy(), step by step.
 
-    def __init__(self) -> None:
+    Args:
+        progress: as for deploy(); it is told when a phase begins and ends.
+    """
+
+    def __init__(self, progress: Progress = None) -> None:
+        self._progress = progress
+        self._started = time.monotonic()
+        self._callback: ProgressCallback | None = None  # of the phase that is open
         self._lowering: PrecisionOutcome | None = None
         self._computed: PrecisionReport | None = None
         self._parity: list[ParityReport] = []
@@ -95,13 +106,44 @@ class ReportBuilder:
 
     @contextmanager
     def phase(self, name: str, when: bool = True) -> Generator[None]:
-        """Time the body as a phase of the report; if `when` is False, only run it."""
+        """Time the body as a phase of the report, and report its progress; if `when` is False, only run it.
+
+        Raises:
+            BuildError: the progress callback cancels.
+        """
+        if not when:
+            yield
+            return
         start = time.perf_counter()
         try:
-            yield
+            with self._reported(name):
+                yield
         finally:
-            if when:
-                self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+            _logger.info("%s: %.1f s", name, seconds)
+
+    @contextmanager
+    def _reported(self, name: str) -> Generator[None]:
+        """Report that a phase begins, and that it ends; a phase inside another one shares its bar."""
+        outer = self._callback
+        with reporting(self._progress if outer is None else outer) as callback:
+            reporter = Reporter("deploy", callback, self._started)
+            self._callback = callback
+            try:
+                reporter(name, 0, 1)
+                yield
+                reporter(name, 1, 1)
+            finally:
+                self._callback = outer
+
+    @property
+    def progress(self) -> ProgressCallback | None:
+        """Takes the steps inside the phase that is open then; None if nobody sees them."""
+        return self._forward if is_shown(self._progress) else None
+
+    def _forward(self, phase: str, step: int, steps: int, seconds: float, /) -> object:
+        return None if self._callback is None else self._callback(phase, step, steps, seconds)
 
     def add_parity(self, *reports: ParityReport) -> None:
         """Add comparisons with PyTorch."""
@@ -150,7 +192,9 @@ class ReportBuilder:
 
     def copy(self) -> ReportBuilder:
         """Give a builder with the same contents, for an attempt that may fail."""
-        other = ReportBuilder()
+        other = ReportBuilder(self._progress)
+        other._started = self._started
+        other._callback = self._callback
         other._lowering = self._lowering
         other._computed = self._computed
         other._parity = list(self._parity)

@@ -11,7 +11,6 @@ from typing import Any
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.progress import Progress
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.lower import lower
@@ -25,7 +24,6 @@ def lower_and_compare(
     artifact: OnnxArtifact,
     parity_cases: Sequence[ParityCase],
     calibration: Iterable[Any] | None,
-    progress: Progress,
     request: DeployRequest,
     report: ReportBuilder,
 ) -> LoweredModel:
@@ -35,9 +33,8 @@ def lower_and_compare(
         artifact: the exported model.
         parity_cases: inputs with the model's answers.
         calibration: inputs in the form of sample_input, or None.
-        progress: takes the steps of calibration.
         request: the precision and the tolerance.
-        report: takes comparisons, notes, and how the graph was lowered.
+        report: takes comparisons, notes, how the graph was lowered, and the steps of calibration.
 
     Raises:
         as `torch2engine.precision.lower.lower`.
@@ -51,7 +48,7 @@ def lower_and_compare(
             calibration,
             tolerance=request.tolerance,
             flavour=request.flavour,
-            progress=progress,
+            progress=report.progress,
         )
         report.add_lowering(lowered)
     return lowered
