@@ -33,6 +33,7 @@ from torch2engine.precision.graph.quantize import quantize
 DOCS = REPOSITORY / "docs"
 README = REPOSITORY / "README.md"
 PAGES = sorted(DOCS.glob("*.md"))
+OTHER_PAGES = [REPOSITORY / name for name in ("AGENTS.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "llms.txt")]
 MAKEFILE = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 MOST_README_LINES = 160
@@ -206,7 +207,7 @@ def test_page_of_the_command_line_lists_every_command_and_exit_code() -> None:
 
 def test_make_commands_in_prose_are_targets() -> None:
     """`make X` in a sentence, on any page and in CONTRIBUTING, is a target of the Makefile."""
-    text = "".join(page.read_text(encoding="utf-8") for page in (README, REPOSITORY / "CONTRIBUTING.md", *PAGES))
+    text = "".join(page.read_text(encoding="utf-8") for page in (README, *OTHER_PAGES, *PAGES))
     named = set(re.findall(r"`make ([a-z0-9-]+)", text)) | set(re.findall(r"^ {4}make ([a-z0-9-]+)", text, re.M))
     assert {"demo", "test", "check", "gpu-test", "docs"} <= named
     assert named - set(re.findall(r"^([a-z0-9-]+):", MAKEFILE, re.M)) == set()
@@ -218,7 +219,7 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [README, *PAGES, *OTHER_PAGES], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     """Every link of a page leads to a file, and to a heading of it if it names one."""
     for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
@@ -235,6 +236,12 @@ def test_every_page_is_linked_from_the_readme_or_the_index() -> None:
     assert listed == {page.stem for page in PAGES} - {"index"}
     readme = README.read_text(encoding="utf-8")
     assert {page for page in listed if f"(docs/{page}.md)" not in readme} == {"architecture", "contributing", "api"}
+
+
+def test_list_for_language_models_has_every_page_of_the_readme() -> None:
+    """llms.txt names each page that the README names, so that neither goes stale alone."""
+    wanted = set(re.findall(r"\((docs/[\w-]+\.md)\)", README.read_text(encoding="utf-8")))
+    assert wanted == set(re.findall(r"\((docs/[\w-]+\.md)\)", (REPOSITORY / "llms.txt").read_text(encoding="utf-8")))
 
 
 def test_steps_of_the_picture_are_folders_of_the_package() -> None:
