@@ -172,6 +172,21 @@ def test_a_node_without_implementation_is_a_build_error_with_tensorrts_lines(tmp
     assert "nms" in caught.value.log[0]
 
 
+def test_a_build_that_names_a_node_tells_its_line(tmp_path: Path) -> None:
+    """TensorRT's TopK has a limit that its parser does not know: the operator, its module and its line are told."""
+    node = helper.make_node("TopK", ["x", "count"], ["values", "places"], name="sort_long")
+    for key, value in (("torch2engine.module", "head.order"), ("torch2engine.source", "model.py:7")):
+        node.metadata_props.add(key=key, value=value)
+    outputs = {"values": (onnx_models.FLOAT, [4000]), "places": (onnx_models.INT64, [4000])}
+    inputs = {"x": (onnx_models.FLOAT, [4000])}
+    path = onnx_models.save(tmp_path / "topk.onnx", [node], inputs, outputs, {"count": [4000]})
+    with pytest.raises(BuildError) as caught:
+        build(path)
+    first, *_, last = str(caught.value).splitlines()
+    assert first == f"{TITLE}: got no engine; expected one; replace the named operation in the model"
+    assert last == "  from TopK (sort_long) in module 'head.order' at model.py:7"
+
+
 def test_an_input_that_decides_shapes_is_refused(tmp_path: Path) -> None:
     """An engine's profiles hold sizes, not values: such an input is named, with two ways out."""
     node = helper.make_node("Reshape", ["x", "shape"], ["y"])

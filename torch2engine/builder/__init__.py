@@ -10,7 +10,7 @@ a builder may crash or hang, and must not take its caller along.
     child_watch       ends a builder process that is stopped, hangs or takes too long
     importer_forms    respells what some importer of TensorRT misreads
     long_sums         cuts float32 sums that TensorRT-RTX would round too much
-    unsupported       lists every node that TensorRT can't build
+    unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys
 
 Public: `build`, `engine_request`, `onnx_file`, `onnx_fingerprint`, `source`. The other files belong to

@@ -371,7 +371,18 @@ def _build_error(build: _PlanBuild) -> BuildError:
         )
     text = "\n".join(warnings)
     fix = next((fix for phrase, fix in _FIXES.items() if phrase in text), "")
-    return BuildError(build.rt.title, got="no engine", allowed="one", fix=fix, log=(errors or warnings)[-_LAST_LINES:])
+    lines = (errors or warnings)[-_LAST_LINES:]
+    # Imported only here, since it loads onnx.
+    from torch2engine.builder.blamed_nodes import blamed_nodes
+
+    nodes = [f"from {node}" for node in blamed_nodes(Path(build.request.onnx_path), lines)]
+    return BuildError(
+        build.rt.title,
+        got="no engine",
+        allowed="one",
+        fix=fix or ("replace the named operation in the model" if nodes else ""),
+        log=[*lines, *nodes],
+    )
 
 
 def _memory_fixes(request: PlanRequest, log: Sequence[str]) -> list[str]:

@@ -183,7 +183,7 @@ class BuildError(Torch2EngineError):
     """TensorRT could not build, or a builder setting is wrong.
 
     Attributes:
-        log: TensorRT's own last lines, oldest first.
+        log: TensorRT's own last lines, oldest first; then the nodes that they name, with module and line.
         out_of_memory: True if TensorRT's lines name memory as the cause.
     """
 
