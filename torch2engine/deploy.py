@@ -140,13 +140,11 @@ def deploy(
     lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, request, report)
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)
-    # The exported artifact says whether float32 products are TF32: a lowered one has few of them left.
-    source = resolve_source(lowered.artifact, precision=request.tf32_or_none(onnx_artifact))  # what to build
+    source = resolve_source(lowered.artifact, precision=request.tf32_or_none(onnx_artifact))  # the lowered one is built
     with request_engine(source, request.config, engine_cache, report.progress) as engine_request:  # frees its lock
         with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
-            # From the cache, else built under the cache's lock. Weights may differ: the next phase refits them.
-            engine_artifact = engine_request.load_or_build(accepts_other_weights=True)
+            engine_artifact = engine_request.load_or_build(accepts_other_weights=True)  # builds under the cache's lock
         with report.phase("parity"):  # a refittable engine gets the model's weights; answers are compared with PyTorch
             trt_module = make_accepted_trt_module(engine_artifact, lowered, request, captured.target_gpu, report)
         report.add_notes(engine_request.notes)  # whether the engine comes from the cache
