@@ -22,7 +22,7 @@ import types
 import uuid
 import weakref
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -44,7 +44,7 @@ _FAITHFUL = (  # their representation tells all of their value
 _WITHOUT_INFLUENCE = (logging.Logger, type(threading.Lock()), type(threading.RLock()), threading.local)
 _FUNCTIONS = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType),
-    *(types.MethodDescriptorType, functools._lru_cache_wrapper),
+    *(types.MethodDescriptorType, type(functools.cache(len))),
 )
 # What a module's `named_parameters`, `named_buffers` and its children tell, and the mode, which deploy sets.
 _TOLD_ELSEWHERE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
@@ -65,7 +65,7 @@ class ModelAttributes:
     def __init__(self, model: nn.Module) -> None:
         self.facts: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
-        self._registered = {id(module) for module in cast("Iterator[nn.Module]", model.modules())}
+        self._registered = {id(module) for module in model.modules()}
         named = (*model.named_parameters(), *model.named_buffers())
         self._paths = {id(tensor): f"registered {name}" for name, tensor in named}
         self._held: list[object] = []  # or another object could get the id of one that was looked at
@@ -89,17 +89,20 @@ class ModelAttributes:
             raise _refusal(path, "more values than can be compared")
         elif isinstance(value, torch.Tensor):
             self.tensors[path] = value
-        elif isinstance(value, np.ndarray) and not cast("Any", value).dtype.hasobject:
-            array = cast("Any", value)
-            digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-            self.facts[path] = ["array", array.dtype.str, list(array.shape), digest]
+        elif _is_numeric_array(value):
+            digest = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+            self.facts[path] = ["array", value.dtype.str, list(value.shape), digest]
         else:
             children = _children(path, value)
             self.facts[path] = [_class_name(value), len(children)]
             if id(value) in self._registered:
                 children = {name: child for name, child in children.items() if name not in _TOLD_ELSEWHERE}
-                children |= cast("Any", value)._modules
+                children |= value._modules
             self._waiting += [(f"{path}.{name}", child) for name, child in children.items()]
+
+
+def _is_numeric_array(value: object) -> bool:
+    return isinstance(value, np.ndarray) and not cast("Any", value).dtype.hasobject
 
 
 def _plain_text(value: Any) -> list[Any] | None:
@@ -107,8 +110,10 @@ def _plain_text(value: Any) -> list[Any] | None:
     kind = _class_name(value)
     if isinstance(value, enum.Enum):
         return [kind, value.name, repr(value.value)]
-    if type(value) in _PLAIN or isinstance(value, _FAITHFUL):
+    if type(value) in _PLAIN:
         return [kind, repr(value)]
+    if isinstance(value, _FAITHFUL):
+        return [kind, repr(cast("object", value))]
     if isinstance(value, np.generic) and not cast("Any", value).dtype.hasobject:
         return [kind, cast("Any", value).dtype.str, value.tobytes().hex()]
     if isinstance(value, (bytes, bytearray)):
@@ -140,7 +145,7 @@ def _children(path: str, value: Any) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     for base in _NUMBERS_AND_TEXTS:
         if isinstance(value, base):  # of a class of the user's own
-            parts["value"] = base(value)
+            parts["value"] = cast("Any", base)(value)
     if isinstance(value, defaultdict):
         parts["default_factory"] = cast("Any", value).default_factory
     if isinstance(value, (list, tuple, deque, np.ndarray)):
@@ -150,10 +155,12 @@ def _children(path: str, value: Any) -> dict[str, Any]:
         items = cast("Mapping[Any, Any]", value)
         parts |= {f"[{index}:{_key_text(path, key)}]": item for index, (key, item) in enumerate(items.items())}
     elif isinstance(value, (set, frozenset)):
-        parts |= {f"{{{index}}}": text for index, text in enumerate(sorted(_key_text(path, item) for item in value))}
+        texts = sorted(_key_text(path, item) for item in cast("set[object]", value))
+        parts |= {f"{{{index}}}": text for index, text in enumerate(texts)}
     elif not parts and not _is_transparent(value):
-        raise _refusal(path, f"a value of {_class_name(value)}, which tells nothing of itself")
-    return parts | _own_attributes(value)
+        kind = _class_name(cast("object", value))
+        raise _refusal(path, f"a value of {kind}, which tells nothing of itself")
+    return parts | _own_attributes(cast("object", value))
 
 
 def _function_parts(function: Any) -> dict[str, Any]:
@@ -179,7 +186,7 @@ def _own_attributes(value: Any) -> dict[str, Any]:
     if isinstance(value, nn.Module):  # the keys of hooks are numbers of this process
         hooks = {name: list(item.values()) for name, item in own.items() if name.endswith("_hooks") and item}
         own |= hooks
-    for name in _slots(type(value)):
+    for name in _slots(cast("type", type(value))):
         if hasattr(value, name):
             own[name] = getattr(value, name)
     return own
@@ -212,7 +219,8 @@ def _key_text(path: str, key: object) -> str:
         return repr(text)
     if isinstance(key, (tuple, frozenset)):
         items = [_key_text(path, item) for item in cast("Sequence[object]", key)]
-        return f"{_class_name(key)}({', '.join(items if isinstance(key, tuple) else sorted(items))})"
+        in_order = items if isinstance(key, tuple) else sorted(items)
+        return f"{_class_name(cast('object', key))}({', '.join(in_order)})"
     raise _refusal(path, f"a key of {_class_name(key)}")
 
 
