@@ -58,10 +58,10 @@ def _segmentation(name: str, argument: str = "x") -> ZooEntry:
     return ZooEntry("torchvision", make, inputs, {argument: _FREE_PICTURE["x"]})
 
 
-def _video(name: str, size: int, frames: int | t2e.Axis, **options: Any) -> ZooEntry:
+def _video(name: str, size: int, frames: int | t2e.Axis, batch: t2e.Axis = BATCH, **options: Any) -> ZooEntry:
     options = {"num_classes": CLASSES, **options}
     is_free = isinstance(frames, t2e.Axis)
-    axes = {"x": {0: BATCH, 2: frames}} if is_free else PIXELS
+    axes = {"x": {0: batch, 2: frames} if isinstance(frames, t2e.Axis) else {0: batch}}
     inputs = floats("batch", 3, "frames" if is_free else frames, size, size)
     return ZooEntry("torchvision", lambda: _make("video", name, options), inputs, axes)
 
@@ -76,6 +76,7 @@ def _flow(name: str, refinements: int) -> ZooEntry:
     return ZooEntry("torchvision", make, inputs, {"first": few, "second": few})
 
 
+_FEW = t2e.Axis("batch", 1, 2, 3)
 _FRAMES = t2e.Axis("frames", 4, 8, 12, multiple_of=4)
 
 TORCHVISION: dict[str, ZooEntry] = {
@@ -88,14 +89,15 @@ TORCHVISION: dict[str, ZooEntry] = {
     "regnet_x_400mf": _fixed("regnet_x_400mf"),
     "shufflenet_v2_x0_5": _free("shufflenet_v2_x0_5"),
     "squeezenet1_1": _free("squeezenet1_1"),
-    "swin_t": _free("swin_t"),
+    "swin_t": _fixed("swin_t"),
+    "swin_t_of_any_size": _free("swin_t"),
     "swin_v2_t": _fixed("swin_v2_t"),
     "vgg11_bn": _free("vgg11_bn"),
     "vit_b_32": _fixed("vit_b_32", image_size=64),
     "deeplabv3_mobilenet_v3_large": _segmentation("deeplabv3_mobilenet_v3_large"),
     "fcn_resnet50": _segmentation("fcn_resnet50"),
     "lraspp_mobilenet_v3_large": _segmentation("lraspp_mobilenet_v3_large", "input"),
-    "mvit_v2_s": _video("mvit_v2_s", 64, 8, spatial_size=(64, 64), temporal_size=8),
+    "mvit_v2_s": _video("mvit_v2_s", 224, 16, batch=_FEW),
     "r2plus1d_18": _video("r2plus1d_18", 32, _FRAMES),
     "r3d_18": _video("r3d_18", 32, _FRAMES),
     "s3d": _video("s3d", 224, 16),

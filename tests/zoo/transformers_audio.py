@@ -24,6 +24,7 @@ SIDES = {
 }
 CODEC = {"num_filters": 8, "hidden_size": 16, "codebook_dim": 16, "upsampling_ratios": [4, 2], "num_lstm_layers": 1}
 _TIME = t2e.Axis("time", 256, 512, 1024, multiple_of=16)
+_PAIRS = t2e.Axis("time", 256, 512, 1024, multiple_of=32)  # SEW pads an odd number of frames, in a branch
 _SPOKEN = {0: BATCH, 1: LENGTH}
 _FRAMES = t2e.Axis("frames", 16, 32, 64)
 
@@ -32,7 +33,7 @@ def _make(model: str, config: str, **options: Any) -> Any:
     return lambda: make_model(model, config, options)
 
 
-def _wave(model: str, config: str, **options: Any) -> ZooEntry:
+def _wave(model: str, config: str, time: t2e.Axis = _TIME, **options: Any) -> ZooEntry:
     sizes = {
         **SHAPE,
         "conv_dim": (16, 16, 16),
@@ -45,7 +46,7 @@ def _wave(model: str, config: str, **options: Any) -> ZooEntry:
     }
     make = _make(model, config, **{**sizes, **options})
     inputs = floats("batch", "time", name="input_values")
-    return ZooEntry("transformers audio", make, inputs, {"input_values": {0: BATCH, 1: _TIME}})
+    return ZooEntry("transformers audio", make, inputs, {"input_values": {0: BATCH, 1: time}})
 
 
 def _noise(sizes: Sizes) -> dict[str, torch.Tensor]:
@@ -77,7 +78,7 @@ TRANSFORMERS_AUDIO: dict[str, ZooEntry] = {
         {"hidden_states": {0: BATCH, 2: _FRAMES}},
     ),
     "hubert": _wave("HubertForCTC", "HubertConfig"),
-    "sew": _wave("SEWForCTC", "SEWConfig", squeeze_factor=2),
+    "sew": _wave("SEWForCTC", "SEWConfig", _PAIRS, squeeze_factor=2),
     "speech_to_text": ZooEntry(
         "transformers audio",
         _make(

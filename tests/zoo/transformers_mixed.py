@@ -155,7 +155,6 @@ _MULTIMODAL = {
         projection_dim=32,
     ),
     "siglip": _towers("SiglipModel", "SiglipConfig"),
-    "vilt": _answers("ViltModel", "ViltConfig", _pair, _BOTH_AXES, **{**TEXT, **VIEW}, max_image_length=-1),
     "visual_bert": _answers(
         "VisualBertModel",
         "VisualBertConfig",
