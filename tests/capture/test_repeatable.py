@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.support.models import captured
-from torch2engine.capture.input_writes import FirstAnswer
+from torch2engine.capture.call_effects import FirstAnswer
 from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import ExportError
@@ -233,7 +233,7 @@ def answer_on_gpu(model: Paged, index: torch.Tensor) -> Any:
         return answer_repeatably(
             model,
             [index],
-            lambda: FirstAnswer(reference, reference([index]), {}),
+            lambda: FirstAnswer(reference, reference([index])),
             on_gpu=lambda tensor: tensor.data_ptr() == place,
         )
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutput
 
 from tests.support.models import Box, Pair
@@ -26,6 +25,10 @@ from torch2engine.core.spec import Parameter
 from torch2engine.core.structure import TREE_JSON
 
 X, Y = torch.arange(6.0).reshape(2, 3), torch.ones(2)
+
+
+class WindowCache:
+    """A cache of nobody's that PyTorch has not registered."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,9 +211,9 @@ KNOWN = "tensors, None, bool, int, float, str, and dicts, lists, tuples, NamedTu
         (X.numpy(), f"'r': got a numpy.ndarray; expected {KNOWN}; convert it with torch.from_numpy"),
         ({(1, 2): X}, "'r': got the dict key (1, 2); expected str or int keys; rename the keys to texts"),
         (
-            {"past": DynamicCache()},
-            f"'r.past': got a transformers.cache_utils.DynamicCache; expected {KNOWN}; "
-            "for a Hugging Face model pass use_cache=False",
+            {"past": WindowCache()},
+            f"'r.past': got a tests.core.test_pytree.WindowCache; expected {KNOWN}; "
+            "register it with torch.utils._pytree, or for a Hugging Face model pass use_cache=False",
         ),
     ],
     ids=["set", "object", "numpy", "key", "cache"],

@@ -249,9 +249,9 @@ def test_overlap_is_found_by_element() -> None:
         write_back = WriteBack(_signature_of(written, other), {0: 0})
         if overlaps:
             with pytest.raises(t2e.InputError, match="got memory that input 'b' has, too"):
-                write_back.check([written, other])
+                write_back.check([written, other], (), {})
         else:
-            write_back.check([written, other])
+            write_back.check([written, other], (), {})
 
 
 def test_fast_path_is_left_where_addresses_are_not_apart() -> None:

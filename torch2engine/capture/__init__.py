@@ -7,7 +7,7 @@ this is the only stage that runs the user's model.
 - `undisturbed`, `process_state`: run a module without leaving a trace, in exact arithmetic.
 - `signature`, `axes`: sample_input and dynamic_axes become a `captured_call`.
 - `reference`: the module as a function from flat inputs to named outputs.
-- `input_writes`: inputs that the model writes into are refused, or become outputs.
+- `call_effects`: what a call changes in its arguments becomes outputs, or is refused.
 - `parameter_writes`: undoes what a call writes into parameters and gradients, and names it.
 - `device_asserts`, `host_trial`: invented inputs run on the CPU before they may end a GPU's context.
 - `invented_inputs`: the sample at other sizes, and random values like it, as plausible as possible.

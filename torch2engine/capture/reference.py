@@ -7,8 +7,8 @@ line. Separate because capture, export, the parity cases and a refit's check all
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -16,10 +16,12 @@ from torch import nn
 from torch2engine.capture.parameter_writes import ParameterWrites, parameter_writes_undone
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, InputError
-from torch2engine.core.pytree import Flat, flatten, unflatten
-from torch2engine.core.spec import Parameter, Preprocess, Signature, Tree
+from torch2engine.core.pytree import Flat, Key, argument_at, assign, flatten, unflatten
+from torch2engine.core.spec import Effect, Parameter, Preprocess, Signature, Tree
 
 __all__ = ["Reference", "copied", "flatten_result", "outputs_by_name"]
+
+_BeforeCall: TypeAlias = "Callable[[Sequence[Any], Mapping[str, Any]], None]"
 
 _BLAMES_DTYPES = re.compile(r"dtype|scalar type|Input type", re.IGNORECASE)
 _DATA_DTYPES = (torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -32,7 +34,8 @@ class Reference:
         model: the unwrapped module.
         parameters: forward's captured parameters, whose trees take the inputs.
         preprocess: the step between each input and the model, None for an input without one; empty for no step at all.
-        written: the inputs that the model writes into and does not return; an answer ends with their new values.
+        effects: where tensors are found after the call with which its answer ends, behind those of the result.
+        refilled: {path of a container among the arguments: its structure after every call}.
     """
 
     def __init__(
@@ -40,25 +43,28 @@ class Reference:
         model: nn.Module,
         parameters: Sequence[Parameter],
         preprocess: Sequence[Preprocess | None] = (),
-        written: Sequence[int] = (),
+        effects: Sequence[Effect] = (),
+        refilled: Mapping[tuple[Key, ...], Tree] | None = None,
     ) -> None:
         self.model = model
-        self._parameters = parameters
+        self.parameters = parameters
         self._preprocess = preprocess if any(preprocess) else ()
-        self._written = written
+        self._effects = effects
+        self._refilled = refilled or {}
 
     @classmethod
     def for_signature(cls, model: nn.Module, signature: Signature) -> Reference:
         """The call of a signature, whose outputs are the answer's tensors."""
-        return cls(model, signature.parameters, signature.preprocess, signature.unreturned_writes)
+        refilled = {one.path: one.tree for one in signature.refills}
+        return cls(model, signature.parameters, signature.preprocess, signature.effects, refilled)
 
     def of(self, model: nn.Module) -> Reference:
         """The same call of a copy of the module."""
-        return Reference(model, self._parameters, self._preprocess, self._written)
+        return Reference(model, self.parameters, self._preprocess, self._effects, self._refilled)
 
-    def returning(self, written: Sequence[int]) -> Reference:
-        """The same call, whose answer ends with the new values of these inputs."""
-        return Reference(self.model, self._parameters, self._preprocess, written)
+    def with_effects(self, effects: Sequence[Effect], refilled: Mapping[tuple[Key, ...], Tree]) -> Reference:
+        """The same call with other effects."""
+        return Reference(self.model, self.parameters, self._preprocess, effects, refilled)
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Build forward's args and kwargs from these tensors, after `preprocess`."""
@@ -70,7 +76,7 @@ class Reference:
         args: list[Any] = []
         kwargs: dict[str, Any] = {}
         was_left_out = False
-        for parameter in self._parameters:
+        for parameter in self.parameters:
             if parameter.tree is None:
                 was_left_out = True  # so later ones can only be passed by name
                 continue
@@ -106,7 +112,9 @@ class Reference:
 
     def call(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Any:
         """The model's own result; with `weights`, as if these were its parameters and buffers."""
-        args, kwargs = self.arguments(leaves)
+        return self._call(*self.arguments(leaves), weights)
+
+    def _call(self, args: list[Any], kwargs: dict[str, Any], weights: Mapping[str, torch.Tensor] | None) -> Any:
         if weights is not None:
             return torch.func.functional_call(self.model, dict(weights), tuple(args), kwargs)
         return self.model(*args, **kwargs)
@@ -125,28 +133,45 @@ class Reference:
         Returns:
             copies: the model may have returned a buffer of its own, which its next call or the restored state
                 overwrites.
-            The new values of written inputs follow the result's tensors.
+            What the call leaves in its arguments alone follows the result's tensors.
 
         Raises:
             ExportError: as `__call__`, or forward writes into parameters or gradients, which are put back; names them.
         """
-        return copied(self.run_uncopied(leaves, weights))
+        return copied(self.run_uncopied(leaves, None, weights))
 
-    def run_uncopied(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Flat:
+    def run_uncopied(
+        self,
+        leaves: Sequence[torch.Tensor],
+        before: _BeforeCall | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
+    ) -> Flat:
         """As `run`, with the very tensors that the model returns.
+
+        Args:
+            leaves, weights: as for `run`.
+            before: given the arguments right before the call.
 
         Raises:
             ExportError: as `run`.
         """
         with parameter_writes_undone(self.model) as writes:
-            flat = self._answer(leaves, weights)
+            flat = self._answer(leaves, before, weights)
         if writes.parameters or writes.gradients:
             raise _writes_refusal(writes)
         return flat
 
-    def _answer(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None) -> Flat:
+    def _answer(
+        self,
+        leaves: Sequence[torch.Tensor],
+        before: _BeforeCall | None,
+        weights: Mapping[str, torch.Tensor] | None,
+    ) -> Flat:
+        args, kwargs = self.arguments(leaves)
+        if before is not None:
+            before(args, kwargs)
         try:
-            result = self.call(leaves, weights)
+            result = self._call(args, kwargs, weights)
         except Exception as error:
             shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) + self._describe_preprocessed_shapes(leaves)
             raise ExportError(
@@ -156,21 +181,52 @@ class Reference:
                 fix=self._cure_for(error, leaves),
                 source=user_source(error),
             ) from error
-        return self.with_writes(flatten_result(result), leaves)
+        return self.flatten_answer(result, args, kwargs, leaves)
 
-    def with_writes(self, result: Flat, leaves: Sequence[torch.Tensor]) -> Flat:
-        """Add the new values of written inputs to a result.
+    def flatten_answer(
+        self, result: Any, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: Sequence[torch.Tensor]
+    ) -> Flat:
+        """Take a result apart, and add what the call has left in its arguments alone.
 
         Args:
             result: the model's.
-            leaves: the inputs of this call, that the model has written into.
+            args, kwargs: the arguments of this call.
+            leaves: the tensors that they were made of.
+
+        Raises:
+            ExportError: as `flatten_result`, or a container is filled otherwise than in the call on the sample.
         """
-        return Flat(result.tree, [*result.leaves, *[leaves[index] for index in self._written]], result.names)
+        given = assign(self.parameters, args, kwargs)
+        caches = {
+            id(given[one.name]): one.name
+            for one in self.parameters
+            if one.tree is not None and one.tree.kind == "registered"
+        }
+        flat = flatten_result(result, caches)
+        tensors: dict[tuple[Key, ...], Sequence[torch.Tensor]] = {(): leaves}
+        for path, tree in self._refilled.items():
+            contents = flatten(argument_at(self.parameters, args, kwargs, path), ".".join(map(str, path)))
+            if contents.tree != tree:
+                raise _contents_refusal(path)
+            tensors[path] = contents.leaves
+        found = [tensors[effect.path][effect.position] for effect in self._effects]
+        return Flat(flat.tree, [*flat.leaves, *found], flat.names)
 
 
 def copied(flat: Flat) -> Flat:
     """The same with copies of all tensors."""
     return Flat(flat.tree, [leaf.detach().clone() for leaf in flat.leaves], flat.names)
+
+
+def _contents_refusal(path: tuple[Key, ...]) -> ExportError:
+    """The error for a model that fills a container with another structure at another size."""
+    return ExportError(
+        "model",
+        got=f"argument '{'.'.join(map(str, path))}' filled with another structure, or other Python numbers, than in "
+        "the call on the sample",
+        allowed="one structure and equal Python numbers after every call",
+        fix="put a tensor there instead of a Python number that moves on",
+    )
 
 
 def _writes_refusal(writes: ParameterWrites) -> ExportError:
@@ -196,14 +252,18 @@ def _float_dtype(model: nn.Module) -> torch.dtype:
     return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
-def flatten_result(result: Any) -> Flat:
+def flatten_result(result: Any, arguments: Mapping[int, str] | None = None) -> Flat:
     """Take apart what the model returned.
+
+    Args:
+        result: it.
+        arguments: names of arguments by the id of their values; a result that holds one is that very object.
 
     Raises:
         ExportError: something in it is no tensor, constant or container, so no engine can return it.
     """
     try:
-        return flatten(result, "output", result=True)
+        return flatten(result, "output", result=True, arguments=arguments)
     except InputError as error:
         raise ExportError(f"result {error.subject}", got=error.got, allowed=error.allowed, fix=error.fix) from error
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from torch2engine.capture.call_effects import FirstAnswer
 from torch2engine.capture.device_asserts import is_on_gpu
 from torch2engine.capture.host_trial import HostTrial, trial_if_needed
-from torch2engine.capture.input_writes import FirstAnswer
 from torch2engine.capture.model_state import ModelSnapshot, StateEntry, state_entries, state_values
 from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError

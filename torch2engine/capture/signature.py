@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from torch2engine.capture.axes import parse_dynamic_axes, resolve_axes
+from torch2engine.capture.call_effects import answer_with_effects
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import with_examples
-from torch2engine.capture.input_writes import FirstAnswer, answer_with_writes
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.torch_types import check_tensor, dtype_name
@@ -25,7 +25,7 @@ from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.precisions import lowest_cast_precision
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unique_names
-from torch2engine.core.spec import InputWrite, Parameter, Preprocess, Signature, TensorSpec
+from torch2engine.core.spec import Parameter, Preprocess, Signature, TensorSpec
 
 __all__ = ["capture_call"]
 
@@ -73,15 +73,15 @@ def capture_call(
             steps[name].check(name, dtype_name(tensor.dtype), tensor.shape)
     reference = Reference(model, sample.parameters, [steps.get(name) for name in sample.names])
     answer = answer_repeatably(
-        model, sample.tensors, lambda: answer_with_writes(reference, sample.names, sample.tensors, mutations)
+        model, sample.tensors, lambda: answer_with_effects(reference, sample.names, sample.tensors, mutations)
     )
     result = answer.first.result
     _check_result(result)
     output_names = unique_names(
         [f"output.{name}" if name in sample.by_name else name for name in result.names], taken=sample.names
     )
-    writes = _named_writes(answer.first, sample.names, output_names)
-    output_names += [write.output for write in writes if write.output not in output_names]
+    effects = answer.first.effects
+    output_names += effects.output_names(sample.names, output_names)
     shapes = {name: tuple(tensor.shape) for name, tensor in sample.by_name.items()}
     requested = parse_dynamic_axes(dynamic_axes or {}, shapes, output_names)
     axes = resolve_axes(requested.inputs, shapes, profiles)
@@ -100,7 +100,15 @@ def capture_call(
     )
     captured = CapturedCall(
         reference=answer.first.reference,
-        signature=Signature(inputs, outputs, axes.dynamic, tuple(sample.parameters), result.tree, writes),
+        signature=Signature(
+            inputs,
+            outputs,
+            axes.dynamic,
+            tuple(sample.parameters),
+            result.tree,
+            effects.writes(sample.names, output_names),
+            effects.refills(sample.names, output_names),
+        ),
         profiles=axes.profiles,
         sample=tuple(tensor.detach() for tensor in sample.tensors),
         output_axes=requested.outputs,
@@ -192,16 +200,6 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
     if not tensors:
         raise InputError("sample_input", got="no tensor", allowed="at least one tensor", fix="pass what forward takes")
     return _BoundSample(parameters, names, tensors)
-
-
-def _named_writes(first: FirstAnswer, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[InputWrite, ...]:
-    """The written inputs, each with the name of the output that has its new value."""
-    unreturned = [inputs[index] for index, place in first.written.items() if place is None]
-    new_names = iter(unique_names([f"{name}.written" for name in unreturned], taken=[*inputs, *outputs]))
-    return tuple(
-        InputWrite(inputs[index], next(new_names) if place is None else outputs[place])
-        for index, place in first.written.items()
-    )
 
 
 def _check_result(result: Flat) -> None:

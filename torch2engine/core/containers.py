@@ -10,12 +10,13 @@ import dataclasses
 import importlib
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
 from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.registered_types import is_registered, parts_of, rebuild_registered
 from torch2engine.core.wording import with_article
 
 __all__ = ["CONTAINERS", "Container", "Key", "container_of", "find_class"]
@@ -38,6 +39,9 @@ class Container:
         rebuild: called with the class (None if `fits_class` is), the keys and the children; gives the container.
         fits_class: tells whether a manifest may name a class for this kind; None if the kind needs no class.
         names_fields: whether the fields of a result of this kind are named without the result's own name.
+        refill: called with a value, its class, new keys and new children; puts them into the value. None if no value of
+            this kind ever changes.
+        can_refill: tells whether a value can be refilled.
     """
 
     kind: str
@@ -47,6 +51,8 @@ class Container:
     rebuild: Callable[[Any, Sequence[Key], list[Any]], Any]
     fits_class: Callable[[type], bool] | None = None
     names_fields: bool = False
+    refill: Callable[[Any, Any, Sequence[Key], list[Any]], None] | None = None
+    can_refill: Callable[[Any], bool] = lambda value: True
 
 
 def _indices(value: Sequence[Any]) -> Sequence[Key]:
@@ -78,6 +84,14 @@ def _attributes(value: Any, keys: Sequence[Key]) -> list[Any] | None:
     return [getattr(value, str(key)) for key in keys] if all(hasattr(value, str(key)) for key in keys) else None
 
 
+def _parts(value: Any, keys: Sequence[Key]) -> list[Any] | None:
+    """The parts of a registered object; the last key is that of its context."""
+    if not is_registered(value.__class__):
+        return None
+    parts = parts_of(value)
+    return list(parts.values()) if list(parts) == list(keys) else None
+
+
 def _is_namedtuple(cls: type) -> bool:
     return issubclass(cls, tuple) and hasattr(cast("Any", cls), "_fields")
 
@@ -97,6 +111,33 @@ def _rebuild_mapping(cls: Any, keys: Sequence[Key], children: list[Any]) -> Any:
     return cls(dict(zip(keys, children, strict=True)))
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
+
+
+def _is_mutable_mapping(value: Any) -> bool:
+    return isinstance(value, MutableMapping)
+
+
+def _refill_list(value: list[Any], cls: Any, keys: Sequence[Key], children: list[Any]) -> None:
+    value[:] = children
+
+
+def _refill_mapping(value: MutableMapping[Any, Any], cls: Any, keys: Sequence[Key], children: list[Any]) -> None:
+    for key in [key for key in value if key not in keys]:
+        del value[key]
+    value.update(zip(keys, children, strict=True))
+
+
+def _refill_dataclass(value: Any, cls: Any, keys: Sequence[Key], children: list[Any]) -> None:
+    for key, child in zip(keys, children, strict=True):
+        setattr(value, str(key), child)
+
+
+def _refill_registered(value: Any, cls: Any, keys: Sequence[Key], children: list[Any]) -> None:
+    vars(value).update(vars(rebuild_registered(value.__class__, children)))
+
+
 _ROWS = (
     Container(
         kind="list",
@@ -104,6 +145,8 @@ _ROWS = (
         keys_of=_indices,
         children_of=_items,
         rebuild=lambda cls, keys, children: children,
+        refill=_refill_list,
+        can_refill=_is_list,
     ),
     Container(
         kind="tuple",
@@ -119,6 +162,8 @@ _ROWS = (
         children_of=_values,
         rebuild=lambda cls, keys, children: dict(zip(keys, children, strict=True)),
         names_fields=True,
+        refill=_refill_mapping,
+        can_refill=_is_mutable_mapping,
     ),
     Container(
         kind="namedtuple",
@@ -136,6 +181,8 @@ _ROWS = (
         children_of=_items,
         rebuild=lambda cls, keys, children: cls(children),
         fits_class=lambda cls: issubclass(cls, (list, tuple)),
+        refill=_refill_list,
+        can_refill=_is_list,
     ),
     Container(
         kind="dataclass",
@@ -145,6 +192,7 @@ _ROWS = (
         rebuild=_rebuild_dataclass,
         fits_class=dataclasses.is_dataclass,
         names_fields=True,
+        refill=_refill_dataclass,
     ),
     Container(
         kind="mapping",
@@ -154,6 +202,18 @@ _ROWS = (
         rebuild=_rebuild_mapping,
         fits_class=lambda cls: issubclass(cls, Mapping),
         names_fields=True,
+        refill=_refill_mapping,
+        can_refill=_is_mutable_mapping,
+    ),
+    Container(
+        kind="registered",
+        matches=lambda value: is_registered(value.__class__),
+        keys_of=lambda value: list(parts_of(value)),
+        children_of=_parts,
+        rebuild=lambda cls, keys, children: rebuild_registered(cls, children),
+        fits_class=is_registered,
+        names_fields=True,
+        refill=_refill_registered,
     ),
 )
 
@@ -180,7 +240,7 @@ def container_of(value: Any, path: str) -> Container:
     elif cls.__name__ in ("SymInt", "SymFloat", "SymBool"):
         fix = "a Python number that follows a dynamic axis can't leave an engine: return a tensor instead"
     elif "Cache" in cls.__name__:
-        fix = "for a Hugging Face model pass use_cache=False"
+        fix = "register it with torch.utils._pytree, or for a Hugging Face model pass use_cache=False"
     raise InputError(
         f"'{path}'",
         name=path,

@@ -23,19 +23,25 @@ __all__ = [
     "TENSORS",
     "Flat",
     "Inputs",
+    "Key",
     "LeafKind",
+    "argument_at",
     "as_inputs",
+    "assign",
     "bind",
+    "can_refill",
     "container_classes",
     "flatten",
     "is_tensor",
     "leaf_paths",
+    "refill",
     "unflatten",
     "unique_names",
 ]
 
 _CONSTANTS = (type(None), bool, int, float, str)
 _NUMBERS = (bool, int, float)
+_LONG_TEXT = 120
 
 
 @public
@@ -114,13 +120,14 @@ class Flat:
     names: list[str]
 
 
-def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
+def flatten(value: Any, root: str, *, result: bool = False, arguments: Mapping[int, str] | None = None) -> Flat:
     """Take a value apart.
 
     Args:
         value: any pytree of tensors, None and Python scalars.
         root: the name of the whole, e.g. the parameter's name.
         result: True for what a model returns: fields at the top are then named without the root (``"logits"``).
+        arguments: the names of parameters by the id of their values; where these are met, they are taken as a whole.
 
     Returns:
         tensors in depth-first order, named by path (``"states.0"``, ``"batch.pixel_values"``).
@@ -129,13 +136,13 @@ def flatten(value: Any, root: str, *, result: bool = False) -> Flat:
         InputError: a value that is neither a tensor, a constant nor a known container.
     """
     flat = Flat(Tree("tensor"), [], [])
-    tree = _flatten(value, root, root if result else None, flat)
+    tree = _flatten(value, root, root if result else None, flat, arguments or {})
     return Flat(tree, flat.leaves, unique_names(flat.names))
 
 
 # Not a nested function, and neither is _unflatten. A function that calls itself by its closure would keep the leaves
 # until the cyclic garbage collector runs.
-def _flatten(node: Any, path: str, bare: str | None, into: Flat) -> Tree:
+def _flatten(node: Any, path: str, bare: str | None, into: Flat, arguments: Mapping[int, str]) -> Tree:
     """Make the tree of a node and collect its tensors; fields of a result at path `bare` are named without the path."""
     if is_tensor(node):
         into.leaves.append(node)
@@ -143,13 +150,15 @@ def _flatten(node: Any, path: str, bare: str | None, into: Flat) -> Tree:
         return Tree("tensor")
     if isinstance(node, _CONSTANTS):
         return Tree("constant", value=node)
+    if id(node) in arguments:
+        return Tree("argument", value=arguments[id(node)])
     container = container_of(node, path)
     keys = _keys(container, node, path)
     children = container.children_of(node, keys)
     assert children is not None, "a container has its own structure"
     is_bare = path == bare and container.names_fields
     subtrees = [
-        _flatten(child, str(key) if is_bare else f"{path}.{key}", bare, into)
+        _flatten(child, str(key) if is_bare else f"{path}.{key}", bare, into, arguments)
         for key, child in zip(keys, children, strict=True)
     ]
     cls = None if container.fits_class is None else node.__class__
@@ -199,21 +208,28 @@ def unique_names(names: Sequence[str], taken: Iterable[str] = ()) -> list[str]:
     return unique
 
 
-def unflatten(tree: Tree, leaves: Sequence[Any]) -> Any:
+def unflatten(tree: Tree, leaves: Sequence[Any], arguments: Mapping[str, Any] | None = None) -> Any:
     """Put tensors back into the structure that they were taken from.
+
+    Args:
+        tree: the structure.
+        leaves: its tensors.
+        arguments: the call's, by parameter, for a result that holds one; None stands for one that is missing here.
 
     Raises:
         ArtifactError: a class that the result needs is not imported here.
     """
-    return _unflatten(tree, iter(leaves))
+    return _unflatten(tree, iter(leaves), arguments or {})
 
 
-def _unflatten(node: Tree, leaves: Iterator[Any]) -> Any:
+def _unflatten(node: Tree, leaves: Iterator[Any], arguments: Mapping[str, Any]) -> Any:
     if node.kind == "tensor":
         return next(leaves)
     if node.kind == "constant":
         return node.value
-    children = [_unflatten(child, leaves) for child in node.children]
+    if node.kind == "argument":
+        return arguments.get(node.value)
+    children = [_unflatten(child, leaves, arguments) for child in node.children]
     container = CONTAINERS[node.kind]
     cls = node.cls
     if cls is None and container.fits_class is not None:
@@ -229,6 +245,68 @@ def container_classes(tree: Tree) -> list[type]:
         with suppress(ArtifactError):
             found.append(find_class(tree.type_name, container))
     return found
+
+
+def refill(value: Any, tree: Tree, leaves: Sequence[Any]) -> None:
+    """Put other contents into a container, and into those in it that have a place in both.
+
+    Args:
+        value: the container.
+        tree: the structure that it shall have.
+        leaves: the tensors that it shall have.
+    """
+    _refilled(value, tree, iter(leaves))
+
+
+def can_refill(value: Any, tree: Tree) -> bool:
+    """Whether a container is of a kind that changes, so that it can get this structure."""
+    container = CONTAINERS[tree.kind]
+    return container.refill is not None and container.can_refill(value)
+
+
+def _refilled(value: Any, tree: Tree, leaves: Iterator[Any]) -> Any:
+    """The value with other contents; a new one where it can't have them."""
+    container = CONTAINERS.get(tree.kind)
+    if container is None:
+        return _unflatten(tree, leaves, {})
+    children = [
+        _refilled(_child(container, value, key), child, leaves)
+        for key, child in zip(tree.keys, tree.children, strict=True)
+    ]
+    cls = tree.cls or (None if container.fits_class is None else find_class(tree.type_name, container))
+    if container.refill is None or value is None or not container.can_refill(value):
+        return container.rebuild(cls, tree.keys, children)
+    container.refill(value, cls, tree.keys, children)
+    return value
+
+
+def _child(container: Container, value: Any, key: Key) -> Any:
+    """What a container holds under a key; None where it has none, or makes its parts only when they are read."""
+    if value is None or container.kind == "registered":
+        return None
+    keys = list(container.keys_of(value)) if container.matches(value) else []
+    children = container.children_of(value, keys) if key in keys else None
+    return None if children is None else children[keys.index(key)]
+
+
+def argument_at(
+    parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any], path: Sequence[Key]
+) -> Any:
+    """Find a container among a call's arguments.
+
+    Args:
+        parameters: the signature's.
+        args, kwargs: a call that `bind` accepts.
+        path: the parameter's name, and the keys below it.
+    """
+    value = assign(parameters, args, kwargs)[str(path[0])]
+    tree = next(parameter.tree for parameter in parameters if parameter.name == path[0])
+    for key in path[1:]:
+        assert tree is not None, "a path leads to a container of the sample's"
+        place = tree.keys.index(key)
+        value = _children(tree, value, str(key))[place]
+        tree = tree.children[place]
+    return value
 
 
 def bind(
@@ -248,7 +326,7 @@ def bind(
         InputError: a missing or extra argument, another structure, or another constant than was captured.
     """
     _refuse_packed_call(parameters, args, kwargs, leaf_kind)
-    given = _assign(parameters, args, kwargs)
+    given = assign(parameters, args, kwargs)
     leaves: list[Any] = []
     for parameter in parameters:
         if parameter.name not in given:
@@ -326,7 +404,7 @@ def _names(parameters: Sequence[Parameter]) -> str:
     return ", ".join(parameter.name for parameter in parameters if parameter.tree is not None) or "no arguments"
 
 
-def _assign(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def assign(parameters: Sequence[Parameter], args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Parameter name -> value, as Python itself would bind the call."""
     positional = [parameter.name for parameter in parameters if parameter.kind == "positional"]
     rest = {parameter.kind: parameter.name for parameter in parameters if parameter.kind.startswith("var_")}
@@ -368,8 +446,8 @@ def _match(tree: Tree, value: Any, path: str, add: Callable[[Any], None], leaf_k
             raise InputError(
                 f"argument '{path}'",
                 name=path,
-                got=_short(value),
-                allowed=f"{tree.value!r}, a constant of the engine",
+                got=_cut_around_difference(_short(value), repr(tree.value)),
+                allowed=f"{_cut_around_difference(repr(tree.value), _short(value))}, a constant of the engine",
                 fix="redeploy with this value in sample_input, or make it a tensor",
             )
     else:
@@ -397,6 +475,15 @@ def _same_constant(value: Any, constant: Any) -> bool:
     if not isinstance(value, _CONSTANTS) or any(isinstance(value, t) is not isinstance(constant, t) for t in _NUMBERS):
         return False
     return bool(value == constant) or (value != value and constant != constant)
+
+
+def _cut_around_difference(text: str, other: str) -> str:
+    """The part of a long text in which it differs from another one."""
+    if len(text) <= _LONG_TEXT:
+        return text
+    pairs = zip(text, other, strict=False)
+    start = next((place for place, (one, two) in enumerate(pairs) if one != two), 0)
+    return f"...{text[max(0, start - _LONG_TEXT // 2) : start + _LONG_TEXT // 2]}..."
 
 
 def _short(value: Any) -> str:

@@ -37,7 +37,9 @@ __all__ = [
     "SIGNATURE_JSON",
     "TENSOR_JSON",
     "Axis",
+    "ContainerRefill",
     "Dim",
+    "Effect",
     "InputWrite",
     "Parameter",
     "Preprocess",
@@ -280,6 +282,34 @@ class InputWrite:
 
 
 @dataclass(frozen=True)
+class ContainerRefill:
+    """A list, dict or other container among the arguments that the model fills anew.
+
+    Args:
+        path: the parameter's name, and the keys below it.
+        tree: the container's structure after the call.
+        tensors: the names of its tensors then, which are inputs and outputs.
+    """
+
+    path: tuple[str | int, ...]
+    tree: Tree
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """Where an output is found after the call that is not in the result.
+
+    Args:
+        path: of a container among the arguments; empty for the inputs themselves.
+        position: among the tensors there.
+    """
+
+    path: tuple[str | int, ...]
+    position: int
+
+
+@dataclass(frozen=True)
 class Signature:
     """The inputs and outputs of a call: tensors by name, axes, and the structure around them.
 
@@ -288,7 +318,8 @@ class Signature:
         axes: the resolved dynamic axes.
         parameters: forward's parameters in order; their trees hold the inputs.
         output: the result's structure.
-        writes: the inputs that the model writes into; those of its outputs that are in no result come last.
+        writes: the inputs that the model writes into.
+        refills: the containers among the arguments that it fills anew. Outputs that are in no result come last.
     """
 
     inputs: tuple[TensorSpec, ...]
@@ -297,15 +328,15 @@ class Signature:
     parameters: tuple[Parameter, ...] = ()
     output: Tree = Tree("tensor")
     writes: tuple[InputWrite, ...] = ()
+    refills: tuple[ContainerRefill, ...] = ()
 
     @property
-    def unreturned_writes(self) -> tuple[int, ...]:
-        """The indices of the written inputs whose new values follow the result's tensors, in the outputs' order."""
-        inputs = [spec.name for spec in self.inputs]
-        outputs = [spec.name for spec in self.outputs]
-        places = {outputs.index(write.output): inputs.index(write.input) for write in self.writes}
-        returned = self.output.leaves()
-        return tuple(index for place, index in sorted(places.items()) if place >= returned)
+    def effects(self) -> tuple[Effect, ...]:
+        """Where the outputs are found that follow the result's, in their order."""
+        inputs = {spec.name: index for index, spec in enumerate(self.inputs)}
+        found = {name: Effect(one.path, index) for one in self.refills for index, name in enumerate(one.tensors)}
+        found |= {write.output: Effect((), inputs[write.input]) for write in self.writes}
+        return tuple(found[spec.name] for spec in self.outputs[self.output.leaves() :] if spec.name in found)
 
     def axis(self, name: str) -> Axis:
         """The axis of that name."""
@@ -476,8 +507,8 @@ def _check_sizes(members: dict[str, Any], where: str) -> None:
         raise field_error(sizes, where, "min <= opt <= max")
 
 
-def _check_writes(members: dict[str, Any], where: str) -> None:
-    """Each written input has an output of its own, of its dtype."""
+def _check_effects(members: dict[str, Any], where: str) -> None:
+    """Each written input has an output of its own, of its dtype; what is refilled has tensors that there are."""
     inputs = {tensor["name"]: tensor["dtype"] for tensor in members["inputs"]}
     outputs = {tensor["name"]: tensor["dtype"] for tensor in members["outputs"]}
     for index, write in enumerate(members.get("writes", [])):
@@ -485,11 +516,16 @@ def _check_writes(members: dict[str, Any], where: str) -> None:
         found = [inputs.pop(pair[0], None), outputs.pop(pair[1], None)]  # popped: no other write may name them
         if None in found or found[0] != found[1]:
             raise field_error(pair, f"{where}.writes[{index}]", "an input, and an output of its dtype, named once")
+    known = {tensor["name"] for tensor in (*members["inputs"], *members["outputs"])}
+    for index, refill in enumerate(members.get("refills", [])):
+        names = refill["tensors"]
+        if not known.issuperset(names) or TREE_JSON.decode(refill["tree"]).leaves() != len(names):
+            raise field_error(names, f"{where}.refills[{index}].tensors", "an input or output for each tensor")
 
 
 def _check_signature(members: dict[str, Any], where: str) -> None:
     """Names are unique, and the inputs use the axes that there are."""
-    _check_writes(members, where)
+    _check_effects(members, where)
     axes = [axis["name"] for axis in members["axes"]]
     tensors = [tensor["name"] for tensor in (*members["inputs"], *members["outputs"])]
     for subject, names in (("axes", axes), ("tensors", tensors)):
@@ -533,6 +569,11 @@ TENSOR_JSON = Object(
     optional=("preprocess",),
 )
 _WRITE_JSON = Object(InputWrite, {"input": TEXT, "output": TEXT})
+_KEY = plain(lambda value: isinstance(value, (str, int)), "a string or an int")
+_REFILL_JSON = Object(
+    ContainerRefill,
+    {"path": Items(_KEY, lambda keys: len(keys) > 0, "at least one key"), "tree": TREE_JSON, "tensors": Items(TEXT)},
+)
 SIGNATURE_JSON = Object(
     Signature,
     {
@@ -542,7 +583,8 @@ SIGNATURE_JSON = Object(
         "parameters": Items(PARAMETER_JSON),
         "output": TREE_JSON,
         "writes": Items(_WRITE_JSON),
+        "refills": Items(_REFILL_JSON),
     },
-    optional=("writes",),
+    optional=("writes", "refills"),
     check_whole=_check_signature,
 )

@@ -36,9 +36,10 @@ _DEEPEST = 64
 class Tree:
     """The structure of an argument or a result around its tensors.
 
-    kind: "tensor", "constant", or the name of a row in `containers`, e.g. "dict".
+    kind: "tensor", "constant", the name of a row in `containers`, e.g. "dict", or "argument": in a result, the very
+        object that the caller passed.
     keys: for each child the dict key, field name or index.
-    value: the constant (None, bool, int, float or str).
+    value: the constant (None, bool, int, float or str); the parameter's name for an argument.
     type_name: "module:qualified.name" of the class that rebuilds the container; "" for list, tuple and dict.
     cls: that class where it is at hand; after loading it is found by `type_name`.
     """
@@ -95,7 +96,7 @@ class _TreeRule:
         if depth > _DEEPEST:
             raise SchemaError(f"a signature nested more than {_DEEPEST} levels deep")
         members = check_names(value, where)
-        word(("tensor", "constant", *CONTAINERS)).check(members.get("kind"), f"{where}.kind")
+        word(("tensor", "constant", "argument", *CONTAINERS)).check(members.get("kind"), f"{where}.kind")
         check_names(members, where, _tree_names(members))
         if "value" in members:
             CONSTANT.check(members["value"], f"{where}.value")
@@ -113,7 +114,7 @@ class _TreeRule:
 
     def encode(self, value: Tree) -> dict[str, Any]:
         data: dict[str, Any] = {"kind": value.kind}
-        if value.kind == "constant":
+        if value.kind in ("constant", "argument"):
             data["value"] = value.value
         if value.children:
             data["keys"] = list(value.keys)
@@ -136,7 +137,7 @@ def _tree_names(members: dict[str, Any]) -> tuple[str, ...]:
     """The names that a tree of this kind must have: keys and children come together, a type where there is one."""
     if members["kind"] == "tensor":
         return ("kind",)
-    if members["kind"] == "constant":
+    if members["kind"] in ("constant", "argument"):
         return ("kind", "value")
     inner = ("keys", "children") if "keys" in members or "children" in members else ()
     return ("kind", *inner, "type") if "type" in members else ("kind", *inner)

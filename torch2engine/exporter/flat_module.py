@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.capture.reference import Reference, flatten_result
+from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
 from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
 from torch2engine.exporter.size_arguments import SymbolicSizeArguments
@@ -48,7 +48,7 @@ class FlatModule(nn.Module):
             TraceableFunctions(),
             TensorIndices() as indices,
         ):
-            result = flatten_result(self.model(*args, **kwargs))
+            result = reference.flatten_answer(self.model(*args, **kwargs), args, kwargs, inputs)
         indices.require_no_lost_writes()
         for (spec, leaf), version in zip(pairs, versions, strict=True):
             if leaf._version != version:
@@ -65,4 +65,4 @@ class FlatModule(nn.Module):
                 allowed="one structure",
                 fix="don't look at torch.compiler.is_exporting() and the like in forward",
             )
-        return tuple(reference.with_writes(result, inputs).leaves)
+        return tuple(result.leaves)

@@ -142,14 +142,13 @@ def benchmark(
     rows: list[BenchmarkRow] = []
     for case, leaves in cases.items():
         inputs_of_calls = _InputsOfCalls.of(module.signature, leaves)
-        args, kwargs = Reference(module, module.signature.parameters).arguments(inputs_of_calls.leaves)
         on_same_values = inputs_of_calls.on_same_values
-        candidates: dict[str, Call] = {module.runtime: on_same_values(functools.partial(module, *args, **kwargs))}
+        candidates: dict[str, Call] = {module.runtime: on_same_values(inputs_of_calls.call_of(module))}
         with torch.no_grad():
             if reference is None:
                 timings = measure(candidates, device=device, rounds=rounds, calls=calls, warmup=warmup)
             else:
-                eager = functools.partial(reference.model, *args, **kwargs)
+                eager = inputs_of_calls.call_of(reference.model)
                 if any(module.signature.preprocess):  # which an eager call makes each time, too
                     eager = functools.partial(reference.call, inputs_of_calls.leaves)
                 candidates["PyTorch eager"] = on_same_values(eager)
@@ -167,10 +166,12 @@ class _InputsOfCalls:
     """The inputs that calls are timed on.
 
     Args:
+        signature: of the call.
         leaves: in the signature's order; written ones are copies, so that the caller's stay as they are.
         written: pairs of a written input and its first values.
     """
 
+    signature: Signature
     leaves: list[torch.Tensor]
     written: list[tuple[torch.Tensor, torch.Tensor]]
 
@@ -181,7 +182,20 @@ class _InputsOfCalls:
         pairs = list(zip(signature.inputs, leaves, strict=True))
         copies = [leaf.clone() if spec.name in names else leaf for spec, leaf in pairs]
         written = [(copy, leaf) for (spec, leaf), copy in zip(pairs, copies, strict=True) if spec.name in names]
-        return cls(copies, written)
+        return cls(signature, copies, written)
+
+    def call_of(self, module: nn.Module) -> Call:
+        """A call of a module; a new one has new containers where calls change them."""
+        parameters = self.signature.parameters
+        if self.signature.refills:
+
+            def make_and_call() -> object:
+                new_args, new_kwargs = Reference(module, parameters).arguments(self.leaves)
+                return module(*new_args, **new_kwargs)
+
+            return make_and_call
+        args, kwargs = Reference(module, parameters).arguments(self.leaves)
+        return functools.partial(module, *args, **kwargs)
 
     def on_same_values(self, call: Call) -> Call:
         """Give every call the first values: a position that goes up with each call would soon be out of range."""

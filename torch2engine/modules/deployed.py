@@ -198,10 +198,10 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         leaves = bind(signature.parameters, args, kwargs)
         self._check_call(leaves)
         if self._write_back is not None:
-            self._write_back.check(leaves)
+            self._write_back.check(leaves, args, kwargs)
         outputs = list(self._compute(leaves).values())
         if self._write_back is not None:
-            outputs = self._write_back.apply(leaves, outputs)
+            return self._write_back.apply(leaves, outputs, args, kwargs)
         return unflatten(signature.output, outputs)
 
     def infer(self, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

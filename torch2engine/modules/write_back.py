@@ -1,13 +1,13 @@
-"""The new values of written inputs, copied into the caller's tensors.
+"""What the model leaves in its arguments, put into the caller's: new values of tensors, new contents of containers.
 
-Enters: a checked call's inputs, and the backend's outputs. Leaves: the inputs as the model would have left them, and
-the result's tensors; or a typed error before anything ran. Separate because backends only read their inputs: this is
-the one place that writes into a tensor of the caller's.
+Enters: a checked call, and the backend's outputs. Leaves: the arguments as the model would have left them, and the
+result; or a typed error before anything ran. Separate because backends only read their inputs: this is the one place
+that writes into an object of the caller's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 from typing import Any
@@ -17,7 +17,9 @@ import torch
 
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.errors import DtypeError, InputError
-from torch2engine.core.spec import Signature, TensorSpec
+from torch2engine.core.pytree import argument_at, assign, can_refill, refill, unflatten
+from torch2engine.core.spec import Signature, TensorSpec, Tree
+from torch2engine.core.wording import kind_of, with_article
 
 __all__ = ["WriteBack"]
 
@@ -26,7 +28,7 @@ _OVERLAP_WORK = 10_000  # of numpy's search for an element that two tensors shar
 
 @dataclass(frozen=True)
 class WriteBack:
-    """Which outputs are copied into which inputs.
+    """Which outputs are copied into which inputs, and which containers are filled anew.
 
     Args:
         signature: of the call.
@@ -36,26 +38,43 @@ class WriteBack:
     signature: Signature
     outputs: dict[int, int]
 
+    @property
+    def has_containers(self) -> bool:
+        """Whether it needs the call's own arguments, beside their tensors."""
+        return bool(self.signature.refills) or _holds_argument(self.signature.output)
+
     @classmethod
     def of(cls, signature: Signature) -> WriteBack | None:
-        """Find it for a signature; None for a model that only reads its inputs."""
-        if not signature.writes:
+        """Find it for a signature; None for a model that only reads its arguments."""
+        if not (signature.writes or signature.refills or _holds_argument(signature.output)):
             return None
         inputs = [spec.name for spec in signature.inputs]
         outputs = [spec.name for spec in signature.outputs]
         return cls(signature, {inputs.index(one.input): outputs.index(one.output) for one in signature.writes})
 
-    def check(self, leaves: Sequence[torch.Tensor]) -> None:
-        """Refuse inputs that can't be written into as PyTorch would.
+    def check(self, leaves: Sequence[torch.Tensor], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse arguments that can't be written into as PyTorch would.
 
         Args:
             leaves: the call's inputs, checked as those of any call.
+            args, kwargs: the call.
 
         Raises:
             DtypeError: a written input in another dtype than the model's.
-            InputError: one of several elements in one place, one that shares memory with another input, or one of
-                inference mode outside of it.
+            InputError: one of several elements in one place, one that shares memory with another input, one of
+                inference mode outside of it; or a container that can't change.
         """
+        for refilled in self.signature.refills:
+            value = argument_at(self.signature.parameters, args, kwargs, refilled.path)
+            if not can_refill(value, refilled.tree):
+                path = ".".join(map(str, refilled.path))
+                raise InputError(
+                    f"argument '{path}'",
+                    name=path,
+                    got=kind_of(value),
+                    allowed=f"{with_article(refilled.tree.kind)} that can change, since the model fills it anew",
+                    fix="pass the container that sample_input had",
+                )
         for index in self.outputs:
             self._check_written(self.signature.inputs[index], leaves[index])
         for one, other in _overlapping(leaves):
@@ -97,6 +116,10 @@ class WriteBack:
 
     def suits_fast_path(self, leaves: Sequence[Any]) -> bool:
         """Whether contiguous inputs pass `check`, by a look at their addresses. False also where that is unknown."""
+        if self.signature.refills:
+            return False
+        if not self.outputs:
+            return True
         in_inference_mode = torch.is_inference_mode_enabled()
         try:
             if not in_inference_mode and any(leaves[index].is_inference() for index in self.outputs):
@@ -106,22 +129,41 @@ class WriteBack:
             return False
         return all(start + size <= following for (start, size), (following, _) in pairwise(ranges))
 
-    def apply(self, leaves: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Copy the new values into the inputs, on the current stream.
+    def apply(
+        self,
+        leaves: Sequence[torch.Tensor],
+        outputs: Sequence[torch.Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:
+        """Copy the new values into the inputs, on the current stream, and fill the containers anew.
 
         Args:
             leaves: inputs that passed `check`.
             outputs: the backend's, in the signature's order.
+            args, kwargs: the call.
 
         Returns:
-            the result's tensors; the caller's own where the model returns the very input.
+            the result, with the caller's own tensor or cache where the model returns the very argument.
         """
         answer = list(outputs)
         with torch.no_grad():
             for index, place in self.outputs.items():
                 leaves[index].copy_(outputs[place])
                 answer[place] = leaves[index]
-        return answer[: self.signature.output.leaves()]
+        signature = self.signature
+        if not self.has_containers:
+            return unflatten(signature.output, answer)
+        tensors = {spec.name: leaf for spec, leaf in zip(signature.inputs, leaves, strict=True)}
+        tensors |= {spec.name: leaf for spec, leaf in zip(signature.outputs, answer, strict=True)}
+        for refilled in signature.refills:
+            container = argument_at(signature.parameters, args, kwargs, refilled.path)
+            refill(container, refilled.tree, [tensors[name] for name in refilled.tensors])
+        return unflatten(signature.output, answer, assign(signature.parameters, args, kwargs))
+
+
+def _holds_argument(tree: Tree) -> bool:
+    return tree.kind == "argument" or any(map(_holds_argument, tree.children))
 
 
 def _subject(spec: TensorSpec) -> str:

@@ -111,7 +111,7 @@ class TRTModule(DeployedModule[TensorRTBackend]):
         if outputs is None:
             return super().forward(*args, **kwargs)
         if write_back is not None:
-            outputs = write_back.apply(leaves, outputs)
+            return write_back.apply(leaves, outputs, args, kwargs)
         return outputs[0] if direct_call.returns_tensor else unflatten(backend.artifact.signature.output, outputs)
 
     forward.__doc__ = DeployedModule.forward.__doc__
