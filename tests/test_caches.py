@@ -226,7 +226,8 @@ def test_static_cache_is_written_back(attention: Attention) -> None:
         for left, right in zip(flatten(cache, "cache").leaves, flatten(other, "cache").leaves, strict=True):
             torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
     assert addresses == [leaf.data_ptr() for leaf in flatten(cache, "cache").leaves]
-    assert int(cache.layers[0].cumulative_length) == 11
+    layer: Any = cache.layers[0]
+    assert int(layer.cumulative_length) == 11
 
 
 def test_sliding_cache_that_has_moved_on_is_refused() -> None:

@@ -115,6 +115,7 @@ class Processor:
         Returns:
             output name -> array, in the signature's order: the arrays of `out`, and fresh ones that no later call
             changes.
+            No input is written into: what the model would write there is an output (see `Signature.writes`).
 
         Raises:
             InputError: missing, extra or other arguments; arrays in `out` that can't be written to; or closed.
