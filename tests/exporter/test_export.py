@@ -446,15 +446,6 @@ def test_gpt2_has_a_dynamic_batch_and_length(dtype: torch.dtype, bound: float) -
     assert error_of(artifact, examples) < bound
 
 
-def test_cache_in_the_result_comes_with_its_hint() -> None:
-    """A DynamicCache is no result of an engine, and the argument that avoids it is named."""
-    with pytest.raises(ExportError) as error:
-        exported(gpt2(), text(), TEXT)
-    assert error.value.subject == "result 'past_key_values'"
-    assert error.value.got == "a transformers.cache_utils.DynamicCache"
-    assert error.value.fix == "for a Hugging Face model pass use_cache=False"
-
-
 def test_branch_as_torch_cond_is_kept() -> None:
     """Both sides of the branch are in the graph, and each case takes its own."""
     artifact, examples = exported(Conditional(), torch.full((4, 3), 0.5), {"x": BATCH})
