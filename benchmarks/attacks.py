@@ -306,4 +306,4 @@ if __name__ == "__main__":
     parser = options(__doc__)
     parser.add_argument("--count", type=int, default=6000, help="attacks to try")
     parser.add_argument("--seed", type=int, default=1, help="of the first attack")
-    run("attacks", measure, parser, covers=["torch2engine/artifact", "torch2engine/core"], needs_gpu=False)
+    run("attacks", measure, parser, covers=["artifact", "core"], needs_gpu=False)
