@@ -81,10 +81,10 @@ def test_model_with_four_obstacles_is_exact_and_explained_by_file_and_line(backe
     assert set(four.runs_in) == {"ONNX Runtime"}
     obstacles = sorted((one.source, one.operator) for one in four.record.obstacles.values())
     assert obstacles == [
-        (line_with("torch.nonzero("), "aten.nonzero"),
+        (line_with("places = torch.nonzero("), "aten.nonzero"),
         (line_with("if rows.sum() > 0:"), "branch"),
-        (line_with("torch.linalg.qr("), "linalg_qr"),
-        (line_with("rows[rows[:, 0] > 1.5]"), "aten.nonzero"),
+        (line_with("rows = torch.linalg.qr("), "linalg_qr"),
+        (line_with("rows = rows[rows[:, 0] > 1.5]"), "aten.nonzero"),
     ]
 
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from torch2engine.core.spec import Axis, Preprocess, Profile
     from torch2engine.deploy import deploy
     from torch2engine.fallback.explanation import Explanation
+    from torch2engine.fallback.parts_module import PartsModule
     from torch2engine.modules.load import load
     from torch2engine.modules.onnxruntime.module import ORTModule
     from torch2engine.modules.trt.module import TRTModule
@@ -76,6 +77,7 @@ __all__ = [
     "OnnxArtifact",
     "ParityError",
     "ParityReport",
+    "PartsModule",
     "Precision",
     "PrecisionError",
     "Preprocess",
@@ -114,6 +116,7 @@ _HOMES = {
     "Tolerance": "core.config",
     "deploy": "deploy",
     "Explanation": "fallback.explanation",
+    "PartsModule": "fallback.parts_module",
     "TRTModule": "modules.trt.module",
     "load": "modules.load",
     "ORTModule": "modules.onnxruntime.module",

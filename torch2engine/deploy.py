@@ -20,6 +20,7 @@ from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tole
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export import export_onnx
+from torch2engine.fallback.deploy_in_parts import with_fallback
 from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.modules.trt.module import TRTModule
 from torch2engine.pipeline.accept import attach_report_and_trim, make_accepted_trt_module, make_ort_module
@@ -32,6 +33,7 @@ from torch2engine.pipeline.request import DeployRequest
 __all__ = ["deploy"]
 
 
+@with_fallback  # answers fallback=True, and deploys each part of a model by the function below
 def deploy(
     model: nn.Module,
     sample_input: Any,
@@ -49,6 +51,7 @@ def deploy(
     cache_key: str | None = None,
     progress: Progress = True,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
+    fallback: bool = False,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
 
@@ -92,10 +95,13 @@ def deploy(
         preprocess: makes normalisation and layout part of the engine, which then takes images as bytes. `sample_input`,
             `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names. The reference is `model`
             behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
+        fallback: where operators have no engine, leave them in PyTorch and make engines of what is around them, instead
+            of an UnsupportedOperatorError. Such a `PartsModule` keeps the weights of now and lives in this process. Its
+            parts have default tolerances; the whole is compared by `tolerance`.
 
     Returns:
-        a TRTModule on the sample's GPU, or an ORTModule. For a CPU sample it is PyTorch's current GPU. The module's
-        `report` has the parity tables and the seconds of each phase.
+        a TRTModule on the sample's GPU, or an ORTModule. For a CPU sample it is PyTorch's current GPU. With fallback it
+        may be a PartsModule. The module's `report` has the parity tables and the seconds of each phase.
 
     Raises:
         InputError, DynamicAxisError: the sample, the axes or an option is not possible; lists what is.
@@ -147,6 +153,5 @@ def deploy(
             engine_artifact = engine_request.load_or_build(accepts_other_weights=True)  # builds under the cache's lock
         with report.phase("parity"):  # a refittable engine gets the model's weights; answers are compared with PyTorch
             trt_module = make_accepted_trt_module(engine_artifact, lowered, request, captured.target_gpu, report)
-        report.add_notes(engine_request.notes)  # whether the engine comes from the cache
         engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)  # only now is it in the cache
     return attach_report_and_trim(trt_module, report)  # trim frees the contexts and CUDA graphs of the comparison

@@ -19,14 +19,14 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.pytree import as_inputs
 from torch2engine.deploy import deploy
 from torch2engine.fallback.compile_options import CompileOptions
-from torch2engine.fallback.explanation import Explanation, RunRecord, synchronized_seconds
+from torch2engine.fallback.explanation import Explanation, RunRecord, time_calls
 from torch2engine.fallback.graph_compiler import GraphCompiler
+from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.modules.deployed import DeployedModule
 
 __all__ = ["compile_backend", "explain"]
 
 _RUNTIMES = {"cuda": "tensorrt", "cpu": "onnxruntime"}
-_TIMED_CALLS = 3
 
 
 def compile_backend(
@@ -93,13 +93,7 @@ def explain(
     compiled = torch.compile(inner, backend=compiler.compile)
     sample = as_inputs(sample_input)
     with torch.no_grad():
-        compiled(*sample.args, **sample.kwargs)  # deploys
-        record.is_timed = True
-        start = synchronized_seconds()
-        for _ in range(_TIMED_CALLS):
-            compiled(*sample.args, **sample.kwargs)
-        seconds = (synchronized_seconds() - start) / _TIMED_CALLS
-    return Explanation(tuple(record.parts), tuple(record.obstacles.values()), seconds)
+        return time_calls(lambda: compiled(*sample.args, **sample.kwargs), record)
 
 
 def _compiler(options: CompileOptions, record: RunRecord) -> GraphCompiler:
@@ -124,7 +118,7 @@ def _deploy_part(
         raise InputError(
             "tensors", got=f"device {names}", allowed=f"one that runtime={options.runtime!r} has", fix="move them there"
         )
-    return deploy(
+    deployed = deploy(
         part,
         tensors,
         dynamic_axes,
@@ -134,4 +128,7 @@ def _deploy_part(
         config=options.config,
         runtime_config=options.runtime_config if runtime == "tensorrt" else RuntimeConfig(),
         cache=options.cache,
+        progress=None,
     )
+    assert not isinstance(deployed, PartsModule), "it was not asked to fall back"
+    return deployed

@@ -1,4 +1,4 @@
-"""torch.compile with this package as its backend, on real engines.
+"""torch.compile with this package as its backend, and deploy(fallback=True), on real engines.
 
 Enters: models that no single engine takes. Leaves: proof that engines and PyTorch together answer like eager. Separate
 because streams, refits and the devices of both halves are real.
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from tests.support.fallback_models import FourObstacles, line_with
+from tests.support.fallback_models import FourObstacles, ThreeObstacles, line_with
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,12 @@ def test_model_with_four_obstacles_answers_like_eager_and_is_explained() -> None
     assert all(part.runs_in.startswith("TensorRT") for part in explanation.parts), str(explanation)
     assert sorted(obstacle.source for obstacle in explanation.obstacles) == sorted(
         line_with(text)
-        for text in ("torch.nonzero(", "if rows.sum() > 0:", "torch.linalg.qr(", "rows[rows[:, 0] > 1.5]")
+        for text in (
+            "places = torch.nonzero(",
+            "if rows.sum() > 0:",
+            "rows = torch.linalg.qr(",
+            "rows = rows[rows[:, 0] > 1.5]",
+        )
     )
 
 
@@ -90,3 +95,18 @@ def test_tensors_on_two_devices_are_left_to_pytorch() -> None:
     assert part.runs_in == "PyTorch"
     assert "devices cpu, cuda:0" in part.reason
     _close(torch.compile(scaled, backend=t2e.compile_backend)(x), scaled(x))
+
+
+def test_model_in_parts_answers_like_eager_within_its_axis() -> None:
+    """deploy(fallback=True) makes engines of what lies around the operators that it leaves in PyTorch."""
+    torch.manual_seed(0)
+    model = ThreeObstacles().cuda().eval()
+    axes = {"x": {0: t2e.Axis("batch", 5, 7, 9)}}
+    module = t2e.deploy(model, torch.rand(7, 3, 8, 8, device="cuda"), axes, fallback=True)
+    assert isinstance(module, t2e.PartsModule)
+    for batch in (5, 6, 9):
+        x = torch.rand(batch, 3, 8, 8, device="cuda")
+        _close(module(x), model(x))
+    assert len(module.obstacles) == 3, str(module.report)
+    explanation = module.explain(torch.rand(7, 3, 8, 8, device="cuda"))
+    assert all(part.runs_in.startswith("TensorRT") for part in explanation.parts), str(explanation)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-__all__ = ["FourObstacles", "line_with"]
+__all__ = ["FourObstacles", "ThreeObstacles", "line_with"]
 
 
 class FourObstacles(nn.Module):
@@ -36,6 +36,20 @@ class FourObstacles(nn.Module):
         rows = self.head(rows).sigmoid() * 3
         rows = rows[rows[:, 0] > 1.5]
         return self.head(rows).relu() * 2, places
+
+
+class ThreeObstacles(FourObstacles):
+    """The same without the branch, so that it can be exported."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images [B, 3, H, W] → rows [N, 5], and where the first channel is positive."""
+        features = self.norm(self.conv(x)).relu()
+        found = torch.nonzero(features[:, 0, 0])
+        rows = self.hidden(features.mean((2, 3)).exp().neg()).relu() + 1
+        basis = torch.linalg.qr(rows).Q.abs()
+        scores = self.head(basis).sigmoid() * 3
+        scores = scores[scores[:, 0] > 1.5]
+        return self.head(scores).relu() * 2, found
 
 
 def line_with(text: str) -> str:

@@ -10,8 +10,10 @@ account of the rest. Separate because the stages below know whole models only, a
     part_runner      one part, answered by its engine or by PyTorch
     part_engine      the engine of one graph, which follows weights and sizes
     graph_part       a graph as a module that deploy() takes; graph_layout says how it is called
+    deploy_in_parts  deploy(fallback=True); parts_module is what it returns
     compile_options  the options of torch.compile's backend
     explanation      what runs where, and why
 
-Public: `compile_options`, `explanation`, `graph_compiler`. The other files belong to this folder alone.
+Public: `compile_options`, `deploy_in_parts`, `explanation`, `graph_compiler`, `parts_module`. The other files belong to
+this folder alone.
 """

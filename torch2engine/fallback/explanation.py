@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from torch2engine.core.package import public
 
-__all__ = ["Explanation", "GraphPartRecord", "Obstacle", "RunRecord", "obstacle_of_break"]
+__all__ = ["Explanation", "GraphPartRecord", "Obstacle", "RunRecord", "obstacle_of_break", "time_calls"]
 
 _OPERATOR = re.compile(r"`((?:aten|prims|torch)[\w.]+?)(?:\.default)?`")
 _BRANCH = "generic_jump"  # dynamo's name of a Python branch whose condition is a tensor
+_TIMED_CALLS = 3
 _SHORT = 100  # characters of a reason in a table
 
 
@@ -99,6 +100,27 @@ def synchronized_seconds() -> float:
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
+
+
+def time_calls(call: Callable[[], object], record: RunRecord) -> Explanation:
+    """Call something whose parts write into a record, and explain it.
+
+    Args:
+        call: answers once; the first time it may deploy.
+        record: of its parts.
+    """
+    call()
+    record.is_timed = True
+    start = synchronized_seconds()
+    for _ in range(_TIMED_CALLS):
+        call()
+    seconds = (synchronized_seconds() - start) / _TIMED_CALLS
+    record.is_timed = False
+    parts = tuple(replace(part) for part in record.parts if part.calls)
+    for part in record.parts:
+        part.seconds = 0.0
+        part.calls = 0
+    return Explanation(parts, tuple(record.obstacles.values()), seconds)
 
 
 def obstacle_of_break(reason: Any) -> Obstacle | None:

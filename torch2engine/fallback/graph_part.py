@@ -22,7 +22,7 @@ from torch2engine.core.errors import UnsupportedNode
 from torch2engine.fallback.explanation import Obstacle
 from torch2engine.fallback.graph_layout import GraphLayout, is_tensor, results_of
 
-__all__ = ["GraphPart", "lines_of", "operators_in", "source_of"]
+__all__ = ["GraphPart", "lines_of", "operator_of", "operators_in", "source_of"]
 
 # A frame of this file is a node's number in its graph, for as long as the stages of deploy() work on the graph.
 _MARK = "torch2engine-node"
@@ -35,6 +35,14 @@ def source_of(node: fx.Node) -> str:
     """ "FILE:LINE" of the user's code that a node comes from, or ""."""
     frames = [(file, int(line)) for file, line in _FRAME.findall(node.meta.get("stack_trace") or "")]
     return innermost_user_frame(frames)
+
+
+def operator_of(node: fx.Node) -> str:
+    """The operator of a node as PyTorch calls it, e.g. "aten.nonzero" or "conv2d"."""
+    target = node.target
+    if isinstance(target, OpOverload):
+        return str(cast("object", target)).removesuffix(".default")
+    return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
 def operators_in(graph: fx.Graph) -> int:
@@ -71,7 +79,7 @@ class GraphPart(nn.Module):
         graph.graph_copy(graph_module.graph, copies)
         graph.output(tuple(copies[result] for result in results_of(graph_module.graph) if is_tensor(result)))
         self._layout = layout
-        self._operators = tuple(map(_operator_of, graph.nodes))
+        self._operators = tuple(map(operator_of, graph.nodes))
         self._sources = tuple(map(source_of, graph.nodes))
         for number, node in enumerate(graph.nodes):
             node.meta = {"stack_trace": f'  File "{_MARK}", line {number}, in forward\n    {node.name}\n'}
@@ -114,10 +122,3 @@ class GraphPart(nn.Module):
                 file, _, line = self._sources[int(mark[1])].rpartition(":")
                 node.meta["stack_trace"] = f'  File "{file}", line {line}, in forward\n' if file else ""
         return numbers
-
-
-def _operator_of(node: fx.Node) -> str:
-    target = node.target
-    if isinstance(target, OpOverload):
-        return str(cast("object", target)).removesuffix(".default")
-    return target if isinstance(target, str) else getattr(target, "__name__", str(target))

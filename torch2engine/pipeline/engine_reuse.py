@@ -131,6 +131,7 @@ class EngineReuse:
             engine: as it was loaded or built.
             module: the engine with the weights and the compiled kernels that it has now.
         """
+        self._report.add_notes(engine_request.notes)  # whether the engine comes from the cache
         stored = module.compiled()
         if self._request.runtime_config.kernel_specialization != "none":
             # A later deploy may not want kernels that were compiled for single shapes.

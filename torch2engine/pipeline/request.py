@@ -115,7 +115,11 @@ class DeployRequest:
         return captured.precision, judged_precision(self.precision)
 
     def tf32_or_none(self, artifact: OnnxArtifact) -> str | None:
-        """Give "tf32" where float32 products may be TF32; None where the exported precision decides."""
+        """Give "tf32" where float32 products may be TF32; None where the exported precision decides.
+
+        Args:
+            artifact: the exported one. A lowered one has few float32 products left.
+        """
         return "tf32" if remaining_precision(self.precision, artifact).dtype == "tf32" else None
 
     @property

@@ -1,0 +1,103 @@
+"""deploy(fallback=True): one program in engines and PyTorch, by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from tests.support.fallback_models import FourObstacles, ThreeObstacles, line_with
+
+AXES = {"x": {0: t2e.Axis("batch", 5, 7, 9)}}
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return ThreeObstacles().eval()
+
+
+@pytest.fixture(scope="module")
+def deployed(model: nn.Module) -> t2e.PartsModule:
+    """The model with three obstacles, in parts."""
+    module = t2e.deploy(model, torch.rand(7, 3, 8, 8), AXES, runtime="onnxruntime", fallback=True)
+    assert isinstance(module, t2e.PartsModule)
+    return module
+
+
+def close(actual: Any, expected: Any) -> None:
+    """The same structure and, within rounding, values."""
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [5, 6, 9])
+def test_model_in_parts_answers_like_the_model(deployed: t2e.PartsModule, model: nn.Module, batch: int) -> None:
+    """Engines and PyTorch together are exact, at sizes that depend on values too."""
+    x = torch.rand(batch, 3, 8, 8)
+    with torch.no_grad():
+        close(deployed(x), model(x))
+
+
+def test_report_names_each_operator_in_pytorch_by_file_and_line(deployed: t2e.PartsModule) -> None:
+    """The three obstacles are listed, and nothing else is; all parts between them run in engines."""
+    places = {obstacle.source: obstacle.operator for obstacle in deployed.obstacles}
+    assert places == {
+        line_with("found = torch.nonzero("): "aten.nonzero",
+        line_with("basis = torch.linalg.qr("): "aten.linalg_qr",
+        line_with("scores[scores[:, 0] > 1.5]"): "aten.index.Tensor",
+    }
+    assert deployed.report is not None
+    assert deployed.report.passed
+    assert [note for note in deployed.report.notes if not note.startswith("in PyTorch: ")] == []
+    explanation = deployed.explain(torch.rand(7, 3, 8, 8))
+    assert [part.runs_in for part in explanation.parts] == ["ONNX Runtime"] * 3
+
+
+def test_results_of_a_model_in_parts_stay_and_are_fresh(deployed: t2e.PartsModule) -> None:
+    """No later call changes a result."""
+    x = torch.rand(7, 3, 8, 8)
+    first = deployed(x)
+    kept = [tensor.clone() for tensor in first]
+    deployed(torch.rand(7, 3, 8, 8))
+    close(list(first), kept)
+
+
+def test_call_that_no_part_answers_is_refused_before_it_runs(deployed: t2e.PartsModule) -> None:
+    """The contract of a call is that of a single engine."""
+    with pytest.raises(t2e.ShapeError, match=r"got batch = 10; expected 5\.\.9"):
+        deployed(torch.rand(10, 3, 8, 8))
+    with pytest.raises(t2e.DtypeError, match="got dtype float64"):
+        deployed(torch.rand(7, 3, 8, 8, dtype=torch.float64))
+    with pytest.raises(t2e.InputError, match="a tensor that requires grad while grad is enabled"):
+        deployed(torch.rand(7, 3, 8, 8, requires_grad=True))
+    with pytest.raises(t2e.InputError, match="PartsModule: got a move or a cast"):
+        deployed.half()
+    with pytest.raises(t2e.InputError, match="deploy the model again there"):
+        pickle.dumps(deployed)
+    with pytest.raises(t2e.InputError, match=r"got a request to save it as 'model\.t2e'"):
+        deployed.save("model.t2e")
+
+
+def test_branch_on_a_value_is_refused_with_the_way_that_takes_it() -> None:
+    """What can't be exported at all runs by torch.compile, which the error names."""
+    with pytest.raises(t2e.ExportError) as caught:
+        t2e.deploy(FourObstacles().eval(), torch.rand(7, 3, 8, 8), runtime="onnxruntime", fallback=True)
+    assert caught.value.source == line_with("if rows.sum() > 0:")
+    assert "torch.compile(model, backend='torch2engine')" in caught.value.fix
+
+
+def test_option_without_a_meaning_for_parts_is_refused(model: nn.Module) -> None:
+    """Nothing that was asked for is dropped in silence."""
+    config = t2e.BuildConfig(refittable=True)
+    with pytest.raises(t2e.InputError, match=r"config\.refittable: got True for a model that no single engine takes"):
+        t2e.deploy(model, torch.rand(7, 3, 8, 8), runtime="onnxruntime", config=config, fallback=True)
+
+
+def test_model_that_is_one_engine_stays_one() -> None:
+    """Fallback changes nothing where it is not needed."""
+    module = t2e.deploy(nn.Linear(4, 2), torch.rand(3, 4), runtime="onnxruntime", fallback=True)
+    assert isinstance(module, t2e.ORTModule)
