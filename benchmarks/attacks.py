@@ -132,7 +132,7 @@ def spoil(path: Path, arena: Arena, chance: random.Random) -> None:
     elif path.is_dir():
         path.rmdir()
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
         if kind == 4:
             path.mkdir()
         elif kind == 5:
