@@ -29,6 +29,7 @@ from torch2engine.pipeline.engine_reuse import EngineReuse
 from torch2engine.pipeline.lowering import lower_and_compare
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
+from torch2engine.precision.validate import with_a_first_item
 
 __all__ = ["deploy"]
 
@@ -118,7 +119,7 @@ def deploy(
     request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves "auto"
         model=model,
         precision=precision,
-        calibration=calibration,
+        calibration=(calibration := with_a_first_item(calibration)),
         examples=examples,
         tolerance=tolerance,
         runtime=runtime,

@@ -41,10 +41,11 @@ def test_pitfall_31_launching_is_not_computing() -> None:
 
 
 def test_trains_do_not_fill_the_launch_queue() -> None:
-    """Long calls are queued a few at a time, so that the host never waits for the device."""
+    """The longer a call takes on the device, the fewer are queued at a time; never more than a queue holds."""
+    # How many short calls make a train depends on what else keeps the machine busy. A long one can only take longer.
     timings = measure({"long": nap, "short": lambda: torch.cuda._sleep(100)}, device="cuda", rounds=3)
     assert timings["long"].calls <= 10
-    assert timings["short"].calls == 200
+    assert timings["long"].calls < timings["short"].calls <= 200
 
 
 def test_module_is_timed_beside_its_model() -> None:

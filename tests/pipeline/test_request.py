@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+import torch2engine as t2e
 from tests.support import deploy_models
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
@@ -80,3 +83,45 @@ def test_unknown_runtime_is_refused() -> None:
         str(caught.value)
         == "runtime: got 'onnx'; expected one of 'tensorrt', 'onnxruntime', 'auto'; did you mean 'onnxruntime'?"
     )
+
+
+def unexported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an export fail, so that whatever is refused was refused before it."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("an export has begun")
+
+    monkeypatch.setitem(t2e.deploy.__globals__, "export_onnx", refuse)
+
+
+def test_tolerance_for_no_output_is_refused_before_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names are known when the model has answered once; the cure names the nearest output."""
+    unexported(monkeypatch)
+    wrong = {"outptu": t2e.Tolerance(rel_l2=1e-2)}
+    with pytest.raises(t2e.InputError) as caught:
+        t2e.deploy(nn.Linear(4, 2), torch.randn(2, 4), tolerance=wrong, runtime="onnxruntime", cache=False)
+    text = "tolerance: got one for output 'outptu'; expected one for 'output'; did you mean 'output'?"
+    assert str(caught.value).startswith(text)
+    monkeypatch.undo()
+    right = {"output": wrong["outptu"]}
+    t2e.deploy(nn.Linear(4, 2), torch.randn(2, 4), tolerance=right, runtime="onnxruntime", cache=False)
+
+
+def test_generator_without_an_item_is_refused_before_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Empty, or read before; made anew, as the cure says, it is read whole."""
+    unexported(monkeypatch)
+    model, data = nn.Linear(4, 2), [torch.randn(2, 4) for _ in range(3)]
+    exhausted = (x for x in data)
+    assert len(list(exhausted)) == 3
+    for calibration in (exhausted, (x for x in ())):
+        with pytest.raises(t2e.InputError) as caught:
+            t2e.deploy(model, data[0], precision="fp16", calibration=calibration, runtime="onnxruntime", cache=False)
+        assert str(caught.value).startswith("calibration: got an iterator without an item; expected at least one input")
+        assert str(caught.value).endswith("; pass a list, or make the iterator anew")
+        with pytest.raises(t2e.InputError, match="an iterator without an item"):
+            t2e.export(model, data[0], precision="fp16", calibration=(x for x in ()))
+    monkeypatch.undo()
+    read: list[int] = []
+    again = (read.append(index) or x for index, x in enumerate(data))
+    t2e.deploy(model, data[0], precision="fp16", calibration=again, runtime="onnxruntime", cache=False)
+    assert read == [0, 1, 2]

@@ -1,6 +1,6 @@
 """Real inputs at other sizes, which the caller gives for comparisons instead of invented ones.
 
-Enters: the `examples` of deploy() or check(). Leaves: a captured call with their tensors, or a typed error that names
+Enters: the `examples` of deploy(), check(), benchmark() or refit(). Leaves: their tensors, or a typed error that names
 the example. Separate because they are read before any work is done, and checked when the call's signature is known.
 """
 
@@ -16,9 +16,10 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.torch_types import check_tensor, dtype_name, torch_dtype
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.pytree import Inputs, as_inputs, bind
+from torch2engine.core.spec import Profile, Signature
 from torch2engine.core.wording import kind_of
 
-__all__ = ["notes_on_coverage", "read_examples", "with_examples"]
+__all__ = ["bind_examples", "notes_on_coverage", "read_examples", "with_examples"]
 
 _SINGLE_INPUTS: tuple[type, ...] = (torch.Tensor, Mapping, str, Inputs)
 
@@ -60,23 +61,32 @@ def with_examples(captured: CapturedCall, examples: Sequence[Any] | None) -> Cap
         examples: from `read_examples`.
 
     Raises:
-        InputError, DtypeError, ShapeError: an example that is not in the form of sample_input, or outside every
-            profile; names its index.
+        InputError, DtypeError, ShapeError: as `bind_examples`.
     """
     if examples is None:
         return captured
+    return replace(captured, examples=bind_examples(captured.signature, captured.profiles, examples))
+
+
+def bind_examples(
+    signature: Signature, profiles: Sequence[Profile], examples: Iterable[Any]
+) -> tuple[tuple[torch.Tensor, ...], ...]:
+    """Give the tensors of each example in the signature's order and dtypes, each on its own device.
+
+    Raises:
+        InputError, DtypeError, ShapeError: an example that is not in the form of sample_input, or outside every
+            profile; names its index.
+    """
     bound: list[tuple[torch.Tensor, ...]] = []
     for index, example in enumerate(examples):
         try:
-            bound.append(_bind_example(captured, example))
+            bound.append(_bind_example(signature, profiles, example))
         except InputError as error:
             raise _naming_example(index, error) from error
-    return replace(captured, examples=tuple(bound))
+    return tuple(bound)
 
 
-def _bind_example(captured: CapturedCall, example: Any) -> tuple[torch.Tensor, ...]:
-    """The example's tensors in the signature's order and dtypes, each on its own device."""
-    signature = captured.signature
+def _bind_example(signature: Signature, profiles: Sequence[Profile], example: Any) -> tuple[torch.Tensor, ...]:
     inputs = as_inputs(example)
     leaves = cast("list[torch.Tensor]", bind(signature.parameters, inputs.args, inputs.kwargs))
     for spec, leaf in zip(signature.inputs, leaves, strict=True):
@@ -84,18 +94,18 @@ def _bind_example(captured: CapturedCall, example: Any) -> tuple[torch.Tensor, .
         signature.check_dtype(spec, dtype_name(leaf.dtype))
     sizes = signature.resolve([leaf.shape for leaf in leaves])
     try:
-        signature.select_profile(captured.profiles, sizes)
+        signature.select_profile(profiles, sizes)
     except ShapeError as error:
-        error.fix = _fix_of_size(captured, error)
+        error.fix = _fix_of_size(signature, profiles, error)
         raise
     pairs = zip(signature.inputs, leaves, strict=True)
     return tuple(leaf.detach().to(torch_dtype(spec.dtype)) for spec, leaf in pairs)
 
 
-def _fix_of_size(captured: CapturedCall, error: ShapeError) -> str:
+def _fix_of_size(signature: Signature, profiles: Sequence[Profile], error: ShapeError) -> str:
     """How an example outside every profile can be taken."""
-    ranges = {axis.name: axis.range for axis in captured.signature.axes}
-    if [dict(profile.ranges) for profile in captured.profiles] == [ranges] and "Axis(" in error.fix:
+    ranges = {axis.name: axis.range for axis in signature.axes}
+    if [dict(profile.ranges) for profile in profiles] == [ranges] and "Axis(" in error.fix:
         return error.fix.replace("redeploy with", "give", 1) + ", or leave the example out"
     return "add a profile that holds it to profiles=, or leave the example out"
 

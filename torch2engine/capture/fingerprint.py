@@ -13,6 +13,8 @@ from typing import cast
 
 import torch
 
+from torch2engine.capture.torch_types import real_form
+
 __all__ = ["WeightSnapshot", "fingerprints", "take_snapshot"]
 
 _PIECE_SIZE = 1 << 22  # elements; up to twice as many are mixed at once, in at most 300 MiB of temporaries
@@ -110,8 +112,7 @@ def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     """A tensor's elements as integers of the same bits, in pieces of at most `_PIECE_SIZE`."""
     if not tensor.numel():
         return ()
-    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    values = real.resolve_neg()
+    values = real_form(tensor).resolve_neg()
     flat = values if values.ndim == 1 else values.reshape(-1)
     bits = flat.view(_INTEGER_OF_SIZE[flat.element_size()])
     return (bits,) if bits.numel() <= _PIECE_SIZE else torch.split(bits, _PIECE_SIZE)

@@ -13,7 +13,7 @@ import torch
 
 from torch2engine.core.errors import InputError
 
-__all__ = ["check_tensor", "dtype_name", "layout_name", "torch_dtype"]
+__all__ = ["check_tensor", "dtype_name", "layout_name", "real_form", "torch_dtype"]
 
 
 @cache
@@ -52,6 +52,14 @@ def layout_name(layout: torch.layout) -> str:
 
 def _without_prefix(value: object) -> str:
     return str(value).removeprefix("torch.")
+
+
+def real_form(tensor: torch.Tensor) -> torch.Tensor:
+    """Give the form of a tensor that an ONNX graph holds: of a complex one, its real and imaginary parts at the end.
+
+    It shares the tensor's memory, unless this is a conjugated view.
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def check_tensor(name: str, tensor: torch.Tensor) -> None:

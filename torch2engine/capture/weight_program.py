@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine.capture.torch_types import dtype_name, torch_dtype
+from torch2engine.capture.torch_types import dtype_name, real_form, torch_dtype
 from torch2engine.capture.weight_operators import READ_SIZES, WEIGHT_OPERATORS, Attributes, apply_to_many
 from torch2engine.core.errors import ArtifactError, RefitError
 
@@ -57,7 +57,8 @@ class WeightProgram:
     """The part of an exported ONNX graph that depends on parameters and buffers alone.
 
     Args:
-        sources: path of a parameter or buffer -> (shape, dtype) that it must have.
+        sources: path of a parameter or buffer -> (shape, dtype) that it must have. The steps read a complex one as real
+            and imaginary parts along a last dimension, as the ONNX graph holds it.
         shared: groups of paths that must be one tensor.
         constants: value name -> tensor on the CPU that no parameter decides, such as the bounds of a slice.
         steps: in the order in which they are computed.
@@ -125,7 +126,7 @@ class WeightProgram:
             name of a weight in the ONNX graph -> tensor there, contiguous; it may share memory with a parameter.
         """
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
-        values = dict(tensors)
+        values = {path: real_form(tensor) for path, tensor in tensors.items()}
         for steps in self._batches:
             inputs = [self._inputs_of(step, values, device) for step in steps]
             results = apply_to_many(steps[0].op, inputs, steps[0].attributes)

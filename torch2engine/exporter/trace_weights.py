@@ -18,6 +18,7 @@ from onnx_ir import tensor_adapters
 from torch import nn
 
 from torch2engine.capture.fingerprint import fingerprints
+from torch2engine.capture.torch_types import real_form
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
 from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
 
@@ -63,7 +64,9 @@ class WeightTracer:
             optimize: optimises the model in place.
         """
         self._optimize_with_parameters_as_inputs(optimize)
-        self._recorder.derived = {value: self._live[path].detach().cpu() for value, path in self._path_of.items()}
+        self._recorder.derived = {
+            value: real_form(self._live[path].detach().cpu()) for value, path in self._path_of.items()
+        }
         moved = [node for node in self._onnx_graph if self._recorder.record_node(node)]
         for node in list(self._onnx_graph):
             if node.op_type == "BatchNormalization" and len(node.outputs) == 1:

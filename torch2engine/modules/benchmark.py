@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 
+from torch2engine.capture.examples import bind_examples, read_examples
 from torch2engine.capture.host_trial import find_unsafe_inputs
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.reference import Reference, outputs_by_name
@@ -24,7 +25,7 @@ from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.core.spec import Profile, Signature
-from torch2engine.modules.made_inputs import case_name, corner_sizes, random_cases
+from torch2engine.modules.made_inputs import case_name, corner_sizes, named_examples, random_cases
 from torch2engine.modules.timing import Call, Timing, measure
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
@@ -105,6 +106,7 @@ def benchmark(
     *,
     sizes: Iterable[Mapping[str, int]] | None = None,
     inputs: Any = None,
+    examples: Iterable[Any] | None = None,
     tolerance: Tolerances | None = None,
     rounds: int = 15,
     calls: int | None = None,
@@ -122,12 +124,14 @@ def benchmark(
             is left out has its opt size. By default min, opt and max of the first profile. Inputs are invented: random
             floats, random bytes of images, and True. Other integers are 0, or 1 where the input's name ends in "mask".
         inputs: one input to be timed, in the form of deploy's sample_input, instead of `sizes`.
+        examples: several of them, at different sizes, instead of `inputs`.
         tolerance: by default `Tolerance.default` of the module's precision.
         rounds, calls, warmup: as for `measure`.
 
     Raises:
         ParityError: the module does not answer like the model; nothing is timed.
-        InputError, ShapeError: both sizes and inputs are given, or the module or the model does not take them.
+        InputError, ShapeError: two of sizes, inputs and examples are given, or the module or the model does not take
+            what is given.
         DeviceError: the model is on another device.
         InstallationError: no GPU for an engine.
     """
@@ -135,8 +139,9 @@ def benchmark(
     reference = None if model is None else _reference(module, model)
     if reference is not None:
         _check_device(reference.model, device)
-    cases = _cases(module, sizes, inputs, device)
-    if reference is not None and inputs is None:
+    is_real = inputs is not None or examples is not None
+    cases = _real_cases(module, sizes, inputs, examples, device) if is_real else _made_cases(module, sizes, device)
+    if reference is not None and not is_real:
         _require_safe(reference, cases)
     parity = None if reference is None else _compared(module, reference, cases, tolerance)
     rows: list[BenchmarkRow] = []
@@ -245,7 +250,7 @@ def _require_safe(reference: Reference, cases: Mapping[str, Sequence[torch.Tenso
             f"benchmark of '{name}'",
             got=f"a made-up input that may end the process's CUDA context ({reason})",
             allowed="inputs that the model answers on the CPU, too",
-            fix="pass a real one as inputs=",
+            fix="pass real ones as examples=[...]",
         )
 
 
@@ -280,21 +285,42 @@ def _compared(
     return report
 
 
-def _cases(
-    module: DeployedModule[Any], sizes: Iterable[Mapping[str, int]] | None, inputs: Any, device: torch.device
-) -> dict[str, list[torch.Tensor]]:
-    """Return the inputs that are timed, by the case's name.
+def _real_cases(
+    module: DeployedModule[Any],
+    sizes: Iterable[Mapping[str, int]] | None,
+    inputs: Any,
+    examples: Iterable[Any] | None,
+    device: torch.device,
+) -> dict[str, Sequence[torch.Tensor]]:
+    """Return the caller's own inputs by the case's name.
 
     Raises:
-        InputError: both sizes and inputs, or sizes of no axis.
+        InputError: more than one of the three, or what `bind_examples` refuses.
     """
     signature = module.signature
+    given = [
+        name for name, value in (("sizes", sizes), ("inputs", inputs), ("examples", examples)) if value is not None
+    ]
+    if len(given) > 1:
+        both = f"both {given[0]} and {given[1]}"
+        raise InputError("benchmark", got=both, allowed="one of them", fix=f"leave out {given[0]}")
     if inputs is not None:
-        if sizes is not None:
-            raise InputError("benchmark", got="both sizes and inputs", allowed="one of them", fix="leave out sizes")
-        given = as_inputs(inputs)
-        leaves = cast("list[torch.Tensor]", bind(signature.parameters, given.args, given.kwargs))
+        one = as_inputs(inputs)
+        leaves = cast("list[torch.Tensor]", bind(signature.parameters, one.args, one.kwargs))
         return {case_name(signature.resolve([leaf.shape for leaf in leaves])): leaves}
+    profiles = module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # the same folder
+    return named_examples(signature, bind_examples(signature, profiles, read_examples(examples) or ()), device)
+
+
+def _made_cases(
+    module: DeployedModule[Any], sizes: Iterable[Mapping[str, int]] | None, device: torch.device
+) -> dict[str, list[torch.Tensor]]:
+    """Return made-up inputs by the case's name.
+
+    Raises:
+        InputError: sizes of no axis, or none.
+    """
+    signature = module.signature
     profiles = module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # the same folder
     all_sizes = corner_sizes(profiles) if sizes is None else list(sizes)
     cases = random_cases(signature, [_with_opt_sizes(signature, profiles, given) for given in all_sizes], device)

@@ -353,6 +353,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         *,
         sizes: Iterable[Mapping[str, int]] | None = None,
         inputs: Any = None,
+        examples: Iterable[Any] | None = None,
         tolerance: Tolerances | None = None,
         rounds: int = 15,
         calls: int | None = None,
@@ -363,11 +364,24 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         Args, Returns, Raises: as `torch2engine.modules.benchmark.benchmark`.
         """
         return benchmark(
-            self, model, sizes=sizes, inputs=inputs, tolerance=tolerance, rounds=rounds, calls=calls, warmup=warmup
+            self,
+            model,
+            sizes=sizes,
+            inputs=inputs,
+            examples=examples,
+            tolerance=tolerance,
+            rounds=rounds,
+            calls=calls,
+            warmup=warmup,
         )
 
     def refit(
-        self, model: nn.Module | None = None, *, verify: bool | None = None, tolerance: Tolerances | None = None
+        self,
+        model: nn.Module | None = None,
+        *,
+        verify: bool | None = None,
+        examples: Iterable[Any] | None = None,
+        tolerance: Tolerances | None = None,
     ) -> Refit:
         """Take over a model's weights as they are now.
 
@@ -380,8 +394,11 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             model: of the structure that was deployed, on any device; by default the one that was deployed (or is
                 tracked), as long as it lives. It is only read.
             verify: True compares the answers with the model's, on the inputs that deploy used. A module that was loaded
-                uses random ones. False compares nothing. None compares at the first refit, and later only checks that
-                all weights are finite. Until a comparison has passed, calls in other threads may see the new weights.
+                uses random ones, unless it is given `examples`. False compares nothing. None compares at the first
+                refit, and later only checks that all weights are finite. Until a comparison has passed, calls in other
+                threads may see the new weights.
+            examples: real inputs, each in the form of deploy's sample_input. They are compared on now and in later
+                refits. With them, None for `verify` means True.
             tolerance: when the answers count as equal; by default the one of deploy. The precision's is the default for
                 a module that was loaded, or that was deployed with a metric.
 
@@ -393,11 +410,11 @@ class DeployedModule(ParameterlessModule, Generic[B]):
                 shape or dtype, or is not tied any more. A weight is not finite in the engine's type. In these cases the
                 old weights stay. It is also raised where the answers differ from the model's, or TensorRT failed
                 half-way. Then every call raises it, until a refit succeeds.
-            InputError: no module, or `tolerance` is no valid `Tolerance`.
+            InputError: no module, no valid `tolerance`, or an example that is not in the form of sample_input.
             DeviceError, InstallationError, ArtifactError: the engine can't be made live, or the new weights can't be
                 stored.
         """
-        return self._weight_sync.refit(self.infer, model, verify=verify, tolerance=tolerance)
+        return self._weight_sync.refit(self.infer, model, verify=verify, examples=examples, tolerance=tolerance)
 
     def stale(self, model: nn.Module | None = None) -> bool:
         """Whether a model's weights differ from this module's, by the values of all weights that the engine uses.

@@ -17,7 +17,7 @@ from torch2engine.core.profile_sizes import profile_sizes
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.core.wording import did_you_mean
 
-__all__ = ["case_name", "corner_sizes", "random_cases", "zeros"]
+__all__ = ["case_name", "corner_sizes", "named_examples", "random_cases", "zeros"]
 
 
 def zeros(
@@ -77,6 +77,17 @@ def random_cases(
         case_name(sizes): [_random(spec, spec.sized(sizes), generator).to(device) for spec in signature.inputs]
         for sizes in all_sizes
     }
+
+
+def named_examples(
+    signature: Signature, examples: Sequence[Sequence[torch.Tensor]], device: torch.device
+) -> dict[str, Sequence[torch.Tensor]]:
+    """Name inputs that somebody gave by their sizes, and move them; those of the same sizes are numbered."""
+    cases: dict[str, Sequence[torch.Tensor]] = {}
+    for index, leaves in enumerate(examples):
+        name = case_name(signature.resolve([leaf.shape for leaf in leaves]))
+        cases[f"{name} ({index})" if name in cases else name] = [leaf.to(device) for leaf in leaves]
+    return cases
 
 
 def _random(spec: TensorSpec, shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:

@@ -22,7 +22,12 @@ from torch2engine.modules.onnxruntime.module import ORTModule
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_parity import judged_precision
-from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
+from torch2engine.precision.validate import (
+    remaining_precision,
+    require_lowering_tools,
+    validated_precision,
+    with_a_first_item,
+)
 
 __all__ = ["export"]
 
@@ -60,6 +65,7 @@ def export(
         InstallationError, PrecisionError, ParityError: the low precision is not possible, or answers differently.
     """
     options = BuildConfig(refittable=refittable, mutations=mutations)
+    calibration = with_a_first_item(calibration)
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
     require_lowering_tools(requested, model)

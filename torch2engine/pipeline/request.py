@@ -28,6 +28,7 @@ from torch2engine.core.config import (
 )
 from torch2engine.core.errors import InstallationError
 from torch2engine.modules.trt.backend import require_cuda
+from torch2engine.parity.bounds import Bounds
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.lowered_parity import judged_precision
 from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
@@ -100,10 +101,14 @@ class DeployRequest:
 
         Raises:
             InputError, DynamicAxisError, ExportError: as `capture_call`.
+            InputError: also for a tolerance of an output that the model does not have.
         """
-        return capture_call(
+        captured = capture_call(
             self.model, sample_input, dynamic_axes, profiles, preprocess, self.examples, self.config.mutations
         )
+        names = [spec.name for spec in captured.signature.outputs]
+        Bounds.of(self.tolerance, captured.precision).check_names(names)
+        return captured
 
     @property
     def flavour(self) -> str | None:

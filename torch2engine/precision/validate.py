@@ -6,8 +6,12 @@ work is done, and `lower` does the work.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
+from operator import length_hint
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -36,6 +40,7 @@ __all__ = [
     "require_no_float64",
     "require_refittable_precision",
     "validated_precision",
+    "with_a_first_item",
 ]
 
 _NAMED = 8  # places in one message
@@ -56,6 +61,27 @@ def validated_precision(
     check_calibration(validated, calibration, runtime_config)
     require_refittable_precision(validated, config)
     return validated
+
+
+def with_a_first_item(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Refuse an iterator that has nothing to give, before work is done for it.
+
+    Returns:
+        the same data; an iterator that does not tell its length has been asked for one item, which comes first again.
+
+    Raises:
+        InputError: it has no item.
+    """
+    if not isinstance(calibration, Iterator) or length_hint(calibration):
+        return calibration
+    for first in calibration:
+        return itertools.chain([first], calibration)
+    raise InputError(
+        "calibration",
+        got="an iterator without an item",
+        allowed="at least one input in the form of sample_input, though an iterator that was read before has none left",
+        fix="pass a list, or make the iterator anew",
+    )
 
 
 def require_lowering_tools(precision: Precision, model: nn.Module) -> None:
