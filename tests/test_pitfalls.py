@@ -141,10 +141,10 @@ def test_pitfall_15_progress_names_phases_and_counts_steps() -> None:
 
 
 class Head(nn.Module):
-    """Pooling with gaps in the window, which TensorRT lacks."""
+    """Joined bytes, which TensorRT lacks."""
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.max_pool2d(x[None], 2, dilation=2)
+    def forward(self, levels: torch.Tensor) -> torch.Tensor:
+        return torch.cat((levels, levels), 1)
 
 
 class Unsupported(nn.Module):
@@ -154,17 +154,17 @@ class Unsupported(nn.Module):
         super().__init__()
         self.head = Head()
 
-    def forward(self, x: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.head(x), torch.cat((levels, levels))  # bytes
+    def forward(self, x: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x * 2, self.head(levels), torch.cat((levels, levels))  # bytes
 
 
 def test_pitfall_20_unsupported_operators_are_all_named_at_the_users_lines() -> None:
     """One error has every node that TensorRT can't build, with torch module and source line."""
-    artifact = t2e.export(Unsupported(), (sample(4, 4), torch.arange(4, dtype=torch.uint8)))
+    artifact = t2e.export(Unsupported(), (sample(4, 4), torch.arange(4, dtype=torch.uint8).view(2, 2)))
     with pytest.raises(UnsupportedOperatorError) as caught:
         t2e.build(artifact, config=RTX)
     assert [(node.op, node.module, node.source) for node in caught.value.nodes] == [
-        ("MaxPool", "head", line_of(Head, "max_pool2d")),
+        ("Concat", "head", line_of(Head, "torch.cat")),
         ("Concat", "", line_of(Unsupported, "torch.cat")),
     ]
     title = find_tensorrt("tensorrt_rtx").title

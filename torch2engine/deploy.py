@@ -115,11 +115,10 @@ def deploy(
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
             the table.
     """
-    engine_cache = resolve_cache(cache, cache_key)  # None for cache=False
     request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves "auto"
         model=model,
         precision=precision,
-        calibration=(calibration := with_a_first_item(calibration)),
+        calibration=calibration,
         examples=examples,
         tolerance=tolerance,
         runtime=runtime,
@@ -127,13 +126,14 @@ def deploy(
         runtime_config=runtime_config,
     )
     report = ReportBuilder(progress)
-    engine_reuse = EngineReuse(request, engine_cache, cache_key, report)  # it searches nothing yet
+    engine_reuse = EngineReuse(request, resolve_cache(cache, cache_key), cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # as after model.eval(), without autocast; then model and process are as before
         with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
             captured = request.capture(sample_input, dynamic_axes, profiles, preprocess)
             report.add_notes(captured.notes)
         if (reused_module := engine_reuse.reuse_by_cache_key(captured)) is not None:  # an engine of an earlier deploy
             return reused_module
+        calibration = with_a_first_item(calibration)  # refuses an iterator that has none
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # torch.onnx.export
             captured = captured.with_derived_axes(onnx_artifact.signature, onnx_artifact.profiles)  # export finds them
@@ -148,7 +148,7 @@ def deploy(
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)
     source = resolve_source(lowered.artifact, precision=request.tf32_or_none(onnx_artifact))  # the lowered one is built
-    with request_engine(source, request.config, engine_cache, report.progress) as engine_request:  # frees its lock
+    with request_engine(source, request.config, engine_reuse.cache, report.progress) as engine_request:  # with a lock
         with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
             torch.cuda.empty_cache()  # the builder is another process and needs the memory
             engine_artifact = engine_request.load_or_build(accepts_other_weights=True)  # builds under the cache's lock

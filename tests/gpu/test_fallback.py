@@ -15,6 +15,9 @@ from torch import nn
 import torch2engine as t2e
 from tests.support.fallback_models import FourObstacles, ThreeObstacles, line_with
 
+# torch 2.11 imports its own deprecated functions when it is reset
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+
 
 @pytest.fixture(autouse=True)
 def nothing_compiled() -> Iterator[None]:

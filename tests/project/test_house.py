@@ -96,8 +96,12 @@ def pycuda_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
 
 
 def nothing_is_printed(name: str, text: str) -> Iterator[str]:
-    """No print(), and only cli/terminal.py writes to sys.stdout or sys.stderr."""
-    for node in ast.walk(ast.parse(text)):
+    """No print(), and only cli/terminal.py writes to sys.stdout or sys.stderr; anyone may ask for isatty()."""
+    tree = ast.parse(text)
+    asked = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "isatty"}
+    for node in ast.walk(tree):
+        if id(node) in asked:
+            continue
         if isinstance(node, ast.Call) and dotted(node.func) == "print":
             yield f"line {node.lineno}: prints"
         if isinstance(node, ast.Attribute) and dotted(node) in ("sys.stdout", "sys.stderr") and name != "terminal.py":

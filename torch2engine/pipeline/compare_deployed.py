@@ -144,9 +144,11 @@ def _compared(
 
 
 def _answer(module: DeployedModule[Any], leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Call a module with tensors that may have a wider floating dtype than its inputs."""
+    """Call a module with tensors of any device that may have a wider floating dtype than its inputs."""
+    # A module that was never called has no device yet.
+    device = module.device or torch.device("cpu" if runtime_kind(module) == "onnxruntime" else "cuda")
     prepared = [
-        leaf.to(module.device, torch_dtype(spec.dtype) if leaf.is_floating_point() else None, copy=True)
+        leaf.to(device, torch_dtype(spec.dtype) if leaf.is_floating_point() else None, copy=True)
         for spec, leaf in zip(module.signature.inputs, leaves, strict=True)
     ]
     return module.infer(prepared)

@@ -48,7 +48,7 @@ class EngineReuse:
 
     Args:
         request: the checked arguments of deploy().
-        cache: where earlier engines may be; None for nowhere.
+        cache: where earlier engines may be, and where a new one goes; None for nowhere.
         cache_key: the caller's name for the model's code and calibration data, or None.
         report: takes the seconds of a search, and holds the facts about a new engine. A reused engine gets a copy of
             it, continued.
@@ -59,7 +59,8 @@ class EngineReuse:
     ) -> None:
         self._request = request
         self._report = report
-        self._cache = cache if _may_reuse(request) else None
+        self.cache = cache
+        self._searched_cache = cache if _may_reuse(request) else None
         self._cache_key = cache_key
         self._keys: list[str] = []
         self._hashing: threading.Thread | None = None
@@ -75,7 +76,7 @@ class EngineReuse:
         Returns:
             a module with its report, or None.
         """
-        if self._cache is None or self._cache_key is None:
+        if self._searched_cache is None or self._cache_key is None:
             return None
         with self._report.phase("recall"):
             facts = model_facts(self._request, self._cache_key)
@@ -83,17 +84,17 @@ class EngineReuse:
                 if reason := incomparable_attribute(self._request.model):
                     warn_user(f"cache_key is not used, and the model is deployed anew: {reason}")
                 return None
-            earlier = self._find(self._cache, facts, captured)
+            earlier = self._find(self._searched_cache, facts, captured)
         if earlier is None:
             return None
         captured = captured.with_derived_axes(earlier.engine.signature, tuple(earlier.engine.profiles))
         with self._report.phase("reference"):
             reference = answer_parity_cases(captured, self._request.candidate_precisions(captured))
-        return self._accept(self._cache, earlier, captured, reference)
+        return self._accept(self._searched_cache, earlier, captured, reference)
 
     def start_hashing_in_thread(self, artifact: OnnxArtifact) -> None:
         """Hash an exported model's files in a thread, while the GPU answers the parity cases."""
-        if self._cache is None or self._request.has_calibration or self._request.config.refittable:
+        if self._searched_cache is None or self._request.has_calibration or self._request.config.refittable:
             return
         self._hashing = threading.Thread(target=_hash_files, args=(artifact,), name="torch2engine hash", daemon=True)
         self._hashing.start()
@@ -114,14 +115,14 @@ class EngineReuse:
         Returns:
             a module with its report, or None.
         """
-        if self._cache is None or self._request.has_calibration:  # other data than before, perhaps
+        if self._searched_cache is None or self._request.has_calibration:  # other data than before, perhaps
             return None
         with self._report.phase("recall"):
             if self._hashing is not None:
                 self._hashing.join()
             facts = graph_facts(artifact, self._request.config.refittable)
-            earlier = self._find(self._cache, facts, captured)
-        return None if earlier is None else self._accept(self._cache, earlier, captured, reference)
+            earlier = self._find(self._searched_cache, facts, captured)
+        return None if earlier is None else self._accept(self._searched_cache, earlier, captured, reference)
 
     def store_and_record(self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule) -> None:
         """Store an accepted engine, and record it for later deploys with the same facts.
@@ -137,9 +138,11 @@ class EngineReuse:
             # A later deploy may not want kernels that were compiled for single shapes.
             stored = stored.with_runtime_cache(engine.read_runtime_cache())
         engine_request.store(stored)
-        if self._cache is not None:
+        if self._searched_cache is not None:
             for key in self._keys:
-                self._cache.write_record(key, RequestRecord(engine_request.cache_key, self._report.reusable_findings()))
+                self._searched_cache.write_record(
+                    key, RequestRecord(engine_request.cache_key, self._report.reusable_findings())
+                )
 
     def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
         """The engine that was recorded for the request with these facts; `store_and_record` will use the same key."""
