@@ -879,3 +879,18 @@ def test_wrong_options_are_refused(make: Callable[[], object], text: str) -> Non
     with pytest.raises(t2e.InputError) as caught:
         make()
     assert str(caught.value) == text
+
+
+def test_prune_leaves_files_behind_a_link(cache: EngineCache, tmp_path: Path) -> None:
+    """A link in the place of the records' folder leads to files that are somebody else's, however old."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "thesis.tex").write_text("years of work", encoding="utf-8")
+    os.utime(theirs / "thesis.tex", (0, 0))
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    records = cache.folder / "requests"
+    if records.exists():
+        shutil.rmtree(records)
+    records.symlink_to(theirs)
+    cache.prune()
+    assert (theirs / "thesis.tex").read_text(encoding="utf-8") == "years of work"

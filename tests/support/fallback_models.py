@@ -35,7 +35,7 @@ class FourObstacles(nn.Module):
         rows = torch.linalg.qr(rows).Q.abs()
         rows = self.head(rows).sigmoid() * 3
         rows = rows[rows[:, 0] > 1.5]
-        return self.head(rows).relu() * 2, places
+        return self.head(rows).relu() + 2, places
 
 
 class ThreeObstacles(FourObstacles):
@@ -49,7 +49,7 @@ class ThreeObstacles(FourObstacles):
         basis = torch.linalg.qr(rows).Q.abs()
         scores = self.head(basis).sigmoid() * 3
         scores = scores[scores[:, 0] > 1.5]
-        return self.head(scores).relu() * 2, found
+        return self.head(scores).relu() + 2, found
 
 
 def line_with(text: str) -> str:

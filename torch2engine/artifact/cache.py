@@ -275,6 +275,8 @@ class EngineCache:
 
     def _prune_records(self) -> None:
         """Remove old records, records of engines that are gone, and leftovers of killed processes."""
+        if not is_own_folder(self._folder / _RECORDS_FOLDER):  # behind a link lie somebody else's files
+            return
         try:
             paths = list((self._folder / _RECORDS_FOLDER).iterdir())
         except OSError:
