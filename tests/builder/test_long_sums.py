@@ -28,6 +28,7 @@ def save(
     weight: list[int],
     y: list[int],
     *,
+    opset: int = 18,
     dtype: type = np.float32,
     **attributes: Any,
 ) -> Path:
@@ -39,7 +40,7 @@ def save(
     node = helper.make_node(operator, ["x", *constants], ["y"], name="layer", **attributes)
     kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     path = folder / f"{operator}.onnx"
-    return onnx_models.save(path, [node], {"x": (kind, x)}, {"y": (kind, y)}, constants, opset=18)
+    return onnx_models.save(path, [node], {"x": (kind, x)}, {"y": (kind, y)}, constants, opset=opset)
 
 
 def answer(model: bytes, x: np.ndarray) -> np.ndarray:
@@ -91,6 +92,22 @@ def test_other_products_stay_whole(case: str, tmp_path: Path) -> None:
     """Short sums, groups and other dtypes are TensorRT's own affair."""
     operator, x, weight, y, options = SHORT[case]
     assert split_long_sums(save(tmp_path, operator, x, weight, y, **options)) is None
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12])
+def test_file_of_an_old_opset_is_cut_into_nodes_that_it_has(opset: int, tmp_path: Path) -> None:
+    """What was added to a Constant in opset 12 is not used."""
+    path = save(tmp_path, "MatMul", [3, LONG], [LONG, 5], [3, 5], opset=opset)
+    split = split_long_sums(path)
+    assert split is not None
+    onnx.checker.check_model(onnx.load_model_from_string(split), full_check=True)
+    data = np.random.default_rng(1).standard_normal((3, LONG), dtype=np.float32)
+    np.testing.assert_allclose(answer(split, data), answer(path.read_bytes(), data), rtol=1e-4, atol=1e-4)
+
+
+def test_file_of_an_opset_without_bounds_as_inputs_is_left_alone(tmp_path: Path) -> None:
+    """Slice had attributes before opset 10."""
+    assert split_long_sums(save(tmp_path, "MatMul", [3, LONG], [LONG, 5], [3, 5], opset=9)) is None
 
 
 def test_product_of_two_computed_tensors_stays_whole(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 __all__ = ["LONGEST_SUM", "split_long_sums"]
 
 LONGEST_SUM = 1536
+_FIRST_OPSET = 10  # before it, Slice has no inputs for its bounds
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def split_long_sums(path: Path, content: bytes | None = None) -> bytes | None:
         content: the model in its place, where something else was changed before.
 
     Returns:
-        the model to parse; None where every sum is short.
+        the model to parse; None where every sum is short, and for an opset below 10.
     """
     import onnx  # only here: onnx and onnx_ir take long to load
     import onnx_ir
@@ -64,6 +65,8 @@ def split_long_sums(path: Path, content: bytes | None = None) -> bytes | None:
         onnx.load(str(path), load_external_data=False) if content is None else onnx.ModelProto.FromString(content)
     )
     model = ir.from_proto(proto)
+    if model.opset_imports.get("", 0) < _FIRST_OPSET:
+        return None
     products: list[tuple[Any, _Product]] = [
         (node, product) for node in model.graph.all_nodes() if (product := _long_product(node))
     ]
@@ -134,7 +137,10 @@ def _split(node: Any, product: _Product) -> None:
 
 
 def _slice(record: Any, value: Any, axis: int, start: int, end: int) -> Any:
+    import onnx_ir as ir
+
     def constant(number: int) -> Any:
-        return record.op("Constant", [], attributes={"value_ints": [number]})
+        # As a tensor: numbers as attributes came with opset 12, and files from elsewhere may be older.
+        return record.op("Constant", [], attributes={"value": ir.tensor([number], dtype=ir.DataType.INT64)})
 
     return record.op("Slice", [value, constant(start), constant(end), constant(axis)])
