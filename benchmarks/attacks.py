@@ -30,9 +30,9 @@ from benchmarks.evidence import Evidence
 from tests.support.sample_artifacts import fresh_engine, sealed
 from torch2engine.artifact import scratch_folder as scratch
 from torch2engine.artifact.artifact import Artifact
-from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.core.containers import CONTAINERS, find_class
 from torch2engine.core.errors import Torch2EngineError
 

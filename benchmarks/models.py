@@ -32,7 +32,7 @@ from benchmarks.peers import COMPILED, PEERS, Peer, peer
 from benchmarks.raw import RawEngine
 from benchmarks.zoo import ENTRIES, Entry
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.core.errors import ParityError
 from torch2engine.modules.benchmark import measure
 

@@ -19,7 +19,7 @@ from benchmarks.zoo import REFITTED
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.precision import lower as lowering
 from torch2engine.trt.library import find_tensorrt
 

@@ -34,7 +34,7 @@ from torch2engine.core.errors import (
     Torch2EngineError,
 )
 from torch2engine.modules.deployed import prove_split_axes
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.deploy_report import DeployReport
 from torch2engine.trt.gpu import CUDA_LIBRARIES
 

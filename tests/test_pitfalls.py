@@ -333,7 +333,7 @@ def test_pitfall_39_external_weights_go_wherever_the_model_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With weights beside the graph, check, save, load, build and a save of the engine lose none of them."""
-    monkeypatch.setattr(importlib.import_module("torch2engine.exporter.export"), "EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr(importlib.import_module("torch2engine.exporter.export_onnx"), "EXTERNAL_ABOVE_BYTES", 0)
     model = nn.Linear(64, 128).eval()
     artifact = t2e.export(model, sample(4, 64), {"input": {0: t2e.Axis("batch", 1, 4, 8)}})
     assert artifact.onnx_path.with_name("model.onnx.data").stat().st_size >= 4 * 64 * 128

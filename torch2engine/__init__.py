@@ -20,8 +20,8 @@ from torch2engine.core.version import __version__
 
 if TYPE_CHECKING:
     from torch2engine import testing
-    from torch2engine.artifact.cache import EngineCache
     from torch2engine.artifact.engine_artifact import EngineArtifact
+    from torch2engine.artifact.engine_cache import EngineCache
     from torch2engine.artifact.onnx_artifact import OnnxArtifact
     from torch2engine.builder.build import build
     from torch2engine.core.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from torch2engine.fallback.explanation import Explanation
     from torch2engine.fallback.parts_module import PartsModule
     from torch2engine.modules.load import load
-    from torch2engine.modules.onnxruntime.module import ORTModule
-    from torch2engine.modules.trt.module import TRTModule
+    from torch2engine.modules.onnxruntime.ort_module import ORTModule
+    from torch2engine.modules.trt.trt_module import TRTModule
     from torch2engine.parity.parity_report import ParityReport
     from torch2engine.pipeline.check import check
     from torch2engine.pipeline.export import export
@@ -108,7 +108,7 @@ _HOMES = {
     "EngineArtifact": "artifact.engine_artifact",
     "OnnxArtifact": "artifact.onnx_artifact",
     "build": "builder.build",
-    "EngineCache": "artifact.cache",
+    "EngineCache": "artifact.engine_cache",
     "Budget": "core.config",
     "BuildConfig": "core.config",
     "Precision": "core.config",
@@ -117,9 +117,9 @@ _HOMES = {
     "deploy": "deploy",
     "Explanation": "fallback.explanation",
     "PartsModule": "fallback.parts_module",
-    "TRTModule": "modules.trt.module",
+    "TRTModule": "modules.trt.trt_module",
     "load": "modules.load",
-    "ORTModule": "modules.onnxruntime.module",
+    "ORTModule": "modules.onnxruntime.ort_module",
     "ParityReport": "parity.parity_report",
     "precision_report": "precision.precision_report",
     "sensitivity": "precision.module_sensitivity",

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine.artifact.cache import Cache, resolve_cache
+from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.builder.engine_request import request_engine
 from torch2engine.builder.source import resolve_source
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.fallback.deploy_in_parts import with_fallback
-from torch2engine.modules.onnxruntime.module import ORTModule
-from torch2engine.modules.trt.module import TRTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import attach_report_and_trim, make_accepted_trt_module, make_ort_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.engine_reuse import EngineReuse

@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.sample_artifacts import HARDWARE, PROFILES, SIGNATURE, VERSIONS, fresh_engine, fresh_onnx
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import ArtifactError

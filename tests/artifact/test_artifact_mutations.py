@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.sample_artifacts import SIGNATURE, fresh_engine, fresh_onnx, sealed
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import ArtifactError
 

@@ -21,7 +21,7 @@ from tests.support.sample_artifacts import fresh_engine, fresh_onnx, sealed
 from torch2engine.artifact import atomic_folder
 from torch2engine.artifact.atomic_folder import folder_content
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
@@ -284,7 +284,7 @@ from pathlib import Path
 from tests.support.sample_artifacts import fresh_onnx
 from torch2engine.artifact import atomic_folder
 from torch2engine.artifact.atomic_folder import folder_content
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 
 root, exchange = Path(sys.argv[1]), sys.argv[2] == "exchange"
 if not exchange:

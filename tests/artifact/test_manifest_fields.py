@@ -14,7 +14,7 @@ from tests.support.sample_artifacts import HARDWARE, fresh_onnx, sealed
 from torch2engine.artifact import manifest_fields, onnx_artifact
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.manifest_fields import ManifestFields
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import ArtifactError

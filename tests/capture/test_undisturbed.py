@@ -26,7 +26,7 @@ from torch2engine.core.errors import (
     Torch2EngineError,
     UnsupportedOperatorError,
 )
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 
 X = torch.randn(4, 3)
 

@@ -28,7 +28,7 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_operators import apply_to_many
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.onnx_graph.ort_session import OrtSession
 
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}

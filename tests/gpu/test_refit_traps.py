@@ -19,7 +19,7 @@ from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 
 CASES = [(name, "fp16") for name in MODELS] + [("norms", "fp32"), ("transformer", "bf16"), ("parametrized", "fp32")]
 

@@ -25,8 +25,8 @@ from tests.support import deploy_models
 from tests.support.deploy_models import Batch, Scores, mlp, nested, nested_inputs, pair, sample
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.errors import ArtifactError, DeviceError, DtypeError, InputError, ShapeError
-from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 
 
 def close(left: Any, right: Any) -> None:
@@ -704,7 +704,7 @@ def test_state_dict_carries_the_whole_module(where: str) -> None:
 @pytest.mark.parametrize("width", [1, 64])
 def test_state_dict_of_external_weights_carries_them(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights that lie beside the graph travel with it, and a file without any does no harm."""
-    monkeypatch.setattr(importlib.import_module("torch2engine.exporter.export"), "EXTERNAL_ABOVE_BYTES", 0)
+    monkeypatch.setattr(importlib.import_module("torch2engine.exporter.export_onnx"), "EXTERNAL_ABOVE_BYTES", 0)
     model = nn.Linear(6, width).eval()
     module = deploy_models.deploy(model, sample(4, 6))
     assert module._artifact.files == ("model.onnx", "model.onnx.data")

@@ -22,8 +22,8 @@ from tests.support.deploy_models import Scores, mlp, nested, nested_inputs, samp
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
-from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 
 Run = Callable[[str], Any]
 
@@ -114,7 +114,7 @@ def test_fork_after_the_first_call_is_refused(run_python: Run) -> None:
 FORK_AMID_OPENING = """
 import json, os, signal, threading
 from tests.support.deploy_models import mlp, sample
-from torch2engine.modules.onnxruntime import backend
+from torch2engine.modules.onnxruntime import ort_backend as backend
 
 model, module = mlp()
 x, opening, go_on = sample(3, 6), threading.Event(), threading.Event()

@@ -27,8 +27,8 @@ from torch2engine.core.errors import DtypeError, InputError, ParityError, ShapeE
 from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import prove_split_axes
-from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.split import Unsplittable, halves
 
 SPLIT = RuntimeConfig(out_of_range="split")

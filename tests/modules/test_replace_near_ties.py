@@ -16,7 +16,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError
 from torch2engine.modules.judge import judge
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.onnx_graph.integer_choices import ChoiceReader
 
 

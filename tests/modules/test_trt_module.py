@@ -25,7 +25,7 @@ from torch2engine.core.errors import (
     InstallationError,
     Torch2EngineError,
 )
-from torch2engine.modules.trt.module import TRTModule
+from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.trt.library import find_tensorrt
 
 NO_CUDA = (

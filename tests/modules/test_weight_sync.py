@@ -560,7 +560,7 @@ def test_full_disk_leaves_the_old_weights(monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("torch2engine.modules.onnxruntime.backend.replace_weights", full)
+        patch.setattr("torch2engine.modules.onnxruntime.ort_backend.replace_weights", full)
         with pytest.raises(t2e.ArtifactError, match=r"No space left on device"):
             module.refit()
     assert torch.equal(module(X), before) and module.stale()

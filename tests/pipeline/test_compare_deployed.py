@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from tests.support import onnx_models
 from torch2engine.builder.source import resolve_source
 from torch2engine.core.errors import InputError, ShapeError
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.compare_deployed import compare_modules, compare_with_model
 
 RANGE = {"n": (1, 4, 8)}

@@ -21,7 +21,7 @@ import torch
 import torch2engine as t2e
 from tests.pipeline.test_request_facts import BATCH, net, request_for
 from tests.support.sample_artifacts import fresh_engine
-from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
+from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
@@ -85,7 +85,7 @@ def test_records_go_with_their_engines(cache: EngineCache, monkeypatch: pytest.M
     cache.write_record(request, RequestRecord(hash_facts({"n": 2}), {}))
     cache.prune()
     assert cache.read_record(request) is not None
-    monkeypatch.setattr(importlib.import_module("torch2engine.artifact.cache"), "_RECORD_GRACE_S", -1.0)
+    monkeypatch.setattr(importlib.import_module("torch2engine.artifact.engine_cache"), "_RECORD_GRACE_S", -1.0)
     cache.prune()
     assert cache.read_record(request) is None
 
@@ -101,7 +101,7 @@ def test_folder_that_everybody_may_write_to_has_no_records(cache: EngineCache) -
 def test_report_parts_go_through_a_record() -> None:
     """What is told of lowering and of the engine's types comes back as it was."""
     from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
-    from torch2engine.precision.graph.outcome import KeptModule, PrecisionOutcome
+    from torch2engine.precision.graph.precision_outcome import KeptModule, PrecisionOutcome
 
     outcome = PrecisionOutcome(
         dtype="fp16", nodes=3, low=2, kept=(KeptModule("head", 1, "asked"),), attempts=("one",), errors={"head": 0.5}

@@ -23,12 +23,12 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.artifact.cache import hash_facts
+from torch2engine.artifact.engine_cache import hash_facts
 from torch2engine.builder import engine_request
 from torch2engine.capture.examples import with_examples
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.pipeline import request_facts as room
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts

@@ -22,7 +22,7 @@ from tests.support import deploy_models
 from tests.support.deploy_models import engine, mlp, nested, nested_inputs, pair, sample
 from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.processor import arrays as _arrays
 from torch2engine.processor import cuda
 

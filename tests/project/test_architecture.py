@@ -47,7 +47,7 @@ def files_with(mark: Mark) -> set[str]:
 # narrowest of several profiles, and the field "hardware".
 MARKS: dict[str, Mark] = {
     "a new precision": constant("fp8"),
-    "a new backend": constant("torch2engine.modules.onnxruntime.module"),
+    "a new backend": constant("torch2engine.modules.onnxruntime.ort_module"),
     "a new pytree kind": constant("namedtuple"),
     "another choice of profile for a shape": attribute("breadth"),
     "a new manifest field": constant("hardware"),

@@ -11,7 +11,7 @@ from tests.support.slow_tests import slow_names
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("from torch2engine.exporter.export import export_onnx\n", "export_onnx"),
+        ("from torch2engine.exporter.export_onnx import export_onnx\n", "export_onnx"),
         ("def test_x(run_python):\n    ...\n", "run_python"),
         ("import torch2engine as t2e\nt2e.deploy(model, x)\n", "deploy"),
         ("run([sys.executable, '-c', code])\n", "executable"),

@@ -25,7 +25,7 @@ def git(folder: Path, *arguments: str) -> str:
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A repository with two folders and one commit."""
-    for name in ("torch2engine/trt/engine.py", "torch2engine/exporter/export.py"):
+    for name in ("torch2engine/trt/engine.py", "torch2engine/exporter/export_onnx.py"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("x = 1\n")
     git(tmp_path, "init", "-q")
@@ -43,7 +43,7 @@ def measured(checkout: Path, **fields: Any) -> dict[str, Any]:
 def test_evidence_is_stale_once_a_covered_file_changes(checkout: Path) -> None:
     """A change elsewhere, committed or not, leaves it current; one in a covered folder makes it stale and is named."""
     evidence = measured(checkout)
-    (checkout / "torch2engine/exporter/export.py").write_text("x = 2\n")
+    (checkout / "torch2engine/exporter/export_onnx.py").write_text("x = 2\n")
     git(checkout, "commit", "-q", "-a", "-m", "elsewhere")
     assert standing_of(evidence, checkout).reason == ""
     (checkout / "torch2engine/trt/engine.py").write_text("x = 3\n")
@@ -57,8 +57,8 @@ def test_evidence_without_covers_speaks_for_the_whole_package(checkout: Path) ->
     evidence = measured(checkout)
     del evidence["covers"]
     assert standing_of(evidence, checkout).reason == ""
-    (checkout / "torch2engine/exporter/export.py").write_text("x = 2\n")
-    assert standing_of(evidence, checkout).reason == "torch2engine/exporter/export.py changed since"
+    (checkout / "torch2engine/exporter/export_onnx.py").write_text("x = 2\n")
+    assert standing_of(evidence, checkout).reason == "torch2engine/exporter/export_onnx.py changed since"
 
 
 def test_evidence_that_nobody_can_place_is_stale(checkout: Path) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 
 import torch2engine as t2e
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 
 BATCH = {"x": {0: t2e.Axis("batch", 1, 4, 8)}}
 

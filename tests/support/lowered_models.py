@@ -14,7 +14,7 @@ from tests.support.precision_models import Trained, trained
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.accept import make_ort_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.lowering import lower_and_compare

@@ -23,7 +23,7 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.onnx_graph.ort_session import OrtSession
 
 BATCH = {0: Axis("batch", 1, 4, 8)}

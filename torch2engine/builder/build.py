@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch2engine.artifact.cache import Cache, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.engine_request import request_engine
 from torch2engine.builder.source import Profiles, resolve_source

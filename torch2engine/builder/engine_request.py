@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from typing import Any
 
-from torch2engine.artifact.cache import EngineCache, hash_facts
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.engine_cache import EngineCache, hash_facts
 from torch2engine.artifact.manifest_fields import Hardware, encode_non_finite
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import ScratchFolder, scratch_folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from torch2engine.artifact.cache import EngineCache
+from torch2engine.artifact.engine_cache import EngineCache
 from torch2engine.cli.outcome import Outcome
 
 __all__ = ["list_engines", "prune"]

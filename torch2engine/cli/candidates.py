@@ -13,7 +13,7 @@ from typing import Any, Literal
 import onnx
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.plan_file import PlanFile, read_plan_file
 from torch2engine.builder.onnx_file import check_onnx_file, read_signature
@@ -22,8 +22,8 @@ from torch2engine.core.errors import DynamicAxisError, InputError, InstallationE
 from torch2engine.core.spec import Axis, Signature
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.load import load
-from torch2engine.modules.onnxruntime.module import ORTModule
-from torch2engine.modules.trt.module import TRTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.trt.foreign_plan import adopt_plan
 
 __all__ = ["describe", "import_onnx", "in_options", "is_answering_path", "open_candidate"]

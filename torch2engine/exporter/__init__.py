@@ -3,8 +3,8 @@
 Enters: a captured call. Leaves: an ONNX graph with names, axes and origins. Separate because all that is particular to
 torch.export and torch.onnx stays here.
 
-Other folders call `export.export_onnx`, or `program.export_functional_program` for a graph that is cut into parts. The
-steps of the first, in this order:
+Other folders call `export_onnx.export_onnx`, or `program.export_functional_program` for a graph that is cut into parts.
+The steps of the first, in this order:
 
 - `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
 - `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
@@ -19,5 +19,5 @@ steps of the first, in this order:
 - `fake_quant`, `given_masks`, `quiet_exporters`, `torch_program`: the model's own quantisers, masks of nn.Transformer,
   silence, and facts about torch's program.
 
-Public: `export`, `program`. The other files belong to this folder alone.
+Public: `export_onnx`, `program`. The other files belong to this folder alone.
 """

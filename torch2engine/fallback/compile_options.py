@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from torch2engine.artifact.cache import Cache
+from torch2engine.artifact.engine_cache import Cache
 from torch2engine.core.config import (
     RUNTIMES,
     BuildConfig,

@@ -16,7 +16,7 @@ from torch import nn
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import ONNX
 from torch2engine.core.config import RuntimeConfig, require_choice
@@ -46,8 +46,8 @@ class BackendEntry:
 
 
 BACKENDS = {
-    "tensorrt": BackendEntry(EngineArtifact, "torch2engine.modules.trt.module", "TRTModule"),
-    "onnxruntime": BackendEntry(OnnxArtifact, "torch2engine.modules.onnxruntime.module", "ORTModule"),
+    "tensorrt": BackendEntry(EngineArtifact, "torch2engine.modules.trt.trt_module", "TRTModule"),
+    "onnxruntime": BackendEntry(OnnxArtifact, "torch2engine.modules.onnxruntime.ort_module", "ORTModule"),
 }
 """The word in deploy(runtime=...) → the backend. `load` takes the first row that runs what was saved."""
 

@@ -18,8 +18,8 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
 from torch2engine.modules.deployed import DeployedModule, attach_model, prove_split_axes
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
-from torch2engine.modules.onnxruntime.module import ORTModule
-from torch2engine.modules.trt.module import TRTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers
 from torch2engine.pipeline.request import DeployRequest

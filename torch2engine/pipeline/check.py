@@ -21,7 +21,7 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.spec import Signature
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lowered_parity import parity_cases_for

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
-from torch2engine.precision.graph.outcome import PrecisionOutcome
+from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 if TYPE_CHECKING:
     from torch2engine.precision.lowered_model import LoweredModel

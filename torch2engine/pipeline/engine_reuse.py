@@ -23,20 +23,20 @@ from typing import Any
 
 import torch
 
-from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.engine_request import EngineRequest, current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
-from torch2engine.modules.trt.module import TRTModule
+from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_trim
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts
 from torch2engine.pipeline.user_warning import warn_user
-from torch2engine.precision.graph.outcome import PrecisionOutcome
+from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = ["EngineReuse"]
 

@@ -17,8 +17,8 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig
 from torch2engine.core.spec import Preprocess
-from torch2engine.exporter.export import export_onnx
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.exporter.export_onnx import export_onnx
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_parity import judged_precision

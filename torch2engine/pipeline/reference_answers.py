@@ -14,7 +14,7 @@ from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.rounding_sensitivity import with_sensitivity
 from torch2engine.core.config import Tolerances
 from torch2engine.modules.judge import judge
-from torch2engine.modules.onnxruntime.module import ORTModule
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.parity.parity_report import ParityReport
 
 __all__ = ["ReferenceAnswers", "answer_parity_cases"]

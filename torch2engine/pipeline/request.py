@@ -27,7 +27,7 @@ from torch2engine.core.config import (
     require_instance,
 )
 from torch2engine.core.errors import InstallationError
-from torch2engine.modules.trt.backend import require_cuda
+from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.lowered_parity import judged_precision

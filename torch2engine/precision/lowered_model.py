@@ -17,7 +17,7 @@ from torch2engine.core.errors import ParityError
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.calibration import CalibrationMetric
-from torch2engine.precision.graph.outcome import PrecisionOutcome
+from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = ["LoweredModel"]
 

@@ -19,7 +19,7 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Precision, require_choice
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.core.spec import Preprocess
-from torch2engine.exporter.export import export_onnx
+from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.precision.calibration import batch_tensors, check_calibration, named_arrays
 from torch2engine.precision.graph.mixed_precision import MixedPrecisionModel
 from torch2engine.precision.graph.multiply_adds import table

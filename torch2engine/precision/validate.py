@@ -31,7 +31,7 @@ from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.tensor_types import tensor_types
 from torch2engine.precision.calibration import check_calibration
-from torch2engine.precision.graph.outcome import PrecisionOutcome
+from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = [
     "remaining_precision",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.errors import PrecisionError
 from torch2engine.core.precisions import LOW_PRECISIONS
-from torch2engine.modules.trt.module import TRTModule
+from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.precision.calibration import named_arrays
 from torch2engine.precision.graph.multiply_adds import UNKNOWN, MultiplyAddNode, PrecisionReport
 from torch2engine.precision.precision_report import report_at_inputs

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.load import load_artifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig, require_choice, require_instance
 from torch2engine.core.errors import ArtifactError, InputError

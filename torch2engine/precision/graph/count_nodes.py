@@ -1,7 +1,7 @@
 """A lowered ONNX model → how many of its nodes are low, and which modules are not.
 
 Enters: a cast or quantised model, and why nodes stayed in float32. Leaves: a `PrecisionOutcome`. Separate from
-`outcome` because it needs ONNX, and an outcome must not.
+`precision_outcome` because it needs ONNX, and an outcome must not.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from torch2engine.core.precisions import CAST_PRECISIONS
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.tensor_types import cast_element_types, element_type, tensor_types
-from torch2engine.precision.graph.outcome import KeptModule, PrecisionOutcome
+from torch2engine.precision.graph.precision_outcome import KeptModule, PrecisionOutcome
 
 __all__ = ["count_nodes"]
 

@@ -22,7 +22,7 @@ from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.torch_state import tracing_state
-from torch2engine.modules.trt.backend import TensorRTBackend
+from torch2engine.modules.trt.trt_backend import TensorRTBackend
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.deploy_report import DeployReport

@@ -50,7 +50,7 @@ from torch2engine.exporter.trace import TracedCall, trace
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.pipeline.check import check
 
-ROOM = importlib.import_module("torch2engine.exporter.export")  # by its attribute it is the public function
+ROOM = importlib.import_module("torch2engine.exporter.export_onnx")  # by its attribute it is the public function
 X = torch.randn(4, 3)
 IMAGE = torch.randn(2, 3, 8, 8)
 DOUBLE = Function(lambda x, w: x * 2)
@@ -291,7 +291,7 @@ def test_program_of_torch_is_gone_after_the_export(monkeypatch: pytest.MonkeyPat
         programs.extend([weakref.ref(traced_call.program), weakref.ref(traced_call.program.graph_module)])
         return traced_call
 
-    monkeypatch.setattr("torch2engine.exporter.export.trace", traced)
+    monkeypatch.setattr("torch2engine.exporter.export_onnx.trace", traced)
     gc.disable()
     try:
         exported(nn.Linear(3, 2), torch.randn(4, 3), {"input": BATCH})

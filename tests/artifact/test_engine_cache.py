@@ -1,4 +1,4 @@
-"""`torch2engine.artifact.cache`: engines that were built before, shared by processes that may die.
+"""`torch2engine.artifact.engine_cache`: engines that were built before, shared by processes that may die.
 
 Enters: engines built by the real TensorRT-RTX, which needs no GPU, and small artifacts where only the store matters.
 Leaves: proof that nothing but the same build is ever found, once, whole, and that the store keeps its bounds.
@@ -30,10 +30,10 @@ import torch2engine as t2e
 from tests.support import onnx_models
 from tests.support.sample_artifacts import fresh_engine as sample
 from torch2engine.artifact import build_lock, trust
-from torch2engine.artifact import cache as cache_room
+from torch2engine.artifact import engine_cache as cache_room
 from torch2engine.artifact.atomic_folder import folder_content
-from torch2engine.artifact.cache import EngineCache, RequestRecord, hash_facts, resolve_cache
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts, resolve_cache
 from torch2engine.artifact.manifest import NAME
 from torch2engine.builder import engine_request as room
 from torch2engine.builder.source import resolve_source
@@ -538,7 +538,7 @@ def test_processes_that_want_the_same_engine_build_it_once(tmp_path: Path, repos
 WRITER = """
 import os, sys, pathlib, random
 from tests.support.sample_artifacts import fresh_engine
-from torch2engine.artifact.cache import EngineCache, hash_facts
+from torch2engine.artifact.engine_cache import EngineCache, hash_facts
 folder = pathlib.Path(sys.argv[1])
 cache = EngineCache(folder / "cache", max_bytes=1_500_000)
 made = [fresh_engine(folder / f"made{n}", plan=bytes([n]) * 300_000) for n in range(8)]

@@ -20,7 +20,7 @@ from torch2engine.core.package import public
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
-from torch2engine.modules.onnxruntime.backend import OnnxRuntimeBackend
+from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.deploy_report import DeployReport
