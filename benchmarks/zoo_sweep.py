@@ -14,9 +14,6 @@ import argparse
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,13 +24,16 @@ from typing import Any
 from benchmarks._script import options, require_gpu
 from benchmarks._worker import Cores
 from benchmarks.evidence import REPOSITORY, Evidence
+from benchmarks.zoo_processes import METHODS, ZooProcesses
+from benchmarks.zoo_worker import load_entries
 from tests.zoo.entry import ZooEntry
 
-__all__ = ["BACKENDS", "figures_of", "in_order", "sweep"]
+__all__ = ["BACKENDS", "figures_of", "in_order", "seconds_of", "sweep"]
 
-WORKER = "benchmarks.zoo_worker"
+PRELOADED = ("benchmarks.zoo_libraries",)
 BACKENDS = ("cpu", "gpu")
 COVERS = ("torch2engine", "tests/zoo", "benchmarks/zoo_sweep.py", "benchmarks/zoo_worker.py")
+HISTORIES = tuple(REPOSITORY / "benchmarks" / "results" / f"zoo_{backend}.json" for backend in BACKENDS)
 LIMIT_S = 120.0
 
 
@@ -69,40 +69,6 @@ def in_order(entries: Mapping[str, ZooEntry], seconds: Mapping[str, float]) -> l
     return sorted(entries, key=lambda name: (name in seconds, -seconds.get(name, 0.0), turn[name]))
 
 
-def ask(name: str, backend: str, cores: str, limit_s: float, models: str) -> dict[str, Any]:
-    """Try a model in a process of its own.
-
-    Returns:
-        its row; "outcome" is "timeout" after `limit_s`, or "crashed" if the process died.
-    """
-    command = [sys.executable, "-m", WORKER, f"--cores={cores}", f"--models={models}", name, backend]
-    process = subprocess.Popen(
-        command,
-        cwd=REPOSITORY,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,  # so that a builder process ends with it
-    )
-    try:
-        printed, complaints = process.communicate(timeout=limit_s)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        printed, complaints = process.communicate()
-        return {**_last(printed), "outcome": "timeout", "error": "", "message": f"no answer in {limit_s:g} s"}
-    if process.returncode:
-        message = complaints.strip().replace(str(REPOSITORY), "")[-600:]
-        return {**_last(printed), "outcome": "crashed", "error": f"exit {process.returncode}", "message": message}
-    return _last(printed)
-
-
-def _last(printed: str) -> dict[str, Any]:
-    """The last row that a worker printed: it prints one whenever a phase begins."""
-    lines = printed.splitlines()
-    return json.loads(lines[-1]) if lines else {"phase": "start", "seconds": {}}
-
-
 class Sweep:
     """A run over some models.
 
@@ -133,7 +99,11 @@ class Sweep:
 
 
 def sweep(
-    entries: Mapping[str, ZooEntry], evidence: Evidence, path: Path, chosen: argparse.Namespace, models: str
+    entries: Mapping[str, ZooEntry],
+    evidence: Evidence,
+    path: Path,
+    chosen: argparse.Namespace,
+    preloaded: Sequence[str],
 ) -> dict[str, dict[str, Any]]:
     """Try every model, and write the evidence after each.
 
@@ -142,18 +112,19 @@ def sweep(
         evidence: takes rows and figures.
         path: of the evidence file.
         chosen: the script's options.
-        models: module of the entries, for the workers.
+        preloaded: modules that the processes share.
 
     Returns:
         {model: its row}.
     """
-    names = in_order(entries, _seconds_of(chosen.history))
+    names = in_order(entries, seconds_of(chosen.history))
     run = Sweep(evidence, path, names)
     cores = Cores(chosen.workers)
+    processes = ZooProcesses(chosen.start, preloaded)
 
     def work(name: str) -> None:
         with cores.share() as share:
-            row = ask(name, chosen.backend, share, chosen.limit, models)
+            row = processes.ask(name, chosen.backend, chosen.models, share, chosen.limit)
         run.record(name, row, entries[name].family)
 
     with ThreadPoolExecutor(cores.count) as pool:
@@ -161,12 +132,17 @@ def sweep(
     return run.rows
 
 
-def _seconds_of(history: Path) -> dict[str, float]:
-    """{model: seconds} of an earlier run; nothing where there is none."""
-    if not history.exists():
-        return {}
-    rows = json.loads(history.read_text(encoding="utf-8"))["samples"]["models"]
-    return {name: sum(row["seconds"].values()) for name, row in rows.items()}
+def seconds_of(histories: Sequence[Path]) -> dict[str, float]:
+    """{model: seconds} of earlier runs; a later file counts more. What ended early says little, and is left out."""
+    seconds: dict[str, float] = {}
+    for history in histories:
+        if history.exists():
+            rows = json.loads(history.read_text(encoding="utf-8"))["samples"]["models"]
+            ended = {name: row["seconds"] for name, row in rows.items() if row["outcome"] in ("passed", "timeout")}
+            seconds |= {
+                name: sum(took for phase, took in phases.items() if "." not in phase) for name, phases in ended.items()
+            }
+    return seconds
 
 
 def main() -> None:
@@ -177,23 +153,23 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=LIMIT_S, help="seconds for one model")
     parser.add_argument("--only", default="", help="regular expression of names and families")
     parser.add_argument("--models", default="tests.zoo.models", help="module with the entries, as `ZOO`")
+    parser.add_argument("--start", choices=METHODS, default="forkserver", help="how processes start")
+    parser.add_argument("--history", type=Path, nargs="*", default=HISTORIES, help="earlier runs: the longest go first")
     chosen = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the processes
     name = f"zoo_{chosen.backend}"
-    chosen.history = REPOSITORY / "benchmarks" / "results" / f"{name}.json"
     if chosen.backend == "gpu":
         require_gpu()
     entries = chosen_entries(chosen.models, chosen.only)
     evidence = Evidence(COVERS)
     evidence.samples["options"] = {key: str(getattr(chosen, key)) for key in ("workers", "limit", "only", "models")}
-    sweep(entries, evidence, chosen.out / f"{name}.json", chosen, chosen.models)
+    sweep(entries, evidence, chosen.out / f"{name}.json", chosen, PRELOADED)
     for figure, value in sorted(evidence.figures.items()):
         print(f"{figure} {value:g}")
 
 
 def chosen_entries(models: str, pattern: str) -> dict[str, ZooEntry]:
     """The entries of a module whose name or family fits a pattern."""
-    from benchmarks.zoo_worker import load_entries
-
     entries = load_entries(models)
     return {name: entry for name, entry in entries.items() if re.search(pattern, f"{name} {entry.family}")}
 

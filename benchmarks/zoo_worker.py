@@ -1,6 +1,6 @@
 """One model of the zoo in a process of its own: made, deployed, compared at sizes between, built.
 
-Enters: a name and a backend on the command line. Leaves: a row as JSON on the last line, and one before each phase, so
+Enters: the words that `zoo_sweep` starts a process with. Leaves: a row through a pipe, and one before each phase, so
 that a process that is ended has said where it was. Apart because a model may crash its process or never end.
 """
 
@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
+import os
 import re
-import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 import torch2engine as t2e
-from benchmarks._worker import keep_to, parser
+from benchmarks._worker import keep_to
 from benchmarks.evidence import REPOSITORY
 from tests.zoo.entry import AbsentModelError, ZooEntry
 from torch2engine.capture.examples import with_examples
@@ -31,7 +32,7 @@ from torch2engine.modules.deployed import artifact_of
 from torch2engine.modules.judge import judge
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 
-__all__ = ["load_entries", "row_of"]
+__all__ = ["load_entries", "row_of", "try_model"]
 
 LONGEST_MESSAGE = 900
 LIBRARIES = ("timm", "torchvision", "transformers")
@@ -44,10 +45,16 @@ def load_entries(models: str) -> Mapping[str, ZooEntry]:
 
 
 class Row:
-    """What came of one model so far; it is printed whenever a phase begins."""
+    """What came of one model so far.
 
-    def __init__(self, entry: ZooEntry) -> None:
+    Args:
+        entry: the model.
+        send: takes the row whenever a phase begins.
+    """
+
+    def __init__(self, entry: ZooEntry, send: Callable[[dict[str, Any]], None]) -> None:
         self.phase = "make"
+        self.send = send
         self.seconds: dict[str, float] = {}
         self.axes = _described(entry)
 
@@ -55,7 +62,7 @@ class Row:
     def timed(self, phase: str) -> Generator[None]:
         """Take a phase's seconds, whether it fails or not."""
         self.phase = phase
-        print(json.dumps(self.to_json("running")), flush=True)
+        self.send(self.to_json("running"))
         start = time.perf_counter()
         try:
             yield
@@ -85,14 +92,19 @@ def _without_paths(message: str) -> str:
     return _SITE_PACKAGES.sub("", message.replace(f"{REPOSITORY}/", ""))
 
 
-def row_of(entry: ZooEntry, backend: str) -> dict[str, Any]:
+def row_of(entry: ZooEntry, backend: str, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Send a model down the road.
+
+    Args:
+        entry: the model.
+        backend: "cpu" or "gpu".
+        send: takes the row whenever a phase begins.
 
     Returns:
         "outcome": "passed", "refused" (a typed error), "wrong" (an answer beyond rounding), "untyped" or "absent".
         "phase": where it ended. "error", "message": what was said. "seconds": of each phase.
     """
-    row = Row(entry)
+    row = Row(entry, send)
     try:
         with torch.no_grad():
             _deploy(entry, backend, row)
@@ -146,17 +158,20 @@ def _on(inputs: Mapping[str, Any], device: str) -> dict[str, Any]:
     return {name: value.to(device) for name, value in inputs.items()}
 
 
-def main() -> None:
-    """Try one model."""
-    words = parser(__doc__)
-    words.add_argument("--models", default="tests.zoo.models", help="module with the entries")
-    words.add_argument("name")
-    words.add_argument("backend")
-    chosen = words.parse_args()
-    keep_to(chosen.cores)
-    print(json.dumps(row_of(load_entries(chosen.models)[chosen.name], chosen.backend)), flush=True)
-    sys.stdout.flush()
+def try_model(name: str, backend: str, models: str, cores: str, sender: Connection, prints: Path) -> None:
+    """Try one model: all that a process of a sweep does.
 
-
-if __name__ == "__main__":
-    main()
+    Args:
+        name: of the entry.
+        backend: "cpu" or "gpu".
+        models: module with the entries.
+        cores: numbers of the CPU cores to use, with commas.
+        sender: takes the rows.
+        prints: takes what the process prints.
+    """
+    os.setsid()  # whoever ends this process ends with it what it has started
+    target = os.open(prints, os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(target, stream)
+    keep_to(cores)
+    sender.send(row_of(load_entries(models)[name], backend, sender.send))

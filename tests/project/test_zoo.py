@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,11 +15,13 @@ import torch
 
 from benchmarks import zoo_sweep, zoo_table
 from benchmarks.evidence import Evidence, complaints
+from benchmarks.zoo_processes import ZooProcesses
 from tests.support import tiny_zoo
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import EVERY, LISTS, RELATIVES, ZOO
 
 TINY = "tests.support.tiny_zoo"
+SHARED = ("benchmarks.zoo_worker", "torch.onnx", "onnxscript", "torch._dynamo")  # modules of the processes of a sweep
 
 
 def test_zoo_has_many_families_and_each_name_once() -> None:
@@ -59,8 +62,9 @@ def _fixed_sizes(shape: torch.Size, axes: Mapping[int, Any]) -> list[int]:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The evidence of a sweep over the tiny zoo."""
     path = tmp_path_factory.mktemp("zoo") / "zoo_cpu.json"
-    chosen = argparse.Namespace(history=path, workers=2, backend="cpu", limit=300.0)
-    zoo_sweep.sweep(tiny_zoo.ZOO, Evidence(), path, chosen, TINY)
+    chosen = argparse.Namespace(history=[path], workers=2, backend="cpu", limit=300.0, models=TINY, start="forkserver")
+    entries = {name: entry for name, entry in tiny_zoo.ZOO.items() if name != "never_ends"}
+    zoo_sweep.sweep(entries, Evidence(), path, chosen, SHARED)
     return json.loads(path.read_text())
 
 
@@ -92,8 +96,10 @@ def test_sweep_that_is_cut_has_written_what_it_found(tmp_path: Path) -> None:
 
 def test_model_that_takes_too_long_is_ended() -> None:
     """It becomes a row of its own, and its process is gone."""
-    row = zoo_sweep.ask("linear", "cpu", "", limit_s=0.01, models=TINY)
-    assert (row["outcome"], row["phase"]) == ("timeout", "start")
+    before = multiprocessing.active_children()
+    row = ZooProcesses("forkserver", SHARED).ask("never_ends", "cpu", TINY, cores="", limit_s=0.5)
+    assert (row["outcome"], row["message"]) == ("timeout", "no answer in 0.5 s")
+    assert multiprocessing.active_children() == before
 
 
 def test_absent_model_counts_neither_way() -> None:
@@ -118,6 +124,22 @@ def test_longest_models_come_first_after_unknown_ones() -> None:
     """A run ends sooner when what takes long does not start last."""
     entries = dict.fromkeys(("short", "long", "unknown"), tiny_zoo.ZOO["linear"])
     assert zoo_sweep.in_order(entries, {"short": 1.0, "long": 9.0}) == ["unknown", "long", "short"]
+
+
+def test_seconds_come_from_the_last_run_that_a_model_passed(tmp_path: Path) -> None:
+    """Each phase counts once; a model that was refused early keeps the seconds of a run that passed it."""
+    runs = {
+        "first": {
+            "both": ("passed", {"make": 1.0, "deploy": 5.0, "deploy.export": 3.0}),
+            "one": ("passed", {"make": 2.0}),
+        },
+        "last": {"both": ("refused", {"make": 0.5}), "one": ("passed", {"make": 4.0})},
+    }
+    for run, rows in runs.items():
+        models = {name: {"outcome": outcome, "seconds": seconds} for name, (outcome, seconds) in rows.items()}
+        (tmp_path / run).write_text(json.dumps({"samples": {"models": models}}))
+    histories = [tmp_path / run for run in ("first", "last", "missing")]
+    assert zoo_sweep.seconds_of(histories) == {"both": 6.0, "one": 4.0}
 
 
 # The table in the docs

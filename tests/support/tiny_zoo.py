@@ -1,4 +1,4 @@
-"""Models in the form of the zoo: one becomes an engine, one can have none, and one ends its process.
+"""Models in the form of the zoo: one becomes an engine, one can have none, one ends its process, one never ends.
 
 Enters: nothing. Leaves: `ZOO`. Apart because the processes of the sweep load it by name.
 """
@@ -6,6 +6,7 @@ Enters: nothing. Leaves: `ZOO`. Apart because the processes of the sweep load it
 from __future__ import annotations
 
 import os
+import threading
 
 import torch
 from torch import nn
@@ -26,8 +27,14 @@ def _die() -> nn.Module:
     os._exit(7)
 
 
+def _wait_for_ever() -> nn.Module:
+    threading.Event().wait()
+    raise AssertionError("nobody sets it")
+
+
 ZOO = {
     "linear": ZooEntry("plain", lambda: nn.Linear(3, 2), floats("batch", 3, name="input"), {"input": {0: BATCH}}),
     "branches": ZooEntry("plain", Branches, floats("batch", 3), {"x": {0: BATCH}}),
     "dies": ZooEntry("plain", _die, floats("batch", 3), {"x": {0: BATCH}}),
+    "never_ends": ZooEntry("plain", _wait_for_ever, floats("batch", 3), {"x": {0: BATCH}}),
 }
