@@ -5,10 +5,12 @@ Enters: arrays as users have them. Leaves: proof. Apart from the CPU tests becau
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import json
 import os
+import pickle
 import re
 import threading
 import warnings
@@ -517,6 +519,45 @@ def test_pitfall_37_forked_processes_are_refused(double: t2e.Processor) -> None:
     text = os.read(reading, 10_000).decode()
     os.close(reading)
     assert "CUDA does not survive a fork; start workers with the 'spawn' method" in text
+
+
+def _answer_in_process(processor: t2e.Processor, x: Any, queue: Any) -> None:
+    queue.put((processor.device, only(processor.infer(x)), processor.device))
+
+
+def test_pitfall_37_spawned_processes_answer(double: t2e.Processor) -> None:
+    """A Processor sent to a spawned process by PyTorch's multiprocessing starts there and answers the same bits."""
+    x = rows(5)
+    context = torch.multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_answer_in_process, args=(double, x, queue))
+    process.start()
+    before, answer, after = queue.get(timeout=120)
+    process.join(timeout=60)
+    assert process.exitcode == 0
+    assert (before, after) == (None, 0)
+    assert np.array_equal(answer, only(double.infer(x)))
+
+
+def test_equal_engines_are_one_in_memory(artifact: t2e.EngineArtifact, tmp_path: Path) -> None:
+    """Copies, pickles and loads of one plan share one live engine with a TRTModule; a refittable one is its own."""
+    processors = [t2e.Processor(artifact), t2e.Processor(artifact.save(tmp_path / "model.t2e"))]
+    processors += [copy.deepcopy(processors[0]), pickle.loads(pickle.dumps(processors[0]))]
+    module = t2e.TRTModule(artifact).bind()
+    session = module._backend.session
+    assert session is not None
+    x = rows(7)
+    assert all(np.array_equal(only(one.infer(x)), x * 2) for one in processors)
+    assert {id(one._session.engine()) for one in processors} == {id(session.engine)}
+    for one in processors[:3]:
+        one.close()
+    del module, session
+    assert np.array_equal(only(processors[3].infer(x)), x * 2)
+    processors[3].close()
+    config = t2e.BuildConfig(refittable=True)
+    linear = t2e.build(t2e.export(nn.Linear(64, 4).cuda(), torch.randn(4, 64, device="cuda")), config=config)
+    with t2e.Processor(linear) as first, t2e.Processor(linear) as second:
+        assert first._session.engine() is not second._session.engine()
 
 
 SCRIPT = """

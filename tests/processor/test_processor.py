@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.metadata
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from torch2engine.core.spec import TensorSpec
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.processor import arrays as _arrays
 from torch2engine.processor import cuda
+from torch2engine.processor import processor as _processor
 
 X = np.zeros((4, 6), np.float32)
 A = np.zeros((4, 3), np.float32)
@@ -289,6 +292,50 @@ def test_dtype_that_numpy_lacks_is_told(monkeypatch: pytest.MonkeyPatch) -> None
         "tensor 'x': got dtype bfloat16, which numpy has not; expected ml_dtypes, which has it; `pip "
         "install ml_dtypes`, or deploy a model with float32 inputs and outputs"
     )
+
+
+# Copies and pickles
+
+
+def not_started() -> t2e.Processor:
+    """A Processor as a pickle leaves it in a process that has not used it."""
+    return _processor._from_pickle(_processor._Options(engine(), 3, "reuse", t2e.RuntimeConfig(cuda_graphs=False)))
+
+
+def test_pickle_has_the_engine_out_of_band_and_no_gpu() -> None:
+    """The plan travels beside the pickle, without a copy; options come along, the device's number does not."""
+    buffers: list[pickle.PickleBuffer] = []
+    data = pickle.dumps(_processor._not_started(not_started()._options, 7), 5, buffer_callback=buffers.append)
+    plan = engine().read_plan()
+    assert plan in [bytes(one.raw()) for one in buffers]
+    assert len(data) < 8_000 < len(plan)
+    twin = pickle.loads(data, buffers=buffers)
+    assert (twin.device, twin.signature, twin.precision) == (None, engine().signature, "fp32")
+    options = twin._options
+    assert (options.streams, options.allocation) == (3, "reuse")
+    assert options.runtime_config == t2e.RuntimeConfig(cuda_graphs=False)
+    assert options.artifact.plan_sha256 == engine().plan_sha256
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_processor_from_a_pickle_starts_at_its_first_use(protocol: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing asks for a GPU before; then the constructor's errors come. A closed one stays closed."""
+    deploy_models.hide_gpu(monkeypatch)
+    twin = pickle.loads(pickle.dumps(not_started(), protocol))
+    assert repr(twin).endswith("device=None)")
+    assert twin.timings() is None
+    assert text(t2e.InstallationError, twin.infer, X).startswith("NVIDIA driver: ")
+    with twin:
+        assert twin.last_inference_ms is None
+    assert text(t2e.InputError, twin.infer, X).startswith("Processor: got a call after close()")
+
+
+def test_copy_keeps_the_gpu() -> None:
+    """A copy in the same process works on the same device, with the same engine."""
+    first = _processor._not_started(not_started()._options, 1)
+    for twin in (copy.copy(first), copy.deepcopy({"kept": first})["kept"]):
+        assert (twin.device, twin._artifact is first._artifact) == (1, True)
+        assert twin is not first
 
 
 # A host that only serves

@@ -12,7 +12,8 @@ import os
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, cast
 
@@ -21,12 +22,15 @@ from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig, require_choice, require_instance
 from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of
+from torch2engine.processor.array_stream_executor import closed_error
 from torch2engine.processor.arrays import Array, check_call, input_layout, match_out
 from torch2engine.processor.batches import group_samples, plan_batches, stack_samples
 from torch2engine.processor.processor_session import ProcessorSession
 from torch2engine.processor.staging import PendingCall, Timings
+from torch2engine.trt.gpu import current_gpu_index
 
 __all__ = ["Processor", "Timings"]
 
@@ -41,7 +45,9 @@ class Processor:
 
     It works on a GPU's primary context through pycuda. Others may use that GPU in the same process, such as PyTorch.
     The calling thread's current context stays as it was. Threads may share it. Use it as a context manager, or `close`
-    it, to give its memory back at once.
+    it, to give its memory back at once. A copy works on the same GPU. A pickle takes the engine along, with the kernels
+    compiled so far, but no GPU: what comes out of it starts at its first use. It takes the GPU that is current in that
+    thread, else the first one that the process sees.
 
     Args:
         source: the folder that `save` wrote, or the engine.
@@ -76,11 +82,64 @@ class Processor:
         _check_int("device", device, 0)
         _check_int("streams", streams, 1)
         _check_config(runtime_config)
-        self._artifact = _engine(source)
-        self._session = ProcessorSession(self._artifact, device, streams, allocation, runtime_config)
-        self._turns = threading.BoundedSemaphore(_CALLS_PER_STREAM * streams)
-        # At the latest when Python ends, while CUDA is still there.
-        self._close = weakref.finalize(self, self._session.close)
+        self._take_options(_Options(_engine(source), streams, allocation, runtime_config), device)
+        self._start()
+
+    def _take_options(self, options: _Options, device: int | None) -> None:
+        """Set the parts of a Processor that has not started."""
+        self._options = options
+        self._device = device
+        self._turns = threading.BoundedSemaphore(_CALLS_PER_STREAM * options.streams)
+        self._starting = ForkSafeLock()
+        self._live: ProcessorSession | None = None
+        self._end_session: Callable[[], object] | None = None
+        self._is_closed = False
+
+    def _start(self) -> ProcessorSession:
+        """Make the engine live, once.
+
+        Raises:
+            InputError: closed.
+            InstallationError, ArtifactError, BuildError: as the constructor.
+        """
+        with self._starting:
+            if self._is_closed:
+                raise closed_error()
+            if self._live is None:
+                device = self._device
+                if device is None:
+                    device = current_gpu_index() or 0
+                made = self._options.session(device)
+                # At the latest when Python ends, while CUDA is still there.
+                self._end_session = weakref.finalize(self, made.close)
+                self._live = made
+            return self._live
+
+    @property
+    def _session(self) -> ProcessorSession:
+        """The session, started at the first use of a Processor that came as a pickle."""
+        return self._live or self._start()
+
+    @property
+    def _artifact(self) -> EngineArtifact:
+        return self._options.artifact
+
+    @property
+    def device(self) -> int | None:
+        """The GPU's number; None until a Processor that came as a pickle is used."""
+        return self._device if self._live is None else self._live.cuda.index
+
+    # A pickle has no device's number: on another host, or under CUDA_VISIBLE_DEVICES, it would mean another GPU.
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        artifact = self._artifact if self._live is None else self.compiled()
+        return _from_pickle, (replace(self._options, artifact=artifact),)
+
+    def __copy__(self) -> Processor:
+        return _not_started(self._options, self.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Processor:
+        return self.__copy__()
 
     @property
     def signature(self) -> Signature:
@@ -95,12 +154,12 @@ class Processor:
     @property
     def last_inference_ms(self) -> float | None:
         """Milliseconds that the engine itself took in the inference that ended last; None before the first."""
-        last = self._session.last
+        last = self.timings()
         return None if last is None else last.compute_ms
 
     def timings(self) -> Timings | None:
         """Where the time of the inference that ended last went; None before the first."""
-        return self._session.last
+        return None if self._live is None else self._live.last
 
     def infer(self, inputs: object, out: object = None) -> Results:
         """Answer one call.
@@ -260,7 +319,10 @@ class Processor:
 
     def close(self) -> None:
         """Wait for running calls and free everything; later calls raise InputError."""
-        self._close()
+        with self._starting:
+            self._is_closed = True
+        if self._end_session is not None:
+            self._end_session()
 
     def __enter__(self) -> Processor:
         return self
@@ -273,7 +335,36 @@ class Processor:
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.signature.inputs))
         outputs = ", ".join(map(str, self.signature.outputs))
-        return f"Processor({inputs} -> {outputs}; {self.precision}, device={self._session.cuda.index})"
+        return f"Processor({inputs} -> {outputs}; {self.precision}, device={self.device})"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What a Processor was made with, except for the GPU.
+
+    Args:
+        artifact: the engine.
+        streams, allocation, runtime_config: as for `Processor`.
+    """
+
+    artifact: EngineArtifact
+    streams: int
+    allocation: str
+    runtime_config: RuntimeConfig
+
+    def session(self, device: int) -> ProcessorSession:
+        """Make the engine live on a GPU."""
+        return ProcessorSession(self.artifact, device, self.streams, self.allocation, self.runtime_config)
+
+
+def _not_started(options: _Options, device: int | None) -> Processor:
+    processor = Processor.__new__(Processor)
+    processor._take_options(options, device)  # pyright: ignore[reportPrivateUsage]  # the same file
+    return processor
+
+
+def _from_pickle(options: _Options) -> Processor:
+    return _not_started(options, None)
 
 
 def _engine(source: object) -> EngineArtifact:

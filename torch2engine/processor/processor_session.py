@@ -25,6 +25,7 @@ from torch2engine.processor.staging import PendingCall, StagingBuffers, Timings,
 from torch2engine.trt.context import Context
 from torch2engine.trt.engine import Engine
 from torch2engine.trt.gpu import relaxed_capture_mode
+from torch2engine.trt.live_engines import live_engine
 
 __all__ = ["ProcessorSession"]
 
@@ -66,7 +67,7 @@ class ProcessorSession:
         self._executors: list[ArrayStreamExecutor] = []
         self._engine: Engine | None = None
         with self.cuda:
-            self._engine = engine = Engine(artifact, index, config.kernel_specialization)
+            self._engine = engine = live_engine(artifact, index, config.kernel_specialization)
             contexts: list[Context] = []
             if allocation == "max":
                 contexts.append(engine.make_context())

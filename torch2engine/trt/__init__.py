@@ -3,5 +3,6 @@
 Enters: an engine artifact and device addresses. Leaves: work on streams. Separate because it needs neither torch
 nor ONNX.
 
-Public: `capture_policy`, `context`, `context_pool`, `cuda_graph`, `engine`, `foreign_plan`, `gpu`, `library`, `memory`.
+Public: `capture_policy`, `context`, `context_pool`, `cuda_graph`, `engine`, `foreign_plan`, `gpu`, `library`,
+`live_engines`, `memory`.
 """

@@ -193,6 +193,11 @@ class Engine:
             del parts
             self._rt.call_lock.release_when_idle(held)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether no refit can change it."""
+        return not self._engine.refittable
+
     def memory_bytes(self, profile: int) -> int:
         """Device memory, in bytes, that a context needs for the largest shapes of a profile, without weights."""
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))

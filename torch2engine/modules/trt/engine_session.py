@@ -22,8 +22,8 @@ from torch2engine.core.errors import InputError, RefitError
 from torch2engine.modules.torch_state import current_device, dual_level, is_capturing, modes, stream_handle
 from torch2engine.modules.trt.output_tensors import allocate_memory
 from torch2engine.modules.trt.stream_executor import PER_THREAD_STREAM, PreparedTensors, StreamExecutor
-from torch2engine.trt.engine import Engine
 from torch2engine.trt.gpu import find_capture_id, relaxed_capture_mode
+from torch2engine.trt.live_engines import live_engine
 from torch2engine.trt.memory import ALIGNMENT_BYTES
 
 __all__ = ["EngineSession", "not_prepared"]
@@ -97,7 +97,7 @@ class EngineSession:
         self._dtypes = [torch_dtype(spec.dtype) for spec in artifact.signature.inputs]
         with torch.cuda.device(device):
             torch.cuda.init()
-            self.engine = Engine(artifact, device.index, config.kernel_specialization)
+            self.engine = live_engine(artifact, device.index, config.kernel_specialization)
         _session_attributes[id(self)] = self.__dict__
 
     def try_fast_path(self, leaves: Sequence[Any]) -> list[torch.Tensor] | None:
@@ -315,4 +315,5 @@ class EngineSession:
         with torch.cuda.device(self.device), relaxed_capture_mode():
             # The executors' memory goes back to PyTorch's allocator, which does not know the streams that used it.
             self._close()
-            del self.engine  # here, because TensorRT makes its own device current when the engine is destroyed
+            # Here, because TensorRT makes its own device current when the last session lets the engine go.
+            del self.engine
