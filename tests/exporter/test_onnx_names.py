@@ -32,6 +32,15 @@ from torch2engine.core.spec import Axis
 from torch2engine.exporter.onnx_names import name_axes, name_tensors, record_origins
 
 X = torch.randn(4, 3)
+CLASS_WITHOUT_A_FILE = """
+class Fileless(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu())
+"""
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:
@@ -226,24 +235,34 @@ def test_origins_are_inherited_from_producers_then_consumers() -> None:
     assert all(key in (MODULE_KEY, SOURCE_KEY) for n in graph for key in n.metadata_props)
 
 
-def origin_of_trace(*frames: tuple[str, int]) -> tuple[str, str]:
-    """The origin that is recorded for a node of module "deep" with this stack trace, the innermost frame last."""
+def origin_of_trace(scopes: list[str], *frames: tuple[str, int]) -> tuple[str, str]:
+    """The origin that is recorded for a node with these scopes and stack trace, the innermost last."""
     x = value("x")
     node = onnx_ir.Node("", "Relu", [x], name="relu")
-    node.metadata_props["pkg.torch.onnx.name_scopes"] = "['', 'model', 'model.deep', 'relu']"
+    node.metadata_props["pkg.torch.onnx.name_scopes"] = str([*scopes, "relu"])
     trace = "\n".join(f'  File "{file}", line {line}, in forward' for file, line in frames)
     node.metadata_props["pkg.torch.onnx.stack_trace"] = trace
     record_origins(onnx_ir.Graph([x], [node.outputs[0]], nodes=[node], opset_imports={"": 22}), "net.py:1")
     return node.metadata_props[MODULE_KEY], node.metadata_props[SOURCE_KEY]
 
 
-def test_node_of_any_file_of_the_package_is_preprocessing() -> None:
-    """Whichever folder of the package made a node, it is no module of the user's; below it, his line stays his."""
+def test_node_made_outside_of_the_model_is_preprocessing() -> None:
+    """What runs in no module of the user's is preprocessing, whichever file of the package made it."""
     files = [str(path) for path in PACKAGE_ROOT.rglob("*.py")]
     assert len(files) > 100
     users = str(PACKAGE_ROOT.with_name("train.py"))
-    assert {origin_of_trace((users, 3), (file, 7)) for file in files} == {(ORIGIN, ORIGIN)}
-    assert {origin_of_trace((file, 7), (users, 3)) for file in files} == {("deep", f"{users}:3")}
+    inside = ["", "model", "model.deep"]
+    assert {origin_of_trace([""], (users, 3), (file, 7)) for file in files} == {(ORIGIN, ORIGIN)}
+    assert {origin_of_trace(inside, (users, 3), (file, 7)) for file in files} == {("deep", f"{users}:3")}
+    assert {origin_of_trace(inside, (file, 7), (users, 3)) for file in files} == {("deep", f"{users}:3")}
+
+
+def test_class_without_a_file_keeps_its_modules_paths() -> None:
+    """Nodes of a class made by exec have no line, but the module is known, which lower precisions need."""
+    names: dict[str, Any] = {"nn": nn, "__name__": "made_by_exec"}
+    exec(CLASS_WITHOUT_A_FILE, names)  # as `python -c` and the temporary cells of a notebook do
+    artifact, _ = exported(names["Fileless"]().eval(), X)
+    assert set(origins(artifact).values()) == {("first", "Fileless"), ("", "Fileless"), ("second", "Fileless")}
 
 
 def test_function_in_another_file_is_not_the_models_line() -> None:

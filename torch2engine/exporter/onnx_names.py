@@ -151,12 +151,14 @@ def _origin_from_torch(properties: Mapping[str, str]) -> NodeOrigin:
     """The origin in the stack trace and the scopes that torch's exporter wrote on a node."""
     stack_trace = properties.get("pkg.torch.onnx.stack_trace", "")
     frames = [(file, int(line)) for file, line in _FRAME.findall(stack_trace)]
-    if frames and Path(frames[-1][0]).is_relative_to(PACKAGE_ROOT):  # no module of the user's made it
-        return NodeOrigin(ORIGIN, ORIGIN)
     try:
         scopes: list[str] = ast.literal_eval(properties.get("pkg.torch.onnx.name_scopes", "[]"))
     except (ValueError, SyntaxError):
         scopes = []
+    is_in_model = any(f"{scope}.".startswith(FLAT_MODULE_PREFIX) for scope in scopes)
+    # The frames alone don't decide: a class without a file (exec, python -c) has none in them.
+    if not is_in_model and frames and Path(frames[-1][0]).is_relative_to(PACKAGE_ROOT):
+        return NodeOrigin(ORIGIN, ORIGIN)
     innermost_scope = scopes[-2] if len(scopes) > 1 else ""  # the last is the operator's
     return NodeOrigin(module_path(innermost_scope), innermost_user_frame(frames))
 
