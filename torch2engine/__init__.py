@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch2engine.artifact.engine_artifact import EngineArtifact
     from torch2engine.artifact.engine_cache import EngineCache
     from torch2engine.artifact.onnx_artifact import OnnxArtifact
+    from torch2engine.artifact.parts_artifact import PartsArtifact
     from torch2engine.builder.build import build
     from torch2engine.core.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
     from torch2engine.core.errors import (
@@ -77,6 +78,7 @@ __all__ = [
     "OnnxArtifact",
     "ParityError",
     "ParityReport",
+    "PartsArtifact",
     "PartsModule",
     "Precision",
     "PrecisionError",
@@ -107,6 +109,7 @@ __all__ = [
 _HOMES = {
     "EngineArtifact": "artifact.engine_artifact",
     "OnnxArtifact": "artifact.onnx_artifact",
+    "PartsArtifact": "artifact.parts_artifact",
     "build": "builder.build",
     "EngineCache": "artifact.engine_cache",
     "Budget": "core.config",

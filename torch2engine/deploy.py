@@ -97,8 +97,8 @@ def deploy(
             `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names. The reference is `model`
             behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
         fallback: where operators have no engine, leave them in PyTorch and make engines of what is around them, instead
-            of an UnsupportedOperatorError. Such a `PartsModule` keeps the weights of now and lives in this process. Its
-            parts have default tolerances; the whole is compared by `tolerance`.
+            of an UnsupportedOperatorError. The parts of such a `PartsModule` have default tolerances; the whole is
+            compared by `tolerance`.
 
     Returns:
         a TRTModule on the sample's GPU, or an ORTModule. For a CPU sample it is PyTorch's current GPU. With fallback it

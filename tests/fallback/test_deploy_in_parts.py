@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +26,8 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def deployed(model: nn.Module) -> t2e.PartsModule:
     """The model with three obstacles, in parts."""
-    module = t2e.deploy(model, torch.rand(7, 3, 8, 8), AXES, runtime="onnxruntime", fallback=True)
+    config = t2e.BuildConfig(refittable=True)
+    module = t2e.deploy(model, torch.rand(7, 3, 8, 8), AXES, runtime="onnxruntime", config=config, fallback=True)
     assert isinstance(module, t2e.PartsModule)
     return module
 
@@ -74,12 +77,61 @@ def test_call_that_no_part_answers_is_refused_before_it_runs(deployed: t2e.Parts
         deployed(torch.rand(7, 3, 8, 8, dtype=torch.float64))
     with pytest.raises(t2e.InputError, match="a tensor that requires grad while grad is enabled"):
         deployed(torch.rand(7, 3, 8, 8, requires_grad=True))
-    with pytest.raises(t2e.InputError, match="PartsModule: got a move or a cast"):
+    with pytest.raises(t2e.InputError, match="PartsModule: got a cast to float16"):
         deployed.half()
-    with pytest.raises(t2e.InputError, match="deploy the model again there"):
-        pickle.dumps(deployed)
-    with pytest.raises(t2e.InputError, match=r"got a request to save it as 'model\.t2e'"):
-        deployed.save("model.t2e")
+    with pytest.raises(t2e.InputError, match=r"inputs: got 2; expected 1: x"):
+        deployed.infer([torch.rand(7, 3, 8, 8)] * 2)
+    with pytest.raises(t2e.DeviceError, match="PartsModule: got a move to meta"):
+        deployed.to("meta")
+
+
+def test_call_under_autocast_answers_in_the_models_own_dtypes(deployed: t2e.PartsModule, model: nn.Module) -> None:
+    """What stays in PyTorch is not cast by the caller's autocast."""
+    x = torch.rand(7, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            close(deployed(x), expected)
+
+
+def test_saved_model_in_parts_answers_like_the_model(
+    deployed: t2e.PartsModule, model: nn.Module, tmp_path: Path
+) -> None:
+    """One folder holds the engines and what stays in PyTorch; so do a copy, a pickle and a state_dict."""
+    loaded = t2e.load(deployed.save(tmp_path / "model.t2e"))
+    assert isinstance(loaded, t2e.PartsModule)
+    other = t2e.load(tmp_path / "model.t2e", runtime="onnxruntime")
+    other.load_state_dict(deployed.state_dict())
+    x = torch.rand(5, 3, 8, 8)
+    with torch.no_grad():
+        for module in (loaded, other, copy.deepcopy(deployed), pickle.loads(pickle.dumps(deployed))):
+            close(module(x), model(x))
+    assert loaded.obstacles == deployed.obstacles
+    explanation = loaded.explain(torch.rand(7, 3, 8, 8))
+    assert [part.runs_in for part in explanation.parts] == ["ONNX Runtime"] * 3
+
+
+def test_refit_reaches_the_engines_and_what_stays_in_pytorch(deployed: t2e.PartsModule, tmp_path: Path) -> None:
+    """New weights reach every part, of a loaded module too, and are saved with it."""
+    loaded = t2e.load(deployed.save(tmp_path / "model.t2e"))
+    assert isinstance(loaded, t2e.PartsModule)
+    torch.manual_seed(1)
+    other = ThreeObstacles().eval()
+    assert loaded.stale(other)
+    refit = loaded.refit(other, verify=False)
+    assert {"conv.weight", "hidden.bias", "head.weight"} <= set(refit.changed)
+    assert not loaded.stale(other)
+    x = torch.rand(7, 3, 8, 8)
+    with torch.no_grad():
+        close(loaded(x), other(x))
+        again = t2e.load(loaded.save(tmp_path / "model.t2e"))
+        close(again(x), other(x))
+    assert not again.stale(other)
+    other.hidden = nn.Linear(4, 6)
+    with pytest.raises(
+        t2e.RefitError, match=r"'hidden\.bias': got torch\.float32 \[6\]; expected torch\.float32 \[5\]"
+    ):
+        loaded.refit(other)
 
 
 def test_branch_on_a_value_is_refused_with_the_way_that_takes_it() -> None:
@@ -92,9 +144,9 @@ def test_branch_on_a_value_is_refused_with_the_way_that_takes_it() -> None:
 
 def test_option_without_a_meaning_for_parts_is_refused(model: nn.Module) -> None:
     """Nothing that was asked for is dropped in silence."""
-    config = t2e.BuildConfig(refittable=True)
-    with pytest.raises(t2e.InputError, match=r"config\.refittable: got True for a model that no single engine takes"):
-        t2e.deploy(model, torch.rand(7, 3, 8, 8), runtime="onnxruntime", config=config, fallback=True)
+    split = t2e.RuntimeConfig(out_of_range="split")
+    with pytest.raises(t2e.InputError, match=r"runtime_config\.out_of_range: got 'split' for a model that no single"):
+        t2e.deploy(model, torch.rand(7, 3, 8, 8), runtime="onnxruntime", runtime_config=split, fallback=True)
 
 
 def test_model_that_is_one_engine_stays_one() -> None:

@@ -1,9 +1,9 @@
-"""Artifacts on disk: `OnnxArtifact`, `EngineArtifact`, their manifests, and the engine cache.
+"""Artifacts on disk: `OnnxArtifact`, `EngineArtifact`, `PartsArtifact`, their manifests, and the engine cache.
 
 Enters: models between two stages. Leaves: folders that appear whole or not at all. Separate because serving reads
 them without torch.
 
 Public: `artifact`, `engine_artifact`, `engine_cache`, `file_access`, `files`, `load_artifact`, `manifest`,
-`manifest_fields`, `onnx_artifact`, `plan_file`, `saved_folder`, `scratch_folder`. The other files
+`manifest_fields`, `onnx_artifact`, `parts_artifact`, `plan_file`, `saved_folder`, `scratch_folder`. The other files
 belong to this folder alone.
 """

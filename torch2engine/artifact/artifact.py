@@ -53,8 +53,8 @@ class Artifact:
 
     kind: ClassVar[str]
     _known_files: ClassVar[tuple[str, ...]]  # the files that the constructor takes over from its folder
-    _pickled_files: ClassVar[tuple[str, ...]]  # the files that a pickle takes along
-    _needed_files: ClassVar[tuple[str, ...]]  # the files that must be given if the manifest lists them
+    _pickled_files: ClassVar[tuple[str, ...] | None]  # the files that a pickle takes along; None for all
+    _needed_files: ClassVar[tuple[str, ...] | None]  # those that must be given if the manifest lists them; None for all
 
     __slots__ = ("__weakref__", "_artifact_files", "_fields")
 
@@ -274,7 +274,7 @@ class Artifact:
                 allowed = f"files of its manifest: {', '.join(records)}"
                 raise ArtifactError(f"artifact '{_MEMORY}'", got=f"a file '{name}'", allowed=allowed, fix=_AS_IT_WAS)
             memory[name] = data if isinstance(data, bytes) else memoryview(data).cast("B").toreadonly()
-        needed = [name for name in cls._needed_files if name in records]
+        needed = [name for name in records if cls._needed_files is None or name in cls._needed_files]
         check_complete(memory, (MAIN_FILE[fields.kind], *needed), _MEMORY)
         return cls.from_parts(fields, ArtifactFiles(memory=memory, records={name: records[name] for name in memory}))
 
@@ -288,7 +288,8 @@ class Artifact:
         return self  # nothing in it can change, and a plan may have gigabytes
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        names = [name for name in self.files if name in self._pickled_files]
+        taken = self._pickled_files
+        names = [name for name in self.files if taken is None or name in taken]
         contents = {name: self._artifact_files.read(name) for name in names}
         manifest = write_manifest(self._fields, {name: self._artifact_files.record(name) for name in names})
         wrap: Any = pickle.PickleBuffer if protocol.__index__() >= 5 else bytes

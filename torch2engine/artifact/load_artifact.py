@@ -1,7 +1,7 @@
 """`load_artifact`: a saved folder → the artifact of its kind.
 
-Enters: a path. Leaves: an `OnnxArtifact` or an `EngineArtifact`, every byte of it checked. Separate because it needs
-both kinds, which do not know each other's loading.
+Enters: a path. Leaves: an artifact of one of the three kinds, every byte of it checked. Separate because it needs all
+kinds, which do not know each other's loading.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import os
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import PLAN, RUNTIME_CACHE, read_saved_folder
 
 __all__ = ["load_artifact"]
 
+_CLASSES = {kind.kind: kind for kind in (OnnxArtifact, EngineArtifact, PartsArtifact)}
 
-def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArtifact | EngineArtifact:
-    """Load a saved artifact of either kind and check every byte of it.
+
+def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArtifact | EngineArtifact | PartsArtifact:
+    """Load a saved artifact of any kind and check every byte of it.
 
     The checks come in this order. The folder is there. Its manifest is readable, torch2engine's, undamaged, of a
     version that this torch2engine knows, and valid. Every file that it lists is a regular file of that size and
@@ -31,5 +34,4 @@ def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArt
         ArtifactError: the first of these that fails; its ``path`` says where.
     """
     fields, files = read_saved_folder(path, None, (PLAN, RUNTIME_CACHE) if to_run else ())
-    kind = EngineArtifact if fields.kind == "engine" else OnnxArtifact
-    return kind.from_parts(fields, files)
+    return _CLASSES[fields.kind].from_parts(fields, files)

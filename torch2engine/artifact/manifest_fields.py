@@ -48,7 +48,7 @@ __all__ = [
 # No separators, no leading dot, no drive: such a name can't leave the folder on any system.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
-_KINDS = ("onnx", "engine")
+_KINDS = ("onnx", "engine", "parts")
 _FITTING = "fields that fit together"
 _FIX = "mend that field"
 
@@ -158,7 +158,7 @@ def _check_together(members: dict[str, Any], where: str) -> None:
     if axes and not members["profiles"]:
         raise field_error(members["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
     if (members["kind"] == "engine") != ("hardware" in members):
-        raise SchemaError('"hardware" that does not fit the kind', '"hardware" for an engine, none for an ONNX model')
+        raise SchemaError('"hardware" that does not fit the kind', '"hardware" for an engine, none for any other kind')
 
 
 _CAPABILITY = Items(integer(), lambda numbers: len(numbers) == 2, "[major, minor]")

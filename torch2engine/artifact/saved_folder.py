@@ -11,6 +11,9 @@ A saved artifact is a folder::
         model.plan          the bare TensorRT plan (engines only)
         weights.json        where live weights go (if the engine can be refitted)
         runtime.cache       TensorRT-RTX's compiled kernels (if saved)
+
+A model in parts has other files: ``program.pt2``, ``cut.json``, and those of every part's engine, with the engine's
+name in front.
 """
 
 from __future__ import annotations
@@ -31,10 +34,12 @@ from torch2engine.core.json_rules import SchemaError
 
 __all__ = [
     "ALL_FILES",
+    "CUT",
     "MAIN_FILE",
     "ONNX",
     "ONNX_DATA",
     "PLAN",
+    "PROGRAM",
     "RUNTIME_CACHE",
     "WEIGHTS",
     "check_complete",
@@ -48,10 +53,12 @@ ONNX_DATA = "model.onnx.data"
 PLAN = "model.plan"
 WEIGHTS = "weights.json"
 RUNTIME_CACHE = "runtime.cache"
+PROGRAM = "program.pt2"
+CUT = "cut.json"
 ALL_FILES = (ONNX, ONNX_DATA, WEIGHTS, PLAN, RUNTIME_CACHE)
-MAIN_FILE = {"onnx": ONNX, "engine": PLAN}  # by kind: the file that every artifact has
+MAIN_FILE = {"onnx": ONNX, "engine": PLAN, "parts": PROGRAM}  # by kind: the file that every artifact has
 
-_KIND_NAMES = {"onnx": "an ONNX model", "engine": "an engine"}
+_KIND_NAMES = {"onnx": "an ONNX model", "engine": "an engine", "parts": "a model in parts"}
 _ATTEMPTS = 5
 
 

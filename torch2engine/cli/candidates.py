@@ -15,6 +15,7 @@ import onnx
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.plan_file import PlanFile, read_plan_file
 from torch2engine.builder.onnx_file import check_onnx_file, read_signature
 from torch2engine.builder.source import resolve_source
@@ -39,7 +40,7 @@ def is_answering_path(word: str) -> bool:
     return path.is_dir() or path.suffix in (".onnx", *_ENGINE_SUFFIXES)
 
 
-def describe(path: Path) -> OnnxArtifact | EngineArtifact | PlanFile | Signature:
+def describe(path: Path) -> OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature:
     """Read what a path holds, without TensorRT and without a GPU.
 
     Returns:

@@ -16,6 +16,7 @@ import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.plan_file import PlanFile
 from torch2engine.builder.build import build
 from torch2engine.cli.candidates import describe, import_onnx, in_options, is_answering_path, open_candidate
@@ -39,6 +40,9 @@ from torch2engine.pipeline.compare_deployed import compare_modules, compare_with
 from torch2engine.precision.precision_report import precision_report
 
 __all__ = ["Judgement", "bench", "build_engine", "check", "compare", "deploy_model", "inspect", "run"]
+
+
+_KINDS = {OnnxArtifact: "exported model", EngineArtifact: "engine", PartsArtifact: "model in parts"}
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,7 @@ def _slowest(timing: Any) -> float:
     return max(timing.host_us, timing.device_us or 0.0)
 
 
-def _facts(found: OnnxArtifact | EngineArtifact | PlanFile | Signature) -> dict[str, Any]:
+def _facts(found: OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature) -> dict[str, Any]:
     if isinstance(found, PlanFile):
         return found.to_json()
     if isinstance(found, Signature):
@@ -226,14 +230,16 @@ def _facts(found: OnnxArtifact | EngineArtifact | PlanFile | Signature) -> dict[
     return {**facts, "computed": None if share is None else share.to_json()}
 
 
-def _precision_share(found: OnnxArtifact | EngineArtifact) -> Any:
+def _precision_share(found: OnnxArtifact | EngineArtifact | PartsArtifact) -> Any:
+    if isinstance(found, PartsArtifact):  # its engines have a share each
+        return None
     try:
         return precision_report(found)
     except ArtifactError:  # an engine without its ONNX
         return None
 
 
-def _text_of(found: OnnxArtifact | EngineArtifact | PlanFile | Signature) -> str:
+def _text_of(found: OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature) -> str:
     if isinstance(found, PlanFile):
         lines = [f"a plan of {found.flavour} {found.version}, {len(found.plan)} bytes"]
         if found.metadata:
@@ -241,11 +247,11 @@ def _text_of(found: OnnxArtifact | EngineArtifact | PlanFile | Signature) -> str
         return "\n".join([*lines, "its inputs and outputs are known where TensorRT reads it, on a GPU"])
     if isinstance(found, Signature):
         return "\n".join(["ONNX model", *_tensor_lines(found)])
-    lines = [f"{'engine' if isinstance(found, EngineArtifact) else 'exported model'} in {found.precision}"]
+    lines = [f"{_KINDS[type(found)]} in {found.precision}"]
     lines += _tensor_lines(found.signature)
     lines += [f"profile {number}: {profile}" for number, profile in enumerate(found.profiles) if profile.ranges]
-    if isinstance(found, EngineArtifact):
-        hardware = found.hardware
+    hardware = None if isinstance(found, OnnxArtifact) else found.hardware
+    if hardware is not None:
         where = f" on {hardware.gpu}" if hardware.gpu else ", without a GPU"
         lines.append(f"built by {hardware.flavour} {hardware.flavour_version}{where}")
     lines.append("made with " + ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items())))

@@ -10,7 +10,11 @@ account of the rest. Separate because the stages below know whole models only, a
     part_runner      one part, answered by its engine or by PyTorch
     part_engine      the engine of one graph, which follows weights and sizes
     graph_part       a graph as a module that deploy() takes; graph_layout says how it is called
-    deploy_in_parts  deploy(fallback=True); parts_module is what it returns
+    deploy_in_parts  deploy(fallback=True): the steps for a program that no single engine takes
+    deploy_parts     engines for the parts of a program, and the artifact of both
+    deployed_part    the engines of one part of a deployed model; saved_cut is how all parts are saved
+    parts_module     the deployed model: parts_backend, live_parts
+    program_file     torch's program as a file; program_check refuses a file that is no plain data
     compile_options  the options of torch.compile's backend
     explanation      what runs where, and why
 

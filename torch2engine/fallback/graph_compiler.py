@@ -31,8 +31,8 @@ from torch2engine.fallback.functional_graph import (
 )
 from torch2engine.fallback.graph_layout import GraphLayout, read_layout
 from torch2engine.fallback.graph_part import GraphPart, lines_of, operators_in
-from torch2engine.fallback.part_engine import DeployPart
-from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
+from torch2engine.fallback.part_engine import DeployPart, PartEngine
+from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner, known_obstacle
 from torch2engine.fallback.partition import PartitionedGraph
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
 from torch2engine.fallback.view_results import ViewResults, shares_memory
@@ -106,7 +106,9 @@ class GraphCompiler:
         return lambda *values: views.finish(graph(*values), values)
 
     def _make_runner(self, graph_module: fx.GraphModule, layout: GraphLayout) -> PartRunner:
-        return PartRunner(graph_module, layout, self._options, self._deploy_part, self._record)
+        engine = PartEngine(graph_module, layout, self._deploy_part, self._options.weights == "compared")
+        refusal = known_obstacle(graph_module, layout, self._options.min_nodes)
+        return PartRunner(graph_module, layout, engine, self._record, refusal)
 
     def _in_pytorch(self, graph_module: fx.GraphModule, reason: str) -> Callable[..., Any]:
         graph = graph_module.graph
@@ -138,7 +140,7 @@ class GraphCompiler:
         part = GraphPart(runner.graph_module, layout, weights)
         axes = dynamic_axes(layout, layout.sizes(tensors), largest)
         with dispatch_modes_off(), undisturbed(part):
-            program = export_functional_program(capture_call(part, tensors, axes))
+            program = export_functional_program(capture_call(part, tensors, axes)).program
         nodes = list(program.graph_module.graph.nodes)
         numbers = part.restore_sources(program.graph_module.graph)
         graph = PartitionedGraph(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import sympy
@@ -16,7 +17,7 @@ from torch import fx
 from torch.utils._sympy import interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
 
-__all__ = ["GraphLayout", "SizeRange", "UnknownSizeError", "fake_value", "is_tensor", "read_layout"]
+__all__ = ["GraphLayout", "SizeRange", "UnknownSizeError", "fake_value", "is_tensor", "read_layout", "result_names"]
 
 _NO_LIMIT = 2**31  # torch writes "no limit" as infinity or as the largest int64
 
@@ -75,7 +76,7 @@ class GraphLayout:
         Raises:
             UnknownSizeError: there is one.
         """
-        known = self._dimensions()
+        known = self._dimensions
         for number in (*self.numbers.values(), *self.results):
             unknown = [symbol for symbol in _symbols(number) if symbol not in known]
             if unknown:
@@ -86,13 +87,17 @@ class GraphLayout:
         symbols = _symbols(number)
         if not symbols:
             return int(number) if isinstance(number, sympy.Integer) else number
-        dimensions = self._dimensions()
-        sizes = {symbol: tensors[name].shape[index] for symbol, (name, index) in dimensions.items()}
+        sizes = {symbol: tensors[name].shape[index] for symbol, (name, index) in self._dimensions.items()}
         return cast("Any", interp).sympy_interp(PythonReferenceAnalysis, sizes, number)
 
     def sizes(self, tensors: Mapping[str, torch.Tensor]) -> dict[sympy.Symbol, int]:
         """The size of every symbol in a call that is a whole dimension of a tensor."""
-        return {symbol: tensors[name].shape[index] for symbol, (name, index) in self._dimensions().items()}
+        return {symbol: tensors[name].shape[index] for symbol, (name, index) in self._dimensions.items()}
+
+    @property
+    def axes(self) -> tuple[sympy.Symbol, ...]:
+        """The symbols of `sizes`, in its order."""
+        return tuple(self._dimensions)
 
     def assemble(self, outputs: Sequence[torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:
         """Put the results of a call together.
@@ -104,6 +109,7 @@ class GraphLayout:
         remaining = iter(outputs)
         return tuple(next(remaining) if result is Ellipsis else self.number(result, tensors) for result in self.results)
 
+    @cached_property
     def _dimensions(self) -> dict[sympy.Symbol, tuple[str, int]]:
         """Symbol -> the first dimension of a live tensor that is this symbol alone."""
         found: dict[sympy.Symbol, tuple[str, int]] = {}
@@ -130,7 +136,7 @@ def read_layout(graph_module: fx.GraphModule, weights: Collection[str]) -> Graph
     return GraphLayout(
         placeholders=tuple(node.name for node in nodes),
         weights=frozenset(weights),
-        tensors={name: tuple(map(_plain, tensor.shape)) for name, tensor in tensors.items()},
+        tensors={name: tuple(map(_plain_size, tensor.shape)) for name, tensor in tensors.items()},
         numbers={name: _plain(value) for name, value in live.items() if name not in tensors},
         results=tuple(map(_result, results_of(graph_module.graph))),
         ranges=ranges,
@@ -143,6 +149,11 @@ def results_of(graph: fx.Graph) -> Sequence[Any]:
     return cast("Sequence[Any]", results) if isinstance(results, (tuple, list)) else [results]
 
 
+def result_names(graph: fx.Graph) -> tuple[str, ...]:
+    """The names of the nodes that a graph returns."""
+    return tuple(result.name for result in results_of(graph) if isinstance(result, fx.Node))
+
+
 def _result(result: Any) -> Any:
     if is_tensor(result):
         return Ellipsis
@@ -153,6 +164,16 @@ def _plain(size: Any) -> Any:
     """A symbolic number as sympy's expression; any other value as it is."""
     is_symbolic = isinstance(size, (torch.SymInt, torch.SymFloat, torch.SymBool))
     return cast("Any", size).node.expr if is_symbolic else size
+
+
+def _plain_size(size: Any) -> Any:
+    """A dimension as a number where it is the same at every size, such as min(5, batch) of at least 5 items."""
+    if isinstance(size, torch.SymInt):
+        node = cast("Any", size).node
+        bounds = node.shape_env.bound_sympy(node.expr)
+        if bounds.lower == bounds.upper:
+            return int(bounds.lower)
+    return _plain(size)
 
 
 def _symbols(number: Any) -> set[sympy.Symbol]:

@@ -33,7 +33,7 @@ from torch2engine.fallback.size_versions import Sizes, TooManySizesError, Versio
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.pipeline.user_warning import warn_user
 
-__all__ = ["DeployPart", "LeftInPyTorch", "PartEngine"]
+__all__ = ["DeployPart", "LeftInPyTorch", "PartCall", "PartEngine", "find_or_deploy"]
 
 DeployPart: TypeAlias = "Callable[[nn.Module, Mapping[str, torch.Tensor], Mapping[str, Any]], DeployedModule[Any]]"
 """deploy() with all options but the module, its sample and its dynamic axes."""
@@ -83,12 +83,52 @@ class _SetOfWeights:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """One call of the graph."""
+class PartCall:
+    """One call of a graph.
 
+    Args:
+        graph_module: the graph; it writes into nothing.
+        layout: how it is called.
+        weights, tensors: of the call, by placeholder.
+    """
+
+    graph_module: fx.GraphModule
+    layout: GraphLayout
     weights: Mapping[str, torch.Tensor]
     tensors: Mapping[str, torch.Tensor]
-    sizes: Sizes
+
+    def part(self) -> GraphPart:
+        """The graph as a module with the weights of the call."""
+        return GraphPart(self.graph_module, self.layout, self.weights)
+
+
+def find_or_deploy(
+    engines: VersionsBySize[DeployedModule[Any]], call: PartCall, deploy_part: DeployPart
+) -> DeployedModule[Any]:
+    """Find the engine for a call of a graph, or deploy one.
+
+    Args:
+        engines: of the graph with these weights.
+        call: of the graph.
+        deploy_part: makes an engine.
+
+    Raises:
+        LeftInPyTorch: there is none, and none can be made.
+    """
+    sizes = call.layout.sizes(call.tensors)
+
+    def deploy(largest: Sizes) -> DeployedModule[Any]:
+        with dispatch_modes_off():
+            return deploy_part(call.part(), call.tensors, dynamic_axes(call.layout, sizes, largest))
+
+    try:
+        return engines.find_or_make(sizes, deploy)
+    except TooManySizesError as error:
+        raise LeftInPyTorch(str(error), is_final=False) from error
+    except UnsupportedOperatorError as error:
+        raise LeftInPyTorch(first_line(error), call.part().obstacles_of(error.nodes)) from error
+    except _REFUSALS as error:
+        raise LeftInPyTorch(first_line(error)) from error
 
 
 class PartEngine:
@@ -122,30 +162,13 @@ class PartEngine:
         Raises:
             LeftInPyTorch: no engine answers it.
         """
-        call = _Call(weights, tensors, self._layout.sizes(tensors))
         if any(tensor.numel() == 0 for tensor in tensors.values()):
             raise LeftInPyTorch("a tensor without elements", is_final=False)
+        call = PartCall(self._graph_module, self._layout, weights, tensors)
         with self._lock:
-            module = self._engine_for(call)
+            module = find_or_deploy(self._set_of(weights).engines, call, self._deploy_part)
         self.runtime = module.runtime
         return list(module.infer([tensors[spec.name] for spec in module.signature.inputs]).values())
-
-    def _engine_for(self, call: _Call) -> DeployedModule[Any]:
-        engines = self._set_of(call.weights).engines
-        try:
-            return engines.find_or_make(call.sizes, lambda largest: self._deploy(call, largest))
-        except TooManySizesError as error:
-            raise LeftInPyTorch(str(error), is_final=False) from error
-        except UnsupportedOperatorError as error:
-            part = GraphPart(self._graph_module, self._layout, call.weights)
-            raise LeftInPyTorch(first_line(error), part.obstacles_of(error.nodes)) from error
-        except _REFUSALS as error:
-            raise LeftInPyTorch(first_line(error)) from error
-
-    def _deploy(self, call: _Call, largest: Sizes) -> DeployedModule[Any]:
-        part = GraphPart(self._graph_module, self._layout, call.weights)
-        with dispatch_modes_off():
-            return self._deploy_part(part, call.tensors, dynamic_axes(self._layout, call.sizes, largest))
 
     def _set_of(self, weights: Mapping[str, torch.Tensor]) -> _SetOfWeights:
         """The engines of these weights. New values in the same tensors replace the old ones.
@@ -174,8 +197,8 @@ class PartEngine:
         part = GraphPart(self._graph_module, self._layout, weights)
         self._sets.remove(held)  # nothing answers with the old values, whatever fails below
         try:
-            for module in held.engines.made():
-                module.refit(part)
+            for version in held.engines.made():
+                version.value.refit(part)
         except Torch2EngineError as error:
             if not self._has_warned:
                 self._has_warned = True

@@ -8,19 +8,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from torch import fx
 
-from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.explanation import GraphPartRecord, Obstacle, RunRecord
 from torch2engine.fallback.graph_layout import GraphLayout, UnknownSizeError
 from torch2engine.fallback.graph_part import lines_of, operators_in
-from torch2engine.fallback.part_engine import DeployPart, LeftInPyTorch, PartEngine
+from torch2engine.fallback.part_engine import LeftInPyTorch
 
-__all__ = ["OperatorsRefused", "PartRunner"]
+__all__ = ["AnswersPart", "OperatorsRefused", "PartRunner", "known_obstacle"]
 
 _logger = logging.getLogger(__name__)
+
+
+class AnswersPart(Protocol):
+    """Answers a graph by engines."""
+
+    @property
+    def runtime(self) -> str:
+        """The title of what answers, once something has."""
+        ...
+
+    def __call__(self, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Answer a call; both arguments are by placeholder.
+
+        Raises:
+            LeftInPyTorch: no engine answers it.
+        """
+        ...
 
 
 class OperatorsRefused(Exception):
@@ -41,25 +58,25 @@ class PartRunner:
     Args:
         graph_module: the graph, which answers in PyTorch where there is no engine.
         layout: how it is called.
-        options: how it becomes an engine.
-        deploy_part: makes the engine.
+        engine: answers where it can.
         record: takes what is found out.
+        refusal: why PyTorch answers every call, or "".
     """
 
     def __init__(
         self,
         graph_module: fx.GraphModule,
         layout: GraphLayout,
-        options: CompileOptions,
-        deploy_part: DeployPart,
+        engine: AnswersPart,
         record: RunRecord,
+        refusal: str,
     ) -> None:
         self.graph_module = graph_module
         self.layout = layout
         self._record = record
+        self.engine = engine
+        self.refusal = refusal
         self._part = GraphPartRecord("", operators_in(graph_module.graph), lines_of(graph_module.graph))
-        self._engine = PartEngine(graph_module, layout, deploy_part, options.weights == "compared")
-        self._refusal = _known_obstacle(layout, self._part.operators, options.min_nodes)
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
         """Answer a call.
@@ -68,10 +85,10 @@ class PartRunner:
             OperatorsRefused: at the first call, if that is why there is no engine.
         """
         with self._record.timed(self._part):
-            if not self._refusal:
+            if not self.refusal:
                 weights, tensors = self.layout.split(values)
                 try:
-                    outputs = self._engine(weights, tensors)
+                    outputs = self.engine(weights, tensors)
                 except LeftInPyTorch as left:
                     if left.obstacles:
                         raise OperatorsRefused(left.obstacles) from left
@@ -79,11 +96,14 @@ class PartRunner:
                         self.leave_in_pytorch(left.reason)
                     self._note(left.reason, "PyTorch")
                 else:
-                    self._note("", self._engine.runtime)
+                    self._note("", self.engine.runtime)
                     return self.layout.assemble(outputs, tensors)
             else:
-                self._note(self._refusal, "PyTorch")
-            return tuple(self.graph_module(*values))
+                self._note(self.refusal, "PyTorch")
+            results: Any = self.graph_module(*values)
+            if isinstance(results, torch.Tensor):  # a part may return one, not a tuple of one
+                return (results,)
+            return tuple(results)
 
     def leave_in_pytorch(self, reason: str) -> None:
         """Answer every later call in PyTorch.
@@ -91,7 +111,7 @@ class PartRunner:
         Args:
             reason: a sentence for people.
         """
-        self._refusal = reason
+        self.refusal = reason
 
     def _note(self, reason: str, runs_in: str) -> None:
         """Write into the record where the graph runs, when that is new."""
@@ -104,9 +124,15 @@ class PartRunner:
             _logger.info("%s in %s%s", part.source, runs_in, f": {reason}" if reason else "")
 
 
-def _known_obstacle(layout: GraphLayout, operators: int, min_nodes: int) -> str:
-    """Why a graph stays in PyTorch, as far as that is known before any call; "" if nothing is."""
-    if operators < min_nodes:
+def known_obstacle(graph_module: fx.GraphModule, layout: GraphLayout, min_nodes: int) -> str:
+    """Why a graph stays in PyTorch, as far as that is known before any call; "" if nothing is.
+
+    Args:
+        graph_module: the graph.
+        layout: how it is called.
+        min_nodes: the least number of operators that are worth an engine.
+    """
+    if operators_in(graph_module.graph) < min_nodes:
         return f"fewer operators than min_nodes = {min_nodes}"
     if not layout.tensors:
         return "no tensor as an input"

@@ -11,6 +11,8 @@ import copy
 import operator
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -23,7 +25,7 @@ from torch2engine.fallback.explanation import Obstacle, RunRecord
 from torch2engine.fallback.graph_layout import fake_value, is_tensor, read_layout
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
 
-__all__ = ["MakeRunner", "PartitionedGraph"]
+__all__ = ["CutPart", "MakeRunner", "PartitionedGraph", "repeat_cut"]
 
 MakeRunner = Callable[[fx.GraphModule, Any], PartRunner]
 """A part with its layout → what answers it."""
@@ -40,11 +42,15 @@ class _RefusedInPart(Exception):
 
 
 class _Part(nn.Module):
-    """A runner in the place of its operators."""
+    """A runner in the place of its operators.
+
+    Args:
+        runner: answers the part.
+    """
 
     def __init__(self, runner: PartRunner) -> None:
         super().__init__()
-        self._runner = runner
+        self.runner = runner
         graph = runner.graph_module.graph
         self._node_names = [node.name for node in graph.nodes]
         self._returns_tuple = isinstance(graph.output_node().args[0], (tuple, list))
@@ -52,7 +58,7 @@ class _Part(nn.Module):
     def forward(self, *values: Any) -> Any:
         """Answer the part's call."""
         try:
-            results = self._runner(*values)
+            results = self.runner(*values)
         except OperatorsRefused as refused:
             named = {self._node_names[number]: obstacle for number, obstacle in refused.obstacles.items()}
             raise _RefusedInPart(named) from refused
@@ -79,6 +85,19 @@ class _Supported(OperatorSupportBase):
         value = fake_value(node)
         results = cast("Sequence[Any]", value if isinstance(value, (tuple, list)) else (value,))
         return all(isinstance(result, torch.Tensor) and not result.is_complex() for result in results)
+
+
+@dataclass(frozen=True)
+class CutPart:
+    """One part of a graph.
+
+    Args:
+        nodes: the names of its operators, in the graph's order.
+        runner: answers it.
+    """
+
+    nodes: tuple[str, ...]
+    runner: PartRunner
 
 
 class PartitionedGraph:
@@ -137,23 +156,71 @@ class PartitionedGraph:
                 self._cut = self._cut_anew()
             return self._cut
 
+    def parts(self) -> list[CutPart]:
+        """The parts of the present cut."""
+        cut = self._cut_graph()
+        return [
+            CutPart(part_nodes(self._graph_module, names), part.runner)
+            for names, part in self._parts.items()
+            if any(module is part for module in cut.children())
+        ]
+
     def _cut_anew(self) -> fx.GraphModule:
         cut = copy.deepcopy(self._graph_module)
         partitioner = CapabilityBasedPartitioner(cut, _Supported(self._refused), allows_single_node_partition=True)
         proposed = partitioner.propose_partitions()
         worthwhile = [partition for partition in proposed if self._is_worthwhile(partition)]
         names = [frozenset(node.name for node in partition.nodes) for partition in worthwhile]
-        partitioner.fuse_partitions(worthwhile, prefix=_PREFIX)
+        _fuse(cut, [part_nodes(cut, part) for part in names])
         for number, in_part in enumerate(names):
             name = f"{_PREFIX}{number}"
             if in_part not in self._parts:
-                self._parts[in_part] = self._make_part(cut.get_submodule(name))
+                self._parts[in_part] = _make_part(cut.get_submodule(name), self._weights, self._make_runner)
             setattr(cut, name, self._parts[in_part])
         return cut
 
     def _is_worthwhile(self, partition: Partition) -> bool:
         return sum(is_tensor(node) for node in partition.nodes) >= self._min_nodes
 
-    def _make_part(self, graph_module: Any) -> _Part:
-        placeholders = {node.name for node in graph_module.graph.nodes if node.op == "placeholder"}
-        return _Part(self._make_runner(graph_module, read_layout(graph_module, placeholders & self._weights)))
+
+def _make_part(graph_module: Any, weights: Collection[str], make_runner: MakeRunner) -> _Part:
+    placeholders = {node.name for node in graph_module.graph.nodes if node.op == "placeholder"}
+    return _Part(make_runner(graph_module, read_layout(graph_module, placeholders & frozenset(weights))))
+
+
+def part_nodes(graph_module: fx.GraphModule, names: Collection[str]) -> tuple[str, ...]:
+    """The names of a part's operators in the graph's order, so that a part is always the same graph."""
+    return tuple(node.name for node in graph_module.graph.nodes if node.name in names)
+
+
+def _fuse(graph_module: fx.GraphModule, parts: Sequence[Sequence[str]]) -> None:
+    """Put one submodule in the place of each part's operators."""
+    nodes = {node.name: node for node in graph_module.graph.nodes}
+    partitions = [Partition(number, [nodes[name] for name in names]) for number, names in enumerate(parts)]
+    partitioner = CapabilityBasedPartitioner(graph_module, _Supported(()), allows_single_node_partition=True)
+    partitioner.fuse_partitions(partitions, prefix=_PREFIX)
+
+
+def repeat_cut(
+    graph_module: fx.GraphModule,
+    weights: Collection[str],
+    parts: Sequence[Sequence[str]],
+    make_runner: Callable[[int, fx.GraphModule, Any], PartRunner],
+) -> fx.GraphModule:
+    """Cut a graph in the same way as an earlier one.
+
+    Args:
+        graph_module: the graph; it is copied.
+        weights: names of the placeholders that take parameters, buffers and constants.
+        parts: the names of each part's operators, in the graph's order.
+        make_runner: a part's number, its graph and its layout → what answers it.
+
+    Raises:
+        KeyError: an operator is not in the graph.
+    """
+    cut = copy.deepcopy(graph_module)
+    _fuse(cut, parts)
+    for number in range(len(parts)):
+        name = f"{_PREFIX}{number}"
+        setattr(cut, name, _make_part(cut.get_submodule(name), weights, partial(make_runner, number)))
+    return cut

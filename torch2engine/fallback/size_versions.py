@@ -7,15 +7,17 @@ in the same way: by powers of two, so that many sizes need few versions; and by 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import sympy
+from torch.utils._sympy.symbol import SymT, symbol_is_type
 
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis
 from torch2engine.fallback.graph_layout import GraphLayout
 
-__all__ = ["Sizes", "TooManySizesError", "VersionsBySize", "dynamic_axes"]
+__all__ = ["Sizes", "TooManySizesError", "Version", "VersionsBySize", "dynamic_axes"]
 
 V = TypeVar("V")
 
@@ -23,10 +25,26 @@ Sizes: TypeAlias = "Mapping[sympy.Symbol, int]"
 """The size of every dynamic axis."""
 
 _MOST_SINGLE_SIZES = 8
+_ROOM_FOR_VALUES = 8  # a size that depends on values may be that many times as large in another call
 
 
 class TooManySizesError(Exception):
     """No version holds for a range of sizes, and enough single sizes have one."""
+
+
+@dataclass(frozen=True)
+class Version(Generic[V]):
+    """One version, and the sizes that it holds for.
+
+    Args:
+        value: the version.
+        sizes: of every dynamic axis, in the layout's order: the largest, or the only ones.
+        is_range: whether it holds for all sizes up to these.
+    """
+
+    value: V
+    sizes: tuple[int, ...]
+    is_range: bool
 
 
 class VersionsBySize(Generic[V]):
@@ -54,9 +72,9 @@ class VersionsBySize(Generic[V]):
             TooManySizesError: each size needs a version of its own.
             DynamicAxisError: from `make`, for a graph without dynamic axes.
         """
+        if (found := self.find(sizes)) is not None:
+            return found
         if self._has_range:
-            if self._ranged is not None and all(size <= self._largest[symbol] for symbol, size in sizes.items()):
-                return self._ranged
             largest = self._next_largest(sizes)
             try:
                 self._ranged = make(largest)
@@ -67,23 +85,37 @@ class VersionsBySize(Generic[V]):
             else:
                 self._largest = largest
                 return self._ranged
-        key = tuple(sizes.values())
-        if key not in self._single:
-            if len(self._single) == _MOST_SINGLE_SIZES:
-                raise TooManySizesError(f"every size needs an engine of its own, and {_MOST_SINGLE_SIZES} have one")
-            self._single[key] = make({})
-        return self._single[key]
+        if len(self._single) == _MOST_SINGLE_SIZES:
+            raise TooManySizesError(f"every size needs an engine of its own, and {_MOST_SINGLE_SIZES} have one")
+        return self._single.setdefault(tuple(sizes.values()), make({}))
 
-    def made(self) -> list[V]:
+    def find(self, sizes: Sizes) -> V | None:
+        """Return the version for these sizes, or None if there is none yet."""
+        largest = self._largest
+        if self._ranged is not None and all(size <= largest[symbol] for symbol, size in sizes.items()):
+            return self._ranged
+        return self._single.get(tuple(sizes.values())) if self._single else None
+
+    def made(self) -> list[Version[V]]:
         """Return all versions that there are."""
-        return [*([] if self._ranged is None else [self._ranged]), *self._single.values()]
+        ranged = [] if self._ranged is None else [Version(self._ranged, tuple(self._largest.values()), True)]
+        return [*ranged, *(Version(value, sizes, False) for sizes, value in self._single.items())]
+
+    def add(self, version: Version[V]) -> None:
+        """Add a version that `made` returned for a graph with the same layout."""
+        if version.is_range:
+            self._ranged = version.value
+            self._largest = dict(zip(self._layout.axes, version.sizes, strict=True))
+        else:
+            self._single[version.sizes] = version.value
 
     def _next_largest(self, sizes: Sizes) -> dict[sympy.Symbol, int]:
         """Powers of two, but nothing beyond what torch has traced."""
         largest: dict[sympy.Symbol, int] = {}
         for symbol, size in sizes.items():
             high = self._layout.ranges[symbol].high
-            rounded = max(self._largest.get(symbol, 0), 2, 1 << (size - 1).bit_length())
+            room = _ROOM_FOR_VALUES if symbol_is_type(symbol, SymT.UNBACKED_INT) else 1
+            rounded = max(self._largest.get(symbol, 0), 2, 1 << (room * size - 1).bit_length())
             largest[symbol] = rounded if high is None else max(size, min(rounded, high))
         return largest
 

@@ -564,6 +564,16 @@ def artifact_of(module: DeployedModule[Any]) -> Artifact:
     return module._artifact  # pyright: ignore[reportPrivateUsage]  # the same file
 
 
+def current_artifact_of(module: DeployedModule[Any]) -> Artifact:
+    """Give the artifact of a module with everything that calls and refits have added, as `save` writes it.
+
+    Raises:
+        RefitError: its weights were found wrong.
+    """
+    with module._weight_sync.weights_locked():  # pyright: ignore[reportPrivateUsage]  # the same file
+        return module._backend.current_artifact()  # pyright: ignore[reportPrivateUsage]  # the same file
+
+
 def prove_split_axes(
     module: DeployedModule[Any], calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None = None
 ) -> tuple[str, ...]:

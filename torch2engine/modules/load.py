@@ -18,6 +18,7 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import ONNX
 from torch2engine.core.config import RuntimeConfig, require_choice
 from torch2engine.core.errors import InputError, InstallationError
@@ -51,6 +52,9 @@ BACKENDS = {
 }
 """The word in deploy(runtime=...) → the backend. `load` takes the first row that runs what was saved."""
 
+_IN_PARTS = BackendEntry(PartsArtifact, "torch2engine.fallback.parts_module", "PartsModule")
+"""Runs the engines of several rows, in turn with PyTorch; no word in deploy() stands for it."""
+
 
 def load(
     path: str | Path,
@@ -59,7 +63,7 @@ def load(
     reference: nn.Module | None = None,
     runtime: Literal["tensorrt", "onnxruntime"] | None = None,
 ) -> DeployedModule[Any]:
-    """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`.
+    """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`, one in parts as `PartsModule`.
 
     Args:
         path: the folder that `save` wrote.
@@ -78,21 +82,27 @@ def load(
     """
     require_choice("runtime", runtime, (None, *BACKENDS))
     artifact = load_artifact(path, to_run=runtime != "onnxruntime")
-    if isinstance(artifact, EngineArtifact) and runtime == "onnxruntime":
+    if isinstance(artifact, (EngineArtifact, PartsArtifact)) and runtime == "onnxruntime":
         artifact = artifact.exported()
-    if isinstance(artifact, OnnxArtifact) and runtime == "tensorrt":
+    has_engine = isinstance(artifact, EngineArtifact)
+    if isinstance(artifact, PartsArtifact):
+        has_engine = artifact.hardware is not None
+    if not has_engine and runtime == "tensorrt":
+        in_parts = isinstance(artifact, PartsArtifact)
         raise InputError(
             "runtime",
-            got="'tensorrt' for an exported model",
+            got=f"'tensorrt' for {'a model in parts of ONNX Runtime' if in_parts else 'an exported model'}",
             allowed="'onnxruntime' or None, since there is no engine in it",
-            fix=f"build one with torch2engine.build(torch2engine.OnnxArtifact.load({str(path)!r}))",
+            fix="deploy the model with runtime='tensorrt'"
+            if in_parts
+            else f"build one with torch2engine.build(torch2engine.OnnxArtifact.load({str(path)!r}))",
         )
     target = None if device is None else torch.device(device)
-    entry = next(entry for entry in BACKENDS.values() if isinstance(artifact, entry.runs))
+    entry = next(entry for entry in (*BACKENDS.values(), _IN_PARTS) if isinstance(artifact, entry.runs))
     try:
         return entry.module_class().from_saved(artifact, path, target, runtime_config, reference)
     except InstallationError as error:
-        if ONNX not in artifact.files:
+        if ONNX not in artifact.files and not isinstance(artifact, PartsArtifact):
             raise
         fix = f"{error.fix}; or load it with runtime='onnxruntime', which runs its {ONNX} on the CPU"
         raise InstallationError(error.subject, got=error.got, allowed=error.allowed, fix=fix) from error

@@ -20,6 +20,7 @@ from typing import Any, cast
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.core.config import RuntimeConfig, require_choice, require_instance
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.fork_safe_lock import ForkSafeLock
@@ -378,12 +379,14 @@ def _engine(source: object) -> EngineArtifact:
     if isinstance(source, (str, os.PathLike)):
         where = os.fspath(cast("os.PathLike[str]", source))
         found = load_artifact(where, to_run=True)
-    if isinstance(found, OnnxArtifact):
+    if isinstance(found, (OnnxArtifact, PartsArtifact)):
+        in_parts = isinstance(found, PartsArtifact)
+        build = "" if in_parts else "build it with torch2engine.build(artifact), or "
         raise ArtifactError(
             f"artifact '{where}'" if where else "artifact",
-            got="an exported model",
+            got="a model in parts, some of which PyTorch runs" if in_parts else "an exported model",
             allowed="an engine, which a Processor runs",
-            fix="build it with torch2engine.build(artifact), or serve it by torch2engine.load",
+            fix=f"{build}serve it by torch2engine.load",
             path=where,
         )
     require_instance("Processor(source=...)", found, EngineArtifact)

@@ -1,0 +1,189 @@
+"""A program → engines for its parts, and the artifact of both.
+
+Enters: a program's file, inputs to run it on, and deploy(). Leaves: the cut with an engine for every part that has one,
+and a `PartsArtifact`. Separate from `deploy_in_parts` because nothing here knows the model that the program came from.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, cast
+
+import sympy
+import torch
+from torch import fx, nn
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.file_access import write_file
+from torch2engine.artifact.files import disk_errors
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact, write_engine
+from torch2engine.artifact.saved_folder import CUT, PROGRAM, WEIGHTS
+from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.capture.weight_program import WeightProgram
+from torch2engine.core.spec import Profile, Signature
+from torch2engine.fallback.compile_options import CompileOptions
+from torch2engine.fallback.deployed_part import DeployedPart
+from torch2engine.fallback.explanation import Obstacle, RunRecord
+from torch2engine.fallback.graph_layout import GraphLayout, fake_value, result_names
+from torch2engine.fallback.graph_part import operator_of, source_of
+from torch2engine.fallback.part_engine import DeployPart
+from torch2engine.fallback.part_runner import PartRunner, known_obstacle
+from torch2engine.fallback.partition import PartitionedGraph
+from torch2engine.fallback.program_file import read_program
+from torch2engine.fallback.saved_cut import SavedCut, SavedEngine, SavedPart
+from torch2engine.fallback.size_versions import TooManySizesError
+from torch2engine.modules.deployed import DeployedModule, current_artifact_of
+
+__all__ = ["DeployedCut", "PartsRequest", "deploy_parts", "write_parts"]
+
+
+@dataclass(frozen=True)
+class PartsRequest:
+    """What is to be deployed in parts.
+
+    Args:
+        program: the file of the whole program.
+        device: where engines and program run.
+        deploy_part: makes the engine of a part.
+    """
+
+    program: bytes
+    device: torch.device
+    deploy_part: DeployPart
+
+
+@dataclass(frozen=True)
+class DeployedCut:
+    """A program that is cut, with the engines of its parts.
+
+    Args:
+        program: the file of the whole program.
+        parts: by the names of their operators.
+        obstacles: the operators that no engine takes.
+    """
+
+    program: bytes
+    parts: Mapping[tuple[str, ...], PartRunner]
+    obstacles: tuple[Obstacle, ...]
+
+
+def deploy_parts(request: PartsRequest, calls: Sequence[Sequence[torch.Tensor]]) -> DeployedCut:
+    """Cut a program, and deploy its parts on what calls make of their inputs; the largest call first.
+
+    Args:
+        request: the program, and how to deploy a part.
+        calls: flat inputs, on any device; they are copied.
+    """
+    program = read_program(request.program, "in memory", request.device)
+    _bound_value_dependent(program.graph_module.graph)
+    record = RunRecord()
+    deployer = _PartDeployer(request.deploy_part)
+
+    def make_runner(graph_module: fx.GraphModule, layout: GraphLayout) -> PartRunner:
+        engine = DeployedPart(graph_module, layout, deployer)
+        refusal = known_obstacle(graph_module, layout, CompileOptions.min_nodes)
+        return PartRunner(graph_module, layout, engine, record, refusal)
+
+    placeholders = [*program.weights, *program.constants]
+    graph = PartitionedGraph(program.graph_module, placeholders, CompileOptions.min_nodes, make_runner, record)
+    graph.refuse(_value_dependent(program.graph_module.graph))
+    with torch.no_grad():
+        for leaves in sorted(calls, key=lambda leaves: -sum(leaf.numel() for leaf in leaves)):
+            graph(*program.values(program.tensors, [leaf.to(request.device, copy=True) for leaf in leaves]))
+    deployer.is_open = False
+    parts = {part.nodes: part.runner for part in graph.parts()}
+    return DeployedCut(request.program, parts, tuple(record.obstacles.values()))
+
+
+class _PartDeployer:
+    """Deploys parts while the program is cut, and none afterwards."""
+
+    def __init__(self, deploy_part: DeployPart) -> None:
+        self._deploy_part = deploy_part
+        self.is_open = True
+
+    def __call__(
+        self, part: nn.Module, tensors: Mapping[str, torch.Tensor], dynamic_axes: Mapping[str, Any]
+    ) -> DeployedModule[Any]:
+        if not self.is_open:
+            raise TooManySizesError("no engine was deployed for these sizes")
+        return self._deploy_part(part, tensors, dynamic_axes)
+
+
+def _value_dependent(graph: fx.Graph) -> dict[str, Obstacle]:
+    """The operators whose results have sizes that depend on values; an engine can only go on with such results."""
+    return {
+        node.name: Obstacle(operator_of(node), source_of(node), "the size of its result depends on values")
+        for node in graph.nodes
+        if _free_sizes(node) and not any(map(_free_sizes, node.all_input_nodes))
+    }
+
+
+def _bound_value_dependent(graph: fx.Graph) -> None:
+    """Give the sizes that depend on values the bounds that torch has found, which a saved program checks as it runs.
+
+    A boolean index of 9 items, say, finds at most 9.
+    """
+    for node in graph.nodes:
+        if node.target is not operator.le or not isinstance(node.args[0], fx.Node) or not isinstance(node.args[1], int):
+            continue
+        size = fake_value(node.args[0])
+        if isinstance(size, torch.SymInt) and isinstance(size.node.expr, sympy.Symbol):
+            cast("Any", size.node.shape_env).constrain_symbol_range(
+                size.node.expr, compiler_min=0, compiler_max=node.args[1]
+            )
+
+
+def _free_sizes(node: fx.Node) -> bool:
+    value = fake_value(node)
+    return isinstance(value, torch.Tensor) and bool(free_unbacked_symbols(value.shape))
+
+
+def write_parts(
+    cut: DeployedCut,
+    signature: Signature,
+    profiles: Sequence[Profile],
+    precision: str,
+    weight_program: WeightProgram | None,
+) -> PartsArtifact:
+    """Write the artifact of a program in parts to a scratch folder.
+
+    Args:
+        cut: the program with its engines.
+        signature, profiles, precision: of the whole.
+        weight_program: how its weights follow from a model's, if it can be refitted.
+
+    Raises:
+        ArtifactError: the disk refused.
+    """
+    owner = scratch_folder()
+    saved: list[SavedPart] = []
+    for number, (nodes, runner) in enumerate(cut.parts.items()):
+        engine = runner.engine
+        assert isinstance(engine, DeployedPart), "the kind that deploy_parts made"
+        engines: list[SavedEngine] = []
+        for version_number, one in enumerate(engine.engines.made()):
+            artifact = current_artifact_of(one.value)
+            assert isinstance(artifact, (OnnxArtifact, EngineArtifact)), "the kinds that engines have"
+            name = f"part-{number}-{version_number}"
+            write_engine(owner.path, name, artifact)
+            engines.append(SavedEngine(name, one.sizes, one.is_range))
+        saved.append(SavedPart(nodes, result_names(runner.graph_module.graph), runner.refusal, tuple(engines)))
+    with disk_errors(owner.path):
+        write_file(owner.path / PROGRAM, cut.program)
+        write_file(owner.path / CUT, SavedCut(tuple(saved), cut.obstacles).to_json())
+        if weight_program is not None:
+            write_file(owner.path / WEIGHTS, weight_program.to_json())
+    return PartsArtifact(
+        owner.path,
+        signature=signature,
+        profiles=profiles,
+        precision=precision,
+        versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
+        owner=owner,
+    )

@@ -1,0 +1,75 @@
+"""The engines of one part of a deployed model, for one set of weights.
+
+Enters: the weights and the live tensors of a call. Leaves: the part's tensors, or `LeftInPyTorch`. Separate from
+`part_engine` because a deployed model gets its engines once, and new weights by a refit alone: no call looks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch2engine.fallback.graph_layout import GraphLayout
+from torch2engine.fallback.part_engine import DeployPart, LeftInPyTorch, PartCall, find_or_deploy
+from torch2engine.fallback.size_versions import VersionsBySize
+from torch2engine.modules.deployed import DeployedModule
+
+__all__ = ["DeployedPart"]
+
+
+class DeployedPart:
+    """The engines of one part.
+
+    Args:
+        graph_module: the part's graph.
+        layout: how it is called.
+        deploy_part: makes an engine at sizes that have none; None for a model whose engines are all made.
+    """
+
+    def __init__(
+        self, graph_module: fx.GraphModule, layout: GraphLayout, deploy_part: DeployPart | None = None
+    ) -> None:
+        self.runtime = ""  # the title of what answers, once something has
+        self.engines = VersionsBySize[DeployedModule[Any]](layout)
+        self._graph_module = graph_module
+        self._layout = layout
+        self._deploy_part = deploy_part
+
+    def __call__(self, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Answer a call.
+
+        Args:
+            weights, tensors: by placeholder.
+
+        Raises:
+            LeftInPyTorch: no engine answers it.
+        """
+        if any(tensor.numel() == 0 for tensor in tensors.values()):
+            raise LeftInPyTorch("a tensor without elements", is_final=False)
+        module = self.engines.find(self._layout.sizes(tensors))
+        if module is None:
+            if self._deploy_part is None:
+                raise LeftInPyTorch("no engine was deployed for these sizes", is_final=False)
+            call = PartCall(self._graph_module, self._layout, weights, tensors)
+            module = find_or_deploy(self.engines, call, self._deploy_part)
+        self.runtime = module.runtime
+        return list(module.infer([tensors[spec.name] for spec in module.signature.inputs]).values())
+
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give every engine new weights, without a comparison.
+
+        Args:
+            weights: by placeholder; those of the part are among them.
+
+        Raises:
+            RefitError: an engine does not take them.
+        """
+        if not self._layout.weights:
+            return
+        own = {name: weights[name] for name in self._layout.placeholders if name in self._layout.weights}
+        part = PartCall(self._graph_module, self._layout, own, {}).part()
+        for version in self.engines.made():
+            version.value.refit(part, verify=False)

@@ -1,0 +1,151 @@
+"""A saved model in parts → what answers its calls, on one device.
+
+Enters: a `PartsArtifact`. Leaves: flat inputs answered by its engines and by PyTorch. Separate from `parts_backend`
+because locks, processes and saving mean nothing here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
+from torch2engine.artifact.saved_folder import CUT, PROGRAM
+from torch2engine.core.config import RuntimeConfig
+from torch2engine.core.errors import ArtifactError
+from torch2engine.fallback.deployed_part import DeployedPart
+from torch2engine.fallback.explanation import RunRecord
+from torch2engine.fallback.graph_layout import GraphLayout, result_names
+from torch2engine.fallback.part_runner import PartRunner
+from torch2engine.fallback.partition import repeat_cut
+from torch2engine.fallback.program_file import read_program
+from torch2engine.fallback.saved_cut import SavedCut, SavedEngine
+from torch2engine.fallback.size_versions import Version
+from torch2engine.modules.deployed import DeployedModule, current_artifact_of
+from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.modules.trt.trt_module import TRTModule
+
+__all__ = ["LiveParts"]
+
+
+class LiveParts:
+    """The engines, the graph and the weights of a model in parts. Threads may share it, but for a refit.
+
+    Args:
+        artifact: the model.
+        device: where it runs.
+        runtime_config: how TensorRT engines answer.
+        record: takes what the parts find out about themselves.
+
+    Raises:
+        ArtifactError: the artifact is not valid, or not for this GPU.
+        InstallationError: no GPU, or no TensorRT of the flavour.
+    """
+
+    def __init__(
+        self, artifact: PartsArtifact, device: torch.device, runtime_config: RuntimeConfig, record: RunRecord
+    ) -> None:
+        self.device = device
+        self._runtime_config = runtime_config
+        self._modules: dict[str, DeployedModule[Any]] = {}
+        self._built_from: dict[str, OnnxArtifact | EngineArtifact] = {}
+        self._parts: list[DeployedPart] = []
+        where = f"{artifact}"
+        cut = SavedCut.from_json(artifact.read(CUT), where)
+        self._program = read_program(artifact.read(PROGRAM), where, device)
+
+        def make_runner(number: int, graph_module: fx.GraphModule, layout: GraphLayout) -> PartRunner:
+            saved = cut.parts[number]
+            if result_names(graph_module.graph) != saved.results:
+                raise ValueError(f"part {number} returns {', '.join(result_names(graph_module.graph))}")
+            part = DeployedPart(graph_module, layout)
+            for engine in saved.engines:
+                part.engines.add(Version(self._load(artifact, engine), engine.sizes, engine.is_range))
+            self._parts.append(part)
+            return PartRunner(graph_module, layout, part, record, saved.reason)
+
+        for obstacle in cut.obstacles:
+            record.add_obstacle(obstacle)
+        constants = [*self._program.weights, *self._program.constants]
+        try:
+            self._graph = repeat_cut(
+                self._program.graph_module, constants, [part.nodes for part in cut.parts], make_runner
+            )
+        except (KeyError, ValueError) as error:
+            raise ArtifactError(
+                f"artifact '{where}'",
+                got=f"a {CUT} that does not fit the {PROGRAM} ({error})",
+                allowed="files of one model",
+                fix="save it again or restore it from a copy",
+                path=where,
+            ) from error
+        self._place_weights(self._program.tensors)
+
+    def _load(self, artifact: PartsArtifact, engine: SavedEngine) -> DeployedModule[Any]:
+        built = artifact.engine(engine.name)
+        module: DeployedModule[Any]
+        if isinstance(built, EngineArtifact):
+            module = TRTModule(built, runtime_config=self._runtime_config).bind(self.device)
+        else:
+            module = ORTModule(built)
+        self._modules[engine.name] = module
+        self._built_from[engine.name] = built
+        return module
+
+    def _place_weights(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Make the values of a call without its inputs; each call takes a copy of this list."""
+        self._weights = dict(weights)
+        program = self._program
+        names = [node.name for node in program.graph_module.graph.nodes if node.op == "placeholder"]
+        self._slots = [names.index(name) for name in program.inputs]
+        tensors = {**program.constants, **{name: weights[path] for name, path in program.weights.items()}}
+        self._taken = frozenset(memory_of(tensor) for tensor in tensors.values())
+        self._values: list[Any] = [tensors.get(name) for name in names]  # last: one assignment changes all weights
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Answer flat inputs on the device with fresh tensors."""
+        values = list(self._values)
+        for slot, tensor in zip(self._slots, inputs, strict=True):
+            values[slot] = tensor
+        taken = {*self._taken, *map(memory_of, inputs)}
+        fresh: list[torch.Tensor] = []
+        for output in self._graph(*values):
+            fresh.append(output.clone() if memory_of(output) in taken else output)
+            taken.add(memory_of(fresh[-1]))
+        return fresh
+
+    def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Give all engines, and what is in PyTorch, new weights.
+
+        Args:
+            weights: by path, on the device; they belong to this object now. Others stay as they are.
+
+        Raises:
+            RefitError: an engine does not take them; earlier ones have taken them.
+        """
+        program = self._program
+        merged = {**self._weights, **weights}
+        placeholders = {**program.constants, **{name: merged[path] for name, path in program.weights.items()}}
+        for part in self._parts:
+            part.refit(placeholders)
+        self._place_weights(merged)
+
+    def changed_engines(self) -> dict[str, OnnxArtifact | EngineArtifact]:
+        """The artifacts of engines to which calls and refits have added something, by name."""
+        changed: dict[str, OnnxArtifact | EngineArtifact] = {}
+        for name, module in self._modules.items():
+            current = current_artifact_of(module)
+            assert isinstance(current, (OnnxArtifact, EngineArtifact)), "the kinds that engines have"
+            if current is not self._built_from[name]:
+                changed[name] = current
+        return changed
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """The address of a tensor's memory, which views share."""
+    return tensor.untyped_storage().data_ptr()
