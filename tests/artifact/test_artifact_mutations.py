@@ -417,7 +417,7 @@ AGAIN = "save it again or restore it from a copy"
         (
             _set("kind", "onnx"),
             'got "hardware" that does not fit the kind; expected "hardware" for an engine, none '
-            f"for an ONNX model; {AGAIN}",
+            f"for any other kind; {AGAIN}",
         ),
         (
             _set("hardware", "compute_capability", [9]),
