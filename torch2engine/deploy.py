@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from torch2engine.artifact.engine_cache import Cache, resolve_cache
-from torch2engine.builder.engine_request import request_engine
-from torch2engine.builder.source import resolve_source
+from torch2engine.builder.load_or_build import load_or_build
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
 from torch2engine.core.progress import Progress
@@ -23,13 +22,12 @@ from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.fallback.deploy_in_parts import with_fallback
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.pipeline.accept import attach_report_and_trim, make_accepted_trt_module, make_ort_module
+from torch2engine.pipeline.accept import attach_report_and_trim, make_ort_module, make_verified_trt_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
-from torch2engine.pipeline.engine_reuse import EngineReuse
-from torch2engine.pipeline.lowering import lower_and_compare
+from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.precision.validate import with_a_first_item
+from torch2engine.precision.validate import remaining_precision, require_first_item
 
 __all__ = ["deploy"]
 
@@ -115,7 +113,7 @@ def deploy(
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
             the table.
     """
-    request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves "auto"
+    request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves runtime="auto"
         model=model,
         precision=precision,
         calibration=calibration,
@@ -126,33 +124,37 @@ def deploy(
         runtime_config=runtime_config,
     )
     report = ReportBuilder(progress)
-    engine_reuse = EngineReuse(request, resolve_cache(cache, cache_key), cache_key, report)  # it searches nothing yet
+    cache = resolve_cache(cache, cache_key)
+    earlier_engines = EarlierEngines(request, cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # as after model.eval(), without autocast; then model and process are as before
-        with report.phase("capture"):  # the model runs on the sample, and on another input to find hidden state
+        with report.phase("capture"):  # the model runs on the sample
             captured = request.capture(sample_input, dynamic_axes, profiles, preprocess)
             report.add_notes(captured.notes)
-        if (reused_module := engine_reuse.reuse_by_cache_key(captured)) is not None:  # an engine of an earlier deploy
-            return reused_module
-        calibration = with_a_first_item(calibration)  # refuses an iterator that has none
-        with report.phase("export"):
-            onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # torch.onnx.export
-            captured = captured.with_derived_axes(onnx_artifact.signature, onnx_artifact.profiles)  # export finds them
-            engine_reuse.start_hashing_in_thread(onnx_artifact)  # for reuse_by_graph
-        with report.phase("reference"):  # the model's answers, and how far rounding moves them
+        by_cache_key = earlier_engines.search_by_cache_key(captured)  # accepts what it finds if it answers like model
+        if by_cache_key.module is not None:
+            return by_cache_key.module
+        calibration = require_first_item(calibration)  # the same data; an iterator's first item is read and put back
+        with report.phase("export"):  # torch.onnx.export
+            onnx_artifact = export_onnx(captured, refittable=request.config.refittable)
+            captured = captured.with_axes_of(onnx_artifact)  # a copy: export finds which axes follow from others
+        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # the model's answers
             reference = answer_parity_cases(captured, request.candidate_precisions(captured))
-        if (reused_module := engine_reuse.reuse_by_graph(onnx_artifact, captured, reference)) is not None:
-            return reused_module
+        by_graph = earlier_engines.search_by_graph(onnx_artifact, captured, reference)
+        if by_graph.module is not None:
+            return by_graph.module
     with report.phase("check"):  # ONNX Runtime against PyTorch
         report.add_parity(reference.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
-    lowered = lower_and_compare(onnx_artifact, reference.parity_cases, calibration, request, report)
+    remaining = remaining_precision(request.precision, onnx_artifact)  # "fp32" if the exported one is as requested
+    with report.phase("precision", when=remaining.changes_graph):
+        lowered = request.lower(onnx_artifact, remaining, reference.parity_cases, calibration, report.progress)
+        report.add_lowering(lowered)  # its comparisons and notes, and which nodes are low
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)
-    source = resolve_source(lowered.artifact, precision=request.tf32_or_none(onnx_artifact))  # the lowered one is built
-    with request_engine(source, request.config, engine_reuse.cache, report.progress) as engine_request:  # with a lock
-        with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
-            torch.cuda.empty_cache()  # the builder is another process and needs the memory
-            engine_artifact = engine_request.load_or_build(accepts_other_weights=True)  # builds under the cache's lock
-        with report.phase("parity"):  # a refittable engine gets the model's weights; answers are compared with PyTorch
-            trt_module = make_accepted_trt_module(engine_artifact, lowered, request, captured.target_gpu, report)
-        engine_reuse.store_and_record(engine_request, engine_artifact, trt_module)  # only now is it in the cache
+    with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
+        torch.cuda.empty_cache()  # the builder is another process and needs the memory
+        pending_engine = load_or_build(lowered.artifact, remaining.tf32_or_none, request.config, cache, report.progress)
+    with pending_engine:  # locks the cache's entry of a new engine; removes an entry whose engine fails here
+        with report.phase("parity"):  # the engine against PyTorch, and the precisions that it computes in
+            trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
+        earlier_engines.store(pending_engine, trt_module, searches=(by_cache_key, by_graph))  # for later deploys
     return attach_report_and_trim(trt_module, report)  # trim frees the contexts and CUDA graphs of the comparison

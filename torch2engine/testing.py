@@ -22,7 +22,7 @@ import torch
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError
-from torch2engine.core.precisions import lowest_cast_precision
+from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, leaf_paths, unflatten, unique_names
 from torch2engine.core.spec import Tree
 from torch2engine.core.wording import with_article
@@ -166,9 +166,9 @@ def _choose_tolerance(tolerance: Tolerance | None, precision: str | None, output
                 allowed="one of them",
                 fix="leave out precision",
             )
-        return Bounds.of(tolerance, "fp32").tolerance
+        return Bounds.of(tolerance, DEFAULT_PRECISION).tolerance
     dtypes = {dtype_name(output.dtype) for output in outputs}
-    return Tolerance.default(precision or lowest_cast_precision(dtypes) or "fp32")
+    return Tolerance.default(precision or lowest_cast_precision(dtypes) or DEFAULT_PRECISION)
 
 
 @dataclass(frozen=True)

@@ -35,8 +35,8 @@ from torch2engine.artifact.atomic_folder import folder_content
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts, resolve_cache
 from torch2engine.artifact.manifest import NAME
-from torch2engine.builder import engine_request as room
-from torch2engine.builder.source import resolve_source
+from torch2engine.builder import load_or_build as room
+from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import InputError
 
 RANGES = {"batch": (1, 8, 32)}
@@ -222,7 +222,7 @@ CHANGES: dict[str, Any] = {
 
 def found_key(path: Path, ranges: Any = RANGES, precision: str = "fp32", config: Any = None) -> str:
     """The key of a build that is not carried out."""
-    source = resolve_source(path, ranges, precision)
+    source = make_build_source(path, ranges, precision)
     return hash_facts(room.engine_facts(source, config or t2e.BuildConfig()))
 
 
@@ -297,12 +297,11 @@ class Judge:
         self.path, self.cache = onnx_models.matmul(tmp_path), EngineCache(tmp_path / "cache")
 
     def __call__(self, error: Exception | None = None) -> EngineArtifact:
-        with room.request_engine(resolve_source(self.path, RANGES), t2e.BuildConfig(), self.cache) as engine_request:
-            engine = engine_request.load_or_build()
+        with room.load_or_build(self.path, cache=self.cache, profiles=RANGES) as pending_engine:
             if error is not None:
                 raise error
-            engine_request.store(engine)
-            return engine
+            pending_engine.store(pending_engine.artifact)
+            return pending_engine.artifact
 
 
 @pytest.mark.parametrize("error", [t2e.BuildError("parity"), RuntimeError("CUDA error")])
@@ -421,18 +420,16 @@ def test_gpu_is_the_one_that_is_current_when_the_engine_is_built(
     real = room.hash_facts
     monkeypatch.setattr(room, "hash_facts", lambda facts: names.append(facts["gpu"][0]) or real(facts))
     cache = EngineCache(tmp_path / "cache")
-    with room.request_engine(resolve_source(path, RANGES), t2e.BuildConfig(), cache) as engine_request:
-        monkeypatch.setattr(room, "current_gpu_index", lambda: 1)
-        monkeypatch.setattr(room, "_build_engine", lambda *args: None)
-        engine_request.load_or_build()
+    monkeypatch.setattr(room, "current_gpu_index", lambda: 1)
+    monkeypatch.setattr(room, "_build_engine", lambda *args: None)
+    room.load_or_build(path, cache=cache, profiles=RANGES)
     assert names == ["two"]
 
 
 def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
     """By progress, as a build can."""
     judge = Judge(tmp_path)
-    with room.request_engine(resolve_source(judge.path, RANGES), t2e.BuildConfig(), judge.cache) as engine_request:
-        engine_request.load_or_build()
+    with room.load_or_build(judge.path, cache=judge.cache, profiles=RANGES) as pending_engine:
         with pytest.raises(
             t2e.BuildError,
             match=(
@@ -445,7 +442,7 @@ def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
         told: list[str] = []
         with (
             pytest.raises(ZeroDivisionError),
-            judge.cache.building(engine_request.cache_key, lambda: told.append("waits") or 1 / 0),
+            judge.cache.building(pending_engine.cache_key, lambda: told.append("waits") or 1 / 0),
         ):
             pass
         assert told == ["waits"]
@@ -511,7 +508,7 @@ def test_lock_does_not_live_on_in_a_fork(cache: EngineCache) -> None:
 RACER = """
 import sys, pathlib
 import torch2engine as t2e
-from torch2engine.builder import engine_request as room
+from torch2engine.builder import load_or_build as room
 from torch2engine.core.errors import InputError
 real, folder = room.compile_in_child, pathlib.Path(sys.argv[1])
 def counted(*args):
@@ -619,12 +616,12 @@ def test_engine_outlives_its_entry(cache: EngineCache, tmp_path: Path) -> None:
 
 def kept(judge: Judge, kernels: bytes, driver: str | None = None) -> bytes:
     """Keep the engine as found, with these kernels; the kernels that are found then."""
-    with room.request_engine(resolve_source(judge.path, RANGES), t2e.BuildConfig(), judge.cache) as engine_request:
-        engine = engine_request.load_or_build()
+    with room.load_or_build(judge.path, cache=judge.cache, profiles=RANGES) as pending_engine:
+        engine = pending_engine.artifact
         if driver is not None:
             hardware = replace(engine.hardware, driver=driver)
             engine = engine.replace(hardware=hardware)
-        engine_request.store(engine.with_runtime_cache(kernels))
+        pending_engine.store(engine.with_runtime_cache(kernels))
     (entry,) = judge.cache.entries()
     return EngineArtifact.load(entry.path).read_runtime_cache()
 

@@ -17,9 +17,9 @@ from torch2engine.builder import child_watch
 from torch2engine.builder.build import build
 from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.child_watch import ChildWatch
-from torch2engine.builder.engine_request import build_environment
+from torch2engine.builder.load_or_build import build_environment
 from torch2engine.builder.plan import PlanRequest
-from torch2engine.builder.source import resolve_source
+from torch2engine.builder.source import make_build_source
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import BuildError, InputError, InstallationError
 
@@ -27,7 +27,7 @@ from torch2engine.core.errors import BuildError, InputError, InstallationError
 @pytest.fixture
 def request_for(tmp_path: Path) -> Iterator[Callable[[str], PlanRequest]]:
     """Requests to a pretended `tensorrt` package, whose code is run where it would be imported."""
-    source = resolve_source(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, None)
+    source = make_build_source(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, None)
     sys.path.insert(0, str(tmp_path))
 
     def make(code: str) -> PlanRequest:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from tests.support import onnx_models
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.builder.source import resolve_source
+from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import ArtifactError, DtypeError, DynamicAxisError, InputError
 from torch2engine.core.spec import Axis, Profile, Tree
 
@@ -30,7 +30,7 @@ def identity(folder: Path, shapes: dict[str, list[Any]], dtype: int = FLOAT) -> 
 
 def artifact(folder: Path, precision: str = "fp32", **axis: Any) -> OnnxArtifact:
     """An artifact with one axis, as torch2engine's own export leaves it."""
-    source = resolve_source(onnx_models.relu(folder), {"batch": (8, 8, 32)}, None)
+    source = make_build_source(onnx_models.relu(folder), {"batch": (8, 8, 32)}, None)
     signature = source.signature.from_json(
         {**source.signature.to_json(), "axes": [Axis("batch", 8, 8, 32, **axis).to_json()]}
     )
@@ -47,14 +47,14 @@ def artifact(folder: Path, precision: str = "fp32", **axis: Any) -> OnnxArtifact
 def refusal(source: Any, profiles: Any = None, precision: str | None = None) -> Exception:
     """The error that a source raises."""
     with pytest.raises((ArtifactError, InputError, DynamicAxisError)) as caught:
-        resolve_source(source, profiles, precision)
+        make_build_source(source, profiles, precision)
     return caught.value
 
 
 def test_axes_take_the_graphs_own_names(tmp_path: Path) -> None:
     """Dimensions of one name are one axis across inputs; static ones stay numbers."""
     path = identity(tmp_path, {"a": ["batch", 3, "length"], "b": ["batch"]})
-    source = resolve_source(path, {"batch": (1, 2, 4), "length": (1, 8, 16)}, None)
+    source = make_build_source(path, {"batch": (1, 2, 4), "length": (1, 8, 16)}, None)
     assert [spec.shape for spec in source.signature.inputs] == [("batch", 3, "length"), ("batch",)]
     assert source.signature.axes == (Axis("batch", 1, 2, 4), Axis("length", 1, 8, 16))
 
@@ -62,14 +62,14 @@ def test_axes_take_the_graphs_own_names(tmp_path: Path) -> None:
 def test_axis_names_become_unique_identifiers(tmp_path: Path) -> None:
     """Whatever a tool calls a dimension, the axis can be written as a keyword, and different ones stay different."""
     path = identity(tmp_path, {"x": ["unk:0", "unk.0", "2d", "class", "größe"]})
-    source = resolve_source(path, dict.fromkeys(("unk_0", "unk_0_2", "_2d", "_class", "gr__e"), (1, 1, 2)), None)
+    source = make_build_source(path, dict.fromkeys(("unk_0", "unk_0_2", "_2d", "_class", "gr__e"), (1, 1, 2)), None)
     assert source.signature.inputs[0].shape == ("unk_0", "unk_0_2", "_2d", "_class", "gr__e")
 
 
 def test_unnamed_dynamic_dimensions_are_named_by_place(tmp_path: Path) -> None:
     """A dimension without a name, or of -1, is called after its input and position, each for itself."""
     path = identity(tmp_path, {"in:0": [None, 4], "b": [-1, 4]})
-    source = resolve_source(path, {"in_0_dim_0": (1, 1, 2), "b_dim_0": (1, 1, 2)}, None)
+    source = make_build_source(path, {"in_0_dim_0": (1, 1, 2), "b_dim_0": (1, 1, 2)}, None)
     assert [spec.shape for spec in source.signature.inputs] == [("in_0_dim_0", 4), ("b_dim_0", 4)]
 
 
@@ -79,21 +79,21 @@ def test_weights_among_the_inputs_are_no_inputs(tmp_path: Path) -> None:
     model = onnx.load(path)
     model.graph.input.append(helper.make_tensor_value_info("w", FLOAT, [64, 64]))
     onnx.save(model, path)
-    source = resolve_source(path, {"batch": (1, 2, 4)}, None)
+    source = make_build_source(path, {"batch": (1, 2, 4)}, None)
     assert [spec.name for spec in source.signature.inputs] == ["x"]
 
 
 def test_several_profiles_span_the_axis(tmp_path: Path) -> None:
     """An axis reaches from the smallest min to the largest max, with the first profile's opt."""
     profiles = [{"batch": (4, 8, 16)}, Profile({"batch": (1, 1, 2)})]
-    source = resolve_source(onnx_models.relu(tmp_path), profiles, None)
+    source = make_build_source(onnx_models.relu(tmp_path), profiles, None)
     assert source.signature.axes == (Axis("batch", 1, 8, 16),)
     assert source.profiles == (Profile({"batch": (4, 8, 16)}), Profile({"batch": (1, 1, 2)}))
 
 
 def test_static_model_has_one_empty_profile(tmp_path: Path) -> None:
     """A model without dynamic axes needs no profiles."""
-    source = resolve_source(onnx_models.relu(tmp_path, (2, 4)), None, None)
+    source = make_build_source(onnx_models.relu(tmp_path, (2, 4)), None, None)
     assert source.profiles == (Profile({}),)
     assert source.signature.output == Tree("tensor")
 
@@ -208,7 +208,7 @@ def test_pitfall_39_external_data_travel_along(tmp_path: Path) -> None:
     path = elsewhere / "model.onnx"
     onnx.save_model(onnx.load(plain), path, save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
     assert len(list(elsewhere.iterdir())) == 2
-    source = resolve_source(path, {"batch": (1, 2, 4)}, None)
+    source = make_build_source(path, {"batch": (1, 2, 4)}, None)
     for file in elsewhere.iterdir():
         file.unlink()
     assert sorted(file.name for file in source.artifact.folder.iterdir()) == ["model.onnx", "model.onnx.data"]
@@ -234,14 +234,14 @@ def test_missing_external_data_are_an_artifact_error(tmp_path: Path) -> None:
 def test_artifact_keeps_its_own_profiles_and_precision(tmp_path: Path) -> None:
     """What export settled is what is built."""
     mine = artifact(tmp_path, "fp16")
-    source = resolve_source(mine, None, None)
+    source = make_build_source(mine, None, None)
     assert (source.artifact, source.profiles, source.precision) == (mine, mine.profiles, "fp16")
 
 
 def test_artifact_takes_other_profiles_and_keeps_its_multiples(tmp_path: Path) -> None:
     """New ranges replace the old, and must still be multiples of what the model demands."""
     mine = artifact(tmp_path, multiple_of=8)
-    source = resolve_source(mine, {"batch": (8, 16, 64)}, "tf32")
+    source = make_build_source(mine, {"batch": (8, 16, 64)}, "tf32")
     assert source.signature.axes == (Axis("batch", 8, 16, 64, multiple_of=8),)
     assert (source.profiles, source.precision) == ((Profile({"batch": (8, 16, 64)}),), "tf32")
     for wrong in ({"batch": (8, 12, 64)}, [{"batch": (8, 16, 64)}, {"batch": (8, 12, 64)}]):

@@ -193,7 +193,7 @@ def test_example_that_the_model_fails_on_is_named() -> None:
         cases_of([call(2, 2), call(2, 7)])
     assert error.value.subject == "examples[1]"
     assert "IndexError" in error.value.got
-    assert error.value.fix == "leave this example out, or mend the line"
+    assert error.value.fix == "leave this example out, or correct the line"
 
 
 def test_sample_outside_every_profile_is_no_case() -> None:

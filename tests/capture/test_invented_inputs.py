@@ -247,5 +247,5 @@ def test_failing_case_of_made_up_integers_says_so() -> None:
     assert error.value.got.endswith("ValueError: lengths do not add up")
     assert error.value.fix == (
         "pass real inputs as examples=[...], since the values of 'i' in this case were made up; if these fail too, "
-        "narrow the Axis, or mend the line"
+        "narrow the Axis, or correct the line"
     )

@@ -311,7 +311,7 @@ def test_model_that_fails_inside_its_range_is_reported() -> None:
     assert str(error.value) == (
         "axes n = 8: got a failure of PyTorch itself on inputs of shape [8, 3]: ValueError: too "
         "large; expected a model that holds over "
-        f"the whole of every axis; narrow the Axis, or mend the line (at {source})"
+        f"the whole of every axis; narrow the Axis, or correct the line (at {source})"
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
-from torch2engine.builder import engine_request as room
+from torch2engine.builder import load_or_build as room
 
 
 def never(*args: Any) -> None:

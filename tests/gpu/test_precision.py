@@ -10,8 +10,7 @@ from __future__ import annotations
 import importlib
 import pickle
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support import precision_networks as networks
-from torch2engine.builder.source import BuildSource, resolve_source
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision import lower_graph
 from torch2engine.testing import assert_parity
@@ -115,22 +113,14 @@ def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.Mon
     sample = inputs(8)
     exact = t2e.export(model, sample, dict.fromkeys(sample, BATCH))
 
-    real = DEPLOY.request_engine
+    real = DEPLOY.load_or_build
 
-    @contextmanager
-    def request_engine(source: BuildSource, config: t2e.BuildConfig, cache: Any, progress: Any) -> Iterator[Any]:
-        with real(resolve_source(exact), config, None, progress) as engine_request:
-            load_or_build = engine_request.load_or_build
+    def load_or_build(source: t2e.OnnxArtifact, precision: str | None, config: t2e.BuildConfig, *_: Any) -> Any:
+        pending_engine = real(exact, config=config)
+        (Path(pending_engine.artifact.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
+        return pending_engine
 
-            def build(**options: Any) -> Any:
-                built = load_or_build(**options)
-                (Path(built.folder) / "model.onnx").write_bytes(source.artifact.onnx_path.read_bytes())
-                return built
-
-            engine_request.load_or_build = build
-            yield engine_request
-
-    monkeypatch.setattr(DEPLOY, "request_engine", request_engine)
+    monkeypatch.setattr(DEPLOY, "load_or_build", load_or_build)
     with pytest.raises(t2e.PrecisionError) as caught:
         deployed(model, sample, "fp16")
     assert isinstance(caught.value, t2e.BuildError)
@@ -277,7 +267,7 @@ def test_int8_convolution_on_rtx_is_refused_before_anything_is_built(monkeypatch
     def build(*args: Any, **options: Any) -> None:
         raise AssertionError("something was built")
 
-    monkeypatch.setattr(DEPLOY, "request_engine", build)
+    monkeypatch.setattr(DEPLOY, "load_or_build", build)
     with pytest.raises(
         t2e.UnsupportedOperatorError, match=r"1 convolution that it can't build in int8.*take precision='fp8'"
     ):

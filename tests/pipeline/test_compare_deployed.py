@@ -10,7 +10,7 @@ import torch
 from onnx import TensorProto, helper
 
 from tests.support import onnx_models
-from torch2engine.builder.source import resolve_source
+from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.compare_deployed import compare_modules, compare_with_model
@@ -41,7 +41,7 @@ def candidate(folder: Path, inputs: tuple[str, str], outputs: tuple[str, str], d
     ]
     shape = (kind, ["n", 3])
     path = onnx_models.save(folder / "model.onnx", nodes, dict.fromkeys(inputs, shape), dict.fromkeys(outputs, shape))
-    return ORTModule(resolve_source(path, RANGE, None).artifact)
+    return ORTModule(make_build_source(path, RANGE, None).artifact)
 
 
 def sample() -> tuple[torch.Tensor, torch.Tensor]:

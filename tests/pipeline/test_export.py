@@ -98,4 +98,4 @@ def test_deploy_and_the_public_steps_are_one_road() -> None:
     assert deploy.export_onnx is export.export_onnx
     assert deploy.answer_parity_cases is export.answer_parity_cases is check.answer_parity_cases
     assert deploy.ORTModule is export.ORTModule is check.ORTModule
-    assert deploy.request_engine is t2e.build.__globals__["request_engine"]
+    assert deploy.load_or_build is t2e.build.__globals__["load_or_build"]

@@ -24,7 +24,7 @@ from torch import nn
 
 import torch2engine as t2e
 from torch2engine.artifact.engine_cache import hash_facts
-from torch2engine.builder import engine_request
+from torch2engine.builder import load_or_build
 from torch2engine.capture.examples import with_examples
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
@@ -112,7 +112,7 @@ def other_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def torch2engine_of_tomorrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_request, "__version__", "0.0.0")
+    monkeypatch.setattr(load_or_build, "__version__", "0.0.0")
 
 
 @functools.cache

@@ -17,8 +17,8 @@ from torch2engine.core.config import BuildConfig, RuntimeConfig
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.accept import make_ort_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
-from torch2engine.pipeline.lowering import lower_and_compare
 from torch2engine.pipeline.request import DeployRequest
+from torch2engine.precision.validate import remaining_precision
 
 __all__ = ["deployed", "exported_once"]
 
@@ -45,4 +45,7 @@ def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
     )
     artifact, cases = exported_once(subject.name)
     report = ReportBuilder()
-    return make_ort_module(lower_and_compare(artifact, cases, calibration, request, report), request, report)
+    with report.phase("precision"):
+        lowered = request.lower(artifact, remaining_precision(request.precision, artifact), cases, calibration, None)
+        report.add_lowering(lowered)
+    return make_ort_module(lowered, request, report)

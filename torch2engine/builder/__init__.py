@@ -4,7 +4,7 @@ Enters: an ONNX file. Leaves: a plan with its manifest, or an error that names e
 a builder may crash or hang, and must not take its caller along.
 
     build             the public step `build`
-    engine_request    loads an engine from the cache, or builds it; stores it once its caller accepts it
+    load_or_build     loads an engine from the cache, or builds it; stores it once its caller accepts it
     source            which profiles and precision are built; onnx_file reads ONNX from elsewhere
     child_process     runs the build where it can crash; plan talks to TensorRT's builder there
     child_watch       ends a builder process that is stopped, hangs or takes too long
@@ -13,6 +13,6 @@ a builder may crash or hang, and must not take its caller along.
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys
 
-Public: `build`, `engine_request`, `onnx_file`, `onnx_fingerprint`, `source`. The other files belong to
+Public: `build`, `load_or_build`, `onnx_file`, `onnx_fingerprint`, `source`. The other files belong to
 this folder alone.
 """

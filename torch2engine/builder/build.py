@@ -1,8 +1,8 @@
 """`OnnxArtifact`, or an ONNX file from anywhere → `EngineArtifact`.
 
 Enters: a model in ONNX, profiles, a BuildConfig. Leaves: an engine in a scratch folder, with the signature it answers
-to and the hardware it was built on. Separate because it is the public step. `deploy` requests an engine in the same
-way, but stores it only once it answers like the model.
+to and the hardware it was built on. Separate because it is the public step. `deploy` makes its engine in the
+same way, but stores it only once it answers like the model.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.builder.engine_request import request_engine
-from torch2engine.builder.source import Profiles, resolve_source
+from torch2engine.builder.load_or_build import load_or_build
+from torch2engine.builder.source import Profiles
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.progress import Progress
 
@@ -55,8 +55,8 @@ def build(
         BuildError: TensorRT failed; `log` holds its lines, and `out_of_memory` says whether they name memory.
     """
     engine_cache = resolve_cache(cache)
-    build_source = resolve_source(source, profiles, precision)
-    with request_engine(build_source, config, engine_cache, progress) as engine_request:
-        engine = engine_request.load_or_build()
-        engine_request.store(engine.without_onnx())  # the caller has the ONNX file
-    return engine
+    with load_or_build(
+        source, precision, config, engine_cache, progress, profiles=profiles, exact_weights=True
+    ) as pending_engine:
+        pending_engine.store(pending_engine.artifact.without_onnx())  # the caller has the ONNX file
+    return pending_engine.artifact

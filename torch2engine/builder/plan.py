@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
+from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.core.wording import quote
 from torch2engine.trt.gpu import list_gpus, make_gpu_current
@@ -221,7 +222,7 @@ def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
     respelled = importer_form(path)
     # A refit finds weights by their names in the file, so the weights of a refittable engine stay whole. TF32 rounds
     # more.
-    if not build.rt.is_rtx or request.refittable or request.precision == "tf32":
+    if not build.rt.is_rtx or request.refittable or PRECISION_TYPES[request.precision].uses_tf32:
         return respelled
     return split_long_sums(path, respelled) or respelled
 
@@ -304,7 +305,7 @@ def _configure(build: _PlanBuild, builder: Builder) -> IBuilderConfig:
     rt = build.rt
     request = build.request
     config: IBuilderConfig = build.check(builder.create_builder_config(), "TensorRT's builder config")
-    if request.precision == "tf32":
+    if PRECISION_TYPES[request.precision].uses_tf32:
         config.set_flag(rt.api.BuilderFlag.TF32)
     else:
         config.clear_flag(rt.api.BuilderFlag.TF32)  # builders start with it on

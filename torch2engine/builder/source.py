@@ -18,13 +18,13 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.builder.onnx_file import check_onnx_file, copy_model, read_signature
 from torch2engine.core.config import require_choice
 from torch2engine.core.errors import DtypeError, DynamicAxisError, InputError
-from torch2engine.core.precisions import FLOAT32_PRECISIONS, LOW_PRECISIONS, precision_word
+from torch2engine.core.precisions import DEFAULT_PRECISION, FLOAT32_PRECISIONS, LOW_PRECISIONS, precision_word
 from torch2engine.core.spec import Axis, Profile, Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 from torch2engine.trt.library import IO_DTYPES
 
-__all__ = ["BuildSource", "Profiles", "resolve_source"]
+__all__ = ["BuildSource", "Profiles", "make_build_source"]
 
 Ranges: TypeAlias = "Profile | Mapping[str, Sequence[int]]"
 Profiles: TypeAlias = "Ranges | Sequence[Ranges] | None"
@@ -47,7 +47,7 @@ class BuildSource:
     precision: str
 
 
-def resolve_source(source: object, profiles: Profiles = None, precision: str | None = None) -> BuildSource:
+def make_build_source(source: object, profiles: Profiles = None, precision: str | None = None) -> BuildSource:
     """Find out what is to be built.
 
     Args:
@@ -64,7 +64,7 @@ def resolve_source(source: object, profiles: Profiles = None, precision: str | N
     if precision is not None:
         _check_builder_precision(precision)
     if isinstance(source, (str, Path)):
-        return _import_onnx_file(Path(source), profiles, precision or "fp32")
+        return _import_onnx_file(Path(source), profiles, precision or DEFAULT_PRECISION)
     if not isinstance(source, OnnxArtifact):
         raise InputError(
             "build's source",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.reference import Reference
 from torch2engine.core.spec import Profile, Signature
@@ -44,11 +45,10 @@ class CapturedCall:
     examples: tuple[tuple[torch.Tensor, ...], ...] = ()
     trial: HostTrial | None = None
 
-    def with_derived_axes(self, signature: Signature, profiles: tuple[Profile, ...]) -> CapturedCall:
+    def with_axes_of(self, artifact: Artifact) -> CapturedCall:
         """The call with the axes and profiles of its artifact; export finds which axes follow from others."""
-        return replace(
-            self, signature=replace(self.signature, inputs=signature.inputs, axes=signature.axes), profiles=profiles
-        )
+        signature = replace(self.signature, inputs=artifact.signature.inputs, axes=artifact.signature.axes)
+        return replace(self, signature=signature, profiles=artifact.profiles)
 
     @property
     def target_gpu(self) -> torch.device:

@@ -8,7 +8,7 @@ and the engine are compared on the same cases.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -37,6 +37,7 @@ class ParityCase:
         guessed: names of inputs with invented integers or masks, which may not fit together.
         sensitivity: from `with_sensitivity`: precision -> output name -> how far each element moves by rounding, in
             the output's shape; floating outputs alone have it.
+        kind: the last word of an invented case's name: "min", "opt", "max", "own" or "random"; "" for real inputs.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ParityCase:
     outputs: Mapping[str, torch.Tensor]
     guessed: tuple[str, ...] = ()
     sensitivity: Mapping[str, Mapping[str, torch.Tensor]] = field(default_factory=dict[str, Mapping[str, torch.Tensor]])
+    kind: str = ""
 
 
 def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[str, ...]]:
@@ -86,7 +88,7 @@ def _cases_of_examples(captured: CapturedCall) -> tuple[list[ParityCase], list[s
                 f"examples[{name.removeprefix('example ')}]",
                 got=error.got,
                 allowed="inputs that the model answers",
-                fix="leave this example out, or mend the line",
+                fix="leave this example out, or correct the line",
                 source=error.source,
             ) from error
         parity_cases.append(_make_case(captured, name, _AnsweredInputs(on_device, result, None)))
@@ -118,7 +120,7 @@ def _invented_cases(captured: CapturedCall) -> tuple[list[ParityCase], list[str]
                 f"no case '{plan.name}': the model refuses random values drawn from the sample's range ({error.got})"
             )
             continue
-        parity_cases.append(_make_case(captured, plan.name, answered))
+        parity_cases.append(replace(_make_case(captured, plan.name, answered), kind=plan.kind))
         notes += _notes_on_guess(captured, plan, answered)
     return parity_cases, notes
 
@@ -190,7 +192,7 @@ def _without_invented(
     kept = [plan for plan in plans if _is_sample(captured, plan)]
     sizes = captured.sample_sizes()
     if not kept and any(profile.contains(sizes) for profile in captured.profiles):
-        kept = [_PlannedCase("sample", sizes, is_random=False)]
+        kept = [_PlannedCase("sample", sizes)]
     reason = f"other inputs may end the process's CUDA context, and can't be tried on the CPU first ({obstacle})"
     if not kept:
         raise ExportError(
@@ -216,7 +218,7 @@ def _notes_on_unreachable_profiles(captured: CapturedCall) -> list[str]:
 def _size_is_not_held(captured: CapturedCall, plan: _PlannedCase, error: ExportError) -> DynamicAxisError:
     """The error for a model that fails at a size inside its profile."""
     sizes = ", ".join(f"{axis} = {size}" for axis, size in plan.sizes.items())
-    fix = "narrow the Axis, or mend the line"
+    fix = "narrow the Axis, or correct the line"
     if names := ", ".join(f"'{name}'" for name in inputs_with_guesses(captured)):
         made_up = f"since the values of {names} in this case were made up"
         fix = f"pass real inputs as examples=[...], {made_up}; if these fail too, {fix}"
@@ -237,12 +239,17 @@ class _PlannedCase:
     Args:
         name: as in `ParityCase`.
         sizes: of every dynamic axis.
-        is_random: True for random values, False for the sample's.
+        kind: likewise.
     """
 
     name: str
     sizes: Mapping[str, int]
-    is_random: bool
+    kind: str = ""
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the values are random, and not the sample's."""
+        return self.kind == "random"
 
 
 def _planned_cases(signature: Signature, profiles: Sequence[Profile]) -> Iterator[_PlannedCase]:
@@ -253,13 +260,14 @@ def _planned_cases(signature: Signature, profiles: Sequence[Profile]) -> Iterato
     for index, profile in enumerate(profiles):
         prefix = f"profile {index} " if len(profiles) > 1 else ""
         seen: list[Mapping[str, int]] = []
-        for corner, sizes in zip(("min", "opt", "max", "own"), profile_sizes(signature, profiles, index), strict=False):
+        for kind, sizes in zip(("min", "opt", "max", "own"), profile_sizes(signature, profiles, index), strict=False):
             if sizes not in seen:
                 seen.append(sizes)
-                yield _PlannedCase(prefix + (corner if profile.ranges else "sample"), sizes, is_random=False)
+                is_fixed = not profile.ranges  # then the sample is the only one
+                yield _PlannedCase(prefix + ("sample" if is_fixed else kind), sizes, "" if is_fixed else kind)
         between = _sizes_between(signature, profile)
         sizes = exclusive_sizes(signature, profiles, index, between) or between
-        yield _PlannedCase(prefix + "random", sizes, is_random=True)
+        yield _PlannedCase(prefix + "random", sizes, "random")
 
 
 def _sizes_between(signature: Signature, profile: Profile) -> dict[str, int]:

@@ -22,7 +22,7 @@ from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.torch_types import check_tensor, dtype_name
 from torch2engine.core.errors import ExportError, InputError
-from torch2engine.core.precisions import lowest_cast_precision
+from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unique_names
 from torch2engine.core.spec import Parameter, Preprocess, Signature, TensorSpec
@@ -121,7 +121,7 @@ def capture_call(
 
 def _lowest_precision(model: nn.Module, tensors: Sequence[torch.Tensor]) -> str:
     dtypes = {dtype_name(tensor.dtype) for tensor in [*model.parameters(), *model.buffers(), *tensors]}
-    return lowest_cast_precision(dtypes) or "fp32"
+    return lowest_cast_precision(dtypes) or DEFAULT_PRECISION
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import click
 
 from torch2engine.cli.outcome import EXIT_CODES, PASSED, Outcome, outcome_of_error
 from torch2engine.cli.terminal import show
+from torch2engine.core.precisions import FLOAT32_PRECISIONS
 from torch2engine.core.version import __version__
 
 __all__ = ["cli"]
@@ -146,7 +147,7 @@ def deploy_command(
 @_options(
     click.argument("source", type=_PATH),
     _axes,
-    click.option("--precision", type=click.Choice(("fp32", "tf32")), help="How float32 products are computed."),
+    click.option("--precision", type=click.Choice(FLOAT32_PRECISIONS), help="How float32 products are computed."),
     _builder,
     click.option("-o", "--output", type=_PATH, required=True, help="The folder to write, e.g. model.t2e."),
 )

@@ -18,7 +18,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.plan_file import PlanFile, read_plan_file
 from torch2engine.builder.onnx_file import check_onnx_file, read_signature
-from torch2engine.builder.source import resolve_source
+from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Axis, Signature
 from torch2engine.modules.deployed import DeployedModule
@@ -106,7 +106,7 @@ def import_onnx(path: Path, axes: Sequence[Axis]) -> OnnxArtifact:
     """
     profiles = {axis.name: axis.range for axis in axes}
     try:
-        source = resolve_source(path, profiles or None, None)
+        source = make_build_source(path, profiles or None, None)
     except DynamicAxisError as error:
         if error.subject != "profiles":
             raise

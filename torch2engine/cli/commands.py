@@ -32,6 +32,7 @@ from torch2engine.cli.targets import (
 )
 from torch2engine.core.config import BuildConfig, Tolerance
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError
+from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.spec import Signature
 from torch2engine.deploy import deploy
 from torch2engine.modules.deployed import DeployedModule
@@ -85,7 +86,7 @@ def deploy_model(
             model,
             inputs,
             dynamic_axes(words, model, inputs),
-            precision=judgement.precision or "fp32",
+            precision=judgement.precision or DEFAULT_PRECISION,
             tolerance=judgement.tolerance,
             runtime=runtime,
             config=config,

@@ -17,6 +17,7 @@ from torch2engine.core.package import public
 from torch2engine.core.precisions import (
     CALIBRATION_METHODS,
     CAST_PRECISIONS,
+    DEFAULT_PRECISION,
     LOW_PRECISIONS,
     MODEL_PRECISIONS,
     PRECISION_TYPES,
@@ -437,7 +438,7 @@ class Precision:
                 allowed="a number above 50 up to 100",
                 fix="e.g. 99.99",
             )
-        beside_weights = ("fp32", *CAST_PRECISIONS)
+        beside_weights = (DEFAULT_PRECISION, *CAST_PRECISIONS)
         if self.weights is not None and self.dtype not in beside_weights:
             raise InputError(
                 "Precision.weights",
@@ -480,3 +481,8 @@ class Precision:
     def changes_graph(self) -> bool:
         """Whether the ONNX graph must be typed or quantised; "fp32" and "tf32" are options of the builder."""
         return self.dtype in LOW_PRECISIONS or self.weights is not None
+
+    @property
+    def tf32_or_none(self) -> str | None:
+        """The dtype where TensorRT may round float32 products to TF32; None where the ONNX graph says everything."""
+        return self.dtype if PRECISION_TYPES[self.dtype].uses_tf32 else None

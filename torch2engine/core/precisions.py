@@ -17,6 +17,7 @@ from typing import Literal
 __all__ = [
     "CALIBRATION_METHODS",
     "CAST_PRECISIONS",
+    "DEFAULT_PRECISION",
     "FLOAT32_PRECISIONS",
     "LOW_PRECISIONS",
     "MODEL_PRECISIONS",
@@ -92,6 +93,8 @@ class PrecisionType:
             https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
         other_onnx_types: further types in a graph that are computed in this precision.
         quantization: the rules of a type that graphs are quantised to.
+        uses_tf32: whether float32 products may be rounded to TF32.
+        folds_batch_norm: whether onnxscript 0.7 folds a BatchNorm in this type without another rounding.
         package, module: the library that writes a graph of this type, as it is installed and as it is imported; "" if
             none is needed.
     """
@@ -113,6 +116,8 @@ class PrecisionType:
     inspector_words: str = ""
     other_onnx_types: tuple[str, ...] = ()
     quantization: QuantizationRules = QuantizationRules()
+    uses_tf32: bool = False
+    folds_batch_norm: bool = True
     package: str = ""
     module: str = ""
 
@@ -149,6 +154,7 @@ _ROWS = (
     PrecisionType(
         name="tf32",  # TensorRT's inspector calls it float32
         made_by="builder",
+        uses_tf32=True,
         dtype="float32",
         onnx_type="FLOAT",
         bits=32,
@@ -184,6 +190,7 @@ _ROWS = (
         package="nvidia-modelopt",
         module="modelopt",
         made_by="cast",
+        folds_batch_norm=False,
         dtype="bfloat16",
         onnx_type="BFLOAT16",
         bits=16,
@@ -263,6 +270,8 @@ _ROWS = (
 
 PRECISION_TYPES = {row.name: row for row in _ROWS}
 """Rows by name."""
+DEFAULT_PRECISION = _ROWS[0].name
+"""The precision of a model that has no lower one: float32."""
 
 
 def _made_by(*ways: str) -> tuple[str, ...]:

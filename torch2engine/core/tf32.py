@@ -11,6 +11,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from torch2engine.core.fork_safe_lock import ForkSafeLock
+from torch2engine.core.precisions import PRECISION_TYPES
 
 __all__ = ["builder_environment", "float32_arithmetic"]
 
@@ -57,7 +58,7 @@ def float32_arithmetic(precision: str) -> Generator[None]:
 
 
 def _value_for(precision: str) -> str | None:
-    return None if precision == "tf32" else "0"
+    return None if PRECISION_TYPES[precision].uses_tf32 else "0"
 
 
 def _write(value: str | None) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from torch2engine.core.errors import ExportError
+from torch2engine.core.precisions import precision_word
 
 __all__ = ["quantizers_as_operators"]
 
@@ -53,7 +54,7 @@ def quantizers_as_operators(model: nn.Module) -> Generator[str]:
     try:
         for quantizer in quantizers.values():
             quantizer.backend = _BACKEND
-        yield "int8"
+        yield precision_word(torch.int8)
     finally:
         for path, quantizer in quantizers.items():
             quantizer.backend = backends[path]

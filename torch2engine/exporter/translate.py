@@ -17,6 +17,7 @@ from torch import nn
 
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, UnsupportedOperatorError
+from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.wording import quote
 from torch2engine.exporter.batch_norm import batch_norm_translations
 from torch2engine.exporter.decompositions.table import exact_decompositions
@@ -70,7 +71,9 @@ def translate_to_onnx(
     """
     # The rewrite rules of onnxscript 0.7 fold a BatchNorm in bfloat16 as float32, and one of another dtype than its
     # convolution in its own dtype. So only constants are folded there.
-    may_rewrite = refittable_model is not None or (precision != "bf16" and not has_mixed_norm(program))
+    may_rewrite = refittable_model is not None or (
+        PRECISION_TYPES[precision].folds_batch_norm and not has_mixed_norm(program)
+    )
     weights: WeightTracer | None = None
     with exact_decompositions(program) as decomposed, exact_rewrites() as rules_are_exact:
         _require_sizes_from_shapes(decomposed)

@@ -251,8 +251,10 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         runner = self._in_range_runner()
         return self._weight_sync.with_one_version(lambda: self._out_of_range.answer(runner, leaves, sizes, error))
 
-    def _prove_split(self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None) -> tuple[str, ...]:
-        return self._out_of_range.prove(self._in_range_runner(), calls, tolerance)
+    def _prove_split_axes(
+        self, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None
+    ) -> tuple[str, ...]:
+        return self._out_of_range.prove_split_axes(self._in_range_runner(), calls, tolerance)
 
     def _in_range_runner(self) -> InRangeRunner:
         artifact = self._backend.artifact
@@ -580,15 +582,18 @@ def prove_split_axes(
     """Prove which axes may be split now, instead of in the first call that is too large.
 
     Args:
-        module: one with out_of_range="split".
-        calls: flat inputs as for `infer`, inside the profiles.
+        module: if its out_of_range is not "split", there is nothing to prove.
+        calls: flat inputs as for `infer`, inside the profiles, on any device.
         tolerance: when the answers in chunks count as equal to the whole; by default that of the precision.
 
     Returns:
-        a sentence on every axis.
+        a sentence on every axis; nothing under another policy.
 
     Raises:
         InputError: no axis can be split or proved.
         ParityError: entries along the only axes that could be split influence each other.
     """
-    return module._prove_split(calls, tolerance)  # pyright: ignore[reportPrivateUsage]  # the same file
+    if module.runtime_config.out_of_range != "split":
+        return ()
+    own_calls = [[leaf.to(module.device) for leaf in call] for call in calls]
+    return module._prove_split_axes(own_calls, tolerance)  # pyright: ignore[reportPrivateUsage]  # the same file

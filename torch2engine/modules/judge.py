@@ -15,6 +15,7 @@ import torch
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances, check_tolerance
 from torch2engine.core.errors import ParityError
+from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.modules.deployed import DeployedModule, runtime_kind
 from torch2engine.modules.replace_near_ties import NearTies
 from torch2engine.parity.bounds import Bounds
@@ -152,7 +153,7 @@ def _require_repetition(
         got=f"an engine that does not repeat itself: answers to case '{case.name}' differ by rel_l2 {worst.rel_l2:.1e}",
         allowed=f"equal answers in every call, or a difference of at most {worst.allowed:.1e}",
         fix="deploy with precision='fp32'"
-        if candidate.precision == "tf32"
+        if PRECISION_TYPES[candidate.precision].uses_tf32
         else "build with another precision, or with another version of TensorRT",
         report=report,
     )

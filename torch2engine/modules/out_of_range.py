@@ -29,9 +29,9 @@ from torch2engine.modules.split import (
     InRangeRunner,
     Unsplittable,
     choose_cut,
+    compare_in_chunks,
     halves,
     independent_places,
-    prove,
     split,
 )
 from torch2engine.parity.parity_report import ParityReport
@@ -85,7 +85,7 @@ class _ProofRecord:
                 return self.refused[axis]
             conclusive = 0
             for cut, leaves in proofs:
-                report, differ = prove(runner, cut, leaves, tolerance)
+                report, differ = compare_in_chunks(runner, cut, leaves, tolerance)
                 if not report.passed:
                     # An answer of nothing but NaN says nothing about the axis.
                     if any(row.nonfinite_reference < math.prod(row.shape) for row in report.failures):
@@ -171,7 +171,7 @@ class OutOfRange:
                     raise _influence(failure, error.fix)
             return split(runner, cut, leaves)
 
-    def prove(
+    def prove_split_axes(
         self, runner: InRangeRunner, calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None = None
     ) -> tuple[str, ...]:
         """Find, from calls inside the profiles, the axes that may be split.

@@ -27,9 +27,9 @@ __all__ = [
     "Places",
     "Unsplittable",
     "choose_cut",
+    "compare_in_chunks",
     "halves",
     "independent_places",
-    "prove",
     "split",
 ]
 
@@ -238,7 +238,7 @@ def _require_finite(row: OutputParity) -> OutputParity:
     return row
 
 
-def prove(
+def compare_in_chunks(
     runner: InRangeRunner, cut: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerances | None = None
 ) -> tuple[ParityReport, bool]:
     """Compare answers to some of the call's entries as a whole with those to the same in two chunks.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from torch2engine.core.config import Tolerance
+from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.figures import Figures, dtype_kind, dtype_name, element, measure
 from torch2engine.parity.parity_report import OutputParity
@@ -46,7 +47,7 @@ def compare(
     Returns:
         one row per output of the reference, in its order, then one per output that only the candidate has.
     """
-    bounds = tolerance if isinstance(tolerance, Bounds) else Bounds.of(tolerance, "fp32")
+    bounds = tolerance if isinstance(tolerance, Bounds) else Bounds.of(tolerance, DEFAULT_PRECISION)
     movements = sensitivity or {}
     rows = [
         _judge_output(name, reference, candidate, bounds.of_output(name), movements.get(name)) for name in reference

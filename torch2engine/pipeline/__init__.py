@@ -6,13 +6,12 @@ they are composed here and in `deploy`.
     request         the checked arguments of deploy(), and which runtime answers
     export, check   the public steps `export` and `check`
     compare_deployed    any deployed module against a model, or against another one
-    lowering        the exported model in the requested precision
     accept          a module takes the model's place only if it answers like the model
-    engine_reuse    the engine of an earlier deploy is found again; request_facts says by which facts
+    earlier_engines the engine of an earlier deploy is found again; request_facts says by which facts
     reference_answers   the model's answers that every candidate is compared with
     deploy_report   `DeployReport`, and the builder that collects it
     user_warning    a warning that points at the user's line
 
-Public: `accept`, `check`, `compare_deployed`, `deploy_report`, `engine_reuse`, `export`, `lowering`,
+Public: `accept`, `check`, `compare_deployed`, `deploy_report`, `earlier_engines`, `export`,
 `reference_answers`, `request`, `user_warning`. The other files belong to this folder alone.
 """

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
+from torch2engine.builder.load_or_build import PendingEngine
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
-from torch2engine.modules.deployed import DeployedModule, attach_model, prove_split_axes
+from torch2engine.modules.deployed import attach_model, prove_split_axes
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
@@ -31,9 +31,8 @@ __all__ = [
     "EngineCandidate",
     "accept",
     "attach_report_and_trim",
-    "make_accepted_trt_module",
     "make_ort_module",
-    "prove_split",
+    "make_verified_trt_module",
 ]
 
 _OTHER_WEIGHTS = "what stays in float32 was chosen for the weights that were deployed first; these are others"
@@ -105,8 +104,8 @@ class EngineCandidate:
         )
 
 
-def make_accepted_trt_module(
-    engine: EngineArtifact, lowered: LoweredModel, request: DeployRequest, gpu: torch.device, report: ReportBuilder
+def make_verified_trt_module(
+    engine: PendingEngine, lowered: LoweredModel, request: DeployRequest, gpu: torch.device, report: ReportBuilder
 ) -> TRTModule:
     """Put the engine of a lowered model in the model's place, if it answers like the model, and in its precision.
 
@@ -121,9 +120,10 @@ def make_accepted_trt_module(
         ParityError, RefitError: the engine does not answer like the model.
         PrecisionError: it computes too much in another precision.
     """
-    module = accept(EngineCandidate.of_lowered(engine, lowered), request, gpu, report)
+    module = accept(EngineCandidate.of_lowered(engine.artifact, lowered), request, gpu, report)
     report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
     report.add_notes(lowered.check_metric(module))
+    report.add_notes(engine.notes)  # whether it comes from the cache
     return module
 
 
@@ -153,7 +153,7 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
         module, candidate.parity_cases, candidate.tolerance, candidate.notes, ENGINE_REPEATS, candidate.judged_as
     )
     report.add_parity(parity.raise_if_failed())
-    report.add_notes(prove_split(module, candidate.parity_cases, request.tolerance))
+    report.add_notes(prove_split_axes(module, [case.inputs for case in candidate.parity_cases], request.tolerance))
     return module
 
 
@@ -170,7 +170,7 @@ def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: Repor
     if WEIGHTS in lowered.artifact.files:
         samples = [(case.name, case.inputs) for case in lowered.parity_cases]
         attach_model(module, request.model, samples, lowered.refit_tolerance)
-    report.add_notes(prove_split(module, lowered.parity_cases, request.tolerance))
+    report.add_notes(prove_split_axes(module, [case.inputs for case in lowered.parity_cases], request.tolerance))
     module.report = report.build(module.precision)
     return module
 
@@ -186,20 +186,3 @@ def attach_report_and_trim(module: TRTModule, report: ReportBuilder) -> TRTModul
     module.report = report.build(module.precision, module.memory_bytes)
     module.trim()
     return module
-
-
-def prove_split(
-    module: DeployedModule[Any], parity_cases: Sequence[ParityCase], tolerance: Tolerances | None = None
-) -> tuple[str, ...]:
-    """Prove which axes may be split, if the module splits calls that are out of range.
-
-    Returns:
-        a sentence on every axis; nothing under another policy.
-
-    Raises:
-        InputError, ParityError: no axis can be split.
-    """
-    if module.runtime_config.out_of_range != "split":
-        return ()
-    calls = [[leaf.to(module.device) for leaf in case.inputs] for case in parity_cases]
-    return prove_split_axes(module, calls, tolerance)

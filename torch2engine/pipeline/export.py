@@ -24,9 +24,9 @@ from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_parity import judged_precision
 from torch2engine.precision.validate import (
     remaining_precision,
+    require_first_item,
     require_lowering_tools,
     validated_precision,
-    with_a_first_item,
 )
 
 __all__ = ["export"]
@@ -65,7 +65,7 @@ def export(
         InstallationError, PrecisionError, ParityError: the low precision is not possible, or answers differently.
     """
     options = BuildConfig(refittable=refittable, mutations=mutations)
-    calibration = with_a_first_item(calibration)
+    calibration = require_first_item(calibration)
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
     require_lowering_tools(requested, model)
@@ -75,7 +75,7 @@ def export(
         remaining = remaining_precision(requested, artifact)
         if not remaining.changes_graph:
             return artifact
-        captured = captured.with_derived_axes(artifact.signature, artifact.profiles)
+        captured = captured.with_axes_of(artifact)
         answers = answer_parity_cases(captured, (captured.precision, judged_precision(requested)))
     answers.compare(ORTModule(artifact), tolerance=None).raise_if_failed()
     return lower(artifact, remaining, answers.parity_cases, calibration, flavour=_BUILT_BY).artifact

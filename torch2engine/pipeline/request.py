@@ -6,7 +6,7 @@ because every later step reads the same checked values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import nn
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import read_examples
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
@@ -27,11 +28,14 @@ from torch2engine.core.config import (
     require_instance,
 )
 from torch2engine.core.errors import InstallationError
+from torch2engine.core.progress import Progress
 from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
 from torch2engine.pipeline.user_warning import warn_user
+from torch2engine.precision.lower import lower
+from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.lowered_parity import judged_precision
-from torch2engine.precision.validate import remaining_precision, require_lowering_tools, validated_precision
+from torch2engine.precision.validate import require_lowering_tools, validated_precision
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
 
@@ -110,6 +114,28 @@ class DeployRequest:
         Bounds.of(self.tolerance, captured.precision).check_names(names)
         return captured
 
+    def lower(
+        self,
+        artifact: OnnxArtifact,
+        precision: Precision,
+        parity_cases: Sequence[ParityCase],
+        calibration: Iterable[Any] | None,
+        progress: Progress,
+    ) -> LoweredModel:
+        """Lower an exported model to a precision, within the request's tolerance and its flavour's limits.
+
+        Args, Raises: as `torch2engine.precision.lower.lower`.
+        """
+        return lower(
+            artifact,
+            precision,
+            parity_cases,
+            calibration,
+            tolerance=self.tolerance,
+            flavour=self.flavour,
+            progress=progress,
+        )
+
     @property
     def flavour(self) -> str | None:
         """The TensorRT that builds: "tensorrt" or "tensorrt_rtx"; None where ONNX Runtime answers."""
@@ -118,14 +144,6 @@ class DeployRequest:
     def candidate_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
         """The precisions in which candidates will be compared with the model: its own, and the requested one."""
         return captured.precision, judged_precision(self.precision)
-
-    def tf32_or_none(self, artifact: OnnxArtifact) -> str | None:
-        """Give "tf32" where float32 products may be TF32; None where the exported precision decides.
-
-        Args:
-            artifact: the exported one. A lowered one has few float32 products left.
-        """
-        return "tf32" if remaining_precision(self.precision, artifact).dtype == "tf32" else None
 
     @property
     def eager_reference(self) -> nn.Module | None:

@@ -17,7 +17,7 @@ from torch import nn
 
 from torch2engine.artifact.manifest_fields import encode_non_finite
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.builder.engine_request import build_environment
+from torch2engine.builder.load_or_build import build_environment
 from torch2engine.builder.onnx_fingerprint import refittable_fingerprint
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints

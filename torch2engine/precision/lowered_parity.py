@@ -43,7 +43,7 @@ def parity_cases_for(precision: str, cases: Sequence[ParityCase]) -> Sequence[Pa
     """
     if precision not in QUANTIZED_PRECISIONS:
         return cases
-    return [case for case in cases if not case.name.endswith("random")]
+    return [case for case in cases if case.kind != "random"]
 
 
 def cast_signature(signature: Signature, precision: Precision) -> Signature:

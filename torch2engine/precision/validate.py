@@ -35,12 +35,12 @@ from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = [
     "remaining_precision",
+    "require_first_item",
     "require_low_nodes",
     "require_lowering_tools",
     "require_no_float64",
     "require_refittable_precision",
     "validated_precision",
-    "with_a_first_item",
 ]
 
 _NAMED = 8  # places in one message
@@ -63,7 +63,7 @@ def validated_precision(
     return validated
 
 
-def with_a_first_item(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
+def require_first_item(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
     """Refuse an iterator that has nothing to give, before work is done for it.
 
     Returns:

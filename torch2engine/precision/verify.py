@@ -53,7 +53,7 @@ def verify_engine_precision(module: TRTModule, precision: str, cases: Sequence[P
     onnx_path = module._artifact.verified_onnx_path  # pyright: ignore[reportPrivateUsage]  # kin of it
     if precision not in LOW_PRECISIONS or onnx_path is None:
         return EnginePrecision(None)
-    case = next((case for case in cases if case.name.endswith("opt")), cases[0])
+    case = next((case for case in cases if case.kind == "opt"), cases[0])
     report = report_at_inputs(module, onnx_path, named_arrays(module.signature, case.inputs))
     return EnginePrecision(report, require_precision(report, precision, module.runtime))
 

@@ -16,7 +16,7 @@ from torch2engine.artifact.plan_file import PlanFile
 from torch2engine.artifact.saved_folder import PLAN
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
-from torch2engine.core.precisions import lowest_cast_precision
+from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
 from torch2engine.core.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree
 from torch2engine.trt.gpu import Gpu, make_gpu_current, require_gpu
 from torch2engine.trt.library import ICudaEngine, TensorRT, check_return_value, find_tensorrt
@@ -58,7 +58,7 @@ def adopt_plan(file: PlanFile, precision: str | None = None, index: int = 0) -> 
         ),
         signature=signature,
         profiles=reader.profiles(),
-        precision=precision or lowest_cast_precision(dtypes) or "fp32",
+        precision=precision or lowest_cast_precision(dtypes) or DEFAULT_PRECISION,
         versions={rt.name: rt.version},
     )
 

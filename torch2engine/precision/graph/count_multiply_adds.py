@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.artifact.scratch_folder import scratch_folder
-from torch2engine.core.precisions import LOW_PRECISIONS, PRECISION_TYPES
+from torch2engine.core.precisions import DEFAULT_PRECISION, LOW_PRECISIONS, PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.ort_session import OrtSession
@@ -109,7 +109,7 @@ def _tensor_precisions(model: Any) -> dict[str, str]:
         for onnx_type in (row.onnx_type, *row.other_onnx_types):
             precision_of_type[TensorProto.DataType.Value(onnx_type)] = precision
     types = tensor_types(model)
-    precisions = {name: precision_of_type.get(element_type, "fp32") for name, element_type in types.items()}
+    precisions = {name: precision_of_type.get(element_type, DEFAULT_PRECISION) for name, element_type in types.items()}
     for node in model.graph.node:
         if node.op_type == "DequantizeLinear" and types.get(node.input[0]) in precision_of_type:
             precisions[node.output[0]] = precision_of_type[types[node.input[0]]]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from torch2engine.core.precisions import CAST_PRECISIONS
+from torch2engine.core.precisions import CAST_PRECISIONS, DEFAULT_PRECISION
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.tensor_types import cast_element_types, element_type, tensor_types
 from torch2engine.precision.graph.precision_outcome import KeptModule, PrecisionOutcome
@@ -32,7 +32,7 @@ def count_nodes(model: Any, precision: str, float32_reasons: Mapping[str, str]) 
     """
     types = tensor_types(model)
     cast_types = cast_element_types()
-    float_types = {element_type("fp32"), *cast_types}
+    float_types = {element_type(DEFAULT_PRECISION), *cast_types}
     computing = [
         node
         for node in model.graph.node

@@ -1,8 +1,8 @@
-"""A request for one engine: it is loaded from the cache, or built, and stored once its caller accepts it.
+"""One engine: it is loaded from the cache, or built, and stored once its caller accepts it.
 
-Enters: a model in ONNX, a BuildConfig, a cache. Leaves: an `EngineArtifact` in a scratch folder. Separate because a
-build takes minutes and much memory. Only one build runs at a time, and processes that request the same engine wait for
-one another.
+Enters: a model in ONNX, a BuildConfig, a cache. Leaves: a `PendingEngine`, whose artifact is in a scratch folder.
+Separate because a build takes minutes and much memory. Only one build runs at a time, and processes that need the same
+engine wait for one another.
 """
 
 from __future__ import annotations
@@ -11,17 +11,20 @@ import logging
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import EngineCache, hash_facts
 from torch2engine.artifact.manifest_fields import Hardware, encode_non_finite
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import ScratchFolder, scratch_folder
 from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.builder.plan import PlanRequest
-from torch2engine.builder.source import BuildSource
+from torch2engine.builder.source import BuildSource, Profiles, make_build_source
 from torch2engine.core.config import DECIDES_NOTHING, BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.fork_safe_lock import ForkSafeLock
@@ -31,63 +34,48 @@ from torch2engine.core.version import __version__
 from torch2engine.trt.gpu import Gpu, current_gpu_index, list_gpus
 from torch2engine.trt.library import find_tensorrt
 
-__all__ = ["EngineRequest", "build_environment", "current_driver", "engine_facts", "request_engine"]
+__all__ = ["PendingEngine", "build_environment", "current_driver", "engine_facts", "load_or_build"]
 
 # Builders that run side by side disturb each other's timings and double the memory needed.
 _ONE_BUILD_AT_A_TIME = ForkSafeLock()
 
 
-class EngineRequest:
-    """An engine that is loaded from the cache or built; its caller stores it, once it finds the engine right.
+class PendingEngine:
+    """An engine that was loaded from the cache or built; its caller stores it, once it finds the engine right.
+
+    Use it in a `with`. While the body runs, other processes that need the same new engine wait for it. If the body
+    fails, an engine that came from the cache is removed from it. It stays if the cause is the user's input or
+    installation.
 
     Args:
-        source: the model to build from.
-        config: how TensorRT builds.
-        cache: where the engine may be, and where it is stored; None for nowhere.
-        on_progress: takes the build's progress; None if nobody does.
+        artifact: the engine.
+        cache: where it is stored; None for nowhere.
+        cache_key: its key there; "" without a cache.
+        cached_engine: what the cache has under this key; None for an engine that was built now.
+        cleanup: what ends with the body.
     """
 
     def __init__(
         self,
-        source: BuildSource,
-        config: BuildConfig,
-        cache: EngineCache | None,
-        on_progress: ProgressCallback | None,
+        artifact: EngineArtifact,
+        cache: EngineCache | None = None,
+        cache_key: str = "",
+        cached_engine: EngineArtifact | None = None,
+        cleanup: ExitStack | None = None,
     ) -> None:
-        self._source = source
-        self._config = config
+        self.artifact = artifact
+        self.cache_key = cache_key
         self._cache = cache
-        self._on_progress = on_progress
-        self._cache_key = ""
-        self._build_lock = ExitStack()
-        self._cached_engine: EngineArtifact | None = None
+        self._cached_engine = cached_engine
+        self._cleanup = cleanup or ExitStack()
 
-    def load_or_build(self, *, accepts_other_weights: bool = False) -> EngineArtifact:
-        """Take the engine from the cache, or build it; first wait for another process that builds the same one.
+    def __enter__(self) -> PendingEngine:
+        return self
 
-        Args:
-            accepts_other_weights: take a refittable engine from the cache whatever the values of its weights.
-        """
-        if self._cache is None:
-            return _build_engine(self._source, self._config, self._on_progress)
-        # The key is made here and not earlier, because the GPU that is current now is part of it.
-        accepts_other_weights = accepts_other_weights and self._config.refittable
-        self._cache_key = hash_facts(engine_facts(self._source, self._config, accepts_other_weights))
-        self._cached_engine = self._cache.take(self._cache_key)
-        if self._cached_engine is None:
-            waiting = _Waiting(Reporter("build", self._on_progress))
-            self._build_lock.enter_context(self._cache.building(self._cache_key, waiting.report_step))
-            waiting.report_end()
-            self._cached_engine = self._cache.take(self._cache_key)
-        if self._cached_engine is None:
-            return _build_engine(self._source, self._config, self._on_progress)
-        self._build_lock.close()
-        return _with_model(self._cached_engine, self._source)
-
-    @property
-    def cache_key(self) -> str:
-        """The engine's key in the cache; "" before `load_or_build`, and without a cache."""
-        return self._cache_key
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.__exit__(kind, error, trace)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -110,16 +98,64 @@ class EngineRequest:
             and (cached.read_runtime_cache() or not engine.read_runtime_cache())
         ):
             return
-        self._cache.store(self._cache_key, engine)
+        self._cache.store(self.cache_key, engine)
 
-    def remove_from_cache(self) -> None:
-        """Remove the engine from the cache, if it came from there: it is wrong."""
-        if self._cache is not None and self._cached_engine is not None:
-            self._cache.remove(self._cache_key)
 
-    def close(self) -> None:
-        """Let other processes build the engine."""
-        self._build_lock.close()
+def load_or_build(
+    source: OnnxArtifact | str | Path,
+    precision: str | None = None,
+    config: BuildConfig = BuildConfig(),
+    cache: EngineCache | None = None,
+    progress: Progress = None,
+    *,
+    profiles: Profiles = None,
+    exact_weights: bool = False,
+) -> PendingEngine:
+    """Load an engine from the cache, or build it; first wait for another process that builds the same one.
+
+    The GPU that is current counts. Of an engine that is not in the cache, the cache's lock is held until the `with` of
+    the result ends.
+
+    Args:
+        source, precision, config, progress, profiles: as for `build`.
+        cache: where the engine may be; None for nowhere.
+        exact_weights: take a refittable engine from the cache only if it has these weights.
+
+    Raises:
+        as `build`.
+    """
+    build_source = _with_matching_weights(make_build_source(source, profiles, precision), config)
+    with reporting(progress) as on_progress, ExitStack() as cleanup:
+        if cache is None:
+            return PendingEngine(_build_engine(build_source, config, on_progress))
+        key = hash_facts(
+            engine_facts(build_source, config, accepts_other_weights=config.refittable and not exact_weights)
+        )
+        cached_engine = cache.take(key)
+        if cached_engine is None:
+            waiting = _Waiting(Reporter("build", on_progress))
+            cleanup.enter_context(cache.building(key, waiting.report_step))
+            waiting.report_end()
+            cached_engine = cache.take(key)
+        if cached_engine is None:
+            artifact = _build_engine(build_source, config, on_progress)
+        else:
+            cleanup.close()  # no lock: other processes may load it too
+            cleanup.enter_context(_removed_if_wrong(cache, key))
+            artifact = _with_model(cached_engine, build_source)
+        return PendingEngine(artifact, cache, key, cached_engine, cleanup.pop_all())
+
+
+@contextmanager
+def _removed_if_wrong(cache: EngineCache, key: str) -> Generator[None]:
+    """Remove an engine from the cache if the body fails, unless the user's input or installation is the cause."""
+    try:
+        yield
+    except (InputError, InstallationError):
+        raise
+    except Exception:
+        cache.remove(key)
+        raise
 
 
 class _Waiting:
@@ -138,35 +174,6 @@ class _Waiting:
     def report_end(self) -> None:
         if self._has_waited:
             self._report(self._PHASE, 1, 1)
-
-
-@contextmanager
-def request_engine(
-    source: BuildSource, config: BuildConfig, cache: EngineCache | None = None, progress: Progress = None
-) -> Generator[EngineRequest]:
-    """Request an engine for the body, which checks it and stores it.
-
-    If the body fails, an engine that came from the cache is removed from it. It stays if the cause is the user's input
-    or installation. An engine that is not in the cache is built under a lock: another process that requests the same
-    one waits until the body ends.
-
-    Args:
-        source: the model to build from.
-        config: how TensorRT builds.
-        cache: where the engine may be, and where it is stored; None for nowhere.
-        progress: as for `build`.
-    """
-    with reporting(progress) as on_progress:
-        engine_request = EngineRequest(_with_matching_weights(source, config), config, cache, on_progress)
-        try:
-            yield engine_request
-        except (InputError, InstallationError):
-            raise
-        except Exception:
-            engine_request.remove_from_cache()
-            raise
-        finally:
-            engine_request.close()
 
 
 def _with_matching_weights(source: BuildSource, config: BuildConfig) -> BuildSource:

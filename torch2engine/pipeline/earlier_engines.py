@@ -5,19 +5,19 @@ every step. Separate because a shortcut is right only if it finds and accepts wh
 
 deploy() can find an earlier engine at three points, and this class does the first two:
 
-1. `reuse_by_cache_key`, before the export: the user's cache_key, the weights and all other arguments are the same.
-2. `reuse_by_graph`, after the export: the ONNX graph and all other arguments are the same.
-3. `EngineRequest.load_or_build`, before the build: everything that TensorRT reads is the same.
+1. `search_by_cache_key`, before the export: the user's cache_key, the weights and all other arguments are the same.
+2. `search_by_graph`, after the export: the ONNX graph and all other arguments are the same.
+3. `load_or_build`, before the build: everything that TensorRT reads is the same.
 
-The first two have a request key, which hashes what deploy() was given. Its record in the cache names the engine key,
+The first two have a record key, which hashes what deploy() was given. Its record in the cache names the engine key,
 which hashes what TensorRT was given. The third has the engine key itself.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ import torch
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.builder.engine_request import EngineRequest, current_driver
+from torch2engine.builder.load_or_build import PendingEngine, current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.trt_module import TRTModule
@@ -38,13 +38,26 @@ from torch2engine.pipeline.request_facts import graph_facts, incomparable_attrib
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
-__all__ = ["EngineReuse"]
+__all__ = ["EarlierEngines", "SearchResult"]
 
 _FROM_CACHE = "engine and graph were made before and come from the cache; the graph was compared with ONNX Runtime then"
 
 
-class EngineReuse:
-    """Finds the engine of an earlier deploy with the same facts, and remembers a new one for later deploys.
+@dataclass(frozen=True)
+class SearchResult:
+    """The outcome of one search for an earlier engine.
+
+    Args:
+        module: the engine in the model's place, accepted and with its report; None if there is no such engine.
+        record_key: under which the cache records the engine of this request; None where no record is made.
+    """
+
+    module: TRTModule | None = None
+    record_key: str | None = None
+
+
+class EarlierEngines:
+    """Finds the engine of an earlier deploy with the same facts, and stores a new one for later deploys.
 
     Args:
         request: the checked arguments of deploy().
@@ -59,96 +72,93 @@ class EngineReuse:
     ) -> None:
         self._request = request
         self._report = report
-        self.cache = cache
-        self._searched_cache = cache if _may_reuse(request) else None
+        self._cache = cache if _may_reuse(request) else None
         self._cache_key = cache_key
-        self._keys: list[str] = []
-        self._hashing: threading.Thread | None = None
 
-    def reuse_by_cache_key(self, captured: CapturedCall) -> TRTModule | None:
+    def search_by_cache_key(self, captured: CapturedCall) -> SearchResult:
         """Put the engine of an earlier deploy with the same cache_key in the model's place, without an export.
 
         Call it in `undisturbed`: the model answers the parity cases.
 
         Args:
             captured: the model's call.
-
-        Returns:
-            a module with its report, or None.
         """
-        if self._searched_cache is None or self._cache_key is None:
-            return None
+        if self._cache is None or self._cache_key is None:
+            return SearchResult()
         with self._report.phase("recall"):
             facts = model_facts(self._request, self._cache_key)
             if facts is None:
                 if reason := incomparable_attribute(self._request.model):
                     warn_user(f"cache_key is not used, and the model is deployed anew: {reason}")
-                return None
-            earlier = self._find(self._searched_cache, facts, captured)
+                return SearchResult()
+            key = self._record_key(facts, captured)
+            earlier = self._find(self._cache, key, captured)
         if earlier is None:
-            return None
-        captured = captured.with_derived_axes(earlier.engine.signature, tuple(earlier.engine.profiles))
+            return SearchResult(record_key=key)
+        captured = captured.with_axes_of(earlier.engine)
         with self._report.phase("reference"):
             reference = answer_parity_cases(captured, self._request.candidate_precisions(captured))
-        return self._accept(self._searched_cache, earlier, captured, reference)
+        return SearchResult(self._accept(self._cache, earlier, captured, reference), key)
 
-    def start_hashing_in_thread(self, artifact: OnnxArtifact) -> None:
-        """Hash an exported model's files in a thread, while the GPU answers the parity cases."""
-        if self._searched_cache is None or self._request.has_calibration or self._request.config.refittable:
+    @contextmanager
+    def hashing_in_thread(self, artifact: OnnxArtifact) -> Generator[None]:
+        """Hash an exported model's files in a thread while the body runs; `search_by_graph` needs the hashes."""
+        if self._cache is None or self._request.has_calibration or self._request.config.refittable:
+            yield
             return
-        self._hashing = threading.Thread(target=_hash_files, args=(artifact,), name="torch2engine hash", daemon=True)
-        self._hashing.start()
+        thread = threading.Thread(target=_hash_files, args=(artifact,), name="torch2engine hash", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            thread.join()
 
-    def reuse_by_graph(
-        self,
-        artifact: OnnxArtifact,
-        captured: CapturedCall,
-        reference: ReferenceAnswers,
-    ) -> TRTModule | None:
+    def search_by_graph(
+        self, artifact: OnnxArtifact, captured: CapturedCall, reference: ReferenceAnswers
+    ) -> SearchResult:
         """Put the engine of an earlier deploy with the same ONNX graph, source lines included, in the model's place.
 
         Args:
             artifact: the exported model; the values of weights that a refit replaces don't matter.
             captured: the model's call.
             reference: the model's answers, with which the engine is compared.
-
-        Returns:
-            a module with its report, or None.
         """
-        if self._searched_cache is None or self._request.has_calibration:  # other data than before, perhaps
-            return None
+        if self._cache is None or self._request.has_calibration:  # other data than before, perhaps
+            return SearchResult()
         with self._report.phase("recall"):
-            if self._hashing is not None:
-                self._hashing.join()
-            facts = graph_facts(artifact, self._request.config.refittable)
-            earlier = self._find(self._searched_cache, facts, captured)
-        return None if earlier is None else self._accept(self._searched_cache, earlier, captured, reference)
+            key = self._record_key(graph_facts(artifact, self._request.config.refittable), captured)
+            earlier = self._find(self._cache, key, captured)
+        module = None if earlier is None else self._accept(self._cache, earlier, captured, reference)
+        return SearchResult(module, key)
 
-    def store_and_record(self, engine_request: EngineRequest, engine: EngineArtifact, module: TRTModule) -> None:
-        """Store an accepted engine, and record it for later deploys with the same facts.
+    def store(self, engine: PendingEngine, module: TRTModule, searches: Iterable[SearchResult]) -> None:
+        """Store an accepted engine, and record it for later deploys, whose searches then find it.
 
         Args:
-            engine_request: stores the engine.
             engine: as it was loaded or built.
             module: the engine with the weights and the compiled kernels that it has now.
+            searches: those of this deploy.
         """
-        self._report.add_notes(engine_request.notes)  # whether the engine comes from the cache
         stored = module.compiled()
         if self._request.runtime_config.kernel_specialization != "none":
             # A later deploy may not want kernels that were compiled for single shapes.
-            stored = stored.with_runtime_cache(engine.read_runtime_cache())
-        engine_request.store(stored)
-        if self._searched_cache is not None:
-            for key in self._keys:
-                self._searched_cache.write_record(
-                    key, RequestRecord(engine_request.cache_key, self._report.reusable_findings())
-                )
+            stored = stored.with_runtime_cache(engine.artifact.read_runtime_cache())
+        engine.store(stored)
+        if self._cache is None:
+            return
+        for search in searches:
+            if search.record_key is not None:
+                record = RequestRecord(engine.cache_key, self._report.reusable_findings())
+                self._cache.write_record(search.record_key, record)
 
-    def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was recorded for the request with these facts; `store_and_record` will use the same key."""
+    def _record_key(self, facts: Mapping[str, Any], captured: CapturedCall) -> str:
+        """The key of the record for the request with these facts."""
         with torch.cuda.device(captured.target_gpu):  # build_environment reads the current GPU
-            key = hash_facts({**request_facts(self._request, captured), **facts})
-            self._keys.append(key)
+            return hash_facts({**request_facts(self._request, captured), **facts})
+
+    def _find(self, cache: EngineCache, key: str, captured: CapturedCall) -> _EarlierEngine | None:
+        """The engine that was recorded under a key, if it runs here as it is."""
+        with torch.cuda.device(captured.target_gpu):  # `current_driver` asks the current GPU
             record = cache.read_record(key)
             engine = None if record is None else cache.take(record.engine_key)
             if (
@@ -224,5 +234,5 @@ def _may_reuse(request: DeployRequest) -> bool:
 
 
 def _hash_files(artifact: OnnxArtifact) -> None:
-    with suppress(Torch2EngineError):  # `reuse_by_graph` hashes again, and raises it
+    with suppress(Torch2EngineError):  # `search_by_graph` hashes again, and raises it
         artifact.manifest()

@@ -1,4 +1,4 @@
-"""`torch2engine.pipeline.engine_reuse`: engines are remembered, found again, and forgotten when they are wrong.
+"""`torch2engine.pipeline.earlier_engines`: engines are remembered, found again, and forgotten when they are wrong.
 
 Enters: a small model and a cache. Leaves: proof that the engine that a deploy remembered is offered to the next one.
 Whether an engine that is found is right is seen on a GPU.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,13 @@ import torch2engine as t2e
 from tests.pipeline.test_request_facts import BATCH, net, request_for
 from tests.support.sample_artifacts import fresh_engine
 from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts
+from torch2engine.builder.load_or_build import PendingEngine
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.pipeline import engine_reuse as room
+from torch2engine.pipeline import earlier_engines as room
 from torch2engine.pipeline.deploy_report import ReportBuilder
-from torch2engine.pipeline.engine_reuse import EngineReuse
+from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.request_facts import graph_facts
 
@@ -116,16 +118,15 @@ def test_report_parts_go_through_a_record() -> None:
 def test_hashes_are_there_when_they_are_asked_for(cache: EngineCache) -> None:
     """Worked out beside something else they are the same, and a file that is gone is told by who asks."""
     model = net()
-    engine_reuse = EngineReuse(request_for(model), cache, None, ReportBuilder())
+    earlier_engines = EarlierEngines(request_for(model), cache, None, ReportBuilder())
     first, second = (t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}}) for _ in range(2))
-    engine_reuse.start_hashing_in_thread(first)
-    assert engine_reuse._hashing is not None
-    engine_reuse._hashing.join()
+    with earlier_engines.hashing_in_thread(first):
+        assert "torch2engine hash" in {thread.name for thread in threading.enumerate()}
     assert graph_facts(first, refittable=False) == graph_facts(second, refittable=False)
     third = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
     third.onnx_path.unlink()
-    engine_reuse.start_hashing_in_thread(third)
-    engine_reuse._hashing.join()
+    with earlier_engines.hashing_in_thread(third):
+        pass
     with pytest.raises(t2e.ArtifactError):
         graph_facts(third, refittable=False)
 
@@ -162,26 +163,26 @@ class Earlier:
         model = net()
         report = ReportBuilder()
         request = request_for(model, runtime_config=self.runtime_config)
-        engine_reuse = EngineReuse(request, self.cache, cache_key, report)
+        earlier_engines = EarlierEngines(request, self.cache, cache_key, report)
         with undisturbed(model):
             captured = capture_call(model, torch.ones(4, 4), {"x": {0: BATCH}})
             report.add_notes(["captured"])
-            if (module := engine_reuse.reuse_by_cache_key(captured)) is not None:
-                return "cache_key", module
+            by_cache_key = earlier_engines.search_by_cache_key(captured)
+            if by_cache_key.module is not None:
+                return "cache_key", by_cache_key.module
             artifact = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
             answers = answer_parity_cases(captured, ("fp32",))
-            if (module := engine_reuse.reuse_by_graph(artifact, captured, answers)) is not None:
-                return "graph", module
+            by_graph = earlier_engines.search_by_graph(artifact, captured, answers)
+            if by_graph.module is not None:
+                return "graph", by_graph.module
         key = hash_facts({"engine": 1})
-        engine_request: Any = SimpleNamespace(
-            cache_key=key, notes=(), store=lambda engine: self.cache.store(key, engine)
-        )
+        pending_engine = PendingEngine(self.engine, self.cache, key)
         module: Any = SimpleNamespace(compiled=lambda: self.engine)
         lowered: Any = SimpleNamespace(outcome=None, reports=(), notes=("lowered",))
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        engine_reuse.store_and_record(engine_request, self.engine, module)
+        earlier_engines.store(pending_engine, module, (by_cache_key, by_graph))
         return "", report.build("fp32")
 
 
