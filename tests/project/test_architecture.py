@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import PACKAGE, REPOSITORY
+from torch2engine.core.precisions import PRECISION_TYPES
 
 PAGE = (REPOSITORY / "ARCHITECTURE.md").read_text(encoding="utf-8")
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
@@ -38,6 +39,19 @@ def attribute(name: str) -> Mark:
     return lambda node: isinstance(node, ast.Attribute) and node.attr == name
 
 
+def decisions(tree: ast.AST) -> list[ast.AST]:
+    """All code but the defaults of parameters and fields, which show users what they get."""
+    defaults: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        values: list[ast.expr | None] = []
+        if isinstance(node, ast.arguments):
+            values = [*node.defaults, *node.kw_defaults]
+        elif isinstance(node, ast.ClassDef):
+            values = [field.value for field in node.body if isinstance(field, ast.AnnAssign)]
+        defaults.update(inner for value in values if value is not None for inner in ast.walk(value))
+    return [node for node in ast.walk(tree) if node not in defaults]
+
+
 def files_with(mark: Mark) -> set[str]:
     """The package's files in which a mark stands."""
     return {name for name, path in FILES.items() if any(map(mark, ast.walk(ast.parse(path.read_text("utf-8")))))}
@@ -52,6 +66,28 @@ MARKS: dict[str, Mark] = {
     "another choice of profile for a shape": attribute("breadth"),
     "a new manifest field": constant("hardware"),
 }
+
+
+DTYPE_TABLES = {"core/spec.py", "trt/library.py"}  # "int8" and "int4" are names of dtypes there
+
+
+@pytest.mark.parametrize("name", PRECISION_TYPES)
+def test_name_of_a_precision_stands_in_its_files_alone(name: str) -> None:
+    """Other files ask the table of precisions; only defaults name one."""
+    listed = {kind: set(re.findall(r"`([\w/]+\.py)`", files)) for kind, files in rows("Where a change goes")}
+    trees = {file: ast.parse(path.read_text("utf-8")) for file, path in FILES.items()}
+    found = {file for file, tree in trees.items() if any(map(constant(name), decisions(tree)))}
+    is_dtype = PRECISION_TYPES[name].dtype == name
+    assert found - (DTYPE_TABLES if is_dtype else set()) <= listed["a new precision"]
+
+
+def test_decisions_are_all_code_but_defaults() -> None:
+    """A comparison shows, and so does an argument; the default of a parameter or a field does not."""
+    planted = ast.parse(
+        'def f(x="fp16", *, y="bf16"):\n    return x == "tf32" or g(z="fp8")\nclass C:\n    a: str = "fp32"\n'
+    )
+    found = {name for name in PRECISION_TYPES if any(map(constant(name), decisions(planted)))}
+    assert found == {"tf32", "fp8"}
 
 
 @pytest.mark.parametrize("change", MARKS)
