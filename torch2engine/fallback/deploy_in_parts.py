@@ -25,6 +25,7 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Precision, Tolerances
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
+from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.deploy_parts import PartsRequest, deploy_parts, write_parts
 from torch2engine.fallback.parts_module import PartsModule
@@ -108,7 +109,7 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
         with report.phase("reference"):
             cases, notes = make_parity_cases(captured)
     requested = Precision.of(arguments["precision"]).dtype
-    precision = captured.precision if requested == "fp32" else requested
+    precision = captured.precision if requested == DEFAULT_PRECISION else requested
     options = {name: arguments[name] for name in _OF_EVERY_PART} | {"runtime": runtime}
     options["runtime_config"] = replace(arguments["runtime_config"], out_of_range="error")
     device = torch.device("cpu") if runtime == "onnxruntime" else captured.target_gpu
