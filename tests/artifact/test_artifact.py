@@ -194,12 +194,12 @@ def test_construction_refuses_facts_that_could_not_be_loaded(tmp_path: Path) -> 
         OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=PROFILES, precision="fp64")
     assert str(error.value) == (
         "onnx artifact: got manifest field precision = 'fp64'; expected one of 'fp32', 'tf32', "
-        "'fp16', 'bf16', 'int8', 'fp8'; mend that field"
+        "'fp16', 'bf16', 'int8', 'fp8'; correct that field"
     )
     with pytest.raises(ArtifactError) as error:
         OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=[], precision="fp32")
     assert str(error.value) == (
-        "onnx artifact: got manifest field profiles = []; expected at least one, for the axes batch; mend that field"
+        "onnx artifact: got manifest field profiles = []; expected at least one, for the axes batch; correct that field"
     )
 
 
@@ -218,13 +218,13 @@ def test_construction_refuses_a_signature_that_is_nested_too_deeply(tmp_path: Pa
         artifact(65)
     assert str(error.value) == (
         "onnx artifact: got a signature nested more than 64 levels deep; expected fields that fit "
-        "together; mend that field"
+        "together; correct that field"
     )
     with pytest.raises(ArtifactError) as error:
         artifact(900)
     assert (
         str(error.value)
-        == "onnx artifact: got a signature nested too deeply; expected fields that fit together; mend that field"
+        == "onnx artifact: got a signature nested too deeply; expected fields that fit together; correct that field"
     )
 
 

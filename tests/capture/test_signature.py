@@ -255,7 +255,7 @@ def test_model_that_fails_is_reported_at_its_own_line() -> None:
         "model: got a failure of PyTorch itself on inputs of shape [4, 3], [5, 5]: RuntimeError: The "
         "size of tensor a (3) must "
         "match the size of tensor b (5) at non-singleton dimension 1; expected a model that answers "
-        "them; call the model with these shapes and mend "
+        "them; call the model with these shapes and correct "
         "that first "
         f"(at {error.value.source})"
     )

@@ -365,7 +365,7 @@ def test_doctor_runs_without_click(monkeypatch: pytest.MonkeyPatch) -> None:
     text = run_command("doctor")
     assert (text.code, text.out.splitlines()[-4:]) == (
         1,
-        ["FAULT  Python 3.9.0", "    why   it is old", "    mend  renew it", "1 faults, 0 warnings, 0 notes"],
+        ["FAULT  Python 3.9.0", "    why   it is old", "    fix   renew it", "1 faults, 0 warnings, 0 notes"],
     )
     assert json.loads(run_command("doctor", "--json").out)["findings"] == [finding.to_json()]
 

@@ -50,7 +50,7 @@ FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
 _KINDS = ("onnx", "engine", "parts")
 _FITTING = "fields that fit together"
-_FIX = "mend that field"
+_FIX = "correct that field"
 
 
 @dataclass(frozen=True, kw_only=True)

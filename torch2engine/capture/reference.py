@@ -102,7 +102,7 @@ class Reference:
         wanted = _float_dtype(self.model)
         others = [leaf.dtype for leaf in leaves if leaf.dtype != wanted and leaf.dtype in _DATA_DTYPES]
         if not others or not _BLAMES_DTYPES.search(str(error)):
-            return "call the model with these shapes and mend that first"
+            return "call the model with these shapes and correct that first"
         if torch.uint8 in others:
             return (
                 "pass floats, e.g. sample_input.float() / 255, or bytes with preprocess=torch2engine.Preprocess(...), "

@@ -136,11 +136,11 @@ def deploy_command(
     **options: Any,
 ) -> Outcome:
     """Deploy a PyTorch MODEL: export, compare, build, compare again, save."""
-    from torch2engine.cli.commands import Judgement, deploy_model
+    from torch2engine.cli.commands import BoundOptions, deploy_model
     from torch2engine.core.config import BuildConfig
 
     config = BuildConfig(flavour=flavour, refittable=refittable)
-    return deploy_model(judgement=Judgement(precision, rel_l2, max_rel), config=config, **options)
+    return deploy_model(bounds=BoundOptions(precision, rel_l2, max_rel), config=config, **options)
 
 
 @_command(cli, "build", "build net.onnx --axis batch=1:8:32 -o engine.t2e")
@@ -174,9 +174,9 @@ def check_command(precision: str | None, rel_l2: float | None, max_rel: float | 
     CANDIDATE is a folder that torch2engine saved, an ONNX file, or an engine file (.engine, .plan) of trtexec,
     Polygraphy or ultralytics. REFERENCE is a PyTorch model (FILE.py:NAME), or an ONNX file.
     """
-    from torch2engine.cli.commands import Judgement, check
+    from torch2engine.cli.commands import BoundOptions, check
 
-    return check(judgement=Judgement(precision, rel_l2, max_rel), **options)
+    return check(bounds=BoundOptions(precision, rel_l2, max_rel), **options)
 
 
 @_command(cli, "compare", "compare net.t2e net.onnx --axis batch=1:8:32")
@@ -190,9 +190,9 @@ def check_command(precision: str | None, rel_l2: float | None, max_rel: float | 
 )
 def compare_command(precision: str | None, rel_l2: float | None, max_rel: float | None, **options: Any) -> Outcome:
     """Compare the answers of two saved models, ONNX files or engines."""
-    from torch2engine.cli.commands import Judgement, compare
+    from torch2engine.cli.commands import BoundOptions, compare
 
-    return compare(judgement=Judgement(precision, rel_l2, max_rel), **options)
+    return compare(bounds=BoundOptions(precision, rel_l2, max_rel), **options)
 
 
 @_command(cli, "run", "run net.t2e --input images.npz --output answers.npz")

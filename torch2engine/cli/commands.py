@@ -40,14 +40,14 @@ from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.compare_deployed import compare_modules, compare_with_model
 from torch2engine.precision.precision_report import precision_report
 
-__all__ = ["Judgement", "bench", "build_engine", "check", "compare", "deploy_model", "inspect", "run"]
+__all__ = ["BoundOptions", "bench", "build_engine", "check", "compare", "deploy_model", "inspect", "run"]
 
 
 _KINDS = {OnnxArtifact: "exported model", EngineArtifact: "engine", PartsArtifact: "model in parts"}
 
 
 @dataclass(frozen=True)
-class Judgement:
+class BoundOptions:
     """By what answers are judged.
 
     Args:
@@ -73,7 +73,7 @@ def deploy_model(
     sample: Sequence[str],
     axes: Sequence[str],
     runtime: str,
-    judgement: Judgement,
+    bounds: BoundOptions,
     config: BuildConfig,
     cache: bool,
 ) -> Outcome:
@@ -86,8 +86,8 @@ def deploy_model(
             model,
             inputs,
             dynamic_axes(words, model, inputs),
-            precision=judgement.precision or DEFAULT_PRECISION,
-            tolerance=judgement.tolerance,
+            precision=bounds.precision or DEFAULT_PRECISION,
+            tolerance=bounds.tolerance,
             runtime=runtime,
             config=config,
             cache=cache,
@@ -124,27 +124,32 @@ def check(
     sample: Sequence[str],
     axes: Sequence[str],
     runtime: Any,
-    judgement: Judgement,
+    bounds: BoundOptions,
 ) -> Outcome:
     """Compare a candidate with a PyTorch module, or with an ONNX file."""
     if is_answering_path(reference):
-        return compare(Path(reference), candidate, None, axes, runtime, judgement)
+        return compare(Path(reference), candidate, None, axes, runtime, bounds)
     model = read_model(reference)
     inputs = read_sample(sample)
-    module = open_candidate(candidate, read_ranges(axes), runtime, judgement.precision)
-    report = compare_with_model(model, module, inputs, precision=judgement.precision, tolerance=judgement.tolerance)
+    module = open_candidate(candidate, read_ranges(axes), runtime, bounds.precision)
+    report = compare_with_model(model, module, inputs, precision=bounds.precision, tolerance=bounds.tolerance)
     return _outcome_of(report)
 
 
 def compare(
-    reference: Path, candidate: Path, inputs: Path | None, axes: Sequence[str], runtime: Any, judgement: Judgement
+    reference: Path,
+    candidate: Path,
+    inputs: Path | None,
+    axes: Sequence[str],
+    runtime: Any,
+    bounds: BoundOptions,
 ) -> Outcome:
     """Compare the answers of two saved models or engines."""
     ranges = read_ranges(axes)
-    first = open_candidate(reference, ranges, _runtime_of(reference, runtime), judgement.precision)
-    second = open_candidate(candidate, ranges, _runtime_of(candidate, runtime), judgement.precision)
+    first = open_candidate(reference, ranges, _runtime_of(reference, runtime), bounds.precision)
+    second = open_candidate(candidate, ranges, _runtime_of(candidate, runtime), bounds.precision)
     leaves = None if inputs is None else _leaves(second, inputs)
-    report = compare_modules(first, second, inputs=leaves, precision=judgement.precision, tolerance=judgement.tolerance)
+    report = compare_modules(first, second, inputs=leaves, precision=bounds.precision, tolerance=bounds.tolerance)
     return _outcome_of(report)
 
 

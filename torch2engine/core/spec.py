@@ -356,7 +356,7 @@ class Signature:
             by: what casts it, for the message.
 
         Raises:
-            DtypeError: naming the input, what came, what is allowed and how to mend it.
+            DtypeError: naming the input, what came, what is allowed and how to fix it.
         """
         if not lossless_cast(dtype, spec.dtype):
             lossless = [d for d in (*_FLOAT_BITS, *_INTEGER_BITS) if d != spec.dtype and lossless_cast(d, spec.dtype)]

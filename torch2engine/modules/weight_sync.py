@@ -436,7 +436,7 @@ def _check_finite(
             "weights " + ", ".join(f"'{name}'" for name in wrong[:8]),
             got="NaN or infinity in the engine's type",
             allowed="finite weights; the engine keeps its own",
-            fix="mend the model, or pass verify=False to have it all the same",
+            fix="correct the model, or pass verify=False to take its weights anyway",
         )
 
 

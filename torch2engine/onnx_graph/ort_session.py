@@ -91,7 +91,7 @@ class OrtSession:
                 "ONNX Runtime",
                 got=quote(error),
                 allowed="inputs that the graph can take",
-                fix="call the PyTorch model with these inputs, and mend what fails there",
+                fix="call the PyTorch model with these inputs, and correct what fails there",
             ) from error
         answers = dict(zip(self._outputs, outputs, strict=True))
         return answers | {name: _cast(answers[name], np.float32, np.float16) for name in self._half_outputs}

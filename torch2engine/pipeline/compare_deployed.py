@@ -69,7 +69,7 @@ def compare_with_model(
         answers = answer_parity_cases(captured, (judged_as,))
     order = [matches[spec.name] for spec in candidate.signature.inputs]
     return _compared(
-        "PyTorch", candidate, answers.parity_cases, order, Judge(judged_as, tolerance, tuple(answers.notes))
+        "PyTorch", candidate, answers.parity_cases, order, Standard(judged_as, tolerance, tuple(answers.notes))
     )
 
 
@@ -108,11 +108,11 @@ def compare_modules(
     )
     notes = _notes_on_integers(candidate) if inputs is None else ()
     every = list(range(len(candidate.signature.inputs)))
-    return _compared(reference.runtime, candidate, answered, every, Judge(judged_as, tolerance, notes))
+    return _compared(reference.runtime, candidate, answered, every, Standard(judged_as, tolerance, notes))
 
 
 @dataclass(frozen=True)
-class Judge:
+class Standard:
     """By what the answers are judged.
 
     Args:
@@ -127,18 +127,22 @@ class Judge:
 
 
 def _compared(
-    reference: str, candidate: DeployedModule[Any], cases: Sequence[ParityCase], order: Sequence[int], judge: Judge
+    reference: str,
+    candidate: DeployedModule[Any],
+    cases: Sequence[ParityCase],
+    order: Sequence[int],
+    standard: Standard,
 ) -> ParityReport:
     """Ask the candidate each case, with the inputs in its own order."""
-    bounds = Bounds.of(judge.tolerance, judge.precision, runtime_kind(candidate))
-    report = ParityReport((), f"{reference} vs {candidate.runtime}", bounds.tolerance, judge.notes)
+    bounds = Bounds.of(standard.tolerance, standard.precision, runtime_kind(candidate))
+    report = ParityReport((), f"{reference} vs {candidate.runtime}", bounds.tolerance, standard.notes)
     for case in cases:
         answer = _answer(candidate, [case.inputs[index] for index in order])
         answer = _named_like(case.outputs, answer)
         bounds.check_names(case.outputs)
         report = replace(report, notes=tuple(dict.fromkeys((*report.notes, *_notes_on_dtypes(case.outputs, answer)))))
         same_types = {name: _in_dtype_of(case.outputs.get(name), value) for name, value in answer.items()}
-        sensitivity = case.sensitivity.get(judge.precision)
+        sensitivity = case.sensitivity.get(standard.precision)
         report = report.add(compare(case.outputs, same_types, bounds, case=case.name, sensitivity=sensitivity))
     return report
 

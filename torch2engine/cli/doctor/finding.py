@@ -36,5 +36,5 @@ class Finding:
         return asdict(self)
 
     def __str__(self) -> str:
-        lines = [f"{self.severity.upper()}  {self.found}", f"    why   {self.why}", f"    mend  {self.cure}"]
+        lines = [f"{self.severity.upper()}  {self.found}", f"    why   {self.why}", f"    fix   {self.cure}"]
         return "\n".join(lines)
