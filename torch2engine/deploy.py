@@ -124,7 +124,7 @@ def deploy(
         runtime_config=runtime_config,
     )
     report = ReportBuilder(progress)
-    cache = resolve_cache(cache, cache_key)
+    cache = resolve_cache(cache, cache_key)  # an EngineCache or None; refuses a key that is none
     earlier_engines = EarlierEngines(request, cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # as after model.eval(), without autocast; then model and process are as before
         with report.phase("capture"):  # the model runs on the sample
@@ -139,7 +139,7 @@ def deploy(
             captured = captured.with_axes_of(onnx_artifact)  # a copy: export finds which axes follow from others
         with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # the model's answers
             reference = answer_parity_cases(captured, request.candidate_precisions(captured))
-        by_graph = earlier_engines.search_by_graph(onnx_artifact, captured, reference)
+        by_graph = earlier_engines.search_by_graph(onnx_artifact, captured, reference)  # likewise
         if by_graph.module is not None:
             return by_graph.module
     with report.phase("check"):  # ONNX Runtime against PyTorch
@@ -149,11 +149,11 @@ def deploy(
         lowered = request.lower(onnx_artifact, remaining, reference.parity_cases, calibration, report.progress)
         report.add_lowering(lowered)  # its comparisons and notes, and which nodes are low
     if request.runtime == "onnxruntime":
-        return make_ort_module(lowered, request, report)
+        return make_ort_module(lowered, request, report)  # with its report; it was compared above
     with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
         torch.cuda.empty_cache()  # the builder is another process and needs the memory
         pending_engine = load_or_build(lowered.artifact, remaining.tf32_or_none, request.config, cache, report.progress)
-    with pending_engine:  # locks the cache's entry of a new engine; removes an entry whose engine fails here
+    with pending_engine:  # until its end others wait for a new engine; one from the cache that fails is removed
         with report.phase("parity"):  # the engine against PyTorch, and the precisions that it computes in
             trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
         earlier_engines.store(pending_engine, trt_module, searches=(by_cache_key, by_graph))  # for later deploys
