@@ -50,7 +50,7 @@ def deploy(
     cache_key: str | None = None,
     progress: Progress = True,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
-    fallback: bool = False,
+    fallback: bool | str = False,
 ) -> TRTModule | ORTModule:
     """Turn a live module into an engine that is called like it and was checked against it.
 
@@ -96,7 +96,7 @@ def deploy(
             behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
         fallback: where operators have no engine, leave them in PyTorch and make engines of what is around them, instead
             of an UnsupportedOperatorError. The parts of such a `PartsModule` have default tolerances; the whole is
-            compared by `tolerance`.
+            compared by `tolerance`. "faster" also leaves a part to PyTorch where its engine is measured to be slower.
 
     Returns:
         a TRTModule on the sample's GPU, or an ORTModule. For a CPU sample it is PyTorch's current GPU. With fallback it
@@ -106,7 +106,7 @@ def deploy(
         InputError, DynamicAxisError: the sample, the axes or an option is not possible; lists what is.
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
         ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
-        BuildError: TensorRT failed.
+        BuildError: TensorRT failed. With fallback="faster": the module takes over 3 % more time than the model.
         PrecisionError: nothing would compute in the requested precision. Or TensorRT computes more than a tenth of the
             graph's arithmetic of that precision in another one.
         ParityError: ONNX Runtime or the engine differs from the model by more than the tolerance, before or after the

@@ -13,6 +13,7 @@ account of the rest. Separate because the stages below know whole models only, a
     deploy_in_parts  deploy(fallback=True): the steps for a program that no single engine takes
     deploy_parts     engines for the parts of a program, and the artifact of both
     deployed_part    the engines of one part of a deployed model; saved_cut is how all parts are saved
+    measured_cost    which engines are worth it, under fallback="faster"
     parts_module     the deployed model: parts_backend, live_parts
     program_file     torch's program as a file; program_check refuses a file that is no plain data
     compile_options  the options of torch.compile's backend

@@ -23,11 +23,12 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.core.config import Precision, Tolerances
+from torch2engine.core.config import Precision, Tolerances, require_choice
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.deploy_parts import PartsRequest, deploy_parts, write_parts
+from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.fallback.program_file import write_program
 from torch2engine.modules.deployed import attach_model, runtime_kind
@@ -60,11 +61,13 @@ def with_fallback(deploy: Callable[P, R]) -> Callable[P, R | PartsModule]:
 
     @wraps(deploy)
     def deploy_or_cut(*args: P.args, **kwargs: P.kwargs) -> R | PartsModule:
-        if not kwargs.get("fallback"):
+        fallback = kwargs.get("fallback", False)
+        require_choice("fallback", fallback, (False, True, "faster"))
+        if not fallback:
             return deploy(*args, **kwargs)
         call = inspect.signature(deploy).bind(*args, **kwargs)
         call.apply_defaults()
-        arguments = {**call.arguments, "fallback": False, "examples": read_examples(call.arguments["examples"])}
+        arguments = {**call.arguments, "examples": read_examples(call.arguments["examples"])}
         return _deploy_in_parts(deploy, arguments)
 
     inner: Any = deploy
@@ -86,7 +89,7 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
         Torch2EngineError: as `deploy`, but for operators without an engine.
     """
     try:
-        return deploy(**arguments)
+        return deploy(**{**arguments, "fallback": False})
     except UnsupportedOperatorError as error:
         _check_options(arguments, error)
     except DynamicAxisError:
@@ -114,7 +117,8 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
     options["runtime_config"] = replace(arguments["runtime_config"], out_of_range="error")
     device = torch.device("cpu") if runtime == "onnxruntime" else captured.target_gpu
     with report.phase("parts"):
-        request = PartsRequest(program, device, partial(deploy, **options))
+        only_faster = arguments["fallback"] == "faster"
+        request = PartsRequest(program, device, partial(deploy, **options), only_faster)
         cut = deploy_parts(request, [case.inputs for case in cases])
         refit_program = weights if arguments["config"].refittable else None
         artifact = write_parts(cut, captured.signature, captured.profiles, precision, refit_program)
@@ -126,7 +130,11 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
         attach_model(module, model, samples, arguments["tolerance"])
     with report.phase("parity"):
         report.add_parity(_compare(module, cases, arguments["tolerance"], notes).raise_if_failed())
-    report.add_notes([*captured.notes, *(f"in PyTorch: {obstacle}" for obstacle in module.obstacles)])
+    sample = [leaf.to(device) for leaf in captured.sample]
+    report.add_notes([*captured.notes, *(f"in PyTorch: {obstacle}" for obstacle in module.timed_obstacles(sample))])
+    if only_faster and captured.sample[0].device.type == device.type:
+        with undisturbed(model):
+            report.add_notes([check_whole(lambda: module.infer(sample), lambda: captured.reference(sample), device)])
     module.report = report.build(precision)
     return module
 

@@ -31,6 +31,7 @@ from torch2engine.fallback.deployed_part import DeployedPart
 from torch2engine.fallback.explanation import Obstacle, RunRecord
 from torch2engine.fallback.graph_layout import GraphLayout, fake_value, result_names
 from torch2engine.fallback.graph_part import operator_of, source_of
+from torch2engine.fallback.measured_cost import find_slow_parts
 from torch2engine.fallback.part_engine import DeployPart
 from torch2engine.fallback.part_runner import PartRunner, known_obstacle
 from torch2engine.fallback.partition import PartitionedGraph
@@ -50,11 +51,13 @@ class PartsRequest:
         program: the file of the whole program.
         device: where engines and program run.
         deploy_part: makes the engine of a part.
+        only_faster: leave a part to PyTorch where that is sooner.
     """
 
     program: bytes
     device: torch.device
     deploy_part: DeployPart
+    only_faster: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,15 @@ def deploy_parts(request: PartsRequest, calls: Sequence[Sequence[torch.Tensor]])
     placeholders = [*program.weights, *program.constants]
     graph = PartitionedGraph(program.graph_module, placeholders, CompileOptions.min_nodes, make_runner, record)
     graph.refuse(_value_dependent(program.graph_module.graph))
+    ordered = sorted(calls, key=lambda leaves: -sum(leaf.numel() for leaf in leaves))
+    values = [
+        program.values(program.tensors, [leaf.to(request.device, copy=True) for leaf in leaves]) for leaves in ordered
+    ]
     with torch.no_grad():
-        for leaves in sorted(calls, key=lambda leaves: -sum(leaf.numel() for leaf in leaves)):
-            graph(*program.values(program.tensors, [leaf.to(request.device, copy=True) for leaf in leaves]))
+        for of_call in values:
+            graph(*of_call)
+    if request.only_faster:
+        graph.leave_slow_parts(lambda cut, parts: find_slow_parts(cut, parts, values[0], request.device))
     deployer.is_open = False
     parts = {part.nodes: part.runner for part in graph.parts()}
     return DeployedCut(request.program, parts, tuple(record.obstacles.values()))
@@ -167,7 +176,8 @@ def write_parts(
         engine = runner.engine
         assert isinstance(engine, DeployedPart), "the kind that deploy_parts made"
         engines: list[SavedEngine] = []
-        for version_number, one in enumerate(engine.engines.made()):
+        made = [] if runner.refusal else engine.engines.made()
+        for version_number, one in enumerate(made):
             artifact = current_artifact_of(one.value)
             assert isinstance(artifact, (OnnxArtifact, EngineArtifact)), "the kinds that engines have"
             name = f"part-{number}-{version_number}"

@@ -34,14 +34,17 @@ class Obstacle:
         operator: what stands there, as PyTorch calls it; "branch" for a Python branch on a tensor's value.
         source: "FILE:LINE", or "" where torch doesn't know it.
         reason: a sentence.
+        microseconds: that it takes in one call of the model, its end awaited; None if nobody has measured it.
     """
 
     operator: str
     source: str
     reason: str
+    microseconds: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.operator} at {self.source or 'an unknown line'}: {self.reason}"
+        time = "" if self.microseconds is None else f" ({self.microseconds:.0f} µs a call)"
+        return f"{self.operator} at {self.source or 'an unknown line'}: {self.reason}{time}"
 
 
 @dataclass
@@ -166,12 +169,13 @@ class Explanation:
     def __str__(self) -> str:
         engines = sum(part.runs_in != "PyTorch" for part in self.parts)
         lines = [f"{engines} of {len(self.parts)} parts in engines, {self.engine_share:.0%} of the time"]
-        rows = [("part", "runs in", "operators", "time", "lines", "reason")]
+        rows = [("part", "runs in", "operators", "µs", "time", "lines", "reason")]
         rows += [
             (
                 str(number),
                 part.runs_in,
                 str(part.operators),
+                f"{_seconds_of_call(part) * 1e6:.0f}",
                 f"{_seconds_of_call(part) / self.seconds:.0%}" if self.seconds else "-",
                 part.source,
                 part.reason[:_SHORT],

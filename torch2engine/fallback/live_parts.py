@@ -19,8 +19,9 @@ from torch2engine.artifact.saved_folder import CUT, PROGRAM
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError
 from torch2engine.fallback.deployed_part import DeployedPart
-from torch2engine.fallback.explanation import RunRecord
+from torch2engine.fallback.explanation import RunRecord, synchronized_seconds
 from torch2engine.fallback.graph_layout import GraphLayout, result_names
+from torch2engine.fallback.graph_part import operator_of, source_of
 from torch2engine.fallback.part_runner import PartRunner
 from torch2engine.fallback.partition import repeat_cut
 from torch2engine.fallback.program_file import read_program
@@ -119,6 +120,22 @@ class LiveParts:
             taken.add(memory_of(fresh[-1]))
         return fresh
 
+    def time_operators(self, inputs: Sequence[torch.Tensor]) -> dict[tuple[str, str], float]:
+        """Time the operators that PyTorch runs outside of all parts, in one call; waits for the GPU after each.
+
+        Returns:
+            (operator, "FILE:LINE") -> seconds.
+        """
+        values = list(self._values)
+        for slot, tensor in zip(self._slots, inputs, strict=True):
+            values[slot] = tensor
+        timer = _OperatorTimer(self._graph)
+        with torch.no_grad():
+            timer.run(*values)  # what PyTorch prepares at a first call is not counted
+            timer.seconds.clear()
+            timer.run(*values)
+        return timer.seconds
+
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Give all engines, and what is in PyTorch, new weights.
 
@@ -144,6 +161,24 @@ class LiveParts:
             if current is not self._built_from[name]:
                 changed[name] = current
         return changed
+
+
+class _OperatorTimer(fx.Interpreter):
+    """Runs a cut program, and times what PyTorch runs outside of its parts."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.seconds: dict[tuple[str, str], float] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Run one node."""
+        if n.op != "call_function":
+            return super().run_node(n)
+        start = synchronized_seconds()
+        result = super().run_node(n)
+        key = (operator_of(n), source_of(n))
+        self.seconds[key] = self.seconds.get(key, 0.0) + synchronized_seconds() - start
+        return result
 
 
 def memory_of(tensor: torch.Tensor) -> int:

@@ -150,6 +150,17 @@ class PartitionedGraph:
                 self._record.add_obstacle(obstacle)
             self._cut = None
 
+    def leave_slow_parts(self, find: Callable[[fx.GraphModule, Mapping[str, PartRunner]], Mapping[str, str]]) -> None:
+        """Leave parts to PyTorch whose engines are not worth it.
+
+        Args:
+            find: the cut program, and what answers each part by the name of its submodule → the reasons, by name.
+        """
+        cut = self._cut_graph()
+        runners = {name: part.runner for name, part in cut.named_children() if isinstance(part, _Part)}
+        for name, reason in find(cut, runners).items():
+            runners[name].leave_in_pytorch(reason)
+
     def _cut_graph(self) -> fx.GraphModule:
         with self._lock:
             if self._cut is None:

@@ -6,6 +6,7 @@ because only such a module can say what runs where.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,10 +16,11 @@ from torch import nn
 
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import CUT
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
-from torch2engine.core.pytree import as_inputs
+from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.fallback.explanation import Explanation, Obstacle, time_calls
 from torch2engine.fallback.parts_backend import PartsBackend
 from torch2engine.fallback.saved_cut import SavedCut
@@ -106,5 +108,20 @@ class PartsModule(DeployedModule[PartsBackend]):
             sample_input: as for `deploy`.
         """
         sample = as_inputs(sample_input)
-        self(*sample.args, **sample.kwargs)  # the engines are live from now on
-        return time_calls(lambda: self(*sample.args, **sample.kwargs), self._backend.record)
+        leaves = bind(self.signature.parameters, sample.args, sample.kwargs)
+        self.infer(leaves)  # the engines are live from now on
+        explanation = time_calls(lambda: self.infer(leaves), self._backend.record)
+        return replace(explanation, obstacles=self.timed_obstacles(leaves))
+
+    def timed_obstacles(self, leaves: Sequence[torch.Tensor]) -> tuple[Obstacle, ...]:
+        """The obstacles, each with the time that it takes in one call.
+
+        Args:
+            leaves: as for `infer`.
+        """
+        self._check_call(leaves)
+        seconds = self._backend.bind(leaves[0].device).time_operators(
+            [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(self.signature.inputs, leaves, strict=True)]
+        )
+        times = {place: 1e6 * one for place, one in seconds.items()}
+        return tuple(replace(one, microseconds=times.get((one.operator, one.source))) for one in self.obstacles)

@@ -1,0 +1,118 @@
+"""Which engines pay for themselves: parts that PyTorch answers sooner are left to it, and a slower whole is refused.
+
+Enters: a cut program with its engines, and a call. Leaves: reasons, with the time that was measured. Separate because
+all else in this folder is decided by what engines can do, and only this by how long it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+
+from torch2engine.core.errors import BuildError
+from torch2engine.fallback.part_runner import PartRunner
+from torch2engine.modules.timing import Timing, measure
+
+__all__ = ["MeasureSideBySide", "check_whole", "find_slow_parts"]
+
+MeasureSideBySide = Callable[[Mapping[str, Callable[[], object]], torch.device], Mapping[str, Timing]]
+"""Callables by name, and their device → the time of each."""
+
+_MOST_RATIO = 1.03
+
+
+def measure_side_by_side(candidates: Mapping[str, Callable[[], object]], device: torch.device) -> Mapping[str, Timing]:
+    """Time callables for about a tenth of a second each."""
+    with torch.no_grad():
+        return measure(candidates, device=device, rounds=7, warmup=5)
+
+
+def find_slow_parts(
+    graph: fx.GraphModule,
+    parts: Mapping[str, PartRunner],
+    values: Sequence[Any],
+    device: torch.device,
+    measure_parts: MeasureSideBySide = measure_side_by_side,
+) -> dict[str, str]:
+    """Find the parts that PyTorch answers sooner than their engines do.
+
+    Args:
+        graph: the cut program.
+        parts: name of the part's submodule -> what answers it.
+        values: of a call, as the graph takes them.
+        device: where it runs.
+        measure_parts: times callables.
+
+    Returns:
+        name -> the reason, with both times.
+    """
+    recorder = _ArgumentsOfParts(graph)
+    with torch.no_grad():
+        recorder.run(*values)
+    reasons: dict[str, str] = {}
+    for name, runner in parts.items():
+        arguments = recorder.arguments.get(name)
+        if arguments is None or runner.refusal:
+            continue
+        candidates = {"engine": _call(runner, arguments), "PyTorch": _call(runner.graph_module, arguments)}
+        timings = measure_parts(candidates, device)
+        engine, pytorch = (microseconds(timings[key]) for key in ("engine", "PyTorch"))
+        if engine > pytorch:
+            reasons[name] = f"its engine takes {engine:.0f} µs a call, PyTorch {pytorch:.0f} µs"
+    return reasons
+
+
+def check_whole(
+    module: Callable[[], object],
+    model: Callable[[], object],
+    device: torch.device,
+    measure_both: MeasureSideBySide = measure_side_by_side,
+) -> str:
+    """Refuse a deployed module that is slower than its model.
+
+    Args:
+        module, model: one call of each, on the same device.
+        device: where they run.
+        measure_both: times callables.
+
+    Returns:
+        a sentence with both times.
+
+    Raises:
+        BuildError: it takes over 3 % more.
+    """
+    timings = measure_both({"module": module, "model": model}, device)
+    ours, eager = (microseconds(timings[key]) for key in ("module", "model"))
+    if ours > _MOST_RATIO * eager:
+        raise BuildError(
+            "model in parts",
+            got=f"{ours:.0f} µs a call, where PyTorch takes {eager:.0f} µs",
+            allowed=f"at most {_MOST_RATIO - 1:.0%} more with fallback='faster'",
+            fix="keep the PyTorch module, or pass fallback=True to have engines all the same",
+        )
+    return f"{ours:.0f} µs a call, where PyTorch takes {eager:.0f} µs"
+
+
+def microseconds(timing: Timing) -> float:
+    """How long a call takes where calls follow each other: the longer of the host's and the GPU's time."""
+    return max(timing.host_us, timing.device_us or 0.0)
+
+
+def _call(function: Callable[..., object], arguments: Sequence[Any]) -> Callable[[], object]:
+    return lambda: function(*arguments)
+
+
+class _ArgumentsOfParts(fx.Interpreter):
+    """Runs a cut program, and keeps what each part is called with."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.arguments: dict[str, tuple[Any, ...]] = {}
+
+    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Run a part."""
+        self.arguments[str(target)] = tuple(args)
+        return super().call_module(target, args, kwargs)
