@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.sample_artifacts import HARDWARE, PROFILES, SIGNATURE, VERSIONS, fresh_engine, fresh_onnx
+from tests.support.sample_artifacts import HARDWARE, PROFILES, SIGNATURE, VERSIONS, fresh_engine, fresh_onnx, onnx_bytes
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.manifest_fields import Hardware
@@ -85,7 +85,7 @@ def test_save_and_load_give_the_same_onnx_artifact(tmp_path: Path) -> None:
     assert loaded.signature == SIGNATURE
     assert (loaded.profiles, loaded.precision, loaded.versions) == (PROFILES, "fp32", VERSIONS)
     assert loaded.folder == path
-    assert loaded.onnx_path.read_bytes() == b"an ONNX model"
+    assert loaded.onnx_path.read_bytes() == onnx_bytes()
     assert loaded.onnx_path.with_name("model.onnx.data").read_bytes() == b"weights of an ONNX model"
 
 
@@ -130,20 +130,23 @@ def test_golden_manifest_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [None, True, 0, -3, 0.1, 1e300, -0.0, math.inf, -math.inf, "", "naïve \ud800"])
 def test_constants_survive_a_save(tmp_path: Path, value: Any) -> None:
     """Every constant that a call can hold comes back with its type, infinities and lone surrogates included."""
-    signature = replace(SIGNATURE, parameters=(Parameter("p", "keyword", Tree("constant", value=value), value),))
-    (tmp_path / "model.onnx").touch()
+    constant = Parameter("p", "keyword", Tree("constant", value=value), value)
+    signature = replace(SIGNATURE, parameters=(*SIGNATURE.parameters, constant))
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    (tmp_path / "model.onnx.data").touch()
     fresh = OnnxArtifact(tmp_path, signature=signature, profiles=PROFILES, precision="fp32")
-    (parameter,) = load_artifact(fresh.save(tmp_path / "model.t2e")).signature.parameters
+    parameter = load_artifact(fresh.save(tmp_path / "model.t2e")).signature.parameters[-1]
     assert parameter.tree is not None
     assert repr((parameter.default, parameter.tree.value)) == repr((value, value))
 
 
 def test_nan_survives_a_save(tmp_path: Path) -> None:
     """A default of NaN is NaN again."""
-    signature = replace(SIGNATURE, parameters=(Parameter("p", "keyword", None, math.nan),))
-    (tmp_path / "model.onnx").touch()
+    signature = replace(SIGNATURE, parameters=(*SIGNATURE.parameters, Parameter("p", "keyword", None, math.nan)))
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    (tmp_path / "model.onnx.data").touch()
     fresh = OnnxArtifact(tmp_path, signature=signature, profiles=PROFILES, precision="fp32")
-    assert math.isnan(load_artifact(fresh.save(tmp_path / "model.t2e")).signature.parameters[0].default)
+    assert math.isnan(load_artifact(fresh.save(tmp_path / "model.t2e")).signature.parameters[-1].default)
 
 
 def test_unknown_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_relative_paths_stay_right_after_a_change_of_folder(tmp_path: Path, monk
     loaded = OnnxArtifact.load("model.t2e")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert loaded.onnx_path.read_bytes() == fresh.onnx_path.read_bytes() == b"an ONNX model"
+    assert loaded.onnx_path.read_bytes() == fresh.onnx_path.read_bytes() == onnx_bytes()
 
 
 def test_saved_files_have_the_users_own_permissions(tmp_path: Path) -> None:
@@ -205,7 +208,8 @@ def test_construction_refuses_facts_that_could_not_be_loaded(tmp_path: Path) -> 
 
 def test_construction_refuses_a_signature_that_is_nested_too_deeply(tmp_path: Path) -> None:
     """Nesting has a stated limit, far below the interpreter's own."""
-    (tmp_path / "model.onnx").touch()
+    (tmp_path / "model.onnx").write_bytes(onnx_bytes())
+    (tmp_path / "model.onnx.data").touch()
 
     def artifact(depth: int) -> OnnxArtifact:
         tree = Tree("tensor")

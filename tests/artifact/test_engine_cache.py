@@ -539,6 +539,7 @@ from torch2engine.artifact.engine_cache import EngineCache, hash_facts
 folder = pathlib.Path(sys.argv[1])
 cache = EngineCache(folder / "cache", max_bytes=1_500_000)
 made = [fresh_engine(folder / f"made{n}", plan=bytes([n]) * 300_000) for n in range(8)]
+cache.store(hash_facts({"number": 0}), made[0])  # on a slow machine no child may live long enough to store one
 
 def write(draw):
     while True:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import torch2engine as t2e
-from tests.support.sample_artifacts import PROFILES, SIGNATURE, fresh_engine, fresh_onnx
+from tests.support.sample_artifacts import PROFILES, SIGNATURE, fresh_engine, fresh_onnx, onnx_bytes
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.onnx_fingerprint import engine_fingerprint
@@ -76,9 +76,9 @@ def test_files_stay_readable_when_another_process_saves(tmp_path: Path) -> None:
     path = fresh_onnx(tmp_path / "one", "old").save(tmp_path / "model.t2e")
     loaded = OnnxArtifact.load(path)
     fresh_onnx(tmp_path / "two", "new").save(path)
-    assert loaded.read("model.onnx") == b"old"
-    assert loaded.verified_onnx_path.read_bytes() == b"old"
-    assert OnnxArtifact.load(loaded.save(tmp_path / "copy.t2e")).read("model.onnx") == b"old"
+    assert loaded.read("model.onnx") == onnx_bytes("old")
+    assert loaded.verified_onnx_path.read_bytes() == onnx_bytes("old")
+    assert OnnxArtifact.load(loaded.save(tmp_path / "copy.t2e")).read("model.onnx") == onnx_bytes("old")
 
 
 def test_file_that_is_written_to_after_loading_is_refused_by_name(tmp_path: Path) -> None:

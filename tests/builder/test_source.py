@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -255,3 +256,62 @@ def test_half_artifact_refuses_a_float32_precision(tmp_path: Path) -> None:
         "precision: got 'tf32'; expected 'bf16', which the graph's dtypes make it; leave precision "
         "out, or export the model again"
     )
+
+
+def test_external_data_in_functions_sparse_weights_and_folders_travel_along(tmp_path: Path) -> None:
+    """Wherever ONNX allows a tensor, its values come with the copy, which stands alone."""
+    (tmp_path / "from" / "sub").mkdir(parents=True)
+    (tmp_path / "from" / "sub" / "values.bin").write_bytes(np.float32(7).tobytes())
+    (tmp_path / "from" / "w.bin").write_bytes(np.float32(5).tobytes())
+
+    def external(name: str, location: str) -> onnx.TensorProto:
+        tensor = onnx.TensorProto(name=name, data_type=onnx_models.FLOAT, dims=[1], data_location=1)
+        tensor.external_data.add(key="location", value=location)
+        return tensor
+
+    indices = helper.make_tensor("", onnx_models.INT64, [1], [1])
+    constant = helper.make_node("Constant", [], ["w"], value=external("w", "w.bin"))
+    function = helper.make_function(
+        *("my.domain", "AddFive", ["x"], ["y"]),
+        [constant, helper.make_node("Add", ["x", "w"], ["y"])],
+        [helper.make_opsetid("", 20)],
+    )
+    nodes = [
+        helper.make_node("AddFive", ["x"], ["sum"], domain="my.domain"),
+        helper.make_node("Add", ["sum", "s"], ["y"]),
+    ]
+    path = onnx_models.save(tmp_path / "from" / "m.onnx", nodes, *({n: (onnx_models.FLOAT, [2])} for n in "xy"))
+    model = onnx.load(path)
+    model.functions.append(function)
+    model.graph.sparse_initializer.add(values=external("s", "sub/values.bin"), indices=indices, dims=[2])
+    onnx.save(model, path)
+    source = resolve_source(path, None, None)
+    shutil.rmtree(tmp_path / "from")
+    session = onnxruntime.InferenceSession(str(source.artifact.onnx_path), providers=["CPUExecutionProvider"])
+    answer = session.run(None, {"x": np.zeros(2, np.float32)})[0]
+    np.testing.assert_array_equal(answer, [5, 12])
+
+
+@pytest.mark.parametrize("where", ["weight", "function", "sparse"])
+@pytest.mark.parametrize("location", ["../secret.bin", "{absolute}", "a/../../secret.bin", "gone.bin"])
+def test_external_data_outside_the_folder_are_refused(tmp_path: Path, where: str, location: str) -> None:
+    """No file outside the model's folder is read, however the model names it."""
+    (tmp_path / "secret.bin").write_bytes(bytes(256))
+    (tmp_path / "a").mkdir()
+    folder = tmp_path / "model"
+    (folder / "a").mkdir(parents=True)
+    path = onnx_models.matmul(folder, 8)
+    model = onnx.load(path)
+    tensor = onnx.TensorProto(name="z", data_type=onnx_models.FLOAT, dims=[64], data_location=1)
+    tensor.external_data.add(key="location", value=location.format(absolute=tmp_path / "secret.bin"))
+    if where == "weight":
+        model.graph.initializer.append(tensor)
+    elif where == "function":
+        node = helper.make_node("Constant", [], ["z"], value=tensor)
+        model.functions.append(helper.make_function("my.domain", "F", [], ["z"], [node], model.opset_import[:1]))
+    else:
+        model.graph.sparse_initializer.add(values=tensor, dims=[99])
+    path.write_bytes(model.SerializeToString())
+    error = refusal(path, {"batch": (1, 2, 4)})
+    assert isinstance(error, ArtifactError)
+    assert str(error).startswith(f"'{path}': got ")

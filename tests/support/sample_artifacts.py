@@ -11,6 +11,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from onnx import StringStringEntryProto, TensorProto, helper
+
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -38,10 +40,23 @@ HARDWARE = Hardware(
 VERSIONS = {"torch": "2.9.0", "onnx": "1.18.0"}
 
 
+def onnx_bytes(text: str = "an ONNX model", data_file: str = "model.onnx.data") -> bytes:
+    """An ONNX file with the tensors of SIGNATURE, whose only weight lies in a data file."""
+    where = [StringStringEntryProto(key="location", value=data_file)]
+    weight = TensorProto(name="w", data_type=TensorProto.UINT8, dims=[1], data_location=TensorProto.EXTERNAL)
+    weight.external_data.extend(where)
+    inputs = [
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 3]),
+        helper.make_tensor_value_info("states.0", TensorProto.INT64, ["batch"]),
+    ]
+    output = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["2*batch", 10])
+    return helper.make_model(helper.make_graph([], text, inputs, [output], [weight])).SerializeToString()
+
+
 def fresh_onnx(folder: Path, text: str = "an ONNX model", owner: object = None) -> OnnxArtifact:
     """An ONNX artifact as export leaves it in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "model.onnx").write_bytes(text.encode())
+    (folder / "model.onnx").write_bytes(onnx_bytes(text))
     (folder / "model.onnx.data").write_bytes(b"weights of " + text.encode())
     return OnnxArtifact(
         folder, signature=SIGNATURE, profiles=PROFILES, precision="fp32", versions=VERSIONS, owner=owner

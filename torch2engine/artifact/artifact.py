@@ -24,6 +24,7 @@ from torch2engine.artifact.manifest import (
     parse_manifest,
     write_manifest,
 )
+from torch2engine.artifact.model_graph import check_graph, data_files_in
 from torch2engine.artifact.saved_folder import (
     MAIN_FILE,
     WEIGHTS,
@@ -52,9 +53,7 @@ class Artifact:
     """
 
     kind: ClassVar[str]
-    _known_files: ClassVar[tuple[str, ...]]  # the files that the constructor takes over from its folder
-    _pickled_files: ClassVar[tuple[str, ...] | None]  # the files that a pickle takes along; None for all
-    _needed_files: ClassVar[tuple[str, ...] | None]  # those that must be given if the manifest lists them; None for all
+    _known_files: ClassVar[tuple[str, ...]]  # what the constructor takes from its folder, beside the data files
 
     __slots__ = ("__weakref__", "_artifact_files", "_fields")
 
@@ -131,6 +130,7 @@ class Artifact:
             ) from error
         artifact = cls._from_memory(data, files)
         artifact._artifact_files.verify()
+        check_graph(artifact.signature, artifact._artifact_files)
         return artifact
 
     def replace(self: A, folder: Path | None = None, owner: object = None, **fields: Any) -> A:
@@ -232,7 +232,9 @@ class Artifact:
     @classmethod
     def load(cls: type[A], path: str | os.PathLike[str]) -> A:
         """Load a saved artifact of this kind; see `load_artifact`."""
-        return cls.from_parts(*read_saved_folder(path, cls.kind))
+        fields, files = read_saved_folder(path, cls.kind)
+        check_graph(fields.signature, files)
+        return cls.from_parts(fields, files)
 
     @classmethod
     def from_parts(cls: type[A], fields: ManifestFields, files: ArtifactFiles) -> A:
@@ -245,6 +247,16 @@ class Artifact:
     def _with_files(self: A, changes: Mapping[str, bytes | None]) -> A:
         """The same artifact with other bytes for some files, or without files whose bytes are None."""
         return self.from_parts(self._fields, self._artifact_files.replaced(changes))
+
+    @classmethod
+    def _is_pickled(cls, name: str) -> bool:
+        """Whether a pickle takes this file along."""
+        return True
+
+    @classmethod
+    def _is_needed(cls, name: str) -> bool:
+        """Whether this file must be given if the manifest lists it."""
+        return True
 
     def _take_folder(
         self, fields: ManifestFields, folder: str | os.PathLike[str], owner: object, is_private: bool = True
@@ -259,6 +271,7 @@ class Artifact:
         """
         place = Path(folder).absolute()
         present = [name for name in self._known_files if (place / name).is_file()]
+        present += data_files_in(place)
         check_complete(present, (MAIN_FILE[fields.kind],), str(place))
         self._fields = fields
         is_private = is_private and owner is not None
@@ -274,7 +287,7 @@ class Artifact:
                 allowed = f"files of its manifest: {', '.join(records)}"
                 raise ArtifactError(f"artifact '{_MEMORY}'", got=f"a file '{name}'", allowed=allowed, fix=_AS_IT_WAS)
             memory[name] = data if isinstance(data, bytes) else memoryview(data).cast("B").toreadonly()
-        needed = [name for name in records if cls._needed_files is None or name in cls._needed_files]
+        needed = [name for name in records if cls._is_needed(name)]
         check_complete(memory, (MAIN_FILE[fields.kind], *needed), _MEMORY)
         return cls.from_parts(fields, ArtifactFiles(memory=memory, records={name: records[name] for name in memory}))
 
@@ -288,8 +301,7 @@ class Artifact:
         return self  # nothing in it can change, and a plan may have gigabytes
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
-        taken = self._pickled_files
-        names = [name for name in self.files if taken is None or name in taken]
+        names = [name for name in self.files if self._is_pickled(name)]
         contents = {name: self._artifact_files.read(name) for name in names}
         manifest = write_manifest(self._fields, {name: self._artifact_files.record(name) for name in names})
         wrap: Any = pickle.PickleBuffer if protocol.__index__() >= 5 else bytes

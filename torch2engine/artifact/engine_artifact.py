@@ -14,8 +14,9 @@ from pathlib import Path
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.manifest_fields import Hardware, ManifestFields
+from torch2engine.artifact.model_graph import is_model_file
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.artifact.saved_folder import ALL_FILES, ONNX, ONNX_DATA, PLAN, RUNTIME_CACHE, WEIGHTS
+from torch2engine.artifact.saved_folder import ONNX, PLAN, RUNTIME_CACHE, WEIGHTS
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
@@ -38,9 +39,7 @@ class EngineArtifact(Artifact):
     """
 
     kind = "engine"
-    _known_files = ALL_FILES
-    _pickled_files = (PLAN, RUNTIME_CACHE, WEIGHTS)
-    _needed_files = (PLAN,)
+    _known_files = (ONNX, WEIGHTS, PLAN, RUNTIME_CACHE)
 
     __slots__ = ()
 
@@ -191,11 +190,11 @@ class EngineArtifact(Artifact):
 
     def without_onnx(self) -> EngineArtifact:
         """The same engine without the ONNX files that it was built from."""
-        return self._with_files({ONNX: None, ONNX_DATA: None})
+        return self._with_files({name: None for name in self.files if is_model_file(name)})
 
     def has_model_of(self, other: EngineArtifact) -> bool:
         """Whether all ONNX files and the weight program of the other are here too, byte for byte."""
-        names = [name for name in (ONNX, ONNX_DATA, WEIGHTS) if name in other.files]
+        names = [name for name in other.files if is_model_file(name) or name == WEIGHTS]
         mine, theirs = self._artifact_files, other._artifact_files
         return all(name in self.files and mine.record(name) == theirs.record(name) for name in names)
 
@@ -238,6 +237,14 @@ class EngineArtifact(Artifact):
                 f"a plan for compute capability {_dotted(fits)}",
                 f"one for {_dotted([current.compute_capability])}, that of this GPU{gpu}",
             )
+
+    @classmethod
+    def _is_pickled(cls, name: str) -> bool:
+        return not is_model_file(name)
+
+    @classmethod
+    def _is_needed(cls, name: str) -> bool:
+        return name == PLAN
 
     def _hardware_error(self, got: str, allowed: str) -> ArtifactError:
         # An artifact in memory has no ONNX, and asking for its path would write it to disk.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.model_graph import check_graph
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import PLAN, RUNTIME_CACHE, read_saved_folder
@@ -23,7 +24,8 @@ def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArt
 
     The checks come in this order. The folder is there. Its manifest is readable, torch2engine's, undamaged, of a
     version that this torch2engine knows, and valid. Every file that it lists is a regular file of that size and
-    SHA-256. Other files in the folder are left alone.
+    SHA-256. Its ONNX graph, if there is one, has the inputs, outputs and data files that the manifest says. Other files
+    in the folder are left alone.
 
     Args:
         path: the folder.
@@ -34,4 +36,5 @@ def load_artifact(path: str | os.PathLike[str], to_run: bool = False) -> OnnxArt
         ArtifactError: the first of these that fails; its ``path`` says where.
     """
     fields, files = read_saved_folder(path, None, (PLAN, RUNTIME_CACHE) if to_run else ())
+    check_graph(fields.signature, files)
     return _CLASSES[fields.kind].from_parts(fields, files)

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.manifest_fields import ManifestFields
-from torch2engine.artifact.saved_folder import ONNX, ONNX_DATA, WEIGHTS
+from torch2engine.artifact.model_graph import is_model_file
+from torch2engine.artifact.saved_folder import ONNX, WEIGHTS
 from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
 
@@ -25,8 +26,8 @@ class OnnxArtifact(Artifact):
     """An ONNX model with its signature.
 
     Args:
-        folder: holds ``model.onnx``, ``model.onnx.data`` if the weights are external, ``weights.json`` if there is one.
-            The files must not change any more.
+        folder: holds ``model.onnx``, beside it the files of its external data, whatever their names, and
+            ``weights.json`` if there is one. The files must not change any more.
         signature: what a call takes and gives.
         profiles: at least one if the signature has axes.
         precision: the arithmetic, a name of the table of precisions, e.g. "fp32".
@@ -36,13 +37,12 @@ class OnnxArtifact(Artifact):
         owner: an object to hold as long as the folder is needed, such as `scratch_folder()` returns.
 
     Raises:
-        ArtifactError: there is no model.onnx, or the facts contradict themselves.
+        ArtifactError: there is no model.onnx, a data file is missing or lies elsewhere, or the facts contradict
+            themselves.
     """
 
     kind = "onnx"
-    _known_files = (ONNX, ONNX_DATA, WEIGHTS)
-    _pickled_files = (ONNX, ONNX_DATA, WEIGHTS)
-    _needed_files = (ONNX, ONNX_DATA)
+    _known_files = (ONNX, WEIGHTS)
 
     __slots__ = ()
 
@@ -76,3 +76,7 @@ class OnnxArtifact(Artifact):
     def verified_onnx_path(self) -> Path:
         """The path of a checked ``model.onnx`` that only this process can write to."""
         return self._artifact_files.verified_path(ONNX)
+
+    @classmethod
+    def _is_needed(cls, name: str) -> bool:
+        return is_model_file(name)

@@ -48,8 +48,6 @@ class PartsArtifact(Artifact):
     """
 
     kind = "parts"
-    _pickled_files = None
-    _needed_files = None
 
     __slots__ = ()
 

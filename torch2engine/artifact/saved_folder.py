@@ -7,7 +7,7 @@ A saved artifact is a folder::
 
     model.t2e/
         manifest.json       the manifest fields, and the SHA-256 of every other file
-        model.onnx          with model.onnx.data beside it if the weights are external
+        model.onnx          with its data files beside it, of any names, if the weights are external
         model.plan          the bare TensorRT plan (engines only)
         weights.json        where live weights go (if the engine can be refitted)
         runtime.cache       TensorRT-RTX's compiled kernels (if saved)
@@ -33,11 +33,9 @@ from torch2engine.core.foreign_files import cure_for_path
 from torch2engine.core.json_rules import SchemaError
 
 __all__ = [
-    "ALL_FILES",
     "CUT",
     "MAIN_FILE",
     "ONNX",
-    "ONNX_DATA",
     "PLAN",
     "PROGRAM",
     "RUNTIME_CACHE",
@@ -49,13 +47,11 @@ __all__ = [
 ]
 
 ONNX = "model.onnx"
-ONNX_DATA = "model.onnx.data"
 PLAN = "model.plan"
 WEIGHTS = "weights.json"
 RUNTIME_CACHE = "runtime.cache"
 PROGRAM = "program.pt2"
 CUT = "cut.json"
-ALL_FILES = (ONNX, ONNX_DATA, WEIGHTS, PLAN, RUNTIME_CACHE)
 MAIN_FILE = {"onnx": ONNX, "engine": PLAN, "parts": PROGRAM}  # by kind: the file that every artifact has
 
 _KIND_NAMES = {"onnx": "an ONNX model", "engine": "an engine", "parts": "a model in parts"}
@@ -66,6 +62,8 @@ def read_saved_folder(
     path: str | os.PathLike[str], kind: str | None, preload: Collection[str] = ()
 ) -> tuple[ManifestFields, ArtifactFiles]:
     """Read and check a saved artifact of one kind, or of either kind if None.
+
+    The bytes of model.onnx wait in memory for `check_graph`, which the caller calls next.
 
     Args:
         path: the folder.
@@ -109,7 +107,7 @@ def _read_once(folder: Path, kind: str | None, preload: Collection[str]) -> tupl
         check_kind(fields, kind, path)
     check_complete(records, (MAIN_FILE[fields.kind],), path)
     files = ArtifactFiles(folder=folder, names=records, records=records)
-    files.verify(preload)
+    files.verify({ONNX, *preload})
     return fields, files
 
 

@@ -16,28 +16,17 @@ from typing import Any, cast
 
 import onnx as _typed_onnx
 
+from torch2engine.artifact.onnx_outline import ONNX_DTYPES
 from torch2engine.core.errors import ArtifactError, DtypeError
 from torch2engine.core.foreign_files import cure_for_path
 from torch2engine.core.spec import Dim, Parameter, Signature, TensorSpec, Tree
 from torch2engine.core.wording import quote, with_article
-from torch2engine.onnx_graph.walk import walk_tensors
+from torch2engine.onnx_graph.walk import walk_model_tensors
 
 __all__ = ["ForeignSignature", "check_onnx_file", "copy_model", "read_signature"]
 
 # onnx's own annotations are incomplete
 onnx = cast("Any", _typed_onnx)
-
-# ONNX's names of element types -> PyTorch's, where lower case alone does not do
-_DTYPES = {
-    "FLOAT": "float32",
-    "DOUBLE": "float64",
-    "FLOAT8E4M3FN": "float8_e4m3fn",
-    "FLOAT8E4M3FNUZ": "float8_e4m3fnuz",
-    "FLOAT8E5M2": "float8_e5m2",
-    "FLOAT8E5M2FNUZ": "float8_e5m2fnuz",
-    "FLOAT8E8M0": "float8_e8m0fnu",
-    "FLOAT4E2M1": "float4_e2m1fn_x2",
-}
 
 
 def check_onnx_file(path: Path) -> None:
@@ -76,21 +65,37 @@ def _cure_for(path: Path) -> str:
 
 
 def copy_model(path: Path, target: Path) -> Any:
-    """Copy a model and its external data, and return it without these."""
+    """Copy a model and its external data, and return it without these.
+
+    Raises:
+        ArtifactError: external data are missing, or lie outside the model's folder.
+    """
     model = onnx.load(str(path), load_external_data=False)
-    if any(onnx.external_data_helper.uses_external_data(tensor) for tensor in walk_tensors(model.graph)):
-        # One file beside the model, whatever the names and number of the originals.
-        onnx.save_model(
-            onnx.load(str(path)),
-            str(target),
-            save_as_external_data=True,
-            all_tensors_to_one_file=True,
-            location=f"{target.name}.data",
-            convert_attribute=True,
-        )
-    else:
+    external = [tensor for tensor in walk_model_tensors(model) if onnx.external_data_helper.uses_external_data(tensor)]
+    if not external:
         shutil.copyfile(path, target)
-    return model
+        return model
+    try:
+        for tensor in external:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+    except (onnx.checker.ValidationError, ValueError, OSError) as error:
+        raise ArtifactError(
+            f"'{path}'",
+            path=str(path),
+            got=quote(error),
+            allowed="external data in the model's folder",
+            fix="copy the model together with its data files, or export it again",
+        ) from error
+    # One file beside the model, whatever the names and number of the originals.
+    onnx.save_model(
+        model,
+        str(target),
+        save_as_external_data=True,
+        all_tensors_to_one_file=True,
+        location=f"{target.name}.data",
+        convert_attribute=True,
+    )
+    return onnx.load(str(target), load_external_data=False)
 
 
 @dataclass(frozen=True)
@@ -172,6 +177,7 @@ def _tensor_spec(value: Any, subject: str, axis_names: _AxisNames) -> TensorSpec
         )
     tensor = value.type.tensor_type
     member = str(onnx.TensorProto.DataType.Name(tensor.elem_type))
+    dtype = ONNX_DTYPES.get(int(tensor.elem_type), member.lower())
     shape: list[Dim] = []
     for position, dim in enumerate(tensor.shape.dim):
         if dim.WhichOneof("value") == "dim_value" and dim.dim_value >= 0:
@@ -181,4 +187,4 @@ def _tensor_spec(value: Any, subject: str, axis_names: _AxisNames) -> TensorSpec
         onnx_name = str(dim.dim_param) or unnamed
         key = f"named {onnx_name}" if dim.dim_param else f"unnamed {unnamed}"
         shape.append(axis_names.axis_name(onnx_name, key, f"dimension {position} of {subject}"))
-    return TensorSpec(value.name, _DTYPES.get(member, member.lower()), tuple(shape))
+    return TensorSpec(value.name, dtype, tuple(shape))

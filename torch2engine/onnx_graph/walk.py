@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["subgraphs", "walk_graphs", "walk_nodes", "walk_tensors"]
+__all__ = ["subgraphs", "walk_graphs", "walk_model_tensors", "walk_nodes", "walk_tensors"]
 
 
 def subgraphs(node: Any) -> Iterator[Any]:
@@ -37,11 +37,34 @@ def walk_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
 
 
 def walk_tensors(graph: Any) -> Iterator[Any]:
-    """Give every TensorProto: initializers and attributes, in the graph and in every graph inside."""
+    """Give every TensorProto: initializers and attributes, sparse ones too, in the graph and in every graph inside."""
     for part in walk_graphs(graph):
         yield from part.initializer
+        yield from _sparse_parts(part.sparse_initializer)
         for node in part.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
+            yield from _attribute_tensors(node)
+
+
+def walk_model_tensors(model: Any) -> Iterator[Any]:
+    """Give every TensorProto of the graph and of the model's functions."""
+    yield from walk_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _attribute_tensors(node)
+            for inner in subgraphs(node):
+                yield from walk_tensors(inner)
+
+
+def _attribute_tensors(node: Any) -> Iterator[Any]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        yield from attribute.tensors
+        if attribute.HasField("sparse_tensor"):
+            yield from _sparse_parts([attribute.sparse_tensor])
+        yield from _sparse_parts(attribute.sparse_tensors)
+
+
+def _sparse_parts(sparse_tensors: Iterable[Any]) -> Iterator[Any]:
+    for sparse in sparse_tensors:
+        yield from (sparse.values, sparse.indices)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from torch2engine.artifact.file_access import write_file
 from torch2engine.artifact.files import disk_errors
+from torch2engine.artifact.model_graph import is_model_file
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
@@ -93,7 +94,7 @@ class OnnxRuntimeBackend:
         return self.artifact
 
     def in_state_dict(self, file: str) -> bool:
-        return file.startswith("model.onnx") or file == WEIGHTS
+        return is_model_file(file) or file == WEIGHTS
 
     def close(self) -> None:
         """Close the session; the next call opens another one."""

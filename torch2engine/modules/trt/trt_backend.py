@@ -15,6 +15,7 @@ from typing import cast
 import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.model_graph import is_model_file
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError, InstallationError, RefitError
@@ -148,7 +149,7 @@ class TensorRTBackend:
         return self.artifact
 
     def in_state_dict(self, file: str) -> bool:
-        return not file.startswith("model.onnx")
+        return not is_model_file(file)
 
     @property
     def memory_bytes(self) -> int:
