@@ -285,7 +285,7 @@ def test_external_data_in_functions_sparse_weights_and_folders_travel_along(tmp_
     model.functions.append(function)
     model.graph.sparse_initializer.add(values=external("s", "sub/values.bin"), indices=indices, dims=[2])
     onnx.save(model, path)
-    source = resolve_source(path, None, None)
+    source = make_build_source(path, None, None)
     shutil.rmtree(tmp_path / "from")
     session = onnxruntime.InferenceSession(str(source.artifact.onnx_path), providers=["CPUExecutionProvider"])
     answer = session.run(None, {"x": np.zeros(2, np.float32)})[0]
