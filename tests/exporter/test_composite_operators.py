@@ -1,0 +1,61 @@
+"""torch.export loads its composite operators once for an export, and knows those that came later.
+
+Enters: exports. Leaves: proof that the dispatcher is asked once, and that nothing stays behind.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._export import utils
+
+from tests.support.models import BATCH, Function, answer, exported
+from torch2engine.exporter.composite_operators import composite_operators_loaded_once
+
+UTILS: Any = utils
+DISPATCHER: Any = torch._C
+
+
+def test_dispatcher_is_asked_once_for_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bare torch asks it for every namespace and every decomposition."""
+    ask, asked = DISPATCHER._dispatch_get_registrations_for_dispatch_key, []
+    monkeypatch.setattr(
+        DISPATCHER, "_dispatch_get_registrations_for_dispatch_key", lambda key: (asked.append(key), ask(key))[1]
+    )
+    exported(Function(lambda x, w: x * w), torch.randn(4, 3), {"x": BATCH})
+    assert asked == ["CompositeImplicitAutograd"]
+
+
+def test_torchs_own_loader_is_back_after_an_error() -> None:
+    """Exports that are not ours load the operators as they always do."""
+    before = UTILS._materialize_cpp_cia_ops
+
+    def fail_inside() -> None:
+        with composite_operators_loaded_once():
+            assert UTILS._materialize_cpp_cia_ops is not before
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail_inside()
+    assert UTILS._materialize_cpp_cia_ops is before
+
+
+def test_torch_without_the_private_loader_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that loads the operators otherwise does so as it always does."""
+    monkeypatch.delattr(UTILS, "_materialize_cpp_cia_ops")
+    with composite_operators_loaded_once():
+        assert not hasattr(UTILS, "_materialize_cpp_cia_ops")
+
+
+def test_composite_operator_that_is_defined_after_an_export_is_decomposed() -> None:
+    """The next export asks anew: it finds the operator, and sends its parts to ONNX."""
+    model = Function(lambda x, w: torch.ops.torch2engine_composites.twice(x) * w)
+    exported(Function(lambda x, w: x * w), torch.randn(4, 3), {"x": BATCH})
+    with torch.library._scoped_library("torch2engine_composites", "FRAGMENT") as library:
+        library.define("twice(Tensor x) -> Tensor")
+        library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+        artifact, cases = exported(model, torch.randn(4, 3), {"x": BATCH})
+        np.testing.assert_allclose(answer(artifact, cases[0])["output"], cases[0].outputs["output"].numpy(), rtol=1e-6)
