@@ -5,6 +5,7 @@ Enters: small models with fake quantisers. Leaves: proof that they go the same r
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -16,12 +17,15 @@ from torch import nn
 
 import torch2engine as t2e
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what ModelOpt uses is deprecated in torch 2.13
-    import modelopt.torch.quantization as mtq
-
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 AXES = {"input": {0: t2e.Axis("batch", 1, 8, 16)}}
+
+
+def modelopt() -> Any:
+    """ModelOpt's quantisation. It is imported when a test runs, since every worker of pytest-xdist reads this file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what ModelOpt uses is deprecated in torch 2.13
+        return importlib.import_module("modelopt.torch.quantization")
 
 
 def convolutions() -> nn.Module:
@@ -39,7 +43,7 @@ def matrices() -> nn.Module:
 
 def quantized(model: nn.Module, config: Any = None) -> nn.Module:
     """With quantisers that were calibrated on X."""
-    return mtq.quantize(model, config or mtq.INT8_DEFAULT_CFG, lambda calibrated: calibrated(X)).eval()
+    return modelopt().quantize(model, config or modelopt().INT8_DEFAULT_CFG, lambda calibrated: calibrated(X)).eval()
 
 
 def deploy(model: nn.Module, precision: str = "fp32") -> t2e.ORTModule:
@@ -113,18 +117,21 @@ def test_quantisers_stay_as_they_were() -> None:
 def test_disabled_quantisers_do_nothing() -> None:
     """A model whose quantisers are all off is a float32 model."""
     model = quantized(matrices())
-    mtq.disable_quantizer(model, "*")
+    modelopt().disable_quantizer(model, "*")
     assert deploy(model).precision == "fp32"
 
 
 def uncalibrated() -> nn.Module:
     """Quantisers that have seen nothing."""
-    return mtq.quantize(matrices(), mtq.INT8_DEFAULT_CFG, None).eval()
+    return modelopt().quantize(matrices(), modelopt().INT8_DEFAULT_CFG, None).eval()
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "fp8": (lambda: quantized(matrices(), mtq.FP8_DEFAULT_CFG), "got (4, 3) bits (exponent, mantissa)"),
-    "int4": (lambda: quantized(matrices(), mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG), "got 4 bits (exponent, mantissa)"),
+    "fp8": (lambda: quantized(matrices(), modelopt().FP8_DEFAULT_CFG), "got (4, 3) bits (exponent, mantissa)"),
+    "int4": (
+        lambda: quantized(matrices(), modelopt().INT4_BLOCKWISE_WEIGHT_ONLY_CFG),
+        "got 4 bits (exponent, mantissa)",
+    ),
     "uncalibrated": (uncalibrated, "got one that was never calibrated"),
 }
 
