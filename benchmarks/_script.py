@@ -56,6 +56,7 @@ def run(
     parser: argparse.ArgumentParser,
     covers: Sequence[str],
     needs_gpu: bool = True,
+    script: str = "",
 ) -> None:
     """Measure and write the evidence.
 
@@ -65,6 +66,7 @@ def run(
         parser: from `options`.
         covers: folders of the package that the figures depend on; the benchmark's own file is added.
         needs_gpu: False for what is measured on a CPU.
+        script: the benchmark's own file, where it is not called as its evidence.
 
     Raises:
         SystemExit: no GPU; the message says what is missing.
@@ -77,7 +79,8 @@ def run(
         sys.exit(f"{type(error).__name__}: {error}")
     failed = chosen.out / f"{name}.failed.json"
     failed.unlink(missing_ok=True)
-    evidence = Evidence([*(f"torch2engine/{folder}" for folder in covers), f"benchmarks/{name}.py"], draft=failed)
+    own = f"benchmarks/{script or name}.py"
+    evidence = Evidence([*(f"torch2engine/{folder}" for folder in covers), own], draft=failed)
     evidence.samples["options"] = {key: str(value) for key, value in vars(chosen).items() if key != "out"}
     try:
         with torch.no_grad():

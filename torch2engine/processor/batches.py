@@ -40,8 +40,19 @@ class Batches:
         return min(size for size, (_, high) in zip(sizes, self.ranges, strict=True) if size <= high)
 
 
-def plan_batches(signature: Signature, profiles: Sequence[Profile], batch_size: int) -> Batches:
+def plan_batches(
+    signature: Signature,
+    profiles: Sequence[Profile],
+    batch_size: int,
+    subject: str = "map",
+    fix: str = "make the batches yourself and pass them to infer_stream",
+) -> Batches:
     """Find the batch sizes near a requested one: at most as large, unless even the smallest one is larger.
+
+    Args:
+        signature, profiles: the artifact's.
+        batch_size: the requested one.
+        subject, fix: of the error.
 
     Raises:
         InputError: dimension 0 is not one axis of every input and output.
@@ -51,11 +62,11 @@ def plan_batches(signature: Signature, profiles: Sequence[Profile], batch_size: 
     for spec in specs:
         if not spec.shape or spec.shape[0] != first:
             raise InputError(
-                "map",
+                subject,
                 name=spec.name,
                 got=f"'{spec}', which does not begin with the batch" + ("" if first is None else f" ({first})"),
                 allowed="engines in which dimension 0 of every input and output is one axis",
-                fix="make the batches yourself and pass them to infer_stream",
+                fix=fix,
             )
     if isinstance(first, int):
         return Batches(((first, first),), 1, first)

@@ -1,0 +1,375 @@
+"""How rates grow from one GPU to two: the plain Processor loop, and Ray Data with an actor a GPU.
+
+    python -m benchmarks.scale --gpus 2 --out DIR
+
+Enters: one or two GPUs, pycuda, Ray. Leaves: scale.json or scale_2gpu.json. ResNet-50 in half precision takes images of
+bytes and scales them in the graph. Every way runs in turn, round after round, on images that lie in memory: in its own
+for the plain loop, in Ray's object store for Ray Data. Every answer is compared, by its image's number, with the answer
+of one plain loop on one GPU. Two processes that share nothing are the host's ceiling. `--dry-run` runs all that on the
+CPU with a small model and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import torch2engine as t2e
+from benchmarks import _script
+from benchmarks.evidence import REPOSITORY, Evidence
+from benchmarks.scale_worker import BATCH, BOUND, Array, count_wrong
+
+__all__ = ["main", "make_images"]
+
+COVERS = ("core", "trt", "artifact", "processor", "serving")
+SCALING = t2e.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+TILES = 7  # colours on each side of an image
+BLOCK_ROWS = 1024
+STORE_BYTES = 512 << 20  # of Ray's object store, besides the images
+LEAD_S = 2.0  # of Ray Data's answers before the clock starts; as long as half the time at most
+SPARE_S = 30.0  # of a run, in Ray's input, so that it never runs dry
+
+
+def make_images(count: int, side: int) -> Array:
+    """(count, side, side, 3) uint8: tiles of random colours, so that no answer is like another's."""
+    tiles = np.random.default_rng(0).integers(0, 256, (count, TILES, TILES, 3), np.uint8)
+    scale = side // TILES
+    return tiles.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+class Small(nn.Module):
+    """images: (batch, 3, side, side) float32 -> (batch, 16) float32; for a dry run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 16))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.layers(images)
+
+
+class Halved(nn.Module):
+    """A model in half precision behind float32 inputs and outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images.half()).float()
+
+
+def save_artifact(folder: Path, images: Array, dry_run: bool) -> tuple[str, torch.Tensor]:
+    """Export or build the model; where it lies, and PyTorch's answers to the first batch."""
+    torch.manual_seed(0)
+    axes = {"images": {0: t2e.Axis("batch", 1, BATCH, BATCH)}}
+    if dry_run:
+        model, device = Small().eval(), "cpu"
+    else:
+        from benchmarks.zoo import ENTRIES
+
+        model, device = Halved(ENTRIES["resnet50"].make()).cuda().eval(), "cuda"
+    x = torch.from_numpy(images[:BATCH]).to(device)
+    exported = t2e.export(model, x, axes, preprocess=SCALING)
+    artifact = exported if dry_run else t2e.build(exported)
+    if isinstance(artifact, t2e.EngineArtifact):
+        with t2e.Processor(artifact) as processor:
+            for _ in range(5):
+                processor.infer(images[:BATCH])
+            artifact = processor.compiled().without_onnx()  # what follows starts warm
+    return str(artifact.save(folder / "model.t2e")), model(SCALING(x)).cpu()
+
+
+class Worker:
+    """A process of the plain loop, on one GPU."""
+
+    def __init__(self, number: int, artifact: str, images: Path, dry_run: bool) -> None:
+        command = [sys.executable, "-m", "benchmarks.scale_worker", artifact, str(images)]
+        seen = {} if dry_run else {"CUDA_VISIBLE_DEVICES": _visible_devices()[number]}
+        self._process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**os.environ, **seen},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def begin(self, command: str, **words: Any) -> None:
+        """Give a command."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"command": command, **words}) + "\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, float]:
+        """Wait for the answer to the last command.
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"a worker of the plain loop ended with {self._process.wait()}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def ask(self, command: str, **words: Any) -> dict[str, float]:
+        """Give a command and wait for its answer."""
+        self.begin(command, **words)
+        return self.answer()
+
+    def close(self) -> None:
+        """End the process."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait()
+        self._process.stdout.close()
+
+
+def _visible_devices() -> list[str]:
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return shown.split(",") if shown else [str(index) for index in range(torch.cuda.device_count())]
+
+
+@dataclass
+class Tally:
+    """What one way found, round after round.
+
+    Args:
+        rates: images a second, of each round.
+        wrong, checked: answers.
+        seconds: of steady state, in all.
+    """
+
+    rates: list[float] = field(default_factory=list)
+    wrong: int = 0
+    checked: int = 0
+    seconds: float = 0.0
+
+    def add(self, parts: Sequence[dict[str, float]]) -> None:
+        """Add a round: what each process found at the same time."""
+        self.rates.append(sum(part["images"] / part["seconds"] for part in parts))
+        self.wrong += int(sum(part["wrong"] for part in parts))
+        self.checked += int(sum(part["checked"] for part in parts))
+        self.seconds += min(part["seconds"] for part in parts)
+
+    @property
+    def rate(self) -> float:
+        """The median of all rounds."""
+        return statistics.median(self.rates)
+
+
+class RayWay:
+    """Ray Data over images that lie in its object store.
+
+    Args:
+        gpus: of this host that Ray may use; 0 for a dry run.
+        artifact: a folder.
+        images, reference: every image and its answer.
+    """
+
+    def __init__(self, gpus: int, artifact: str, images: Array, reference: Array) -> None:
+        import ray
+        from ray.data.block import BlockAccessor
+
+        self._ray, self._artifact, self._reference = ray, artifact, reference
+        self.store = _store(images.nbytes)
+        self._owns_session = not ray.is_initialized()
+        if self._owns_session:
+            cpus = max(4, len(os.sched_getaffinity(0)))
+            ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False, **self.store)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        self._blocks = [
+            ray.put(BlockAccessor.batch_to_block({"id": np.arange(len(images))[piece], "images": images[piece]}))
+            for piece in (slice(first, first + BLOCK_ROWS) for first in range(0, len(images), BLOCK_ROWS))
+        ]
+
+    def run(self, actors: int, seconds: float, rate: float) -> dict[str, float]:
+        """Answer for some time, and compare every answer with the reference.
+
+        Args:
+            actors: how many, each on a GPU of its own.
+            seconds: how long, after the first answers.
+            rate: of images that are expected in a second, for the length of the input.
+        """
+        from torch2engine.serving.ray import predict
+
+        spare = min(SPARE_S, 20 * seconds)
+        passes = 1 + int(rate * (seconds + spare)) // len(self._reference)
+        dataset = self._ray.data.from_arrow_refs(self._blocks * passes)
+        answered = predict(dataset, self._artifact, actors=actors, keep=["id"])
+        images = wrong = checked = 0
+        first = began = took = 0.0
+        for batch in answered.iter_batches(batch_size=None, prefetch_batches=4):
+            now = time.perf_counter()
+            (found,) = (array for name, array in batch.items() if name != "id")
+            wrong += count_wrong(found, self._reference[batch["id"]])
+            checked += len(found)
+            first = first or now
+            if now - first < min(LEAD_S, seconds / 2) or not began:
+                began = now
+                continue
+            images += len(found)
+            took = now - began
+            if took >= seconds:
+                break
+        del answered, batch  # ends what still runs
+        if not images:
+            raise RuntimeError(f"Ray Data answered {checked} images in {LEAD_S} s and then no more")
+        return {"images": images, "seconds": took, "wrong": wrong, "checked": checked}
+
+    def close(self) -> None:
+        """Give the images back; end Ray if it was started here."""
+        self._blocks.clear()
+        if self._owns_session:
+            self._ray.shutdown()
+
+
+def _store(image_bytes: int) -> dict[str, Any]:
+    """Where Ray keeps objects: in shared memory if that is large enough, else in files of the temporary folder."""
+    size = 3 * image_bytes + STORE_BYTES
+    place: dict[str, Any] = {"object_store_memory": size}
+    if shutil.disk_usage("/dev/shm").free < 1.2 * size:
+        os.environ["RAY_OBJECT_STORE_ALLOW_SLOW_STORAGE"] = "1"
+        place["_plasma_directory"] = tempfile.gettempdir()
+    return place
+
+
+def prove_judge(reference: Array) -> float:
+    """The least relative distance between the answers to two images; far above what counts as the same answer.
+
+    Raises:
+        RuntimeError: another image's answer could pass for the right one.
+    """
+    some = reference[:256]
+    distances = np.linalg.norm(some[:, None] - some[None], axis=2) / np.linalg.norm(some, axis=1)[:, None]
+    closest = float(distances[~np.eye(len(some), dtype=bool)].min())
+    if closest < 3 * BOUND:
+        raise RuntimeError(f"two answers differ by {closest:.2g} only, and {BOUND:g} counts as the same")
+    return closest
+
+
+def record(evidence: Evidence, tallies: dict[str, Tally], gpus: int) -> None:
+    """Write what was found so far."""
+    for name, tally in tallies.items():
+        if not tally.rates:
+            continue
+        way, _, count = name.partition(".")
+        evidence.figure(f"{way}.rate_{count}gpu", tally.rate)
+        evidence.figure(f"{way}.seconds_{count}gpu", tally.seconds)
+        evidence.samples.setdefault("rates", {})[name] = tally.rates
+    for way in ("plain", "ray", "independent"):
+        found = [tally for name, tally in tallies.items() if name.startswith(way)]
+        evidence.figure(f"{way}.wrong", sum(tally.wrong for tally in found))
+        evidence.figure(f"{way}.checked", sum(tally.checked for tally in found))
+    one = {way: tallies[f"{way}.1"].rate for way in ("plain", "ray") if tallies[f"{way}.1"].rates}
+    if len(one) == 2:
+        evidence.figure("ray.ratio_to_plain_1gpu", one["ray"] / one["plain"])
+    if gpus == 2:
+        for way, base in (("plain", "plain"), ("ray", "ray"), ("independent", "plain")):
+            if tallies[f"{way}.2"].rates and base in one:
+                evidence.figure(f"{way}.efficiency_2gpu", tallies[f"{way}.2"].rate / (2 * one[base]))
+    evidence.write_draft()
+
+
+def measure(evidence: Evidence, options: argparse.Namespace, workers: Sequence[Worker], ray_way: RayWay) -> None:
+    """All ways in turn, round after round."""
+    seconds = options.seconds / options.rounds
+    tallies = {name: Tally() for name in ("plain.1", "ray.1", "plain.2", "independent.2", "ray.2")}
+
+    def plain(count: int, shared: bool) -> list[dict[str, float]]:
+        for rank, worker in enumerate(workers[:count]):
+            worker.begin("run", seconds=seconds, rank=rank if shared else 0, ranks=count if shared else 1)
+        return [worker.answer() for worker in workers[:count]]
+
+    def rayed(count: int) -> list[dict[str, float]]:
+        return [ray_way.run(count, seconds, 1.2 * count * tallies["plain.1"].rate)]
+
+    ways: dict[str, Callable[[], list[dict[str, float]]]] = {
+        "plain.1": lambda: plain(1, True),
+        "plain.2": lambda: plain(2, True),
+        "independent.2": lambda: plain(2, False),
+        "ray.1": lambda: rayed(1),
+        "ray.2": lambda: rayed(2),
+    }
+    began_s = evidence.elapsed_s
+    for number in range(options.rounds):
+        for name, way in ways.items():
+            if name.endswith("2") and options.gpus < 2:
+                continue
+            tallies[name].add(way())
+            print(
+                f"round {number}: {name} {tallies[name].rates[-1]:.0f}/s after {evidence.elapsed_s:.0f} s", flush=True
+            )
+            record(evidence, tallies, options.gpus)
+        evidence.samples["rounds"] = number + 1
+        if evidence.elapsed_s + (evidence.elapsed_s - began_s) / (number + 1) > options.limit:
+            break
+    if wrong := sum(tally.wrong for tally in tallies.values()):
+        raise RuntimeError(f"{wrong} answers were wrong")
+
+
+def body(evidence: Evidence, options: argparse.Namespace) -> None:
+    side = 28 if options.dry_run else 224
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray's ports are this host's own
+    with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
+        folder = Path(name)
+        images = make_images(options.images, side)
+        np.save(folder / "images.npy", images)
+        artifact, expected = save_artifact(folder, images, options.dry_run)
+        print(f"model after {evidence.elapsed_s:.0f} s", flush=True)
+        workers = [Worker(n, artifact, folder / "images.npy", options.dry_run) for n in range(options.gpus)]
+        for worker in workers:
+            stack.callback(worker.close)
+            worker.answer()
+        answers = str(folder / "reference.npy")
+        workers[0].ask("write_reference", path=answers)
+        for worker in workers:
+            worker.ask("read_reference", path=answers)
+        reference = np.load(answers)
+        first = {"plain": torch.from_numpy(reference[:BATCH])}
+        error = _script.parity(expected, first, "fp32" if options.dry_run else "fp16", "PyTorch vs plain")[0]
+        evidence.figure("rel_l2", error)
+        evidence.figure("closest_answers", prove_judge(reference))
+        print(f"reference after {evidence.elapsed_s:.0f} s", flush=True)
+        ray_way = RayWay(0 if options.dry_run else options.gpus, artifact, images, reference)
+        stack.callback(ray_way.close)
+        del images
+        print(f"Ray after {evidence.elapsed_s:.0f} s", flush=True)
+        evidence.samples["store"] = ray_way.store
+        measure(evidence, options, workers, ray_way)
+
+
+def main() -> None:
+    parser = _script.options(__doc__)
+    parser.add_argument("--gpus", type=int, choices=(1, 2), default=1, help="of this host")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of steady state of each way, over all rounds")
+    parser.add_argument("--rounds", type=int, default=3, help="in which every way has its turn")
+    parser.add_argument("--images", type=int, default=8192, help="different ones")
+    parser.add_argument("--limit", type=float, default=530.0, help="seconds; no round begins that would end later")
+    parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a small model and ONNX Runtime")
+    options = parser.parse_args()
+    name = "scale" if options.gpus == 1 else "scale_2gpu"
+    _script.run(name, body, parser, COVERS, needs_gpu=not options.dry_run, script="scale")
+
+
+if __name__ == "__main__":
+    main()

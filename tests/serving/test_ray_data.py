@@ -1,0 +1,134 @@
+"""`torch2engine.serving.ray` on Ray Data: two actors on 10 000 rows, by id, also where one is killed.
+
+One Ray session for the whole file; it starts processes and takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray.data
+import torch
+
+import torch2engine as t2e
+from benchmarks import scale, scale_worker
+from benchmarks.evidence import Evidence
+from tests.serving.dies_once import DiesOnce
+from tests.support.deploy_models import engine, nested
+from torch2engine.serving.ray import Predictor, predict
+
+ROWS = 10_000
+BLOCKS = 7  # their ends are not those of batches
+
+
+def images(ids: Any) -> Any:
+    """(n, 6) float32: other values for every id."""
+    return np.sin(ids[:, None] * np.arange(1, 7), dtype=np.float32)
+
+
+def with_images(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows as a decoder gives them."""
+    return {"id": batch["id"], "x": images(batch["id"].astype(np.float32))}
+
+
+@pytest.fixture(scope="module")
+def session(repository: Path) -> Iterator[None]:
+    """A Ray of its own on this host."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home folder
+        patch.setenv("PYTHONPATH", str(repository))
+        ray.init(
+            num_cpus=3,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,  # or the root logger shows every line of other libraries
+            object_store_memory=100 << 20,
+        )
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def dataset(session: None) -> Any:
+    """10 000 rows: id and x."""
+    return ray.data.range(ROWS, override_num_blocks=BLOCKS).map_batches(with_images, batch_size=None)
+
+
+@pytest.fixture(scope="module")
+def wanted(folder: str) -> Any:
+    """The plain loop's answers, in the order of the ids."""
+    return Predictor(folder)({"x": images(np.arange(ROWS, dtype=np.float32))})["output"]
+
+
+def answers_by_id(answered: Any) -> Any:
+    """All answers in the order of their ids, each there exactly once."""
+    batches = list(answered.iter_batches(batch_size=None, batch_format="numpy"))
+    assert all(set(batch) == {"id", "output"} for batch in batches)
+    ids = np.concatenate([batch["id"] for batch in batches])
+    assert np.array_equal(np.sort(ids), np.arange(ROWS))
+    return np.concatenate([batch["output"] for batch in batches])[np.argsort(ids)]
+
+
+def test_two_actors_answer_as_the_plain_loop(dataset: Any, folder: str, wanted: Any, tmp_path: Path) -> None:
+    """Every row has its own answer, beside its id; a relative path means what it means to the driver."""
+    relative = os.path.relpath(folder)
+    found = answers_by_id(predict(dataset, relative, actors=2))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_killed_actor_loses_nothing(dataset: Any, folder: str, wanted: Any, tmp_path: Path) -> None:
+    """An actor's process is killed amid the rows: Ray makes it anew, and every row is answered exactly once."""
+    marker = tmp_path / "killed"
+    arguments = {"marker": str(marker), "row": ROWS // 2, "artifact": folder}
+    answered = dataset.map_batches(
+        DiesOnce, fn_constructor_kwargs=arguments, compute=ray.data.ActorPoolStrategy(size=2), batch_size=60
+    )
+    found = answers_by_id(answered)
+    assert marker.read_text().isdigit()
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@torch.no_grad()
+def test_benchmark_of_scale_compares_every_answer(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its dry run times the plain loop and Ray Data on the CPU, finds nothing wrong, and would find a wrong answer."""
+    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"])  # it adds to it
+    options = argparse.Namespace(gpus=1, seconds=0.4, rounds=1, images=512, limit=0.0, dry_run=True)
+    evidence = Evidence()
+    scale.body(evidence, options)
+    figures = evidence.figures
+    assert (figures["plain.wrong"], figures["ray.wrong"]) == (0, 0)
+    assert min(figures["plain.checked"], figures["ray.checked"]) > 512
+    assert figures["ray.ratio_to_plain_1gpu"] == pytest.approx(
+        figures["ray.rate_1gpu"] / figures["plain.rate_1gpu"], 1e-2
+    )
+    answers = np.random.default_rng(0).normal(size=(300, 16))
+    assert scale_worker.count_wrong(answers, answers) == 0
+    assert scale_worker.count_wrong(answers[::-1], answers) == 300
+    assert scale_worker.count_wrong(np.full_like(answers, np.nan), answers) == 300
+    with pytest.raises(RuntimeError, match="two answers differ by"):
+        scale.prove_judge(np.ones((4, 16)))
+
+
+def test_what_predict_can_see_is_refused_before_any_actor_starts(dataset: Any, folder: str) -> None:
+    """No Dataset, a large artifact in memory, none at all, or a model without a batch: the driver says so."""
+    large = engine()
+    with pytest.raises(t2e.InputError) as caught:
+        predict(dataset, large)
+    size = sum(entry["bytes"] for entry in large.manifest()["files"].values())
+    assert str(caught.value) == (
+        f"artifact: got an artifact of {size} bytes in memory; expected a path, or an artifact of at most 100000 "
+        "bytes, since Ray can lose larger ones; save it where every worker can read it, and pass that folder"
+    )
+    with pytest.raises(t2e.ArtifactError, match=r"none\.t2e"):
+        predict(dataset, "none.t2e")
+    with pytest.raises(t2e.InputError, match="which does not begin with the batch"):
+        predict(dataset, nested()[1]._artifact)
+    with pytest.raises(t2e.InputError, match=r"dataset: got a list; expected a ray\.data\.Dataset"):
+        predict([1], folder)

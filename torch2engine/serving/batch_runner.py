@@ -1,0 +1,156 @@
+"""Columns with any number of rows → answers for as many rows, in batches that the profiles allow.
+
+Enters: arrays whose dimension 0 is the batch. Leaves: arrays with one row for each. Separate because every distributor
+gives batches of its own sizes: short ones at the end of a block, and ones larger than the largest profile.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Generator, Mapping, Sequence
+
+import numpy as np
+
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.core.config import RuntimeConfig
+from torch2engine.core.errors import InputError, ShapeError
+from torch2engine.processor.arrays import input_layout
+from torch2engine.processor.batches import Batches, plan_batches
+from torch2engine.serving.array_runner import Array, open_runner
+
+__all__ = ["BatchRunner", "rows_per_call"]
+
+_WARM_CALLS = 3  # with cuda_graphs="auto", a Processor captures at the third call of a shape
+_DEPTH = 4
+_NOT_IN_ARROW = ("bfloat16", "float8_e4m3fn")
+
+
+def rows_per_call(artifact: EngineArtifact | OnnxArtifact, batch_size: int | None = None) -> int:
+    """Rows that go together into one call of an artifact.
+
+    Args:
+        artifact: an engine or an exported model.
+        batch_size: as for `BatchRunner`.
+
+    Raises:
+        InputError: as `BatchRunner`.
+    """
+    return _plan(artifact, batch_size).size
+
+
+def _plan(artifact: EngineArtifact | OnnxArtifact, batch_size: int | None) -> Batches:
+    if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
+        raise InputError("batch_size", got=repr(batch_size), allowed="an int of at least 1", fix="pass such a number")
+    fix = "export it with dimension 0 of every input as one dynamic axis, or write a worker of your own on a Processor"
+    return plan_batches(artifact.signature, artifact.profiles, batch_size or sys.maxsize, "artifact", fix)
+
+
+class BatchRunner:
+    """An artifact that answers any number of rows; threads may share it.
+
+    Args:
+        artifact: an engine, which runs on the first GPU that this process sees, or an exported model.
+        streams, runtime_config: as for `Processor`.
+        batch_size: rows of one call; None for the most that a profile allows.
+
+    Raises:
+        InputError: dimension 0 is not one axis of all inputs and outputs, or a wrong option.
+        Torch2EngineError: as `Processor`.
+    """
+
+    def __init__(
+        self,
+        artifact: EngineArtifact | OnnxArtifact,
+        streams: int = 2,
+        runtime_config: RuntimeConfig = RuntimeConfig(),
+        batch_size: int | None = None,
+    ) -> None:
+        self.signature = artifact.signature
+        self._profiles = artifact.profiles
+        self._batches = _plan(artifact, batch_size)
+        self._runner = open_runner(artifact, streams, runtime_config)
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of one call while there are enough."""
+        return self._batches.size
+
+    def warm_up(self) -> None:
+        """Answer zeros in the largest and in the smallest batch, so that the first real rows find all compiled."""
+        for rows in {self._batches.size, self._batches.padded_size(1)}:
+            inputs = self._zeros(rows)
+            for _ in range(_WARM_CALLS):
+                self._runner.infer(inputs)
+
+    def __call__(self, columns: Mapping[str, Array]) -> dict[str, Array]:
+        """Answer rows.
+
+        Args:
+            columns: an array for each input, by its name, with as many rows each; only read. They may be read-only.
+
+        Returns:
+            output name -> array with as many rows. Values in bfloat16 and float8 come as float32.
+
+        Raises:
+            InputError, ShapeError, DtypeError: as `Processor.infer`, or columns of different lengths.
+        """
+        rows = self._count_rows(columns)
+        if not rows:
+            return self._no_rows()
+        parts: dict[str, list[Array]] = {spec.name: [] for spec in self.signature.outputs}
+        left = rows
+        for results in self._runner.infer_stream(self._calls(columns, rows), _DEPTH):
+            count = min(left, self._batches.size)
+            for name, array in results.items():
+                parts[name].append(array[:count])
+            left -= count
+        return {spec.name: _joined(parts[spec.name], spec.dtype) for spec in self.signature.outputs}
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._runner.close()
+
+    def _count_rows(self, columns: Mapping[str, Array]) -> int:
+        counts = {name: len(array) if array.ndim else 0 for name, array in columns.items()}
+        if len(set(counts.values())) > 1:
+            raise ShapeError(
+                "columns",
+                got="; ".join(f"'{name}' with {count} rows" for name, count in counts.items()),
+                allowed="as many rows in each",
+                fix="pass the columns of one batch",
+            )
+        if not counts:
+            raise InputError(
+                "columns",
+                got="none",
+                allowed=", ".join(spec.name for spec in self.signature.inputs),
+                fix="pass an array for each of these inputs",
+            )
+        return next(iter(counts.values()))
+
+    def _calls(self, columns: Mapping[str, Array], rows: int) -> Generator[dict[str, Array]]:
+        """Views of the rows for one call after the other; the last one is filled up with copies of its last row."""
+        for first in range(0, rows, self._batches.size):
+            part = {name: array[first : first + self._batches.size] for name, array in columns.items()}
+            count = min(self._batches.size, rows - first)
+            lacking = self._batches.padded_size(count) - count
+            if lacking:
+                part = {name: np.concatenate([array, *[array[-1:]] * lacking]) for name, array in part.items()}
+            yield part
+
+    def _zeros(self, rows: int) -> dict[str, Array]:
+        axis = self.signature.inputs[0].shape[0]
+        sizes = {axis: rows} if isinstance(axis, str) else {}
+        layout = input_layout(self.signature, self._profiles, sizes)
+        return {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout.items()}
+
+    def _no_rows(self) -> dict[str, Array]:
+        """Answers of the right kinds to no rows at all."""
+        answers = self._runner.infer(self._zeros(self._batches.padded_size(1)))
+        return {spec.name: _joined([answers[spec.name][:0]], spec.dtype) for spec in self.signature.outputs}
+
+
+def _joined(parts: Sequence[Array], dtype: str) -> Array:
+    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return whole.astype(np.float32) if dtype in _NOT_IN_ARROW else whole
