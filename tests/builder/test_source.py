@@ -315,3 +315,15 @@ def test_external_data_outside_the_folder_are_refused(tmp_path: Path, where: str
     error = refusal(path, {"batch": (1, 2, 4)})
     assert isinstance(error, ArtifactError)
     assert str(error).startswith(f"'{path}': got ")
+
+
+def test_precision_of_a_foreign_file_follows_from_its_dtypes(tmp_path: Path) -> None:
+    """A half file says so in the artifact that keeps it, and takes no word for float32 arithmetic."""
+    path = onnx_models.relu(tmp_path, dtype=onnx.TensorProto.FLOAT16)
+    source = make_build_source(path, {"batch": (1, 2, 4)}, None)
+    assert (source.precision, source.artifact.precision) == ("fp16", "fp16")
+    assert str(refusal(path, {"batch": (1, 2, 4)}, "tf32")) == (
+        "precision: got 'tf32'; expected 'fp16', which the graph's dtypes make it; leave precision "
+        "out, or export the model again"
+    )
+    assert make_build_source(onnx_models.relu(tmp_path), {"batch": (1, 2, 4)}, "tf32").artifact.precision == "tf32"

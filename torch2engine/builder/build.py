@@ -37,7 +37,7 @@ def build(
             has the name of its ONNX dimension, or ``"<input>_dim_<position>"`` if that has none. None means the
             artifact's own.
         precision: "fp32" or "tf32" for float32 matrix products; the dtypes themselves are the graph's. None means the
-            artifact's own, and "fp32" for a file. TF32 is off unless it is "tf32".
+            artifact's own, and for a file what its dtypes make it. TF32 is off unless it is "tf32".
         config: flavour and limits.
         cache: True for the user's cache of engines, a folder, or an `EngineCache`. It gives an engine that was built
             before from the same bytes, for the same profiles, precision, config, GPU and TensorRT.

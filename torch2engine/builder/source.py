@@ -18,10 +18,11 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.builder.onnx_file import check_onnx_file, copy_model, read_signature
 from torch2engine.core.config import require_choice
 from torch2engine.core.errors import DtypeError, DynamicAxisError, InputError
-from torch2engine.core.precisions import DEFAULT_PRECISION, FLOAT32_PRECISIONS, LOW_PRECISIONS, precision_word
+from torch2engine.core.precisions import FLOAT32_PRECISIONS, LOW_PRECISIONS, precision_word
 from torch2engine.core.spec import Axis, Profile, Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
+from torch2engine.onnx_graph.tensor_types import graph_precision
 from torch2engine.trt.library import IO_DTYPES
 
 __all__ = ["BuildSource", "Profiles", "make_build_source"]
@@ -53,7 +54,7 @@ def make_build_source(source: object, profiles: Profiles = None, precision: str 
     Args:
         source: an OnnxArtifact or the path of an ONNX file.
         profiles: (min, opt, max) for every dynamic axis, one or several; None means the artifact's own.
-        precision: "fp32" or "tf32"; None means the artifact's own, and "fp32" for a file.
+        precision: "fp32" or "tf32"; None means the artifact's own, and for a file what its dtypes make it.
 
     Raises:
         InputError: neither an artifact nor a path, or an unknown precision.
@@ -64,7 +65,7 @@ def make_build_source(source: object, profiles: Profiles = None, precision: str 
     if precision is not None:
         _check_builder_precision(precision)
     if isinstance(source, (str, Path)):
-        return _import_onnx_file(Path(source), profiles, precision or DEFAULT_PRECISION)
+        return _import_onnx_file(Path(source), profiles, precision)
     if not isinstance(source, OnnxArtifact):
         raise InputError(
             "build's source",
@@ -80,14 +81,7 @@ def make_build_source(source: object, profiles: Profiles = None, precision: str 
         checked_profiles = _checked_profiles(profiles, _axis_places(signature))
         axes = tuple(_axis_over(axis.name, checked_profiles, axis.multiple_of) for axis in signature.axes)
         signature = replace(signature, axes=axes)
-    if precision is not None and source.precision not in FLOAT32_PRECISIONS:
-        raise InputError(
-            "precision",
-            got=repr(precision),
-            allowed=f"{source.precision!r}, which the graph's dtypes make it",
-            fix="leave precision out, or export the model again",
-        )
-    return BuildSource(source, signature, checked_profiles, precision or source.precision)
+    return BuildSource(source, signature, checked_profiles, _precision_of(source.precision, precision))
 
 
 def _check_builder_precision(precision: object) -> None:
@@ -103,6 +97,18 @@ def _check_builder_precision(precision: object) -> None:
     require_choice("precision", precision, FLOAT32_PRECISIONS, meant=word)
 
 
+def _precision_of(from_dtypes: str, precision: str | None) -> str:
+    """The precision of an engine whose graph has this one; only float32 leaves the builder a choice."""
+    if precision is not None and from_dtypes not in FLOAT32_PRECISIONS:
+        raise InputError(
+            "precision",
+            got=repr(precision),
+            allowed=f"{from_dtypes!r}, which the graph's dtypes make it",
+            fix="leave precision out, or export the model again",
+        )
+    return precision or from_dtypes
+
+
 def _axis_places(signature: Signature) -> dict[str, str]:
     """{axis: its first place among the inputs}, for messages."""
     places: dict[str, str] = {}
@@ -113,7 +119,7 @@ def _axis_places(signature: Signature) -> dict[str, str]:
     return places
 
 
-def _import_onnx_file(path: Path, profiles: Profiles, precision: str) -> BuildSource:
+def _import_onnx_file(path: Path, profiles: Profiles, precision: str | None) -> BuildSource:
     """Make an artifact of an ONNX file from elsewhere."""
     check_onnx_file(path)
     owner = scratch_folder()
@@ -123,6 +129,7 @@ def _import_onnx_file(path: Path, profiles: Profiles, precision: str) -> BuildSo
     checked_profiles = _checked_profiles(profiles, foreign.axis_places)
     axes = tuple(_axis_over(name, checked_profiles) for name in foreign.axis_places)
     signature = replace(foreign.signature, axes=axes)
+    found_precision = _precision_of(graph_precision(model), precision)
     producer = f"{model.producer_name} {model.producer_version}".strip()
     versions = {"onnx": str(onnx.__version__)} | ({"producer": producer} if producer else {})
     artifact = OnnxArtifact(
@@ -130,11 +137,11 @@ def _import_onnx_file(path: Path, profiles: Profiles, precision: str) -> BuildSo
         owner=owner,
         signature=signature,
         profiles=checked_profiles,
-        precision=precision,
+        precision=found_precision,
         versions=versions,
         influences=find_influences(model, signature),
     )
-    return BuildSource(artifact, signature, checked_profiles, precision)
+    return BuildSource(artifact, signature, checked_profiles, found_precision)
 
 
 def _check_dtypes(signature: Signature) -> None:

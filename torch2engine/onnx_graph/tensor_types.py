@@ -1,19 +1,28 @@
-"""An ONNX model → the element type of each of its tensors.
+"""An ONNX model → the element type of each of its tensors, and the precision that these make it.
 
-Enters: a ModelProto. Leaves: types by tensor name. Separate because exporters don't write every type, so every reader
-of types needs ONNX's inference.
+Enters: a ModelProto. Leaves: types by tensor name, or the word for a precision. Separate because exporters don't write
+every type, so every reader of types needs ONNX's inference.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES
+from torch2engine.core.precisions import CAST_PRECISIONS, DEFAULT_PRECISION, PRECISION_TYPES, PrecisionType
 
-__all__ = ["cast_element_types", "element_type", "float32_tensors", "tensor_types", "without_weight_values"]
+__all__ = [
+    "cast_element_types",
+    "element_type",
+    "float32_tensors",
+    "graph_precision",
+    "tensor_types",
+    "without_weight_values",
+]
 
 # A constant of this size may be a shape, whose value the inference needs.
 _SMALL_BYTES = 1024
+# Their results have a type in which nothing was computed.
+_CONVERSIONS = ("Cast", "Constant", "DequantizeLinear", "Identity", "QuantizeLinear")
 
 
 def without_weight_values(model: Any) -> Any:
@@ -47,6 +56,33 @@ def float32_tensors(model: Any) -> set[str]:
     from onnx import TensorProto
 
     return {name for name, number in tensor_types(model).items() if number == TensorProto.FLOAT}
+
+
+def graph_precision(model: Any) -> str:
+    """Find the precision of a graph from anywhere: the one with the loosest tolerance that anything is computed in.
+
+    A weight or an input that is only stored in a low type, and cast before it is used, doesn't count.
+
+    Returns:
+        the default one for a graph in which no low type is computed with; the graph does not show TF32.
+    """
+    types = tensor_types(model)
+    computed: set[int | None] = set()
+    dequantized: set[int | None] = set()
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear":
+            dequantized.add(types.get(node.input[0]))
+        if node.op_type not in _CONVERSIONS:
+            computed.update(types.get(name) for name in node.output)
+    used = {"cast": computed, "quantize": dequantized}
+    present = [row for row in PRECISION_TYPES.values() if used.get(row.made_by, set()) & _element_types(row)]
+    return max(present, key=lambda row: row.rel_l2).name if present else DEFAULT_PRECISION
+
+
+def _element_types(row: PrecisionType) -> set[int]:
+    from onnx import TensorProto
+
+    return {TensorProto.DataType.Value(name) for name in (row.onnx_type, *row.other_onnx_types)}
 
 
 def element_type(precision: str) -> int:
