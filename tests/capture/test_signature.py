@@ -161,6 +161,16 @@ def test_output_called_like_an_input_gets_another_name() -> None:
             "input 'b': got dtype complex64; expected a dense tensor of real numbers on the CPU "
             "or a CUDA device; pass torch.view_as_real(...) of it",
         ),
+        (
+            (X, X.to(torch.float8_e5m2)),
+            "input 'b': got dtype float8_e5m2; expected one of float32, float16, bfloat16, float64, int64, int32, "
+            "int16, int8, uint8, bool; pass it in float32",
+        ),
+        (
+            (X, X.to(torch.uint16)),
+            "input 'b': got dtype uint16; expected one of float32, float16, bfloat16, float64, int64, int32, "
+            "int16, int8, uint8, bool; pass it in int64",
+        ),
     ],
 )
 def test_sample_that_does_not_fit_is_refused(sample: Any, text: str) -> None:
@@ -311,15 +321,20 @@ def test_model_that_answers_nan_twice_is_the_same() -> None:
             "operators on complex ones; return torch.view_as_real(...) of it",
         ),
         (
+            Function(lambda x, w: {"f": x.to(torch.float8_e5m2)}),
+            "model: got a result 'f' of float8_e5m2; expected one of float32, float16, bfloat16, float64, int64, "
+            "int32, int16, int8, uint8, bool; return it before the cast, and cast it after the call",
+        ),
+        (
             Function(lambda x, w: {x}),
             "result 'output': got a builtins.set; expected tensors, None, bool, int, float, str, and "
             "dicts, lists, tuples, NamedTuples, dataclasses of these",
         ),
     ],
-    ids=["no tensor", "complex", "set"],
+    ids=["no tensor", "complex", "float8", "set"],
 )
 def test_result_that_no_engine_gives_is_refused(model: nn.Module, text: str) -> None:
-    """Results without tensors, with complex numbers or in unknown containers are refused at once."""
+    """Results without tensors, of types without operators or in unknown containers are refused at once."""
     with pytest.raises(ExportError) as error:
         captured(model, X)
     assert str(error.value) == text

@@ -20,7 +20,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import with_examples
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
-from torch2engine.capture.torch_types import check_tensor, dtype_name
+from torch2engine.capture.torch_types import COMPUTED_DTYPES, check_tensor, dtype_name
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
 from torch2engine.core.preprocess import by_input
@@ -215,4 +215,11 @@ def _check_result(result: Flat) -> None:
                 got=f"a result '{name}' of {dtype_name(tensor.dtype)}",
                 allowed="real numbers, since ONNX has no operators on complex ones",
                 fix="return torch.view_as_real(...) of it",
+            )
+        if tensor.dtype not in COMPUTED_DTYPES:
+            raise ExportError(
+                "model",
+                got=f"a result '{name}' of {dtype_name(tensor.dtype)}",
+                allowed="one of " + ", ".join(map(dtype_name, COMPUTED_DTYPES)),
+                fix="return it before the cast, and cast it after the call",
             )

@@ -11,9 +11,15 @@ from functools import cache
 
 import torch
 
-from torch2engine.core.errors import InputError
+from torch2engine.core.errors import DtypeError, InputError
 
-__all__ = ["check_tensor", "dtype_name", "layout_name", "real_form", "torch_dtype"]
+__all__ = ["COMPUTED_DTYPES", "check_tensor", "dtype_name", "layout_name", "real_form", "torch_dtype"]
+
+COMPUTED_DTYPES = (
+    *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
+)
+"""The dtypes that PyTorch itself computes in; it only stores and casts float8 and the wide unsigned integers."""
 
 
 @cache
@@ -67,6 +73,7 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
 
     Raises:
         InputError: it is no dense tensor of real numbers, or on another kind of device.
+        DtypeError: PyTorch has almost no operator for its dtype.
     """
     if tensor.is_nested:
         raise _not_dense(name, "a nested tensor", "pass its to_padded_tensor(0) and a mask")
@@ -76,6 +83,14 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
         raise _not_dense(name, "a quantized tensor", "pass its dequantize()")
     if tensor.is_complex():
         raise _not_dense(name, f"dtype {dtype_name(tensor.dtype)}", "pass torch.view_as_real(...) of it")
+    if tensor.dtype not in COMPUTED_DTYPES:
+        raise DtypeError(
+            f"input '{name}'",
+            name=name,
+            got=f"dtype {dtype_name(tensor.dtype)}",
+            allowed="one of " + ", ".join(map(dtype_name, COMPUTED_DTYPES)),
+            fix=f"pass it in {'float32' if tensor.is_floating_point() else 'int64'}",
+        )
     if tensor.device.type not in ("cpu", "cuda"):
         raise _not_dense(name, f"device {tensor.device}", "move model and sample there")
 
