@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,10 +11,9 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+from tests.builder.parsed_layers import layers_of
 from tests.support import onnx_models
-from torch2engine.builder import plan
 from torch2engine.builder.long_sums import LONGEST_SUM, split_long_sums
-from torch2engine.trt.library import find_tensorrt
 
 FLOAT = onnx_models.FLOAT
 LONG = LONGEST_SUM + 465
@@ -155,12 +153,3 @@ def test_only_float32_engines_that_keep_their_weights_are_cut(
     """A refit finds a weight by its name in the file, and TF32 rounds more than a long sum."""
     path = save(tmp_path, "MatMul", [3, LONG], [LONG, 5], [3, 5])
     assert layers_of(path, precision, refittable).count("MATRIX_MULTIPLY") == pieces
-
-
-def layers_of(path: Path, precision: str = "fp32", refittable: bool = False) -> list[str]:
-    """The kinds of layers that TensorRT-RTX reads from a file."""
-    rt = find_tensorrt("tensorrt_rtx")
-    builder = rt.api.Builder(rt.logger)  # must outlive the network
-    request = SimpleNamespace(onnx_path=str(path), refittable=refittable, precision=precision)
-    network = plan._parse(plan._PlanBuild(rt, cast("Any", request), rt.log.mark()), builder)
-    return [network.get_layer(index).type.name for index in range(network.num_layers)]

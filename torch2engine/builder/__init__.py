@@ -8,6 +8,7 @@ a builder may crash or hang, and must not take its caller along.
     source            which profiles and precision are built; onnx_file reads ONNX from elsewhere
     child_process     runs the build where it can crash; plan talks to TensorRT's builder there
     child_watch       ends a builder process that is stopped, hangs or takes too long
+    activation_products  parts what TensorRT-RTX fuses wrongly: a linear layer, its activation and a product
     importer_forms    respells what some importer of TensorRT misreads
     long_sums         cuts float32 sums that TensorRT-RTX would round too much
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names

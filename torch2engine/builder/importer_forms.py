@@ -7,14 +7,14 @@ an importer is a row of one table. The file itself stays as it is, valid ONNX fo
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch2engine.onnx_graph.walk import walk_nodes
 
-__all__ = ["IMPORTER_FAULTS", "ImporterFault", "importer_form"]
+__all__ = ["IMPORTER_FAULTS", "ImporterFault", "importer_form", "mentions_any"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def importer_form(path: Path) -> bytes | None:
     Returns:
         the model to parse in its place; None for a file that every importer reads as it is.
     """
-    if not _has_any(path, [fault.operator for fault in IMPORTER_FAULTS]):
+    if not mentions_any(path, [fault.operator for fault in IMPORTER_FAULTS]):
         return None
     import onnx  # imported only here: it takes long to load, and most models don't need it
 
@@ -63,7 +63,7 @@ def importer_form(path: Path) -> bytes | None:
     return model.SerializeToString() if any(changes) else None
 
 
-def _has_any(path: Path, operators: list[str]) -> bool:
+def mentions_any(path: Path, operators: Iterable[str]) -> bool:
     """Tell whether a file has one of these words anywhere."""
     if not path.stat().st_size:
         return False

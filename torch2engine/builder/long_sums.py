@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LONGEST_SUM", "split_long_sums"]
+__all__ = ["LONGEST_SUM", "parse_model", "split_long_sums"]
 
 LONGEST_SUM = 1536
 _FIRST_OPSET = 10  # before it, Slice has no inputs for its bounds
@@ -57,14 +57,10 @@ def split_long_sums(path: Path, content: bytes | None = None) -> bytes | None:
     Returns:
         the model to parse; None where every sum is short, and for an opset below 10.
     """
-    import onnx  # only here: onnx and onnx_ir take long to load
-    import onnx_ir
+    import onnx_ir  # only here: onnx and onnx_ir take long to load
 
     ir: Any = onnx_ir
-    proto: Any = (
-        onnx.load(str(path), load_external_data=False) if content is None else onnx.ModelProto.FromString(content)
-    )
-    model = ir.from_proto(proto)
+    model = parse_model(path, content)
     if model.opset_imports.get("", 0) < _FIRST_OPSET:
         return None
     products: list[tuple[Any, _Product]] = [
@@ -73,6 +69,16 @@ def split_long_sums(path: Path, content: bytes | None = None) -> bytes | None:
     for node, product in products:
         _split(node, product)
     return ir.to_proto(model).SerializeToString() if products else None
+
+
+def parse_model(path: Path, content: bytes | None) -> Any:
+    """Read an onnx_ir.Model from bytes, or else from the file; external data stay in their files."""
+    import onnx
+    import onnx_ir
+
+    untyped: Any = onnx_ir  # the package's own annotations are incomplete
+    proto = onnx.load(str(path), load_external_data=False) if content is None else onnx.ModelProto.FromString(content)
+    return untyped.from_proto(proto)
 
 
 def _long_product(node: Any) -> _Product | None:

@@ -2,7 +2,7 @@
 
 Enters: a `PlanRequest`. Leaves: the plan's file, and `PlanFacts` about what built it. Separate because only this file
 talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor onnx,
-unless the parser fails or the file must be changed first (`importer_forms`, `long_sums`).
+unless the parser fails or the file must be changed first (`importer_forms`, `activation_products`, `long_sums`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from torch2engine.builder.activation_products import separate_activations
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
@@ -219,12 +220,15 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
 def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
     """The model to parse in the file's place; None where the file is right as it is."""
     request = build.request
-    respelled = importer_form(path)
+    changed = importer_form(path)
+    if not build.rt.is_rtx:
+        return changed
+    changed = separate_activations(path, changed) or changed
     # A refit finds weights by their names in the file, so the weights of a refittable engine stay whole. TF32 rounds
     # more.
-    if not build.rt.is_rtx or request.refittable or PRECISION_TYPES[request.precision].uses_tf32:
-        return respelled
-    return split_long_sums(path, respelled) or respelled
+    if request.refittable or PRECISION_TYPES[request.precision].uses_tf32:
+        return changed
+    return split_long_sums(path, changed) or changed
 
 
 def _check_network(build: _PlanBuild, network: INetworkDefinition) -> None:
