@@ -7,6 +7,7 @@ Leaves: proof that nothing but the same build is ever found, once, whole, and th
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import platform
 import random
@@ -36,6 +37,7 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts, resolve_cache
 from torch2engine.artifact.manifest import NAME
 from torch2engine.builder import load_or_build as room
+from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import InputError
 
@@ -269,22 +271,30 @@ class Net(torch.nn.Module):
 """
 
 
-def test_export_in_another_place_is_the_same_build(run_python: Callable[[str], Any], tmp_path: Path) -> None:
-    """Another process, another folder and other lines: else no restarted notebook would find its engine."""
+def fingerprint(folder: Path) -> Any:
+    """By which an engine of the folder's net.py is found."""
+    import torch
 
-    def fingerprint(place: str, text: str) -> Any:
-        (tmp_path / place).mkdir()
-        (tmp_path / place / "net.py").write_text(text)
-        return run_python(
-            f"import json, sys; sys.path.insert(0, {str(tmp_path / place)!r})\n"
-            "import torch, torch2engine as t2e, net\n"
-            "from torch2engine.builder.onnx_fingerprint import engine_fingerprint\n"
-            "torch.manual_seed(0)\n"
-            "a = t2e.export(net.Net().eval(), torch.randn(4, 1, 8, 8), {'x': {0: t2e.Axis('batch', 1, 4, 8)}})\n"
-            "print(json.dumps(engine_fingerprint(a)))"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delitem(sys.modules, "net", raising=False)
+        patch.syspath_prepend(folder)
+        net = importlib.import_module("net")
+        torch.manual_seed(0)
+        return engine_fingerprint(
+            t2e.export(net.Net().eval(), torch.randn(4, 1, 8, 8), {"x": {0: t2e.Axis("batch", 1, 4, 8)}})
         )
 
-    assert fingerprint("one", SOURCE) == fingerprint("two", "# a line more\n" + SOURCE)
+
+def test_export_in_another_place_is_the_same_build(run_python: Callable[[str], Any], tmp_path: Path) -> None:
+    """Another process, another folder and other lines: else no restarted notebook would find its engine."""
+    for place, text in (("here", SOURCE), ("there", "# a line more\n" + SOURCE)):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "net.py").write_text(text)
+    there = run_python(
+        "import json; from pathlib import Path; from tests.artifact.test_engine_cache import fingerprint\n"
+        f"print(json.dumps(fingerprint(Path({str(tmp_path / 'there')!r}))))"
+    )
+    assert fingerprint(tmp_path / "here") == there
 
 
 # Wrong engines
