@@ -11,7 +11,7 @@ import ast
 from tests.support.conformance.api import Call
 from tests.support.conformance.calls import Calls
 from tests.support.conformance.kinds import ABSENT, FOREIGN, NONE, OTHER, Kind, absent, flag, many, text, truth, union
-from tests.support.conformance.source import Scope
+from tests.support.conformance.source import Scope, last_name
 
 
 class Expressions(Calls):
@@ -167,7 +167,7 @@ class Expressions(Calls):
         name = node.func.id if isinstance(node.func, ast.Name) and scope.find(node.func.id) is None else ""
         if name in ("hasattr", "getattr", "setattr") and len(node.args) >= 2:
             return self._by_name(node, name, scope)
-        last = ast.unparse(node.func).rpartition(".")[2]
+        last = last_name(node.func)
         if last == "cast" and len(node.args) == 2:
             owner = self.function.owner if self.function else None
             value = self.kind(node.args[1], scope)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support.conformance.api import Api
 from tests.support.conformance.kinds import ANY, API, NONE, OTHER, Kind, many, telling, union
-from tests.support.conformance.source import Class, Function, Module, Package, Scope
+from tests.support.conformance.source import Class, Function, Module, Package, Scope, expression_of, last_name
 
 _MANY = (
     *("list", "set", "frozenset", "deque", "Sequence", "MutableSequence", "Iterable", "Iterator", "Collection", "Set"),
@@ -112,7 +112,7 @@ class Notes:
             return OTHER
         if isinstance(node, ast.Constant):
             if isinstance(node.value, str):
-                return self.annotation(ast.parse(node.value, mode="eval").body, scope, owner)
+                return self.annotation(expression_of(node.value), scope, owner)
             return NONE if node.value is None else OTHER
         if isinstance(node, ast.BinOp):
             return union((self.annotation(node.left, scope, owner), self.annotation(node.right, scope, owner)))
@@ -121,7 +121,7 @@ class Notes:
         return self._named(node, scope, owner)
 
     def _named(self, node: ast.expr, scope: Scope, owner: Class | None) -> Kind:
-        last = ast.unparse(node).rpartition(".")[2]
+        last = last_name(node)
         if last == "Any":
             return ANY
         if last == "Self" and owner is not None:
@@ -134,7 +134,7 @@ class Notes:
         return kind if kind.what == "typevar" else OTHER
 
     def _generic(self, node: ast.Subscript, scope: Scope, owner: Class | None) -> Kind:
-        outer = ast.unparse(node.value).rpartition(".")[2]
+        outer = last_name(node.value)
         if outer == "Literal":
             return OTHER
         inner = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]

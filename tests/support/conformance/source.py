@@ -8,12 +8,25 @@ from __future__ import annotations
 
 import ast
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 from tests.support.conformance.kinds import Kind
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def last_name(node: ast.expr) -> str:
+    """What stands behind the last dot of a dotted name; this is asked for every call and annotation."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ast.unparse(node).rpartition(".")[2]
+
+
+@cache
+def expression_of(text: str) -> ast.expr:
+    """The expression in an annotation that is written as a string."""
+    return ast.parse(text, mode="eval").body
 
 
 class Scope:
@@ -70,7 +83,7 @@ class Function:
     def decorators(self) -> frozenset[str]:
         """The decorators' last names."""
         calls = (d.func if isinstance(d, ast.Call) else d for d in self.node.decorator_list)
-        return frozenset(ast.unparse(call).rpartition(".")[2] for call in calls)
+        return frozenset(last_name(call) for call in calls)
 
     @property
     def parameters(self) -> list[ast.arg]:

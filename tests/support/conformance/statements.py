@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from tests.support.conformance.expressions import Expressions
 from tests.support.conformance.kinds import API, FOREIGN, OTHER, TRUE, Kind, many, union
 from tests.support.conformance.notes import Findings
-from tests.support.conformance.source import Class, Function, FunctionNode, Scope
+from tests.support.conformance.source import Class, Function, FunctionNode, Scope, last_name
 
 _LONGEST_SEARCH = 12
 
@@ -182,7 +182,7 @@ class Walker(Expressions):
 
     def do_assign(self, node: ast.Assign, scope: Scope) -> None:
         value = self.kind(node.value, scope)
-        if isinstance(node.value, ast.Call) and ast.unparse(node.value.func).rpartition(".")[2] == "TypeVar":
+        if isinstance(node.value, ast.Call) and last_name(node.value.func) == "TypeVar":
             value = Kind("typevar", ast.unparse(node.targets[0]))
         for target in node.targets:
             self.assign(target, value, scope)
