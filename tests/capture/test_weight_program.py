@@ -6,7 +6,6 @@ changed module would hold, that it covers every weight, and that a changed struc
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import torch2engine as t2e
-from tests.support.weight_models import MODELS, Shared, Strange, tiny
+from tests.support.weight_models import BATCH, MODELS, Shared, Strange, batch_axes, refittable_export, tiny
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.process_state import exact_arithmetic
@@ -31,19 +30,10 @@ from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram,
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.onnx_graph.ort_session import OrtSession
 
-BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
-
 
 def exported(model: nn.Module, x: torch.Tensor) -> OnnxArtifact:
     with undisturbed(model):
-        (name,) = (parameter for parameter in ["x", "input", "src"] if parameter in _names(model))
-        return export_onnx(capture_call(model, x, {name: BATCH}), refittable=True)
-
-
-def _names(model: nn.Module) -> Any:
-    import inspect
-
-    return inspect.signature(model.forward).parameters
+        return export_onnx(capture_call(model, x, batch_axes(model)), refittable=True)
 
 
 def program_of(artifact: OnnxArtifact) -> WeightProgram:
@@ -89,11 +79,10 @@ def distance(path: Path, model: nn.Module, x: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", MODELS)
 def test_program_gives_the_weights_of_the_changed_module(name: str, tmp_path: Path) -> None:
     """Right before and after, while the old weights are wrong by far; and every float weight is covered."""
-    torch.manual_seed(0)
-    model, x = MODELS[name]()
-    model.eval()
-    artifact = exported(model, x)
+    export = refittable_export(name)
+    model, x, artifact = export.model, export.sample, export.artifact
     assert distance(artifact.onnx_path, model, x) < 1e-5
+    torch.manual_seed(0)
     change(model)
     assert distance(artifact.onnx_path, model, x) > 1e-3
     assert distance(refitted(artifact, model, tmp_path), model, x) < 3e-5
@@ -148,11 +137,9 @@ def test_norm_in_another_dtype_is_not_folded(tmp_path: Path) -> None:
 
 def test_values_of_parameters_decide_nothing_about_the_graph() -> None:
     """Zeros, ones and equal tensors give the graph that any others give."""
-    torch.manual_seed(0)
-    plain, x = MODELS["folded"]()
-    other = copy.deepcopy(plain)
-    change(other)
-    artifacts = [exported(model.eval(), x) for model in (plain, other)]
+    export = refittable_export("folded")
+    change(export.model)
+    artifacts = [export.artifact, exported(export.model, export.sample)]
     graphs = [onnx.load(artifact.onnx_path).graph for artifact in artifacts]
     for graph in graphs:
         for tensor in graph.initializer:
@@ -174,9 +161,8 @@ def test_program_reads_the_live_tensors() -> None:
 
 
 def structure(name: str) -> tuple[nn.Module, WeightProgram]:
-    torch.manual_seed(0)
-    model, x = MODELS[name]()
-    return model, program_of(exported(model.eval(), x))
+    export = refittable_export(name)
+    return export.model, program_of(export.artifact)
 
 
 def test_missing_parameter_is_refused() -> None:

@@ -20,7 +20,8 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from tests.support.weight_models import MODELS
+from tests.support.lowered_models import module_of_export
+from tests.support.weight_models import MODELS, RefittableExport, refittable_export
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.capture.fingerprint import fingerprints
@@ -28,6 +29,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.weight_sync import Refit
+from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.retype_weights import retype_weight_program
 from torch2engine.testing import assert_parity
 
@@ -80,6 +82,21 @@ def deployed(model: nn.Module, x: torch.Tensor = X, precision: str = "fp32") -> 
     return module
 
 
+def lowered(export: RefittableExport, precision: str) -> t2e.ORTModule:
+    """The model as `deploy(..., runtime="onnxruntime")` makes it."""
+    request = DeployRequest.from_arguments(
+        model=export.model,
+        precision=precision,
+        calibration=None,
+        examples=None,
+        tolerance=t2e.Tolerance.default("bf16") if precision != "fp32" else None,
+        runtime="onnxruntime",
+        config=CONFIG,
+        runtime_config=t2e.RuntimeConfig(),
+    )
+    return module_of_export(export.artifact, export.parity_cases, request, calibration=None)
+
+
 @torch.no_grad()
 def change(model: nn.Module, by: float = 1.0) -> None:
     for tensor in {id(part): part for part in (*model.parameters(), *model.buffers())}.values():
@@ -102,10 +119,10 @@ def error(model: nn.Module, module: nn.Module, x: torch.Tensor) -> float:
 @pytest.mark.parametrize("name", MODELS)
 def test_traps_are_followed(name: str, precision: str) -> None:
     """Wrong by far before the refit, right after it, with all weights changed; on inputs nobody has checked."""
+    export = refittable_export(name)
+    model, x = export.model, export.sample
+    module = lowered(export, precision)
     torch.manual_seed(0)
-    model, x = MODELS[name]()
-    model.eval()
-    module = deployed(model, x, precision)
     bound = 1e-5 if precision == "fp32" else 1e-2
     assert error(model, module, x) < bound
     is_large = name in ("resnet", "llama") and precision == "fp16"

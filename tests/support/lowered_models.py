@@ -7,6 +7,7 @@ Enters: a trained model and a precision. Leaves: a module on ONNX Runtime, with 
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterable
 from typing import Any
 
 from tests.support.models import exported
@@ -20,7 +21,7 @@ from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.validate import remaining_precision
 
-__all__ = ["deployed", "exported_once"]
+__all__ = ["deployed", "exported_once", "module_of_export"]
 
 
 @functools.cache
@@ -31,7 +32,7 @@ def exported_once(name: str) -> tuple[OnnxArtifact, list[ParityCase]]:
 
 
 def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
-    """What follows the export in `deploy(..., runtime="onnxruntime")`, calibrated with four batches."""
+    """The model as `deploy(..., runtime="onnxruntime")` makes it, calibrated with four batches."""
     calibration = options.get("calibration", subject.data[:4])
     request = DeployRequest.from_arguments(
         model=subject.model,
@@ -44,6 +45,13 @@ def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
         runtime_config=RuntimeConfig(),
     )
     artifact, cases = exported_once(subject.name)
+    return module_of_export(artifact, cases, request, calibration)
+
+
+def module_of_export(
+    artifact: OnnxArtifact, cases: list[ParityCase], request: DeployRequest, calibration: Iterable[Any] | None
+) -> ORTModule:
+    """What follows the export in `deploy(..., runtime="onnxruntime")`."""
     report = ReportBuilder()
     with report.phase("precision"):
         lowered = request.lower(artifact, remaining_precision(request.precision, artifact), cases, calibration, None)

@@ -1,19 +1,32 @@
 """Models with every trap that a refit can step into.
 
-Enters: nothing. Leaves: modules with random weights, each with an input. A room of its own because traps are many.
+Enters: nothing. Leaves: modules with random weights, each with an input, and their exports. A room of its own because
+traps are many, and because the export of each serves several tests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import torch2engine as t2e
 from tests.support import precision_networks as networks
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
+from torch2engine.capture.signature import capture_call
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.exporter.export_onnx import export_onnx
 
 Maker = Callable[[], tuple[nn.Module, torch.Tensor]]
+BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
 
 
 class Norms(nn.Module):
@@ -160,3 +173,42 @@ def tiny(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
         return transformers.GPT2LMHeadModel(config), {"input_ids": ids}
     config = transformers.LlamaConfig(vocab_size=30, num_key_value_heads=2, use_cache=False, **sizes)
     return transformers.LlamaForCausalLM(config), {"input_ids": ids}
+
+
+@dataclass(frozen=True)
+class RefittableExport:
+    """A model with its export.
+
+    Args:
+        model: in inference mode.
+        sample: a batch of 8.
+        artifact: refittable, in float32.
+        parity_cases: inputs with the model's answers.
+    """
+
+    model: nn.Module
+    sample: torch.Tensor
+    artifact: OnnxArtifact
+    parity_cases: list[ParityCase]
+
+
+def refittable_export(name: str) -> RefittableExport:
+    """A model of `MODELS`, which the caller may change, with an artifact that others use too."""
+    kept = _exported_once(name)
+    return RefittableExport(copy.deepcopy(kept.model), kept.sample.clone(), kept.artifact, kept.parity_cases)
+
+
+@functools.cache
+def _exported_once(name: str) -> RefittableExport:
+    torch.manual_seed(0)
+    model, sample = MODELS[name]()
+    model.eval()
+    with undisturbed(model):
+        captured = capture_call(model, sample, batch_axes(model))
+        artifact = export_onnx(captured, refittable=True)
+        return RefittableExport(model, sample, artifact, make_parity_cases(captured)[0])
+
+
+def batch_axes(model: nn.Module) -> Mapping[str, Any]:
+    """dynamic_axes of a model with one input, whatever forward calls it."""
+    return {next(iter(inspect.signature(model.forward).parameters)): BATCH}
