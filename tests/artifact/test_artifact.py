@@ -21,9 +21,15 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.spec import Parameter, Profile, Signature, TensorSpec, Tree
 
+GOLDEN_SIGNATURE = Signature(
+    inputs=(TensorSpec("café", "float16", (2,)),),
+    outputs=(),
+    parameters=(Parameter("café", "positional", Tree("tensor")),),
+    output=Tree("tuple"),
+)
 GOLDEN = """\
 {
- "digest": "d1c26f85dfcf7f86ed3a96dccc14dee7f3b6b11022154a2eac436912874e0961",
+ "digest": "5994aab009c21675e0e81f97826433bc59602e759fa37bb37358ab29e8a0b96c",
  "files": {
   "model.plan": {
    "bytes": 2,
@@ -60,10 +66,20 @@ GOLDEN = """\
    }
   ],
   "output": {
-   "kind": "tensor"
+   "kind": "tuple"
   },
   "outputs": [],
-  "parameters": []
+  "parameters": [
+   {
+    "default": null,
+    "kind": "positional",
+    "name": "caf\\u00e9",
+    "optional": false,
+    "tree": {
+     "kind": "tensor"
+    }
+   }
+  ]
  },
  "versions": {
   "torch": "2.9.0"
@@ -107,7 +123,7 @@ def test_manifest_is_the_golden_text(tmp_path: Path) -> None:
     (tmp_path / "model.plan").write_bytes(b"hi")
     engine = EngineArtifact(
         tmp_path,
-        signature=Signature((TensorSpec("café", "float16", (2,)),), ()),
+        signature=GOLDEN_SIGNATURE,
         profiles=[Profile({})],
         precision="tf32",
         versions={"torch": "2.9.0"},

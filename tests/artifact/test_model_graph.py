@@ -6,7 +6,7 @@ import copy
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.artifact.test_artifact_mutations import at, dotted, walk
 from tests.support.sample_artifacts import SIGNATURE, fresh_engine, fresh_onnx, onnx_bytes, sealed
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -183,6 +184,11 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] =
         "a 'model.onnx' with the outputs 'logits'",
         "the outputs 'z', as the manifest says",
     ),
+    "order": (
+        lambda manifest: manifest["signature"]["inputs"].reverse(),
+        "a 'model.onnx' with the inputs 'x', 'states.0'",
+        "the inputs 'states.0', 'x', as the manifest says",
+    ),
     "dtype": (
         lambda manifest: manifest["signature"]["inputs"][1].update(dtype="int32"),
         "a 'model.onnx' whose input 'states.0' has dtype int64",
@@ -203,6 +209,38 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] =
         "a 'model.onnx' whose input 'x' has shape [?, 3]",
         "[batch, batch], as the manifest says",
     ),
+    "fewer parameters": (
+        lambda manifest: manifest["signature"]["parameters"].pop(1),
+        "1 tensors in manifest field signature.parameters",
+        "one for each of 2 inputs",
+    ),
+    "a result of none": (
+        lambda manifest: manifest["signature"].update(output={"kind": "constant", "value": None}),
+        "0 tensors in manifest field signature.output",
+        "one for each of 1 outputs that the model does not write",
+    ),
+    "a result of two": (
+        lambda manifest: manifest["signature"].update(
+            output={"kind": "list", "keys": [0, 1], "children": [{"kind": "tensor"}] * 2}
+        ),
+        "2 tensors in manifest field signature.output",
+        "one for each of 1 outputs that the model does not write",
+    ),
+    "a profile below the axis": (
+        lambda manifest: manifest["signature"]["axes"][0].update(min=2),
+        "manifest field profiles[0].batch = [1, 4, 8]",
+        "sizes from 2 to 8, as the axis has them",
+    ),
+    "a profile above the axis": (
+        lambda manifest: manifest["profiles"][1].update(batch=[1, 1, 9]),
+        "manifest field profiles[1].batch = [1, 1, 9]",
+        "sizes from 1 to 8, as the axis has them",
+    ),
+    "a profile between the multiples": (
+        lambda manifest: manifest["signature"]["axes"][0].update(min=4, multiple_of=4),
+        "manifest field profiles[0].batch = [1, 4, 8]",
+        "sizes from 4 to 8, multiples of 4, as the axis has them",
+    ),
 }
 
 
@@ -218,6 +256,74 @@ def test_manifest_that_contradicts_its_graph_is_refused_at_load(saved: dict[str,
         made_by.from_manifest(json.loads(sealed(manifest)), files)
     assert (caught.value.got, caught.value.allowed) == (got, allowed)
     assert caught.value.fix == "save it again or restore it from a copy"
+
+
+# What a call can't contradict: defaults, names of classes and of arguments, and where it was made.
+FREE = {
+    "signature.axes[].max",  # the profiles decide what is answered
+    "signature.axes[].opt",
+    "signature.inputs[].shape[]",  # to a size that the graph leaves open
+    "signature.outputs[].shape",
+    "signature.outputs[].shape[]",
+    "signature.parameters",  # the graph does not know which parameter holds which input
+    "signature.parameters[].default",
+    "signature.parameters[].kind",
+    "signature.parameters[].name",
+    "signature.parameters[].optional",
+    "signature.parameters[].tree.children",
+    "signature.parameters[].tree.children[].value",
+    "signature.parameters[].tree.keys",
+    "signature.parameters[].tree.keys[]",
+    "signature.parameters[].tree.kind",
+    "signature.output.keys[]",
+    "signature.output.kind",
+    "signature.output.type",
+    "profiles",
+    "profiles[].batch[]",
+    "precision",
+    "versions",
+    "hardware",
+}
+
+
+def _others(value: Any, texts: Sequence[str]) -> list[Any]:
+    """Values of the same type that stand elsewhere, or nearly the same value."""
+    if isinstance(value, bool) or value is None:
+        return [not value]
+    if isinstance(value, int):
+        return [value - 1, value + 1, 0, 2**40]
+    if isinstance(value, str):
+        return [text for text in texts if text != value]
+    return [value[1:], value[:-1], value[::-1], value + value[:1]] if isinstance(value, list) else [{}]
+
+
+def test_every_changed_field_is_refused_or_cant_mislead_a_call(saved: dict[str, Any]) -> None:
+    """Each field takes every other value that stands in the manifest: an ArtifactError, or a usable signature."""
+    made_by, manifest, files = saved["engine"]  # which has every field
+    places = [where for where in walk(manifest) if where[0] not in ("digest", "files", "format_version")]
+    texts = sorted({at(manifest, where) for where in places if isinstance(at(manifest, where), str)})
+    free: set[str] = set()
+    refused = 0
+    for where in places:
+        original = at(manifest, where)
+        for other in _others(original, texts):
+            if other == original:
+                continue
+            changed = copy.deepcopy(manifest)
+            at(changed, where[:-1])[where[-1]] = other
+            try:
+                loaded = made_by.from_manifest(json.loads(sealed(changed)), files)
+            except ArtifactError:
+                refused += 1
+                continue
+            free.add(dotted(where))
+            signature = loaded.signature
+            sizes = loaded.profiles[0].sizes(0)
+            assert signature.resolve([spec.sized(sizes) for spec in signature.inputs]) == sizes
+            assert loaded.profiles[signature.select_profile(loaded.profiles, sizes)].contains(sizes)
+            assert signature.output.leaves() + len(signature.effects) == len(signature.outputs)
+    assert refused > 400
+    assert {place for place in free if not place.startswith(("versions", "hardware"))} <= FREE
 
 
 def test_sizes_that_the_graph_leaves_open_may_be_anything(tmp_path: Path) -> None:

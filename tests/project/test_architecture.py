@@ -68,7 +68,11 @@ MARKS: dict[str, Mark] = {
 }
 
 
-DTYPE_TABLES = {"core/spec.py", "trt/library.py"}  # "int8" and "int4" are names of dtypes there
+DTYPE_TABLES = {
+    "artifact/onnx_outline.py",
+    "core/spec.py",
+    "trt/library.py",
+}  # "int8" and "int4" are names of dtypes there
 
 
 @pytest.mark.parametrize("name", PRECISION_TYPES)

@@ -21,15 +21,16 @@ def check_agreement(
     outputs: Sequence[OutlineTensor],
     *,
     subject: str,
-    may_lack_inputs: bool = False,
+    is_engine: bool = False,
 ) -> None:
-    """Compare names, dtypes, ranks and sizes.
+    """Compare names, their order, dtypes, ranks and sizes.
 
     Args:
         signature: what the manifest says.
         inputs, outputs: what the graph or engine has.
         subject: its name in the error, e.g. "an engine".
-        may_lack_inputs: whether inputs that it never reads may be missing.
+        is_engine: whether TensorRT gives the tensors. An engine has an order of its own, and may lack inputs that it
+            never reads.
 
     Raises:
         SchemaError: the first difference.
@@ -37,8 +38,9 @@ def check_agreement(
     for what, specs, found in (("input", signature.inputs, inputs), ("output", signature.outputs, outputs)):
         names = [tensor.name for tensor in found]
         expected = [spec.name for spec in specs]
-        lost = [name for name in expected if name not in names] if what == "output" or not may_lack_inputs else []
-        if lost or set(names) - set(expected) or len(names) != len(set(names)):
+        may_lack = is_engine and what == "input"
+        agrees = set(names) <= set(expected) and (may_lack or len(names) == len(expected))
+        if not agrees or not (is_engine or names == expected):
             raise SchemaError(
                 f"{subject} with {_listed(names, what)}", f"{_listed(expected, what)}, as the manifest says"
             )

@@ -150,15 +150,28 @@ class _NonFinite:
 
 
 def _check_together(members: dict[str, Any], where: str) -> None:
-    axes = [axis["name"] for axis in members["signature"]["axes"]]
+    by_name = {axis["name"]: axis for axis in members["signature"]["axes"]}
+    axes = list(by_name)
     for index, profile in enumerate(members["profiles"]):
         check_names(profile, f"profiles[{index}]", axes)
+        for name, sizes in profile.items():
+            _check_range(sizes, by_name[name], f"profiles[{index}].{name}")
     if "influences" in members:
         check_names(members["influences"], "influences", axes)
     if axes and not members["profiles"]:
         raise field_error(members["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
     if (members["kind"] == "engine") != ("hardware" in members):
         raise SchemaError('"hardware" that does not fit the kind', '"hardware" for an engine, none for any other kind')
+
+
+def _check_range(sizes: list[int], axis: dict[str, Any], where: str) -> None:
+    """A profile's sizes are sizes of the axis."""
+    low: int = axis["min"]
+    high: int = axis["max"]
+    step: int = axis["multiple_of"]
+    if not low <= sizes[0] <= sizes[2] <= high or any(size % step for size in sizes):
+        multiples = f", multiples of {step}" if step > 1 else ""
+        raise field_error(sizes, where, f"sizes from {low} to {high}{multiples}, as the axis has them")
 
 
 _CAPABILITY = Items(integer(), lambda numbers: len(numbers) == 2, "[major, minor]")

@@ -505,6 +505,8 @@ def _check_sizes(members: dict[str, Any], where: str) -> None:
     sizes = [members["min"], members["opt"], members["max"]]
     if sizes != sorted(sizes):
         raise field_error(sizes, where, "min <= opt <= max")
+    if any(size % members["multiple_of"] for size in sizes):
+        raise field_error(sizes, where, f"multiples of {members['multiple_of']}")
 
 
 def _check_effects(members: dict[str, Any], where: str) -> None:
@@ -523,9 +525,26 @@ def _check_effects(members: dict[str, Any], where: str) -> None:
             raise field_error(names, f"{where}.refills[{index}].tensors", "an input or output for each tensor")
 
 
+def _check_counts(members: dict[str, Any], where: str) -> None:
+    """The parameters hold every input; the result, and what the model writes, hold every output."""
+    trees = [parameter["tree"] for parameter in members["parameters"] if parameter["tree"] is not None]
+    tensors = sum(TREE_JSON.decode(tree).leaves() for tree in trees)
+    if tensors != len(members["inputs"]):
+        got = f"{tensors} tensors in manifest field {where}.parameters"
+        raise SchemaError(got, f"one for each of {len(members['inputs'])} inputs")
+    in_result = TREE_JSON.decode(members["output"]).leaves()
+    written = {write["output"] for write in members.get("writes", [])}
+    written.update(name for refill in members.get("refills", []) for name in refill["tensors"])
+    others = [tensor["name"] for tensor in members["outputs"][in_result:]]
+    if in_result > len(members["outputs"]) or not written.issuperset(others):
+        got = f"{in_result} tensors in manifest field {where}.output"
+        raise SchemaError(got, f"one for each of {len(members['outputs'])} outputs that the model does not write")
+
+
 def _check_signature(members: dict[str, Any], where: str) -> None:
-    """Names are unique, and the inputs use the axes that there are."""
+    """Names are unique, the inputs use the axes that there are, and there are as many tensors as the trees hold."""
     _check_effects(members, where)
+    _check_counts(members, where)
     axes = [axis["name"] for axis in members["axes"]]
     tensors = [tensor["name"] for tensor in (*members["inputs"], *members["outputs"])]
     for subject, names in (("axes", axes), ("tensors", tensors)):

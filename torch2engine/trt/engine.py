@@ -18,6 +18,7 @@ from torch2engine.core.errors import ArtifactError, DeviceError, InputError, Ref
 from torch2engine.core.spec import TensorSpec
 from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.trt.context import Context
+from torch2engine.trt.engine_agreement import check_engine
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import (
     EngineInspector,
@@ -87,32 +88,18 @@ class Engine:
             fix="build it again on this machine",
         )
         self._process = os.getpid()
-        self.inputs, self.outputs = self._tensors()
+        self.inputs, self.outputs = self._tensors(artifact)
         self._cache: IRuntimeCache = None
         self._refitter: Refitter = None
         with rt.call_lock:
             self._config: IRuntimeConfig = self._configure(kernel_specialization, artifact.read_runtime_cache())
 
-    def _tensors(self) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def _tensors(self, artifact: EngineArtifact) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """The signature's tensors that the engine has; inputs that it never reads may be missing."""
         engine = self._engine
+        check_engine(engine, self._rt, artifact)
         names = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
-        specs = {spec.name: spec for spec in (*self.signature.inputs, *self.signature.outputs)}
-        lost = [spec.name for spec in self.signature.outputs if spec.name not in names]
-        unknown = sorted(names - set(specs))
-        if lost or unknown:
-            raise ArtifactError(
-                "plan",
-                got=f"the tensors {', '.join(sorted(names))}",
-                allowed=f"{', '.join(specs)}, as the manifest says",
-                fix="build it again",
-            )
         for name in names:
-            dtype = self._rt.dtype_name(engine.get_tensor_dtype(name))
-            if dtype != specs[name].dtype:
-                raise ArtifactError(
-                    f"plan's tensor '{name}'", got=str(dtype), allowed=specs[name].dtype, fix="build it again"
-                )
             if engine.get_tensor_location(name) == self._rt.api.TensorLocation.HOST:
                 raise ArtifactError(
                     f"plan's tensor '{name}'",

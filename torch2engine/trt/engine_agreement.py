@@ -1,0 +1,67 @@
+"""Whether a live engine is the one that its manifest describes.
+
+Enters: an engine and its artifact. Leaves: nothing, or an ArtifactError. Separate because a wrong manifest beside a
+right plan would make calls fail, or answer wrongly, far from the cause.
+"""
+
+from __future__ import annotations
+
+from torch2engine.artifact.agreement import check_agreement
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_outline import OutlineTensor
+from torch2engine.core.errors import ArtifactError
+from torch2engine.core.json_rules import SchemaError
+from torch2engine.trt.library import ICudaEngine, TensorRT
+
+__all__ = ["check_engine"]
+
+
+def check_engine(engine: ICudaEngine, rt: TensorRT, artifact: EngineArtifact) -> None:
+    """Compare tensors and optimization profiles; inputs that the engine never reads may be missing in it.
+
+    Raises:
+        ArtifactError: the first difference.
+    """
+    names: list[str] = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+    is_input = {name: engine.get_tensor_mode(name) == rt.api.TensorIOMode.INPUT for name in names}
+    tensors = [_outline_tensor(engine, rt, name) for name in names]
+    try:
+        check_agreement(
+            artifact.signature,
+            [tensor for tensor in tensors if is_input[tensor.name]],
+            [tensor for tensor in tensors if not is_input[tensor.name]],
+            subject="a plan",
+            is_engine=True,
+        )
+        _check_profiles(engine, artifact, {name for name in names if is_input[name]})
+    except SchemaError as error:
+        raise ArtifactError("plan", got=error.got, allowed=error.allowed, fix="build it again") from None
+
+
+def _outline_tensor(engine: ICudaEngine, rt: TensorRT, name: str) -> OutlineTensor:
+    shape = tuple(int(size) if size >= 0 else "" for size in engine.get_tensor_shape(name))
+    return OutlineTensor(name, str(rt.dtype_name(engine.get_tensor_dtype(name))), shape)
+
+
+def _check_profiles(engine: ICudaEngine, artifact: EngineArtifact, inputs: set[str]) -> None:
+    """Compare the sizes of every dynamic input at min, opt and max of every profile."""
+    signature = artifact.signature
+    if not signature.axes:
+        return
+    if engine.num_optimization_profiles != len(artifact.profiles):
+        got = f"a plan of {engine.num_optimization_profiles} profiles"
+        raise SchemaError(got, f"{len(artifact.profiles)}, as the manifest says")
+    dynamic = [
+        spec for spec in signature.inputs if spec.name in inputs and any(isinstance(dim, str) for dim in spec.shape)
+    ]
+    for index, profile in enumerate(artifact.profiles):
+        for spec in dynamic:
+            found = [tuple(map(int, shape)) for shape in engine.get_tensor_profile_shape(spec.name, index)]
+            expected = [spec.sized(profile.sizes(which)) for which in range(3)]
+            if found != expected:
+                got = f"a plan whose input '{spec.name}' ranges over {_ranges(found)} in profile {index}"
+                raise SchemaError(got, f"{_ranges(expected)}, as the manifest says")
+
+
+def _ranges(shapes: list[tuple[int, ...]]) -> str:
+    return ", ".join(str(list(shape)) for shape in shapes)
