@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch2engine.artifact.onnx_artifact import OnnxArtifact
     from torch2engine.artifact.parts_artifact import PartsArtifact
     from torch2engine.builder.build import build
+    from torch2engine.capture.recording import Recording, record
     from torch2engine.core.config import Budget, BuildConfig, Precision, RuntimeConfig, Tolerance
     from torch2engine.core.errors import (
         ArtifactError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from torch2engine.deploy import deploy
     from torch2engine.fallback.explanation import Explanation
     from torch2engine.fallback.parts_module import PartsModule
+    from torch2engine.fallback.submodules import DeployedSubmodules, load_submodules
     from torch2engine.modules.load import load
     from torch2engine.modules.onnxruntime.ort_module import ORTModule
     from torch2engine.modules.trt.trt_module import TRTModule
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from torch2engine.precision.module_sensitivity import sensitivity
     from torch2engine.precision.precision_report import precision_report
     from torch2engine.processor.processor import Processor
-    from torch2engine.torch_compile import compile_backend, explain
+    from torch2engine.torch_compile import compile_backend, deploy_submodules, explain
 
 __all__ = [
     "ArtifactError",
@@ -64,6 +66,7 @@ __all__ = [
     "Budget",
     "BuildConfig",
     "BuildError",
+    "DeployedSubmodules",
     "DeviceError",
     "DtypeError",
     "DynamicAxisError",
@@ -85,6 +88,7 @@ __all__ = [
     "Preprocess",
     "Processor",
     "Profile",
+    "Recording",
     "RefitError",
     "RuntimeConfig",
     "ShapeError",
@@ -97,10 +101,13 @@ __all__ = [
     "check",
     "compile_backend",
     "deploy",
+    "deploy_submodules",
     "explain",
     "export",
     "load",
+    "load_submodules",
     "precision_report",
+    "record",
     "sensitivity",
     "testing",
 ]
@@ -120,6 +127,8 @@ _HOMES = {
     "deploy": "deploy",
     "Explanation": "fallback.explanation",
     "PartsModule": "fallback.parts_module",
+    "DeployedSubmodules": "fallback.submodules",
+    "load_submodules": "fallback.submodules",
     "TRTModule": "modules.trt.trt_module",
     "load": "modules.load",
     "ORTModule": "modules.onnxruntime.ort_module",
@@ -134,7 +143,10 @@ _HOMES = {
     "export": "pipeline.export",
     "testing": "",
     "Inputs": "core.pytree",
+    "Recording": "capture.recording",
+    "record": "capture.recording",
     "compile_backend": "torch_compile",
+    "deploy_submodules": "torch_compile",
     "explain": "torch_compile",
 }
 

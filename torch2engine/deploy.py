@@ -14,6 +14,7 @@ from torch import nn
 
 from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.builder.load_or_build import load_or_build
+from torch2engine.capture.recording import Recording
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
 from torch2engine.core.progress import Progress
@@ -25,6 +26,7 @@ from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import attach_report_and_trim, make_ort_module, make_verified_trt_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.earlier_engines import EarlierEngines
+from torch2engine.pipeline.recorded_calls import takes_recordings
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.validate import remaining_precision, require_first_item
@@ -32,10 +34,11 @@ from torch2engine.precision.validate import remaining_precision, require_first_i
 __all__ = ["deploy"]
 
 
+@takes_recordings  # reads sample, axes and examples from a Recording
 @with_fallback  # answers fallback=True, and deploys each part of a model by the function below
 def deploy(
-    model: nn.Module,
-    sample_input: Any,
+    model: nn.Module | Recording,
+    sample_input: Any = None,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
     precision: str | Precision = "fp32",
@@ -56,7 +59,8 @@ def deploy(
 
     Args:
         model: any nn.Module, in training or not, on the CPU or a GPU; it is left exactly as it was. It is deployed as
-            after `model.eval()`, without autocast, in its own dtypes (a `model.half()` becomes a half engine).
+            after `model.eval()`, without autocast, in its own dtypes (a `model.half()` becomes a half engine). Or a
+            `Recording`: then `sample_input`, `dynamic_axes` and `examples` may be left out.
         sample_input: a Tensor; a tuple or list of positional arguments; a Mapping of keyword arguments; or
             `Inputs(*args, **kwargs)`. Any pytree; Python numbers and strings in it become constants.
         dynamic_axes: as in torch.onnx.export: ``{"x": {0: "batch"}}`` or ``{"x": [0]}``; a value may be an `Axis`. A

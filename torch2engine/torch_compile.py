@@ -1,30 +1,39 @@
-"""torch.compile(model, backend="torch2engine"), and the explanation of what it did.
+"""torch.compile(model, backend="torch2engine"), the explanation of what it did, and deploy() for parts of a pipeline.
 
-Enters: graphs from dynamo, or a model with its inputs. Leaves: callables in the graphs' place, or an `Explanation`.
-Separate because only these two put deploy() and the folder `fallback` together, from above both.
+Enters: graphs from dynamo, a model with its inputs, or a pipeline with a call of it. Leaves: what answers in the place
+of graphs and submodules, or an `Explanation`. Separate because only these put deploy() and the folder `fallback`
+together, from above both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import fx, nn
 
+from torch2engine.capture.process_state import restored_random_state
+from torch2engine.capture.recording import Recording, record
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.config import RuntimeConfig
+from torch2engine.core.config import RuntimeConfig, Tolerance
 from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.pytree import as_inputs
 from torch2engine.deploy import deploy
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.explanation import Explanation, RunRecord, time_calls
 from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.parts_module import PartsModule
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.fallback.submodules import DeployedSubmodules, choose_submodules, without_swap
+from torch2engine.fallback.whole_call import compare_results
+from torch2engine.modules.deployed import DeployedModule, runtime_kind
+from torch2engine.parity.bounds import Bounds
 
-__all__ = ["compile_backend", "explain"]
+__all__ = ["compile_backend", "deploy_submodules", "explain"]
 
 _RUNTIMES = {"cuda": "tensorrt", "cpu": "onnxruntime"}
 
@@ -132,3 +141,71 @@ def _deploy_part(
     )
     assert not isinstance(deployed, PartsModule), "it was not asked to fall back"
     return deployed
+
+
+def deploy_submodules(
+    owner: Any,
+    call: Callable[[], Any],
+    patterns: Sequence[str],
+    *,
+    call_tolerance: Tolerance | None = None,
+    **options: Any,
+) -> DeployedSubmodules:
+    """Deploy submodules of a model or a pipeline, and let the engines answer in their places.
+
+    Your own code runs twice: in PyTorch, while the calls of the submodules are recorded, and with the engines. Sizes
+    that varied between calls become axes. Each submodule is compared on its recorded inputs, and then the whole result
+    is. The second run draws the random numbers of the first.
+
+    Args:
+        owner: a model, or an object with modules as attributes, such as a pipeline of diffusers.
+        call: runs your code once, or at all sizes that matter, e.g. ``lambda: pipe("a cat")``; what it returns is
+            compared.
+        patterns: names of submodules as in a shell, e.g. ``["unet", "vae.decoder"]`` or ``["layers.*"]``.
+        call_tolerance: when the whole result counts as equal; by default that of the engines' precision.
+        options: as for `deploy`, for every submodule: precision, runtime, config, cache, fallback and so on.
+
+    Returns:
+        what restores and saves them. As a context manager it restores them at the end.
+
+    Raises:
+        InputError: a pattern that names no submodule, or calls that differ in more than sizes and values of tensors.
+        ParityError: a submodule, or the whole result, is not what PyTorch gives; nothing is replaced then.
+        Torch2EngineError: as `deploy`.
+
+    >>> import torch, torch2engine as t2e
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
+    >>> x = torch.rand(3, 4)
+    >>> with torch.no_grad(), t2e.deploy_submodules(model, lambda: model(x), ["2"], runtime="onnxruntime") as deployed:
+    ...     print(sorted(deployed.modules), model(x).shape)
+    ['2'] torch.Size([3, 2])
+    """
+    chosen = choose_submodules(owner, patterns)
+    with restored_random_state(), ExitStack() as hooks:
+        recordings = {name: hooks.enter_context(record(module)) for name, module in chosen.items()}
+        before = call()
+    notes = [f"'{name}' was never called, and is as it was" for name, one in recordings.items() if not one.was_called]
+    modules = {name: _deploy_recorded(one, options) for name, one in recordings.items() if one.was_called}
+    deployed = DeployedSubmodules.swap_in(chosen, modules)
+    try:
+        with restored_random_state():
+            after = call()
+        parity = [compare_results(before, after, _bounds_of(modules, call_tolerance)).raise_if_failed()]
+    except BaseException:
+        deployed.restore()
+        raise
+    return replace(deployed, parity=parity, notes=notes)
+
+
+def _deploy_recorded(recording: Recording, options: Mapping[str, Any]) -> DeployedModule[Any]:
+    """Deploy a module that keeps its own forward while the engine answers in its place."""
+    module: Any = deploy(replace(recording, model=without_swap(recording.model)), **options)
+    return module
+
+
+def _bounds_of(modules: Mapping[str, DeployedModule[Any]], tolerance: Tolerance | None) -> Bounds:
+    """The bounds for a result of all modules: those of the loosest precision among them."""
+    all_bounds = [Bounds.of(tolerance, module.precision, runtime_kind(module)) for module in modules.values()]
+    return max(
+        all_bounds, key=lambda bounds: bounds.tolerance.rel_l2 or 0.0, default=Bounds.of(tolerance, DEFAULT_PRECISION)
+    )

@@ -27,7 +27,7 @@ from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unique_names
 from torch2engine.core.spec import Parameter, Preprocess, Signature, TensorSpec
 
-__all__ = ["capture_call"]
+__all__ = ["BoundSample", "bind_sample", "capture_call"]
 
 _KINDS = {
     inspect.Parameter.POSITIONAL_ONLY: "positional",
@@ -66,7 +66,7 @@ def capture_call(
         DynamicAxisError: an unknown input, dimension or axis, or contradicting ranges; lists the valid ones.
         ExportError: the model itself fails on the sample, writes into an input, or keeps state between calls.
     """
-    sample = _bind_sample(model, as_inputs(sample_input))
+    sample = bind_sample(model, as_inputs(sample_input))
     steps = by_input(preprocess, sample.names)
     for name, tensor in sample.by_name.items():
         if name in steps:
@@ -125,7 +125,7 @@ def _lowest_precision(model: nn.Module, tensors: Sequence[torch.Tensor]) -> str:
 
 
 @dataclass(frozen=True)
-class _BoundSample:
+class BoundSample:
     """The sample, bound to forward's parameters.
 
     Args:
@@ -162,7 +162,7 @@ def _cure_for_arguments(sample: Inputs, signature: inspect.Signature) -> str:
     return "pass a tuple of positionals, a Mapping of keywords, or Inputs(*args, **kwargs)"
 
 
-def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
+def bind_sample(model: nn.Module, sample: Inputs) -> BoundSample:
     """Bind the sample to forward's parameters.
 
     Raises:
@@ -199,7 +199,7 @@ def _bind_sample(model: nn.Module, sample: Inputs) -> _BoundSample:
         check_tensor(name, tensor)
     if not tensors:
         raise InputError("sample_input", got="no tensor", allowed="at least one tensor", fix="pass what forward takes")
-    return _BoundSample(parameters, names, tensors)
+    return BoundSample(parameters, names, tensors)
 
 
 def _check_result(result: Flat) -> None:

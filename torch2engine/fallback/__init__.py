@@ -16,9 +16,11 @@ account of the rest. Separate because the stages below know whole models only, a
     measured_cost    which engines are worth it, under fallback="faster"
     parts_module     the deployed model: parts_backend, live_parts
     program_file     torch's program as a file; program_check refuses a file that is no plain data
+    submodules       deployed submodules of a pipeline; whole_call compares what the pipeline returns
     compile_options  the options of torch.compile's backend
     explanation      what runs where, and why
 
-Public: `compile_options`, `deploy_in_parts`, `explanation`, `graph_compiler`, `parts_module`. The other files belong to
+Public: `compile_options`, `deploy_in_parts`, `explanation`, `graph_compiler`, `parts_module`, `submodules`,
+`whole_call`. The other files belong to
 this folder alone.
 """

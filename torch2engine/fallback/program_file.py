@@ -7,6 +7,7 @@ device where it is to run. Separate because torch.export's file format is read a
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -70,16 +71,30 @@ def replace_tensors(data: bytes | memoryview, where: str, tensors: Mapping[str, 
         ArtifactError: as `read_program`.
     """
     exported = _load(data, where)
-    held = FunctionalProgram.of(exported).tensors
+    for held in (exported.state_dict, exported.constants):
+        for name, tensor in held.items():
+            held[name] = _writable(tensor)
+    own = FunctionalProgram.of(exported).tensors
     with torch.no_grad():
         for path, tensor in tensors.items():
-            held[path].copy_(tensor)
+            own[path].copy_(tensor)
     return write_program(exported)
+
+
+def _writable(tensor: Any) -> Any:
+    """A copy of a loaded tensor, which may be a view of bytes that must not be written to."""
+    if isinstance(tensor, torch.nn.Parameter):
+        return torch.nn.Parameter(tensor.detach().clone(), tensor.requires_grad)
+    return tensor.clone()
 
 
 def _load(data: bytes | memoryview, where: str) -> torch.export.ExportedProgram:
     try:
-        program: Any = torch.export.load(io.BytesIO(checked_archive(data)))
+        archive = io.BytesIO(checked_archive(data))
+        with warnings.catch_warnings():
+            # torch 2.11 makes tensors of bytes that must not be written to; nobody writes to them
+            warnings.filterwarnings("ignore", "The given buffer is not writable", UserWarning)
+            program: Any = torch.export.load(archive)
     except SchemaError as error:
         raise _refusal(where, error.got, error.allowed, "load only what you trust, and save it again") from error
     except Exception as error:  # torch raises what it likes for a file of another version

@@ -10,8 +10,9 @@ they are composed here and in `deploy`.
     earlier_engines the engine of an earlier deploy is found again; request_facts says by which facts
     reference_answers   the model's answers that every candidate is compared with
     deploy_report   `DeployReport`, and the builder that collects it
+    recorded_calls  deploy() of a recording
     user_warning    a warning that points at the user's line
 
-Public: `accept`, `check`, `compare_deployed`, `deploy_report`, `earlier_engines`, `export`,
+Public: `accept`, `check`, `compare_deployed`, `deploy_report`, `earlier_engines`, `export`, `recorded_calls`,
 `reference_answers`, `request`, `user_warning`. The other files belong to this folder alone.
 """

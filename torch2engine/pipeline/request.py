@@ -70,7 +70,7 @@ class DeployRequest:
     def from_arguments(
         cls,
         *,
-        model: nn.Module,
+        model: Any,
         precision: str | Precision,
         calibration: Iterable[Any] | None,
         examples: Iterable[Any] | None,
