@@ -6,6 +6,8 @@
 Enters: a GPU, or with `--cpu` ONNX Runtime alone. Leaves: trust.json. Models have random weights, as a newcomer's have,
 and are deployed in float32 and in fp16, each model in a process of its own. `samples` has the figures of each: how far
 rounding moves its own answers, and how far every candidate is off. The factors of `core/precisions.py` come from these.
+A refusal is false unless `trust_verdict` shows that the engine is faulty or the precision too narrow; what it shows is
+in `samples` too.
 
 No process runs longer than `--seconds` after the start. What was found until then is in trust.failed.json at any time,
 which says that it is incomplete.
@@ -24,6 +26,7 @@ from benchmarks._worker import Cores, answer
 from benchmarks.evidence import Evidence
 from benchmarks.models import listed
 from benchmarks.ordinary_models import ORDINARY
+from benchmarks.trust_verdict import engine_fault, is_false_refusal
 
 __all__ = ["main"]
 
@@ -46,7 +49,6 @@ CALLED_OFTEN = ("vit_b_16", "bert", "resnet50")
 ENOUGH = 60  # models; as long as so many are deployed, some may be late
 SHORTEST = 5.0  # seconds; no process finds anything in less
 PRECISIONS = ("fp32", "fp16")
-LARGEST_HALF_ERROR = 0.1  # relative L2; beyond it values are lost, and that is not rounding
 STAGES = ("onnxruntime", "strict", "lowered", "engine")
 
 
@@ -118,17 +120,22 @@ class Run:
     def judge_models(self) -> None:
         """Count refusals, and record the largest error in units of the sensitivity for each stage and precision."""
         refused: list[str] = []
+        faults: dict[str, str] = {}
         ratios: dict[str, float] = {}
         for name, precisions in self.found.items():
             for precision, found in precisions.items():
-                if _is_refused_for_rounding(found):
+                if is_false_refusal(found, precision):
                     refused.append(f"{name} in {precision}: {found['reason']}")
+                if fault := engine_fault(found, precision):
+                    faults[f"{name} in {precision}"] = fault
                 for stage in STAGES:
                     if stage in found:
                         key = f"{precision}.{stage}.worst_error_over_sensitivity"
                         ratios[key] = max(ratios.get(key, 0.0), found[stage]["error_over_sensitivity"])
         self.evidence.figure("trust.models", len(self.found))
         self.evidence.figure("trust.false_refusals", len(refused))
+        self.evidence.figure("trust.engine_faults", len(faults))  # refused, and rightly so
+        self.evidence.samples["engine_faults"] = faults
         self.evidence.figure("trust.models_not_deployed", len(self.options.models) - len(self.found))
         for key, ratio in ratios.items():
             self.evidence.figure(key, ratio)
@@ -148,11 +155,6 @@ class Run:
         self.evidence.figure("trust.faults_judged", len(faults))
         self.evidence.figure("trust.false_passes", len(passed))
         self.failures += [f"a planted fault passes: {name}" for name in passed]
-
-
-def _is_refused_for_rounding(found: dict[str, Any]) -> bool:
-    """Tell whether a model was refused though its precision can hold it, as PyTorch's own half model shows."""
-    return found["verdict"] == "refused" and found.get("half_model", 0.0) <= LARGEST_HALF_ERROR
 
 
 def body(evidence: Evidence, options: argparse.Namespace) -> None:

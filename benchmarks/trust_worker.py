@@ -47,7 +47,13 @@ def _deploy(model: nn.Module, inputs: dict[str, torch.Tensor], precision: str, d
         found |= {"verdict": "refused", "reason": str(error).splitlines()[0][:400]}
         if precision == "fp16":
             found["half_model"] = _error_of_half(model, inputs)
-        module = _deployed(model, inputs, precision, device, UNBOUNDED)  # for the figures alone
+        try:
+            module = _deployed(model, inputs, precision, device, UNBOUNDED)  # for the figures alone
+        except t2e.ParityError as unbounded:  # no bound lets an answer pass that is not finite
+            found["engine"] = _figures(unbounded.report)
+            on_cpu = {key: value.cpu() for key, value in inputs.items()}
+            model, inputs = copy.deepcopy(model).cpu(), on_cpu
+            module = _deployed(model, inputs, precision, "cpu", UNBOUNDED)
     assert module.report is not None
     for stage, report in zip(_stages(module.report.parity), module.report.parity, strict=True):
         found[stage] = _figures(report)
@@ -76,13 +82,14 @@ def _stages(reports: tuple[ParityReport, ...]) -> list[str]:
 
 def _figures(report: ParityReport) -> dict[str, Any]:
     """The largest error, and the largest in units of the sensitivity."""
-    rows = [row for row in report.rows if not math.isnan(row.rel_l2)]
+    rows = report.rows
     ratios = [ratio for row in rows if (ratio := _ratio(row)) is not None]
     return {
         "error": max((row.rel_l2 for row in rows if math.isfinite(row.rel_l2)), default=0.0),
         "sensitivity": max((row.sensitivity for row in rows if math.isfinite(row.sensitivity)), default=0.0),
         "allowed": max((row.allowed for row in rows if math.isfinite(row.allowed)), default=0.0),
         "error_over_sensitivity": max(ratios, default=0.0),
+        "nonfinite": sum(max(row.nonfinite_candidate - row.nonfinite_reference, 0) for row in rows),
         "max_rel": max((row.max_rel for row in rows if math.isfinite(row.max_rel)), default=0.0),
     }
 
