@@ -419,7 +419,7 @@ def test_no_other_thread_draws_a_number_twice() -> None:
 
     def draw() -> None:
         for begin, end in ((inside, drawn), (after, drawn)):
-            assert begin.wait(60)
+            assert begin.wait(600)
             numbers.append((random.random(), float(np.random.rand()), float(torch.rand(()))))
             end.set()
 
@@ -427,7 +427,7 @@ def test_no_other_thread_draws_a_number_twice() -> None:
     thread.start()
     with undisturbed(trained()[0]):
         inside.set()
-        assert drawn.wait(60)
+        assert drawn.wait(600)
     after.set()
     thread.join()
     first, second = numbers
@@ -449,7 +449,7 @@ def test_helper_thread_does_not_keep_the_generators_from_being_put_back(module: 
     ends = threading.Event()
 
     def work() -> None:
-        ends.wait(60)
+        ends.wait(600)
 
     work.__module__ = module
     thread = threading.Thread(target=work)

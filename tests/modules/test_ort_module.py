@@ -62,7 +62,7 @@ def test_threads_that_call_first_open_one_session(monkeypatch: pytest.MonkeyPatc
     together = threading.Barrier(8)
 
     def work(size: int) -> torch.Tensor:
-        together.wait(30)
+        together.wait(600)
         return module(sample(size, 6))
 
     with ThreadPoolExecutor(8) as pool:
@@ -132,7 +132,7 @@ opening.wait()
 read, write = os.pipe()
 child = os.fork()
 if not child:
-    signal.alarm(60)  # ends a child that hangs
+    signal.alarm(600)  # ends a child that hangs
     try:
         module(x)
     except Exception as error:
@@ -156,8 +156,8 @@ def test_spawned_process_answers() -> None:
     """A module goes to a spawned process by pickle, answers there, and its errors come back whole."""
     model, module = mlp()
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        close(pool.submit(deploy_models.answer, module, sample(3, 6)).result(120), model(sample(3, 6)))
-        failed = pool.submit(deploy_models.answer, module, sample(9, 6)).exception(120)
+        close(pool.submit(deploy_models.answer, module, sample(3, 6)).result(600), model(sample(3, 6)))
+        failed = pool.submit(deploy_models.answer, module, sample(9, 6)).exception(600)
     assert type(failed) is ShapeError
     text = "input 'x': got batch = 9; expected 1..8; redeploy with Axis('batch', 1, 4, 9)"
     assert (str(failed), failed.name, failed.fix) == (text, "x", "redeploy with Axis('batch', 1, 4, 9)")

@@ -265,7 +265,7 @@ def test_threads_prove_once_and_split_right(monkeypatch: pytest.MonkeyPatch) -> 
     together = threading.Barrier(8)
 
     def work(size: int) -> torch.Tensor:
-        together.wait(30)
+        together.wait(600)
         return module(sample(size, 6))
 
     with ThreadPoolExecutor(8) as pool:
@@ -673,7 +673,7 @@ def test_eager_warns_once_at_the_callers_line() -> None:
     together = threading.Barrier(4)
 
     def work(size: int) -> torch.Tensor:
-        together.wait(30)
+        together.wait(600)
         return module(sample(size, 6))
 
     with warnings.catch_warnings(record=True) as caught:

@@ -641,7 +641,7 @@ def test_two_locks_are_taken_in_one_order() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(600)
         assert not thread.is_alive()
 
 
@@ -659,7 +659,7 @@ def test_split_answers_are_of_one_set_of_weights(monkeypatch: pytest.MonkeyPatch
             change(model)
             worker = threading.Thread(target=lambda: module.refit(model, verify=False))
             worker.start()
-            worker.join(60)
+            worker.join(600)
         done.append(1)
         return real(*args)
 

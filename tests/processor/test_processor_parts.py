@@ -246,5 +246,5 @@ def test_copying_threads_are_harmless_to_captures() -> None:
     threads = list(copier._threads)
     copier.close()
     for thread in threads:
-        thread.join(5)
+        thread.join(600)
     assert not any(thread.is_alive() for thread in threads)

@@ -264,11 +264,11 @@ def test_retired_objects_wait_for_a_thread_that_runs() -> None:
     def run() -> None:
         with running:
             inside.set()
-            leave.wait(30)
+            leave.wait(600)
 
     thread = threading.Thread(target=run)
     thread.start()
-    inside.wait(30)
+    inside.wait(600)
     seen = retired(running)
     assert seen() is not None
     leave.set()
