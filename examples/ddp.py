@@ -56,4 +56,4 @@ def work(rank: int, folder: str) -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(work, (folder,), nprocs=2)
+        torch.multiprocessing.start_processes(work, (folder,), nprocs=2, start_method="spawn" if gpus else "fork")

@@ -7,6 +7,8 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from benchmarks.ordinary_models import ORDINARY, SAMPLES
 from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
 from tests.support.paths import REPOSITORY
+from tests.support.run_scripts import Ended, run_scripts
 
 SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor", "trust")
 
@@ -99,21 +102,48 @@ def test_wrong_form_is_found(change: dict[str, Any], complaint: str) -> None:
 # Scripts
 
 
+ON_CPU = ("--cpu", "--precisions", "fp32", "--processes", "2")
+PATIENT = ("--timeout", "1500", "--seconds", "1500")  # a busy machine is no reason to fail
+STUDIED = ("mlp", "siren")
+
+
+@dataclass(frozen=True)
+class ScriptRun:
+    """A script that has ended, and the folder of its evidence."""
+
+    ended: Ended
+    folder: Path
+
+    @property
+    def files(self) -> list[str]:
+        """The names of what it left."""
+        return [path.name for path in self.folder.iterdir()] if self.folder.exists() else []
+
+
+@pytest.fixture(scope="module")
+def script_runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ScriptRun]:
+    """Each script on a machine without a GPU, and two studies of trust. They share the process that imports PyTorch."""
+    folder = tmp_path_factory.mktemp("scripts")
+    words = {
+        **{script: [script] for script in SCRIPTS},
+        "trust on the CPU": ["trust", *ON_CPU, *PATIENT, "--models", ",".join(STUDIED)],
+        "trust without time": ["trust", *ON_CPU, "--models", "mlp", "--seconds", "0"],
+    }
+    commands = [
+        ["-m", f"benchmarks.{script}", "--out", str(folder / run), *rest] for run, (script, *rest) in words.items()
+    ]
+    runs = zip(words, run_scripts(commands, {"CUDA_VISIBLE_DEVICES": ""}), strict=True)
+    return {run: ScriptRun(ended, folder / run) for run, ended in runs}
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_script_says_that_it_needs_a_gpu(script: str, repository: Path, tmp_path: Path) -> None:
+def test_script_says_that_it_needs_a_gpu(script: str, script_runs: Mapping[str, ScriptRun]) -> None:
     """On a machine without a GPU it fails at once, in words, and leaves nothing that could pass for evidence."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{script}", "--out", str(tmp_path)],
-        cwd=repository,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert re.match(r"InstallationError: (NVIDIA driver|PyTorch): .+; \w+", done.stderr)
-    assert "Traceback" not in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    run = script_runs[script]
+    assert run.ended.code == 1
+    assert re.match(r"InstallationError: (NVIDIA driver|PyTorch): .+; \w+", run.ended.err)
+    assert "Traceback" not in run.ended.err
+    assert run.files == []
 
 
 def test_make_bench_runs_every_script_and_stops_at_a_failure(repository: Path, tmp_path: Path) -> None:
@@ -412,37 +442,27 @@ def test_rewriting_to_nothing_and_back_is_stable() -> None:
 # Trust
 
 
-def trust(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The study of trust over ONNX Runtime, in float32."""
-    common = ["--cpu", "--precisions", "fp32", "--processes", "2", "--out", str(folder), *words]
-    return subprocess.run(
-        [sys.executable, "-m", "benchmarks.trust", *common],
-        cwd=REPOSITORY, capture_output=True, text=True, timeout=600, check=False,
-    )  # fmt: skip
-
-
-def test_trust_is_studied_without_a_gpu(tmp_path: Path) -> None:
-    """Three models and all planted faults, each figure under its name, and no draft left beside the evidence."""
-    models = ["mlp", "gaussian_head", "siren"]
-    done = trust(tmp_path, "--models", ",".join(models))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert [path.name for path in tmp_path.iterdir()] == ["trust.json"]
-    data = json.loads((tmp_path / "trust.json").read_text())
+def test_trust_is_studied_without_a_gpu(script_runs: Mapping[str, ScriptRun]) -> None:
+    """Two models and all planted faults, each figure under its name, and no draft left beside the evidence."""
+    run = script_runs["trust on the CPU"]
+    assert run.ended.code == 0, run.ended.err[-2000:]
+    assert run.files == ["trust.json"]
+    data = json.loads((run.folder / "trust.json").read_text())
     assert list(complaints(data)) == []
     figures = data["figures"]
-    assert (figures["trust.models"], figures["trust.false_refusals"]) == (3, 0)
+    assert (figures["trust.models"], figures["trust.false_refusals"]) == (2, 0)
     assert figures["trust.faults_judged"] >= 3 * 60
     assert figures["trust.false_passes"] == 0
-    assert sorted(data["samples"]["models"]) == sorted(models)
+    assert sorted(data["samples"]["models"]) == sorted(STUDIED)
     assert data["samples"]["models"]["siren"]["fp32"]["verdict"] == "passed"
 
 
-def test_trust_says_which_models_there_was_no_time_for(tmp_path: Path) -> None:
+def test_trust_says_which_models_there_was_no_time_for(script_runs: Mapping[str, ScriptRun]) -> None:
     """A run whose time is over leaves no evidence, but what it had and what is missing."""
-    done = trust(tmp_path, "--models", "mlp", "--seconds", "0")
-    assert done.returncode != 0
-    assert [path.name for path in tmp_path.iterdir()] == ["trust.failed.json"]
-    data = json.loads((tmp_path / "trust.failed.json").read_text())
+    run = script_runs["trust without time"]
+    assert run.ended.code != 0
+    assert run.files == ["trust.failed.json"]
+    data = json.loads((run.folder / "trust.failed.json").read_text())
     assert data["figures"]["trust.models_not_deployed"] == 1
     assert data["figures"]["trust.false_passes"] == 0
     assert "deploy mlp: not begun: the 0 s of --seconds are over" in data["samples"]["failed"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import REPOSITORY
+from tests.support.run_scripts import run_scripts
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 QUICKSTART = "quickstart.py"
@@ -34,38 +35,33 @@ NAMES = [
 MOST_LINES = 60
 
 
-def run_python(*arguments: str) -> str:
-    """What a fresh interpreter prints on a machine without a GPU; errors and warnings would show too."""
-    side_by_side = {"OMP_NUM_THREADS": "1"}
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(REPOSITORY), **side_by_side}
-    command = [sys.executable, *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout
-
-
 def without_numbers(text: str) -> list[str]:
     """Lines with every number replaced by # and every run of spaces by one."""
     return [" ".join(re.sub(r"\d[\d.]*(e[-+]\d+)?", "#", line).split()) for line in text.splitlines()]
 
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+
+
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
-    """What each example prints, but for the quickstart."""
-    folder = tmp_path_factory.mktemp("outputs")
-    scripts = [path for path in EXAMPLES if path.name != QUICKSTART]
-    run_python("-m", "tests.support.run_scripts", str(folder), *map(str, scripts))
-    ended = {path.name: (folder / f"{path.name}.status").read_text(encoding="utf-8") for path in scripts}
-    errors = {path.name: (folder / f"{path.name}.err").read_text(encoding="utf-8") for path in scripts}
-    assert errors == dict.fromkeys(errors, "")
-    assert ended == dict.fromkeys(ended, "0")
-    return {path.name: (folder / f"{path.name}.out").read_text(encoding="utf-8") for path in scripts}
+def outputs() -> Mapping[str, str]:
+    """What each example prints on a machine without a GPU, but for the quickstart; errors and warnings show."""
+    paths = [path for path in EXAMPLES if path.name != QUICKSTART]
+    ended = run_scripts([[str(path)] for path in paths], NO_GPU)
+    assert [(path.name, end.code, end.err) for path, end in zip(paths, ended, strict=True)] == [
+        (path.name, 0, "") for path in paths
+    ]
+    return {path.name: end.out for path, end in zip(paths, ended, strict=True)}
 
 
 @pytest.fixture(scope="module")
 def printed() -> str:
     """What the quickstart prints, in a process that nothing has warmed up, as `make demo` runs it."""
-    return run_python(str(REPOSITORY / "examples" / QUICKSTART))
+    command = [sys.executable, str(REPOSITORY / "examples" / QUICKSTART)]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **NO_GPU}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
 
 
 def test_quickstart_reads_as_many_digits_with_the_deployed_module(printed: str) -> None:

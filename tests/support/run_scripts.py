@@ -1,46 +1,106 @@
-"""Scripts one after another, each in a fork of one process that has imported PyTorch and exported once.
+"""Scripts and modules, each run in a fork of one process that has imported PyTorch and exported once.
 
-    python -m tests.support.run_scripts FOLDER SCRIPT...
-
-Enters: a folder and scripts. Leaves: what each script prints, in FOLDER/SCRIPT.out and FOLDER/SCRIPT.err, and its exit
-status, in FOLDER/SCRIPT.status. Separate because it runs in a process of its own: the start of a Python process with
-PyTorch and the first export in it take longer than most examples.
+Enters: commands as Python takes them, such as ["examples/int8.py"] or ["-m", "benchmarks.models", "--out", folder].
+Leaves: what each prints, and its exit status. Separate because the start of a Python process with PyTorch and the first
+export in it take longer than most scripts.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
+import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401  # the scripts import it
-import torch
+from tests.support.paths import REPOSITORY
 
-import torch2engine as t2e
+__all__ = ["Ended", "run_scripts"]
 
 
-def main(folder: Path, scripts: list[Path]) -> None:
-    """Run the scripts; a child comes back from here as well, after its script, and ends as any process does."""
-    t2e.export(torch.nn.Linear(2, 2), torch.ones(2, 2))
-    for script in scripts:
+@dataclass(frozen=True)
+class Ended:
+    """A script that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_scripts(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> tuple[Ended, ...]:
+    """Run commands one after another in the repository's folder.
+
+    Args:
+        commands: a file or "-m" and a module, then the arguments.
+        environment: variables to set; a value of the caller's own environment is replaced.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.support.run_scripts", folder, json.dumps(list(map(list, commands)))],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        codes = done.stdout.split()
+        return tuple(
+            Ended(
+                int(code),
+                Path(folder, f"{number}.out").read_text(encoding="utf-8"),
+                Path(folder, f"{number}.err").read_text(encoding="utf-8"),
+            )
+            for number, code in enumerate(codes)
+        )
+
+
+def _run_each(folder: Path, commands: Sequence[Sequence[str]]) -> None:
+    """Print the exit status of each command.
+
+    A child comes back from here as well, after its script, and ends as any process does.
+    """
+    _warm_up()
+    for number, command in enumerate(commands):
         child = os.fork()
         if child == 0:
-            redirect(1, folder / f"{script.name}.out")
-            redirect(2, folder / f"{script.name}.err")
-            sys.argv = [str(script)]
-            runpy.run_path(str(script), run_name="__main__")
+            _redirect(1, folder / f"{number}.out")
+            _redirect(2, folder / f"{number}.err")
+            _run(command)
             return
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        (folder / f"{script.name}.status").write_text(str(status), encoding="utf-8")
+        os.write(1, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
-def redirect(descriptor: int, path: Path) -> None:
+def _warm_up() -> None:
+    """Import what the scripts import, and export once."""
+    import sklearn.datasets  # noqa: F401
+    import torch
+
+    import torch2engine as t2e
+
+    t2e.export(torch.nn.Linear(2, 2), torch.ones(2, 2))
+
+
+def _redirect(descriptor: int, path: Path) -> None:
     """Let the process write to a new file what it writes to the descriptor."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     os.dup2(file, descriptor)
     os.close(file)
 
 
+def _run(command: Sequence[str]) -> None:
+    """Run a command as Python does that gets it."""
+    if command[0] == "-m":
+        sys.argv = list(command[1:])
+        runpy.run_module(command[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = list(command)
+        runpy.run_path(command[0], run_name="__main__")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(argument) for argument in sys.argv[2:]])
+    _run_each(Path(sys.argv[1]), json.loads(sys.argv[2]))
