@@ -13,7 +13,7 @@ from onnx import helper
 from tests.support import onnx_models
 from torch2engine.builder import plan
 from torch2engine.builder.importer_forms import IMPORTER_FAULTS, importer_form
-from torch2engine.core.errors import UnsupportedOperatorError
+from torch2engine.core.errors import BuildError
 from torch2engine.trt.library import find_tensorrt, make_network
 
 FLOAT = onnx_models.FLOAT
@@ -78,8 +78,11 @@ def test_builder_parses_the_respelled_model(tmp_path: Path, monkeypatch: pytest.
     request = SimpleNamespace(onnx_path=str(sampler(tmp_path, "linear")), refittable=False, precision="tf32")
     build = plan._PlanBuild(rt, cast("Any", request), rt.log.mark())
     assert plan._parse(build, builder).num_layers == 1
-    monkeypatch.setattr(plan, "importer_form", lambda path: b"no model")
-    with pytest.raises(UnsupportedOperatorError, match="Failed to parse the ONNX model"):
+    unknown = onnx_models.save(
+        tmp_path / "unknown.onnx", [helper.make_node("Unknown", ["x"], ["y"])], {"x": (FLOAT, [1])}, {"y": (FLOAT, [1])}
+    )
+    monkeypatch.setattr(plan, "importer_form", lambda path: unknown.read_bytes())
+    with pytest.raises(BuildError, match="Op type Unknown is not supported"):
         plan._parse(build, builder)
 
 

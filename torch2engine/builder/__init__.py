@@ -10,6 +10,7 @@ a builder may crash or hang, and must not take its caller along.
     child_watch       ends a builder process that is stopped, hangs or takes too long
     activation_products  parts what TensorRT-RTX fuses wrongly: a linear layer, its activation and a product
     importer_forms    respells what some importer of TensorRT misreads
+    fused_attention   writes each half precision attention as one node
     long_sums         cuts float32 sums that TensorRT-RTX would round too much
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys

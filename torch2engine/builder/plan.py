@@ -2,7 +2,8 @@
 
 Enters: a `PlanRequest`. Leaves: the plan's file, and `PlanFacts` about what built it. Separate because only this file
 talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor onnx,
-unless the parser fails or the file must be changed first (`importer_forms`, `activation_products`, `long_sums`).
+unless the parser fails or the file must be changed first (`importer_forms`, `fused_attention`, `activation_products`,
+`long_sums`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch2engine.builder.activation_products import separate_activations
+from torch2engine.builder.fused_attention import fuse_attention
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
@@ -46,7 +48,6 @@ PhaseReport: TypeAlias = Callable[[str, int, int], None]
 _WORKSPACE = re.compile(r"workspace", re.IGNORECASE)
 # {a text in TensorRT's log: what the user can do}
 _FIXES = {
-    "Attention operation was not supported": "export with opset 22 or lower, or in float16 or bfloat16",
     "no runners that implement it": "this TensorRT has no implementation of that node; replace it",
 }
 _LAST_LINES = 20
@@ -214,7 +215,20 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
         from torch2engine.builder.unsupported import explain_refusal
 
         raise explain_refusal(rt, builder, parser, Path(path), build.log_mark)
+    _let_attention_decompose(rt, network)
     return network
+
+
+def _let_attention_decompose(rt: TensorRT, network: INetworkDefinition) -> None:
+    """Have attention computed in parts where there is no fused kernel for it. The builder would fail otherwise."""
+    attention_layer = getattr(rt.api, "IAttentionInputLayer", None)
+    if attention_layer is None:  # an older TensorRT, whose parser has no Attention
+        return
+    for index in range(network.num_layers):
+        layer: Any = network.get_layer(index)
+        if layer.type == rt.api.LayerType.ATTENTION_INPUT:
+            layer.__class__ = attention_layer  # the bindings give every layer the base class
+            layer.attention.decomposable = True
 
 
 def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
@@ -223,6 +237,7 @@ def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
     changed = importer_form(path)
     if not build.rt.is_rtx:
         return changed
+    changed = fuse_attention(path, changed) or changed
     changed = separate_activations(path, changed) or changed
     # A refit finds weights by their names in the file, so the weights of a refittable engine stay whole. TF32 rounds
     # more.

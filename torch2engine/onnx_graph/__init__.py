@@ -6,6 +6,7 @@ builder, precision and modules all work on ONNX graphs and never import each oth
 - `model_file`: reads and writes a model, whatever its size.
 - `walk`: visits the nodes and tensors of a graph and of the graphs inside its nodes.
 - `tensor_types`: finds the element type of each tensor.
+- `tensor_shapes`: writes the shapes of tensors back that a tool has lost.
 - `node_origins`: reads and writes which torch module each node comes from.
 - `ort_session`: runs a model by ONNX Runtime.
 - `integer_choices`: finds what integer outputs were chosen from.
@@ -13,5 +14,5 @@ builder, precision and modules all work on ONNX graphs and never import each oth
 - `axis_flow`: proves that the entries along a dynamic axis don't influence each other.
 
 Public: `axis_flow.analysis`, `integer_choices`, `model_file`, `node_origins`, `ort_session`, `strict_rounding`,
-`tensor_types`, `walk`.
+`tensor_shapes`, `tensor_types`, `walk`.
 """

@@ -25,16 +25,22 @@ def load_model(path: Path) -> Any:
     return onnx.load(str(path))
 
 
-def save_model(model: Any, path: Path) -> None:
+def save_model(model: Any, path: Path, *, keep_shapes: bool = False) -> None:
     """Write a model whole or not at all; weights that protobuf can't hold go into a file beside it.
 
     Tensors inside keep their types and lose their shapes. ONNX's shape inference names unknown sizes anew each time. If
     it ran twice, one name may stand for two sizes, and ONNX Runtime believes that they are equal.
+
+    Args:
+        model: an onnx.ModelProto.
+        path: the file to write.
+        keep_shapes: for a model whose shapes are not from ONNX's inference.
     """
     import onnx
 
-    for value in model.graph.value_info:
-        value.type.tensor_type.ClearField("shape")
+    if not keep_shapes:
+        for value in model.graph.value_info:
+            value.type.tensor_type.ClearField("shape")
 
     weight_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     part = path.with_name(f"{path.name}.part")

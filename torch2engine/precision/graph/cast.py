@@ -17,6 +17,7 @@ import numpy as np
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_origins, restore_origins
+from torch2engine.onnx_graph.tensor_shapes import restore_shapes
 from torch2engine.precision.graph.modelopt import quiet_modelopt
 
 __all__ = ["cast_graph", "nodes_out_of_range"]
@@ -61,7 +62,7 @@ def cast_graph(
         InstallationError: no ModelOpt.
         ExportError: it failed.
     """
-    origins = node_origins(load_model(source))
+    original = load_model(source)
     with quiet_modelopt(f"precision '{precision}'"):
         autocast: Any = importlib.import_module("modelopt.onnx.autocast")
         typed = autocast.convert_to_mixed_precision(
@@ -72,5 +73,6 @@ def cast_graph(
             data_max=np.inf,  # `float32_nodes` come from real data already
             keep_io_types=not low_io,
         )
-    restore_origins(typed, origins)
-    save_model(typed, target)
+    restore_origins(typed, node_origins(original))
+    restore_shapes(typed, original)
+    save_model(typed, target, keep_shapes=True)

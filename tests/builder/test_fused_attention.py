@@ -1,0 +1,176 @@
+"""Attention in half precision becomes one node with the same answers; what has no fused kernel stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+from torch.nn import functional as F
+
+import torch2engine as t2e
+from tests.support import onnx_models
+from torch2engine.builder.fused_attention import fuse_attention
+
+FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
+BATCH = t2e.Axis("batch", 1, 2, 8)
+
+
+def hand_made(
+    folder: Path,
+    *,
+    dtype: int = HALF,
+    opset: int = 22,
+    size: int = 16,
+    factor: float = 0.25,
+    axis: int = -1,
+    order: tuple[int, ...] = (0, 1, 3, 2),
+    mask: list[Any] | None = None,
+    returns_weights: bool = False,
+    key_batch: Any = "batch",
+) -> Path:
+    """Attention as many write it: the scores are divided after the product."""
+    half = np.float16 if dtype == HALF else np.float32
+    nodes = [
+        helper.make_node("Transpose", ["key"], ["swapped"], perm=order),
+        helper.make_node("MatMul", ["query", "swapped"], ["product"]),
+        helper.make_node("Mul", ["product", "factor"], ["scores"]),
+        *([] if mask is None else [helper.make_node("Add", ["mask", "scores"], ["masked"])]),
+        helper.make_node("Softmax", ["scores" if mask is None else "masked"], ["weights"], axis=axis),
+        helper.make_node("MatMul", ["weights", "value"], ["y"], name="attention"),
+    ]
+    inputs: dict[str, Any] = {"query": (dtype, ["batch", 2, 5, size])}
+    inputs |= {name: (dtype, [key_batch, 2, 7, size]) for name in ("key", "value")}
+    if order != (0, 1, 3, 2):
+        inputs["key"] = (dtype, ["batch", 7, 2, size])
+    if mask is not None:
+        inputs["mask"] = (dtype, mask)
+    outputs: dict[str, Any] = {"y": (dtype, ["batch", 2, 5, size])}
+    if returns_weights:
+        outputs["weights"] = (dtype, ["batch", 2, 5, 7])
+    return onnx_models.save(
+        folder / "attention.onnx", nodes, inputs, outputs, {"factor": np.asarray(factor, half)}, opset=opset
+    )
+
+
+def attention_nodes(model: bytes | None) -> list[Any]:
+    """The Attention nodes of a model that is valid ONNX."""
+    assert model is not None
+    proto = onnx.load_model_from_string(model)
+    onnx.checker.check_model(proto, full_check=True)
+    return [node for node in proto.graph.node if node.op_type == "Attention"]
+
+
+def answers(model: bytes, feeds: Mapping[str, Any]) -> Any:
+    """The first output by ONNX's reference; ONNX Runtime 1.30 takes no mask that has one row for all queries."""
+    results: Any = ReferenceEvaluator(onnx.load_model_from_string(model)).run(None, dict(feeds))
+    return results[0].astype(np.float64)
+
+
+def feeds_of(path: Path) -> dict[str, Any]:
+    """Random numbers for every input, with a batch of 2."""
+    random = np.random.default_rng(0)
+    feeds: dict[str, Any] = {}
+    for value in onnx.load(str(path), load_external_data=False).graph.input:
+        shape = [dimension.dim_value or 2 for dimension in value.type.tensor_type.shape.dim]
+        dtype = helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+        feeds[value.name] = random.standard_normal(shape).astype(dtype)
+    return feeds
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mask": ["batch", 1, 1, 7]},
+        {"mask": [5, 7]},
+        {"mask": ["batch", 2, 5, 7]},
+        {"order": (0, 2, 3, 1)},
+        {"factor": 0.5, "opset": 21},
+    ],
+    ids=str,
+)
+def test_attention_becomes_one_node_with_the_same_answers(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Whatever the mask, the scale and the order of the key's axes; and the node keeps the last product's name."""
+    path = hand_made(tmp_path, **options)
+    fused = fuse_attention(path)
+    (node,) = attention_nodes(fused)
+    assert node.name == "attention"
+    assert fused is not None
+    feeds = feeds_of(path)
+    expected = answers(path.read_bytes(), feeds)
+    # float16 rounds by 5e-4; the two forms round at different places.
+    assert np.linalg.norm(answers(fused, feeds) - expected) <= 2e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dtype": FLOAT},
+        {"opset": 20},
+        {"size": 12},
+        {"size": 264},
+        {"factor": -1.0},
+        {"axis": 2},
+        {"returns_weights": True},
+        {"mask": ["other", 1, 1, 7]},
+        {"key_batch": 1},
+    ],
+    ids=str,
+)
+def test_what_has_no_fused_kernel_stays(tmp_path: Path, options: dict[str, Any]) -> None:
+    """Types and sizes without a kernel, weights that somebody reads, and shapes that would broadcast the other way."""
+    assert fuse_attention(hand_made(tmp_path, **options)) is None
+
+
+def test_key_that_is_not_swapped_stays(tmp_path: Path) -> None:
+    """A product with the key as it is has another meaning."""
+    assert fuse_attention(hand_made(tmp_path, order=(0, 2, 1, 3))) is None
+
+
+class Heads(nn.Module):
+    """Attention as PyTorch's users write it: without a mask, with a boolean one, and causal with shared heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(32, 2, 32, dropout=0.0, batch_first=True)
+        self.project = nn.Linear(32, 96)
+
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        x = self.encoder(x)
+        query, key, value = self.project(x).unflatten(-1, (3, 2, 16)).permute(2, 0, 3, 1, 4)
+        seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
+        shared = F.scaled_dot_product_attention(seen, key[:, :1], value[:, :1], is_causal=True, enable_gqa=True)
+        return shared.transpose(1, 2).flatten(2)
+
+
+@pytest.mark.parametrize(("precision", "count"), [("fp32", 3), ("fp16", 2)])
+def test_forms_that_export_writes_are_recognised(tmp_path: Path, precision: str, count: int) -> None:
+    """PyTorch's three ways to call attention, in a model of half type and in one that export lowers."""
+    # The lowered one keeps the constant causal mask in float32, because float16 can't hold its lowest value.
+    torch.manual_seed(0)
+    model = Heads().eval()
+    sample = (torch.randn(2, 5, 32), torch.ones(2, 5, dtype=torch.bool))
+    if precision == "fp32":
+        model, sample = model.half(), (sample[0].half(), sample[1])
+    options = {} if precision == "fp32" else {"precision": precision}
+    t2e.export(model, sample, {"x": {0: BATCH}, "mask": {0: BATCH}}, **options).save(tmp_path / "heads.t2e")
+    assert len(attention_nodes(fuse_attention(tmp_path / "heads.t2e" / "model.onnx"))) == count
+
+
+def test_attention_without_a_fused_kernel_is_built_in_parts(tmp_path: Path) -> None:
+    """TensorRT-RTX 1.6 has no fused kernel for float32, and alone would refuse a file that has the node."""
+    nodes = [
+        *(helper.make_node("Add", [name, name], [f"{name}2"]) for name in ("query", "key", "value")),
+        helper.make_node("Attention", ["query2", "key2", "value2"], ["y"]),
+    ]
+    tensors = {name: (FLOAT, ["batch", 2, 4, 16]) for name in ("query", "key", "value")}
+    path = onnx_models.save(tmp_path / "float.onnx", nodes, tensors, {"y": (FLOAT, ["batch", 2, 4, 16])}, opset=23)
+    assert t2e.build(path, {"batch": (1, 2, 4)}).plan_buffer()

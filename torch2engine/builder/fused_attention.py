@@ -1,0 +1,284 @@
+"""An ONNX model whose attention is one node each, for a builder that has one kernel for it.
+
+Enters: the path of an ONNX file, or the bytes of a model. Leaves: the bytes to parse instead, or nothing. Separate
+because the file stays in an opset that every reader has; ONNX's Attention came with opset 23. On an H200,
+TensorRT-RTX 1.6.1 runs the node as one kernel, in float16 and bfloat16 alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from torch2engine.builder.importer_forms import mentions_any
+
+__all__ = ["fuse_attention"]
+
+_FIRST_OPSET = 21  # from here to the opset of Attention, no operator changed its meaning
+_ATTENTION_OPSET = 23
+_ATTENTION_IR_VERSION = 11
+_HEAD_SIZES = range(16, 257, 8)
+_UNKNOWN_SIZE = "unk__"  # how ONNX's shape inference begins the name of a size that it does not know
+_AS_IT_IS = [0, 1, 2, 3]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A tensor that is the key, [batch, heads, length, size], once its axes stand in this order."""
+
+    source: Any
+    order: list[int]
+
+
+@dataclass(frozen=True)
+class _Attention:
+    """What a softmax between two matrix products computes.
+
+    Args:
+        query, value: [batch, heads, length, size], as values of the graph.
+        key: likewise, with its axes in some order.
+        mask: what is added to the scores; None if nothing is.
+        scale: the factor of the scores.
+        result: the value that holds the answer.
+    """
+
+    query: Any
+    key: _Key
+    value: Any
+    mask: Any | None
+    scale: float
+    result: Any
+
+
+def fuse_attention(path: Path, content: bytes | None = None) -> bytes | None:
+    """Write scaled products with a softmax between them as Attention nodes.
+
+    Args:
+        path: the ONNX file; its external data lie beside it.
+        content: the model in its place, where something else was changed before.
+
+    Returns:
+        the model to parse; None where no attention can be fused.
+    """
+    if not mentions_any(path, ["Softmax"]):
+        return None
+    import onnx  # only here: onnx and onnx_ir take long to load
+    import onnx_ir
+
+    ir: Any = onnx_ir
+    proto: Any = (
+        onnx.load(str(path), load_external_data=False) if content is None else onnx.ModelProto.FromString(content)
+    )
+    _forget_inferred_sizes(proto)
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
+    if not _FIRST_OPSET <= model.opset_imports.get("", 0) <= _ATTENTION_OPSET:
+        return None
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    found = [attention for node in model.graph if (attention := _read_attention(node))]
+    for attention in found:
+        _write(attention)
+    if not found:
+        return None
+    model.opset_imports[""] = _ATTENTION_OPSET
+    model.ir_version = max(model.ir_version, _ATTENTION_IR_VERSION)
+    return ir.to_proto(model).SerializeToString()
+
+
+def _forget_inferred_sizes(proto: Any) -> None:
+    """Remove the shapes that name unknown sizes: after a second inference, one name may stand for two sizes."""
+    kept = [
+        value
+        for value in proto.graph.value_info
+        if not any(dimension.dim_param.startswith(_UNKNOWN_SIZE) for dimension in value.type.tensor_type.shape.dim)
+    ]
+    del proto.graph.value_info[:]
+    proto.graph.value_info.extend(kept)
+
+
+def _read_attention(softmax: Any) -> _Attention | None:
+    """Read the attention around a softmax; None for another softmax, or one that has no fused kernel."""
+    if not _is(softmax, "Softmax") or softmax.attributes.get_int("axis", -1) not in (-1, 3):
+        return None
+    weights = softmax.outputs[0]
+    product = _only_user(weights)
+    if not _is(product, "MatMul") or product.inputs[0] is not weights:
+        return None
+    scores, mask = _take_mask(softmax.inputs[0])
+    scores, factor = _take_scale(scores)
+    first = _producer(scores, "MatMul")
+    if first is None:
+        return None
+    query, query_factor = _take_scale(first.inputs[0])
+    key, key_factor = _take_key(first.inputs[1])
+    if key is None:
+        return None
+    value = product.inputs[1]
+    scale = factor * query_factor * key_factor
+    attention = _Attention(query, key, value, mask, scale, product.outputs[0])
+    return attention if _has_kernel(attention) else None
+
+
+def _has_kernel(attention: _Attention) -> bool:
+    """Tell whether the fused kernel takes these types and sizes."""
+    import onnx_ir as ir
+
+    operands = (attention.query, attention.key.source, attention.value)
+    if any(one.shape is None or len(one.shape) != 4 for one in operands):
+        return False
+    if any(one.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for one in operands):
+        return False
+    query, value = attention.query.shape, attention.value.shape
+    key = [attention.key.source.shape[axis] for axis in attention.key.order]
+    sizes = {query[3], key[3], value[3]}
+    return (
+        attention.scale > 0
+        and query[0] == key[0] == value[0]
+        and query[1] == key[1] == value[1]
+        and all(isinstance(size, int) and size in _HEAD_SIZES for size in sizes)
+        and len(sizes) == 1
+        and isinstance(query[1], int)
+        and (attention.mask is None or _stretches(attention.mask.shape, [query[0], query[1], query[2], key[2]]))
+    )
+
+
+def _stretches(shape: Sequence[Any] | None, target: Sequence[Any]) -> bool:
+    """Tell whether a shape surely broadcasts to another one, and the other one not to it."""
+    if shape is None or len(shape) > len(target):
+        return False
+    ends = list(target)[len(target) - len(shape) :]
+    return all(size in (1, end) for size, end in zip(shape, ends, strict=True))
+
+
+def _take_mask(scores: Any) -> tuple[Any, Any | None]:
+    """What an Add adds to a matrix product, scaled or not; None if there is no such Add."""
+    node = _producer(scores, "Add")
+    if node is None:
+        return scores, None
+    for product, mask in (node.inputs, reversed(node.inputs)):
+        if _producer(_take_scale(product)[0], "MatMul") is not None and mask.dtype == product.dtype:
+            return product, mask
+    return scores, None
+
+
+def _take_scale(value: Any) -> tuple[Any, float]:
+    """The tensor that a Mul or Div scales by one positive number, and that number; else the tensor itself and 1."""
+    for kind in ("Mul", "Div"):
+        node = _producer(value, kind)
+        if node is None:
+            continue
+        number = _number(node.inputs[1])
+        if number:
+            return node.inputs[0], number if kind == "Mul" else 1 / number
+        number = _number(node.inputs[0]) if kind == "Mul" else None
+        if number:
+            return node.inputs[1], number
+    return value, 1.0
+
+
+def _take_key(value: Any) -> tuple[_Key | None, float]:
+    """The key whose last two axes are swapped, and the factor before or after that; None if they are not swapped."""
+    value, outer = _take_scale(value)
+    key = _transposed(value) or _reshaped(value)
+    if key is None or key.order != _AS_IT_IS:
+        return key, outer
+    source, inner = _take_scale(key.source)
+    return _Key(source, _AS_IT_IS), outer * inner
+
+
+def _transposed(value: Any) -> _Key | None:
+    """Read one Transpose, which may do more than to swap the last two axes."""
+    node = _producer(value, "Transpose")
+    order = [] if node is None else list(node.attributes.get_ints("perm", []))
+    return None if node is None or len(order) != 4 else _Key(node.inputs[0], [order[0], order[1], order[3], order[2]])
+
+
+def _reshaped(value: Any) -> _Key | None:
+    """Read torch.onnx's form: to three dimensions, a Transpose, back to four. The sizes come from the key's shape."""
+    unfold = _producer(value, "Reshape")
+    swap = None if unfold is None else _producer(unfold.inputs[0], "Transpose")
+    fold = None if swap is None else _producer(swap.inputs[0], "Reshape")
+    if fold is None or swap is None or unfold is None or list(swap.attributes.get_ints("perm", [])) != [0, 2, 1]:
+        return None
+    key = fold.inputs[0]
+    length, size = (2,), (3,)
+    if _sizes(fold.inputs[1], key) == [(-1,), length, size] and _sizes(unfold.inputs[1], key) == [(0, 1), size, length]:
+        return _Key(key, _AS_IT_IS)
+    return None
+
+
+def _sizes(shape: Any, tensor: Any) -> list[tuple[int, ...]]:
+    """Read a Concat of slices of a tensor's shape: for each part its axes, and (-1,) for the number -1."""
+    node = shape.producer()
+    parts = node.inputs if _is(node, "Concat") else ()
+    return [_axes(part, tensor) for part in parts]
+
+
+def _axes(part: Any, tensor: Any) -> tuple[int, ...]:
+    """The axes whose sizes a Slice of the tensor's shape takes; (-1,) for the number -1, () for anything else."""
+    if _numbers(part) == [-1]:
+        return (-1,)
+    node = part.producer()
+    if not _is(node, "Slice") or len(node.inputs) != 3:
+        return ()
+    shape = node.inputs[0].producer()
+    start, end = _numbers(node.inputs[1]), _numbers(node.inputs[2])
+    is_whole = _is(shape, "Shape") and not shape.attributes.get_int("start", 0) and "end" not in shape.attributes
+    if not is_whole or shape.inputs[0] is not tensor or not start or not end:
+        return ()
+    return tuple(range(4)[start[0] : end[0]])
+
+
+def _write(attention: _Attention) -> None:
+    """Put the node in the place of the last product; what nobody uses any more goes with it."""
+    import onnx_ir as ir
+    from onnx_ir import tape
+
+    last = attention.result.producer()
+    record = tape.Tape()
+    key = attention.key.source
+    if attention.key.order != _AS_IT_IS:
+        key = record.op("Transpose", [key], attributes={"perm": attention.key.order})
+    inputs = [attention.query, key, attention.value]
+    if attention.mask is not None:
+        inputs.append(attention.mask)
+    new = record.op("Attention", inputs, attributes={"scale": attention.scale})
+    for node in record.nodes:
+        node.name = last.name if node.op_type == "Attention" else f"{last.name}/key"
+    new.shape, new.type = attention.result.shape, attention.result.type
+    ir.convenience.replace_nodes_and_values(last.graph, last, [last], record.nodes, [attention.result], [new])
+
+
+def _is(node: Any, operator: str) -> bool:
+    return node is not None and node.op_type == operator and node.domain in ("", "ai.onnx")
+
+
+def _only_user(value: Any) -> Any:
+    """The one node that reads a value; None if several do, or if the caller gets it."""
+    users = list(value.uses())
+    return users[0].node if len(users) == 1 and not value.is_graph_output() else None
+
+
+def _producer(value: Any, operator: str) -> Any:
+    """The node of this kind that makes a value for one reader alone; None for any other value."""
+    node = None if value is None else value.producer()
+    return node if _is(node, operator) and _only_user(value) is not None else None
+
+
+def _number(value: Any) -> float | None:
+    """The one positive number that a constant holds; None for anything else."""
+    numbers = _numbers(value)
+    return numbers[0] if len(numbers) == 1 and numbers[0] > 0 else None
+
+
+def _numbers(value: Any) -> list[Any]:
+    """The few numbers that a constant holds; none for anything else."""
+    if value is None or value.is_graph_input():
+        return []
+    constant = value.const_value
+    if constant is None or constant.size > 8:
+        return []
+    return np.asarray(constant.numpy()).reshape(-1).tolist()
