@@ -6,13 +6,17 @@ RESULTS    ?= benchmarks/results
 RUN        ?=
 PYTEST     ?=
 TORCH      ?=
+BASE       ?= main
+ALL        ?=
+SAMPLE     ?= 0
+SEED       ?= 0
 ZOO_WORKERS ?= $(shell nproc)
 
 UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch check docs gpu-test gpu2-test bench operators zoo gpu-zoo evidence lock clean
+.PHONY: help demo test test-fast test-torch check docs gpu-test gpu2-test bench operators attacks mutants zoo gpu-zoo evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +29,8 @@ help:
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
+	@echo 'make attacks   attack artifacts, the engine cache and scratch folders at random, without a GPU'
+	@echo 'make mutants   put small faults into the lines that differ from BASE=$(BASE), and run the nearest tests  (ALL=1 SAMPLE=300)'
 	@echo 'make zoo       send many well-known models through export, ONNX Runtime and the builder, without a GPU'
 	@echo 'make gpu-zoo   deploy them on a GPU; it needs timm, torchvision and transformers'
 	@echo 'make evidence  list which figures no longer speak for the tree  (RUN="call_overhead stress" measures these anew)'
@@ -124,6 +130,15 @@ bench:
 operators: .venv/stamp
 	@mkdir -p $(RESULTS)
 	@.venv/bin/python -m benchmarks.operators --out $(RESULTS)
+
+# Need no GPU.
+attacks: .venv/stamp
+	@mkdir -p $(RESULTS)
+	@.venv/bin/python -m benchmarks.attacks --out $(RESULTS)
+
+mutants: .venv/stamp
+	@mkdir -p $(RESULTS)
+	@.venv/bin/python -m benchmarks.mutants --base $(BASE) $(if $(ALL),--all) --sample $(SAMPLE) --seed $(SEED) --out $(RESULTS)
 
 # timm, torchvision: without their dependencies, which .venv has.
 build/zoo/stamp: requirements/zoo.txt .venv/stamp

@@ -38,6 +38,7 @@ from torch2engine.core.errors import Torch2EngineError
 
 __all__ = ["Arena", "Tally", "attack"]
 
+COVERS = ("artifact", "core")
 NAMES = ("manifest.json", "model.onnx", "model.onnx.data", "model.plan", "runtime.cache")
 PLANTED = "planted_by_an_attack"
 THEIRS = b"somebody else's"
@@ -306,4 +307,4 @@ if __name__ == "__main__":
     parser = options(__doc__)
     parser.add_argument("--count", type=int, default=6000, help="attacks to try")
     parser.add_argument("--seed", type=int, default=1, help="of the first attack")
-    run("attacks", measure, parser, covers=["artifact", "core"], needs_gpu=False)
+    run("attacks", measure, parser, covers=COVERS, needs_gpu=False)

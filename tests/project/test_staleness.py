@@ -87,7 +87,9 @@ def test_evidence_that_covers_nothing_is_refused(covers: list[str]) -> None:
         Evidence(covers)
 
 
-@pytest.mark.parametrize("script", ["call_overhead", "models", "stress", "precision", "refit", "processor", "trust"])
+@pytest.mark.parametrize(
+    "script", ["attacks", "call_overhead", "models", "stress", "precision", "refit", "processor", "trust"]
+)
 def test_every_benchmark_says_what_it_covers(script: str) -> None:
     """Each names folders of the package that exist."""
     module = __import__(f"benchmarks.{script}", fromlist=["COVERS"])
