@@ -6,6 +6,7 @@ tests recorded. Apart from the other tests because a run of it is kept as eviden
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +25,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--evidence", default=None, help="write the run's evidence to this JSON file")
 
 
+def _use_one_gpu_of_several() -> None:
+    """Give each worker of pytest-xdist one GPU, in turn, so that a machine with several is used whole."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(int(worker.removeprefix("gw")) % torch.cuda.device_count())
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    _use_one_gpu_of_several()
     path = config.getoption("--evidence")
     if path and (config.option.keyword or config.option.markexpr):
         raise pytest.UsageError("--evidence is for whole runs: leave out -k and -m")
