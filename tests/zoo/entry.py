@@ -16,7 +16,19 @@ from torch import nn
 import torch2engine as t2e
 from tests.zoo.statistics import settle
 
-__all__ = ["BATCH", "LENGTH", "PIXELS", "AbsentModelError", "Sizes", "ZooEntry", "floats", "pictures", "side", "tokens"]
+__all__ = [
+    "BATCH",
+    "LENGTH",
+    "PIXELS",
+    "AbsentModelError",
+    "Sizes",
+    "ZooEntry",
+    "floats",
+    "of_length",
+    "pictures",
+    "side",
+    "tokens",
+]
 
 SEED = 0
 SETTLING_BATCH = 4
@@ -96,6 +108,11 @@ def floats(*shape: int | str, name: str = "x") -> Callable[[Sizes], dict[str, to
 def pictures(height: int | str, width: int | str | None = None) -> Callable[[Sizes], dict[str, torch.Tensor]]:
     """Colour pictures."""
     return floats("batch", 3, height, height if width is None else width)
+
+
+def of_length(length: int, inputs: Callable[[Sizes], dict[str, Any]]) -> Callable[[Sizes], dict[str, Any]]:
+    """Inputs of one length, for a model that has another graph for each: a Python loop runs over it."""
+    return lambda sizes: inputs({**sizes, "length": length})
 
 
 def tokens(sizes: Sizes, name: str = "input_ids", length: str = "length") -> dict[str, torch.Tensor]:

@@ -55,7 +55,7 @@ TIMM: dict[str, ZooEntry] = {
     "convnextv2_atto": _fixed("convnextv2_atto"),
     "crossvit_tiny_240": _fixed("crossvit_tiny_240", 240),
     "cs3darknet_focus_s": _fixed("cs3darknet_focus_s"),
-    "davit_tiny": _free("davit_tiny", depths=SHORT, embed_dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4)),
+    "davit_tiny": _fixed("davit_tiny", depths=SHORT, embed_dims=(32, 64, 96, 128), num_heads=(1, 2, 3, 4)),
     "deit_tiny_distilled_patch16_224": _sized("deit_tiny_distilled_patch16_224", depth=3),
     "densenet121": _fixed("densenet121", block_config=(2, 2, 2, 2)),
     "dla46x_c": _fixed("dla46x_c"),

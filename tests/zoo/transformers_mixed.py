@@ -97,7 +97,7 @@ def _boxes(sizes: Sizes) -> dict[str, torch.Tensor]:
     return {**tokens(sizes), "bbox": torch.cat((corners, corners + 20), -1)}
 
 
-_LONG = {0: BATCH, 1: t2e.Axis("length", 20, 24, 40)}
+_LONG_TEXTS = {1: t2e.Axis("length", 20, 24, 40)}
 _MULTIMODAL = {
     "blip": _answers(
         "BlipForImageTextRetrieval",
@@ -128,8 +128,8 @@ _MULTIMODAL = {
     "llava": ZooEntry(
         "transformers multimodal",
         _llava,
-        _with_image_tokens,
-        {"input_ids": _LONG, "attention_mask": _LONG, "pixel_values": {0: BATCH}},
+        lambda sizes: _with_image_tokens({**sizes, "batch": 2}),  # it makes a Python list of the pictures
+        {"input_ids": _LONG_TEXTS, "attention_mask": _LONG_TEXTS},
     ),
     "lxmert": _answers(
         "LxmertModel",

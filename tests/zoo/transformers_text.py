@@ -6,12 +6,13 @@ because all of them take tokens of any length.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 import torch2engine as t2e
-from tests.zoo.entry import BATCH, LENGTH, VOCABULARY, Sizes, ZooEntry, tokens
+from tests.zoo.entry import BATCH, LENGTH, VOCABULARY, Sizes, ZooEntry, of_length, tokens
 from tests.zoo.transformers_import import make_model
 
 __all__ = ["TRANSFORMERS_TEXT"]
@@ -49,11 +50,17 @@ def _grouped(kind: str, **options: Any) -> ZooEntry:
 
 def _state_space(model: str, config: str, **options: Any) -> ZooEntry:
     options = {**COMMON, "use_cache": False, **options}
+    make = lambda: make_model(model, config, options)  # noqa: E731
+    return ZooEntry("transformers state space", make, _words, {"input_ids": TEXT})
 
-    def inputs(sizes: Sizes) -> dict[str, torch.Tensor]:
-        return {"input_ids": tokens(sizes)["input_ids"]}
 
-    return ZooEntry("transformers state space", lambda: make_model(model, config, options), inputs, {"input_ids": TEXT})
+def _step_by_step(model: str, config: str, **options: Any) -> ZooEntry:
+    """A state-space model whose steps are a Python loop, since its kernels for a GPU are another library's."""
+    return replace(_state_space(model, config, **options), inputs=of_length(12, _words), axes={"input_ids": {0: BATCH}})
+
+
+def _words(sizes: Sizes) -> dict[str, torch.Tensor]:
+    return {"input_ids": tokens(sizes)["input_ids"]}
 
 
 def _translation(sizes: Sizes) -> dict[str, torch.Tensor]:
@@ -82,7 +89,7 @@ def _bart(kind: str, **options: Any) -> ZooEntry:
 
 
 _SIDE = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
-_LETTERS = {0: BATCH, 1: t2e.Axis("length", 16, 32, 48, multiple_of=8)}
+_OF_ONE_LENGTH = {"input_ids": {0: BATCH}, "attention_mask": {0: BATCH}}
 _T5 = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
 
 _ENCODERS = {
@@ -94,8 +101,8 @@ _ENCODERS = {
         lambda: make_model(
             "CanineModel", "CanineConfig", {**SHAPE, "num_hash_buckets": 64, "local_transformer_stride": 8}
         ),
-        tokens,
-        dict.fromkeys(("input_ids", "attention_mask"), _LETTERS),
+        of_length(32, tokens),  # its windows are a Python list
+        _OF_ONE_LENGTH,
     ),
     "convbert": _encoder("ConvBert", embedding_size=32, conv_kernel_size=5),
     "deberta": _encoder("Deberta", relative_attention=True, pos_att_type=["c2p", "p2c"], max_relative_positions=-1),
@@ -112,7 +119,11 @@ _ENCODERS = {
         lambda sizes: {"input_ids": torch.randint(10, VOCABULARY, (sizes["batch"], 16))},
         {"input_ids": {0: BATCH}},
     ),
-    "funnel": _named("Funnel", d_model=32, n_head=4, d_head=8, d_inner=64, block_sizes=[1, 1], num_decoder_layers=1),
+    "funnel": replace(  # its positions are a Python list
+        _named("Funnel", d_model=32, n_head=4, d_head=8, d_inner=64, block_sizes=[1, 1], num_decoder_layers=1),
+        inputs=of_length(16, tokens),
+        axes=_OF_ONE_LENGTH,
+    ),
     "longformer": _encoder("Longformer", attention_window=8, max_position_embeddings=64),
     "mobilebert": _encoder("MobileBert", embedding_size=16, intra_bottleneck_size=16),
     "modernbert": _encoder(
@@ -195,10 +206,10 @@ _DECODERS = {
 }
 
 _STATE_SPACES = {
-    "falcon_mamba": _state_space(
+    "falcon_mamba": _step_by_step(
         "FalconMambaForCausalLM", "FalconMambaConfig", hidden_size=32, num_hidden_layers=2, state_size=4
     ),
-    "mamba": _state_space("MambaForCausalLM", "MambaConfig", hidden_size=32, num_hidden_layers=2, state_size=4),
+    "mamba": _step_by_step("MambaForCausalLM", "MambaConfig", hidden_size=32, num_hidden_layers=2, state_size=4),
     "mamba2": _state_space(
         "Mamba2ForCausalLM",
         "Mamba2Config",
@@ -210,7 +221,7 @@ _STATE_SPACES = {
         n_groups=2,
         chunk_size=8,
     ),
-    "recurrent_gemma": _state_space(
+    "recurrent_gemma": _step_by_step(
         "RecurrentGemmaForCausalLM",
         "RecurrentGemmaConfig",
         **{**SHAPE, "num_hidden_layers": 3},
@@ -218,8 +229,13 @@ _STATE_SPACES = {
         attention_window_size=8,
         num_key_value_heads=1,
     ),
-    "rwkv": _state_space(
-        "RwkvForCausalLM", "RwkvConfig", hidden_size=32, num_hidden_layers=2, attention_hidden_size=32
+    "rwkv": _step_by_step(
+        "RwkvForCausalLM",
+        "RwkvConfig",
+        hidden_size=32,
+        num_hidden_layers=2,
+        attention_hidden_size=32,
+        rescale_every=0,  # otherwise it divides its own weights at the first call
     ),
 }
 
