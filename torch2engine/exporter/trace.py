@@ -20,6 +20,7 @@ from torch2engine.exporter.pinned_axes import becomes_a_number
 from torch2engine.exporter.prove_sizes import SizeFault, find_size_fault
 from torch2engine.exporter.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
 from torch2engine.exporter.size_conditions import shape_environment
+from torch2engine.exporter.tensor_lengths import lengths_as_sizes
 
 __all__ = ["TracedCall", "trace"]
 
@@ -82,7 +83,7 @@ def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
         }
         for spec in signature.inputs
     )
-    with record_guards(_axis_of_dimension(signature)) as guards:
+    with record_guards(_axis_of_dimension(signature)) as guards, lengths_as_sizes(captured.reference.model):
         try:
             program = torch.export.export(
                 FlatModule(captured),
