@@ -14,7 +14,7 @@ from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
 from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
 from torch2engine.exporter.size_arguments import SymbolicSizeArguments
-from torch2engine.exporter.size_tensors import SizeTensors
+from torch2engine.exporter.size_tensors import SizeTensors, note_integer_buffers, read_integer_buffers
 from torch2engine.exporter.tensor_indices import TensorIndices
 from torch2engine.exporter.traceable_functions import TraceableFunctions
 
@@ -30,10 +30,12 @@ class FlatModule(nn.Module):
         super().__init__()
         self.model = captured.reference.model
         self._signature = captured.signature
+        self._integer_buffers = read_integer_buffers(self.model)
 
     def forward(self, leaves: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """Call the model as its user does, and take its result apart."""
         signature = self._signature
+        note_integer_buffers(self.model, self._integer_buffers)
         reference = Reference.for_signature(self.model, signature)
         # Clones, since a write into an input would be a side effect of the program, and ONNX has none.
         written = {write.input for write in signature.writes}
