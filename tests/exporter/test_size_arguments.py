@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.support.models import answer, exported
+from tests.support.models import Function, answer, exported
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis
@@ -72,6 +72,37 @@ def test_function_is_right_at_every_size(function: str) -> None:
         case = ParityCase("", (x,), {"output": model(x)})
         found = torch.from_numpy(answer(artifact, case)["output"])
         assert torch.allclose(found, case.outputs["output"], rtol=1e-5, atol=1e-6)
+
+
+def windows_and_triangles(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Tensors that a size alone decides."""
+    n = x.shape[-1]
+    lower = torch.tril_indices(n, n, offset=-1)
+    upper = torch.triu_indices(n, n, 1)
+    return {
+        "hann": x * torch.hann_window(n),
+        "symmetric hann": x * torch.hann_window(n, periodic=False),
+        "hamming": x * torch.hamming_window(n, True, 0.6, 0.4),
+        "blackman": x * torch.blackman_window(n, dtype=torch.float32),
+        "bartlett": x * torch.bartlett_window(n, periodic=False),
+        "lower": x[0, lower[0]] - x[0, lower[1]],
+        "upper": x[0, upper[0]] * 2 + x[0, upper[1]],
+        "whole": torch.stack((*torch.tril_indices(n, n), *torch.triu_indices(n, n))) + x[0, :1].long(),
+    }
+
+
+def test_windows_and_triangles_of_a_size_are_right_at_every_size() -> None:
+    """Each window and each pair of places, for sizes from 1 on."""
+    model = Function(lambda x, w: windows_and_triangles(x))
+    artifact, _ = exported(model, torch.randn(2, 6), {"x": {1: Axis("n", 1, 6, 70)}})
+    for size in (1, 2, 3, 7, 12, 70):
+        x = torch.randn(2, size)
+        expected = model(x)
+        found = answer(artifact, ParityCase("", (x,), expected))
+        for name, right in expected.items():
+            torch.testing.assert_close(
+                torch.from_numpy(found[name]), right, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_linspace_of_whole_numbers_is_refused() -> None:

@@ -6,6 +6,7 @@ symbolic. Separate because torch would fix the axis otherwise, or refuse to trac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -62,6 +63,76 @@ def _one_hot(values: Tensor, num_classes: Any = -1) -> Tensor:
     """`one_hot`: 1 where a value is the class's number."""
     classes = torch.arange(num_classes, device=values.device)
     return (values.unsqueeze(-1) == classes).to(torch.int64)
+
+
+def _places(size: Any, periodic: bool, options: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The places in a window from 0 on, and how many intervals it has; at least one."""
+    dtype = options.get("dtype") or torch.get_default_dtype()
+    places = torch.arange(size, dtype=dtype, device=options.get("device"))
+    count = torch.ones_like(places).sum()
+    return places, torch.clamp(count if periodic else count - 1, min=1)
+
+
+def _of_cosines(*weights: float) -> Callable[..., Tensor]:
+    """A window that is a sum of cosines, with alternating signs; that of one place is 1."""
+
+    def window(size: Any, periodic: bool = True, **options: Any) -> Tensor:
+        places, intervals = _places(size, periodic, options)
+        angle = places * (2 * math.pi / intervals)
+        total = torch.zeros_like(places)
+        for turn, weight in enumerate(weights):
+            total = total + (-1) ** turn * weight * torch.cos(turn * angle)
+        return torch.where(torch.ones_like(places).sum() > 1, total, 1.0)
+
+    return window
+
+
+def _hamming_window(
+    size: Any, periodic: bool = True, alpha: float = 0.54, beta: float = 0.46, **options: Any
+) -> Tensor:
+    """`hamming_window`."""
+    return _of_cosines(alpha, beta)(size, periodic, **options)
+
+
+def _bartlett_window(size: Any, periodic: bool = True, **options: Any) -> Tensor:
+    """`bartlett_window`: a triangle; that of one place is 1."""
+    places, intervals = _places(size, periodic, options)
+    triangle = 1 - torch.abs(2 * places / intervals - 1)
+    return torch.where(torch.ones_like(places).sum() > 1, triangle, 1.0)
+
+
+def _tril_indices(
+    row: Any, col: Any, offset: int = 0, *, dtype: Any = torch.int64, device: Any = None, **_: Any
+) -> Tensor:
+    """`tril_indices` of a square, on or below its diagonal."""
+    if not _is_square(row, col) or offset > 0:
+        return NotImplemented
+    rows, columns = _triangle(row + offset, device)
+    return torch.stack((rows - offset, columns)).to(dtype)
+
+
+def _triu_indices(
+    row: Any, col: Any, offset: int = 0, *, dtype: Any = torch.int64, device: Any = None, **_: Any
+) -> Tensor:
+    """`triu_indices` of a square, on or above its diagonal: the lower triangle, from its end."""
+    if not _is_square(row, col) or offset < 0:
+        return NotImplemented
+    rows, columns = _triangle(row - offset, device)
+    last = row - offset - 1
+    return torch.stack((last - rows.flip(0), last - columns.flip(0) + offset)).to(dtype)
+
+
+def _is_square(row: Any, col: Any) -> bool:
+    return bool(row == col)
+
+
+def _triangle(size: Any, device: Any) -> tuple[Tensor, Tensor]:
+    """The rows and columns of a square's lower triangle, one row after another."""
+    place = torch.arange(size * (size + 1) // 2, device=device)
+    guess = torch.floor((torch.sqrt(8 * place.to(torch.float32) + 1) - 1) / 2).to(torch.int64)
+    guess = guess - (guess * (guess + 1) // 2 > place).to(torch.int64)  # the root was rounded
+    row = guess + ((guess + 1) * (guess + 2) // 2 <= place).to(torch.int64)
+    return row, place - row * (row + 1) // 2
 
 
 def _as_tensor(data: Any, dtype: torch.dtype | None = None, device: Any = None) -> Tensor:
@@ -154,6 +225,12 @@ _REPLACEMENTS: Mapping[str, Callable[..., Any]] = {
     "linspace": _linspace,
     "one_hot": _one_hot,
     "as_tensor": _as_tensor,
+    "hann_window": _of_cosines(0.5, 0.5),
+    "hamming_window": _hamming_window,
+    "blackman_window": _of_cosines(0.42, 0.5, 0.08),
+    "bartlett_window": _bartlett_window,
+    "tril_indices": _tril_indices,
+    "triu_indices": _triu_indices,
     "avg_pool1d": _average,
     "avg_pool2d": _average,
     "max_pool2d": _largest,
