@@ -33,6 +33,27 @@ def _by_another_size(x: Tensor, w: Tensor) -> Tensor:
     return functional.pad(x, (0, -(-x.shape[1] // x.shape[0])))
 
 
+def _places(x: Tensor, w: Tensor) -> dict[str, Tensor]:
+    """Integers divided by a size: rows and columns of a flat place."""
+    place, width = x.flatten(1).argmax(1), x.shape[-1]
+    negative = -place - 1
+    return {
+        "both": torch.stack((place // width, place % width)),
+        "div": torch.div(negative, width, rounding_mode="floor"),
+        "cut": torch.div(negative, width, rounding_mode="trunc"),
+        "negative": negative % width,
+    }
+
+
+def test_integers_divided_by_a_size_stay_integers() -> None:
+    """Their type and every value are PyTorch's at each size."""
+    model = Function(_places)
+    artifact, cases = exported(model, torch.randn(2, 3, 6), {"x": {2: Axis("n", 4, 6, 12)}})
+    assert {spec.dtype for spec in artifact.signature.outputs} == {"int64"}
+    assert error_of(artifact, cases) == 0
+    build(artifact)
+
+
 @pytest.mark.parametrize("function", [_padded, _of_mixed_sign, _by_another_size])
 def test_negative_sizes_are_rounded_down(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     """Every size gives PyTorch's answer, not only the one that was traced."""

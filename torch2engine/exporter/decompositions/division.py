@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import SymInt, Tensor
 
 __all__ = ["DIVISION"]
 
@@ -22,10 +22,20 @@ def _is_integer(value: Tensor | complex) -> bool:
     return isinstance(value, int)
 
 
+def _divides_by_size(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and _is_integer(a) and isinstance(b, SymInt)
+
+
+def _as_tensor(size: Any, like: Tensor) -> Tensor:
+    return torch.scalar_tensor(size, dtype=torch.int64, device=like.device)
+
+
 def divide(a: Tensor, b: Tensor | float, *, rounding_mode: str | None = None) -> Tensor:
     """Divide, and round the quotient down ("floor") or towards zero ("trunc")."""
     if rounding_mode is None:
         return torch.true_divide(a, b)
+    if _divides_by_size(a, b):
+        return torch.div(a, _as_tensor(b, a), rounding_mode=rounding_mode)
     if rounding_mode == "floor":
         return torch.floor_divide(a, b) if _is_integer(a) and _is_integer(b) else floor_divide(a, b)
     if not (_is_integer(a) and _is_integer(b)):
@@ -37,6 +47,8 @@ def divide(a: Tensor, b: Tensor | float, *, rounding_mode: str | None = None) ->
 
 def floor_divide(a: Tensor, b: Tensor | float) -> Tensor:
     """Divide and round down, from the exact remainder as PyTorch does: 1.0 // 0.1 is 9."""
+    if _divides_by_size(a, b):
+        return torch.floor_divide(a, _as_tensor(b, a))
     if _is_integer(a) and _is_integer(b):
         return NotImplemented
     remains = torch.fmod(a, b)
@@ -52,6 +64,8 @@ def floor_divide(a: Tensor, b: Tensor | float) -> Tensor:
 
 def remainder(a: Tensor, b: Tensor | float) -> Tensor:
     """Compute the remainder that has the divisor's sign."""
+    if _divides_by_size(a, b):
+        return torch.remainder(a, _as_tensor(b, a))
     if _is_integer(a) and _is_integer(b):
         return NotImplemented
     remains = torch.fmod(a, b)
