@@ -21,6 +21,7 @@ from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.wording import quote
 from torch2engine.exporter.batch_norm import batch_norm_translations
 from torch2engine.exporter.decompositions.table import exact_decompositions
+from torch2engine.exporter.masked_rows import write_masks_as_where
 from torch2engine.exporter.operator_registry import reused_operator_registry
 from torch2engine.exporter.optimize import exact_rewrites, optimize
 from torch2engine.exporter.recurrent import recurrent_translations
@@ -31,6 +32,7 @@ from torch2engine.exporter.torch_program import (
     without_onnx_form,
 )
 from torch2engine.exporter.trace_weights import WeightTracer
+from torch2engine.exporter.value_checks import erase_value_checks
 
 __all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
 
@@ -75,6 +77,8 @@ def translate_to_onnx(
         PRECISION_TYPES[precision].folds_batch_norm and not has_mixed_norm(program)
     )
     weights: WeightTracer | None = None
+    erase_value_checks(program)
+    program = write_masks_as_where(program)
     with exact_decompositions(program) as decomposed, exact_rewrites() as rules_are_exact:
         _require_sizes_from_shapes(decomposed)
         rewrite = may_rewrite and rules_are_exact
