@@ -36,3 +36,27 @@ def test_complex_numbers_follow_a_dynamic_length() -> None:
     """A complex buffer is cut to the length, and turns what is there."""
     artifact, cases = exported(Rotary(), torch.randn(2, 6, 2, 4), {"x": {1: Axis("n", 2, 6, 9)}})
     assert error_of(artifact, cases) < 1e-5
+
+
+class Spectrum(nn.Module):
+    """A filter of the lowest frequencies, as in a Fourier neural operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 4, 5, dtype=torch.cfloat))
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        spectrum = torch.fft.rfft(x, dim=-1)
+        kept = torch.zeros(x.shape[0], 4, spectrum.shape[-1], dtype=torch.cfloat)
+        kept[:, :, :5] = torch.einsum("bik,iok->bok", spectrum[:, :, :5], self.weight)
+        kept[:, 3] = spectrum[:, 0].flip(-1).roll(1, -1)
+        return {
+            "filtered": torch.fft.irfft(kept, n=x.shape[-1], dim=-1),
+            "sum": torch.view_as_real(torch.einsum("bik->bi", spectrum)),
+        }
+
+
+def test_einsum_of_complex_numbers_is_right() -> None:
+    """A product and a sum of complex numbers, in a spectrum that is written in part."""
+    artifact, cases = exported(Spectrum(), torch.randn(2, 3, 16), {"x": {0: Axis("b", 1, 2, 4)}})
+    assert error_of(artifact, cases) < 1e-4

@@ -78,6 +78,50 @@ def _constant_pad(x: Tensor, padding: Sequence[int], value: float = 0) -> Tensor
     return torch.complex(real, torch.constant_pad_nd(_imaginary(x), padding, 0))
 
 
+def _einsum(equation: str, tensors: Sequence[Tensor], *, path: Sequence[int] | None = None) -> Tensor:
+    """`einsum` of one or two tensors: the product of complex numbers is four real products."""
+    if len(tensors) > 2 or not all(tensor.is_complex() for tensor in tensors):
+        return NotImplemented
+
+    def product(*parts: Tensor) -> Tensor:
+        return torch.einsum(equation, *parts)
+
+    first, *others = tensors
+    if not others:
+        return torch.complex(product(_real(first)), product(_imaginary(first)))
+    (second,) = others
+    real = product(_real(first), _real(second)) - product(_imaginary(first), _imaginary(second))
+    imaginary = product(_real(first), _imaginary(second)) + product(_imaginary(first), _real(second))
+    return torch.complex(real, imaginary)
+
+
+def _zeros(size: Sequence[int], *, dtype: torch.dtype | None = None, device: Any = None, **_: Any) -> Tensor:
+    if dtype is None or not dtype.is_complex:
+        return NotImplemented
+    part = torch.zeros(size, dtype=dtype.to_real(), device=device)
+    return torch.complex(part, part)
+
+
+def _by_parts(operator: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """An operator that moves numbers: it moves the real and the imaginary parts alike."""
+
+    def decomposition(x: Tensor, *args: Any) -> Tensor:
+        if not x.is_complex():
+            return NotImplemented
+        parts = [
+            operator(part(x), *[part(arg) if isinstance(arg, Tensor) else arg for arg in args])
+            for part in (_real, _imaginary)
+        ]
+        return torch.complex(*parts)
+
+    return decomposition
+
+
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """`copy`: source in the shape and the type of x."""
+    return source.expand(x.shape).to(x.dtype) if x.is_complex() and source.is_complex() else NotImplemented
+
+
 COMPLEX_NUMBERS: Mapping[str, Callable[..., Any]] = {
     "unsqueeze": _unsqueeze,
     "expand": _expand,
@@ -86,6 +130,13 @@ COMPLEX_NUMBERS: Mapping[str, Callable[..., Any]] = {
     "real": _real,
     "imag": _imaginary,
     "polar": _polar,
+    "einsum": _einsum,
+    "zeros": _zeros,
+    "copy": _copy,
+    "slice_scatter": _by_parts(torch.slice_scatter),
+    "select_scatter": _by_parts(torch.select_scatter),
+    "flip": _by_parts(torch.flip),
+    "roll": _by_parts(torch.roll),
     "exp": _exp,
     "div.Tensor": _divide,
     "conj_physical": _conjugate,
