@@ -1,7 +1,7 @@
 """All steps from a module to an engine, in order: capture, export, check, lower, build, accept.
 
-Enters: a live module and a sample. Leaves: a deployed module that was compared with it. Separate because only this
-function composes the stages; none of them knows another.
+Enters: a live module and a sample. Leaves: a deployed module that was compared with it. Separate because this function
+is the list of the steps; the folders below hold the steps themselves.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.recorded_calls import takes_recordings
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.precision.validate import remaining_precision, require_first_item
+from torch2engine.precision.validate import require_first_item
 
 __all__ = ["deploy"]
 
@@ -128,37 +128,33 @@ def deploy(
         runtime_config=runtime_config,
     )
     report = ReportBuilder(progress)
-    cache = resolve_cache(cache, cache_key)  # an EngineCache or None; refuses a key that is none
+    cache = resolve_cache(cache, cache_key)  # an EngineCache, or None for cache=False; checks that cache_key is a text
     earlier_engines = EarlierEngines(request, cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # as after model.eval(), without autocast; then model and process are as before
         with report.phase("capture"):  # the model runs on the sample
             captured = request.capture(sample_input, dynamic_axes, profiles, preprocess)
             report.add_notes(captured.notes)
-        by_cache_key = earlier_engines.search_by_cache_key(captured)  # accepts what it finds if it answers like model
-        if by_cache_key.module is not None:
-            return by_cache_key.module
+        reused = earlier_engines.search_by_cache_key(captured)  # a TRTModule that was compared with the model, or None
+        if reused is not None:
+            return reused
         calibration = require_first_item(calibration)  # the same data; an iterator's first item is read and put back
         with report.phase("export"):  # torch.onnx.export
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)
-            captured = captured.with_axes_of(onnx_artifact)  # a copy: export finds which axes follow from others
-        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # the model's answers
-            reference = answer_parity_cases(captured, request.candidate_precisions(captured))
-        by_graph = earlier_engines.search_by_graph(onnx_artifact, captured, reference)  # likewise
-        if by_graph.module is not None:
-            return by_graph.module
+            captured = captured.with_axes_and_profiles_of(onnx_artifact)  # a copy; export finds axes that follow
+        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # hashes for search_by_graph
+            reference = answer_parity_cases(captured, rounded_to=request.candidate_precisions(captured))
+        reused = earlier_engines.search_by_graph(onnx_artifact, captured, reference)  # None if calibration was given
+        if reused is not None:
+            return reused
     with report.phase("check"):  # ONNX Runtime against PyTorch
         report.add_parity(reference.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
-    remaining = remaining_precision(request.precision, onnx_artifact)  # "fp32" if the exported one is as requested
-    with report.phase("precision", when=remaining.changes_graph):
-        lowered = request.lower(onnx_artifact, remaining, reference.parity_cases, calibration, report.progress)
-        report.add_lowering(lowered)  # its comparisons and notes, and which nodes are low
+    lowered = request.lower(onnx_artifact, reference.parity_cases, calibration, report)  # the same graph for "fp32"
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)  # with its report; it was compared above
     with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
         torch.cuda.empty_cache()  # the builder is another process and needs the memory
-        pending_engine = load_or_build(lowered.artifact, remaining.tf32_or_none, request.config, cache, report.progress)
-    with pending_engine:  # until its end others wait for a new engine; one from the cache that fails is removed
-        with report.phase("parity"):  # the engine against PyTorch, and the precisions that it computes in
-            trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        earlier_engines.store(pending_engine, trt_module, searches=(by_cache_key, by_graph))  # for later deploys
+        pending_engine = load_or_build(lowered.artifact, lowered.builder_precision, config, cache, report.progress)
+    with pending_engine:  # its end frees the cache's lock, and drops a cached engine if the body failed
+        trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
+        earlier_engines.store_new(pending_engine, trt_module)  # nothing was stored before
     return attach_report_and_trim(trt_module, report)  # trim frees the contexts and CUDA graphs of the comparison

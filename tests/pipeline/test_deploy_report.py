@@ -151,7 +151,7 @@ def test_phase_that_does_not_happen_leaves_no_trace() -> None:
     """Its body runs all the same."""
     builder = ReportBuilder()
     ran: list[int] = []
-    with builder.phase("precision", when=False):
+    with builder.phase("precision", is_reported=False):
         ran.append(1)
     assert ran == [1]
     assert builder.build("fp32").seconds == {}
@@ -194,7 +194,7 @@ def test_phases_are_reported_with_the_steps_inside_them() -> None:
         forward("optimizing", 1, 4, 0.5)
         with builder.copy().phase("parity"):
             pass
-    with builder.phase("precision", when=False):
+    with builder.phase("precision", is_reported=False):
         pass
     assert events == [
         ("export", 0, 1),

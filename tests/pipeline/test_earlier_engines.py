@@ -168,13 +168,13 @@ class Earlier:
             captured = capture_call(model, torch.ones(4, 4), {"x": {0: BATCH}})
             report.add_notes(["captured"])
             by_cache_key = earlier_engines.search_by_cache_key(captured)
-            if by_cache_key.module is not None:
-                return "cache_key", by_cache_key.module
+            if by_cache_key is not None:
+                return "cache_key", by_cache_key
             artifact = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
             answers = answer_parity_cases(captured, ("fp32",))
             by_graph = earlier_engines.search_by_graph(artifact, captured, answers)
-            if by_graph.module is not None:
-                return "graph", by_graph.module
+            if by_graph is not None:
+                return "graph", by_graph
         key = hash_facts({"engine": 1})
         pending_engine = PendingEngine(self.engine, self.cache, key)
         module: Any = SimpleNamespace(compiled=lambda: self.engine)
@@ -182,7 +182,7 @@ class Earlier:
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        earlier_engines.store(pending_engine, module, (by_cache_key, by_graph))
+        earlier_engines.store_new(pending_engine, module)
         return "", report.build("fp32")
 
 

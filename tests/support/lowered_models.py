@@ -19,7 +19,6 @@ from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.accept import make_ort_module
 from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.precision.validate import remaining_precision
 
 __all__ = ["deployed", "exported_once", "module_of_export"]
 
@@ -53,7 +52,5 @@ def module_of_export(
 ) -> ORTModule:
     """What follows the export in `deploy(..., runtime="onnxruntime")`."""
     report = ReportBuilder()
-    with report.phase("precision"):
-        lowered = request.lower(artifact, remaining_precision(request.precision, artifact), cases, calibration, None)
-        report.add_lowering(lowered)
+    lowered = request.lower(artifact, cases, calibration, report)
     return make_ort_module(lowered, request, report)

@@ -51,7 +51,7 @@ def exported(
     with undisturbed(model):
         settled = capture_call(model, sample, axes, profiles)
         artifact = export_onnx(settled)
-        return artifact, make_parity_cases(settled.with_axes_of(artifact))[0]
+        return artifact, make_parity_cases(settled.with_axes_and_profiles_of(artifact))[0]
 
 
 def graph_of(artifact: OnnxArtifact) -> Any:

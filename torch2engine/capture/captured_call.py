@@ -45,8 +45,8 @@ class CapturedCall:
     examples: tuple[tuple[torch.Tensor, ...], ...] = ()
     trial: HostTrial | None = None
 
-    def with_axes_of(self, artifact: Artifact) -> CapturedCall:
-        """The call with the axes and profiles of its artifact; export finds which axes follow from others."""
+    def with_axes_and_profiles_of(self, artifact: Artifact) -> CapturedCall:
+        """A copy with the axes and profiles of its artifact; export finds which axes follow from others."""
         signature = replace(self.signature, inputs=artifact.signature.inputs, axes=artifact.signature.axes)
         return replace(self, signature=signature, profiles=artifact.profiles)
 

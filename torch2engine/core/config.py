@@ -21,6 +21,7 @@ from torch2engine.core.precisions import (
     LOW_PRECISIONS,
     MODEL_PRECISIONS,
     PRECISION_TYPES,
+    QUANTIZED_PRECISIONS,
     WEIGHT_PRECISIONS,
     precision_word,
     quoted,
@@ -483,6 +484,16 @@ class Precision:
         return self.dtype in LOW_PRECISIONS or self.weights is not None
 
     @property
-    def tf32_or_none(self) -> str | None:
-        """The dtype where TensorRT may round float32 products to TF32; None where the ONNX graph says everything."""
+    def is_quantized(self) -> bool:
+        """Whether weights, or weights and activations, become integers or float8."""
+        return self.dtype in QUANTIZED_PRECISIONS or self.weights is not None
+
+    @property
+    def lowest_type(self) -> str:
+        """The number type that causes the largest errors: that of the weights where only weights are quantised."""
+        return self.weights or self.dtype
+
+    @property
+    def builder_precision(self) -> str | None:
+        """The precision for TensorRT's builder: "fp32" or "tf32"; None where the ONNX graph's dtypes decide alone."""
         return self.dtype if PRECISION_TYPES[self.dtype].uses_tf32 else None

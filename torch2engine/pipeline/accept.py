@@ -24,7 +24,7 @@ from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.lowered_parity import cast_case, judged_precision, parity_cases_for, tolerance_for
+from torch2engine.precision.lowered_parity import cast_case, parity_cases_for, tolerance_for
 from torch2engine.precision.verify import verify_engine_precision
 
 __all__ = [
@@ -90,7 +90,7 @@ class EngineCandidate:
         if lowered_to is not None:
             precision = replace(requested.precision, dtype=lowered_to)
             tolerance = tolerance_for(precision, tolerance)
-            judged_as = judged_precision(precision)
+            judged_as = precision.lowest_type
             kept_cases = parity_cases_for(lowered_to, parity_cases)
             parity_cases = [cast_case(case, engine.signature, lowered_to) for case in kept_cases]
         return cls(
@@ -114,16 +114,17 @@ def make_verified_trt_module(
         lowered: the ONNX model that was exported and lowered just now.
         request: the model, and how the module is to answer.
         gpu: where the engine runs.
-        report: takes the comparison, the engine's precisions and notes.
+        report: takes the phase "parity", the comparison, the engine's precisions and notes.
 
     Raises:
         ParityError, RefitError: the engine does not answer like the model.
         PrecisionError: it computes too much in another precision.
     """
-    module = accept(EngineCandidate.of_lowered(engine.artifact, lowered), request, gpu, report)
-    report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
-    report.add_notes(lowered.check_metric(module))
-    report.add_notes(engine.notes)  # whether it comes from the cache
+    with report.phase("parity"):
+        module = accept(EngineCandidate.of_lowered(engine.artifact, lowered), request, gpu, report)
+        report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
+        report.add_notes(lowered.check_metric(module))
+        report.add_notes(engine.notes)  # whether it comes from the cache
     return module
 
 

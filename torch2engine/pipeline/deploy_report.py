@@ -105,13 +105,17 @@ class ReportBuilder:
         self._seconds: dict[str, float] = {}
 
     @contextmanager
-    def phase(self, name: str, when: bool = True) -> Generator[None]:
-        """Time the body as a phase of the report, and report its progress; if `when` is False, only run it.
+    def phase(self, name: str, is_reported: bool = True) -> Generator[None]:
+        """Time the body as a phase of the report, and report its progress.
+
+        Args:
+            name: of the phase; seconds of phases of one name are added.
+            is_reported: False only runs the body.
 
         Raises:
             BuildError: the progress callback cancels.
         """
-        if not when:
+        if not is_reported:
             yield
             return
         start = time.perf_counter()

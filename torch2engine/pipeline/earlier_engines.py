@@ -1,7 +1,7 @@
-"""The engine of an earlier deploy() is found again, so that export, checks and build are not repeated.
+"""Finds the engine of an earlier deploy(), so that export, checks and build are not repeated.
 
-Enters: a request, and its cache. Leaves: an engine that was compared with the model anew, or None; then deploy() takes
-every step. Separate because a shortcut is right only if it finds and accepts what all steps would have built.
+Enters: a request, and its cache. Leaves: an engine that was compared with the model again; or None, and deploy() takes
+every step. Separate because an earlier engine must be the one that all steps would have built.
 
 deploy() can find an earlier engine at three points, and this class does the first two:
 
@@ -9,14 +9,14 @@ deploy() can find an earlier engine at three points, and this class does the fir
 2. `search_by_graph`, after the export: the ONNX graph and all other arguments are the same.
 3. `load_or_build`, before the build: everything that TensorRT reads is the same.
 
-The first two have a record key, which hashes what deploy() was given. Its record in the cache names the engine key,
-which hashes what TensorRT was given. The third has the engine key itself.
+Two kinds of keys lead to an engine. An engine key hashes what TensorRT was given; the third search has it. A record key
+hashes what deploy() was given; the first two searches have it. Under a record key the cache stores the engine key.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,22 +38,9 @@ from torch2engine.pipeline.request_facts import graph_facts, incomparable_attrib
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
-__all__ = ["EarlierEngines", "SearchResult"]
+__all__ = ["EarlierEngines"]
 
 _FROM_CACHE = "engine and graph were made before and come from the cache; the graph was compared with ONNX Runtime then"
-
-
-@dataclass(frozen=True)
-class SearchResult:
-    """The outcome of one search for an earlier engine.
-
-    Args:
-        module: the engine in the model's place, accepted and with its report; None if there is no such engine.
-        record_key: under which the cache records the engine of this request; None where no record is made.
-    """
-
-    module: TRTModule | None = None
-    record_key: str | None = None
 
 
 class EarlierEngines:
@@ -72,38 +59,46 @@ class EarlierEngines:
     ) -> None:
         self._request = request
         self._report = report
-        self._cache = cache if _may_reuse(request) else None
-        self._cache_key = cache_key
+        reusable = cache if _may_reuse(request) else None
+        self._cache = reusable  # where new records go; None for nowhere
+        self._cache_for_key = None if cache_key is None else reusable  # where `search_by_cache_key` looks
+        self._cache_for_graph = None if request.has_calibration else reusable  # where `search_by_graph` looks
+        self._cache_key = cache_key or ""
+        self._record_keys: list[str] = []  # of the searches so far
 
-    def search_by_cache_key(self, captured: CapturedCall) -> SearchResult:
-        """Put the engine of an earlier deploy with the same cache_key in the model's place, without an export.
+    def search_by_cache_key(self, captured: CapturedCall) -> TRTModule | None:
+        """Find the engine of an earlier deploy with the same cache_key, without an export.
 
-        Call it in `undisturbed`: the model answers the parity cases.
+        Call it in `undisturbed`, since the model answers the parity cases.
 
         Args:
             captured: the model's call.
+
+        Returns:
+            the engine in the model's place, accepted and with its report; None if there is no such engine.
         """
-        if self._cache is None or self._cache_key is None:
-            return SearchResult()
+        cache = self._cache_for_key
+        if cache is None:
+            return None
         with self._report.phase("recall"):
             facts = model_facts(self._request, self._cache_key)
             if facts is None:
                 if reason := incomparable_attribute(self._request.model):
                     warn_user(f"cache_key is not used, and the model is deployed anew: {reason}")
-                return SearchResult()
-            key = self._record_key(facts, captured)
-            earlier = self._find(self._cache, key, captured)
+                return None
+            earlier = self._find(cache, facts, captured)
         if earlier is None:
-            return SearchResult(record_key=key)
-        captured = captured.with_axes_of(earlier.engine)
+            return None
+        captured = captured.with_axes_and_profiles_of(earlier.engine)
         with self._report.phase("reference"):
-            reference = answer_parity_cases(captured, self._request.candidate_precisions(captured))
-        return SearchResult(self._accept(self._cache, earlier, captured, reference), key)
+            precisions = self._request.candidate_precisions(captured)
+            reference = answer_parity_cases(captured, rounded_to=precisions)
+        return self._accept(cache, earlier, captured, reference)
 
     @contextmanager
     def hashing_in_thread(self, artifact: OnnxArtifact) -> Generator[None]:
         """Hash an exported model's files in a thread while the body runs; `search_by_graph` needs the hashes."""
-        if self._cache is None or self._request.has_calibration or self._request.config.refittable:
+        if self._cache_for_graph is None or self._request.config.refittable:
             yield
             return
         thread = threading.Thread(target=_hash_files, args=(artifact,), name="torch2engine hash", daemon=True)
@@ -115,29 +110,32 @@ class EarlierEngines:
 
     def search_by_graph(
         self, artifact: OnnxArtifact, captured: CapturedCall, reference: ReferenceAnswers
-    ) -> SearchResult:
-        """Put the engine of an earlier deploy with the same ONNX graph, source lines included, in the model's place.
+    ) -> TRTModule | None:
+        """Find the engine of an earlier deploy with the same ONNX graph, source lines included.
+
+        With calibration data there is no search: other data than before would give another engine.
 
         Args:
             artifact: the exported model; the values of weights that a refit replaces don't matter.
             captured: the model's call.
             reference: the model's answers, with which the engine is compared.
-        """
-        if self._cache is None or self._request.has_calibration:  # other data than before, perhaps
-            return SearchResult()
-        with self._report.phase("recall"):
-            key = self._record_key(graph_facts(artifact, self._request.config.refittable), captured)
-            earlier = self._find(self._cache, key, captured)
-        module = None if earlier is None else self._accept(self._cache, earlier, captured, reference)
-        return SearchResult(module, key)
 
-    def store(self, engine: PendingEngine, module: TRTModule, searches: Iterable[SearchResult]) -> None:
-        """Store an accepted engine, and record it for later deploys, whose searches then find it.
+        Returns:
+            the engine in the model's place, accepted and with its report; None if there is no such engine.
+        """
+        cache = self._cache_for_graph
+        if cache is None:
+            return None
+        with self._report.phase("recall"):
+            earlier = self._find(cache, graph_facts(artifact, self._request.config.refittable), captured)
+        return None if earlier is None else self._accept(cache, earlier, captured, reference)
+
+    def store_new(self, engine: PendingEngine, module: TRTModule) -> None:
+        """Store this deploy's engine in the cache, and record it, so that the searches of later deploys find it.
 
         Args:
             engine: as it was loaded or built.
-            module: the engine with the weights and the compiled kernels that it has now.
-            searches: those of this deploy.
+            module: the accepted engine, with the weights and the compiled kernels that it has now.
         """
         stored = module.compiled()
         if self._request.runtime_config.kernel_specialization != "none":
@@ -146,18 +144,18 @@ class EarlierEngines:
         engine.store(stored)
         if self._cache is None:
             return
-        for search in searches:
-            if search.record_key is not None:
-                record = RequestRecord(engine.cache_key, self._report.reusable_findings())
-                self._cache.write_record(search.record_key, record)
+        for key in self._record_keys:
+            self._cache.write_record(key, RequestRecord(engine.cache_key, self._report.reusable_findings()))
 
     def _record_key(self, facts: Mapping[str, Any], captured: CapturedCall) -> str:
         """The key of the record for the request with these facts."""
         with torch.cuda.device(captured.target_gpu):  # build_environment reads the current GPU
             return hash_facts({**request_facts(self._request, captured), **facts})
 
-    def _find(self, cache: EngineCache, key: str, captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was recorded under a key, if it runs here as it is."""
+    def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
+        """The engine that was recorded for the request with these facts, if it runs here as it is."""
+        key = self._record_key(facts, captured)
+        self._record_keys.append(key)
         with torch.cuda.device(captured.target_gpu):  # `current_driver` asks the current GPU
             record = cache.read_record(key)
             engine = None if record is None else cache.take(record.engine_key)
@@ -182,7 +180,7 @@ class EarlierEngines:
         captured: CapturedCall,
         reference: ReferenceAnswers,
     ) -> TRTModule | None:
-        """Put an earlier engine in the model's place, if it answers like the model; else remove its record and warn."""
+        """Put an earlier engine in the model's place if it answers like the model; else remove its record, and warn."""
         report = self._report.copy()
         report.add_reusable_findings(earlier.facts)
         try:

@@ -21,9 +21,8 @@ from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
-from torch2engine.precision.lowered_parity import judged_precision
 from torch2engine.precision.validate import (
-    remaining_precision,
+    needed_lowering,
     require_first_item,
     require_lowering_tools,
     validated_precision,
@@ -72,10 +71,10 @@ def export(
     with undisturbed(model):
         captured = capture_call(model, sample_input, dynamic_axes, profiles, preprocess, mutations=options.mutations)
         artifact = export_onnx(captured, refittable)
-        remaining = remaining_precision(requested, artifact)
-        if not remaining.changes_graph:
+        lowering = needed_lowering(requested, artifact)
+        if not lowering.changes_graph:
             return artifact
-        captured = captured.with_axes_of(artifact)
-        answers = answer_parity_cases(captured, (captured.precision, judged_precision(requested)))
+        captured = captured.with_axes_and_profiles_of(artifact)
+        answers = answer_parity_cases(captured, rounded_to=(captured.precision, requested.lowest_type))
     answers.compare(ORTModule(artifact), tolerance=None).raise_if_failed()
-    return lower(artifact, remaining, answers.parity_cases, calibration, flavour=_BUILT_BY).artifact
+    return lower(artifact, lowering, answers.parity_cases, calibration, flavour=_BUILT_BY).artifact

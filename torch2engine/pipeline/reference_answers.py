@@ -45,15 +45,15 @@ class ReferenceAnswers:
         return judge(candidate, self.parity_cases, tolerance, self.notes)
 
 
-def answer_parity_cases(captured: CapturedCall, precisions: Sequence[str]) -> ReferenceAnswers:
+def answer_parity_cases(captured: CapturedCall, rounded_to: Sequence[str]) -> ReferenceAnswers:
     """Run the model on every parity case, and again with rounded inputs and weights; call it inside `undisturbed`.
 
     Args:
         captured: the model's call.
-        precisions: those in which candidates will compute; see `capture.rounding_sensitivity`.
+        rounded_to: the precisions to round to, in which candidates will compute; see `capture.rounding_sensitivity`.
 
     Raises:
         DynamicAxisError, ExportError: as `make_parity_cases`.
     """
     parity_cases, notes = make_parity_cases(captured)
-    return ReferenceAnswers(with_sensitivity(captured, parity_cases, precisions), notes)
+    return ReferenceAnswers(with_sensitivity(captured, parity_cases, rounded_to), notes)

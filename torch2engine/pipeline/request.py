@@ -28,14 +28,13 @@ from torch2engine.core.config import (
     require_instance,
 )
 from torch2engine.core.errors import InstallationError
-from torch2engine.core.progress import Progress
 from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
+from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.lowered_parity import judged_precision
-from torch2engine.precision.validate import require_lowering_tools, validated_precision
+from torch2engine.precision.validate import needed_lowering, require_lowering_tools, validated_precision
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
 
@@ -117,33 +116,45 @@ class DeployRequest:
     def lower(
         self,
         artifact: OnnxArtifact,
-        precision: Precision,
         parity_cases: Sequence[ParityCase],
         calibration: Iterable[Any] | None,
-        progress: Progress,
+        report: ReportBuilder,
     ) -> LoweredModel:
-        """Lower an exported model to a precision, within the request's tolerance and its flavour's limits.
+        """Lower an exported model to the requested precision, within its tolerance and its flavour's limits.
 
-        Args, Raises: as `torch2engine.precision.lower.lower`.
+        Args:
+            artifact: the exported model; it stays as it is where it computes in the requested precision already.
+            parity_cases, calibration: as for `torch2engine.precision.lower.lower`.
+            report: takes the phase "precision", the comparisons, the notes, and which nodes are low.
+
+        Raises:
+            as `torch2engine.precision.lower.lower`.
         """
-        return lower(
-            artifact,
-            precision,
-            parity_cases,
-            calibration,
-            tolerance=self.tolerance,
-            flavour=self.flavour,
-            progress=progress,
-        )
+        precision = needed_lowering(self.precision, artifact)
+        with report.phase("precision", is_reported=precision.changes_graph):
+            lowered = lower(
+                artifact,
+                precision,
+                parity_cases,
+                calibration,
+                tolerance=self.tolerance,
+                flavour=self.flavour,
+                progress=report.progress,
+            )
+            report.add_lowering(lowered)
+        return lowered
+
+    def candidate_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
+        """The model's own precision and the requested one, to which the model's inputs and weights are rounded.
+
+        Candidates compute in them, and the rounding shows how far such candidates may be off.
+        """
+        return captured.precision, self.precision.lowest_type
 
     @property
     def flavour(self) -> str | None:
         """The TensorRT that builds: "tensorrt" or "tensorrt_rtx"; None where ONNX Runtime answers."""
         return None if self.runtime == "onnxruntime" else find_tensorrt(self.config.flavour).name
-
-    def candidate_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
-        """The precisions in which candidates will be compared with the model: its own, and the requested one."""
-        return captured.precision, judged_precision(self.precision)
 
     @property
     def eager_reference(self) -> nn.Module | None:

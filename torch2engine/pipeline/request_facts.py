@@ -23,7 +23,6 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.core.config import Precision, Tolerance, Tolerances
 from torch2engine.core.errors import InputError
-from torch2engine.core.precisions import QUANTIZED_PRECISIONS
 from torch2engine.pipeline.model_attributes import ModelAttributes
 from torch2engine.pipeline.request import DeployRequest
 
@@ -116,7 +115,7 @@ def sample_facts(precision: Precision, inputs: Sequence[Sequence[torch.Tensor]])
     """
     if not precision.changes_graph:
         return None
-    if precision.dtype in QUANTIZED_PRECISIONS or precision.weights is not None:
+    if precision.is_quantized:
         return [fingerprints({"": leaf})[""] for leaves in inputs for leaf in leaves]
     exponents: list[int] = []
     for leaves in zip(*inputs, strict=True):  # one input of the model in all calls

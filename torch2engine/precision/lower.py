@@ -60,7 +60,7 @@ def lower(
         BuildError: progress returned False.
     """
     if not precision.changes_graph:
-        return LoweredModel(artifact, cases, tolerance)
+        return LoweredModel(artifact, cases, tolerance, builder_precision=precision.builder_precision)
     _require_float32_model(artifact, precision)
     with reporting(progress) as report:
         reporter = Reporter("calibration", report)

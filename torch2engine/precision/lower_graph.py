@@ -21,7 +21,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Precision, Tolerance, Tolerances
 from torch2engine.core.errors import InputError
-from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES, QUANTIZED_PRECISIONS
+from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES
 from torch2engine.core.preprocess import ORIGIN
 from torch2engine.core.progress import Reporter
 from torch2engine.core.wording import did_you_mean
@@ -39,7 +39,6 @@ from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.lowered_parity import (
     cast_case,
     cast_signature,
-    judged_precision,
     parity_cases_for,
     tolerance_for,
 )
@@ -74,7 +73,7 @@ class GraphLowering:
         self.cases = parity_cases_for(precision.dtype, cases)
         self.metric = metric_of_budget(precision.budget, artifact.signature, calibration)
         self.tolerance = _UNBOUNDED if self.metric is not None else tolerance_for(precision, tolerance)
-        self.judged_as = judged_precision(precision)
+        self.judged_as = precision.lowest_type
         self.module_of_node = node_modules(load_model(artifact.verified_onnx_path))
         self._calibration = calibration
         self._flavour = flavour
@@ -158,6 +157,7 @@ class GraphLowering:
             reports=(self._judge(artifact, cases),),
             notes=notes,
             metric=self.metric,
+            builder_precision=self.precision.builder_precision,
         )
 
     def _judge(self, artifact: OnnxArtifact, cases: Sequence[ParityCase]) -> ParityReport:
@@ -169,7 +169,7 @@ class GraphLowering:
         precision = self.precision
         source = self.artifact.verified_onnx_path
         notes: tuple[str, ...] = ()
-        if precision.dtype in QUANTIZED_PRECISIONS or precision.weights:
+        if precision.is_quantized:
             # Only weights have four bits, so a node that is too large for float16 may have them too.
             float32_nodes = self.requested_float32_nodes() if precision.weights else float32_reasons
             notes = quantize(

@@ -35,6 +35,7 @@ class LoweredModel:
         reports: PyTorch against the graph, rounded after every operator.
         notes: sentences for the user.
         metric: judges whatever is deployed; None without one.
+        builder_precision: "fp32" or "tf32", for TensorRT's builder; None where the graph's dtypes decide alone.
     """
 
     artifact: OnnxArtifact
@@ -45,6 +46,7 @@ class LoweredModel:
     reports: tuple[ParityReport, ...] = ()
     notes: tuple[str, ...] = ()
     metric: CalibrationMetric | None = None
+    builder_precision: str | None = None
 
     @property
     def refit_tolerance(self) -> Tolerances | None:

@@ -18,22 +18,17 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import PRECISION_TYPES, QUANTIZED_PRECISIONS
 from torch2engine.core.spec import Signature, TensorSpec
 
-__all__ = ["cast_case", "cast_signature", "judged_precision", "parity_cases_for", "tolerance_for"]
+__all__ = ["cast_case", "cast_signature", "parity_cases_for", "tolerance_for"]
 
 
 def tolerance_for(precision: Precision, tolerance: Tolerances | None) -> Tolerances | None:
     """Choose when a lowered model counts as equal: the budget's tolerance, else the user's.
 
-    None means the default of `judged_precision`, or more where the model's sensitivity is larger.
+    None means the default of `Precision.lowest_type`, or more where the model's sensitivity is larger.
     """
     if precision.budget is not None and precision.budget.tolerance is not None:
         return precision.budget.tolerance
     return tolerance
-
-
-def judged_precision(precision: Precision) -> str:
-    """Choose whose tolerance and sensitivity count: with int4 weights the dtype stays, but errors are those of int4."""
-    return precision.weights or precision.dtype
 
 
 def parity_cases_for(precision: str, cases: Sequence[ParityCase]) -> Sequence[ParityCase]:

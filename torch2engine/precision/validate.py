@@ -34,7 +34,7 @@ from torch2engine.precision.calibration import check_calibration
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = [
-    "remaining_precision",
+    "needed_lowering",
     "require_first_item",
     "require_low_nodes",
     "require_lowering_tools",
@@ -115,21 +115,22 @@ def require_refittable_precision(precision: Precision, config: BuildConfig) -> N
     """
     if not config.refittable:
         return
-    is_quantized = precision.dtype in QUANTIZED_PRECISIONS or precision.weights is not None
-    if is_quantized or precision.low_io:
+    if precision.is_quantized or precision.low_io:
         refittable = (*FLOAT32_PRECISIONS, *CAST_PRECISIONS)
         raise InputError(
             "BuildConfig.refittable",
-            got="True with " + (repr(precision.weights or precision.dtype) if is_quantized else "low_io=True"),
+            got="True with " + (repr(precision.lowest_type) if precision.is_quantized else "low_io=True"),
             allowed=f"{quoted(refittable, 'or')}, with the model's own inputs and outputs",
             fix="leave refittable out, or take another precision",
         )
 
 
-def remaining_precision(precision: Precision, artifact: OnnxArtifact) -> Precision:
-    """Find what the exported graph still has to be lowered to.
+def needed_lowering(precision: Precision, artifact: OnnxArtifact) -> Precision:
+    """Find the precision that an exported graph must still be lowered to.
 
-    A half model for which half was requested needs nothing more. A model with quantisers of its own keeps their type.
+    Returns:
+        "fp32", which changes nothing, for a half model where half was requested. The quantisers' own precision for a
+        model that has quantisers, where no low precision was requested. Otherwise the requested precision.
     """
     if artifact.precision in QUANTIZED_PRECISIONS:
         return precision if precision.changes_graph else Precision(artifact.precision)

@@ -92,7 +92,7 @@ def quantize(
         InstallationError: "fp8" without ml_dtypes.
     """
     model = load_model(source)
-    low = precision.weights or precision.dtype
+    low = precision.lowest_type
     if low not in (*QUANTIZED_PRECISIONS, *WEIGHT_PRECISIONS):
         raise InputError(
             "quantize", got=f"precision {low!r}", allowed="'int8', 'fp8' or weights='int4'", fix="pass one"
