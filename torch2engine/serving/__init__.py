@@ -1,7 +1,7 @@
-"""Thin faces of saved artifacts for the engines that distribute work: Ray Data.
+"""Thin faces of saved artifacts for the engines that distribute work: Ray Data and Ray Serve.
 
 Enters: an artifact's folder. Leaves: what such an engine runs in its workers. Separate because nothing here computes:
 a Processor answers on a GPU, ONNX Runtime on a CPU, and no worker imports torch.
 
-Public: `ray`.
+Public: `ray`, `ray_serve`.
 """

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.core.config import RuntimeConfig, require_instance
-from torch2engine.core.errors import InputError
+from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.ort_session import OrtSession
@@ -87,13 +88,22 @@ def find_artifact(source: Any) -> EngineArtifact | OnnxArtifact:
     """The artifact of a folder, or the artifact itself.
 
     Raises:
-        ArtifactError: no artifact is there, or it is damaged.
+        ArtifactError: no artifact is there, it is damaged, or it needs PyTorch.
         InputError: neither a path nor an artifact.
     """
     if isinstance(source, (EngineArtifact, OnnxArtifact)):
         return source
     if isinstance(source, (str, Path)):
-        return load_artifact(source, to_run=True)
+        found = load_artifact(source, to_run=True)
+        if not isinstance(found, PartsArtifact):
+            return found
+        raise ArtifactError(
+            f"artifact '{source}'",
+            path=str(source),
+            got="a model in parts, some of which PyTorch runs",
+            allowed="an engine or an exported model, since workers have no PyTorch",
+            fix="deploy it without fallback, or serve it by torch2engine.load in workers of your own",
+        )
     raise InputError(
         "artifact",
         got=kind_of(source),

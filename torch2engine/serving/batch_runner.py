@@ -15,7 +15,7 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import InputError, ShapeError
-from torch2engine.processor.arrays import input_layout
+from torch2engine.processor.arrays import check_call, input_layout
 from torch2engine.processor.batches import Batches, plan_batches
 from torch2engine.serving.array_runner import Array, open_runner
 
@@ -82,6 +82,36 @@ class BatchRunner:
             inputs = self._zeros(rows)
             for _ in range(_WARM_CALLS):
                 self._runner.infer(inputs)
+
+    def probe(self) -> None:
+        """Answer zeros in the smallest batch.
+
+        Raises:
+            Torch2EngineError: the engine or its GPU fails.
+        """
+        self._runner.infer(self._zeros(self._batches.padded_size(1)))
+
+    def check(self, columns: Mapping[str, Array]) -> int:
+        """Hold columns against the signature and the profiles, without answering them.
+
+        Args:
+            columns: as for a call.
+
+        Returns:
+            how many rows they have.
+
+        Raises:
+            InputError, ShapeError, DtypeError: as a call.
+        """
+        rows = self._count_rows(columns)
+        batch = self._batches.padded_size(min(max(rows, 1), self._batches.size))
+        # Arrays of these shapes that take no memory.
+        alike = {
+            name: np.broadcast_to(np.zeros((), array.dtype), (batch, *array.shape[1:]))
+            for name, array in columns.items()
+        }
+        check_call(self.signature, self._profiles, alike)
+        return rows
 
     def __call__(self, columns: Mapping[str, Array]) -> dict[str, Array]:
         """Answer rows.

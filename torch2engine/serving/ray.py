@@ -18,7 +18,7 @@ from torch2engine.core.wording import did_you_mean, kind_of
 from torch2engine.serving.array_runner import Array, Source, find_artifact
 from torch2engine.serving.batch_runner import BatchRunner, rows_per_call
 
-__all__ = ["Predictor", "predict"]
+__all__ = ["Predictor", "import_ray", "light_argument", "predict"]
 
 # Ray keeps larger constructor arguments in the object store, and an actor can't restart once they are lost there.
 _MOST_ARGUMENT_BYTES = 100_000
@@ -130,18 +130,18 @@ def predict(
         InputError: no Dataset, or an artifact in memory that is too large to be an actor's argument.
         ArtifactError: no artifact is there, or it is damaged.
     """
-    ray = _import_ray()
-    if not isinstance(dataset, ray.data.Dataset):
+    data = import_ray("ray.data")
+    if not isinstance(dataset, data.Dataset):
         raise InputError(
             "dataset", got=kind_of(dataset), allowed="a ray.data.Dataset", fix="make one, e.g. with ray.data.from_numpy"
         )
     found = find_artifact(artifact)
-    source = _light(artifact)
+    source = light_argument(artifact)
     is_engine = isinstance(found, EngineArtifact)
     options: dict[str, Any] = {"num_gpus": 1} if is_engine else {}
     if actors is None:
-        actors = max(1, int(ray.cluster_resources().get("GPU", 1))) if is_engine else 1
-    options["compute"] = ray.data.ActorPoolStrategy(
+        actors = max(1, int(import_ray("ray").cluster_resources().get("GPU", 1))) if is_engine else 1
+    options["compute"] = data.ActorPoolStrategy(
         size=actors,
         max_tasks_in_flight_per_actor=_TASKS_PER_ACTOR,
         max_concurrent_calls_per_actor=2,
@@ -156,22 +156,24 @@ def predict(
     )
 
 
-def _import_ray() -> Any:
-    """The package ray with its part data.
+def import_ray(part: str) -> Any:
+    """Import a part of Ray.
+
+    Args:
+        part: "ray.data" or "ray.serve".
 
     Raises:
         InstallationError: it is missing.
     """
     try:
-        importlib.import_module("ray.data")
-        return importlib.import_module("ray")
+        return importlib.import_module(part)
     except ModuleNotFoundError as error:
         raise InstallationError(
             "Ray", got=f"no module {error.name}", allowed="an installed Ray", fix="`pip install torch2engine[ray]`"
         ) from error
 
 
-def _light(artifact: Source) -> Source:
+def light_argument(artifact: Source) -> Source:
     """What an actor's constructor is given: an absolute path, or a small artifact.
 
     Raises:

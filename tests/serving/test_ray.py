@@ -1,20 +1,25 @@
-"""`torch2engine.serving.ray` on Ray Data: two actors on 10 000 rows, by id, also where one is killed.
+"""Ray Data and Ray Serve for real: 10 000 rows by id, also where an actor is killed; 1 000 requests at once; a drain.
 
-One Ray session for the whole file; it starts processes and takes seconds.
+One Ray session for all of it, since it starts processes and takes seconds.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import io
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 import ray
 import ray.data
+import ray.serve
 import torch
 
 import torch2engine as t2e
@@ -23,7 +28,10 @@ from benchmarks.evidence import Evidence
 from tests.serving.dies_once import DiesOnce
 from tests.support.deploy_models import engine, nested
 from torch2engine.serving.ray import Predictor, predict
+from torch2engine.serving.ray_serve import deployment
 
+REQUESTS = 1000
+DRAINED = 200
 ROWS = 10_000
 BLOCKS = 7  # their ends are not those of batches
 
@@ -132,3 +140,103 @@ def test_what_predict_can_see_is_refused_before_any_actor_starts(dataset: Any, f
         predict(dataset, nested()[1]._artifact)
     with pytest.raises(t2e.InputError, match=r"dataset: got a list; expected a ray\.data\.Dataset"):
         predict([1], folder)
+
+
+# Ray Serve
+
+
+@pytest.fixture(scope="module")
+def url(session: None, folder: str) -> Iterator[str]:
+    """One replica behind HTTP."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = {"enable_access_log": False}
+    ray.serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
+    ray.serve.run(deployment(folder))
+    yield f"http://127.0.0.1:{port}/"
+    ray.serve.shutdown()
+
+
+def npy(array: Any) -> bytes:
+    """The bytes of numpy.save."""
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+async def ask(client: aiohttp.ClientSession, url: str, number: int) -> tuple[int, Any]:
+    """A request of one to three rows; its number, and the answer or what came instead."""
+    ids = np.arange(1 + number % 3, dtype=np.float32) + number
+    async with client.post(url, data=npy(images(ids))) as response:
+        body = await response.read()
+        return number, np.load(io.BytesIO(body)) if response.status == 200 else body.decode()
+
+
+async def ask_all(url: str, count: int, meanwhile: Any = None) -> list[tuple[int, Any]]:
+    """Requests that are all under way together; `meanwhile` runs in a thread once the first are answered."""
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=count)) as client:
+        tasks = [asyncio.create_task(ask(client, url, number)) for number in range(count)]
+        if meanwhile is not None:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.to_thread(meanwhile)
+        return await asyncio.gather(*tasks)
+
+
+def hold_answers(found: list[tuple[int, Any]], folder: str) -> None:
+    """Every request has the answer to its own rows."""
+    assert all(isinstance(answer, np.ndarray) for _, answer in found), found
+    ids = [np.arange(1 + number % 3, dtype=np.float32) + number for number, _ in found]
+    wanted = Predictor(folder)({"x": images(np.concatenate(ids))})["output"]
+    np.testing.assert_allclose(np.concatenate([answer for _, answer in found]), wanted, rtol=1e-5, atol=1e-6)
+
+
+async def get(url: str) -> dict[str, Any]:
+    """What the replica says of itself."""
+    async with aiohttp.ClientSession() as client, client.get(url) as response:
+        status: dict[str, Any] = await response.json()
+        return status
+
+
+def test_requests_at_once_are_answered_in_batches(url: str, folder: str) -> None:
+    """1 000 requests at once: each gets its own rows' answers, and many go together into a batch."""
+    found = asyncio.run(ask_all(url, REQUESTS))
+    assert len(found) == REQUESTS
+    hold_answers(found, folder)
+    status = asyncio.run(get(url))
+    assert status["inputs"] == ["x: float32[batch, 6]"]
+    assert (status["requests"], status["rows"], status["errors"]) == (REQUESTS, 1999, 0)
+    assert status["batches"] < REQUESTS / 2
+
+
+def test_bad_request_is_told_alone(url: str) -> None:
+    """What a request can't have is its own 400, with the text of the library; larger ones than a batch are answered."""
+    bad = {
+        "DtypeError": npy(np.zeros((2, 6))),
+        "ShapeError": npy(np.zeros((2, 7), np.float32)),
+        "InputError": b"not an array",
+    }
+
+    async def send() -> tuple[dict[str, tuple[int, dict[str, str]]], Any]:
+        async with aiohttp.ClientSession() as client:
+            answers: dict[str, tuple[int, dict[str, str]]] = {}
+            for name, body in bad.items():
+                async with client.post(url, data=body) as response:
+                    answers[name] = response.status, await response.json()
+            async with client.post(url, data=npy(images(np.arange(20, dtype=np.float32)))) as response:
+                return answers, np.load(io.BytesIO(await response.read()))
+
+    answers, large = asyncio.run(send())
+    assert {name: (status, body["error"]) for name, (status, body) in answers.items()} == {
+        name: (400, name) for name in bad
+    }
+    assert answers["DtypeError"][1]["message"].startswith("input 'x': got dtype float64; expected float32")
+    assert large.shape == (20, 3)
+
+
+def test_replica_that_is_replaced_loses_no_request(url: str, folder: str) -> None:
+    """A new version comes while requests are under way: the old replica first answers what it has."""
+    found = asyncio.run(ask_all(url, DRAINED, lambda: ray.serve.run(deployment(folder, max_wait_s=0.001))))
+    assert len(found) == DRAINED
+    hold_answers(found, folder)
+    assert asyncio.run(get(url))["requests"] < DRAINED + REQUESTS  # the new replica counts from zero
