@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -327,3 +328,19 @@ def test_precision_of_a_foreign_file_follows_from_its_dtypes(tmp_path: Path) -> 
         "out, or export the model again"
     )
     assert make_build_source(onnx_models.relu(tmp_path), {"batch": (1, 2, 4)}, "tf32").artifact.precision == "tf32"
+
+
+@pytest.mark.parametrize("external", [False, True])
+def test_disk_without_room_for_the_copy_is_an_artifact_error(tmp_path: Path, external: bool) -> None:
+    """The error names the place that is full, and not only what Python says of it."""
+    path = onnx_models.matmul(tmp_path)
+    if external:
+        onnx.save_model(onnx.load(path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # no file may grow beyond
+    try:
+        error = refusal(path, {"batch": (1, 2, 4)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "got 'File too large (" in str(error)
+    assert str(error).endswith("see whether this process may use it and the disk has room")

@@ -18,6 +18,7 @@ from torch2engine.cli.doctor.finding import Finding
 from torch2engine.cli.doctor.machine import Machine, examine_machine
 from torch2engine.cli.doctor.packages import REQUIRED
 from torch2engine.cli.doctor.surroundings import check_surroundings
+from torch2engine.core.errors import ArtifactError
 
 Break = Callable[[Environment], object]
 
@@ -383,3 +384,10 @@ def test_doctor_imports_nothing_that_it_examines(run_python: Callable[[str], obj
         "print(json.dumps([name for name in ('numpy', 'torch', 'onnx', 'rich', 'click') if name in sys.modules]))"
     )
     assert run_python(code) == []
+
+
+def test_doctor_without_a_folder_for_temporary_files_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can't collect facts there, and names the cure."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ArtifactError, match=r"No such file .*; point TMPDIR at a folder with room"):
+        examine_machine({})

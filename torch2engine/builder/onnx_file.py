@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import onnx as _typed_onnx
 
+from torch2engine.artifact.files import disk_errors
 from torch2engine.artifact.onnx_outline import ONNX_DTYPES
 from torch2engine.core.errors import ArtifactError, DtypeError
 from torch2engine.core.foreign_files import cure_for_path
@@ -68,12 +69,13 @@ def copy_model(path: Path, target: Path) -> Any:
     """Copy a model and its external data, and return it without these.
 
     Raises:
-        ArtifactError: external data are missing, or lie outside the model's folder.
+        ArtifactError: external data are missing, or lie outside the model's folder. Or there is no room for the copy.
     """
     model = onnx.load(str(path), load_external_data=False)
     external = [tensor for tensor in walk_model_tensors(model) if onnx.external_data_helper.uses_external_data(tensor)]
     if not external:
-        shutil.copyfile(path, target)
+        with disk_errors(target.parent):
+            shutil.copyfile(path, target)
         return model
     try:
         for tensor in external:
@@ -87,14 +89,15 @@ def copy_model(path: Path, target: Path) -> Any:
             fix="copy the model together with its data files, or export it again",
         ) from error
     # One file beside the model, whatever the names and number of the originals.
-    onnx.save_model(
-        model,
-        str(target),
-        save_as_external_data=True,
-        all_tensors_to_one_file=True,
-        location=f"{target.name}.data",
-        convert_attribute=True,
-    )
+    with disk_errors(target.parent):
+        onnx.save_model(
+            model,
+            str(target),
+            save_as_external_data=True,
+            all_tensors_to_one_file=True,
+            location=f"{target.name}.data",
+            convert_attribute=True,
+        )
     return onnx.load(str(target), load_external_data=False)
 
 

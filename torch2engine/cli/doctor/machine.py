@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch2engine.artifact.scratch_folder import scratch_folder
 
 __all__ = ["MODULES", "Driver", "Imported", "Machine", "examine_machine", "release"]
 
@@ -146,8 +147,8 @@ def _probe(
     environment: Mapping[str, str], python: Sequence[str], names: Sequence[str]
 ) -> tuple[list[dict[str, Any]], str]:
     """Run the child process once; what it wrote, and how it ended."""
-    with tempfile.TemporaryDirectory(prefix="torch2engine-doctor-") as folder:
-        report = Path(folder) / "facts.jsonl"
+    with scratch_folder() as folder:
+        report = folder / "facts.jsonl"
         command = [*python, str(_PROBE), str(report), *names]
         try:
             done = subprocess.run(command, env=dict(environment), capture_output=True, check=False, timeout=_TIMEOUT_S)
