@@ -53,6 +53,7 @@ WANTED_SHARE = 0.9
 
 # Where neither a file's name nor an import leads to its tests.
 NEAREST = {
+    "torch2engine/exporter/trace_weights.py": ("tests/capture/test_weight_program.py",),
     "torch2engine/precision/graph/calibrate_ranges.py": ("tests/precision/test_quantize.py",),
     "torch2engine/precision/graph/count_nodes.py": ("tests/precision/test_lower.py",),
     "torch2engine/precision/graph/modelopt.py": ("tests/precision/test_quantize.py",),

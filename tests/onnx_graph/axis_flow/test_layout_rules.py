@@ -37,6 +37,9 @@ KEEPS: dict[str, str] = {
     "{ n = Shape<start = 0, end = 1>(x) s = Concat<axis = 0>(n, four) c = Expand(w, s) y = Concat<axis = 1>(c, x) }",
     "zeros for each entry": f"{X} <int64[1] four = {{4}}> {{ n = Shape<start = 0, end = 1>(x) "
     "s = Concat<axis = 0>(n, four) z = ConstantOfShape(s) y = Add(x, z) }",
+    "sizes that are compared": f"{X} <int64[1] two = {{2}}, int64[1] four = {{4}}> "
+    "{ n = Shape<start = 0, end = 1>(x) m = Max(n, n) k = Max(two, four) l = Min(four, k) "
+    "s = Concat<axis = 0>(m, l) z = ConstantOfShape(s) y = Add(x, z) }",
     "tiled": "(float[n, 2] x) => (float[n, 4] y) <int64[2] r = {1, 2}> { y = Tile(x, r) }",
     "a weight tiled for each entry": "(float[n, 2] x) => (float[n, 2] y) <float[1, 2] w = {1, 2}, int64[1] one = {1}> "
     "{ n = Shape<start = 0, end = 1>(x) r = Concat<axis = 0>(n, one) t = Tile(w, r) y = Add(x, t) }",
