@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from tests.support.models import Function, error_of, exported
 from torch2engine.builder.build import build
@@ -36,6 +37,38 @@ def test_rows_that_are_read_and_written_at_one_mask_are_right_and_build() -> Non
     """Every size of the axis gives PyTorch's answers, and TensorRT has all operators."""
     artifact, cases = exported(Function(written), torch.randn(2, 5, 3), AXES)
     assert error_of(artifact, cases) < 1e-6
+    build(artifact)
+
+
+class Mixture(nn.Module):
+    """Experts that take their tokens by each form of places, and add or write what they make of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(4, 3)
+        self.experts = nn.ModuleList([nn.Linear(4, 4) for _ in range(3)])
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.reshape(-1, 4)
+        weights, chosen = self.gate(tokens).softmax(-1).max(-1, keepdim=True)
+        chosen = chosen[:, 0]
+        y = torch.zeros_like(tokens)
+        first = torch.where(chosen == 0)[0]
+        y.index_add_(0, first, self.experts[0](tokens[first]) * weights[first])
+        second = (chosen == 1).nonzero().squeeze(-1)
+        y[second] = torch.nn.functional.gelu(self.norm(self.experts[1](tokens[second])))
+        (third,) = torch.nonzero(chosen == 2, as_tuple=True)
+        y[third] += self.experts[2](tokens[third]).softmax(-1)
+        return y.view(x.shape)
+
+
+def test_experts_that_take_their_tokens_are_right_and_build() -> None:
+    """Each token goes through its expert, for every batch and length."""
+    torch.manual_seed(0)
+    axes = {"x": {0: Axis("b", 1, 2, 4), 1: Axis("n", 2, 5, 9)}}
+    artifact, cases = exported(Mixture().eval(), torch.randn(2, 5, 4), axes)
+    assert error_of(artifact, cases) < 1e-5
     build(artifact)
 
 
@@ -76,7 +109,15 @@ def centred(x: torch.Tensor, w: Any) -> torch.Tensor:
     return y
 
 
-@pytest.mark.parametrize("function", [shifted, moved, centred])
+def elsewhere(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """The places are those of another tensor's rows."""
+    y = x.clone()
+    places = torch.where(x[0, :2, 0] > 0)[0]
+    y[:, places] = y[:, places] * 2
+    return y
+
+
+@pytest.mark.parametrize("function", [shifted, moved, centred, elsewhere])
 def test_rows_that_are_not_computed_one_by_one_are_refused(function: Any) -> None:
     """A choice of values would be wrong, or is not known to be right: the size that depends on values stays named."""
     with pytest.raises(UnsupportedOperatorError) as error:

@@ -1,4 +1,4 @@
-"""Writes at a mask, as in `y[mask] *= 2` → `torch.where`, which has a fixed size.
+"""Writes at a mask, as in `y[mask] *= 2` or by the experts of a mixture → `torch.where`, which has a fixed size.
 
 Enters: a program. Leaves: one in which no size depends on a mask at which rows are only read, computed and written.
 Separate because PyTorch takes out the chosen rows, whose number depends on values, and an engine has no such sizes.
@@ -7,22 +7,35 @@ Where the rows between reading and writing are computed one by one, all of them 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import getitem
+from typing import Any, cast
 
 import torch
 from torch import fx
 from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols, statically_known_true
 
 from torch2engine.exporter.value_checks import erase_value_checks
 
 __all__ = ["write_masks_as_where"]
 
 _ATEN: Any = torch.ops.aten
-_COPIES = (_ATEN._to_copy.default, _ATEN.clone.default)
-_WITH_INDEX = (_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default)
+_COPIES = (_ATEN._to_copy.default, _ATEN.to.dtype, _ATEN.clone.default)
+_WITH_INDEX = (
+    *(_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default),
+    *(_ATEN.index_add.default, _ATEN.index_add_.default),
+)
+_PLACES_OF_EACH_DIM = (_ATEN.where.default, _ATEN.nonzero_numpy.default)
+_COLUMNS = (_ATEN.squeeze.dim, _ATEN.squeeze.default, _ATEN.select.int, _ATEN.view.default, _ATEN.reshape.default)
+# Operators that compute each row by itself: whether a node does, given how many dimensions a row has.
+_BY_ROWS: Mapping[Any, Callable[[fx.Node, int], bool]] = {
+    _ATEN.linear.default: lambda node, rest: rest > 0,
+    _ATEN.layer_norm.default: lambda node, rest: len(cast("Any", node.args[1])) <= rest,
+    _ATEN.softmax.int: lambda node, rest: -rest <= cast("Any", node.args[1]) < 0,
+    _ATEN.log_softmax.int: lambda node, rest: -rest <= cast("Any", node.args[1]) < 0,
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +65,11 @@ def write_masks_as_where(program: torch.export.ExportedProgram) -> torch.export.
         return program
     functional = program.run_decompositions({})  # nothing but writes is decomposed
     graph = functional.graph_module.graph
-    for put in list(graph.nodes):
-        if put.target == _ATEN.index_put.default:
-            _replace(graph, put)
+    for node in list(graph.nodes):
+        if node.target == _ATEN.index_put.default:
+            _replace(graph, node)
+        elif node.target == _ATEN.index_add.default:
+            _replace_sum(graph, node)
     erase_value_checks(functional)
     return functional
 
@@ -66,29 +81,78 @@ def _replace(graph: fx.Graph, put: fx.Node) -> None:
         return
     with graph.inserting_before(put):
         rows = _Rows(graph, put, index).of(value)
-        if rows is None:
-            return
-        mask: Any = index.mask
-        for _ in range(index.rest):
-            mask = _add(graph, put, _ATEN.unsqueeze.default, (mask, -1))
-        chosen = _add(graph, put, _ATEN.where.self, (mask, rows, target))
-    put.replace_all_uses_with(chosen)
+        if rows is not None:
+            _choose(graph, put, index, rows, target)
+
+
+def _replace_sum(graph: fx.Graph, add: fx.Node) -> None:
+    """Replace `index_add` at the places of a mask."""
+    target, dim, places, value = add.args
+    rank = _value(target).ndim
+    index = None if add.kwargs or rank == 0 else _find_mask(target, int(cast("Any", dim)) % rank, places)
+    if index is None:
+        return
+    with graph.inserting_before(add):
+        rows = _Rows(graph, add, index).of(value)
+        if rows is not None:
+            _choose(graph, add, index, _add(graph, add, _ATEN.add.Tensor, (target, rows)), target)
+
+
+def _choose(graph: fx.Graph, put: fx.Node, index: _MaskIndex, rows: Any, target: Any) -> None:
+    """Replace a node by `rows` where the mask is true, and by `target` elsewhere."""
+    mask: Any = index.mask
+    for _ in range(index.rest):
+        mask = _add(graph, put, _ATEN.unsqueeze.default, (mask, -1))
+    put.replace_all_uses_with(_add(graph, put, _ATEN.where.self, (mask, rows, target)))
     graph.erase_node(put)
     graph.eliminate_dead_code()
 
 
 def _mask_index(node: fx.Node) -> _MaskIndex | None:
-    """The index of an `index` or `index_put`, if it is a single mask behind whole dimensions."""
-    indices: Any = node.args[1]
+    """The index of an `index` or `index_put`, if it is a single mask, or its places, behind whole dimensions."""
+    indices: Any = node.args[2] if node.target == _ATEN.index_add.default else node.args[1]
+    if isinstance(indices, fx.Node):  # of index_add
+        return _find_mask(node.args[0], 0, indices)
     *before, last = indices
-    if any(item is not None for item in before) or not isinstance(last, fx.Node):
+    if any(item is not None for item in before):
         return None
-    mask = last.meta["val"]
-    if mask.dtype != torch.bool:
+    return _find_mask(node.args[0], len(before), last)
+
+
+def _find_mask(operand: Any, skipped: int, index: Any) -> _MaskIndex | None:
+    """The mask behind an index tensor.
+
+    Args:
+        operand: the node that is indexed.
+        skipped: dimensions before the index.
+        index: the index's node: of bool, or the places at which a mask of one dimension is true.
+    """
+    if not isinstance(index, fx.Node):
         return None
-    operand: Any = node.args[0]
-    rest = operand.meta["val"].ndim - len(before) - mask.ndim
-    return _MaskIndex(last, len(before), mask.ndim, rest)
+    sizes = _value(operand).shape[skipped:]
+    mask = index if _value(index).dtype == torch.bool else _mask_of_places(index)
+    if mask is None or _value(mask).ndim > len(sizes):
+        return None
+    if mask is not index and not statically_known_true(_value(mask).shape[0] == sizes[0]):
+        return None  # the places count in another tensor
+    rank = _value(mask).ndim
+    return _MaskIndex(mask, skipped, rank, len(sizes) - rank)
+
+
+def _mask_of_places(places: fx.Node) -> fx.Node | None:
+    """The one-dimensional mask whose places `torch.where(mask)[0]` and the forms of `nonzero` give; None for others."""
+    source: Any = places.args[0] if places.args else None
+    if not isinstance(source, fx.Node):
+        return None
+    is_first = places.target is getitem and source.target in _PLACES_OF_EACH_DIM
+    is_column = places.target in _COLUMNS and source.target == _ATEN.nonzero.default
+    mask: Any = source.args[0] if is_first or is_column else None
+    is_mask = isinstance(mask, fx.Node) and _value(mask).ndim == 1 and _value(mask).dtype == torch.bool
+    return mask if is_mask else None
+
+
+def _value(node: Any) -> Any:
+    return node.meta["val"]
 
 
 class _Rows:
@@ -121,8 +185,11 @@ class _Rows:
             if read is not None and self._is_same_place(read):
                 return node.args[0]
         if tensor.ndim <= self.index.rest:
-            return None if free_unbacked_symbols(tensor.shape) else node
-        return self._computed(node) if _is_pointwise(node.target) else None
+            return None if _is_of_rows(node) else node
+        if _is_pointwise(node.target):
+            return self._computed(node)
+        is_by_rows = _BY_ROWS.get(node.target)
+        return self._computed_by_rows(node) if is_by_rows and is_by_rows(node, self.index.rest) else None
 
     def _is_same_place(self, read: _MaskIndex) -> bool:
         return read.skipped == self.index.skipped and _is_same(read.mask, self.index.mask)
@@ -137,9 +204,22 @@ class _Rows:
             return None
         return _add(self.graph, node, node.target, tuple(arguments), options)
 
+    def _computed_by_rows(self, node: fx.Node) -> Any:
+        """The node's operator on all rows of its first argument; the others are weights and numbers."""
+        first, *others = node.args
+        rows = self.of(first)
+        if rows is None or any(isinstance(other, fx.Node) and _is_of_rows(other) for other in others):
+            return None
+        return _add(self.graph, node, node.target, (rows, *others), dict(node.kwargs))
 
-def _is_pointwise(operator: Any) -> bool:
-    return isinstance(operator, OpOverload) and (torch.Tag.pointwise in operator.tags or operator in _COPIES)
+
+def _is_of_rows(node: fx.Node) -> bool:
+    value = _value(node)
+    return not isinstance(value, torch.Tensor) or bool(free_unbacked_symbols(value.shape))
+
+
+def _is_pointwise(target: Any) -> bool:
+    return isinstance(target, OpOverload) and (torch.Tag.pointwise in target.tags or target in _COPIES)
 
 
 def _is_same(value: Any, other: Any) -> bool:
