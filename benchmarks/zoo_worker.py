@@ -128,15 +128,19 @@ def _deploy(entry: ZooEntry, backend: str, row: Row) -> None:
     with row.timed("make"):
         model = entry.make().to(device)
         sample, between = (_on(entry.sample(entry.sizes(which)), device) for which in ("opt", "between"))
+        ends = [_on(entry.sample(entry.sizes(which)), device) for which in ("min", "max")]
     with row.timed("deploy"):
-        module = t2e.deploy(model, sample, entry.axes, runtime=runtime, cache=False)
-    assert module.report is not None
+        examples = ends if entry.is_given_examples else None
+        module = t2e.deploy(model, sample, entry.axes, examples=examples, runtime=runtime, cache=False)
+    assert isinstance(module, (t2e.TRTModule, t2e.ORTModule)) and module.report is not None
     row.seconds |= {f"deploy.{phase}": round(seconds, 2) for phase, seconds in module.report.seconds.items()}
     with row.timed("between"):
         _compare(module, model, entry, sample, between)
     if backend == "cpu":
+        artifact = artifact_of(module)
+        assert isinstance(artifact, t2e.OnnxArtifact)  # nothing falls back to PyTorch here
         with row.timed("build"):
-            t2e.build(artifact_of(module), cache=False)
+            t2e.build(artifact, cache=False)
 
 
 def _compare(

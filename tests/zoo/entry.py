@@ -54,6 +54,7 @@ class ZooEntry:
         inputs: gives inputs by forward's names, for {axis: size}.
         axes: dynamic_axes, with an `Axis` for each.
         settles: whether normalisation layers take their statistics from a run. False where a run would change state.
+        is_given_examples: whether real inputs of other sizes are given, since invented ones would not fit together.
     """
 
     family: str
@@ -61,6 +62,7 @@ class ZooEntry:
     inputs: Callable[[Sizes], dict[str, Any]]
     axes: Mapping[str, Mapping[int, t2e.Axis]]
     settles: bool = True
+    is_given_examples: bool = False
 
     def make(self) -> nn.Module:
         """The model in inference mode, always with the same weights.

@@ -130,6 +130,7 @@ _MULTIMODAL = {
         _llava,
         lambda sizes: _with_image_tokens({**sizes, "batch": 2}),  # it makes a Python list of the pictures
         {"input_ids": _LONG_TEXTS, "attention_mask": _LONG_TEXTS},
+        is_given_examples=True,  # it counts the places of the pictures in a text
     ),
     "lxmert": _answers(
         "LxmertModel",
