@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from torch2engine.exporter.decompositions.activations import ACTIVATIONS
 from torch2engine.exporter.decompositions.aliases import ALIASES
 from torch2engine.exporter.decompositions.attention import ATTENTION, needs_exact_attention
 from torch2engine.exporter.decompositions.bags import BAGS
@@ -90,6 +91,7 @@ NAMED: Mapping[str, Callable[..., Any]] = {
     **DIVISION,
     **DEVICE_FORMS,
     **SPLITS,
+    **ACTIVATIONS,
 }
 # torch.onnx ignores label smoothing, and refuses probabilities as a target; TensorRT has none of ONNX's losses.
 PYTORCHS = ("cross_entropy_loss", "nll_loss", "nll_loss_nd", "nll_loss_forward", "nll_loss2d_forward")
