@@ -27,7 +27,7 @@ def check_agreement(
 
     Args:
         signature: what the manifest says.
-        inputs, outputs: what the graph or engine has.
+        inputs, outputs: the tensors of the graph or engine.
         subject: its name in the error, e.g. "an engine".
         is_engine: whether TensorRT gives the tensors. An engine has an order of its own, and may lack inputs that it
             never reads.
@@ -73,7 +73,7 @@ def _written(shape: Sequence[Dim]) -> str:
 
 
 def _fits(expected: Dim, found: Dim, what: str) -> bool:
-    """Whether a dimension may be what the manifest says; a graph need not know the sizes of its outputs."""
+    """Whether a dimension agrees with the manifest's; a graph need not know the sizes of its outputs."""
     if isinstance(expected, int):
         return not isinstance(found, int) or found == expected
     return what == "output" or not isinstance(found, int)

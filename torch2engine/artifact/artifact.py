@@ -53,7 +53,7 @@ class Artifact:
     """
 
     kind: ClassVar[str]
-    _known_files: ClassVar[tuple[str, ...]]  # what the constructor takes from its folder, beside the data files
+    _known_files: ClassVar[tuple[str, ...]]  # files that the constructor takes from its folder, beside data files
 
     __slots__ = ("__weakref__", "_artifact_files", "_fields")
 
@@ -154,7 +154,7 @@ class Artifact:
         return artifact
 
     def without_weights(self: A) -> A:
-        """The same without the weight program, by which its weights follow from a module's; itself if it has none."""
+        """A copy without the weight program, by which its weights follow from a module's; itself if it has none."""
         return self._with_files({WEIGHTS: None}) if WEIGHTS in self.files else self
 
     def read(self, name: str) -> bytes:

@@ -48,7 +48,7 @@ def folder_identity(folder: Path) -> tuple[int, int, int] | None:
 
 
 def previous_folder(folder: Path) -> Path:
-    """Where the old folder waits during a replacement on file systems that can't exchange two names."""
+    """The path of the old folder during a replacement, on file systems that can't exchange two names."""
     return folder.with_name(f".{folder.name}.torch2engine-previous")
 
 
@@ -69,7 +69,7 @@ def folder_content(folder: Path) -> Content:
 
 @dataclass(frozen=True)
 class Replacement:
-    """Says what may be replaced.
+    """The checks that decide what may be replaced.
 
     Args:
         check: called with the path if something is there; raises if it must stay, else returns its content.
@@ -155,13 +155,13 @@ def _exchange_checked(staging: Path, path: Path, content: Content, replacement: 
     except OSError:
         aside.rename(path)
         raise
-    with contextlib.suppress(OSError):  # another save has put it away
+    with contextlib.suppress(OSError):  # another save has moved it
         aside.rename(staging)
     return True
 
 
 def _remove_aside(aside: Path, path: Path) -> None:
-    """Remove a folder that is aside; under that name none is ever half removed."""
+    """Remove a folder after a rename, so that no folder under its own name is ever half removed."""
     removed = path.with_name(f"{_staging_prefix(path)}{secrets.token_hex(8)}")
     aside.rename(removed)
     shutil.rmtree(removed, ignore_errors=True)
@@ -191,7 +191,7 @@ def _make_staging(path: Path) -> tuple[Path, int]:
         staging.mkdir()
         with contextlib.suppress(FileNotFoundError):
             descriptor = _open_folder(staging)
-            with contextlib.suppress(OSError):  # without locks, nobody removes leftovers
+            with contextlib.suppress(OSError):  # without locks, no process removes leftovers
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             if staging.exists():
                 return staging, descriptor

@@ -1,7 +1,7 @@
-"""A lock file that says who holds it, and that its holder is alive.
+"""A lock file that names its holder, and shows that the holder is alive.
 
 Enters: an open file that processes share. Leaves: the lock, or a BuildError that names a holder which does nothing.
-Separate because a lock of the system alone can't be told from one that is held for ever.
+Separate because the system's own lock does not show whether its holder hangs.
 
 The holder writes its process and machine into the file, and touches the file every few seconds.
 """
@@ -69,7 +69,7 @@ def _acquire(descriptor: int, place: Path, waiting: Callable[[], object]) -> boo
             waiting()
         except OSError:
             return False
-        # Changes count rather than times: the clock of the holder's machine may be another.
+        # A change of the time counts, not the time: the holder's machine may have another clock.
         beat = os.fstat(descriptor).st_mtime_ns
         if beat != last_beat:
             last_beat = beat

@@ -80,7 +80,8 @@ class EngineArtifact(Artifact):
         """Make the artifact of an engine that was built from an ONNX artifact; its files stay beside the plan.
 
         Args:
-            onnx: what it was built from; its files are linked into `folder`, or copied where links can't be made.
+            onnx: the model that the engine was built from. Its files are linked into `folder`, or copied where links
+                can't be made.
             folder: holds the finished ``model.plan``.
             hardware: flavour, versions and GPU of the build.
             signature, profiles, precision: those of `onnx` if None.
@@ -108,7 +109,7 @@ class EngineArtifact(Artifact):
 
     @property
     def hardware(self) -> Hardware:
-        """Where it was built."""
+        """The hardware and versions that the engine was built on."""
         assert self._fields.hardware is not None
         return self._fields.hardware
 

@@ -108,7 +108,7 @@ class EngineCache:
 
     @property
     def folder(self) -> Path:
-        """Where the entries lie."""
+        """The folder of the entries."""
         return self._folder
 
     def take(self, key: str) -> EngineArtifact | None:
@@ -145,7 +145,7 @@ class EngineCache:
         try:
             if not self._make_folder():
                 return
-            if path.is_symlink():  # `save` would replace what it points to
+            if path.is_symlink():  # `save` would replace the folder that the link points to
                 _LOG.warning("the engine cache '%s' can't keep an engine: '%s' is a link", self._folder, path)
                 return
             engine.save(path)
@@ -284,7 +284,7 @@ class EngineCache:
         for path in paths:
             with contextlib.suppress(OSError):
                 age_s = time.time() - path.stat().st_mtime
-                is_of_the_future = age_s < -_RECORD_GRACE_S  # else it would stay until then
+                is_of_the_future = age_s < -_RECORD_GRACE_S  # otherwise it would stay until then
                 if age_s < _RECORD_GRACE_S and not is_of_the_future:
                     continue
                 record = self.read_record(path.name) if _KEY.fullmatch(path.name) else None
@@ -386,7 +386,7 @@ def resolve_cache(cache: object, cache_key: object = None) -> EngineCache | None
     """Find the cache that a `cache` argument means, and check the `cache_key` beside it.
 
     Raises:
-        InputError: something else, or a key that is no text or has no cache.
+        InputError: no cache and no path, or a key that is not a text or has no cache.
     """
     if cache_key is not None and (not isinstance(cache_key, str) or not cache_key):
         raise InputError(

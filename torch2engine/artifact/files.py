@@ -113,7 +113,7 @@ class ArtifactFiles:
             return self._complete_folder
 
     def in_private_folder(self) -> ArtifactFiles:
-        """The same files where only this process writes, each checked as it was copied; itself if they are there."""
+        """Checked copies of all files where only this process writes; itself if this holds for its own files."""
         if self.is_private and not self._memory:
             return self
         copy = self._private_copy()

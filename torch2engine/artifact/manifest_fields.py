@@ -55,7 +55,7 @@ _FIX = "correct that field"
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Where an engine was built, or where it is to run.
+    """The hardware and versions on which an engine was built, or on which it is to run.
 
     Args:
         flavour: "tensorrt" or "tensorrt_rtx".
@@ -63,7 +63,8 @@ class Hardware:
         gpu: the GPU's name; None if no GPU was visible.
         compute_capability: (major, minor) of that GPU.
         driver: the driver's version.
-        compute_capabilities: what the plan was built for, if it was built for more than the GPU at hand; else empty.
+        compute_capabilities: those that the plan was built for, if there are others than the present GPU's; else
+            empty.
     """
 
     flavour: str

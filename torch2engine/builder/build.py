@@ -2,7 +2,7 @@
 
 Enters: a model in ONNX, profiles, a BuildConfig. Leaves: an engine in a scratch folder, with the signature it answers
 to and the hardware it was built on. Separate because it is the public step. `deploy` makes its engine in the
-same way, but stores it only once it answers like the model.
+same way, but compares it with the model before it stores it.
 """
 
 from __future__ import annotations

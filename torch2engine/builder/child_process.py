@@ -98,7 +98,7 @@ def compile_in_child(request: PlanRequest, report: PhaseReport, time_limit_s: fl
 
 @contextlib.contextmanager
 def _interrupts_held_back() -> Generator[None]:
-    """Let Ctrl-C wait until the body ends: it would kill a child that has not left the terminal's session yet."""
+    """Delay Ctrl-C until the body ends: it would kill a child that is still in the terminal's session."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
@@ -110,7 +110,7 @@ def _end_child(child: subprocess.Popen[bytes]) -> None:
     child.kill()
     child.wait()
     for pipe in (child.stdout, child.stdin):
-        with contextlib.suppress(BrokenPipeError):  # nobody reads what was not flushed
+        with contextlib.suppress(BrokenPipeError):  # the child is dead and does not read the rest
             if pipe is not None:
                 pipe.close()
 
@@ -131,10 +131,10 @@ def _trusted_path() -> list[str]:
     """The absolute folders of `sys.path`, without the working directory: anybody's files may lie there."""
     try:
         here = os.path.realpath(os.getcwd())
-    except OSError:  # it was removed
+    except OSError:  # the working directory was removed
         here = ""
     entries: list[str] = []
-    for entry in cast("list[Any]", sys.path):  # Python itself skips what is neither text nor a path
+    for entry in cast("list[Any]", sys.path):  # Python itself skips entries that are neither texts nor paths
         with contextlib.suppress(TypeError):
             entries.append(os.fsdecode(entry))
     return [entry for entry in entries if os.path.isabs(entry) and os.path.realpath(entry) != here]
@@ -205,7 +205,7 @@ class _LogForwarder(logging.Handler):
 
 
 def _send_request(stdin: IO[bytes], request: PlanRequest) -> None:
-    with contextlib.suppress(BrokenPipeError):  # it died at once; its output says why
+    with contextlib.suppress(BrokenPipeError):  # the child died at once; its output says why
         stdin.write(json.dumps(request.to_json()).encode("ascii") + b"\n")
         stdin.flush()
 

@@ -1,6 +1,6 @@
 """Whether a builder process still works.
 
-Enters: its process id. Leaves: nothing, or a BuildError that says what the process does instead. Separate because the
+Enters: the process id. Leaves: nothing, or a BuildError that says what the process does instead. Separate because the
 process itself can't tell: it may be stopped or hang, and for minutes TensorRT lets it report nothing.
 """
 
@@ -23,7 +23,7 @@ _STOPPED_STATES = "Tt"  # by a signal, by a debugger
 
 @dataclass(frozen=True)
 class _ProcessState:
-    """What Linux tells of a process in /proc/PID/stat (proc(5)).
+    """The state of a process, as Linux gives it in /proc/PID/stat (proc(5)).
 
     Args:
         letter: R for running, S and D for waiting, T and t for stopped, and more.
@@ -39,7 +39,7 @@ class ChildWatch:
 
     Args:
         process: its id.
-        time_limit_s: the longest that it may take at all; None for no limit.
+        time_limit_s: the longest time that the process may take in all; None for no limit.
         clock: seconds that never go back.
     """
 

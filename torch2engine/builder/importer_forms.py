@@ -25,7 +25,7 @@ class ImporterFault:
         operator: the ONNX operator.
         attribute: a text attribute of it.
         spellings: a value of ONNX's -> the one that every importer reads in the same sense.
-        seen: the importer and its version, and what it does.
+        seen: the importer with its version, and what it does wrong.
     """
 
     operator: str
@@ -45,7 +45,7 @@ IMPORTER_FAULTS = (
 
 
 def importer_form(path: Path) -> bytes | None:
-    """Respell what an importer may misread.
+    """Respell the attributes that an importer may misread.
 
     Args:
         path: the ONNX file; its external data stay beside it.

@@ -41,7 +41,7 @@ _ONE_BUILD_AT_A_TIME = ForkSafeLock()
 
 
 class PendingEngine:
-    """An engine that was loaded from the cache or built; its caller stores it, once it finds the engine right.
+    """An engine that was loaded from the cache or built. The caller stores it after accepting it.
 
     Use it in a `with`. While the body runs, other processes that need the same new engine wait for it. If the body
     fails, an engine that came from the cache is removed from it. It stays if the cause is the user's input or
@@ -52,7 +52,7 @@ class PendingEngine:
         cache: where it is stored; None for nowhere.
         cache_key: its key there; "" without a cache.
         cached_engine: what the cache has under this key; None for an engine that was built now.
-        cleanup: what ends with the body.
+        cleanup: runs when the body ends.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class PendingEngine:
     def store(self, engine: EngineArtifact) -> None:
         """Store the engine that its caller accepted, with the kernels that TensorRT-RTX has compiled meanwhile.
 
-        An engine from the cache stays there unchanged, with two exceptions. Its ONNX may differ in what TensorRT does
-        not read, or its kernels may be missing or of another driver.
+        An engine that came from the cache is stored again in two cases only. Either its ONNX file differs in parts
+        that TensorRT does not read, or its kernels are missing or belong to another driver.
         """
         if self._cache is None:
             return

@@ -31,7 +31,7 @@ class CallEffects:
     Args:
         written: {index of a written input: place of the output with its new value}.
         refilled: the containers that are filled anew.
-        sources: where the outputs behind the result's are found after the call.
+        sources: where the outputs after those of the result are found after the call.
         hints: names for these outputs.
     """
 
@@ -41,7 +41,7 @@ class CallEffects:
     hints: Sequence[str]
 
     def output_names(self, inputs: Sequence[str], outputs: Sequence[str]) -> list[str]:
-        """Name the outputs behind the result's."""
+        """Name the outputs after those of the result."""
         return unique_names(self.hints, taken=[*inputs, *outputs])
 
     def writes(self, inputs: Sequence[str], outputs: Sequence[str]) -> tuple[InputWrite, ...]:
@@ -72,7 +72,7 @@ class FirstAnswer:
     """The model's answer to the sample, and what the call changed.
 
     Args:
-        reference: the model; its answers end with what the call leaves in the arguments and does not return.
+        reference: the model. Its answers end with the tensors that the call leaves in the arguments alone.
         result: such an answer.
         effects: the changes.
     """
@@ -137,7 +137,7 @@ class _Outputs:
 
 @dataclass(frozen=True)
 class _Change:
-    """A container that has other contents than before."""
+    """A container whose contents have changed."""
 
     path: tuple[str | int, ...]
     after: Flat

@@ -71,7 +71,7 @@ def is_on_gpu(tensor: torch.Tensor) -> bool:
 
 @dataclass(frozen=True)
 class WatchedCall:
-    """What a call did on a GPU.
+    """The operators of a call on a GPU.
 
     Args:
         asserting: its operators that may assert for other inputs; {"unknown"} for a call that can't be watched.
@@ -93,7 +93,7 @@ def watch(call: Callable[[], object], on_gpu: Callable[[torch.Tensor], bool] = i
     try:
         with watcher:
             call()
-    except ExportError:  # of the watching: the model has answered this input before
+    except ExportError:  # the watching has failed, since the model has answered this input before
         return WatchedCall(frozenset({"unknown"}), follows_floats=True)
     return WatchedCall(frozenset(filter(may_assert, watcher.operators)), watcher.follows_floats)
 

@@ -103,7 +103,7 @@ def _bind_example(signature: Signature, profiles: Sequence[Profile], example: An
 
 
 def _fix_of_size(signature: Signature, profiles: Sequence[Profile], error: ShapeError) -> str:
-    """How an example outside every profile can be taken."""
+    """The fix for an example outside every profile."""
     ranges = {axis.name: axis.range for axis in signature.axes}
     if [dict(profile.ranges) for profile in profiles] == [ranges] and "Axis(" in error.fix:
         return error.fix.replace("redeploy with", "give", 1) + ", or leave the example out"

@@ -119,7 +119,7 @@ def _pieces(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
 
 
 def _numbers_of_places(count: int, device: torch.device) -> torch.Tensor:
-    """Odd numbers without a pattern, since changes that follow a pattern would cancel each other out."""
+    """Odd numbers without a pattern, so that changes with a pattern don't cancel each other out."""
     numbers = torch.arange(1, count + 1, dtype=torch.int64, device=device)
     for _ in range(2):
         numbers *= _MULTIPLIER - (1 << 64)  # the same number modulo 2⁶⁴, in int64's range

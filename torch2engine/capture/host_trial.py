@@ -35,7 +35,7 @@ _GPU_NAME = re.compile(r"(cuda|xpu|hip)(:\d+)?")
 _LARGEST_SHARE = 0.5  # share of the free memory that a copy may take; activations need the rest
 _COPIED: tuple[type, ...] = (
     *(np.ndarray, np.random.Generator, np.random.RandomState, random.Random),
-    *(types.MethodType, functools.partial),  # the copy's own, where they are bound to a part of the model
+    *(types.MethodType, functools.partial),  # methods of the copy, where the originals are bound to a part of the model
 )
 
 
@@ -70,7 +70,7 @@ class HostTrial:
             try:
                 self.run(self._sample)
                 self._obstacle = ""
-            except Exception as error:  # of anyone's code: a copy runs __deepcopy__, __reduce__ and __init__
+            except Exception as error:  # of the user's code: a copy runs __deepcopy__, __reduce__ and __init__
                 self._copy = None
                 self._obstacle = error.got if isinstance(error, ExportError) else f"{type(error).__name__}: {error}"
         return self._obstacle
@@ -88,7 +88,7 @@ class HostTrial:
         """
         if self._copy is None:
             self._copy = self._reference.of(copy_to_cpu(self._reference.model))
-        on_cpu = [leaf.detach().to(_CPU, copy=True) for leaf in inputs]  # before the GPU is refused
+        on_cpu = [leaf.detach().to(_CPU, copy=True) for leaf in inputs]  # moved before operators on the GPU are refused
         weights_on_cpu = None
         if weights is not None:
             weights_on_cpu = {name: weight.detach().to(_CPU) for name, weight in weights.items()}
@@ -223,7 +223,7 @@ def _free_host_bytes() -> int:
 
 
 def _lines(path: str) -> list[list[str]]:
-    """The words of each line; none where there is no such file."""
+    """The words of each line; empty if there is no such file."""
     try:
         return [line.split() for line in Path(path).read_text().splitlines() if line.strip()]
     except OSError:

@@ -1,8 +1,8 @@
 """Invented inputs: the sample at other sizes, and random values like the sample's.
 
 Enters: the sample and the sizes of its axes. Leaves: inputs that are as plausible as the sample alone allows, and
-simpler ones for a model that refuses them. Separate because what integers and masks mean is a guess, and guesses belong
-in one place.
+simpler ones for a model that refuses them. Separate because the meaning of integers and masks is a guess, and one file
+holds all guesses.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _LARGEST_PERMUTATION = 1 << 20
 
 @dataclass(frozen=True)
 class Guess:
-    """What is taken for granted of integers and masks.
+    """One guess about the meaning of integers and masks.
 
     Args:
         name: for a note; "" for the guess that needs none.
@@ -125,7 +125,7 @@ def _hides(sample: torch.Tensor) -> bool:
     return sample.numel() > 0 and int(sample.min()) >= 0 and int(sample.max()) <= 1
 
 
-# floats, and bytes of images
+# floats and bytes of images follow
 
 
 def _invented_floats(
@@ -185,7 +185,7 @@ def _random_floats(sample: torch.Tensor, shape: Sequence[int], generator: torch.
 
 @dataclass(frozen=True)
 class _Bounds:
-    """What the sizes of axes say of an integer input.
+    """The bounds that the sizes of axes set for an integer input.
 
     Args:
         index: the largest index at the new sizes; None if no axis bounds the input.
@@ -230,7 +230,7 @@ def _invented_integers(
         sample: the user's.
         shape: the new one.
         bounds: of integers.
-        guess: what they mean.
+        guess: the meaning of the values.
         generator: for random values; None for the sample's own.
     """
     if _hides(sample):
@@ -285,7 +285,7 @@ def _without_repeats(values: torch.Tensor, sample: torch.Tensor) -> torch.Tensor
 def _continues(sample: torch.Tensor, dim: int, grows: bool) -> bool:
     """Whether integers along a dimension are positions, and so go on where it grows."""
     if sample.numel() == 1:
-        return dim == sample.ndim - 1  # it may be one
+        return dim == sample.ndim - 1  # the dimension may hold positions
     return sample.shape[dim] > 1 and (_is_consecutive(sample, dim) or (grows and _is_distinct(sample, dim)))
 
 

@@ -46,7 +46,7 @@ class StateEntry:
         path: as the user would write it, e.g. "layer.cache['last']".
         container: the dict, list or deque that holds it; None where it can't be replaced.
         key: its key or index in the container.
-        value: itself.
+        value: the value itself.
     """
 
     path: str
@@ -81,7 +81,7 @@ def _items(holder: Any) -> list[tuple[Any, Any]]:
 
 
 def holds_others(value: Any) -> bool:
-    """Tell whether `state_entries` gives what a value holds, too."""
+    """Tell whether `state_entries` also gives the values inside a value."""
     return _below(value) is not None
 
 
@@ -105,7 +105,7 @@ def _path(parent: str, key: Any, is_attribute: bool) -> str:
 
 
 def state_values(model: nn.Module) -> dict[str, Any]:
-    """By path, something comparable of every value: a fingerprint, a number, or a container's length."""
+    """A comparable mark of every value, by path: a fingerprint, a number, or a container's length."""
     values: dict[str, Any] = {}
     tensors: dict[str, torch.Tensor] = {}
     for entry in state_entries(model):

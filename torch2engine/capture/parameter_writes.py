@@ -22,7 +22,7 @@ __all__ = ["ParameterWrites", "parameter_writes_undone"]
 
 @dataclass
 class ParameterWrites:
-    """What a call wrote to.
+    """The parameters and gradients that a call wrote to.
 
     Args:
         parameters: names of parameters.
@@ -38,7 +38,7 @@ def parameter_writes_undone(model: nn.Module) -> Generator[ParameterWrites]:
     """Run the body, and put back what it writes into the model's parameters and their gradients.
 
     It sees all operators that PyTorch declares as writing, also through `.data`, views and `out=`. It also sees that an
-    assignment to `.data` gives a parameter other memory. Writes through NumPy or foreign kernels are not.
+    assignment to `.data` gives a parameter other memory. It misses writes through NumPy or foreign kernels.
 
     Returns:
         what was written to; it is complete after the body.
@@ -62,7 +62,7 @@ class _WatchedTensor:
     Args:
         name: of the parameter.
         names: the list that takes the name if it was written to.
-        tensor: itself.
+        tensor: the parameter or gradient itself.
         memory: another tensor on the same memory, without a version counter of its own.
         version: how often it was written to before.
         values: a copy, from the first write on.

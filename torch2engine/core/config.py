@@ -117,7 +117,7 @@ def _is_bool(value: object) -> bool:
 
 
 def check_tolerance(value: object) -> None:
-    """Refuse what is neither a Tolerance, nor one for each of some outputs, nor None.
+    """Refuse a value that is not a Tolerance, a Mapping from outputs to tolerances, or None.
 
     Raises:
         InputError: showing one.
@@ -147,7 +147,7 @@ class BuildConfig:
         refittable: build an engine that `TRTModule.refit` can give other weights. It is off because the build takes
             longer: on an H200, ResNet-50 in half precision takes TensorRT-RTX 1.6 15 s or more instead of under 1 s.
             Calls are as fast. TensorRT builds such an engine only where there is a GPU. int8, fp8 and int4 have none.
-        mutations: what becomes of a model that writes into its inputs, such as a key-value cache. "refuse": an
+        mutations: how a model that writes into its inputs is handled, such as one with a key-value cache. "refuse": an
             ExportError. "write_back": each call copies the new values into the caller's tensors, on the current stream
             after the engine. Where the model returns the very input, the caller's own tensor is returned.
         time_limit_s: the longest that a build may take, in seconds; None for no limit. A builder process that is
@@ -250,7 +250,7 @@ class RuntimeConfig:
         require_choice("RuntimeConfig.out_of_range", self.out_of_range, _OUT_OF_RANGE)
 
     def on_cpu(self) -> RuntimeConfig:
-        """The same with only those options that mean something on the CPU."""
+        """A copy with only those options that mean something on the CPU."""
         return RuntimeConfig(out_of_range=self.out_of_range)
 
     def only_gpu(self) -> str:
@@ -260,7 +260,7 @@ class RuntimeConfig:
         return ", ".join(f"{name}={value!r}" for name, value in chosen.items() if value != getattr(left, name))
 
     def check_cpu(self, subject: str) -> None:
-        """Refuse what means nothing on the CPU.
+        """Refuse options that mean nothing on the CPU.
 
         Raises:
             InputError: naming the options.
@@ -464,7 +464,7 @@ class Precision:
 
     @classmethod
     def of(cls, value: object) -> Precision:
-        """A Precision unchanged, or the one that a name means.
+        """A Precision unchanged, or the Precision that a name means.
 
         Raises:
             InputError: neither, or an unknown word.

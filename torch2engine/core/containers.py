@@ -37,7 +37,7 @@ class Container:
         keys_of: the keys, field names or indices of a value, in the order of its children.
         children_of: the children of a value for these keys; None if the value has another structure.
         rebuild: called with the class (None if `fits_class` is), the keys and the children; gives the container.
-        fits_class: tells whether a manifest may name a class for this kind; None if the kind needs no class.
+        fits_class: says whether a manifest may name a class for this kind; None if the kind needs no class.
         names_fields: whether the fields of a result of this kind are named without the result's own name.
         refill: called with a value, its class, new keys and new children; puts them into the value. None if no value of
             this kind ever changes.
@@ -97,7 +97,7 @@ def _is_namedtuple(cls: type) -> bool:
 
 
 def _rebuild_dataclass(cls: Any, keys: Sequence[Key], children: list[Any]) -> Any:
-    instance = object.__new__(cls)  # __init__ and __post_init__ may compute: the fields are already final
+    instance = object.__new__(cls)  # without __init__ and __post_init__, which would compute the final fields again
     for key, child in zip(keys, children, strict=True):
         object.__setattr__(instance, str(key), child)
     return instance
@@ -292,7 +292,7 @@ def find_class(type_name: str, container: Container) -> type:
 
 
 def _is_registered(cls: type, type_name: str) -> bool:
-    """Whether a class is at home under this name, and not in the standard library, whose containers may open files."""
+    """Whether a class is defined under this name, outside of the standard library, whose containers may open files."""
     module = cls.__module__
     if f"{module}:{cls.__qualname__}" != type_name:
         return False

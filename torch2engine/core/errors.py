@@ -93,7 +93,7 @@ def _rebuild(cls: type[Torch2EngineError], args: tuple[Any, ...]) -> Torch2Engin
 
 @public
 class InstallationError(Torch2EngineError):
-    """TensorRT, the driver or the GPU is missing or mismatched; ``fix`` is the line that mends it."""
+    """TensorRT, the driver or the GPU is missing or mismatched; ``fix`` is the line that corrects it."""
 
 
 @public
@@ -101,7 +101,7 @@ class ExportError(Torch2EngineError):
     """torch.export or the ONNX exporter could not express the model.
 
     Attributes:
-        source: ``"FILE:LINE"`` of the user's code that stopped the export, or ``""`` if torch did not say.
+        source: ``"FILE:LINE"`` of the user's code that stopped the export, or ``""`` if torch gave no line.
     """
 
     def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", source: str = "") -> None:
@@ -138,7 +138,7 @@ class DynamicAxisError(ExportError):
 
 @dataclass(frozen=True)
 class UnsupportedNode:
-    """One ONNX node that the flavour can't build, with where it comes from in the PyTorch model."""
+    """One ONNX node that the flavour can't build, with its origin in the PyTorch model."""
 
     op: str
     name: str

@@ -1,4 +1,4 @@
-"""A path that is not what a call takes → the call that takes it.
+"""A path that a call can't take → the call that can.
 
 Enters: a path. Leaves: a cure for an error's text. Separate because `deploy`, `build` and `load` each refuse files that
 another of them takes.
@@ -16,7 +16,7 @@ _MANIFEST = "manifest.json"
 
 
 def cure_for_path(path: Path) -> str:
-    """What to do with a path that the call can't use; "" if the path does not show it.
+    """The fix for a path that a call can't use; "" if the path does not show it.
 
     >>> cure_for_path(Path("net.onnx"))
     "build an engine of it with torch2engine.build('net.onnx')"

@@ -35,7 +35,7 @@ _LARGEST = 2**63 - 1
 
 
 class SchemaError(Exception):
-    """A JSON value breaks a rule; the caller, who knows the artifact's path, makes an ArtifactError of it."""
+    """A JSON value breaks a rule. The caller knows the artifact's path, and raises an ArtifactError instead."""
 
     def __init__(self, got: str, allowed: str = "", fix: str = "") -> None:
         self.got = got

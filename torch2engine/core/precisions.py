@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityFactors:
-    """How many times the reference's sensitivity a candidate may be off, by the runtime that answers.
+    """The largest error of a candidate, as a multiple of the reference's sensitivity, by the runtime that answers.
 
     The errors of a study of models, divided by their sensitivities, lie below (`benchmarks/trust.py`). Of 36 models on
     TensorRT-RTX 1.6.1 and an H200 the worst had 205 in fp32 and 8.2 in fp16. ONNX Runtime computes in true float32. The
@@ -54,7 +54,7 @@ CALIBRATION_METHODS = ("max", "percentile", "entropy")
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationRules:
-    """What is quantised to a type, and how its ranges are found.
+    """The operators that are quantised to a type, and the methods that find its ranges.
 
     Args:
         methods: the `CALIBRATION_METHODS` that may find a range; the first one replaces a method that may not.
@@ -306,7 +306,7 @@ def lowest_cast_precision(dtypes: Collection[str]) -> str | None:
 
 
 def sensitivity_factor(runtime: str, precision: str) -> float:
-    """Give how many times the reference's sensitivity a candidate may be off.
+    """Give the largest error of a candidate, as a multiple of the reference's sensitivity.
 
     Args:
         runtime: "onnxruntime", "tensorrt" or "tensorrt_rtx".

@@ -68,7 +68,7 @@ class Preprocess:
                 fix="give as many of both as the images have channels",
             )
         largest = max(map(abs, _per_channel(self.mean, 1)))
-        if largest > 255 * self.scale * (1 + 1e-6):  # no comparison finds this: both sides compute it
+        if largest > 255 * self.scale * (1 + 1e-6):  # no comparison finds this mistake, since both sides compute it
             raise InputError(
                 "Preprocess.mean",
                 got=f"{largest:g}, while x * scale is at most {255 * self.scale:g}",
@@ -148,12 +148,12 @@ class Preprocess:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Make JSON values of it."""
+        """Make JSON values of the step."""
         return PREPROCESS_JSON.encode(self)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Preprocess:
-        """Make it of what `to_json` gave."""
+        """Make the step from the result of `to_json`."""
         return PREPROCESS_JSON.decode(data)
 
 

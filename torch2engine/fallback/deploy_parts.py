@@ -45,13 +45,13 @@ __all__ = ["DeployedCut", "PartsRequest", "deploy_parts", "write_parts"]
 
 @dataclass(frozen=True)
 class PartsRequest:
-    """What is to be deployed in parts.
+    """A program that is to be deployed in parts.
 
     Args:
         program: the file of the whole program.
         device: where engines and program run.
         deploy_part: makes the engine of a part.
-        only_faster: leave a part to PyTorch where that is sooner.
+        only_faster: leave a part in PyTorch where PyTorch is faster.
     """
 
     program: bytes
@@ -76,7 +76,7 @@ class DeployedCut:
 
 
 def deploy_parts(request: PartsRequest, calls: Sequence[Sequence[torch.Tensor]]) -> DeployedCut:
-    """Cut a program, and deploy its parts on what calls make of their inputs; the largest call first.
+    """Cut a program, and deploy each part on the inputs that it gets in these calls; the largest call comes first.
 
     Args:
         request: the program, and how to deploy a part.

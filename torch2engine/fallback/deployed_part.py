@@ -1,7 +1,7 @@
 """The engines of one part of a deployed model, for one set of weights.
 
 Enters: the weights and the live tensors of a call. Leaves: the part's tensors, or `LeftInPyTorch`. Separate from
-`part_engine` because a deployed model gets its engines once, and new weights by a refit alone: no call looks for them.
+`part_engine` because these engines are made once, and only a refit changes their weights. No call compares weights.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class DeployedPart:
 
     Args:
         graph_module: the part's graph.
-        layout: how it is called.
-        deploy_part: makes an engine at sizes that have none; None for a model whose engines are all made.
+        layout: how the graph is called.
+        deploy_part: makes an engine for sizes that no engine holds; None for a model whose engines are all made.
     """
 
     def __init__(
         self, graph_module: fx.GraphModule, layout: GraphLayout, deploy_part: DeployPart | None = None
     ) -> None:
-        self.runtime = ""  # the title of what answers, once something has
+        self.runtime = ""  # the title of the runtime that has answered; "" before the first call
         self.engines = VersionsBySize[DeployedModule[Any]](layout)
         self._graph_module = graph_module
         self._layout = layout

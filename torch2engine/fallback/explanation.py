@@ -31,10 +31,10 @@ class Obstacle:
     """One place in the user's code that no engine takes.
 
     Args:
-        operator: what stands there, as PyTorch calls it; "branch" for a Python branch on a tensor's value.
+        operator: PyTorch's name of the operator there; "branch" for a Python branch on a tensor's value.
         source: "FILE:LINE", or "" where torch doesn't know it.
         reason: a sentence.
-        microseconds: that it takes in one call of the model, its end awaited; None if nobody has measured it.
+        microseconds: its time in one call of the model, up to its end on the GPU; None if it was not measured.
     """
 
     operator: str
@@ -49,15 +49,15 @@ class Obstacle:
 
 @dataclass
 class GraphPartRecord:
-    """What is known of one graph, or of one part of it.
+    """The findings about one graph, or about one part of it.
 
     Args:
         runs_in: "PyTorch", or the title of the engine's runtime.
         operators: how many it computes.
         source: the user's lines from its first to its last operator.
         reason: why it stays in PyTorch, or "".
-        seconds: that its calls took while the clock ran.
-        calls: how many these were.
+        seconds: the time of its calls while calls were timed.
+        calls: the number of these calls.
     """
 
     runs_in: str
@@ -74,7 +74,7 @@ class RunRecord:
 
     Args:
         parts: of all graphs, in the order in which they were first called.
-        obstacles: each place once.
+        obstacles: the places that no engine takes; each once.
         is_timed: whether calls of parts are timed, which waits for the GPU before and after each.
     """
 
@@ -99,7 +99,7 @@ class RunRecord:
 
 
 def synchronized_seconds() -> float:
-    """The time, once the GPU is through with everything."""
+    """The time on the clock, after the GPU has finished all work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -148,12 +148,12 @@ def obstacle_of_break(reason: Any) -> Obstacle | None:
 @public
 @dataclass(frozen=True)
 class Explanation:
-    """What of a model runs in engines, what in PyTorch, and why.
+    """Which parts of a model run in engines, which run in PyTorch, and why.
 
     Args:
         parts: graphs and parts of graphs, in the order in which they run.
         obstacles: the places in the user's code that no engine takes; each once.
-        seconds: of one call of the whole model, each part's end awaited.
+        seconds: the time of one call of the whole model, with a wait for the end of each part.
     """
 
     parts: Sequence[GraphPartRecord]

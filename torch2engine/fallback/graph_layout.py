@@ -50,11 +50,11 @@ class GraphLayout:
 
     Args:
         placeholders: all names, in order.
-        weights: those of parameters and buffers.
-        tensors: those of the other tensors, with their symbolic shapes.
-        numbers: those of symbolic numbers, with these.
-        results: what the graph returns, in order: a number or None, or Ellipsis in the place of a tensor.
-        ranges: of every symbol in a shape.
+        weights: the placeholders that take parameters and buffers.
+        tensors: placeholder -> symbolic shape, for all other tensors.
+        numbers: placeholder -> symbolic number.
+        results: the graph's results in order: a number or None, or Ellipsis in the place of a tensor.
+        ranges: symbol -> the sizes that torch has traced, for every symbol in a shape.
     """
 
     placeholders: tuple[str, ...]
@@ -87,8 +87,7 @@ class GraphLayout:
         symbols = _symbols(number)
         if not symbols:
             return int(number) if isinstance(number, sympy.Integer) else number
-        sizes = {symbol: tensors[name].shape[index] for symbol, (name, index) in self._dimensions.items()}
-        return cast("Any", interp).sympy_interp(PythonReferenceAnalysis, sizes, number)
+        return cast("Any", interp).sympy_interp(PythonReferenceAnalysis, self.sizes(tensors), number)
 
     def sizes(self, tensors: Mapping[str, torch.Tensor]) -> dict[sympy.Symbol, int]:
         """The size of every symbol in a call that is a whole dimension of a tensor."""
@@ -96,7 +95,7 @@ class GraphLayout:
 
     @property
     def axes(self) -> tuple[sympy.Symbol, ...]:
-        """The symbols of `sizes`, in its order."""
+        """The symbols, in the order of `sizes`."""
         return tuple(self._dimensions)
 
     def assemble(self, outputs: Sequence[torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> tuple[Any, ...]:

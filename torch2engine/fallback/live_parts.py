@@ -1,4 +1,4 @@
-"""A saved model in parts → what answers its calls, on one device.
+"""A saved model in parts → an object that answers its calls on one device.
 
 Enters: a `PartsArtifact`. Leaves: flat inputs answered by its engines and by PyTorch. Separate from `parts_backend`
 because locks, processes and saving mean nothing here.
@@ -131,13 +131,13 @@ class LiveParts:
             values[slot] = tensor
         timer = _OperatorTimer(self._graph)
         with torch.no_grad():
-            timer.run(*values)  # what PyTorch prepares at a first call is not counted
+            timer.run(*values)  # PyTorch's preparations at a first call are not counted
             timer.seconds.clear()
             timer.run(*values)
         return timer.seconds
 
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Give all engines, and what is in PyTorch, new weights.
+        """Give new weights to all engines and to the operators in PyTorch.
 
         Args:
             weights: by path, on the device; they belong to this object now. Others stay as they are.
@@ -164,7 +164,7 @@ class LiveParts:
 
 
 class _OperatorTimer(fx.Interpreter):
-    """Runs a cut program, and times what PyTorch runs outside of its parts."""
+    """Runs a cut program, and times the operators that PyTorch runs outside of its parts."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)

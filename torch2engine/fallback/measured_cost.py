@@ -1,7 +1,7 @@
-"""Which engines pay for themselves: parts that PyTorch answers sooner are left to it, and a slower whole is refused.
+"""Which engines save time: parts that PyTorch answers faster stay there, and a slower whole model is refused.
 
 Enters: a cut program with its engines, and a call. Leaves: reasons, with the time that was measured. Separate because
-all else in this folder is decided by what engines can do, and only this by how long it takes.
+only this file measures time. The rest of the folder decides by what engines can compute.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def find_slow_parts(
     device: torch.device,
     measure_parts: MeasureSideBySide = measure_side_by_side,
 ) -> dict[str, str]:
-    """Find the parts that PyTorch answers sooner than their engines do.
+    """Find the parts that PyTorch answers faster than their engines do.
 
     Args:
         graph: the cut program.
         parts: name of the part's submodule -> what answers it.
-        values: of a call, as the graph takes them.
+        values: the values of a call, as the graph takes them.
         device: where it runs.
         measure_parts: times callables.
 
@@ -106,7 +106,7 @@ def _call(function: Callable[..., object], arguments: Sequence[Any]) -> Callable
 
 
 class _ArgumentsOfParts(fx.Interpreter):
-    """Runs a cut program, and keeps what each part is called with."""
+    """Runs a cut program, and keeps the arguments of each part."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)

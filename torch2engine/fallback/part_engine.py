@@ -39,7 +39,7 @@ DeployPart: TypeAlias = "Callable[[nn.Module, Mapping[str, torch.Tensor], Mappin
 """deploy() with all options but the module, its sample and its dynamic axes."""
 
 _REFUSALS = (ExportError, UnsupportedOperatorError, BuildError, ParityError, InputError)
-_MOST_SETS = 64  # of weights; a graph that is used for many layers has a set for each
+_MOST_SETS = 64  # sets of weights; a graph that many layers share has one set for each layer
 
 
 class LeftInPyTorch(Exception):
@@ -78,7 +78,7 @@ class _SetOfWeights:
         return all(reference() is weight for reference, weight in pairs)
 
     def is_gone(self) -> bool:
-        """Whether a tensor that held the weights is no more."""
+        """Whether a tensor that held the weights was deleted."""
         return any(reference() is None for reference in self._tensors)
 
 
@@ -144,7 +144,7 @@ class PartEngine:
     def __init__(
         self, graph_module: fx.GraphModule, layout: GraphLayout, deploy_part: DeployPart, compares_values: bool
     ) -> None:
-        self.runtime = ""  # the title of what answers, once something has
+        self.runtime = ""  # the title of the runtime that has answered; "" before the first call
         self._graph_module = graph_module
         self._layout = layout
         self._deploy_part = deploy_part
@@ -195,7 +195,7 @@ class PartEngine:
     ) -> _SetOfWeights:
         """Refit the engines, or have them built anew where they can't be refitted."""
         part = GraphPart(self._graph_module, self._layout, weights)
-        self._sets.remove(held)  # nothing answers with the old values, whatever fails below
+        self._sets.remove(held)  # no engine answers with the old values, even if a later step fails
         try:
             for version in held.engines.made():
                 version.value.refit(part)

@@ -28,7 +28,7 @@ class AnswersPart(Protocol):
 
     @property
     def runtime(self) -> str:
-        """The title of what answers, once something has."""
+        """The title of the runtime that has answered; "" before the first call."""
         ...
 
     def __call__(self, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
@@ -41,7 +41,7 @@ class AnswersPart(Protocol):
 
 
 class OperatorsRefused(Exception):
-    """No engine takes some operators of a graph; the rest may still be one.
+    """No engine takes some operators of a graph; the other operators may still form an engine.
 
     Args:
         obstacles: the operators, by their number in the graph.
@@ -82,7 +82,7 @@ class PartRunner:
         """Answer a call.
 
         Raises:
-            OperatorsRefused: at the first call, if that is why there is no engine.
+            OperatorsRefused: at the first call, if refused operators are the reason for having no engine.
         """
         with self._record.timed(self._part):
             if not self.refusal:
@@ -101,7 +101,7 @@ class PartRunner:
             else:
                 self._note(self.refusal, "PyTorch")
             results: Any = self.graph_module(*values)
-            if isinstance(results, torch.Tensor):  # a part may return one, not a tuple of one
+            if isinstance(results, torch.Tensor):  # a part may return one tensor without a tuple around it
                 return (results,)
             return tuple(results)
 
@@ -125,7 +125,7 @@ class PartRunner:
 
 
 def known_obstacle(graph_module: fx.GraphModule, layout: GraphLayout, min_nodes: int) -> str:
-    """Why a graph stays in PyTorch, as far as that is known before any call; "" if nothing is.
+    """The reason, known before any call, why a graph stays in PyTorch; "" if there is no such reason.
 
     Args:
         graph_module: the graph.

@@ -130,12 +130,12 @@ class PartitionedGraph:
         self._cut: fx.GraphModule | None = None
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
-        """Answer a call. The first ones cut the graph until every part has an engine, or a reason for having none."""
+        """Answer a call. The first calls cut the graph, until every part has an engine or a reason for having none."""
         while True:
             cut = self._cut_graph()
             try:
                 return tuple(cut(*values))
-            except _RefusedInPart as refused:  # no operator writes into anything, so the call may begin anew
+            except _RefusedInPart as refused:  # the graph writes into no tensor, so the call may start again
                 self.refuse(refused.obstacles)
 
     def refuse(self, obstacles: Mapping[str, Obstacle]) -> None:
@@ -200,7 +200,7 @@ def _make_part(graph_module: Any, weights: Collection[str], make_runner: MakeRun
 
 
 def part_nodes(graph_module: fx.GraphModule, names: Collection[str]) -> tuple[str, ...]:
-    """The names of a part's operators in the graph's order, so that a part is always the same graph."""
+    """The names of a part's operators in the graph's order; so equal parts are equal graphs."""
     return tuple(node.name for node in graph_module.graph.nodes if node.name in names)
 
 

@@ -51,7 +51,7 @@ class PartsBackend:
         self._lock = ForkSafeLock()
         self._live: LiveParts | None = None
         self._weights_version = 0  # odd while weights are being replaced
-        self._new_weights: Mapping[str, torch.Tensor] | None = None  # those that the artifact does not hold yet
+        self._new_weights: Mapping[str, torch.Tensor] | None = None  # weights that the artifact does not hold yet
         self._new_program: WeightProgram | None = None
 
     def move(self, device: torch.device) -> None:
@@ -118,10 +118,10 @@ class PartsBackend:
         return near if near.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
 
     def check_coverage(self, program: WeightProgram) -> None:
-        """The program was written with this very graph."""
+        """Accept every weight program, since the program was written with this graph."""
 
     def check_can_follow(self) -> None:
-        """Any call can; an engine refuses those that it can't answer."""
+        """Do nothing: a refit can precede any call."""
 
     def prepare_weights(
         self, weights: Mapping[str, torch.Tensor], program: WeightProgram, onnx_is_current: bool
@@ -145,4 +145,4 @@ class PartsBackend:
         self._new_program = program
 
     def stop(self) -> None:
-        """Every call reads the guard."""
+        """Do nothing: every call reads the guard."""

@@ -1,4 +1,4 @@
-"""Whether an archive of torch.export can be loaded without running what stands in it.
+"""Whether an archive of torch.export can be loaded without running code from it.
 
 Enters: the bytes of a ``.pt2`` file that anybody may have written. Leaves: an archive with the parts that were checked,
 and nothing else. Separate because torch.export.load trusts its file: it unpickles objects, imports modules by name, and

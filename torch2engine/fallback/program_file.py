@@ -37,7 +37,7 @@ def write_program(exported: torch.export.ExportedProgram) -> bytes:
         return checked_archive(buffer.getvalue())
     except SchemaError as error:
         raise _no_file(error.got, error.allowed) from error
-    except Exception as error:  # torch raises what it likes for operators and sizes that it can't serialise
+    except Exception as error:  # torch raises many kinds of errors for operators and sizes that it can't serialise
         raise _no_file(f"a program that torch.export.save refuses ({quote(error)})", "one that it takes") from error
 
 
@@ -97,7 +97,7 @@ def _load(data: bytes | memoryview, where: str) -> torch.export.ExportedProgram:
             program: Any = torch.export.load(archive)
     except SchemaError as error:
         raise _refusal(where, error.got, error.allowed, "load only what you trust, and save it again") from error
-    except Exception as error:  # torch raises what it likes for a file of another version
+    except Exception as error:  # torch raises many kinds of errors for a file of another version
         fix = "import the module that registers the operator, load it with the torch that saved it, or deploy again"
         raise _refusal(where, f"a program that torch can't load ({quote(error)})", "one that it can", fix) from error
     return program

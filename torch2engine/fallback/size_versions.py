@@ -1,4 +1,4 @@
-"""What is made of a graph for a range of sizes, and made again where a call leaves the range.
+"""Versions of a graph's engine for ranges of sizes; a call outside all ranges makes a new version.
 
 Enters: the sizes of a call. Leaves: an engine, or a program in parts, that holds for them. Separate because both grow
 in the same way: by powers of two, so that many sizes need few versions; and by single sizes where no range holds.
@@ -29,7 +29,7 @@ _ROOM_FOR_VALUES = 8  # a size that depends on values may be that many times as 
 
 
 class TooManySizesError(Exception):
-    """No version holds for a range of sizes, and enough single sizes have one."""
+    """No version holds for a range of sizes, and the limit of versions for single sizes is reached."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class VersionsBySize(Generic[V]):
             self._single[version.sizes] = version.value
 
     def _next_largest(self, sizes: Sizes) -> dict[sympy.Symbol, int]:
-        """Powers of two, but nothing beyond what torch has traced."""
+        """The next powers of two, limited to the sizes that torch has traced."""
         largest: dict[sympy.Symbol, int] = {}
         for symbol, size in sizes.items():
             high = self._layout.ranges[symbol].high

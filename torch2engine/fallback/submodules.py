@@ -1,7 +1,7 @@
 """Submodules of a model or a pipeline that engines answer in their place, until they are restored.
 
 Enters: deployed modules by the names of submodules. Leaves: `DeployedSubmodules`, which restores and saves them.
-Separate because nothing is deployed here: `torch2engine.torch_compile` deploys, and a saved folder holds what it made.
+Separate because this file deploys nothing: `torch2engine.torch_compile` does, or an earlier process did.
 """
 
 from __future__ import annotations
@@ -143,13 +143,13 @@ def all_submodules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _named_modules(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules below a model."""
+    """All modules inside a model, by dotted names."""
     named = cast("Iterator[tuple[str, nn.Module]]", model.named_modules())
     return [(name, module) for name, module in named if name]
 
 
 def choose_submodules(owner: Any, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    """The submodules that patterns name. Of those inside one another the outermost is taken.
+    """The submodules that patterns name. Of nested submodules the outermost is taken.
 
     Args:
         owner: a model, or an object with modules as attributes.

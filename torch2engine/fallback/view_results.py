@@ -1,7 +1,7 @@
 """Results that are views, taken out of a graph: PyTorch makes them of what the rest of the graph returns.
 
 Enters: a graph that writes into nothing. Leaves: the graph without such results, and what puts them back. Separate
-because an engine's results are fresh: a later write into a view would no longer reach what it is a view of.
+because an engine's results are fresh tensors. A later write into such a tensor would not reach the viewed tensor.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ViewResults:
 
 
 def _memory(node: object) -> int | None:
-    """What tells the memory of a node's tensor from that of others; None for what is no tensor."""
+    """An identifier of the memory of a node's tensor; None for a value that is not a tensor."""
     value = fake_value(node) if isinstance(node, fx.Node) else None
     if not isinstance(value, torch.Tensor):
         return None

@@ -1,7 +1,7 @@
 """The results of the user's own code, before and after its submodules were deployed → a comparison.
 
-Enters: two results of any kind. Leaves: `ParityReport`. Separate because such a result is no model's: it holds images,
-texts and numbers beside tensors.
+Enters: two results of any kind. Leaves: `ParityReport`. Separate because such a result holds images, texts and
+numbers beside tensors.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _differ(got: str, bounds: Bounds) -> ParityError:
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Tensors, arrays as tensors, and what can be compared by equality; all else says nothing."""
+    """The values to compare: tensors, arrays as tensors, and values with a plain equality. All others are left out."""
     if isinstance(value, torch.Tensor):
         yield name, value.detach()
     elif isinstance(value, (str, bytes, bool, int, float)) or value is None:

@@ -1,7 +1,7 @@
 """The policy for a call outside every profile: an error, chunks, or an answer from PyTorch.
 
-Enters: a checked call and the ShapeError that it would be. Leaves: its answer, or an error that says more. Separate
-because it has a state of its own: what was proved, and whether it has warned. Few calls come here.
+Enters: a checked call and the ShapeError for it. Leaves: the call's answer, or an error that says more. Separate
+because the policy has a state of its own: its proofs and its warning. Few calls need it.
 """
 
 from __future__ import annotations
@@ -140,19 +140,19 @@ class OutOfRange:
     def answer(
         self, runner: InRangeRunner, leaves: Sequence[torch.Tensor], sizes: Mapping[str, int], error: ShapeError
     ) -> dict[str, torch.Tensor]:
-        """Answer.
+        """Answer a call outside every profile.
 
         Args:
             runner: who answers sizes inside the profiles.
             leaves: the call's inputs, with everything checked but their sizes.
             sizes: every axis's size.
-            error: what the call is under "error".
+            error: the error that the policy "error" raises.
 
         Returns:
             output name -> fresh tensor on the inputs' device.
 
         Raises:
-            ShapeError: the policy does not help here; says why.
+            ShapeError: the policy can't answer this call; the text says why.
             ParityError: entries along the axis influence each other.
             DeviceError: the PyTorch module is elsewhere.
             InputError: a CUDA graph is being captured.

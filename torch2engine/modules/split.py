@@ -58,7 +58,7 @@ class InRangeRunner:
 
 @dataclass(frozen=True)
 class Places:
-    """Where an axis is: its dimension in every input (None: the input lacks it) and in every output."""
+    """The dimension of an axis in every input and in every output; None for an input without this axis."""
 
     inputs: tuple[int | None, ...]
     outputs: tuple[int, ...]
@@ -165,7 +165,7 @@ def _dims(spec: TensorSpec, axis: str) -> list[int]:
 
 
 def _chunks(size: int, low: int, high: int, step: int) -> tuple[int, ...]:
-    """The fewest chunks of low..high, as even as possible: at most two sizes, the larger ones first."""
+    """The fewest chunks of sizes from low to high, as even as possible: at most two sizes, larger ones first."""
     units, most = size // step, high // step
     count = math.ceil(units / most)
     base, larger = divmod(units, count)

@@ -1,8 +1,8 @@
 """The state that PyTorch keeps for the calling thread, read at the cost of one function call.
 
 Enters: a device's number. Leaves: handles and flags. The public functions build objects: `torch.cuda.current_stream`
-takes 7 µs, the handle alone 0.1. A call of a few microseconds can't afford that. Beside each name stands the public
-function that it replaces. That one is used where a version of PyTorch lacks the private one, and tests compare them.
+takes 7 µs, the handle alone 0.1. A call of a few microseconds can't afford that. A comment beside each name gives the
+public function that it replaces. Where PyTorch lacks the private name, the public one is used. Tests compare both.
 Separate because private names of torch appear in this file alone.
 """
 

@@ -24,7 +24,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class NodeOrigin:
-    """Where a node comes from.
+    """The origin of a node: a torch module and a line of the user's code.
 
     Args:
         module: path of the torch module; "" is the model itself.

@@ -38,7 +38,8 @@ class OrtSession:
         path: the model file; external data is found beside it. Tensors of float16 and bfloat16 are rounded to their
             type after every operator, as on a GPU: ONNX Runtime's own float16 is not, and it has no bfloat16 Conv, Gemm
             or Add (seen with 1.32). Inputs and outputs of bfloat16 are float32, since numpy has none.
-        as_it_is: leave such a graph alone. A graph that only casts to a low type and back can run so.
+        as_it_is: run such a graph without this rounding. It is enough for a graph that only casts to a low type and
+            back.
 
     Raises:
         UnsupportedOperatorError: ONNX Runtime's CPU provider lacks an operator for these dtypes.
@@ -120,7 +121,7 @@ def import_onnxruntime() -> Any:
         else:
             os.environ[_NO_TELEMETRY] = before
     module: Any = onnxruntime
-    module.disable_telemetry_events()  # it may have been imported before, by others
+    module.disable_telemetry_events()  # the user's code may have imported it before
     return module
 
 
@@ -196,7 +197,7 @@ def _parse(path: Path, with_weights: bool) -> Any:
 
 
 def _element_types(graph: Any) -> set[int]:
-    """Collect every element type that is named anywhere; not every file has its values' types."""
+    """Collect every element type that the model names; some files lack the types of inner values."""
     types = {tensor.data_type for tensor in walk_tensors(graph)}
     types.update(value.elem_type for value in _tensor_values(graph))
     types.update(attribute.i for attribute in _dtype_attributes(graph))

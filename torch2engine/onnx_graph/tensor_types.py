@@ -21,7 +21,7 @@ __all__ = [
 
 # A constant of this size may be a shape, whose value the inference needs.
 _SMALL_BYTES = 1024
-# Their results have a type in which nothing was computed.
+# These operators compute nothing in the type of their results.
 _CONVERSIONS = ("Cast", "Constant", "DequantizeLinear", "Identity", "QuantizeLinear")
 
 

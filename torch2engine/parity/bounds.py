@@ -1,7 +1,7 @@
 """A user's tolerance + a precision and a runtime → the bounds for one output.
 
 Enters: `Tolerance` or None, facts about the candidate. Leaves: plain numbers. Separate because a comparison needs every
-bound. What the user left out follows from the precision and the runtime.
+bound, and the precision and the runtime give the bounds that the user left out.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _MOST = 0.25  # relative L2 error; no sensitivity allows more, since such answer
 
 @dataclass(frozen=True)
 class Bounds:
-    """What an output may be off.
+    """The largest errors that an output may have.
 
     Args:
         rel_l2, max_rel, abs, mismatch: as in `Tolerance`.
         factor: the reference's sensitivity times this factor is allowed as well; 0 where the user gave `rel_l2`.
-        smallest: differences up to this count as none in any part of an output.
+        smallest: differences up to this value count as zero in every part of an output.
         by_output: other bounds for the outputs that are named.
     """
 
@@ -44,7 +44,7 @@ class Bounds:
 
     @classmethod
     def of(cls, tolerance: Tolerances | None, precision: str, runtime: str = "") -> Bounds:
-        """Take the user's bounds, and those of the precision for what was left out.
+        """Take the user's bounds; the precision gives the bounds that the user left out.
 
         Args:
             tolerance: the user's, or None; or a tolerance for each of some outputs.
@@ -70,7 +70,7 @@ class Bounds:
         return self.by_output.get(name, self)
 
     def check_names(self, names: Collection[str]) -> None:
-        """Refuse bounds for outputs that there are not.
+        """Refuse bounds for outputs that do not exist.
 
         Raises:
             InputError: naming the outputs, and the nearest one.

@@ -2,7 +2,7 @@
 
 Enters: outputs by name, as numpy arrays or torch tensors on any device. Leaves: one verdict per output, with its
 figures and, for a failure, its reason. Separate, and without torch, because the same rules hold for every candidate:
-ONNX Runtime, an engine, a user's own. What was not compared has not passed.
+ONNX Runtime, an engine, or the user's own. An output that was not compared has not passed.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _judge_output(
 
 
 def _difference_in_kind(reference: Any, candidate: Any) -> str:
-    """Say why the two can't be compared element by element, or ""."""
+    """Say why two outputs can't be compared element by element; "" if they can."""
     for who, value in (("the reference", reference), ("the candidate", candidate)):
         if not (hasattr(value, "dtype") and hasattr(value, "shape")):
             return f"{who} is a {type(value).__name__}, neither a tensor nor an array"
@@ -124,7 +124,7 @@ def _is_exact(value: Any) -> bool:
 
 
 def _broken_rule(figures: Figures, bounds: Bounds, is_exact: bool, reference_value: Any, candidate_value: Any) -> str:
-    """Say which rule is broken first, or "".
+    """Name the first rule that the candidate breaks; "" if it breaks none.
 
     Rules are written as `not (figure <= bound)`, so that a NaN fails.
 
@@ -140,7 +140,7 @@ def _broken_rule(figures: Figures, bounds: Bounds, is_exact: bool, reference_val
     if figures.misplaced:
         return f"{figures.misplaced} elements are NaN or Inf in one only, the first at {at}: {got}, expected {expected}"
     if not figures.compared:
-        return ""  # equal infinities and NaNs; the row says that they prove little
+        return ""  # equal infinities and NaNs pass; the row says that they prove little
     worst = figures.worst_part
     if is_exact:
         if not figures.mismatch <= bounds.mismatch:
@@ -169,7 +169,7 @@ def _broken_rule(figures: Figures, bounds: Bounds, is_exact: bool, reference_val
 
 
 def _lost_value(reference: Any, candidate: Any, figures: Figures) -> str:
-    """Name a value that is frequent in the reference and mostly another one in the candidate, or return ""."""
+    """Name a value that is frequent in the reference and mostly replaced in the candidate; "" if there is none."""
     if not figures.mismatch:
         return ""
     expected = _on_host(reference)
@@ -188,7 +188,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _resemblance(name: str, candidate: Any, figures: Figures, references: Mapping[str, Any], bounds: Bounds) -> str:
-    """Say in brackets what a wrong output looks like, or ""."""
+    """Describe in brackets how a wrong output looks; "" if nothing is striking."""
     if figures.zeros:
         return " (all zeros)"
     if figures.constant and math.prod(candidate.shape) > 1:

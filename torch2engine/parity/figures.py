@@ -88,7 +88,7 @@ class Figures:
 
 
 def dtype_name(value: Any) -> str:
-    """Give the dtype as PyTorch spells it, e.g. ``"float16"``; "" for what is no array."""
+    """Give the dtype as PyTorch spells it, e.g. ``"float16"``; "" for an object that is not an array."""
     dtype = getattr(value, "dtype", None)
     return "" if dtype is None else str(getattr(dtype, "name", dtype)).removeprefix("torch.")
 
@@ -134,7 +134,7 @@ class _Operands:
     movement: _Operand | None
 
     def movement_of(self, index: Index) -> Floats:
-        """Give a block of movements; zeros where none were measured, and where they are not finite."""
+        """Give a block of movements. A movement that was not measured, or is not finite, is 0."""
         if self.movement is None:
             return np.zeros(tuple(part.stop - part.start for part in index))
         block = self.movement.read(index)
@@ -169,7 +169,7 @@ class _Survey:
         lowest, highest: of the candidate, where both are finite.
         zeros, saturated: how many elements of the reference are 0, and how many are almost 0 or 1.
         least, largest: of the finite elements of the reference.
-        octave_counts: how many elements of the reference each octave of magnitudes has.
+        octave_counts: for each octave of magnitudes, the number of the reference's elements in it.
     """
 
     nonfinite_reference: int = 0
@@ -297,8 +297,8 @@ class _Sums:
         """Add a block.
 
         Args:
-            index: where it lies.
-            r, c, n: its scaled values, 0 where they don't count.
+            index: where the block lies.
+            r, c, n: the block's scaled values; 0 for elements that don't count.
             counted: which elements count.
             differs: for integers, which elements differ; the bounds of their slices count these.
         """
@@ -358,7 +358,7 @@ def _worst_part(sums: _Sums, allowance: Allowance, scale: float, exact: bool) ->
         candidates = [one.worst_exact_slice() for one in slices]
     else:
         candidates = [one.worst_slice(allowance) for one in slices]
-        # Without measured movements, small elements can't be told from noise.
+        # Without measured movements, nobody can tell small elements from noise.
         magnitude = sums.magnitudes.worst_magnitude(allowance, scale) if allowance.noise else None
         candidates += [] if magnitude is None else [magnitude]
     return max(candidates, key=lambda figure: figure.excess, default=None)
@@ -371,7 +371,7 @@ class _WorstElement:
     Args:
         largest_difference: of scaled values.
         ratio: the largest difference in units of the element plus its surroundings.
-        index: where that is.
+        index: where the largest ratio is.
     """
 
     index: tuple[int, ...]
@@ -383,9 +383,9 @@ class _Surroundings:
     """The unit of each element, besides its own size: its row's size, or how far rounding moves it.
 
     Args:
-        sums: of the second pass.
-        allowance: of the output.
-        rel_l2: of the bounds.
+        sums: the results of the second pass.
+        allowance: the largest errors that the output's parts may have.
+        rel_l2: the bound of this name.
     """
 
     def __init__(self, sums: _Sums, allowance: Allowance, rel_l2: float) -> None:
@@ -399,7 +399,7 @@ class _Surroundings:
         self._gain = allowance.gain / rel_l2 if rel_l2 else 0.0
 
     def units(self, index: Index, r: Floats, n: Floats) -> Floats:
-        """Give what each element of a block is measured by.
+        """Give the unit in which each element's difference is measured.
 
         Args:
             index: where the block lies.
@@ -412,7 +412,7 @@ class _Surroundings:
         return np.abs(r) + np.where((movement > 0) & (r != 0), self._gain * movement, row)
 
     def floors(self, index: Index, r: Floats, n: Floats) -> Floats:
-        """Give the difference that counts as none for each element of a block; arguments as for `units`."""
+        """Give, for each element of a block, the largest difference that counts as zero; arguments as for `units`."""
         if not self._profiles:
             return np.full(r.shape, self._allowance.floor)
         return np.where(self._movements(index, r, n) > 0, self._allowance.smallest, self._allowance.floor)
@@ -420,9 +420,9 @@ class _Surroundings:
     def _movements(self, index: Index, r: Floats, n: Floats) -> Floats:
         """How far each element moves: as measured, but no less than its rows and columns make likely.
 
-        A few perturbations may happen to leave an element alone. The product of the profiles along all dimensions is
-        what it would be if every dimension acted by itself. Where slices were taken with their neighbours, elements of
-        the same magnitude tell instead.
+        By chance, a few perturbations may not move an element. Then the product of the movements along all dimensions
+        estimates the element's movement. Where slices share an entry with their neighbours, the movement of elements
+        of the same magnitude is the estimate.
         """
         if any(one.per_group > 1 and one.size > 1 for one in self._slices):
             return np.maximum(n, _LIKELY * self._magnitudes.likely_noise(r))
@@ -474,7 +474,7 @@ def measure(reference: Any, candidate: Any, bounds: Bounds, movement: Any = None
 
 
 def _movement_operand(reference: Any, movement: Any) -> _Operand | None:
-    """Give what can be read beside the reference; None where nothing was measured, and for what is not floating."""
+    """Give the movement in a form to read block by block; None if it was not measured or the output is not floating."""
     if movement is None or dtype_kind(dtype_name(reference)) != "float":
         return None
     return _Operand(movement)
@@ -540,9 +540,10 @@ def _weakness(
 
 
 def _allowance(sums: _Sums, survey: _Survey, scale: float, bounds: Bounds, allowed: float) -> Allowance:
-    """Find how far parts may be off, and which difference counts as none.
+    """Find the largest errors of parts, and the largest difference that counts as zero.
 
-    That is `Tolerance.abs`, but little beside the reference's own size, unless the reference is nothing but noise.
+    That difference is `Tolerance.abs`, limited to a small part of the reference's size. The limit does not hold for a
+    reference that is only noise.
     """
     size = math.sqrt(sums.rr / max(sums.count, 1))
     noise = math.sqrt(sums.nn / max(sums.count, 1))

@@ -1,4 +1,4 @@
-"""Integers that differ → which of them were near ties, by the margin of the scores behind them.
+"""Integers that differ → which of them were chosen between nearly equal scores.
 
 Enters: an integer output of the reference and of the candidate, and the scores behind it. Leaves: a mask. Separate
 because an argmax of nearly equal scores may have either result in every precision, which is no error.

@@ -1,7 +1,7 @@
 """Verdicts on outputs, as data: what was compared, and whether the candidate answers like the reference.
 
 Enters: rows of figures and reasons. Leaves: a table, JSON, or a `ParityError`. Separate from `compare` because deployed
-modules carry reports, and a comparison does not print.
+modules hold reports, and a comparison does not format text.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class ParityReport:
 
     @property
     def weaknesses(self) -> dict[str, str]:
-        """Output name -> why passing proves little there; only outputs for which no case proves more."""
+        """Output name -> why passing proves little. Outputs for which some case proves more are left out."""
         proved = {row.name for row in self.rows if row.passed and not row.weakness}
         return {row.name: row.weakness for row in self.rows if row.weakness and row.name not in proved}
 

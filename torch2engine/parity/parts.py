@@ -40,7 +40,7 @@ NOISE = 0.2
 """Of the allowed error may lie in any slice, since a ReLU leaves dead channels, or between rows."""
 
 _MEASURED_GROUP = 4  # enough elements for a part, where the movement of each was measured
-_SPREAD = 3.0  # a part may have so many times its share of the noise
+_SPREAD = 3.0  # a part may have this multiple of its share of the noise
 # Binary exponents of float64 lie within -1074..1024; an octave is an exponent plus the offset.
 OCTAVE_OFFSET = 1100
 OCTAVE_COUNT = 2200
@@ -48,7 +48,7 @@ OCTAVE_COUNT = 2200
 
 @dataclass(frozen=True)
 class BlockSquares:
-    """One block of an output; what does not count is 0 in all of them.
+    """One block of an output. An element that does not count is 0 in every array.
 
     Args:
         reference, difference, noise: squares of the reference, of the difference and of the reference's movement; for
@@ -63,7 +63,7 @@ class BlockSquares:
     zeros: Bools
 
     def arrays(self) -> tuple[npt.NDArray[np.generic], ...]:
-        """Give them in the order of the rows of `_PartSums.totals`."""
+        """Give the arrays in the order of the rows of `_PartSums.totals`."""
         return self.reference, self.difference, self.noise, self.counted, self.zeros
 
 
@@ -73,8 +73,9 @@ class PartFigure:
 
     Args:
         place: e.g. "slice [:, 3]", or "the elements of magnitude 0.5 to 1".
-        share: root mean square of the differences over that of the reference; for integers the share that differs.
-        excess: the same over what is allowed there.
+        share: root mean square of the differences, divided by that of the reference; for integers the share of elements
+            that differ.
+        excess: `share` divided by the share that is allowed in this part.
     """
 
     place: str
@@ -84,14 +85,14 @@ class PartFigure:
 
 @dataclass(frozen=True)
 class Allowance:
-    """How far parts of one output may be off; all lengths are scaled alike.
+    """The largest errors that parts of one output may have; all values have the same scale.
 
     Args:
-        level: root mean square of the difference that is allowed over the whole output.
+        level: root mean square of the largest difference that the whole output may have.
         noise: root mean square of the reference's movement by rounding; 0 where it was not measured.
-        max_rel: of the bounds.
-        floor: difference that counts as none where no movement was measured.
-        smallest: difference that counts as none anywhere.
+        max_rel: the bound of this name.
+        floor: the largest difference that counts as zero where no movement was measured.
+        smallest: the largest difference that counts as zero everywhere.
     """
 
     level: float
@@ -102,7 +103,7 @@ class Allowance:
 
     @property
     def gain(self) -> float:
-        """How many times its own movement a part may be off; 0 where none was measured."""
+        """The largest error of a part, as a multiple of the part's own movement; 0 where no movement was measured."""
         return self.level / self.noise if self.noise else 0.0
 
     def of_parts(self, sums: _PartSums) -> Floats:
@@ -112,7 +113,7 @@ class Allowance:
             return relative + max(NOISE * self.level, self.floor)
         moving = sums.noise[sums.noise > 0]
         typical = min(1.0, float(np.median(moving)) / self.noise) if len(moving) else 1.0
-        # Where the reference is exactly 0, as behind a ReLU, rounding may show in the candidate alone.
+        # Where the reference is exactly 0, as after a ReLU, rounding may move the candidate alone.
         zeros = NOISE * self.level * typical * np.sqrt(sums.zero_share)
         floor = np.where(sums.noise > 0, self.smallest, self.floor)
         return relative + np.maximum(np.maximum(_SPREAD * self.gain * sums.noise, zeros), floor)
@@ -122,7 +123,7 @@ class _PartSums:
     """Sums over the elements of every part.
 
     Args:
-        count: of parts.
+        count: the number of parts.
     """
 
     def __init__(self, count: int) -> None:
@@ -149,7 +150,7 @@ class _PartSums:
         return self.totals[4] / np.maximum(self.count, 1)
 
     def worst(self, allowance: Allowance) -> tuple[int, float, float]:
-        """Find the part of floating values that exceeds most what is allowed: its number, share and excess."""
+        """Find the part of floating values with the largest excess over its bound: its number, share and excess."""
         difference = root_mean_square(self.totals[1], self.count)
         excess = ratio(difference, allowance.of_parts(self))
         number = int(np.argmax(excess))
@@ -157,7 +158,7 @@ class _PartSums:
 
 
 class SliceSums(_PartSums):
-    """Sums over the slices along one dimension; thin slices share an entry.
+    """Sums over the slices along one dimension; neighbouring thin slices are added into one entry.
 
     Args:
         shape: of the output.
@@ -185,12 +186,12 @@ class SliceSums(_PartSums):
             total += np.bincount(groups, values.sum(axis=others, dtype=np.float64), len(total))
 
     def worst_slice(self, allowance: Allowance) -> PartFigure:
-        """Find the slice that exceeds most what is allowed."""
+        """Find the slice with the largest excess over its bound."""
         number, share, excess = self.worst(allowance)
         return PartFigure(self._place(number), share, excess)
 
     def worst_exact_slice(self) -> PartFigure:
-        """Find the slice of integers in which the largest share differs; half of it may."""
+        """Find the slice of integers in which the largest share differs; half of a slice may differ."""
         share = ratio(self.totals[1], self.count)
         number = int(np.argmax(share))
         return PartFigure(self._place(number), float(share[number]), float(share[number]) / 0.5)
@@ -221,7 +222,7 @@ class MagnitudeSums(_PartSums):
             total += np.bincount(groups, values.ravel(), len(total))
 
     def worst_magnitude(self, allowance: Allowance, scale: float) -> PartFigure | None:
-        """Find the octave that exceeds most what is allowed; small octaves are taken with the next larger ones."""
+        """Find the octave with the largest excess over its bound; small octaves are merged with larger ones."""
         merged, ends = self._merged()
         if len(ends) < 2:
             return None
@@ -254,7 +255,7 @@ class MagnitudeSums(_PartSums):
 
 
 def octaves(magnitudes: Floats) -> npt.NDArray[np.intp]:
-    """Give the octave of every magnitude; that of 0 is below all others."""
+    """Give the octave of every magnitude; the octave of 0 is below all others."""
     exponents = np.frexp(magnitudes)[1].astype(np.intp) + OCTAVE_OFFSET
     return np.where(magnitudes > 0, exponents, 0)
 

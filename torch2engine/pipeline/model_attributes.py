@@ -1,7 +1,7 @@
-"""All that a module's attributes reach, as facts that differ where two models may answer differently.
+"""The values that a module's attributes reach, as facts. Two models with equal facts answer alike.
 
-Enters: a module. Leaves: JSON values and tensors by path, or the path of what can't be told from another value.
-Separate because it knows Python's objects, and nothing of caches.
+Enters: a module. Leaves: JSON values and tensors by path, or the path of a value that can't be compared.
+Separate because this file knows Python's objects, and caches do not matter to it.
 
 Code counts by its name only: the caller's cache_key stands for it.
 """
@@ -36,7 +36,7 @@ __all__ = ["ModelAttributes"]
 _MOST_VALUES = 1_000_000
 _NUMBERS_AND_TEXTS = (int, float, complex, str)
 _PLAIN = (type(None), bool, *_NUMBERS_AND_TEXTS, range, slice, type(Ellipsis), type(NotImplemented))
-_FAITHFUL = (  # their representation tells all of their value
+_FAITHFUL = (  # repr() of these types shows the whole value
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, pathlib.PurePath, re.Pattern),
     *(np.dtype, types.GenericAlias, types.UnionType, type(torch.ops.aten.add), type(torch.ops.aten.add.Tensor)),
     *(datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID),
@@ -46,7 +46,7 @@ _FUNCTIONS = (
     *(types.FunctionType, types.BuiltinFunctionType, types.MethodWrapperType, types.WrapperDescriptorType),
     *(types.MethodDescriptorType, type(functools.cache(len))),
 )
-# What a module's `named_parameters`, `named_buffers` and its children tell, and the mode, which deploy sets.
+# Attributes that other code compares: parameters, buffers and children. deploy() sets the mode itself.
 _TOLD_ELSEWHERE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 _WORD_BYTES = 8
 
@@ -59,7 +59,7 @@ class ModelAttributes:
         tensors: path -> tensor.
 
     Raises:
-        InputError: a value that can't be told from another one; the message and `name` have its path.
+        InputError: a value that can't be compared with another one; the message and `name` hold its path.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -68,7 +68,7 @@ class ModelAttributes:
         self._registered = {id(module) for module in model.modules()}
         named = (*model.named_parameters(), *model.named_buffers())
         self._paths = {id(tensor): f"registered {name}" for name, tensor in named}
-        self._held: list[object] = []  # or another object could get the id of one that was looked at
+        self._held: list[object] = []  # keeps the objects alive, since another object could get the id of a dead one
         self._waiting: list[tuple[str, Any]] = [("model", model)]
         while self._waiting:
             path, value = self._waiting.pop()
@@ -129,7 +129,7 @@ def _children(path: str, value: Any) -> dict[str, Any]:
     """The parts of a value, by name; they and its class are all that it is.
 
     Raises:
-        InputError: it holds what Python can't see.
+        InputError: the value holds state that Python can't read.
     """
     if isinstance(value, functools.partial):
         partial = cast("functools.partial[Any]", value)
@@ -203,7 +203,7 @@ def _slots(cls: type) -> list[str]:
 
 
 def _is_transparent(value: object) -> bool:
-    """Whether an object is its dictionary and slots, without a part that a library in C keeps."""
+    """Whether an object consists of its dictionary and slots, without state in a C library."""
     cls = type(value)
     if cls is object:
         return True
@@ -213,7 +213,7 @@ def _is_transparent(value: object) -> bool:
 
 
 def _key_text(path: str, key: object) -> str:
-    """A key or an element of a set; these have no parts, or are tuples of such."""
+    """A key or an element of a set: a value without parts, or a tuple of such values."""
     text = _plain_text(key)
     if text is not None:
         return repr(text)

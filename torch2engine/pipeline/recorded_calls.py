@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 def takes_recordings(deploy: Callable[P, R]) -> Callable[P, R]:
-    """Let deploy() take a `Recording` as its model. What the caller passes besides has precedence.
+    """Let deploy() take a `Recording` as its model. Arguments that the caller passes replace the recorded ones.
 
     Args:
         deploy: the function of this name.

@@ -58,7 +58,7 @@ def model_facts(request: DeployRequest, cache_key: str) -> dict[str, Any] | None
 
 
 def incomparable_attribute(model: nn.Module) -> str:
-    """Say why `model_facts` knows a model not from another; "" if it does, or if a tensor is the cause."""
+    """Say which attribute stops `model_facts` from comparing a model; "" if none does, or if a tensor is the cause."""
     try:
         ModelAttributes(model)
     except InputError as error:

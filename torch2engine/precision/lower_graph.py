@@ -96,7 +96,7 @@ class GraphLowering:
         Raises:
             InputError: a path that fits no module.
         """
-        # A mean rounded to 16 bits is wrong in every pixel alike.
+        # A mean that is rounded to 16 bits makes the same error in every pixel.
         reasons = {node: "makes the input of bytes" for node, module in self.module_of_node.items() if module == ORIGIN}
         modules = sorted(set(self.module_of_node.values()))
         for pattern in self.precision.keep_fp32:

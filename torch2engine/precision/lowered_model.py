@@ -1,7 +1,7 @@
 """A model in a low precision, with how it was made and how its answers are compared.
 
-Enters: what one lowering made. Leaves: values, and the checks that belong to an engine of it. Separate because `lower`,
-its budget search and `deploy` pass it on.
+Enters: what one lowering made. Leaves: values, and the check of the budget's metric. Separate because `lower`, its
+search and `deploy` all pass this value on.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ class LoweredModel:
     Args:
         artifact: the model.
         parity_cases: the cases that it was compared on, in its own dtypes.
-        tolerance: when its engine counts as equal, too. It has no bounds where a metric decides. None for the default.
+        tolerance: when the model and its engine count as equal. It has no bounds where a metric decides. None for the
+            default.
         judged_as: the precision whose default and sensitivity count; None for the artifact's own.
-        outcome: which nodes are low, and why others are not; None for a graph that was left as it is.
+        outcome: which nodes are low, and why others are not; None for a graph that was not changed.
         reports: PyTorch against the graph, rounded after every operator.
         notes: sentences for the user.
-        metric: judges whatever is deployed; None without one.
+        metric: judges the deployed module; None if the budget has no metric.
         builder_precision: "fp32" or "tf32", for TensorRT's builder; None where the graph's dtypes decide alone.
     """
 

@@ -73,7 +73,7 @@ def _cast_step(value: str, source: torch.dtype, target: torch.dtype) -> WeightSt
 
 
 def _name_of_original(name: str, known: Container[str]) -> str:
-    """Find the weight that a name is a copy of."""
+    """Find the weight of which this name is a copy."""
     match = _COPY.fullmatch(name)
     return match[1] if match and match[1] in known else name
 

@@ -64,10 +64,10 @@ def validated_precision(
 
 
 def require_first_item(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Refuse an iterator that has nothing to give, before work is done for it.
+    """Refuse an empty iterator before any work is done.
 
     Returns:
-        the same data; an iterator that does not tell its length has been asked for one item, which comes first again.
+        the same data. An iterator without a known length has given its first item, which the result gives first again.
 
     Raises:
         InputError: it has no item.
@@ -108,7 +108,7 @@ def require_lowering_tools(precision: Precision, model: nn.Module) -> None:
 
 
 def require_refittable_precision(precision: Precision, config: BuildConfig) -> None:
-    """Refuse a refittable engine in a precision whose weights don't follow from the module's one by one.
+    """Refuse a refittable engine in a precision whose weights don't each follow from one weight of the module.
 
     Raises:
         InputError: an 8-bit or 4-bit precision, or low inputs and outputs.

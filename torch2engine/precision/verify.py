@@ -28,7 +28,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class EnginePrecision:
-    """What an engine computes in.
+    """The precisions that an engine computes in.
 
     Args:
         report: the account; None for a graph in float32.
@@ -67,11 +67,11 @@ def require_precision(report: PrecisionReport, precision: str, runtime: str) -> 
         runtime: the engine's runtime, for the messages.
 
     Returns:
-        notes on nodes that the engine computes otherwise, or of which TensorRT does not tell.
+        notes on nodes that the engine computes in another precision, or that TensorRT does not list.
 
     Raises:
-        PrecisionError: they are more than a tenth of the multiply-adds that the graph has in this precision, or
-            TensorRT tells of none of them and has no layer in it.
+        PrecisionError: these nodes have more than a tenth of the graph's multiply-adds in this precision. Or TensorRT
+            lists none of the nodes, and no layer in this precision.
     """
     nodes = [node for node in report.products if node.precision == precision]
     if not nodes:

@@ -32,7 +32,7 @@ def split_copy(target: Array, source: Array, most: int) -> list[tuple[Array, Arr
         most: at least 1.
     """
     count = min(most, target.nbytes // _PIECE_BYTES)
-    if count < 2 or not target.flags.c_contiguous:  # whose flat form would be a copy
+    if count < 2 or not target.flags.c_contiguous:  # the flat form of such an array would be a copy
         return [(target, source)]
     if source.flags.c_contiguous:
         target, source = target.reshape(-1), source.reshape(-1)
@@ -76,7 +76,7 @@ class _SharedCopy:
         """Copy, and wait for the helping threads."""
         try:
             self.work()
-        finally:  # after an interrupt, no thread may still write to memory that is used again
+        finally:  # after an interrupt, no thread may go on writing to memory that others use again
             self._done.wait()
         if self._error is not None:
             try:
@@ -116,7 +116,7 @@ class HostCopier:
         together.finish()
 
     def _start(self) -> bool:
-        """Have the threads; False once it was closed."""
+        """Start the threads if there are none; False after `close`."""
         with self._lock:
             while not self._is_closed and len(self._threads) < self._count - 1:
                 thread = threading.Thread(
@@ -138,4 +138,4 @@ class HostCopier:
 def _help_copying(work: queue.SimpleQueue[_SharedCopy | None]) -> None:
     while (one := work.get()) is not None:
         one.work()
-        del one  # or its arrays would live until the next copy
+        del one  # otherwise the copy's arrays would live until the next copy

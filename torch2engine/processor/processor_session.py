@@ -29,7 +29,7 @@ from torch2engine.trt.live_engines import live_engine
 
 __all__ = ["ProcessorSession"]
 
-_LARGE_BYTES = 3 << 18  # below that, a copy costs about as much as asking CUDA whether the memory is page-locked
+_LARGE_BYTES = 3 << 18  # smaller copies cost as much as the question to CUDA whether memory is page-locked
 _LEAST_SPARE_BUFFERS = 8
 
 
@@ -59,7 +59,7 @@ class ProcessorSession:
         # The garbage collector may close a generator of calls in a thread that holds the lock.
         self._lock = threading.RLock()
         self._spare_staging: list[StagingBuffers] = []
-        # By whether a wait for them blocks:
+        # The key says whether a wait for the buffers' events blocks:
         self._max_spare = {blocking: max(_LEAST_SPARE_BUFFERS, 2 * streams) for blocking in (True, False)}
         self._in_use = {True: 0, False: 0}
         self._initial = InitialBytes()
@@ -194,7 +194,7 @@ class ProcessorSession:
     # Which call gets which executor and which staging buffers.
 
     def _choose_executor(self) -> ArrayStreamExecutor:
-        """The executor with the fewest calls; of several, the first, whose contexts are in the caches."""
+        """The executor with the fewest calls. Among equals it is the first, whose contexts are in the caches."""
         with self._lock:
             if not self._executors:
                 raise closed_error()
@@ -215,7 +215,8 @@ class ProcessorSession:
 
     def _count_use(self, blocking: bool) -> None:
         self._in_use[blocking] += 1
-        self._max_spare[blocking] = max(self._max_spare[blocking], self._in_use[blocking])  # so many may come again
+        # As many calls may overlap again.
+        self._max_spare[blocking] = max(self._max_spare[blocking], self._in_use[blocking])
 
     def _give_back(self, staging: StagingBuffers, executor: ArrayStreamExecutor | None) -> None:
         with self._lock:
@@ -238,12 +239,12 @@ class ProcessorSession:
         self._copier.close()
         with self.cuda, relaxed_capture_mode():
             for executor in executors:
-                with executor.lock, contextlib.suppress(Exception):  # the others are given back all the same
+                with executor.lock, contextlib.suppress(Exception):  # the other resources are freed nevertheless
                     executor.close()
                 del executor
             executors.clear()
             spare_staging.clear()
-            self._engine = None  # here, where its device is current
+            self._engine = None  # freed here, where its device is current
 
 
 def _bytes(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> int:

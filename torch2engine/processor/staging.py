@@ -78,14 +78,14 @@ class StagingBuffers:
         self.outputs: Bytes = cuda.pinned(0)
 
     def reserve(self, inputs: int, outputs: int) -> None:
-        """Make sure of at least so many bytes for inputs and for outputs; nothing may be using the memory."""
+        """Provide at least this many bytes for inputs and for outputs; nothing may be using the memory."""
         if len(self.inputs) < inputs:
             self.inputs = self._cuda.pinned(inputs)
         if len(self.outputs) < outputs:
             self.outputs = self._cuda.pinned(outputs)
 
     def timings(self, seconds: float) -> Timings:
-        """Where the time went, once `done` has passed."""
+        """The time of each part of the inference; call it after `done` has passed."""
         queue_ms = max(0.0, seconds * 1e3 - self.done.ms_since(self.begun))
         return Timings(
             queue_ms,
@@ -97,12 +97,12 @@ class StagingBuffers:
 
 @dataclass
 class Result:
-    """One output: where it is once the call is done, and where its caller wants it.
+    """One output: where its bytes are after the call, and where the caller wants them.
 
     Args:
-        name: of the output.
-        dtype, shape: its.
-        staged: the page-locked bytes that it is copied to; None if it goes right into `target`.
+        name: the output's name.
+        dtype, shape: the output's dtype and shape.
+        staged: the page-locked bytes to which the output is copied; None if it is copied straight to `target`.
         target: the caller's own array; None for a fresh one.
     """
 
@@ -118,15 +118,15 @@ class PendingCall:
     """One call under way.
 
     Args:
-        call: its arrays; those that are page-locked themselves are read until it is done.
-        staging: its page-locked memory and its events.
+        call: the caller's arrays. Arrays that are page-locked themselves are read until the call is done.
+        staging: the call's page-locked memory and events.
         out: the caller's own arrays, by output.
-        began: when, by time.perf_counter().
+        began: the time of its start, by time.perf_counter().
         inputs: where its inputs lie, in page-locked memory and on the device alike.
         direct: the inputs that are page-locked themselves, by number.
-        results: its outputs, once it is enqueued.
-        device_memory: memory that must live until it is done.
-        executor: where it runs, once that is decided.
+        results: the outputs; empty before the call is enqueued.
+        device_memory: memory that must live until the call is done.
+        executor: the executor that runs the call; None before it is chosen.
     """
 
     call: CheckedCall

@@ -1,7 +1,7 @@
 """`OnnxArtifact` → outputs: the exported ONNX graph on ONNX Runtime's CPU provider.
 
-Enters: checked CPU tensors. Leaves: fresh CPU tensors. Separate from `module` because this is all that ONNX Runtime
-adds to a deployed module.
+Enters: checked CPU tensors. Leaves: fresh CPU tensors. Separate from `ort_module` because only this file runs
+ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class OnnxRuntimeBackend:
     def __init__(self, artifact: OnnxArtifact, guard: WeightsGuard) -> None:
         self.artifact = artifact
         self._guard = guard
-        self._lock = ForkSafeLock()  # on the two that belong together: artifact and session
+        self._lock = ForkSafeLock()  # guards artifact and session, which belong together
         self._opened: _OpenSession | None = None
         self._opening_process: int | None = None
 
     def move(self, device: torch.device) -> None:
-        """There is one CPU."""
+        """Do nothing, since there is one CPU."""
 
     def check_ready(self) -> None:
         self._guard.check()
@@ -72,7 +72,7 @@ class OnnxRuntimeBackend:
         self._open_session()
 
     def _refuse_fork(self) -> None:
-        """Refuse a fork before it waits for a lock: what another thread held at the fork stays locked for ever."""
+        """Refuse a fork before it waits for a lock: a lock that another thread held at the fork is never released."""
         opened = self._opened
         process = self._opening_process if opened is None else opened.process
         if process not in (None, os.getpid()):
@@ -106,10 +106,10 @@ class OnnxRuntimeBackend:
         return _CPU
 
     def check_coverage(self, program: WeightProgram) -> None:
-        """The program was written with this very graph."""
+        """Accept every weight program, since the program was written with this graph."""
 
     def check_can_follow(self) -> None:
-        """Any call can."""
+        """Do nothing: a refit can precede any call."""
 
     def prepare_weights(
         self, weights: Mapping[str, torch.Tensor], program: WeightProgram, onnx_is_current: bool

@@ -1,7 +1,7 @@
 """A call whose arguments already are the flat inputs → these inputs, without matching of structures.
 
 Enters: a signature once, then the arguments of every call. Leaves: flat inputs in the signature's order. Separate from
-`module` so that the fast path decides once, and not in every call, which calls need no matching.
+`trt_module` so that the fast path decides only once which calls need no matching.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["DirectCall"]
 
 @dataclass(frozen=True)
 class DirectCall:
-    """How a call looks that needs no matching.
+    """The form of the calls that need no matching.
 
     Args:
         parameters: of the model's forward.
@@ -34,7 +34,7 @@ class DirectCall:
 
     @classmethod
     def of(cls, signature: Signature) -> DirectCall:
-        """Find it for a signature."""
+        """Find the form of these calls for a signature."""
         parameters = signature.parameters
         names = tuple(parameter.name for parameter in parameters if parameter.tree is not None)
         front = parameters[: len(names)]
@@ -61,5 +61,5 @@ class DirectCall:
             try:
                 return [kwargs[name] for name in self.names]
             except KeyError:
-                pass  # bind has the words for it
+                pass  # bind raises the error
         return bind(self.parameters, args, kwargs)

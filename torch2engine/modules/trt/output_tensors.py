@@ -97,7 +97,7 @@ class OutputTensors:
         return self._static or self.make_fresh()
 
     def replace_null_addresses(self, addresses: Sequence[int]) -> tuple[int, ...]:
-        """Give empty tensors, which have no address, one that TensorRT accepts."""
+        """Give an address that TensorRT accepts to empty tensors, which have none."""
         if self._placeholder is None:
             self._placeholder = torch.empty(ALIGNMENT_BYTES, dtype=torch.uint8, device=self._device)
         return tuple(address or self._placeholder.data_ptr() for address in addresses)
@@ -130,10 +130,10 @@ class OutputTensors:
         return results
 
     def reset(self) -> None:
-        """Forget what belongs to a context that goes."""
+        """Forget the shapes and tensors of a context that is freed."""
         self._on_demand = {}
 
 
 def empty_like_each(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Make a contiguous tensor of the shape, dtype and device of each."""
+    """Make, for each tensor, a contiguous one of the same shape, dtype and device."""
     return [torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in tensors]

@@ -20,7 +20,7 @@ Addresses = tuple[int, ...]
 
 # Addresses get a CUDA graph at their third call: a capture costs about four enqueues (1 ms for ResNet-50 on an H200).
 _SIGHTINGS = 3
-_SIGHTINGS_BESIDE_STATIC_BUFFERS = 8  # which are only the copies slower
+_SIGHTINGS_BESIDE_STATIC_BUFFERS = 8  # graphs with static buffers, which only add the copies
 _MAX_ADDRESSES_COUNTED = 64
 # Loops cycle through few addresses, since PyTorch's allocator reuses them: two where shapes stay, up to twenty where
 # sixty-four shapes come in random order.

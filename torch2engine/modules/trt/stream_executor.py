@@ -185,7 +185,7 @@ class StreamExecutor:
         return graphs.static_buffers is not None or self._captures.check_threads(prepared.last_used)
 
     def _capture_and_launch(self, prepared: PreparedTensors, key: tuple[int, ...], handle: int) -> None:
-        if prepared.graphs.is_full:  # of addresses that no longer come
+        if prepared.graphs.is_full:  # graphs for addresses that no longer occur
             self._done.synchronize()
             prepared.graphs.drop()
         graph = self._capture(prepared, key)
@@ -240,7 +240,7 @@ class StreamExecutor:
             try:
                 raise cause from error
             finally:
-                del cause  # which holds this frame, and with it the inputs
+                del cause  # the traceback holds this frame, and the frame holds the inputs
         finally:
             self._done.record(stream)
             if fork:

@@ -86,7 +86,7 @@ class TensorRTBackend:
         self._runtime_config = runtime_config
         self._guard = guard
         self._unsaved_weights: _UnsavedWeights | None = None
-        self._binding = ForkSafeLock()  # on session and device
+        self._binding = ForkSafeLock()  # guards session and device
 
     @property
     def title(self) -> str:
@@ -125,7 +125,7 @@ class TensorRTBackend:
         """Refuse a fork of the process that made the engine live.
 
         Raises:
-            DeviceError: this is one.
+            DeviceError: this process is such a fork.
         """
         session = self.session
         if session is not None:
@@ -278,5 +278,5 @@ def cuda_device(device: torch.device | str) -> torch.device:
 
 
 def _has_index(device: torch.device) -> bool:
-    """Tell whether it is one device; "cuda" without a number may be any GPU."""
+    """Tell whether two devices are the same; "cuda" without a number may be any GPU."""
     return cast("int | None", device.index) is not None

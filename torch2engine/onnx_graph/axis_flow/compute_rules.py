@@ -69,15 +69,16 @@ def _broadcast(node: NodeView, values: Sequence[Entries | Fixed]) -> Entries:
 
 
 def _common_size(sizes: Sequence[Size]) -> Size | None:
-    """The size that these are broadcast to; None if it can't be told."""
+    """The size to which these sizes are broadcast; None if it is unknown."""
     others = {size for size in sizes if size != ONE}
     if len(others) > 1:
-        others = {size for size in others if size.is_number}  # what is not a number equals it, or is 1
+        # A size that is not a number equals the number, or is 1.
+        others = {size for size in others if size.is_number}
     return next(iter(others)) if len(others) == 1 else ONE if all(size == ONE for size in sizes) else None
 
 
 def _same(node: NodeView) -> Value:
-    """One input is computed with element by element; the others are the same for all."""
+    """An operator that works on one input element by element; its other inputs are the same for all entries."""
     node.require_fixed(*range(1, len(node.inputs)))
     return node.entries(0)
 
@@ -118,7 +119,7 @@ def _top(node: NodeView) -> list[Value]:
 
 
 def _without_dims(node: NodeView, value: Entries, dims: Sequence[int], keeps: bool) -> Value:
-    """What is left after a reduction."""
+    """The entries that a reduction leaves."""
     rank = len(value.shape)
     if keeps:
         shape = tuple(ONE if dim in dims else size for dim, size in enumerate(value.shape))

@@ -114,7 +114,7 @@ def _regrouped(node: NodeView, value: Entries | Numbers, sizes: Sequence[Size]) 
 
 
 def _expand(node: NodeView) -> Value:
-    """Expand: entries stay where they are; what is the same for all becomes entries along a new or expanded axis."""
+    """Expand: entries stay in place. A tensor that all entries share becomes entries along a new or expanded axis."""
     elements = node.elements(1)
     if elements is None:
         raise Mixes("expands to sizes that can't be followed")
@@ -144,7 +144,7 @@ def _expand(node: NodeView) -> Value:
 
 
 def _expanded_place(node: NodeView, own: Shape, elements: Sequence[Size]) -> Place:
-    """Where something that is the same for all entries is repeated for each."""
+    """The place of the entries, where a tensor that all entries share is repeated for each of them."""
     rank = max(len(elements), len(own))
     wanted = _padded(elements, rank)
     dims = [dim for dim, size in enumerate(wanted) if size.follows_axis]
@@ -159,7 +159,7 @@ def _padded(shape: Sequence[Size], rank: int) -> list[Size]:
 
 
 def _broadcast_size(left: Size, right: Size) -> Size | None:
-    """The size of two that are broadcast; None if it can't be told."""
+    """The size to which two sizes are broadcast; None if it is unknown."""
     if left == right or right == ONE:
         return left
     return right if left == ONE else None

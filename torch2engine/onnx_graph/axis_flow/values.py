@@ -1,4 +1,4 @@
-"""What the analysis knows of a tensor.
+"""The values that the analysis gives to tensors.
 
 Enters: nothing. Leaves: the five kinds of values, and the exception by which a rule says that entries are mixed.
 Separate because every rule reads and makes them.
@@ -77,7 +77,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Entries:
-    """Each entry depends on the same entry of the inputs alone: not on others, on its number or on their number."""
+    """Each entry depends only on the same entry of the inputs, and not on its own index or the number of entries."""
 
     shape: Shape
     place: Place

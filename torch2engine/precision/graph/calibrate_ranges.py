@@ -43,7 +43,7 @@ class Range:
     Args:
         threshold: the largest absolute value to be represented; 0 if none can be.
         problem: why there is none, as a clause, or "".
-        by_max: whether the requested method found nothing, so that the largest value was taken.
+        by_max: whether the largest value was taken, because the requested method found no range.
     """
 
     threshold: float
@@ -77,7 +77,7 @@ def calibrate_ranges(
         for batch in batches:
             count += 1
             answers = session(batch)
-            del batch  # else two are alive while the next one is made
+            del batch  # otherwise two batches are alive while the next one is made
             for name in names:
                 histograms[name].add(answers.pop(OBSERVED_PREFIX + name))
     if not count:

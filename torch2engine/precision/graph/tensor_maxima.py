@@ -1,7 +1,7 @@
 """A float32 ONNX model and calibration data → how large each of its tensors becomes.
 
 Enters: batches, one at a time. Leaves: the largest absolute value of each tensor. Separate because only real data show
-what overflows: neither rules on operators nor random inputs do.
+which tensors overflow. Rules on operators and random inputs do not.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def absolute_maxima(source: Path, batches: Iterable[Mapping[str, NDArray[Any]]])
         for batch in batches:
             count += 1
             answers = session(batch)
-            del batch  # or two are alive while the next one is made
+            del batch  # otherwise two batches are alive while the next one is made
             for name in names:
                 value = float(answers[OBSERVED_PREFIX + name])  # -inf for an empty batch
                 maxima[name] = max(maxima[name], float("inf") if np.isnan(value) else value)
