@@ -30,6 +30,21 @@ def artifact() -> t2e.EngineArtifact:
     return t2e.build(t2e.export(Scale(), torch.randn(4, 64, device="cuda"), axes))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_parent_binds_an_engine_in_its_first_call(artifact: t2e.EngineArtifact, backend: str) -> None:
+    """torch.compile of a larger model leaves an engine that no call has bound yet out of its graphs."""
+    module = t2e.TRTModule(artifact)
+    parent = torch.nn.Sequential(torch.nn.Linear(64, 64), module, torch.nn.ReLU()).cuda().eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(parent, backend=backend)
+    with torch.no_grad():
+        for size in (4, 7, 64):
+            x = torch.randn(size, 64, device="cuda")
+            torch.testing.assert_close(compiled(x), (parent[0](x) * 2).relu())
+    torch._dynamo.reset()
+
+
 def test_short_cuts_agree_with_the_public_functions() -> None:
     """Stream handle, device and capture state are those that torch.cuda reports, in a fresh thread too."""
     seen: list[tuple[object, object]] = []
