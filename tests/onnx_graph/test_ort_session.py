@@ -308,8 +308,22 @@ def test_operator_that_the_cpu_lacks_is_named(tmp_path: Path) -> None:
         OrtSession(path)
     assert str(error.value) == (
         "ONNX Runtime: got no CPU implementation for Conv; expected operators and dtypes that have "
-        "one; cast the model to float32, or use runtime='tensorrt'\n  Conv (blur): no CPU "
+        "one; compute it in float32: cast the model, or what this operator takes\n  Conv (blur): no CPU "
         "implementation for these dtypes"
+    )
+
+
+@pytest.mark.parametrize(("domain", "named"), [("", "Blur"), ("my.domain", "my.domain:Blur")])
+def test_operator_that_onnx_runtime_does_not_know_is_named(domain: str, named: str, tmp_path: Path) -> None:
+    """No export brings an operator that the runtime does not have: the fix is in the model or the runtime."""
+    node = helper.make_node("Blur", ["x"], ["y"], domain=domain)
+    single = (TensorProto.FLOAT, [4])
+    with pytest.raises(UnsupportedOperatorError) as error:
+        OrtSession(onnx_models.save(tmp_path / "blur.onnx", [node], {"x": single}, {"y": single}))
+    assert str(error.value) == (
+        f"ONNX Runtime: got the operator {named}, which it does not know; expected operators of ONNX and of the "
+        f"model's own functions; replace it in the model, or update onnxruntime if the operator is new\n  {named}: "
+        "not known to ONNX Runtime"
     )
 
 

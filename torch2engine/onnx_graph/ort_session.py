@@ -27,6 +27,7 @@ from torch2engine.onnx_graph.walk import walk_graphs, walk_tensors
 __all__ = ["OrtSession", "import_onnxruntime"]
 
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
+_UNKNOWN = re.compile(r"No Op registered for (?P<op>[\w.]+)|error: (?P<function>[\w.:]+)\(-?\d+\) is not a registered")
 _ERRORS_ONLY = 3
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
@@ -135,7 +136,16 @@ def _refusal(error: Exception, path: Path) -> Exception:
             nodes=[node],
             got=f"no CPU implementation for {match['op']}",
             allowed="operators and dtypes that have one",
-            fix="cast the model to float32, or use runtime='tensorrt'",
+            fix="compute it in float32: cast the model, or what this operator takes",
+        )
+    if match := _UNKNOWN.search(text):
+        op = match["op"] or match["function"]
+        return UnsupportedOperatorError(
+            "ONNX Runtime",
+            nodes=[UnsupportedNode(op, "", "", "", "not known to ONNX Runtime")],
+            got=f"the operator {op}, which it does not know",
+            allowed="operators of ONNX and of the model's own functions",
+            fix="replace it in the model, or update onnxruntime if the operator is new",
         )
     got = f"ONNX Runtime's {quote(error)}"
     return ArtifactError(
