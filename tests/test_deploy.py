@@ -22,7 +22,19 @@ from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAtte
 
 import torch2engine as t2e
 from tests.support import deploy_models
-from tests.support.deploy_models import BATCH, Baked, Mlp, Trainee, deploy, mlp, nested, pair, sample, seeded
+from tests.support.deploy_models import (
+    BATCH,
+    ONNXRUNTIME_TOLERANCE,
+    Baked,
+    Mlp,
+    Trainee,
+    deploy,
+    mlp,
+    nested,
+    pair,
+    sample,
+    seeded,
+)
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import BuildConfig, RuntimeConfig, Tolerance
 from torch2engine.core.errors import (
@@ -182,7 +194,7 @@ def test_report_has_a_row_per_output_and_case() -> None:
     assert [(row.case, row.name) for row in table.rows] == [(case, name) for case in cases for name in names]
     assert [row.shape for row in table.rows if row.name == "logits"] == [(1, 3), (4, 3), (8, 3), (5, 3)]
     assert table.subject == "PyTorch vs ONNX Runtime"
-    assert table.tolerance == Tolerance.default("fp32")
+    assert table.tolerance == ONNXRUNTIME_TOLERANCE
     assert report.passed
     assert all(row.rel_l2 < 1e-6 for row in table.rows)
 

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.deploy_models import Mlp, mlp, sample
+from tests.support.deploy_models import ONNXRUNTIME_TOLERANCE, Mlp, mlp, sample
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import ParityError
 from torch2engine.modules.judge import judge
 from torch2engine.parity.parity_report import ParityReport
@@ -26,7 +25,7 @@ def test_judge_compares_case_by_case() -> None:
     report = judge(module, examples, notes=["a note"])
     assert [(row.case, row.passed) for row in report.rows] == [("good", True), ("bad", False)]
     assert (report.subject, report.notes) == ("PyTorch vs ONNX Runtime", ("a note",))
-    assert report.tolerance == Tolerance.default("fp32")
+    assert report.tolerance == ONNXRUNTIME_TOLERANCE
 
 
 def test_judge_keeps_the_examples() -> None:
@@ -110,7 +109,7 @@ def test_judge_passes_repeated_answers_that_differ_by_rounding() -> None:
 def test_judge_without_cases_has_not_passed() -> None:
     """Nothing compared is nothing proved."""
     report = judge(mlp()[1], [])
-    assert report == ParityReport((), "PyTorch vs ONNX Runtime", Tolerance.default("fp32"))
+    assert report == ParityReport((), "PyTorch vs ONNX Runtime", ONNXRUNTIME_TOLERANCE)
     with pytest.raises(ParityError):
         report.raise_if_failed()
 

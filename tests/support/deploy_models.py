@@ -8,7 +8,7 @@ artifacts must find these classes by import.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -20,6 +20,7 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 
 BATCH = {"x": {0: t2e.Axis("batch", 1, 4, 8)}}
+ONNXRUNTIME_TOLERANCE = replace(t2e.Tolerance.default("fp32"), rel_l2=2.5e-5, max_rel=1e-4)  # a tenth of an engine's
 
 
 class Scores(NamedTuple):

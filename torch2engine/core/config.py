@@ -325,6 +325,8 @@ class Tolerance:
         max_rel leaves room for the tail of that noise in large outputs. In int8 and fp8 trained networks stay within
         0.03, and a ResNet in fp8 within 0.054. Above 0.05 in int8 and 0.06 in fp8, answers are mostly useless.
 
+        In float32 ONNX Runtime gets a tenth of rel_l2 and max_rel by default: it rounds less than an engine.
+
         Raises:
             InputError: listing the precisions.
         """

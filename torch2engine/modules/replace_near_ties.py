@@ -73,7 +73,7 @@ class NearTies:
         for name in chosen:
             right = case.outputs[name].cpu().numpy()
             got = answers[name].cpu().numpy()
-            mask = near_ties(right, got, choices[name], operands, bounds.of_output(name).rel_l2)
+            mask = near_ties(right, got, choices[name], operands, bounds.of_output(name).near_tie)
             mended[name] = torch.from_numpy(np.where(mask, right, got))
             ties[name] = float(mask.mean())
         return WithoutTies(mended, ties)

@@ -30,6 +30,7 @@ class Bounds:
     Args:
         rel_l2, max_rel, abs, mismatch: as in `Tolerance`.
         factor: the reference's sensitivity times this factor is allowed as well; 0 where the user gave `rel_l2`.
+        near_tie: scores that differ by this share of their size may be chosen in either order.
         smallest: differences up to this value count as zero in every part of an output.
         by_output: other bounds for the outputs that are named.
     """
@@ -39,6 +40,7 @@ class Bounds:
     abs: float
     mismatch: float = 0.0
     factor: float = 0.0
+    near_tie: float = 0.0
     smallest: float = 0.0
     by_output: Mapping[str, Bounds] = field(default_factory=dict[str, "Bounds"])
 
@@ -56,12 +58,14 @@ class Bounds:
             return replace(cls.of(None, precision, runtime), by_output=by_output)
         row = PRECISION_TYPES[precision]
         chosen = tolerance or Tolerance()
+        share = row.onnxruntime_share if runtime == "onnxruntime" else 1.0
         return cls(
-            rel_l2=row.rel_l2 if chosen.rel_l2 is None else chosen.rel_l2,
-            max_rel=row.max_rel if chosen.max_rel is None else chosen.max_rel,
+            rel_l2=row.rel_l2 * share if chosen.rel_l2 is None else chosen.rel_l2,
+            max_rel=row.max_rel * share if chosen.max_rel is None else chosen.max_rel,
             abs=row.abs if chosen.abs is None else chosen.abs,
             mismatch=row.mismatch if chosen.mismatch is None else chosen.mismatch,
             factor=sensitivity_factor(runtime, precision) if chosen.rel_l2 is None else 0.0,
+            near_tie=row.rel_l2 if chosen.rel_l2 is None else chosen.rel_l2,
             smallest=row.smallest,
         )
 
