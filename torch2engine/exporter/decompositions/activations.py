@@ -16,7 +16,7 @@ __all__ = ["ACTIVATIONS"]
 
 
 def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    """`elu`: TensorRT-RTX 1.6 can't infer the shape of its own ELU behind a padding of computed size."""
+    """`elu`: TensorRT-RTX 1.6 can't infer the shape of its own ELU behind a recurrent layer and computed sizes."""
     if not any(map(_is_computed, x.shape)):
         return NotImplemented
     return torch.where(x > 0, scale * x, alpha * scale * torch.expm1(input_scale * x))
