@@ -204,6 +204,8 @@ WEIGHT_OPERATORS: dict[str, Operator] = {
     "NormScale": _norm_scale,
     "CastHalf": _cast_half,
 }
+# Operators that compute each element by itself, so that many small inputs may be joined into one.
+_ELEMENTWISE = frozenset({"CastHalf", "FoldedBias"})
 # Operators whose inputs after the first are sizes or axes, read as numbers.
 READ_SIZES = frozenset(
     {"Expand", "Gather", "ReduceL2", "ReduceMean", "ReduceSum", "Reshape", "Slice", "Squeeze", "Unsqueeze"}
@@ -225,7 +227,7 @@ def apply_to_many(
         scales = _apply_joined(lambda pair: _batch_norm_scale(pair[0], pair[1], attributes["epsilon"]), factors)
         weights = [weight for weight, _, _ in inputs_of_each]
         return [_scale_weight(weight, scale, attributes["axis"]) for weight, scale in zip(weights, scales, strict=True)]
-    if operator in ("FoldedBias", "CastHalf"):
+    if operator in _ELEMENTWISE:
         return _apply_joined(lambda inputs: apply(inputs, attributes), inputs_of_each)
     return [apply(inputs, attributes) for inputs in inputs_of_each]
 

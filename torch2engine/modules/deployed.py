@@ -22,6 +22,7 @@ from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.core.pytree import bind, unflatten
 from torch2engine.core.spec import Signature
+from torch2engine.core.wording import kind_of
 from torch2engine.modules.backend import Backend, WeightsGuard
 from torch2engine.modules.benchmark import BenchmarkReport, benchmark
 from torch2engine.modules.out_of_range import OutOfRange, checked_reference
@@ -33,7 +34,6 @@ from torch2engine.modules.write_back import WriteBack
 
 if TYPE_CHECKING:
     from torch2engine.pipeline.deploy_report import DeployReport
-from torch2engine.core.wording import kind_of
 
 B = TypeVar("B", bound=Backend)
 M = TypeVar("M", bound="DeployedModule[Any]")

@@ -29,6 +29,9 @@ __all__ = ["OrtSession", "import_onnxruntime"]
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
 _UNKNOWN = re.compile(r"No Op registered for (?P<op>[\w.]+)|error: (?P<function>[\w.:]+)\(-?\d+\) is not a registered")
 _ERRORS_ONLY = 3
+# Prefixes of element types. The optimiser breaks graphs with these types (1.32): it drops a Relu before an E4M3
+# QuantizeLinear. In float16 it makes a ResNet in fp8 wrong by .84 instead of .04, and an MLP with int4 weights by 1.
+_BROKEN_BY_OPTIMIZER = ("FLOAT8", "INT4", "UINT4")
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -54,9 +57,7 @@ class OrtSession:
         # An open session needs none of its files any more (Linux: what it has mapped stays).
         with scratch_folder() as scratch:
             readable = _make_readable(path, scratch, as_it_is)
-            if any(dtype.startswith(("FLOAT8", "INT4", "UINT4")) for dtype in readable.dtypes):
-                # The optimiser breaks such graphs (1.32). It drops a Relu before an E4M3 QuantizeLinear. In float16 it
-                # makes a ResNet in fp8 wrong by .84 instead of .04, and an MLP with int4 weights by 1.
+            if any(dtype.startswith(_BROKEN_BY_OPTIMIZER) for dtype in readable.dtypes):
                 options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             elif "FLOAT16" in readable.dtypes:
                 # Above this level the process crashes on half attention (MatmulTransposeFusion, 1.30 and 1.32).

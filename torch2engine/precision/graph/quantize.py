@@ -21,7 +21,13 @@ from numpy.typing import NDArray
 
 from torch2engine.core.config import Precision
 from torch2engine.core.errors import InputError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.core.precisions import PRECISION_TYPES, QUANTIZED_PRECISIONS, WEIGHT_PRECISIONS
+from torch2engine.core.precisions import (
+    CAST_PRECISIONS,
+    PRECISION_TYPES,
+    QUANTIZED_PRECISIONS,
+    WEIGHT_PRECISIONS,
+    quoted,
+)
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.tensor_types import float32_tensors
@@ -94,8 +100,10 @@ def quantize(
     model = load_model(source)
     low = precision.lowest_type
     if low not in (*QUANTIZED_PRECISIONS, *WEIGHT_PRECISIONS):
+        quantized = ", ".join(map(repr, QUANTIZED_PRECISIONS))
+        weights = quoted(WEIGHT_PRECISIONS, "or")
         raise InputError(
-            "quantize", got=f"precision {low!r}", allowed="'int8', 'fp8' or weights='int4'", fix="pass one"
+            "quantize", got=f"precision {low!r}", allowed=f"{quantized} or weights={weights}", fix="pass one"
         )
     refuses_convolutions = flavour in PRECISION_TYPES[low].quantization.no_convolutions
     if low in QUANTIZED_PRECISIONS and _is_quantized(model):
@@ -113,7 +121,12 @@ def quantize(
         targets, notes = _select_targets(targets, low)
         if refuses_convolutions:
             convolutions = [one.node for one in targets if one.node.op_type in _CONVOLUTIONS]
-            fix = f"take precision='fp8' or 'fp16'{_or_keep_fp32(convolutions, low)}"
+            possible = [
+                name
+                for name in QUANTIZED_PRECISIONS
+                if flavour not in PRECISION_TYPES[name].quantization.no_convolutions
+            ]
+            fix = f"take precision={quoted((*possible, CAST_PRECISIONS[0]), 'or')}{_or_keep_fp32(convolutions, low)}"
             _refuse_convolutions(convolutions, low, fix)
         notes += _write_quantized(writer, targets, source, precision, batches)
     writer.finish()
