@@ -51,8 +51,13 @@ LEAST_LIMIT_S = 20.0
 WANTED_MUTANTS = 300
 WANTED_SHARE = 0.9
 
-# Where neither a file's name nor an import leads to its tests.
+# Where neither a file's name nor an import leads to the tests that hold it: the beginning of its path, and these.
 NEAREST = {
+    "torch2engine/core/json_rules.py": (
+        "tests/artifact/test_manifest_fields.py",
+        "tests/artifact/test_artifact_mutations.py",
+    ),
+    "torch2engine/fallback/": ("tests/fallback/test_deploy_in_parts.py", "tests/fallback/test_saved_parts.py"),
     "torch2engine/exporter/trace_weights.py": ("tests/capture/test_weight_program.py",),
     "torch2engine/precision/graph/calibrate_ranges.py": ("tests/precision/test_quantize.py",),
     "torch2engine/precision/graph/count_nodes.py": ("tests/precision/test_lower.py",),
@@ -146,8 +151,9 @@ def nearest_tests(root: Path, file: str) -> tuple[str, ...]:
     Then come those that import the file, the smallest first. Where there is none, those of the same folder stand for
     it.
     """
-    if file in NEAREST:
-        return NEAREST[file]
+    for beginning, tests in NEAREST.items():
+        if file.startswith(beginning):
+            return tests
     path = Path(file)
     folder = Path("tests", *path.parts[1:-1])
     mirror = folder / f"test_{path.stem}.py"

@@ -402,3 +402,13 @@ def test_sample_outside_every_profile_cannot_stand_for_other_cases() -> None:
     with pytest.raises(ExportError) as error:
         run_on_gpu(Single(16), Axis("n", 1, 4, 8), [{"n": (1, 1, 2)}, {"n": (6, 6, 8)}])
     assert error.value.fix == "pass real inputs as examples=[...], or give a sample inside a profile"
+
+
+def test_kind_of_a_case_is_the_corner_that_it_stands_for() -> None:
+    """Cases of a fixed size stand for no corner; the precision's account looks for the one at opt."""
+    fixed, _ = run(DOUBLE, torch.ones(2, 3))
+    assert {name: case.kind for name, case in fixed.items()} == {"sample": "", "random": "random"}
+    free, _ = run(DOUBLE, torch.ones(2, 3), {"x": {0: Axis("batch", 1, 2, 4)}})
+    assert {"min": "min", "opt": "opt", "max": "max"}.items() <= {
+        name: case.kind for name, case in free.items()
+    }.items()

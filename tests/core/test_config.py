@@ -102,3 +102,13 @@ def test_config_of_another_class_is_refused() -> None:
     with pytest.raises(InputError) as caught:
         require_instance("runtime_config", "split", RuntimeConfig)
     assert str(caught.value) == "runtime_config: got 'split'; expected a RuntimeConfig; pass t2e.RuntimeConfig(...)"
+
+
+@pytest.mark.parametrize("bound", [-1, -1e-9, float("nan"), float("inf"), "1e-3", True])
+@pytest.mark.parametrize("name", ["rel_l2", "max_rel", "abs", "mismatch"])
+def test_tolerance_is_finite_and_not_negative(name: str, bound: Any) -> None:
+    """Each bound takes 0 and None, and refuses what would let everything or nothing pass."""
+    for allowed in (0, 0.5, None):
+        assert getattr(t2e.Tolerance(**{name: allowed}), name) == allowed
+    with pytest.raises(InputError, match=rf"Tolerance.{name}: got .*; expected a finite number of at least 0"):
+        t2e.Tolerance(**{name: bound})
