@@ -72,6 +72,19 @@ def test_experts_that_take_their_tokens_are_right_and_build() -> None:
     build(artifact)
 
 
+def summed(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Sums at places that come from no mask."""
+    y = torch.zeros_like(x[0])
+    y.index_add_(0, x[0, :, 0].argsort(), x[1])
+    return y
+
+
+def test_sums_at_other_places_stay_sums() -> None:
+    """Nothing changes in a program without masks."""
+    artifact, cases = exported(Function(summed), torch.randn(2, 5, 3), AXES)
+    assert error_of(artifact, cases) == 0
+
+
 def counted(x: torch.Tensor, w: Any) -> torch.Tensor:
     """The chosen rows are only counted, for a check."""
     keep = x > 0

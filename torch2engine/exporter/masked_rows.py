@@ -23,10 +23,7 @@ __all__ = ["write_masks_as_where"]
 
 _ATEN: Any = torch.ops.aten
 _COPIES = (_ATEN._to_copy.default, _ATEN.to.dtype, _ATEN.clone.default)
-_WITH_INDEX = (
-    *(_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default),
-    *(_ATEN.index_add.default, _ATEN.index_add_.default),
-)
+_WITH_INDEX = (_ATEN.index.Tensor, _ATEN.index_put.default, _ATEN.index_put_.default)
 _PLACES_OF_EACH_DIM = (_ATEN.where.default, _ATEN.nonzero_numpy.default)
 _COLUMNS = (_ATEN.squeeze.dim, _ATEN.squeeze.default, _ATEN.select.int, _ATEN.view.default, _ATEN.reshape.default)
 # Operators that compute each row by itself: whether a node does, given how many dimensions a row has.
@@ -70,6 +67,7 @@ def write_masks_as_where(program: torch.export.ExportedProgram) -> torch.export.
             _replace(graph, node)
         elif node.target == _ATEN.index_add.default:
             _replace_sum(graph, node)
+    graph.eliminate_dead_code()
     erase_value_checks(functional)
     return functional
 
@@ -105,14 +103,11 @@ def _choose(graph: fx.Graph, put: fx.Node, index: _MaskIndex, rows: Any, target:
         mask = _add(graph, put, _ATEN.unsqueeze.default, (mask, -1))
     put.replace_all_uses_with(_add(graph, put, _ATEN.where.self, (mask, rows, target)))
     graph.erase_node(put)
-    graph.eliminate_dead_code()
 
 
 def _mask_index(node: fx.Node) -> _MaskIndex | None:
     """The index of an `index` or `index_put`, if it is a single mask, or its places, behind whole dimensions."""
-    indices: Any = node.args[2] if node.target == _ATEN.index_add.default else node.args[1]
-    if isinstance(indices, fx.Node):  # of index_add
-        return _find_mask(node.args[0], 0, indices)
+    indices: Any = node.args[1]
     *before, last = indices
     if any(item is not None for item in before):
         return None
