@@ -204,9 +204,10 @@ class Context:
             )
         return results
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The default argument is there even when Python has cleared the globals of this file, at its end.
         # In a fork the lock may be held by a thread that does not exist there.
-        if os.getpid() == self._process and not sys.is_finalizing():
+        if not is_finalizing() and os.getpid() == self._process:
             self._call_lock.release_when_idle({"context": self.__dict__.pop("_context")})
 
 

@@ -58,8 +58,9 @@ class DedicatedStream:
         assert self._handle.value is not None, "made by the driver"
         return self._handle.value
 
-    def __del__(self) -> None:
-        if self._handle and os.getpid() == self._process and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The default argument is there even when Python has cleared the globals of this file, at its end.
+        if not is_finalizing() and self._handle and os.getpid() == self._process:
             _driver().cuStreamDestroy_v2(self._handle)  # once its work is through
 
 
@@ -149,8 +150,9 @@ class CudaGraph:
                 "launch of a CUDA graph", got=_error(status), allowed="a launch", fix="RuntimeConfig(cuda_graphs=False)"
             )
 
-    def __del__(self) -> None:
-        if self._handle and os.getpid() == self._process and not sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The default argument is there even when Python has cleared the globals of this file, at its end.
+        if not is_finalizing() and self._handle and os.getpid() == self._process:
             _driver().cuGraphExecDestroy(self._handle)
 
 

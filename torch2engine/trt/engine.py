@@ -171,10 +171,11 @@ class Engine:
             check_return_value(made, "execution context", rt, since=mark)
         return Context(rt, made, self._precision, self.signature.inputs, self.inputs, self.outputs, self.memory_bytes)
 
-    def __del__(self) -> None:
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The default argument is there even when Python has cleared the globals of this file, at its end.
         # In the order in which they must be destroyed. All contexts are destroyed already, since they hold the engine's
         # users.
-        if os.getpid() == self._process and not sys.is_finalizing():
+        if not is_finalizing() and os.getpid() == self._process:
             parts = {name: self.__dict__.pop(name, None) for name in _TENSORRT_OBJECTS}
             held = {name: part for name, part in parts.items() if part is not None}
             del parts

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -309,8 +309,9 @@ class EngineSession:
                 prepared.forget_context()
             self._user_captures.clear()
 
-    def __del__(self) -> None:
-        if _session_attributes.pop(id(self), None) is None or not self.is_usable or sys.is_finalizing():
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The default argument is there even when Python has cleared the globals of this file, at its end.
+        if is_finalizing() or _session_attributes.pop(id(self), None) is None or not self.is_usable:
             return
         with torch.cuda.device(self.device), relaxed_capture_mode():
             # The executors' memory goes back to PyTorch's allocator, which does not know the streams that used it.
