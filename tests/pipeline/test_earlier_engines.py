@@ -22,6 +22,7 @@ import torch
 import torch2engine as t2e
 from tests.pipeline.test_request_facts import BATCH, net, request_for
 from tests.support.sample_artifacts import fresh_engine
+from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.builder.load_or_build import PendingEngine
 from torch2engine.capture.captured_call import CapturedCall
@@ -140,8 +141,11 @@ class Earlier:
     def __init__(self, cache: EngineCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.cache = cache
         exported = t2e.export(net(), torch.ones(4, 4), {"x": {0: BATCH}})
-        engine = fresh_engine(tmp_path / "engine")
-        self.engine = engine.replace(signature=exported.signature, profiles=exported.profiles)
+        sample = fresh_engine(tmp_path / "sample")
+        folder = tmp_path / "engine"
+        folder.mkdir()
+        (folder / "model.plan").write_bytes(sample.read_plan())
+        self.engine = EngineArtifact.from_onnx(exported, folder, hardware=sample.hardware)
         self.accepted: list[Any] = []
         self.failure: Exception | None = None
         monkeypatch.setattr(CapturedCall, "target_gpu", torch.device("cpu"))
