@@ -125,6 +125,7 @@ bench:
 	@$(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.trust --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.fallback --out $(RESULTS)
 
 # Needs no GPU.
 operators: .venv/stamp

@@ -7,6 +7,7 @@ because streams, refits and the devices of both halves are real.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +114,66 @@ def test_model_in_parts_answers_like_eager_within_its_axis() -> None:
     assert len(module.obstacles) == 3, str(module.report)
     explanation = module.explain(torch.rand(7, 3, 8, 8, device="cuda"))
     assert all(part.runs_in.startswith("TensorRT") for part in explanation.parts), str(explanation)
+
+
+def test_saved_model_in_parts_is_loaded_on_the_gpu_and_on_the_cpu(tmp_path: Path) -> None:
+    """One folder answers by TensorRT, and by ONNX Runtime on a machine that has no GPU; a refit reaches all parts."""
+    torch.manual_seed(0)
+    model = ThreeObstacles().cuda().eval()
+    x = torch.rand(7, 3, 8, 8, device="cuda")
+    config = t2e.BuildConfig(refittable=True)
+    module = t2e.deploy(model, x, config=config, fallback=True, cache=False)
+    assert isinstance(module, t2e.PartsModule)
+    loaded = t2e.load(module.save(tmp_path / "model.t2e"))
+    assert isinstance(loaded, t2e.PartsModule)
+    _close(loaded(x), model(x))
+    on_cpu = t2e.load(tmp_path / "model.t2e", runtime="onnxruntime")
+    _close(on_cpu(x.cpu()), [tensor.cpu() for tensor in model(x)])
+    torch.manual_seed(1)
+    other = ThreeObstacles().cuda().eval()
+    assert loaded.stale(other)
+    loaded.refit(other)
+    _close(loaded(x), other(x))
+    again = t2e.load(loaded.save(tmp_path / "model.t2e"))
+    _close(again(x), other(x))
+    with pytest.raises(t2e.DeviceError, match="got device cpu; expected cuda:0"):
+        loaded(x.cpu())
+
+
+def test_model_on_the_cpu_is_deployed_in_parts_to_the_gpu() -> None:
+    """As with one engine, the sample's device does not decide where TensorRT runs."""
+    torch.manual_seed(0)
+    model = ThreeObstacles().eval()
+    x = torch.rand(7, 3, 8, 8)
+    module = t2e.deploy(model, x, fallback=True)
+    assert module.device == torch.device("cuda", torch.cuda.current_device())
+    _close([tensor.cpu() for tensor in module(x.cuda())], list(model(x)))
+    assert next(model.parameters()).device.type == "cpu"
+
+
+def test_model_in_parts_on_a_side_stream_under_autocast_answers_like_eager() -> None:
+    """Engines and PyTorch work on the caller's stream, in the model's own dtypes."""
+    torch.manual_seed(0)
+    model = ThreeObstacles().cuda().eval()
+    x = torch.rand(7, 3, 8, 8, device="cuda")
+    module = t2e.deploy(model, x, fallback=True)
+    expected = model(x)
+    stream = torch.cuda.Stream()
+    for _ in range(3):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream), torch.autocast("cuda", dtype=torch.float16):
+            answer = module(x)
+        torch.cuda.current_stream().wait_stream(stream)
+        _close(answer, expected)
+
+
+def test_submodules_of_a_pipeline_answer_on_the_gpu() -> None:
+    """Recorded sizes are axes of the engines, the whole call is compared, and restoring is exact."""
+    torch.manual_seed(0)
+    model = nn.Sequential(_small(), nn.Linear(8, 4).cuda().eval())
+    calls = [torch.rand(batch, 16, device="cuda") for batch in (2, 5, 9)]
+    before = [model(x) for x in calls]
+    deployed = t2e.deploy_submodules(model, lambda: [model(x) for x in calls], ["0"])
+    _close(model(torch.ones(7, 16, device="cuda")), model[1](deployed.modules["0"](torch.ones(7, 16, device="cuda"))))
+    deployed.restore()
+    assert all(torch.equal(model(x), one) for x, one in zip(calls, before, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -15,14 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chart, peers, precision, stress, table, zoo
+from benchmarks import chart, fallback, peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from benchmarks.ordinary_models import ORDINARY, SAMPLES
 from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
 from tests.support.paths import REPOSITORY
 from tests.support.run_scripts import Ended, run_scripts
 
-SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor", "trust")
+SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor", "trust", "fallback")
 
 # Evidence
 
@@ -455,6 +456,17 @@ def test_trust_is_studied_without_a_gpu(script_runs: Mapping[str, ScriptRun]) ->
     assert figures["trust.false_passes"] == 0
     assert sorted(data["samples"]["models"]) == sorted(STUDIED)
     assert data["samples"]["models"]["siren"]["fp32"]["verdict"] == "passed"
+
+
+def test_fallback_is_measured_on_a_cpu() -> None:
+    """All figures are there, with answers that were compared; the times themselves say nothing here."""
+    evidence = Evidence()
+    with torch.no_grad():
+        fallback.body(evidence, argparse.Namespace(device="cpu", rounds=1))
+    assert {"boundary_us", "fallback.chain.parts.host_us", "fallback.refused"} <= set(evidence.figures)
+    measured = [name for name in evidence.figures if name.endswith("ratio_to_eager") and name.startswith("fallback.")]
+    assert len(measured) + evidence.figures["fallback.refused"] == 3
+    assert all("µs a call, where PyTorch takes" in reason for reason in evidence.samples["refused"].values())
 
 
 def test_trust_says_which_models_there_was_no_time_for(script_runs: Mapping[str, ScriptRun]) -> None:
