@@ -17,6 +17,7 @@ import torch2engine as t2e
 from torch2engine.artifact.saved_folder import CUT, PROGRAM
 from torch2engine.core.json_rules import SchemaError
 from torch2engine.fallback.program_check import checked_archive
+from torch2engine.serving.array_runner import find_artifact
 
 Change = Callable[[dict[str, bytes]], None]
 
@@ -186,3 +187,14 @@ def test_cut_that_does_not_fit_is_an_artifact_error(artifact: t2e.PartsArtifact,
         change(damaged["parts"][0])
         with pytest.raises(t2e.ArtifactError, match=got):
             load(artifact, tmp_path, CUT, json.dumps(damaged).encode())
+
+
+def test_model_in_parts_is_refused_where_there_is_no_pytorch(artifact: t2e.PartsArtifact, tmp_path: Path) -> None:
+    """Who serves arrays without PyTorch is told what serves such a model."""
+    folder = artifact.save(tmp_path / "model.t2e")
+    for serve in (t2e.Processor, find_artifact):
+        with pytest.raises(
+            t2e.ArtifactError, match="a model in parts, some of which PyTorch .*serve it by torch2engine"
+        ):
+            serve(str(folder))
+        assert caught.value.got == "a model in parts, some of which PyTorch runs"
