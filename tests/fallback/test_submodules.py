@@ -121,6 +121,24 @@ def test_restored_pipeline_is_untouched_after_a_whole_call_that_differs() -> Non
     assert "forward" not in vars(pipeline.encoder)
 
 
+def test_refit_takes_the_weights_that_the_submodules_have_now() -> None:
+    """The reference keeps its own forward, so that no engine is compared with itself."""
+    pipeline = Pipeline()
+    config = t2e.BuildConfig(refittable=True)
+    with t2e.deploy_submodules(
+        pipeline, lambda: pipeline(3), ["encoder"], runtime="onnxruntime", config=config
+    ) as deployed:
+        with torch.no_grad():
+            pipeline.encoder[0].weight.mul_(2)
+        with pytest.raises(t2e.InputError, match="got a Sequential whose calls an engine answers"):
+            deployed.modules["encoder"].refit(pipeline.encoder)
+        refit = deployed.refit(verify=True)["encoder"]
+        assert refit.changed == ("0.weight",)
+        assert refit.parity is not None
+        engine = image_of(pipeline, 3)
+    torch.testing.assert_close(engine, image_of(pipeline, 3))
+
+
 def test_pattern_that_names_nothing_is_refused() -> None:
     """The error lists what there is."""
     with pytest.raises(t2e.InputError, match=r"patterns, 'encodr': got no such .* did you mean 'encoder'\?"):

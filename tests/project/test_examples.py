@@ -22,6 +22,8 @@ QUICKSTART = "quickstart.py"
 NAMES = [
     "budget.py",
     "ddp.py",
+    "detect.py",
+    "diffusion.py",
     "ema_swap.py",
     "eval_while_training.py",
     "fp16.py",
@@ -115,6 +117,25 @@ def test_fp16_has_the_accuracy_of_float32_in_half_the_bytes(outputs: Mapping[str
     assert lowered is not None
     assert lowered[1] == lowered[2]
     assert "PyTorch vs ONNX Runtime, rounding after every operator: passed, 4 of 4 outputs passed" in printed
+
+
+def test_detector_is_in_parts_around_its_suppression(outputs: Mapping[str, str]) -> None:
+    """What stays in PyTorch is the choice of boxes alone, by its line; the network is in an engine."""
+    assert re.search(r"^1 of 1 parts in engines", outputs["detect.py"], re.M)
+    assert re.search(
+        r"^  aten\.index\.Tensor at .*detect\.py:\d+: the size of its result depends on values",
+        outputs["detect.py"],
+        re.M,
+    )
+
+
+def test_pipeline_answers_with_other_weights_after_a_refit(outputs: Mapping[str, str]) -> None:
+    """The adapter changes the images, so that equal ones prove something."""
+    moved = re.search(
+        r"^images of \(2, 3, 32, 32\); the adapter moved them by ([\d.]+)$", outputs["diffusion.py"], re.M
+    )
+    assert moved is not None
+    assert float(moved[1]) > 0.0
 
 
 def test_two_ranks_evaluate_what_rank_0_deployed(outputs: Mapping[str, str]) -> None:

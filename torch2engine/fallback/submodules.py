@@ -24,6 +24,7 @@ from torch2engine.core.package import public
 from torch2engine.core.wording import did_you_mean, kind_of
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.load import load
+from torch2engine.modules.weight_sync import Refit
 from torch2engine.parity.parity_report import ParityReport
 
 __all__ = ["DeployedSubmodules", "choose_submodules", "load_submodules", "without_swap"]
@@ -71,6 +72,7 @@ class DeployedSubmodules:
     parity: Sequence[ParityReport] = ()
     notes: Sequence[str] = ()
     _swaps: list[_Swap] = field(default_factory=list[_Swap])
+    _references: Mapping[str, nn.Module] = field(default_factory=dict[str, nn.Module])
 
     @classmethod
     def swap_in(
@@ -84,8 +86,23 @@ class DeployedSubmodules:
             submodules: in PyTorch, by name.
             modules: for each of them the one that answers.
         """
+        references = {name: without_swap(submodules[name]) for name in modules}
         swaps = [_Swap(submodules[name], module) for name, module in modules.items()]
-        return cls(modules, _swaps=swaps)
+        return cls(modules, _swaps=swaps, _references=references)
+
+    def refit(self, **options: Any) -> dict[str, Refit]:
+        """Let all engines take over the weights that their submodules have now, e.g. with an adapter merged.
+
+        Args:
+            options: as for the `refit` of a deployed module, but its model.
+
+        Returns:
+            what changed, by name.
+
+        Raises:
+            RefitError: the submodules were not deployed with refittable=True, or as for a deployed module.
+        """
+        return {name: module.refit(self._references[name], **options) for name, module in self.modules.items()}
 
     def restore(self) -> None:
         """Let PyTorch answer again, by the very modules that were there before."""
