@@ -1,4 +1,4 @@
-"""How rates grow from one GPU to two: the plain Processor loop, and Ray Data with an actor a GPU.
+"""How rates grow from one GPU to two: the plain Processor loop, Ray Data with an actor a GPU, and Ray Serve.
 
     python -m benchmarks.scale --gpus 2 --out DIR
 
@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,7 @@ COVERS = ("core", "trt", "artifact", "processor", "serving")
 SCALING = t2e.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TILES = 7  # colours on each side of an image
 BLOCK_ROWS = 1024
+CONNECTIONS = 64  # of the load on Ray Serve
 STORE_BYTES = 512 << 20  # of Ray's object store, besides the images
 LEAD_S = 2.0  # of Ray Data's answers before the clock starts; as long as half the time at most
 SPARE_S = 30.0  # of a run, in Ray's input, so that it never runs dry
@@ -252,6 +254,45 @@ def _store(image_bytes: int) -> dict[str, Any]:
     return place
 
 
+def serve_figures(evidence: Evidence, options: argparse.Namespace, artifact: str, folder: Path) -> None:
+    """Ray Serve with a replica a GPU: the rate of a closed loop, and the latency at half of it, one image a request."""
+    import ray.serve
+
+    from torch2engine.serving.ray_serve import deployment
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = {"enable_access_log": False}
+    ray.serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
+    ray.serve.run(deployment(artifact, replicas=options.gpus))
+    files = [str(folder / name) for name in ("images.npy", "reference.npy")]
+
+    def load(*numbers: float) -> dict[str, float]:
+        command = [sys.executable, "-m", "benchmarks.serve_client", f"http://127.0.0.1:{port}/", *files]
+        words = [*command, *map(str, numbers)]
+        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=True)
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    try:
+        load(options.serve_seconds / 3, CONNECTIONS)  # warm
+        closed = load(options.serve_seconds, CONNECTIONS)
+        opened = load(options.serve_seconds, 4 * CONNECTIONS, closed["rate"] / 2)
+    finally:
+        ray.serve.shutdown()
+    evidence.figure("serve.rate", closed["rate"])
+    evidence.figure("serve.load", opened["rate"])
+    for name in ("p50_ms", "p99_ms"):
+        evidence.figure(f"serve.{name}", opened[name])
+    for name in ("wrong", "failed"):
+        evidence.figure(f"serve.{name}", closed[name] + opened[name])
+    evidence.samples["serve"] = {"connections": CONNECTIONS, "closed": closed, "open": opened}
+    evidence.write_draft()
+    if closed["wrong"] + opened["wrong"] + closed["failed"] + opened["failed"]:
+        raise RuntimeError("Ray Serve's answers were wrong or missing")
+
+
 def prove_judge(reference: Array) -> float:
     """The least relative distance between the answers to two images; far above what counts as the same answer.
 
@@ -327,6 +368,8 @@ def measure(evidence: Evidence, options: argparse.Namespace, workers: Sequence[W
 
 
 def body(evidence: Evidence, options: argparse.Namespace) -> None:
+    if options.serve_seconds is None:
+        options.serve_seconds = 20.0 if options.gpus == 1 else 0.0  # two GPUs take the time for their rates
     side = 28 if options.dry_run else 224
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray's ports are this host's own
@@ -356,6 +399,8 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
         print(f"Ray after {evidence.elapsed_s:.0f} s", flush=True)
         evidence.samples["store"] = ray_way.store
         measure(evidence, options, workers, ray_way)
+        if options.serve_seconds:
+            serve_figures(evidence, options, artifact, folder)
 
 
 def main() -> None:
@@ -365,6 +410,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="in which every way has its turn")
     parser.add_argument("--images", type=int, default=8192, help="different ones")
     parser.add_argument("--limit", type=float, default=530.0, help="seconds; no round begins that would end later")
+    parser.add_argument("--serve-seconds", type=float, default=None, help="of each load on Ray Serve; 20 on one GPU")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a small model and ONNX Runtime")
     options = parser.parse_args()
     name = "scale" if options.gpus == 1 else "scale_2gpu"

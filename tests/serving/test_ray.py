@@ -23,7 +23,7 @@ import ray.serve
 import torch
 
 import torch2engine as t2e
-from benchmarks import scale, scale_worker
+from benchmarks import scale, scale_worker, serve_client
 from benchmarks.evidence import Evidence
 from tests.serving.dies_once import DiesOnce
 from tests.support.deploy_models import engine, nested
@@ -107,7 +107,7 @@ def test_killed_actor_loses_nothing(dataset: Any, folder: str, wanted: Any, tmp_
 def test_benchmark_of_scale_compares_every_answer(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its dry run times the plain loop and Ray Data on the CPU, finds nothing wrong, and would find a wrong answer."""
     monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"])  # it adds to it
-    options = argparse.Namespace(gpus=1, seconds=0.4, rounds=1, images=512, limit=0.0, dry_run=True)
+    options = argparse.Namespace(gpus=1, seconds=0.4, rounds=1, images=512, limit=0.0, serve_seconds=0.0, dry_run=True)
     evidence = Evidence()
     scale.body(evidence, options)
     figures = evidence.figures
@@ -232,6 +232,17 @@ def test_bad_request_is_told_alone(url: str) -> None:
     }
     assert answers["DtypeError"][1]["message"].startswith("input 'x': got dtype float64; expected float32")
     assert large.shape == (20, 3)
+
+
+@pytest.mark.parametrize("rate", [0.0, 100.0])
+def test_load_of_the_benchmark_compares_every_answer(url: str, wanted: Any, rate: float) -> None:
+    """Its closed and its open loop find right answers right, and others wrong."""
+    rows = images(np.arange(64, dtype=np.float32))
+    for reference, share in ((wanted[:64], 0.0), (-wanted[:64], 1.0)):
+        found = asyncio.run(serve_client.send_load(url, rows, reference, 0.2, 8, rate))
+        assert found["requests"] > 0
+        assert (found["wrong"], found["failed"]) == (share * found["requests"], 0)
+        assert 0 < found["p50_ms"] <= found["p99_ms"]
 
 
 def test_replica_that_is_replaced_loses_no_request(url: str, folder: str) -> None:
