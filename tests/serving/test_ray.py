@@ -153,7 +153,8 @@ def url(session: None, folder: str) -> Iterator[str]:
         port = probe.getsockname()[1]
     quiet = {"enable_access_log": False}
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
-    ray.serve.run(deployment(folder))
+    # All requests may wait in the replica, however long this machine takes to bring them there.
+    ray.serve.run(deployment(folder, max_wait_s=0.2, max_ongoing_requests=REQUESTS))
     yield f"http://127.0.0.1:{port}/"
     ray.serve.shutdown()
 

@@ -25,6 +25,7 @@ from torch2engine.serving.wire import NPY, NPZ, read_arrays, write_arrays
 __all__ = ["ModelServer", "deployment"]
 
 _CONCURRENT_BATCHES = 2  # one is staged while the other computes
+_LEAST_ONGOING = 100  # fewer, and Ray's router asks again and again for room in the replica
 _DRAIN_S = 60.0
 _BAD_REQUEST = 400
 _SERVER_ERROR = 500
@@ -236,7 +237,7 @@ def deployment(
         "num_replicas": replicas,
         "ray_actor_options": actor_options,
         # Enough for the batches under way and for the next ones.
-        "max_ongoing_requests": 2 * _CONCURRENT_BATCHES * rows,
+        "max_ongoing_requests": max(_LEAST_ONGOING, 2 * _CONCURRENT_BATCHES * rows),
         "graceful_shutdown_timeout_s": _DRAIN_S,
         "graceful_shutdown_wait_loop_s": 0.5,
     }
