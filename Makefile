@@ -16,7 +16,7 @@ UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch check docs gpu-test gpu2-test bench operators attacks mutants zoo gpu-zoo evidence lock clean
+.PHONY: help demo test test-fast test-torch check typing docs gpu-test gpu2-test bench operators attacks mutants zoo gpu-zoo evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-torch TORCH=2.11.0  the tests of capture and export with another torch, in an environment of its own'
 	@echo 'make check     ruff, pyright (strict), import rules'
 	@echo 'make docs      the documentation as HTML in build/docs, strictly'
+	@echo 'make typing    mypy (strict) on a project of a user'
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
@@ -93,6 +94,16 @@ check: .venv/stamp
 	@.venv/bin/pyright
 	@echo '· import rules'
 	@.venv/bin/lint-imports --no-cache --no-logo
+
+# As a user's editor and mypy see the package; `make check` runs pyright on the same project.
+build/typing-venv/stamp: requirements/typing.txt
+	@$(PYTHON) -m venv --clear build/typing-venv
+	@build/typing-venv/bin/python -m pip --disable-pip-version-check install -qq -r requirements/typing.txt
+	@touch $@
+
+typing: .venv/stamp build/typing-venv/stamp
+	@build/typing-venv/bin/mypy --config-file tests/project/typing_sample/mypy.ini --python-executable .venv/bin/python \
+		--cache-dir build/mypy-cache tests/project/typing_sample
 
 # An environment of its own, which also finds what .venv has: the pages of the API import the package.
 build/docs-venv/stamp: requirements/docs.txt .venv/stamp

@@ -49,6 +49,13 @@ def test_equal_modules_pass_and_report() -> None:
     assert report.subject == "reference vs candidate"
 
 
+def test_failure_shows_the_callers_line_alone() -> None:
+    """pytest shows the test that failed, and no source of this library."""
+    with pytest.raises(ParityError) as caught:
+        assert_parity_on_each(torch.relu, torch.abs, [X])
+    assert [Path(str(entry.path)).name for entry in caught.traceback.filter(caught)] == [Path(__file__).name]
+
+
 def test_wrong_candidate_raises_with_the_table() -> None:
     """The error's message is the reason and the table."""
     with pytest.raises(ParityError) as caught:

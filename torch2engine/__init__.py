@@ -49,12 +49,13 @@ if TYPE_CHECKING:
     from torch2engine.fallback.explanation import Explanation
     from torch2engine.fallback.parts_module import PartsModule
     from torch2engine.fallback.submodules import DeployedSubmodules, load_submodules
-    from torch2engine.modules.load import load
+    from torch2engine.modules.deploy_report import DeployReport
     from torch2engine.modules.onnxruntime.ort_module import ORTModule
     from torch2engine.modules.trt.trt_module import TRTModule
     from torch2engine.parity.parity_report import ParityReport
     from torch2engine.pipeline.check import check
     from torch2engine.pipeline.export import export
+    from torch2engine.pipeline.load import load
     from torch2engine.precision.module_sensitivity import sensitivity
     from torch2engine.precision.precision_report import precision_report
     from torch2engine.processor.processor import Processor
@@ -66,6 +67,7 @@ __all__ = [
     "Budget",
     "BuildConfig",
     "BuildError",
+    "DeployReport",
     "DeployedSubmodules",
     "DeviceError",
     "DtypeError",
@@ -130,7 +132,7 @@ _HOMES = {
     "DeployedSubmodules": "fallback.submodules",
     "load_submodules": "fallback.submodules",
     "TRTModule": "modules.trt.trt_module",
-    "load": "modules.load",
+    "DeployReport": "modules.deploy_report",
     "ORTModule": "modules.onnxruntime.ort_module",
     "ParityReport": "parity.parity_report",
     "precision_report": "precision.precision_report",
@@ -141,6 +143,7 @@ _HOMES = {
     "Profile": "core.spec",
     "check": "pipeline.check",
     "export": "pipeline.export",
+    "load": "pipeline.load",
     "testing": "",
     "Inputs": "core.pytree",
     "Recording": "capture.recording",
@@ -151,13 +154,17 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def _find(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = _HOMES.get(name, "core.errors")
     value = getattr(import_module(f"{__name__}.{home}"), name) if home else import_module(f"{__name__}.{name}")
     globals()[name] = value
     return value
+
+
+if not TYPE_CHECKING:  # a type checker that saw this would believe in any misspelt name
+    __getattr__ = _find
 
 
 def __dir__() -> list[str]:

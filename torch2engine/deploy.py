@@ -7,31 +7,84 @@ is the list of the steps; the folders below hold the steps themselves.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import nn
+from typing_extensions import TypeVar
 
 from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.builder.load_or_build import load_or_build
 from torch2engine.capture.recording import Recording
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
+from torch2engine.core.config import BuildConfig, Precision, Runtime, RuntimeConfig, Tolerances
+from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.fallback.deploy_in_parts import with_fallback
+from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import attach_report_and_trim, make_ort_module, make_verified_trt_module
-from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.recorded_calls import takes_recordings
 from torch2engine.pipeline.reference_answers import answer_parity_cases
+from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.validate import require_first_item
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from torch2engine.pipeline.deploy_options import DeployOptions
+
 __all__ = ["deploy"]
+
+Model = TypeVar("Model", bound=nn.Module, default=Any)  # a recording does not tell the type of its model
+
+
+# The type of the result follows from `runtime` and `fallback`; the docstring below explains all arguments.
+@overload
+def deploy(
+    model: Model | Recording,
+    sample_input: Any = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    runtime: Literal["tensorrt"] = "tensorrt",
+    fallback: Literal[False] = False,
+    **options: Unpack[DeployOptions],
+) -> TRTModule[Model]: ...
+@overload
+def deploy(
+    model: Model | Recording,
+    sample_input: Any = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    runtime: Literal["onnxruntime"],
+    fallback: Literal[False] = False,
+    **options: Unpack[DeployOptions],
+) -> ORTModule[Model]: ...
+@overload
+def deploy(
+    model: Model | Recording,
+    sample_input: Any = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    runtime: Runtime,
+    fallback: Literal[False] = False,
+    **options: Unpack[DeployOptions],
+) -> TRTModule[Model] | ORTModule[Model]: ...
+@overload
+def deploy(
+    model: Model | Recording,
+    sample_input: Any = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    runtime: Runtime = "tensorrt",
+    fallback: bool | Literal["faster"],
+    **options: Unpack[DeployOptions],
+) -> TRTModule[Model] | ORTModule[Model] | PartsModule: ...
 
 
 @takes_recordings  # reads sample, axes and examples from a Recording
@@ -41,20 +94,20 @@ def deploy(
     sample_input: Any = None,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
-    precision: str | Precision = "fp32",
+    precision: PrecisionName | Precision = "fp32",
     calibration: Iterable[Any] | None = None,
     profiles: Sequence[Any] | None = None,
     examples: Iterable[Any] | None = None,
     tolerance: Tolerances | None = None,
-    runtime: str = "tensorrt",
+    runtime: Runtime = "tensorrt",
     config: BuildConfig = BuildConfig(),
     runtime_config: RuntimeConfig = RuntimeConfig(),
     cache: Cache = True,
     cache_key: str | None = None,
     progress: Progress = True,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
-    fallback: bool | str = False,
-) -> TRTModule | ORTModule:
+    fallback: bool | Literal["faster"] = False,
+) -> TRTModule[Any] | ORTModule[Any]:
     """Turn a live module into an engine that is called like it and was checked against it.
 
     Args:

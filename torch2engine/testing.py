@@ -33,6 +33,7 @@ from torch2engine.parity.parity_report import OutputParity, ParityReport
 __all__ = ["assert_parity", "assert_parity_on_each"]
 
 _SUBJECT = "reference vs candidate"
+__tracebackhide__ = True  # pytest then shows the caller's line, and none of this file
 
 
 def assert_parity(
@@ -60,7 +61,6 @@ def assert_parity(
         ParityError: they differ; the message says where, and holds the table.
         InputError: inputs in another form, both tolerance and precision, or a result that is no pytree of tensors.
     """
-    __tracebackhide__ = True  # pytest then shows the caller's line
     report = _compare_call(reference, candidate, inputs, tolerance, precision, case="")
     report.raise_if_failed()
     return report
@@ -90,7 +90,6 @@ def assert_parity_on_each(
         ParityError: a case differs, or there is none.
         InputError: as in `assert_parity`.
     """
-    __tracebackhide__ = True
     named_cases: Iterable[tuple[str, Any]]
     if isinstance(cases, Mapping):
         named_cases = cast("Mapping[str, Any]", cases).items()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -27,7 +27,6 @@ from torch2engine.deploy import deploy
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.explanation import Explanation, RunRecord, time_calls
 from torch2engine.fallback.graph_compiler import GraphCompiler
-from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.fallback.submodules import DeployedSubmodules, choose_submodules, without_swap
 from torch2engine.fallback.whole_call import compare_results
 from torch2engine.modules.deployed import DeployedModule, runtime_kind
@@ -35,7 +34,7 @@ from torch2engine.parity.bounds import Bounds
 
 __all__ = ["compile_backend", "deploy_submodules", "explain"]
 
-_RUNTIMES = {"cuda": "tensorrt", "cpu": "onnxruntime"}
+_RUNTIMES: dict[str, Literal["tensorrt", "onnxruntime"]] = {"cuda": "tensorrt", "cpu": "onnxruntime"}
 
 
 def compile_backend(
@@ -127,7 +126,7 @@ def _deploy_part(
         raise InputError(
             "tensors", got=f"device {names}", allowed=f"one that runtime={options.runtime!r} has", fix="move them there"
         )
-    deployed = deploy(
+    return deploy(
         part,
         tensors,
         dynamic_axes,
@@ -139,8 +138,6 @@ def _deploy_part(
         cache=options.cache,
         progress=None,
     )
-    assert not isinstance(deployed, PartsModule), "it was not asked to fall back"
-    return deployed
 
 
 def deploy_submodules(

@@ -80,7 +80,8 @@ def test_contract_is_kept_by_all_backends(module: NumpyModule) -> None:
     assert not isinstance(backend, RefittableBackend)
     assert isinstance(mlp()[1]._backend, RefittableBackend)
     assert (module.runtime, module.device, module.precision) == ("numpy", torch.device("cpu"), "fp32")
-    assert repr(module) == ("NumpyModule(x: float32[batch, 6] -> output: float32[batch, 3]; fp32, device=cpu)")
+    call = "x: float32[batch, 6] -> output: float32[batch, 3]; batch 1..8 (opt 4)"
+    assert repr(module) == f"NumpyModule({call}; fp32, device=cpu)"
 
 
 def test_third_backend_answers_like_the_model(module: NumpyModule) -> None:

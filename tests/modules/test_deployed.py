@@ -639,9 +639,32 @@ def test_plain_attributes_and_hooks_work_as_on_any_module() -> None:
 def test_repr_is_the_signature() -> None:
     """Printed, a module tells how it is called."""
     _, module = mlp()
-    text = "ORTModule(x: float32[batch, 6] -> output: float32[batch, 3]; fp32, device=cpu)"
+    text = "ORTModule(x: float32[batch, 6] -> output: float32[batch, 3]; batch 1..8 (opt 4); fp32, device=cpu)"
     assert repr(module) == text
     assert f"(1): {text}" in repr(nn.Sequential(nn.ReLU(), module))
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "message"),
+    [
+        (
+            t2e.TRTModule,
+            "model.t2e",
+            "TRTModule: got 'model.t2e'; expected an EngineArtifact; "
+            "use the module that torch2engine.load('model.t2e') gives",
+        ),
+        (
+            t2e.ORTModule,
+            3,
+            "ORTModule: got 3; expected an OnnxArtifact; read one with torch2engine.OnnxArtifact.load(path)",
+        ),
+    ],
+)
+def test_module_of_no_artifact_is_refused_with_the_cure(kind: Any, given: object, message: str) -> None:
+    """Who passes a folder learns which function reads it."""
+    with pytest.raises(InputError) as caught:
+        kind(given)
+    assert str(caught.value) == message
 
 
 def test_module_is_for_inference_from_the_start() -> None:
@@ -698,7 +721,7 @@ def test_state_dict_carries_the_whole_module(where: str) -> None:
     target.load_state_dict(state)
     close(other(sample(3, 6)), model(sample(3, 6)))
     assert other.signature == module.signature
-    assert other.report is None, "its report was about another model"
+    assert other.report.verdict == "not compared", "its report was about another model"
 
 
 @pytest.mark.parametrize("width", [1, 64])

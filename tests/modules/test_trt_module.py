@@ -58,8 +58,14 @@ def test_module_tells_what_it_is_before_it_is_bound(module: TRTModule) -> None:
     """Signature, precision, runtime and device need no GPU."""
     assert module.runtime == find_tensorrt("tensorrt_rtx").title
     assert module.precision == engine().precision
-    assert (module.device, module.memory_bytes, module.report, module.training) == (None, 0, None, False)
-    text = f"TRTModule(x: float32[batch, 6] -> output: float32[batch, 3]; {module.precision}, device=None)"
+    assert (module.device, module.memory_bytes, module.report.verdict, module.training) == (
+        None,
+        0,
+        "not compared",
+        False,
+    )
+    call = "x: float32[batch, 6] -> output: float32[batch, 3]; batch 1..8 (opt 4)"
+    text = f"TRTModule({call}; {module.precision}, device=None)"
     assert repr(module) == text
 
 

@@ -37,6 +37,13 @@ CONFIG = t2e.BuildConfig(refittable=True)
 BATCH = {0: t2e.Axis("batch", 1, 8, 32)}
 
 
+def test_repr_of_a_refit_is_short() -> None:
+    """Of many changed weights it shows a few."""
+    text = "Refit(5 changed: layer0, layer1, layer2 and 2 more; 0.250 s; not compared)"
+    assert repr(Refit(tuple(f"layer{number}" for number in range(5)), 0.25)) == text
+    assert repr(Refit((), 0.001)) == "Refit(0 changed; 0.001 s; not compared)"
+
+
 class Net(nn.Module):
     """A convolution with its BatchNorm, and a linear layer."""
 

@@ -29,9 +29,9 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.pipeline import earlier_engines as room
-from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.reference_answers import answer_parity_cases
+from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request_facts import graph_facts
 
 

@@ -17,7 +17,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.accept import make_ort_module
-from torch2engine.pipeline.deploy_report import ReportBuilder
+from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 
 __all__ = ["deployed", "exported_once", "module_of_export"]

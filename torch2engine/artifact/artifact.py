@@ -7,6 +7,7 @@ Enters: a folder, or bytes with their manifest. Leaves: `Artifact`, every byte o
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import pickle
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,7 @@ from torch2engine.artifact.manifest import (
 from torch2engine.artifact.model_graph import check_graph, data_files_in
 from torch2engine.artifact.saved_folder import (
     MAIN_FILE,
+    REPORT,
     WEIGHTS,
     check_complete,
     check_kind,
@@ -35,6 +37,7 @@ from torch2engine.artifact.saved_folder import (
 )
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.json_rules import is_object
 from torch2engine.core.pytree import container_classes
 from torch2engine.core.spec import Profile, Signature
 
@@ -156,6 +159,32 @@ class Artifact:
     def without_weights(self: A) -> A:
         """A copy without the weight program, by which its weights follow from a module's; itself if it has none."""
         return self._with_files({WEIGHTS: None}) if WEIGHTS in self.files else self
+
+    def with_report(self: A, report: Mapping[str, Any] | None) -> A:
+        """The same with what deploy() found, as JSON values; None leaves it out."""
+        return self._with_files({REPORT: None if report is None else json.dumps(report).encode()})
+
+    def read_report(self) -> dict[str, Any] | None:
+        """What deploy() found, as `with_report` took it; None if the artifact comes without it.
+
+        Raises:
+            ArtifactError: the file is no JSON object, or was changed.
+        """
+        if REPORT not in self.files:
+            return None
+        try:
+            data: object = json.loads(self.read(REPORT))
+        except ValueError:
+            data = None
+        if not is_object(data):
+            raise ArtifactError(
+                f"artifact '{self._artifact_files}'",
+                got=f"a {REPORT} that is no JSON object",
+                allowed="the report that save() wrote",
+                fix="save the deployed module again",
+                path=str(self._artifact_files),
+            )
+        return data
 
     def read(self, name: str) -> bytes:
         """Read one file's bytes and check them against the manifest.

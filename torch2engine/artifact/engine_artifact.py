@@ -16,7 +16,7 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.manifest_fields import Hardware, ManifestFields
 from torch2engine.artifact.model_graph import is_model_file
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.artifact.saved_folder import ONNX, PLAN, RUNTIME_CACHE, WEIGHTS
+from torch2engine.artifact.saved_folder import ONNX, PLAN, REPORT, RUNTIME_CACHE, WEIGHTS
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
@@ -153,7 +153,9 @@ class EngineArtifact(Artifact):
                 fix="save the module that deploy() gave before any refit, or deploy with runtime='onnxruntime'",
             )
         fields = dataclasses.replace(self._fields, kind=OnnxArtifact.kind, hardware=None)
-        return OnnxArtifact.from_parts(fields, self._artifact_files.replaced({PLAN: None, RUNTIME_CACHE: None}))
+        return OnnxArtifact.from_parts(
+            fields, self._artifact_files.replaced({PLAN: None, RUNTIME_CACHE: None, REPORT: None})
+        )
 
     def read_plan(self) -> bytes:
         """The plan, checked against the manifest once more: a plan is code, and the file may have changed since.

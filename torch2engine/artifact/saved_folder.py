@@ -11,6 +11,7 @@ A saved artifact is a folder::
         model.plan          the bare TensorRT plan (engines only)
         weights.json        where live weights go (if the engine can be refitted)
         runtime.cache       TensorRT-RTX's compiled kernels (if saved)
+        report.json         what deploy() found (if a deployed module was saved)
 
 A model in parts has other files: ``program.pt2``, ``cut.json``, and those of every part's engine, with the engine's
 name in front.
@@ -38,6 +39,7 @@ __all__ = [
     "ONNX",
     "PLAN",
     "PROGRAM",
+    "REPORT",
     "RUNTIME_CACHE",
     "WEIGHTS",
     "check_complete",
@@ -50,6 +52,7 @@ ONNX = "model.onnx"
 PLAN = "model.plan"
 WEIGHTS = "weights.json"
 RUNTIME_CACHE = "runtime.cache"
+REPORT = "report.json"
 PROGRAM = "program.pt2"
 CUT = "cut.json"
 MAIN_FILE = {"onnx": ONNX, "engine": PLAN, "parts": PROGRAM}  # by kind: the file that every artifact has

@@ -15,6 +15,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.load_or_build import load_or_build
 from torch2engine.builder.source import Profiles
 from torch2engine.core.config import BuildConfig
+from torch2engine.core.precisions import Float32PrecisionName
 from torch2engine.core.progress import Progress
 
 __all__ = ["build"]
@@ -24,7 +25,7 @@ def build(
     source: OnnxArtifact | str | Path,
     profiles: Profiles = None,
     *,
-    precision: str | None = None,
+    precision: Float32PrecisionName | None = None,
     config: BuildConfig = BuildConfig(),
     cache: Cache = None,
     progress: Progress = None,

@@ -15,7 +15,8 @@ import click
 
 from torch2engine.cli.outcome import EXIT_CODES, PASSED, Outcome, outcome_of_error
 from torch2engine.cli.terminal import show
-from torch2engine.core.precisions import FLOAT32_PRECISIONS
+from torch2engine.core.config import Flavour
+from torch2engine.core.precisions import FLOAT32_PRECISIONS, PrecisionName
 from torch2engine.core.version import __version__
 
 __all__ = ["cli"]
@@ -128,10 +129,10 @@ _builder = _options(
     click.option("-o", "--output", type=_PATH, help="The folder to write, e.g. model.t2e."),
 )
 def deploy_command(
-    precision: str | None,
+    precision: PrecisionName | None,
     rel_l2: float | None,
     max_rel: float | None,
-    flavour: str | None,
+    flavour: Flavour | None,
     refittable: bool,
     **options: Any,
 ) -> Outcome:
@@ -151,7 +152,7 @@ def deploy_command(
     _builder,
     click.option("-o", "--output", type=_PATH, required=True, help="The folder to write, e.g. model.t2e."),
 )
-def build_command(flavour: str | None, refittable: bool, **options: Any) -> Outcome:
+def build_command(flavour: Flavour | None, refittable: bool, **options: Any) -> Outcome:
     """Build an engine of SOURCE: an ONNX file, or an exported model that torch2engine saved."""
     from torch2engine.cli.commands import build_engine
     from torch2engine.core.config import BuildConfig
@@ -168,7 +169,9 @@ def build_command(flavour: str | None, refittable: bool, **options: Any) -> Outc
     _runtime,
     _judged,
 )
-def check_command(precision: str | None, rel_l2: float | None, max_rel: float | None, **options: Any) -> Outcome:
+def check_command(
+    precision: PrecisionName | None, rel_l2: float | None, max_rel: float | None, **options: Any
+) -> Outcome:
     """Compare CANDIDATE with REFERENCE, and print the parity table.
 
     CANDIDATE is a folder that torch2engine saved, an ONNX file, or an engine file (.engine, .plan) of trtexec,
@@ -188,7 +191,9 @@ def check_command(precision: str | None, rel_l2: float | None, max_rel: float | 
     _runtime,
     _judged,
 )
-def compare_command(precision: str | None, rel_l2: float | None, max_rel: float | None, **options: Any) -> Outcome:
+def compare_command(
+    precision: PrecisionName | None, rel_l2: float | None, max_rel: float | None, **options: Any
+) -> Outcome:
     """Compare the answers of two saved models, ONNX files or engines."""
     from torch2engine.cli.commands import BoundOptions, compare
 

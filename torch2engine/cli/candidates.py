@@ -22,9 +22,9 @@ from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Axis, Signature
 from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.load import load
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
+from torch2engine.pipeline.load import load
 from torch2engine.trt.foreign_plan import adopt_plan
 
 __all__ = ["describe", "import_onnx", "in_options", "is_answering_path", "open_candidate"]

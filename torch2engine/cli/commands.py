@@ -30,9 +30,9 @@ from torch2engine.cli.targets import (
     read_sample,
     read_sizes,
 )
-from torch2engine.core.config import BuildConfig, Tolerance
+from torch2engine.core.config import BuildConfig, Runtime, Tolerance
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError
-from torch2engine.core.precisions import DEFAULT_PRECISION
+from torch2engine.core.precisions import DEFAULT_PRECISION, Float32PrecisionName, PrecisionName
 from torch2engine.core.spec import Signature
 from torch2engine.deploy import deploy
 from torch2engine.modules.deployed import DeployedModule
@@ -55,7 +55,7 @@ class BoundOptions:
         rel_l2, max_rel: bounds of the user's own; None for the default.
     """
 
-    precision: str | None = None
+    precision: PrecisionName | None = None
     rel_l2: float | None = None
     max_rel: float | None = None
 
@@ -72,7 +72,7 @@ def deploy_model(
     output: Path | None,
     sample: Sequence[str],
     axes: Sequence[str],
-    runtime: str,
+    runtime: Runtime,
     bounds: BoundOptions,
     config: BuildConfig,
     cache: bool,
@@ -96,7 +96,7 @@ def deploy_model(
     except InstallationError as error:
         raise in_options(error) from error
     lines = [repr(module), str(module.report)]
-    data = {"module": repr(module), "report": None if module.report is None else module.report.to_json()}
+    data = {"module": repr(module), "report": module.report.to_json()}
     if output is not None:
         module.save(output)
         lines.append(f"saved to {output}")
@@ -105,7 +105,12 @@ def deploy_model(
 
 
 def build_engine(
-    source: Path, output: Path, axes: Sequence[str], precision: str | None, config: BuildConfig, cache: bool
+    source: Path,
+    output: Path,
+    axes: Sequence[str],
+    precision: Float32PrecisionName | None,
+    config: BuildConfig,
+    cache: bool,
 ) -> Outcome:
     """Build an engine of an ONNX file, or of an exported model that torch2engine saved."""
     ranges = read_ranges(axes)

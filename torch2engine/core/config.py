@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
-from typing import Any, TypeAlias, TypeGuard, cast
+from typing import Any, Literal, TypeAlias, TypeGuard, cast, get_args
 
 from torch2engine.core.errors import InputError
 from torch2engine.core.package import public
@@ -23,6 +23,9 @@ from torch2engine.core.precisions import (
     PRECISION_TYPES,
     QUANTIZED_PRECISIONS,
     WEIGHT_PRECISIONS,
+    CalibrationMethod,
+    PrecisionName,
+    WeightPrecisionName,
     precision_word,
     quoted,
 )
@@ -34,8 +37,14 @@ __all__ = [
     "RUNTIMES",
     "Budget",
     "BuildConfig",
+    "Flavour",
+    "Mutations",
+    "OutOfRangePolicy",
+    "Output",
     "Precision",
+    "Runtime",
     "RuntimeConfig",
+    "Specialization",
     "Tolerance",
     "Tolerances",
     "check_tolerance",
@@ -46,12 +55,15 @@ __all__ = [
 ]
 
 DECIDES_NOTHING = "decides nothing about the engine"  # marks a field that is no part of cache keys
-RUNTIMES = ("tensorrt", "onnxruntime", "auto")
-FLAVOURS = ("tensorrt", "tensorrt_rtx")
-_OUTPUTS = ("fresh", "static")
-_SPECIALIZATIONS = ("none", "lazy", "eager")
-_OUT_OF_RANGE = ("error", "split", "eager")
-_MUTATIONS = ("refuse", "write_back")
+# The words of each option, for type checkers; what runs reads the same words.
+Runtime: TypeAlias = Literal["tensorrt", "onnxruntime", "auto"]
+Flavour: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
+Output: TypeAlias = Literal["fresh", "static"]
+Specialization: TypeAlias = Literal["none", "lazy", "eager"]
+OutOfRangePolicy: TypeAlias = Literal["error", "split", "eager"]
+Mutations: TypeAlias = Literal["refuse", "write_back"]
+RUNTIMES: tuple[str, ...] = get_args(Runtime)
+FLAVOURS: tuple[str, ...] = get_args(Flavour)
 
 
 def read_environment() -> dict[str, str]:
@@ -158,10 +170,10 @@ class BuildConfig:
             limit that is no positive number.
     """
 
-    flavour: str | None = None
+    flavour: Flavour | None = None
     workspace_bytes: int | None = None
     refittable: bool = False
-    mutations: str = "refuse"
+    mutations: Mutations = "refuse"
     time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
 
     def __post_init__(self) -> None:
@@ -173,7 +185,7 @@ class BuildConfig:
             "e.g. time_limit_s=600",
         )
         _require(_is_bool(self.refittable), "BuildConfig.refittable", self.refittable, "True or False")
-        require_choice("BuildConfig.mutations", self.mutations, _MUTATIONS)
+        require_choice("BuildConfig.mutations", self.mutations, get_args(Mutations))
         if self.flavour is not None:
             require_choice("BuildConfig.flavour", self.flavour, FLAVOURS)
         _require(
@@ -234,10 +246,10 @@ class RuntimeConfig:
     contexts: int = 64
     max_shapes: int = 256
     streams: int = 4
-    cuda_graphs: bool | str = "auto"
-    output: str = "fresh"
-    kernel_specialization: str = "none"
-    out_of_range: str = "error"
+    cuda_graphs: bool | Literal["auto"] = "auto"
+    output: Output = "fresh"
+    kernel_specialization: Specialization = "none"
+    out_of_range: OutOfRangePolicy = "error"
 
     def __post_init__(self) -> None:
         for name in ("contexts", "max_shapes", "streams"):
@@ -245,9 +257,9 @@ class RuntimeConfig:
             _require(is_count(count), f"RuntimeConfig.{name}", count, "a positive int")
         graphs = self.cuda_graphs
         _require(_is_bool(graphs) or graphs == "auto", "RuntimeConfig.cuda_graphs", graphs, "'auto', True or False")
-        require_choice("RuntimeConfig.output", self.output, _OUTPUTS)
-        require_choice("RuntimeConfig.kernel_specialization", self.kernel_specialization, _SPECIALIZATIONS)
-        require_choice("RuntimeConfig.out_of_range", self.out_of_range, _OUT_OF_RANGE)
+        require_choice("RuntimeConfig.output", self.output, get_args(Output))
+        require_choice("RuntimeConfig.kernel_specialization", self.kernel_specialization, get_args(Specialization))
+        require_choice("RuntimeConfig.out_of_range", self.out_of_range, get_args(OutOfRangePolicy))
 
     def on_cpu(self) -> RuntimeConfig:
         """A copy with only those options that mean something on the CPU."""
@@ -413,12 +425,12 @@ class Precision:
         InputError: an unknown word, a number out of range, or options that don't go together.
     """
 
-    dtype: str = "fp32"
+    dtype: PrecisionName = "fp32"
     _: KW_ONLY
     keep_fp32: Sequence[str] = ()
     budget: Budget | None = None
-    weights: str | None = None
-    method: str = "max"
+    weights: WeightPrecisionName | None = None
+    method: CalibrationMethod = "max"
     percentile: float = 99.99
     low_io: bool = False
 
@@ -478,7 +490,7 @@ class Precision:
             allowed = f"one of {', '.join(map(repr, MODEL_PRECISIONS))}, or a Precision"
             fix = f"pass {word!r}" if word else "pass one of these"
             raise InputError("precision", got=repr(value), allowed=allowed, fix=fix)
-        return cls(value)
+        return cls(cast("PrecisionName", value))  # the constructor refuses other words
 
     @property
     def changes_graph(self) -> bool:

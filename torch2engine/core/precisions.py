@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 __all__ = [
     "CALIBRATION_METHODS",
@@ -24,9 +24,13 @@ __all__ = [
     "PRECISION_TYPES",
     "QUANTIZED_PRECISIONS",
     "WEIGHT_PRECISIONS",
+    "CalibrationMethod",
+    "Float32PrecisionName",
+    "PrecisionName",
     "PrecisionType",
     "QuantizationRules",
     "SensitivityFactors",
+    "WeightPrecisionName",
     "lowest_cast_precision",
     "precision_word",
     "quoted",
@@ -48,7 +52,8 @@ class SensitivityFactors:
     tensorrt_rtx: float
 
 
-CALIBRATION_METHODS = ("max", "percentile", "entropy")
+CalibrationMethod: TypeAlias = Literal["max", "percentile", "entropy"]
+CALIBRATION_METHODS: tuple[str, ...] = get_args(CalibrationMethod)
 """Ways to find the range of a tensor in the calibration data."""
 
 
@@ -275,7 +280,7 @@ _ROWS = (
 
 PRECISION_TYPES = {row.name: row for row in _ROWS}
 """Rows by name."""
-DEFAULT_PRECISION = _ROWS[0].name
+DEFAULT_PRECISION: PrecisionName = "fp32"
 """The precision of a model that has no lower one: float32."""
 
 
@@ -285,6 +290,12 @@ def _made_by(*ways: str) -> tuple[str, ...]:
 
 MODEL_PRECISIONS = _made_by("builder", "cast", "quantize")
 """Precisions that a whole model can have."""
+PrecisionName: TypeAlias = Literal["fp32", "tf32", "fp16", "bf16", "int8", "fp8"]
+"""The same names for type checkers, which read no tables; a test compares both."""
+Float32PrecisionName: TypeAlias = Literal["fp32", "tf32"]
+"""The names of `FLOAT32_PRECISIONS` for type checkers."""
+WeightPrecisionName: TypeAlias = Literal["int4"]
+"""The names of `WEIGHT_PRECISIONS` for type checkers."""
 FLOAT32_PRECISIONS = _made_by("builder")
 """Precisions that a float32 graph is built in."""
 CAST_PRECISIONS = _made_by("cast")

@@ -15,6 +15,7 @@ from torch2engine.core.config import (
     RUNTIMES,
     BuildConfig,
     Precision,
+    Runtime,
     RuntimeConfig,
     Tolerance,
     is_count,
@@ -22,6 +23,7 @@ from torch2engine.core.config import (
     require_instance,
 )
 from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.wording import did_you_mean
 
 __all__ = ["CompileOptions"]
@@ -45,8 +47,8 @@ class CompileOptions:
         InputError: an unknown option or value.
     """
 
-    runtime: str = "auto"
-    precision: str | Precision = "fp32"
+    runtime: Runtime = "auto"
+    precision: PrecisionName | Precision = "fp32"
     tolerance: Tolerance | None = None
     config: BuildConfig = BuildConfig()
     runtime_config: RuntimeConfig = RuntimeConfig()

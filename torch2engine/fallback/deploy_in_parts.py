@@ -35,7 +35,7 @@ from torch2engine.modules.deployed import attach_model, runtime_kind
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
-from torch2engine.pipeline.deploy_report import ReportBuilder
+from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import choose_runtime
 
 __all__ = ["with_fallback"]

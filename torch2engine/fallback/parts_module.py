@@ -28,7 +28,7 @@ from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
 
 if TYPE_CHECKING:
-    from torch2engine.pipeline.deploy_report import DeployReport
+    from torch2engine.modules.deploy_report import DeployReport
 
 __all__ = ["PartsModule"]
 

@@ -23,9 +23,9 @@ from torch2engine.core.json_rules import TEXT, Items, SchemaError
 from torch2engine.core.package import public
 from torch2engine.core.wording import did_you_mean, kind_of
 from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.load import load
 from torch2engine.modules.weight_sync import Refit
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.pipeline.load import load
 
 __all__ = ["DeployedSubmodules", "choose_submodules", "load_submodules", "without_swap"]
 

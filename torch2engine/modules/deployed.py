@@ -10,11 +10,12 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, cast, overload
 
 import torch
 from torch import nn
 from torch.autograd import forward_ad
+from typing_extensions import TypeVar as TypeVarWithDefault
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
@@ -22,9 +23,10 @@ from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
 from torch2engine.core.pytree import bind, unflatten
 from torch2engine.core.spec import Signature
-from torch2engine.core.wording import kind_of
+from torch2engine.core.wording import kind_of, with_article
 from torch2engine.modules.backend import Backend, WeightsGuard
 from torch2engine.modules.benchmark import BenchmarkReport, benchmark
+from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.modules.out_of_range import OutOfRange, checked_reference
 from torch2engine.modules.parameterless import ParameterlessModule
 from torch2engine.modules.split import InRangeRunner
@@ -32,10 +34,11 @@ from torch2engine.modules.torch_state import is_simulated
 from torch2engine.modules.weight_sync import NamedInputs, Refit, WeightSync
 from torch2engine.modules.write_back import WriteBack
 
-if TYPE_CHECKING:
-    from torch2engine.pipeline.deploy_report import DeployReport
-
 B = TypeVar("B", bound=Backend)
+Model_co = TypeVarWithDefault("Model_co", covariant=True, default=Any)
+P = ParamSpec("P")
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
 M = TypeVar("M", bound="DeployedModule[Any]")
 
 __all__ = ["DeployedModule", "attach_model", "prove_split_axes"]
@@ -58,12 +61,18 @@ def _has_values(leaf: torch.Tensor) -> bool:
         return False
 
 
-class DeployedModule(ParameterlessModule, Generic[B]):
+class HasForward(Protocol[P, R_co]):
+    """A model whose `forward` says what it takes and returns."""
+
+    def forward(self, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
     """An artifact in the model's place. It is the same for every backend; its backend computes.
 
     Args:
         artifact: what was built; its signature decides how the module is called.
-        report: what deploy() found, or None for a loaded module.
+        report: what deploy() found; None if nothing is known.
         runtime_config: how it answers.
         reference: the PyTorch module that answers under out_of_range="eager". It is kept alive. A copy or a pickle of
             this module does not take it along.
@@ -91,7 +100,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
         super().__init__()
         require_instance("runtime_config", runtime_config, RuntimeConfig)
         self._runtime_config = runtime_config
-        self.report: DeployReport | None = report
+        self.report = report or DeployReport.of_nothing(artifact.precision)
         self.training = False
         self._assemble(artifact, checked_reference(type(self).__name__, runtime_config, reference), device)
 
@@ -160,6 +169,14 @@ class DeployedModule(ParameterlessModule, Generic[B]):
     def device(self) -> torch.device | None:
         """Where inputs must be; None until the first call binds it."""
         return self._backend.device
+
+    if TYPE_CHECKING:
+        # nn.Module types no calls. A deployed module is called like the model, so it takes the types of its `forward`.
+        @overload
+        def __call__(self: DeployedModule[Any, nn.Sequential], *args: Any, **kwargs: Any) -> Any: ...
+        @overload
+        def __call__(self: DeployedModule[Any, HasForward[P, R]], *args: P.args, **kwargs: P.kwargs) -> R: ...
+        def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Answer like the model.
@@ -337,7 +354,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             )
 
     def save(self, path: str | Path, overwrite: bool = True) -> Path:
-        """Write the artifact folder, whole or not at all; `torch2engine.load` reads it.
+        """Write the artifact folder with the report, whole or not at all; `torch2engine.load` reads it.
 
         Args:
             path: the folder to write, e.g. ``"model.t2e"``.
@@ -347,7 +364,8 @@ class DeployedModule(ParameterlessModule, Generic[B]):
             ArtifactError: something that is no artifact is in the way, or writing failed.
         """
         with self._weight_sync.weights_locked():
-            return self._backend.current_artifact().save(path, overwrite=overwrite)
+            report = self.report.to_json() if self.report.parity else None
+            return self._backend.current_artifact().with_report(report).save(path, overwrite=overwrite)
 
     def benchmark(
         self,
@@ -446,7 +464,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
 
     # What an engine can't do of nn.Module's interface is refused, never ignored.
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeployedModule[B]:
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeployedModule[B, Model_co]:
         here = self._backend.device or torch.device("cpu")
         # fn is tried on real, empty tensors, to see what it does to dtypes and devices; meta would lose the values
         probes = [torch.empty(0, dtype=dtype, device=here) for dtype in (torch.float16, torch.float64)]
@@ -507,7 +525,7 @@ class DeployedModule(ParameterlessModule, Generic[B]):
                 ) from error
             artifact = type(self._backend.artifact).from_manifest(manifest, files)
             self._assemble(artifact, self._out_of_range.reference, self._backend.device)
-            self.report = None  # it was about the artifact before
+            self.report = DeployReport.of_nothing(artifact.precision)  # the other one was about the artifact before
 
     def __getstate__(self) -> dict[str, Any]:
         # A pickle leaves out the reference, the tracked model and everything live: they belong to this object, in this
@@ -526,7 +544,27 @@ class DeployedModule(ParameterlessModule, Generic[B]):
     def __repr__(self) -> str:
         inputs = ", ".join(map(str, self.signature.inputs))
         outputs = ", ".join(map(str, self.signature.outputs))
-        return f"{type(self).__name__}({inputs} -> {outputs}; {self.precision}, device={self.device})"
+        ranges = " | ".join(str(profile) for profile in self._artifact.profiles if profile.ranges)
+        facts = "; ".join([*([ranges] if ranges else []), f"{self.precision}, device={self.device}"])
+        return f"{type(self).__name__}({inputs} -> {outputs}; {facts})"
+
+
+def require_artifact(subject: str, artifact: object, kind: type[Artifact]) -> None:
+    """Refuse what is no artifact of the kind that a module runs.
+
+    Raises:
+        InputError: showing how to load one.
+    """
+    if isinstance(artifact, kind):
+        return
+    is_path = isinstance(artifact, (str, Path))
+    load = f"torch2engine.load({str(artifact)!r})" if is_path else f"torch2engine.{kind.__name__}.load(path)"
+    raise InputError(
+        subject,
+        got=f"{str(artifact)!r}" if is_path else kind_of(artifact),
+        allowed=with_article(kind.__name__),
+        fix=f"use the module that {load} gives" if is_path else f"read one with {load}",
+    )
 
 
 def attach_model(

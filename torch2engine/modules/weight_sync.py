@@ -46,6 +46,7 @@ NamedInputs = Sequence[tuple[str, Sequence[torch.Tensor]]]
 R = TypeVar("R")
 
 _SUBJECT = "refit"
+_SHOWN_PATHS = 3  # of the changed weights, in a repr
 _PIECE = 1 << 24  # elements that are checked together, in at most 64 MiB of temporaries
 
 
@@ -63,6 +64,12 @@ class Refit:
     changed: tuple[str, ...]
     seconds: float
     parity: ParityReport | None = None
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.changed[:_SHOWN_PATHS])
+        more = f" and {len(self.changed) - _SHOWN_PATHS} more" if len(self.changed) > _SHOWN_PATHS else ""
+        parity = "not compared" if self.parity is None else f"parity {self.parity.verdict}"
+        return f"Refit({len(self.changed)} changed{': ' if shown else ''}{shown}{more}; {self.seconds:.3f} s; {parity})"
 
 
 @dataclass

@@ -7,8 +7,8 @@ modules hold reports, and a comparison does not format text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, TypeAlias
 
 from torch2engine.core.config import Tolerance
@@ -77,6 +77,19 @@ class OutputParity:
         data["shape"] = list(self.shape)
         data["worst_index"] = None if self.worst_index is None else list(self.worst_index)
         return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> OutputParity:
+        """The inverse of `to_json`; infinite figures come back as NaN."""
+        row = dict(data)
+        for column in fields(cls):
+            if column.type in ("float", float) and row[column.name] is None:
+                row[column.name] = math.nan
+        row["shape"] = tuple(row["shape"])
+        row["worst_index"] = None if row["worst_index"] is None else tuple(row["worst_index"])
+        for name in ("reference_value", "candidate_value"):
+            row[name] = complex(*row[name]) if isinstance(row[name], list) else row[name]
+        return cls(**row)
 
 
 @public
@@ -156,6 +169,7 @@ class ParityReport:
         Raises:
             ParityError: naming the outputs and cases that failed, and why; it carries this report and shows it.
         """
+        __tracebackhide__ = True  # pytest then shows the caller's line
         if self.passed:
             return self
         failed = [f"output '{row.name}'{_of_case(row.case)}: {row.reason}" for row in self.failures]
@@ -184,6 +198,16 @@ class ParityReport:
             "rows": [row.to_json() for row in self.rows],
             "notes": list(self.notes),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ParityReport:
+        """The inverse of `to_json`, without the advice."""
+        return cls(
+            tuple(OutputParity.from_json(row) for row in data["rows"]),
+            str(data["subject"]),
+            Tolerance(**data["tolerance"]),
+            tuple(map(str, data["notes"])),
+        )
 
     def __str__(self) -> str:
         head = "case output tensor rel_l2 allowed sensitivity max_abs max_rel cosine worst verdict".replace(

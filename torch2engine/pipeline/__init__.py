@@ -9,10 +9,12 @@ they are composed here and in `deploy`.
     accept          a module takes the model's place only if it answers like the model
     earlier_engines the engine of an earlier deploy is found again; request_facts says by which facts
     reference_answers   the model's answers that every candidate is compared with
-    deploy_report   `DeployReport`, and the builder that collects it
+    report_builder  collects what deploy() finds
+    load            the public step `load`: a saved folder as a module, with its report
+    deploy_options  the types of deploy()'s options, for editors
     recorded_calls  deploy() of a recording
     user_warning    a warning that points at the user's line
 
-Public: `accept`, `check`, `compare_deployed`, `deploy_report`, `earlier_engines`, `export`, `recorded_calls`,
-`reference_answers`, `request`, `user_warning`. The other files belong to this folder alone.
+Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `earlier_engines`, `export`, `load`, `recorded_calls`,
+`reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to this folder alone.
 """

@@ -20,8 +20,8 @@ from torch2engine.modules.deployed import attach_model, prove_split_axes
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers
+from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.lowered_parity import cast_case, parity_cases_for, tolerance_for

@@ -31,8 +31,8 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_trim
-from torch2engine.pipeline.deploy_report import ReportBuilder
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
+from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts
 from torch2engine.pipeline.user_warning import warn_user

@@ -15,7 +15,8 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig
+from torch2engine.core.config import BuildConfig, Mutations, Precision, RuntimeConfig
+from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
@@ -38,12 +39,12 @@ def export(
     sample_input: Any,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
-    precision: str | Precision = "fp32",
+    precision: PrecisionName | Precision = "fp32",
     calibration: Iterable[Any] | None = None,
     profiles: Sequence[Any] | None = None,
     refittable: bool = False,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
-    mutations: str = "refuse",
+    mutations: Mutations = "refuse",
 ) -> OnnxArtifact:
     """Export a module to ONNX, without building it.
 

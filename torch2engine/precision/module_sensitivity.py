@@ -17,7 +17,7 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import Precision, require_choice
-from torch2engine.core.precisions import LOW_PRECISIONS
+from torch2engine.core.precisions import LOW_PRECISIONS, PrecisionName
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.precision.calibration import batch_tensors, check_calibration, named_arrays
@@ -52,7 +52,7 @@ def sensitivity(
     sample_input: Any,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
-    precision: str | Precision = "fp16",
+    precision: PrecisionName | Precision = "fp16",
     calibration: Iterable[Any] | None = None,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
 ) -> Sensitivity:

@@ -133,7 +133,7 @@ def needed_lowering(precision: Precision, artifact: OnnxArtifact) -> Precision:
         model that has quantisers, where no low precision was requested. Otherwise the requested precision.
     """
     if artifact.precision in QUANTIZED_PRECISIONS:
-        return precision if precision.changes_graph else Precision(artifact.precision)
+        return precision if precision.changes_graph else Precision.of(artifact.precision)
     if precision.dtype == artifact.precision and precision.weights is None:
         return Precision()
     return precision

@@ -84,6 +84,9 @@ _LEVELS = {
     "INFO": logging.INFO,
     "VERBOSE": logging.DEBUG,
 }
+# Python's level of a line where the application listens. TensorRT informs with dozens of lines a build, and verbosely
+# with thousands.
+_PASSED_ON_AS = {**_LEVELS, "INFO": logging.DEBUG, "VERBOSE": logging.DEBUG - 5}
 _MAX_LINES = 200
 
 _logger = logging.getLogger("torch2engine.tensorrt")
@@ -115,6 +118,8 @@ class Log:
     def record(self, severity: str, text: str) -> None:
         """Keep a line and pass it on; verbose lines are only passed on.
 
+        TensorRT's "INFO" is passed on as Python's DEBUG, and its "VERBOSE" as level 5.
+
         Args:
             severity: a member name of ILogger.Severity.
             text: the line.
@@ -124,7 +129,7 @@ class Log:
             with self._lock:
                 self._number += 1
                 self._lines.append(LogLine(self._number, level, text))
-        _logger.log(level, "%s", text)
+        _logger.log(_PASSED_ON_AS.get(severity, logging.ERROR), "%s", text)
 
     def mark(self) -> int:
         """Give the number of the newest line, so that later lines can be found."""

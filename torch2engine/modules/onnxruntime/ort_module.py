@@ -18,20 +18,20 @@ from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
 from torch2engine.modules.backend import WeightsGuard
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.deployed import DeployedModule, Model_co, require_artifact
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
 
 if TYPE_CHECKING:
-    from torch2engine.pipeline.deploy_report import DeployReport
+    from torch2engine.modules.deploy_report import DeployReport
 
 __all__ = ["ORTModule"]
 
-R = TypeVar("R", bound="ORTModule")
+R = TypeVar("R", bound="ORTModule[Any]")
 
 
 @public
-class ORTModule(DeployedModule[OnnxRuntimeBackend]):
+class ORTModule(DeployedModule[OnnxRuntimeBackend, Model_co]):
     """The exported model on ONNX Runtime's CPU provider, in the model's place.
 
     Args:
@@ -52,6 +52,7 @@ class ORTModule(DeployedModule[OnnxRuntimeBackend]):
         runtime_config: RuntimeConfig = RuntimeConfig(),
         reference: nn.Module | None = None,
     ) -> None:
+        require_artifact("ORTModule", artifact, OnnxArtifact)
         super().__init__(artifact, report, runtime_config, reference)
         runtime_config.check_cpu("ORTModule")
 

@@ -19,23 +19,23 @@ from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
 from torch2engine.core.pytree import unflatten
 from torch2engine.modules.backend import WeightsGuard
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.deployed import DeployedModule, Model_co, require_artifact
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.torch_state import tracing_state
 from torch2engine.modules.trt.trt_backend import TensorRTBackend
 
 if TYPE_CHECKING:
-    from torch2engine.pipeline.deploy_report import DeployReport
+    from torch2engine.modules.deploy_report import DeployReport
 
 __all__ = ["TRTModule"]
 
-T = TypeVar("T", bound="TRTModule")
+T = TypeVar("T", bound="TRTModule[Any]")
 
 _WARM_CALLS = 5  # enough for a CUDA graph at addresses that recur
 
 
 @public
-class TRTModule(DeployedModule[TensorRTBackend]):
+class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
     """A TensorRT engine in the model's place.
 
     Threads may share it. It binds to a device on its first call, or by `.to(device)`. It can be pickled, deep-copied
@@ -63,6 +63,7 @@ class TRTModule(DeployedModule[TensorRTBackend]):
         runtime_config: RuntimeConfig = RuntimeConfig(),
         reference: nn.Module | None = None,
     ) -> None:
+        require_artifact("TRTModule", artifact, EngineArtifact)
         super().__init__(artifact, report, runtime_config, reference, device)
 
     def _make_backend(

@@ -1,7 +1,7 @@
-"""The report of one deploy(): a builder that collects it, and the value that prints itself.
+"""Collects the report of one deploy(), step by step.
 
-Enters: comparisons, notes, and the seconds of each phase, as deploy() goes along. Leaves: a `DeployReport`, with text
-and JSON. Separate because the steps only measure, and this file alone formats.
+Enters: comparisons, notes, and the seconds of each phase, as deploy() goes along. Leaves: a `DeployReport`. Separate
+because the steps only measure, and this file alone puts together what they found.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
+from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
@@ -22,68 +22,9 @@ if TYPE_CHECKING:
     from torch2engine.precision.lowered_model import LoweredModel
     from torch2engine.precision.verify import EnginePrecision
 
-__all__ = ["DeployReport", "ReportBuilder"]
+__all__ = ["ReportBuilder"]
 
 _logger = logging.getLogger("torch2engine.deploy")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DeployReport:
-    """The report of one deploy().
-
-    Args:
-        parity: PyTorch against ONNX Runtime, then PyTorch against the engine. A reused engine has only the second; the
-            note "...come from the cache..." says so.
-        seconds: wall time per phase, in order.
-        precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
-        memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
-        notes: sentences for the user.
-        lowering: how the ONNX graph came to a low precision; None where it was not changed.
-        computed: the precisions that a lowered engine computes in, as TensorRT reports them for its layers. None in
-            float32 and for ONNX Runtime.
-    """
-
-    parity: tuple[ParityReport, ...]
-    seconds: Mapping[str, float]
-    precision: str
-    memory_bytes: int = 0
-    notes: tuple[str, ...] = ()
-    lowering: PrecisionOutcome | None = None
-    computed: PrecisionReport | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether there was a comparison and every one passed."""
-        return bool(self.parity) and all(report.passed for report in self.parity)
-
-    @property
-    def verdict(self) -> str:
-        """The weakest of the comparisons: "failed", "weak" (passed, but it proves little) or "passed"."""
-        verdicts = {report.verdict for report in self.parity}
-        if not self.passed:
-            return "failed"
-        return "weak" if "weak" in verdicts else "passed"
-
-    def __str__(self) -> str:
-        phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
-        memory = f", {self.memory_bytes / 2**20:.0f} MiB working memory" if self.memory_bytes else ""
-        lines = [f"{self.precision}{memory}; {phases}"]
-        lines += [] if self.lowering is None else [str(self.lowering)]
-        lines += [] if self.computed is None else [f"engine: {self.computed.summary()}"]
-        lines += map(str, self.parity)
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def to_json(self) -> dict[str, Any]:
-        """The report as JSON values."""
-        return {
-            "parity": [report.to_json() for report in self.parity],
-            "seconds": dict(self.seconds),
-            "precision": self.precision,
-            "memory_bytes": self.memory_bytes,
-            "notes": list(self.notes),
-            "lowering": None if self.lowering is None else self.lowering.to_json(),
-            "computed": None if self.computed is None else self.computed.to_json(),
-        }
 
 
 class ReportBuilder:

@@ -1,0 +1,116 @@
+"""The report of one deploy(), as a value that prints itself.
+
+Enters: comparisons, notes and seconds, or the JSON values of a saved report. Leaves: a `DeployReport`, with text and
+JSON. Separate because every deployed module carries one, and none of them makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch2engine.core.package import public
+from torch2engine.parity.parity_report import ParityReport
+
+if TYPE_CHECKING:
+    from torch2engine.precision.graph.multiply_adds import PrecisionReport
+    from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
+
+__all__ = ["DeployReport"]
+
+_NOTHING_COMPARED = "nothing was compared: this engine comes without the report of a deploy"
+
+
+@public
+@dataclass(frozen=True, kw_only=True)
+class DeployReport:
+    """The report of one deploy().
+
+    Args:
+        parity: PyTorch against ONNX Runtime, then PyTorch against the engine. A reused engine has only the second; the
+            note "...come from the cache..." says so.
+        seconds: wall time per phase, in order.
+        precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
+        memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
+        notes: sentences for the user.
+        lowering: how the ONNX graph came to a low precision; None where it was not changed.
+        computed: the precisions that a lowered engine computes in, as TensorRT reports them for its layers. None in
+            float32 and for ONNX Runtime.
+    """
+
+    parity: tuple[ParityReport, ...]
+    seconds: Mapping[str, float]
+    precision: str
+    memory_bytes: int = 0
+    notes: tuple[str, ...] = ()
+    lowering: PrecisionOutcome | None = None
+    computed: PrecisionReport | None = None
+
+    @classmethod
+    def of_nothing(cls, precision: str) -> DeployReport:
+        """The report of a module that comes without one: nothing was compared, and a note says so.
+
+        Args:
+            precision: the arithmetic that answers.
+        """
+        return cls(parity=(), seconds={}, precision=precision, notes=(_NOTHING_COMPARED,))
+
+    @property
+    def passed(self) -> bool:
+        """Whether there was a comparison and every one passed."""
+        return bool(self.parity) and all(report.passed for report in self.parity)
+
+    @property
+    def verdict(self) -> Literal["passed", "weak", "failed", "not compared"]:
+        """The weakest of the comparisons: "failed", "weak" (passed, but it proves little) or "passed".
+
+        "not compared" means that there was none.
+        """
+        if not self.parity:
+            return "not compared"
+        verdicts = {report.verdict for report in self.parity}
+        if not self.passed:
+            return "failed"
+        return "weak" if "weak" in verdicts else "passed"
+
+    def __str__(self) -> str:
+        phases = ", ".join(f"{phase} {seconds:.1f} s" for phase, seconds in self.seconds.items())
+        memory = f", {self.memory_bytes / 2**20:.0f} MiB working memory" if self.memory_bytes else ""
+        lines = [f"{self.precision}{memory}; {phases or self.verdict}"]
+        lines += [] if self.lowering is None else [str(self.lowering)]
+        lines += [] if self.computed is None else [f"engine: {self.computed.summary()}"]
+        lines += map(str, self.parity)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON values."""
+        return {
+            "parity": [report.to_json() for report in self.parity],
+            "seconds": dict(self.seconds),
+            "precision": self.precision,
+            "memory_bytes": self.memory_bytes,
+            "notes": list(self.notes),
+            "lowering": None if self.lowering is None else self.lowering.to_json(),
+            "computed": None if self.computed is None else self.computed.to_json(),
+        }
+
+    @classmethod
+    def from_json(
+        cls, data: Mapping[str, Any], lowering: PrecisionOutcome | None, computed: PrecisionReport | None
+    ) -> DeployReport:
+        """The inverse of `to_json`.
+
+        Args:
+            data: what `to_json` gave.
+            lowering, computed: what its members of these names mean, since only the folder `precision` reads them.
+        """
+        return cls(
+            parity=tuple(ParityReport.from_json(report) for report in data["parity"]),
+            seconds={str(phase): float(seconds) for phase, seconds in data["seconds"].items()},
+            precision=str(data["precision"]),
+            memory_bytes=int(data["memory_bytes"]),
+            notes=tuple(map(str, data["notes"])),
+            lowering=lowering,
+            computed=computed,
+        )

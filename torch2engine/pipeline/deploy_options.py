@@ -1,0 +1,34 @@
+"""The keyword arguments of deploy() that do not decide what it returns, for its overloads.
+
+Enters: nothing. Leaves: a TypedDict for type checkers and editors. Separate so that each overload of deploy() shows
+only the arguments that decide the type of its result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypedDict
+
+from torch2engine.artifact.engine_cache import Cache
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
+from torch2engine.core.precisions import PrecisionName
+from torch2engine.core.progress import Progress
+from torch2engine.core.spec import Preprocess
+
+__all__ = ["DeployOptions"]
+
+
+class DeployOptions(TypedDict, total=False):
+    """Options of `deploy`, which its docstring explains; a test compares both lists."""
+
+    precision: PrecisionName | Precision
+    calibration: Iterable[Any] | None
+    profiles: Sequence[Any] | None
+    examples: Iterable[Any] | None
+    tolerance: Tolerances | None
+    config: BuildConfig
+    runtime_config: RuntimeConfig
+    cache: Cache
+    cache_key: str | None
+    progress: Progress
+    preprocess: Preprocess | Mapping[str, Preprocess] | None

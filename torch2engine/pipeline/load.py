@@ -1,0 +1,150 @@
+"""A saved folder → a deployed module with its report: the public step `load`.
+
+Enters: the folder that `save` wrote. Leaves: a module of the backend that runs what is in it. Separate because it
+composes the artifact, the table of backends and the report.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import torch
+from torch import nn
+
+from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load_artifact import load_artifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.parts_artifact import PartsArtifact
+from torch2engine.artifact.saved_folder import ONNX, REPORT
+from torch2engine.core.config import RUNTIMES, Runtime, RuntimeConfig, require_choice
+from torch2engine.core.errors import ArtifactError, InputError, InstallationError, Torch2EngineError
+from torch2engine.core.wording import quote
+from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.modules.load import module_of_artifact
+from torch2engine.pipeline.user_warning import warn_user
+from torch2engine.precision.graph.multiply_adds import PrecisionReport
+from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
+
+if TYPE_CHECKING:
+    from torch2engine.modules.onnxruntime.ort_module import ORTModule
+    from torch2engine.modules.trt.trt_module import TRTModule
+
+__all__ = ["load", "saved_report"]
+
+
+@overload
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    runtime_config: RuntimeConfig = RuntimeConfig(),
+    reference: nn.Module | None = None,
+    *,
+    runtime: Literal["tensorrt"],
+) -> TRTModule: ...
+@overload
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    runtime_config: RuntimeConfig = RuntimeConfig(),
+    reference: nn.Module | None = None,
+    *,
+    runtime: Literal["onnxruntime"],
+) -> ORTModule: ...
+@overload
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    runtime_config: RuntimeConfig = RuntimeConfig(),
+    reference: nn.Module | None = None,
+    runtime: Runtime | None = None,
+) -> TRTModule | ORTModule: ...
+def load(
+    path: str | Path,
+    device: torch.device | str | None = None,
+    runtime_config: RuntimeConfig = RuntimeConfig(),
+    reference: nn.Module | None = None,
+    runtime: Runtime | None = None,
+) -> Any:
+    """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`, one in parts as `PartsModule`.
+
+    Args:
+        path: the folder that `save` wrote.
+        device: for an engine a CUDA device, by default PyTorch's current one; an exported model runs on the CPU.
+        runtime_config: how it answers; an exported model takes `out_of_range` alone and refuses the rest.
+        reference: the PyTorch module that answers under out_of_range="eager".
+        runtime: what runs it. None takes the runtime that it was saved for. "onnxruntime" runs the model.onnx that lies
+            beside an engine, on the CPU. "auto" does that only where the engine can't run, with one warning.
+
+    Returns:
+        the module. Its `report` is that of the deploy, if a deployed module was saved.
+
+    Raises:
+        ArtifactError: corrupt, foreign, made for other hardware or another version, or an engine without model.onnx.
+        InstallationError: no GPU, or no TensorRT of its flavour.
+        DeviceError: `device` is a GPU for an exported model, or the CPU for an engine.
+        InputError: a runtime that can't run it, options that it does not have, or a reference that is missing or has no
+            use.
+    """
+    require_choice("runtime", runtime, (None, *RUNTIMES))
+    artifact = load_artifact(path, to_run=runtime != "onnxruntime")
+    if isinstance(artifact, (EngineArtifact, PartsArtifact)) and runtime == "onnxruntime":
+        artifact = artifact.exported()
+    if runtime == "tensorrt":
+        _require_engine(artifact, path)
+    try:
+        module = module_of_artifact(artifact, path, device, runtime_config, reference)
+    except InstallationError as error:
+        if ONNX not in artifact.files and not isinstance(artifact, PartsArtifact):
+            raise
+        if runtime == "auto" and isinstance(artifact, (EngineArtifact, PartsArtifact)):
+            warn_user(f"running the {ONNX} of '{path}' with ONNX Runtime on the CPU: {error.subject}: {error.got}")
+            artifact = artifact.exported()
+            module = module_of_artifact(artifact, path, None, runtime_config.on_cpu(), reference)
+        else:
+            fix = f"{error.fix}; or load it with runtime='onnxruntime', which runs its {ONNX} on the CPU"
+            raise InstallationError(error.subject, got=error.got, allowed=error.allowed, fix=fix) from error
+    module.report = saved_report(artifact)
+    return module
+
+
+def _require_engine(artifact: OnnxArtifact | EngineArtifact | PartsArtifact, path: str | Path) -> None:
+    """Refuse to run with TensorRT what holds no engine of it.
+
+    Raises:
+        InputError: saying how to get one.
+    """
+    if isinstance(artifact, EngineArtifact) or (isinstance(artifact, PartsArtifact) and artifact.hardware is not None):
+        return
+    in_parts = isinstance(artifact, PartsArtifact)
+    raise InputError(
+        "runtime",
+        got=f"'tensorrt' for {'a model in parts of ONNX Runtime' if in_parts else 'an exported model'}",
+        allowed="'onnxruntime', 'auto' or None, since there is no engine in it",
+        fix="deploy the model with runtime='tensorrt'"
+        if in_parts
+        else f"build one with torch2engine.build(torch2engine.OnnxArtifact.load({str(path)!r}))",
+    )
+
+
+def saved_report(artifact: Artifact) -> DeployReport:
+    """The report of the deploy whose module was saved; one that compares nothing where there is none.
+
+    Raises:
+        ArtifactError: the report is not one that this version wrote.
+    """
+    data = artifact.read_report()
+    if data is None:
+        return DeployReport.of_nothing(artifact.precision)
+    try:
+        lowering = None if data["lowering"] is None else PrecisionOutcome.from_json(data["lowering"])
+        computed = None if data["computed"] is None else PrecisionReport.from_json(data["computed"])
+        return DeployReport.from_json(data, lowering, computed)
+    except (KeyError, TypeError, ValueError, AttributeError, Torch2EngineError) as error:
+        raise ArtifactError(
+            f"{artifact!r}",
+            got=f"a {REPORT} that can't be read ({quote(error)})",
+            allowed="the report that save() wrote",
+            fix="save the deployed module again",
+        ) from error
