@@ -656,7 +656,7 @@ def test_repr_is_the_signature() -> None:
         (
             t2e.ORTModule,
             3,
-            "ORTModule: got 3; expected an OnnxArtifact; read one with torch2engine.OnnxArtifact.load(path)",
+            "ORTModule: got an int; expected an OnnxArtifact; read one with torch2engine.OnnxArtifact.load(path)",
         ),
     ],
 )

@@ -128,9 +128,20 @@ def test_saved_engine_answers_from_its_exported_model_on_the_cpu(tmp_path: Path)
     exported = loaded.save(tmp_path / "exported.t2e")
     assert sorted(file.name for file in exported.iterdir()) == ["manifest.json", "model.onnx"]
     assert refusal(InputError, t2e.load, exported, runtime="tensorrt") == (
-        "runtime: got 'tensorrt' for an exported model; expected 'onnxruntime' or None, since there is no engine in "
-        f"it; build one with torch2engine.build(torch2engine.OnnxArtifact.load({str(exported)!r}))"
+        "runtime: got 'tensorrt' for an exported model; expected 'onnxruntime', 'auto' or None, since there is no "
+        f"engine in it; build one with torch2engine.build(torch2engine.OnnxArtifact.load({str(exported)!r}))"
     )
+
+
+def test_engine_that_can_not_run_falls_back_to_its_exported_model(tmp_path: Path) -> None:
+    """runtime="auto" answers on a machine without a GPU, and says so once; there None stays an error."""
+    path = engine().save(tmp_path / "model.t2e")
+    with pytest.warns(UserWarning, match=r"running the model\.onnx of '.*model\.t2e' with ONNX Runtime on the CPU: "):
+        loaded = t2e.load(path, device="cuda", runtime="auto")
+    x = torch.rand(3, 6)
+    torch.testing.assert_close(loaded(x), deploy_models.seeded(deploy_models.Mlp)(x).detach())
+    with pytest.raises(InstallationError, match="or load it with runtime='onnxruntime'"):
+        t2e.load(path)
 
 
 def test_engine_without_its_exported_model_has_none_to_answer(tmp_path: Path) -> None:
