@@ -40,7 +40,7 @@ MOST_README_LINES = 160
 ENGINE = ["manifest.json", "model.onnx", "model.plan"]
 # Page -> what it saves: an engine with its ONNX, an exported model, which is the ONNX alone.
 SAVED = {
-    "files": {"model.t2e": ENGINE if torch.cuda.is_available() else ENGINE[:2]},
+    "files": {"model.t2e": sorted([*(ENGINE if torch.cuda.is_available() else ENGINE[:2]), "report.json"])},
     "flavours": {"encoder.t2e": ENGINE, "engine.t2e": ENGINE},
 }
 
