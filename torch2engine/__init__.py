@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from torch2engine.modules.trt.trt_module import TRTModule
     from torch2engine.parity.parity_report import ParityReport
     from torch2engine.pipeline.check import check
+    from torch2engine.pipeline.diagnose import diagnose
+    from torch2engine.pipeline.diagnosis import Diagnosis
     from torch2engine.pipeline.export import export
     from torch2engine.pipeline.load import load
     from torch2engine.precision.module_sensitivity import sensitivity
@@ -70,6 +72,7 @@ __all__ = [
     "DeployReport",
     "DeployedSubmodules",
     "DeviceError",
+    "Diagnosis",
     "DtypeError",
     "DynamicAxisError",
     "EngineArtifact",
@@ -104,6 +107,7 @@ __all__ = [
     "compile_backend",
     "deploy",
     "deploy_submodules",
+    "diagnose",
     "explain",
     "export",
     "load",
@@ -142,6 +146,8 @@ _HOMES = {
     "Preprocess": "core.spec",
     "Profile": "core.spec",
     "check": "pipeline.check",
+    "diagnose": "pipeline.diagnose",
+    "Diagnosis": "pipeline.diagnosis",
     "export": "pipeline.export",
     "load": "pipeline.load",
     "testing": "",

@@ -196,8 +196,8 @@ def deploy_submodules(
 
 def _deploy_recorded(recording: Recording, options: Mapping[str, Any]) -> DeployedModule[Any]:
     """Deploy a module that keeps its own forward while the engine answers in its place."""
-    module: Any = deploy(replace(recording, model=without_swap(recording.model)), **options)
-    return module
+    untyped: Any = deploy  # the options are the user's
+    return untyped(replace(recording, model=without_swap(recording.model)), **options)
 
 
 def _bounds_of(modules: Mapping[str, DeployedModule[Any]], tolerance: Tolerance | None) -> Bounds:

@@ -19,7 +19,11 @@ this is the only stage that runs the user's model.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 
+<<<<<<< HEAD
 Public: `captured_call`, `examples`, `fingerprint`, `host_trial`, `parity_cases`, `process_state`, `recording`,
+=======
+Public: `captured_call`, `examples`, `fingerprint`, `host_trial`, `module_calls`, `parity_cases`, `process_state`,
+>>>>>>> eba5a6dc (Find the first torch module that is answered wrongly)
 `reference`, `rounding_sensitivity`, `signature`, `source_lines`, `torch_types`, `undisturbed`, `unwrap`,
 `weight_program`. The other files belong to this folder alone.
 """

@@ -182,6 +182,21 @@ def check_command(
     return check(bounds=BoundOptions(precision, rel_l2, max_rel), **options)
 
 
+@_command(cli, "diagnose", "diagnose net.t2e net.py:make --sample 8x3x32x32 --runtime onnxruntime")
+@_options(
+    click.argument("candidate", type=_PATH),
+    click.argument("target", metavar="MODEL"),
+    _sample,
+    _runtime,
+    _bounds,
+)
+def diagnose_command(**options: Any) -> Outcome:
+    """Find the first module of MODEL whose output differs in CANDIDATE, a folder that torch2engine saved."""
+    from torch2engine.cli.commands import diagnose_model
+
+    return diagnose_model(**options)
+
+
 @_command(cli, "compare", "compare net.t2e net.onnx --axis batch=1:8:32")
 @_options(
     click.argument("reference", type=_PATH),

@@ -38,9 +38,20 @@ from torch2engine.deploy import deploy
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.compare_deployed import compare_modules, compare_with_model
+from torch2engine.pipeline.diagnose import diagnose
 from torch2engine.precision.precision_report import precision_report
 
-__all__ = ["BoundOptions", "bench", "build_engine", "check", "compare", "deploy_model", "inspect", "run"]
+__all__ = [
+    "BoundOptions",
+    "bench",
+    "build_engine",
+    "check",
+    "compare",
+    "deploy_model",
+    "diagnose_model",
+    "inspect",
+    "run",
+]
 
 
 _KINDS = {OnnxArtifact: "exported model", EngineArtifact: "engine", PartsArtifact: "model in parts"}
@@ -139,6 +150,22 @@ def check(
     module = open_candidate(candidate, read_ranges(axes), runtime, bounds.precision)
     report = compare_with_model(model, module, inputs, precision=bounds.precision, tolerance=bounds.tolerance)
     return _outcome_of(report)
+
+
+def diagnose_model(
+    candidate: Path,
+    target: str,
+    sample: Sequence[str],
+    runtime: Any,
+    rel_l2: float | None,
+    max_rel: float | None,
+) -> Outcome:
+    """Find the first module of a PyTorch model whose output differs in a saved folder."""
+    model = read_model(target)
+    inputs = read_sample(sample)
+    module = open_candidate(candidate, (), runtime)
+    found = diagnose(model, module, inputs, tolerance=BoundOptions(None, rel_l2, max_rel).tolerance)
+    return Outcome(str(found), found.to_json(), PASSED if found.passed else FAILED)
 
 
 def compare(

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from torch2engine.core.config import Runtime
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.json_rules import TEXT, Items, SchemaError
 from torch2engine.core.package import public
@@ -199,7 +200,7 @@ def _is_above(other: str, name: str) -> bool:
 
 
 def load_submodules(
-    owner: Any, folder: str | Path, device: torch.device | str | None = None, runtime: Any = None
+    owner: Any, folder: str | Path, device: torch.device | str | None = None, runtime: Runtime | None = None
 ) -> DeployedSubmodules:
     """Let engines answer that `DeployedSubmodules.save` wrote.
 

@@ -13,6 +13,6 @@ builder, precision and modules all work on ONNX graphs and never import each oth
 - `strict_rounding`: rewrites a model so that ONNX Runtime rounds like a GPU.
 - `axis_flow`: proves that the entries along a dynamic axis don't influence each other.
 
-Public: `axis_flow.analysis`, `integer_choices`, `model_file`, `node_origins`, `ort_session`, `strict_rounding`,
-`tensor_shapes`, `tensor_types`, `walk`.
+Public: `axis_flow.analysis`, `integer_choices`, `model_file`, `module_outputs`, `node_origins`, `ort_session`,
+`strict_rounding`, `tensor_shapes`, `tensor_types`, `walk`.
 """

@@ -5,6 +5,7 @@ they are composed here and in `deploy`.
 
     request         the checked arguments of deploy(), and which runtime answers
     export, check   the public steps `export` and `check`
+    diagnose        the first module whose answers differ; diagnosis is its result
     compare_deployed    any deployed module against a model, or against another one
     accept          a module takes the model's place only if it answers like the model
     earlier_engines the engine of an earlier deploy is found again; request_facts says by which facts
@@ -15,6 +16,11 @@ they are composed here and in `deploy`.
     recorded_calls  deploy() of a recording
     user_warning    a warning that points at the user's line
 
+<<<<<<< HEAD
 Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `earlier_engines`, `export`, `load`, `recorded_calls`,
 `reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to this folder alone.
+=======
+Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
+`load`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to this folder alone.
+>>>>>>> eba5a6dc (Find the first torch module that is answered wrongly)
 """

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import read_examples, with_examples
@@ -26,7 +27,7 @@ from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lowered_parity import parity_cases_for
 
-__all__ = ["check"]
+__all__ = ["capture_like", "check"]
 
 _FITTING = "pass a sample in the form that the model was exported with"
 
@@ -58,13 +59,13 @@ def check(
     model = unwrap(model)
     given = read_examples(examples)
     with undisturbed(model):
-        captured = with_examples(_capture_like(artifact, model, sample_input), given)
+        captured = with_examples(capture_like(artifact, model, sample_input), given)
         answers = answer_parity_cases(captured, rounded_to=(artifact.precision,))
     answers = replace(answers, parity_cases=parity_cases_for(artifact.precision, answers.parity_cases))
     return answers.compare(ORTModule(artifact), tolerance)
 
 
-def _capture_like(artifact: OnnxArtifact, model: nn.Module, sample_input: Any) -> CapturedCall:
+def capture_like(artifact: Artifact, model: nn.Module, sample_input: Any) -> CapturedCall:
     """Capture the model's call with an artifact's signature and profiles.
 
     Raises:

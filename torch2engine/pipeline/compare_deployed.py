@@ -31,7 +31,7 @@ from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 
-__all__ = ["compare_modules", "compare_with_model"]
+__all__ = ["answer_anywhere", "compare_modules", "compare_with_model"]
 
 
 def compare_with_model(
@@ -100,7 +100,7 @@ def compare_modules(
         cases = {"input": list(inputs)}
     order = [matches[spec.name] for spec in reference.signature.inputs]
     answered = [
-        ParityCase(name, tuple(leaves), _answer(reference, [leaves[index] for index in order]))
+        ParityCase(name, tuple(leaves), answer_anywhere(reference, [leaves[index] for index in order]))
         for name, leaves in cases.items()
     ]
     judged_as = precision or max(
@@ -137,7 +137,7 @@ def _compared(
     bounds = Bounds.of(standard.tolerance, standard.precision, runtime_kind(candidate))
     report = ParityReport((), f"{reference} vs {candidate.runtime}", bounds.tolerance, standard.notes)
     for case in cases:
-        answer = _answer(candidate, [case.inputs[index] for index in order])
+        answer = answer_anywhere(candidate, [case.inputs[index] for index in order])
         answer = _named_like(case.outputs, answer)
         bounds.check_names(case.outputs)
         report = replace(report, notes=tuple(dict.fromkeys((*report.notes, *_notes_on_dtypes(case.outputs, answer)))))
@@ -147,7 +147,7 @@ def _compared(
     return report
 
 
-def _answer(module: DeployedModule[Any], leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def answer_anywhere(module: DeployedModule[Any], leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Call a module with tensors of any device that may have a wider floating dtype than its inputs."""
     # A module that was never called has no device yet.
     device = module.device or torch.device("cpu" if runtime_kind(module) == "onnxruntime" else "cuda")

@@ -25,6 +25,7 @@ MODULES = (
     "onnxruntime",
     "onnxscript",
     "platformdirs",
+    "typing-extensions",
     "rich",
     "tensorrt",
     "tensorrt_rtx",

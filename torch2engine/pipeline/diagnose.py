@@ -1,0 +1,243 @@
+"""A model and a deployed module that answers otherwise → the first torch module that is answered wrongly.
+
+Enters: the model, the module and an input. Leaves: a `Diagnosis`. Separate from `check`, which compares outputs alone:
+this compares what every module returns, by ONNX Runtime or by an engine whose outputs are marked.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.artifact.saved_folder import ONNX
+from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.builder.build import build
+from torch2engine.capture.examples import with_examples
+from torch2engine.capture.module_calls import ModuleCall, record_module_calls
+from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.capture.unwrap import unwrap
+from torch2engine.core.config import BuildConfig, Flavour, Tolerance
+from torch2engine.core.errors import ArtifactError
+from torch2engine.modules.deployed import DeployedModule, artifact_of, runtime_kind
+from torch2engine.modules.judge import judge
+from torch2engine.modules.trt.trt_module import TRTModule
+from torch2engine.onnx_graph.model_file import load_model, save_model
+from torch2engine.onnx_graph.module_outputs import declare_outputs, find_module_outputs, following, sources_of
+from torch2engine.onnx_graph.ort_session import OrtSession
+from torch2engine.parity.bounds import Bounds
+from torch2engine.parity.compare import compare
+from torch2engine.pipeline.check import capture_like
+from torch2engine.pipeline.compare_deployed import answer_anywhere
+from torch2engine.pipeline.diagnosis import Diagnosis, ModuleDifference, Stage
+from torch2engine.pipeline.reference_answers import answer_parity_cases
+from torch2engine.precision.lowered_parity import parity_cases_for
+
+__all__ = ["diagnose"]
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def diagnose(
+    model: nn.Module, module: DeployedModule[Any], inputs: Any, *, tolerance: Tolerance | None = None
+) -> Diagnosis:
+    """Find the first torch module whose output differs between a model and the module that was deployed from it.
+
+    The model.onnx of the deployed module runs in ONNX Runtime, and returns what every torch module makes. If that is
+    right and the engine is not, TensorRT builds another engine, which returns the same tensors at these sizes.
+
+    Args:
+        model: the reference; it runs in evaluation mode, and is left as it was.
+        module: what `deploy` or `load` gave.
+        inputs: one call, in the form of deploy's sample_input.
+        tolerance: when a tensor counts as equal; by default the one of the module's precision.
+
+    Returns:
+        the stage that is wrong, the first wrong module, the worst tensors, and a command that reproduces them.
+
+    Raises:
+        ArtifactError: the module comes without its model.onnx.
+        InputError, ShapeError: the inputs do not fit the module.
+
+    >>> import torch, torch2engine as t2e
+    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
+    >>> module = t2e.deploy(model, torch.rand(3, 4), runtime="onnxruntime", progress=None)
+    >>> t2e.diagnose(model, module, torch.rand(3, 4)).passed
+    True
+    """
+    model = unwrap(model)
+    artifact = artifact_of(module)
+    onnx_path = artifact.verified_onnx_path if isinstance(artifact, OnnxArtifact | EngineArtifact) else None
+    if onnx_path is None:
+        raise ArtifactError(f"{artifact!r}", got=f"no {ONNX}", allowed="a module with it", fix="deploy the model again")
+    with undisturbed(model), torch.no_grad():
+        captured = with_examples(capture_like(artifact, model, inputs), (inputs,))
+        leaves = captured.sample
+        cases = answer_parity_cases(captured, rounded_to=(artifact.precision,)).parity_cases
+        calls = record_module_calls(model, lambda: captured.reference.call([leaf.clone() for leaf in leaves]))
+    parity = judge(module, parity_cases_for(artifact.precision, cases), tolerance)
+    if parity.passed:
+        return Diagnosis(parity, "none", None, ())
+    arrays = {
+        spec.name: leaf.detach().cpu().numpy() for spec, leaf in zip(artifact.signature.inputs, leaves, strict=True)
+    }
+    search = _Search(load_model(onnx_path), Bounds.of(tolerance, artifact.precision, runtime_kind(module)))
+    with scratch_folder() as folder:
+        marked = folder / ONNX
+        values = search.run_onnxruntime(marked, arrays, calls)
+        differences = search.compare(values)
+        stage: Stage = "graph"
+        if isinstance(module, TRTModule) and all(difference.parity.passed for difference in differences):
+            differences = search.compare(search.run_engine(marked, arrays, values, artifact, module))
+            stage = "plan" if all(difference.parity.passed for difference in differences) else "engine"
+    first = search.first(differences)
+    return Diagnosis(parity, stage, first, differences, _command(first, arrays, artifact))
+
+
+@dataclass(frozen=True)
+class _Match:
+    """A tensor of the ONNX graph that stands for what a module returns.
+
+    Args:
+        call: of the module.
+        value: what it returned.
+        tensor: the tensor's name.
+        computed_with: modules whose arithmetic is part of this tensor.
+    """
+
+    call: ModuleCall
+    value: torch.Tensor
+    tensor: str
+    computed_with: tuple[str, ...]
+
+
+class _Search:
+    """Compares what modules return with the tensors of an ONNX graph that stand for it.
+
+    Args:
+        model: ModelProto; it is changed when it runs.
+        bounds: when two tensors count as equal.
+    """
+
+    def __init__(self, model: Any, bounds: Bounds) -> None:
+        self._model = model
+        self._bounds = bounds
+        self._sources = sources_of(model)
+        self._matches: Sequence[_Match] = ()
+
+    def run_onnxruntime(self, path: Path, arrays: Arrays, calls: Sequence[ModuleCall]) -> Arrays:
+        """Let ONNX Runtime give every tensor that may stand for a module's output, and match them.
+
+        Args:
+            path: of the file to write.
+            arrays: the inputs by name.
+            calls: of the modules.
+        """
+        outputs = find_module_outputs(self._model)
+        declare_outputs(self._model, [name for names in outputs.values() for name in names])
+        save_model(self._model, path)
+        values = OrtSession(path)(arrays)
+        self._matches = _match(outputs, values, calls)
+        return values
+
+    def run_engine(
+        self, path: Path, arrays: Arrays, values: Arrays, artifact: Artifact, module: TRTModule[Any]
+    ) -> Arrays:
+        """Build an engine that gives every tensor that is compared, and run it.
+
+        Args:
+            path: of the file to write.
+            arrays: the inputs by name. The engine takes their sizes alone.
+            values: the outputs by name, as ONNX Runtime gives them.
+            artifact: whose flavour and precision count.
+            module: whose device runs it.
+        """
+        declare_outputs(self._model, (), values, arrays)
+        save_model(self._model, path)
+        flavour = artifact.hardware.flavour if isinstance(artifact, EngineArtifact) else None
+        precision = "tf32" if artifact.precision == "tf32" else "fp32"
+        engine = build(path, precision=precision, config=BuildConfig(flavour=cast("Flavour | None", flavour)))
+        leaves = [torch.from_numpy(arrays[spec.name]) for spec in engine.signature.inputs]
+        answers = answer_anywhere(TRTModule(engine, device=module.device), leaves)
+        return {name: answer.float().cpu().numpy() for name, answer in answers.items()}
+
+    def compare(self, values: Mapping[str, NDArray[Any]]) -> tuple[ModuleDifference, ...]:
+        """Compare every module's output."""
+        found: list[ModuleDifference] = []
+        for match in self._matches:
+            candidate = torch.from_numpy(values[match.tensor]).to(match.value.dtype)
+            row = compare({match.tensor: match.value}, {match.tensor: candidate}, self._bounds)[0]
+            source = self._sources.get(match.tensor, "")
+            found.append(ModuleDifference(match.call.path, match.tensor, source, row, match.computed_with))
+        return tuple(found)
+
+    def first(self, differences: Sequence[ModuleDifference]) -> ModuleDifference | None:
+        """The first module that differs, and whose difference does not vanish in all that follows from it.
+
+        A graph may compute a module's output in another way than PyTorch, and be right in the end.
+        """
+        next_of = following(self._model, {difference.tensor for difference in differences})
+        wrong = {difference.tensor for difference in differences if not difference.parity.passed}
+        for difference in differences:
+            if difference.tensor in wrong:
+                followers = next_of[difference.tensor]
+                if not followers or followers & wrong:
+                    return difference
+        return None
+
+
+def _match(
+    outputs: Mapping[str, Sequence[str]], values: Mapping[str, NDArray[Any]], calls: Sequence[ModuleCall]
+) -> list[_Match]:
+    """Find the tensor that stands for each module's output: the last one of its shape.
+
+    A module that is called more than once is left out, since its nodes have one origin. A module without nodes of its
+    own was merged with the one before it, whose tensor then has the values of the later one: a BatchNorm is part of its
+    convolution.
+    """
+    counts = Counter(call.path for call in calls)
+    stands_for: dict[str, ModuleCall] = {}  # path of the module whose nodes make a tensor -> whose output it is
+    merged: dict[str, tuple[str, ...]] = {}
+    maker: dict[str, str] = {}  # path of a module -> path of the module whose nodes make its output
+    for call in calls:
+        if counts[call.path] > 1 or not call.outputs:
+            continue
+        if call.path in outputs:
+            maker[call.path] = call.path
+            stands_for[call.path] = call
+        elif len(call.inputs_from) == 1 and call.inputs_from[0] in maker:
+            origin = maker[call.path] = maker[call.inputs_from[0]]
+            merged[origin] = (*merged.get(origin, ()), stands_for[origin].path)
+            stands_for[origin] = call
+    matches: list[_Match] = []
+    free = set(values)
+    for origin, call in stands_for.items():
+        for value in call.outputs:
+            shaped = [name for name in outputs[origin] if name in free and values[name].shape == tuple(value.shape)]
+            if shaped:
+                matches.append(_Match(call, value, shaped[-1], merged.get(origin, ())))
+                free.remove(shaped[-1])
+    return matches
+
+
+def _command(first: ModuleDifference | None, arrays: Arrays, artifact: Artifact) -> str:
+    """The Polygraphy command that compares the first wrong tensor; random inputs of the same sizes stand for these."""
+    if first is None:
+        return ""
+    is_rtx = isinstance(artifact, EngineArtifact) and artifact.hardware.flavour == "tensorrt_rtx"
+    shapes = [f"{name}:[{','.join(map(str, array.shape))}]" for name, array in arrays.items()]
+    words = ["polygraphy", "run", str(artifact.folder / ONNX), "--onnxrt", "--onnx-outputs", first.tensor]
+    if isinstance(artifact, EngineArtifact):
+        words += ["--trt", "--trt-outputs", first.tensor]
+    words += ["--input-shapes", *shapes]
+    return ("POLYGRAPHY_USE_TENSORRT_RTX=1 " if is_rtx else "") + shlex.join(words)
