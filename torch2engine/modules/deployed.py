@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 import torch
 from torch import nn
 from torch.autograd import forward_ad
-from typing_extensions import TypeVar as TypeVarWithDefault
+from typing_extensions import TypeVar as TypeVarWithDefault  # torch depends on it
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype

@@ -25,7 +25,6 @@ MODULES = (
     "onnxruntime",
     "onnxscript",
     "platformdirs",
-    "typing-extensions",
     "rich",
     "tensorrt",
     "tensorrt_rtx",

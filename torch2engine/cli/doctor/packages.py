@@ -23,7 +23,6 @@ REQUIRED = {
     "onnxscript": "0.5.4",
     "rich": "13.7",
     "platformdirs": "4",
-    "typing-extensions": "4.12",
 }
 """Distribution -> the oldest version that torch2engine works with. Each is imported under its own name."""
 
