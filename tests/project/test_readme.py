@@ -205,6 +205,16 @@ def test_page_of_the_command_line_lists_every_command_and_exit_code() -> None:
     assert listed == EXIT_CODES
 
 
+def test_page_of_pitfalls_has_all_of_them_and_every_error() -> None:
+    """Forty symptoms have a cause and a cure, and each error class says what to do."""
+    page = (DOCS / "pitfalls.md").read_text(encoding="utf-8")
+    pitfalls, classes = page.split("## Errors, and what to do")
+    rows = re.findall(r"^\| (?!you see|---)(.+) \| (.+) \| (.+) \|$", pitfalls, re.M)
+    assert len({symptom for symptom, _, _ in rows}) == len(rows) == 40
+    named = re.findall(r"^\| `(\w+)` \| .+ \| .+ \|$", classes, re.M)
+    assert sorted([*named, "Torch2EngineError"]) == sorted(name for name in errors.__all__ if name.endswith("Error"))
+
+
 def test_make_commands_in_prose_are_targets() -> None:
     """`make X` in a sentence, on any page and in CONTRIBUTING, is a target of the Makefile."""
     text = "".join(page.read_text(encoding="utf-8") for page in (README, *OTHER_PAGES, *PAGES))
