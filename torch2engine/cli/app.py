@@ -255,6 +255,18 @@ def inspect_command(**options: Any) -> Outcome:
     return inspect(**options)
 
 
+@_command(cli, "report", "report net.t2e -o report.html")
+@_options(
+    click.argument("path", type=_PATH),
+    click.option("-o", "--output", type=_PATH, help="The HTML page to write; without it the report is printed."),
+)
+def report_command(**options: Any) -> Outcome:
+    """Show what deploy found about a saved folder, as text or as an HTML page. It needs no GPU."""
+    from torch2engine.cli.commands import show_report
+
+    return show_report(**options)
+
+
 @_command(cli, "doctor", "doctor")
 def doctor_command() -> Outcome:
     """Examine this machine: what is broken or surprising, why it matters, and the line that mends it."""

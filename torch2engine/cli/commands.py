@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.plan_file import PlanFile
@@ -39,6 +40,7 @@ from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.compare_deployed import compare_modules, compare_with_model
 from torch2engine.pipeline.diagnose import diagnose
+from torch2engine.pipeline.load import saved_report
 from torch2engine.precision.precision_report import precision_report
 
 __all__ = [
@@ -51,6 +53,7 @@ __all__ = [
     "diagnose_model",
     "inspect",
     "run",
+    "show_report",
 ]
 
 
@@ -183,6 +186,16 @@ def compare(
     leaves = None if inputs is None else _leaves(second, inputs)
     report = compare_modules(first, second, inputs=leaves, precision=bounds.precision, tolerance=bounds.tolerance)
     return _outcome_of(report)
+
+
+def show_report(path: Path, output: Path | None) -> Outcome:
+    """Show the report that lies in a saved folder."""
+    report = saved_report(load_artifact(path))
+    data = report.to_json()
+    if output is None:
+        return Outcome(str(report), data)
+    report.to_html(output, title=path.name)
+    return Outcome(f"{report.verdict}; written to {output}", {**data, "written": str(output)})
 
 
 def run(path: Path, inputs: Path, output: Path | None, axes: Sequence[str], runtime: Any) -> Outcome:

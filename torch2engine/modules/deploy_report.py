@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch2engine.core.errors import ArtifactError
 from torch2engine.core.package import public
+from torch2engine.core.wording import quote
+from torch2engine.modules.report_page import report_page
 from torch2engine.parity.parity_report import ParityReport
 
 if TYPE_CHECKING:
@@ -82,6 +86,32 @@ class DeployReport:
         lines += [] if self.computed is None else [f"engine: {self.computed.summary()}"]
         lines += map(str, self.parity)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_html(self, path: str | Path, title: str = "") -> Path:
+        """Write the report as one page for a browser, which needs no network: phases, parity, precision, notes.
+
+        Args:
+            path: the file to write.
+            title: the heading, e.g. the model's name.
+
+        Returns:
+            the path.
+
+        Raises:
+            ArtifactError: the file can't be written.
+        """
+        target = Path(path)
+        try:
+            target.write_text(report_page(self, title), encoding="utf-8")
+        except OSError as error:
+            raise ArtifactError(
+                f"report '{target}'",
+                got=quote(error),
+                allowed="a file that can be written",
+                fix="name a file in a folder that exists",
+                path=str(target),
+            ) from error
+        return target
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values."""

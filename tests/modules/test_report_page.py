@@ -1,0 +1,106 @@
+"""`DeployReport.to_html`: one page that needs nothing else, for light and dark, wide and narrow screens."""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from tests.support.parity_tables import table
+from torch2engine.core.errors import ArtifactError
+from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
+
+EMPTY_TAGS = {"meta"}
+
+
+class Page(HTMLParser):
+    """Reads a page as a browser does: which tags are open, what refers to something else, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [f"{name}={value}" for name, value in attrs if name in ("src", "href", "action", "data")]
+        if tag not in EMPTY_TAGS:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data.strip())
+
+
+def report() -> DeployReport:
+    """A report with every section; names and notes hold characters that HTML knows."""
+    products = (
+        MultiplyAddNode("a", "Gemm", "head", "fp16", 30, "fp16"),
+        MultiplyAddNode("b", "Conv", "stem<0>", "fp16", 10, "fp32"),
+    )
+    return DeployReport(
+        parity=(table("PyTorch vs ONNX Runtime"), table("PyTorch vs TensorRT", scale=1.5)),
+        seconds={"capture": 0.04, "build": 12.36},
+        precision="fp16",
+        memory_bytes=3 * 2**20,
+        notes=("the model writes into <x> & 'y'",),
+        computed=PrecisionReport(products, {"fp16": 3}),
+    )
+
+
+def test_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
+    """Every tag is closed, no script runs, and nothing is fetched."""
+    path = report().to_html(tmp_path / "report.html", title="Net <1>")
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert page.references == []
+    assert "script" not in page.tags and "link" not in page.tags
+    assert "http" not in text and "@import" not in text and "url(" not in text
+
+
+def test_page_shows_every_section(tmp_path: Path) -> None:
+    """Verdict, phases, both comparisons, precision by module and notes are there, as the user wrote them."""
+    words = Page(report().to_html(tmp_path / "report.html", title="Net <1>").read_text(encoding="utf-8")).words
+    for expected in (
+        "Net <1>",
+        "failed",
+        "12.36 s",
+        "PyTorch vs ONNX Runtime",
+        "PyTorch vs TensorRT",
+        "head",
+        "stem<0>",
+        "10 in fp32",
+        "the model writes into <x> & 'y'",
+    ):
+        assert expected in words
+    assert any(word.startswith("FAILED: relative L2 is 0.5") for word in words)
+
+
+def test_page_follows_the_screen(tmp_path: Path) -> None:
+    """Dark screens have colours of their own, and on narrow ones only the tables scroll."""
+    text = report().to_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "@media (prefers-color-scheme: dark)" in text
+    assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
+    assert text.count("<table>") == text.count('<div class="scroll"><table>') == 4
+
+
+def test_page_of_a_module_without_a_report_says_so(tmp_path: Path) -> None:
+    """Nothing is drawn that is not known."""
+    page = Page(DeployReport.of_nothing("fp32").to_html(tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert "not compared" in page.words
+    assert "table" not in page.tags
+
+
+def test_page_that_can_not_be_written_is_an_error(tmp_path: Path) -> None:
+    """The error names the path and what to do."""
+    with pytest.raises(ArtifactError, match="name a file in a folder that exists"):
+        report().to_html(tmp_path / "missing" / "report.html")

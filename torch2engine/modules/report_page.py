@@ -1,0 +1,182 @@
+"""A report of a deploy → one HTML page that needs nothing else.
+
+Enters: a `DeployReport`. Leaves: the page as text: styles inside, no script, nothing from the network. Separate from
+`deploy_report` because the value formats itself as plain text everywhere, and as a page for whoever asks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+from torch2engine.core.version import __version__
+from torch2engine.parity.parity_report import OutputParity, ParityReport
+
+if TYPE_CHECKING:
+    from torch2engine.modules.deploy_report import DeployReport
+    from torch2engine.precision.graph.multiply_adds import PrecisionReport
+
+__all__ = ["report_page"]
+
+_DECADES = (-9, 0)  # relative errors that the scale shows, as powers of ten
+_SHOWN_MODULES = 60
+
+_STYLE = """
+:root { color-scheme: light dark; --back: #ffffff; --text: #1c2128; --soft: #59636e; --line: #d1d9e0; --good: #1a7f37;
+  --bad: #cf222e; --weak: #9a6700; --bar: #54aeff; }
+@media (prefers-color-scheme: dark) { :root { --back: #0d1117; --text: #e6edf3; --soft: #9198a1; --line: #3d444d;
+  --good: #3fb950; --bad: #f85149; --weak: #d29922; --bar: #1f6feb; } }
+body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--back); color: var(--text);
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
+.scroll { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem .2rem 0; text-align: left; white-space: nowrap; border-bottom: 1px solid var(--line); }
+td.wide { white-space: normal; min-width: 12rem; } .soft { color: var(--soft); }
+.passed { color: var(--good); } .failed { color: var(--bad); } .weak { color: var(--weak); }
+.track { position: relative; width: 14rem; height: .8rem; background: var(--line); }
+.track i, .track b { position: absolute; top: 0; height: 100%; } .track i { background: var(--bar); }
+.track b { width: 2px; background: var(--text); }
+.parts { display: flex; height: 1rem; min-width: 14rem; } .parts i { background: var(--bar); }
+.parts i:nth-child(2) { opacity: .55; } .parts i:nth-child(n+3) { opacity: .3; }
+"""
+
+
+def report_page(report: DeployReport, title: str = "") -> str:
+    """Make the page.
+
+    Args:
+        report: of a deploy.
+        title: what was deployed, for the heading.
+    """
+    sections = [
+        _section("Phases", _phases(report.seconds)),
+        *(_section(parity.subject, _comparison(parity)) for parity in report.parity),
+        _section("Precision", _precision(report)),
+        _section("Notes", _list(report.notes)),
+    ]
+    name = escape(title or "Deployed model")
+    memory = f" · {report.memory_bytes / 2**20:.0f} MiB working memory" if report.memory_bytes else ""
+    verdict = report.verdict
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}: {verdict}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{name}</h1>\n"
+        f'<p><strong class="{_class_of(verdict)}">{verdict}</strong> · {escape(report.precision)}{memory} · '
+        f'<span class="soft">torch2engine {escape(__version__)}</span></p>\n' + "".join(sections) + "</body>\n</html>\n"
+    )
+
+
+def _section(heading: str, body: str) -> str:
+    return f"<section>\n<h2>{escape(heading)}</h2>\n{body}</section>\n" if body else ""
+
+
+def _class_of(verdict: str) -> str:
+    return {"passed": "passed", "failed": "failed"}.get(verdict, "weak")
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table that scrolls alone on a narrow screen; the cells are HTML."""
+    first = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    body = "".join(f"<tr>{''.join(row)}</tr>\n" for row in rows)
+    return f'<div class="scroll"><table>\n<tr>{first}</tr>\n{body}</table></div>\n'
+
+
+def _cell(text: str, kind: str = "") -> str:
+    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"
+
+
+def _phases(phases: Mapping[str, float]) -> str:
+    """Each phase with its seconds, as bars of one scale."""
+    longest = max(phases.values(), default=0.0)
+    rows = [
+        (
+            _cell(phase),
+            _cell(f"{took:.2f} s"),
+            f'<td><div class="track"><i style="width:{100 * took / (longest or 1):.1f}%"></i></div></td>',
+        )
+        for phase, took in phases.items()
+    ]
+    return _table(("phase", "time", ""), rows) if rows else ""
+
+
+def _comparison(parity: ParityReport) -> str:
+    """The parity table. A bar shows the error on a scale of powers of ten, and a mark what is allowed."""
+    rows = [
+        (
+            _cell(row.case or "-"),
+            _cell(row.name),
+            _cell(f"{row.dtype}[{', '.join(map(str, row.shape))}]", "soft"),
+            _cell(_number(row.rel_l2)),
+            f"<td>{_scale(row)}</td>",
+            _cell(_number(row.allowed)),
+            _cell(_number(row.sensitivity)),
+            _cell(_number(row.max_abs)),
+            _cell(*_verdict(row)),
+        )
+        for row in parity.rows
+    ]
+    head = ("case", "output", "tensor", "error", "", "allowed", "sensitivity", "largest", "verdict")
+    scale = f"Error: ‖candidate − reference‖ / ‖reference‖, drawn from 1e{_DECADES[0]} to 1."
+    return f'<p class="soft">{scale}</p>\n' + _table(head, rows) + _list(parity.notes)
+
+
+def _verdict(row: OutputParity) -> tuple[str, str]:
+    if not row.passed:
+        return f"FAILED: {row.reason}", "wide failed"
+    return (f"weak: {row.weakness}", "wide weak") if row.weakness else ("passed", "passed")
+
+
+def _number(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1e}"
+
+
+def _share(value: float) -> float:
+    """Where a relative error lies on the scale, between 0 and 1."""
+    low, high = _DECADES
+    return 0.0 if not value > 0 else min(1.0, max(0.0, (math.log10(value) - low) / (high - low)))
+
+
+def _scale(row: OutputParity) -> str:
+    mark = f'<b style="left:{100 * _share(row.allowed):.1f}%"></b>' if row.allowed > 0 else ""
+    return f'<div class="track"><i style="width:{100 * _share(row.rel_l2):.1f}%"></i>{mark}</div>'
+
+
+def _precision(report: DeployReport) -> str:
+    """How the graph was lowered, and what the engine computes each module in."""
+    text = f"<pre class='scroll'>{escape(str(report.lowering))}</pre>\n" if report.lowering is not None else ""
+    if report.computed is None:
+        return text
+    return f"{text}<p>{escape(report.computed.summary())}</p>\n{_modules(report.computed)}"
+
+
+def _modules(computed: PrecisionReport) -> str:
+    """Multiply-adds of each module by precision, the largest modules first."""
+    sums: dict[str, dict[str, int]] = {}
+    for node in computed.products:
+        by_precision = sums.setdefault(node.module or "(model)", {})
+        by_precision[node.computed_in] = by_precision.get(node.computed_in, 0) + node.multiply_adds
+    ordered = sorted(sums.items(), key=lambda item: -sum(item[1].values()))
+    most = max((sum(parts.values()) for parts in sums.values()), default=0) or 1
+    rows = [
+        (
+            _cell(module),
+            _cell(", ".join(f"{count:,} in {precision}" for precision, count in parts.items())),
+            '<td><div class="parts">'
+            + "".join(
+                f'<i style="width:{100 * count / most:.1f}%" title="{escape(precision)}"></i>'
+                for precision, count in parts.items()
+            )
+            + "</div></td>",
+        )
+        for module, parts in ordered[:_SHOWN_MODULES]
+    ]
+    left = len(ordered) - _SHOWN_MODULES
+    more = f'<p class="soft">and {left} smaller modules</p>\n' if left > 0 else ""
+    return _table(("module", "multiply-adds", ""), rows) + more if rows else ""
+
+
+def _list(sentences: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>\n" for sentence in sentences)
+    return f"<ul>\n{items}</ul>\n" if items else ""
