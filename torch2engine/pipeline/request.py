@@ -30,7 +30,7 @@ from torch2engine.core.config import (
 from torch2engine.core.errors import InstallationError
 from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
-from torch2engine.pipeline.deploy_report import ReportBuilder
+from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel
