@@ -29,6 +29,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import BuildConfig, Flavour, Tolerance
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.precisions import DEFAULT_PRECISION, FLOAT32_PRECISIONS, Float32PrecisionName
 from torch2engine.modules.deployed import DeployedModule, artifact_of, runtime_kind
 from torch2engine.modules.judge import judge
 from torch2engine.modules.trt.trt_module import TRTModule
@@ -165,7 +166,8 @@ class _Search:
         declare_outputs(self._model, (), values, arrays)
         save_model(self._model, path)
         flavour = artifact.hardware.flavour if isinstance(artifact, EngineArtifact) else None
-        precision = "tf32" if artifact.precision == "tf32" else "fp32"
+        is_float32 = artifact.precision in FLOAT32_PRECISIONS  # else the graph itself has the types
+        precision = cast("Float32PrecisionName", artifact.precision if is_float32 else DEFAULT_PRECISION)
         engine = build(path, precision=precision, config=BuildConfig(flavour=cast("Flavour | None", flavour)))
         leaves = [torch.from_numpy(arrays[spec.name]) for spec in engine.signature.inputs]
         answers = answer_anywhere(TRTModule(engine, device=module.device), leaves)
