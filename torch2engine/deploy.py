@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import nn
-from typing_extensions import TypeVar
 
 from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.builder.load_or_build import load_or_build
@@ -27,6 +26,7 @@ from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import attach_report_and_trim, make_ort_module, make_verified_trt_module
+from torch2engine.pipeline.deploy_options import DeployOptions, Model
 from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.recorded_calls import takes_recordings
 from torch2engine.pipeline.reference_answers import answer_parity_cases
@@ -37,11 +37,7 @@ from torch2engine.precision.validate import require_first_item
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from torch2engine.pipeline.deploy_options import DeployOptions
-
 __all__ = ["deploy"]
-
-Model = TypeVar("Model", bound=nn.Module, default=Any)  # a recording does not tell the type of its model
 
 
 # The type of the result follows from `runtime` and `fallback`; the docstring below explains all arguments.

@@ -9,13 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict
 
+from torch import nn
+from typing_extensions import TypeVar
+
 from torch2engine.artifact.engine_cache import Cache
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
 from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 
-__all__ = ["DeployOptions"]
+__all__ = ["DeployOptions", "Model"]
+
+Model = TypeVar("Model", bound=nn.Module, default=Any)  # a recording does not tell the type of its model
 
 
 class DeployOptions(TypedDict, total=False):
