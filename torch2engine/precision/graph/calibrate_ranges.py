@@ -22,7 +22,7 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import InputError
 from torch2engine.onnx_graph.model_file import save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
-from torch2engine.precision.graph.tensor_maxima import OBSERVED_PREFIX, observe_tensors
+from torch2engine.precision.graph.tensor_maxima import OBSERVED_PREFIX, answers_in_turn, observe_tensors
 
 __all__ = ["SMALLEST", "Range", "calibrate_ranges"]
 
@@ -73,14 +73,12 @@ def calibrate_ranges(
         observe_tensors(model, names, reduced=method == "max")
         save_model(model, path)
         session = OrtSession(path, as_it_is=True)
-        count = 0
-        for batch in batches:
-            count += 1
-            answers = session(batch)
-            del batch  # otherwise two batches are alive while the next one is made
+        is_empty = True
+        for answers in answers_in_turn(session, batches):
+            is_empty = False
             for name in names:
                 histograms[name].add(answers.pop(OBSERVED_PREFIX + name))
-    if not count:
+    if is_empty:
         raise InputError(
             "calibration",
             got="no batch",

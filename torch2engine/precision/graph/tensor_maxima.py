@@ -6,7 +6,7 @@ which tensors overflow. Rules on operators and random inputs do not.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.tensor_types import float32_tensors
 
-__all__ = ["OBSERVED_PREFIX", "absolute_maxima", "observe_tensors"]
+__all__ = ["OBSERVED_PREFIX", "absolute_maxima", "answers_in_turn", "observe_tensors"]
 
 OBSERVED_PREFIX = "torch2engine.absmax/"
 
@@ -53,15 +53,13 @@ def absolute_maxima(source: Path, batches: Iterable[Mapping[str, NDArray[Any]]])
         del model
         session = OrtSession(observed_path, as_it_is=True)
         maxima = dict.fromkeys(names, 0.0)
-        count = 0
-        for batch in batches:
-            count += 1
-            answers = session(batch)
-            del batch  # otherwise two batches are alive while the next one is made
+        is_empty = True
+        for answers in answers_in_turn(session, batches):
+            is_empty = False
             for name in names:
                 value = float(answers[OBSERVED_PREFIX + name])  # -inf for an empty batch
                 maxima[name] = max(maxima[name], float("inf") if np.isnan(value) else value)
-    if not count:
+    if is_empty:
         raise InputError(
             "calibration",
             got="no batch",
@@ -69,6 +67,16 @@ def absolute_maxima(source: Path, batches: Iterable[Mapping[str, NDArray[Any]]])
             fix="pass e.g. calibration=[batch, ...]",
         )
     return maxima
+
+
+def answers_in_turn(
+    session: OrtSession, batches: Iterable[Mapping[str, NDArray[Any]]]
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """Run the session on one batch after another, with one batch alive at a time; yield its answers by output name."""
+    for batch in batches:
+        answers = session(batch)
+        del batch  # otherwise two batches are alive while the next one is made
+        yield answers
 
 
 def observe_tensors(model: Any, names: Sequence[str], reduced: bool) -> None:
