@@ -169,8 +169,8 @@ def _find(name: str) -> Any:
     return value
 
 
-if not TYPE_CHECKING:  # a type checker that saw this would believe in any misspelt name
-    __getattr__ = _find
+# Not as a function of that name: a type checker that saw it would believe in any misspelt name.
+globals()["__getattr__"] = _find
 
 
 def __dir__() -> list[str]:

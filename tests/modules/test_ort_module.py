@@ -298,7 +298,7 @@ def test_save_and_load_give_the_same_module(tmp_path: Path) -> None:
     for loaded in (t2e.load(path), t2e.load(str(path), device="cpu"), t2e.load(path, torch.device("cpu"))):
         assert isinstance(loaded, ORTModule)
         close(loaded(sample(5, 6)), model(sample(5, 6)))
-        assert (repr(loaded), loaded.report) == (repr(module), None)
+        assert (repr(loaded), loaded.report) == (repr(module), module.report)
 
 
 def test_saved_folder_may_go_while_the_module_lives(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from torch2engine.builder.activation_products import separate_activations
 from torch2engine.builder.fused_attention import fuse_attention
@@ -26,6 +26,7 @@ from torch2engine.core.wording import quote
 from torch2engine.trt.gpu import list_gpus, make_gpu_current
 from torch2engine.trt.library import (
     Builder,
+    IAttentionInputLayer,
     IBuilderConfig,
     IHostMemory,
     INetworkDefinition,
@@ -225,10 +226,11 @@ def _let_attention_decompose(rt: TensorRT, network: INetworkDefinition) -> None:
     if attention_layer is None:  # an older TensorRT, whose parser has no Attention
         return
     for index in range(network.num_layers):
-        layer: Any = network.get_layer(index)
+        layer = network.get_layer(index)
         if layer.type == rt.api.LayerType.ATTENTION_INPUT:
-            layer.__class__ = attention_layer  # the bindings give every layer the base class
-            layer.attention.decomposable = True
+            layer.__class__ = attention_layer  # a network gives every layer the base class
+            attention_input = cast("IAttentionInputLayer", layer)  # pyright: ignore[reportUnnecessaryCast]
+            attention_input.attention.decomposable = True
 
 
 def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:

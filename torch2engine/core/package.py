@@ -6,10 +6,10 @@ that all code agrees on which lines belong to the package, and on the names of i
 
 from __future__ import annotations
 
-import contextlib
 import inspect
+import sys
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["PACKAGE_ROOT", "public"]
 
@@ -31,7 +31,17 @@ def public(cls: C) -> C:
         the same class.
     """
     # typing.get_type_hints would look up the names of string annotations in `__module__`, where they are not.
-    with contextlib.suppress(NameError):  # a name that only type checkers import
-        cls.__annotations__ = inspect.get_annotations(cls, eval_str=True)
+    names = vars(sys.modules[cls.__module__])
+    cls.__annotations__ = {name: _resolved(hint, names) for name, hint in inspect.get_annotations(cls).items()}
     cls.__module__ = "torch2engine"
     return cls
+
+
+def _resolved(hint: Any, names: dict[str, Any]) -> Any:
+    """The type that an annotation names; Any for one that only type checkers import."""
+    if not isinstance(hint, str):
+        return hint
+    try:
+        return eval(hint, names)  # the source of this package, as inspect.get_annotations(eval_str=True) does
+    except NameError:
+        return Any

@@ -16,11 +16,7 @@ they are composed here and in `deploy`.
     recorded_calls  deploy() of a recording
     user_warning    a warning that points at the user's line
 
-<<<<<<< HEAD
-Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `earlier_engines`, `export`, `load`, `recorded_calls`,
-`reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to this folder alone.
-=======
 Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
-`load`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to this folder alone.
->>>>>>> eba5a6dc (Find the first torch module that is answered wrongly)
+`load`, `recorded_calls`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to
+this folder alone.
 """
