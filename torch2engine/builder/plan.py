@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from torch2engine.builder.activation_products import separate_activations
 from torch2engine.builder.fused_attention import fuse_attention
@@ -26,7 +26,6 @@ from torch2engine.core.wording import quote
 from torch2engine.trt.gpu import list_gpus, make_gpu_current
 from torch2engine.trt.library import (
     Builder,
-    IAttentionInputLayer,
     IBuilderConfig,
     IHostMemory,
     INetworkDefinition,
@@ -229,8 +228,7 @@ def _let_attention_decompose(rt: TensorRT, network: INetworkDefinition) -> None:
         layer = network.get_layer(index)
         if layer.type == rt.api.LayerType.ATTENTION_INPUT:
             layer.__class__ = attention_layer  # a network gives every layer the base class
-            attention_input = cast("IAttentionInputLayer", layer)  # pyright: ignore[reportUnnecessaryCast]
-            attention_input.attention.decomposable = True
+            layer.attention.decomposable = True
 
 
 def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:

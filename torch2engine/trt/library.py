@@ -37,7 +37,6 @@ Builder: TypeAlias = Any
 DataType: TypeAlias = Any
 Dims: TypeAlias = Any
 EngineInspector: TypeAlias = Any
-IAttentionInputLayer: TypeAlias = Any
 IBuilderConfig: TypeAlias = Any
 ICudaEngine: TypeAlias = Any
 IExecutionContext: TypeAlias = Any

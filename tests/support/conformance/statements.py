@@ -210,6 +210,9 @@ class Walker(Expressions):
         """Give a value to a name, attribute, item or pattern of them."""
         if isinstance(target, ast.Name):
             scope.names[target.id] = API if value == OTHER and self._is_api(self.module, target.id) else value
+        elif isinstance(target, ast.Attribute) and target.attr == "__class__" and value.what == "class":
+            # A network gives every layer the base class; the code gives it its own.
+            self.assign(target.value, Kind("instance", value.name), scope)
         elif isinstance(target, ast.Attribute):
             self.store(target, self.kind(target.value, scope), target.attr, value)
         elif isinstance(target, ast.Subscript):
