@@ -18,6 +18,7 @@ import torch
 
 import torch2engine as t2e
 from tests.gpu.scenarios import CALLS, PAUSE, ROWS, WIDTH, Engines, Subject, capturing, run_together
+from torch2engine.trt import live_engines
 from torch2engine.trt.library import CallLock
 
 pytestmark = pytest.mark.xdist_group("captures")
@@ -239,7 +240,14 @@ def _thread(job: Callable[[], None]) -> None:
     thread.join()
 
 
+@pytest.fixture
+def unshared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module that is made now has an engine of its own, which ends with it."""
+    monkeypatch.setattr(live_engines, "_engines", live_engines.LiveObjects())
+
+
 @WAYS
+@pytest.mark.usefixtures("unshared")
 @pytest.mark.parametrize("way", ["dropped", "by another thread", "in a cycle"])
 def test_module_that_goes_during_a_capture_leaves_it_alone(engines: Engines, way: str, graphs: bool | str) -> None:
     """A module that ends while the user captures breaks nothing, whoever lets go of it, and is gone at once."""
@@ -267,6 +275,7 @@ def test_module_that_goes_during_a_capture_leaves_it_alone(engines: Engines, way
     assert engine() is None
 
 
+@pytest.mark.usefixtures("unshared")
 def test_module_in_a_cycle_ends_in_order(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     """The garbage collector ends no context amid its work, and no engine before its contexts."""
     module = engines.fresh("deep").module

@@ -555,7 +555,8 @@ def test_equal_engines_are_one_in_memory(artifact: t2e.EngineArtifact, tmp_path:
     assert np.array_equal(only(processors[3].infer(x)), x * 2)
     processors[3].close()
     config = t2e.BuildConfig(refittable=True)
-    linear = t2e.build(t2e.export(nn.Linear(64, 4).cuda(), torch.randn(4, 64, device="cuda")), config=config)
+    sample = torch.randn(4, 64, device="cuda")
+    linear = t2e.build(t2e.export(nn.Linear(64, 4).cuda(), sample, refittable=True), config=config)
     with t2e.Processor(linear) as first, t2e.Processor(linear) as second:
         assert first._session.engine() is not second._session.engine()
 

@@ -195,7 +195,10 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
                 enabled, or one that can't be written into, where the model writes into its inputs.
             ShapeError, DtypeError, DeviceError: the call can't be answered; nothing was enqueued.
         """
-        # Dynamo can't trace locks and foreign libraries, so torch.compile runs this call outside of its graph.
+        # Dynamo can't trace locks and foreign libraries, so torch.compile runs this call outside of its graph. Dynamo
+        # is asked for first, because that of torch 2.11 takes is_exporting() for true in every graph.
+        if torch.compiler.is_dynamo_compiling():
+            return _compiler.disable(self._answer, reason="an engine is no part of a graph")(args, kwargs)
         tracing = cast("Any", torch.jit).is_tracing()  # documented, but not in torch.jit's __all__
         if tracing or torch.compiler.is_exporting():
             raise InputError(
@@ -204,8 +207,6 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
                 allowed="a call that computes, since a trace would keep this answer for every input",
                 fix="trace or export the PyTorch module instead",
             )
-        if torch.compiler.is_dynamo_compiling():
-            return _compiler.disable(self._answer)(args, kwargs)
         return self._answer(args, kwargs)
 
     def _answer(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
