@@ -116,11 +116,11 @@ def test_output_allocator_keeps_what_python_raised(artifact: t2e.EngineArtifact)
 
 def test_own_stream_is_none_of_pytorchs() -> None:
     """PyTorch hands its streams out again; ours is never among them, and it orders as any stream."""
+    x = torch.zeros(64, device="cuda")  # makes the context, in which the driver makes streams
     own = [DedicatedStream() for _ in range(4)]
     theirs = {torch.cuda.Stream(priority=priority).cuda_stream for priority in (0, -1) for _ in range(100)}
     handles = {stream.handle for stream in own}
     assert len(handles) == 4 and not handles & theirs
-    x = torch.zeros(64, device="cuda")
     stream = torch.cuda.ExternalStream(own[0].handle)
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
