@@ -25,8 +25,13 @@ _CACHE = tempfile.TemporaryDirectory(prefix="torch2engine-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 
+# Each takes a minute. At the end of a run, one worker would be busy with one of them while the others wait.
+LONGEST_FILES = ("test_examples.py", "test_benchmarks.py", "test_ray.py", "test_conformance.py")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark the tests of slow files, if a run chooses by this mark."""
+    """Put the longest files first, and mark the tests of slow files, if a run chooses by this mark."""
+    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
     if "slow" not in config.option.markexpr:
         return
     slow_files = {path for path in {item.path for item in items} if slow_names(path.read_text(encoding="utf-8"))}

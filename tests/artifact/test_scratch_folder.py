@@ -16,7 +16,9 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
 
 HOLD = (
-    "import sys; from torch2engine.artifact.scratch_folder import scratch_folder; owner = scratch_folder();"
+    # Under nohup, a process would inherit that it ignores SIGHUP.
+    "import signal, sys; signal.signal(signal.SIGHUP, signal.SIG_DFL);"
+    "from torch2engine.artifact.scratch_folder import scratch_folder; owner = scratch_folder();"
     "(owner.path / 'file').touch(); print(owner.path, flush=True); sys.stdin.read()"
 )
 
