@@ -179,7 +179,7 @@ def deploy(
     report = ReportBuilder(progress)
     cache = resolve_cache(cache, cache_key)  # an EngineCache, or None for cache=False; checks that cache_key is a text
     earlier_engines = EarlierEngines(request, cache, cache_key, report)  # it searches nothing yet
-    with undisturbed(request.model):  # as after model.eval(), without autocast; then model and process are as before
+    with undisturbed(request.model):  # eval mode, no autocast, exact float32, no other thread; then all is as before
         with report.phase("capture"):  # the model runs on the sample
             captured = request.capture(sample_input, dynamic_axes, profiles, preprocess)
             report.add_notes(captured.notes)
@@ -191,7 +191,7 @@ def deploy(
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)
             captured = captured.with_axes_and_profiles_of(onnx_artifact)  # a copy; export finds axes that follow
         with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # hashes for search_by_graph
-            reference = answer_parity_cases(captured, rounded_to=request.candidate_precisions(captured))
+            reference = answer_parity_cases(captured, rounded_to=request.candidate_precisions(captured))  # sensitivity
         reused = earlier_engines.search_by_graph(onnx_artifact, captured, reference)  # None if calibration was given
         if reused is not None:
             return reused
@@ -199,11 +199,11 @@ def deploy(
         report.add_parity(reference.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
     lowered = request.lower(onnx_artifact, reference.parity_cases, calibration, report)  # the same graph for "fp32"
     if request.runtime == "onnxruntime":
-        return make_ort_module(lowered, request, report)  # with its report; it was compared above
+        return make_ort_module(lowered, request, report)  # compared above; with its weights, split axes and report
     with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
         torch.cuda.empty_cache()  # the builder is another process and needs the memory
-        pending_engine = load_or_build(lowered.artifact, lowered.builder_precision, config, cache, report.progress)
-    with pending_engine:  # its end frees the cache's lock, and drops a cached engine if the body failed
-        trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        earlier_engines.store_new(pending_engine, trt_module)  # nothing was stored before
+        pending = load_or_build(lowered.artifact, lowered.builder_precision, request.config, cache, report.progress)
+    with pending:  # built or cached; compared by answers and by layer precisions; a failure removes it from the cache
+        trt_module = make_verified_trt_module(pending, lowered, request, captured.target_gpu, report)
+        earlier_engines.store(pending, trt_module)  # with its kernels, and with how the searches find it
     return attach_report_and_trim(trt_module, report)  # trim frees the contexts and CUDA graphs of the comparison

@@ -186,7 +186,7 @@ class Earlier:
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        earlier_engines.store_new(pending_engine, module)
+        earlier_engines.store(pending_engine, module)
         return "", report.build("fp32")
 
 

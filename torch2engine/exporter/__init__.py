@@ -8,9 +8,10 @@ The steps of the first, in this order:
 
 - `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
 - `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
-- `recurrent`, `size_arguments`, `traceable_functions`, `tensor_indices`: while torch traces, they keep recurrent layers
-  whole, sizes symbolic, values unread, and indices tensors; `group_convolutions` replaces convolutions whose groups are
-  a size.
+- `recurrent`, `size_arguments`, `size_tensors`, `tensor_lengths`, `traceable_functions`, `tensor_indices`: while torch
+  traces, they keep recurrent layers whole, sizes symbolic, values unread, and indices tensors; `group_convolutions`
+  replaces convolutions whose groups are a size.
+- `masked_rows`, `value_checks`: writes at a mask become `torch.where`, and checks of values are taken out.
 - `derived_axes`, `pinned_axes`: axes that follow from others, and the error for an axis that must be a number.
 - `axis_symbols`: works the outputs' shapes out.
 - `translate`: `decompositions`, `batch_norm`, torch.onnx with its `operator_registry`, then `optimize`;

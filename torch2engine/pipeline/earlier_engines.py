@@ -130,7 +130,7 @@ class EarlierEngines:
             earlier = self._find(cache, graph_facts(artifact, self._request.config.refittable), captured)
         return None if earlier is None else self._accept(cache, earlier, captured, reference)
 
-    def store_new(self, engine: PendingEngine, module: TRTModule) -> None:
+    def store(self, engine: PendingEngine, module: TRTModule) -> None:
         """Store this deploy's engine in the cache, and record it, so that the searches of later deploys find it.
 
         Args:
