@@ -7,6 +7,8 @@ engine wait for one another.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
@@ -271,9 +273,19 @@ def build_environment(config: BuildConfig) -> dict[str, Any]:
     current_gpu = _current_gpu()
     return {
         "torch2engine": __version__,
+        "builder": _digest_of_code(Path(__file__).parent),
         "config": {**_deciding_options(config), "flavour": [rt.name, rt.version]},
         "gpu": None if current_gpu is None else [current_gpu.name, list(current_gpu.compute_capability)],
     }
+
+
+@functools.cache
+def _digest_of_code(folder: Path) -> str:
+    """Hash the code of a folder. This one rewrites graphs for TensorRT, so other code makes other engines."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _deciding_options(config: BuildConfig) -> dict[str, Any]:
