@@ -444,6 +444,34 @@ def test_two_savers_end_with_one_whole_artifact(tmp_path: Path, monkeypatch: pyt
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.t2e", "one", "two"]
 
 
+@pytest.mark.parametrize("user_file", [None, "notes.txt"])
+def test_another_save_leaves_the_old_artifact_until_it_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, user_file: str | None
+) -> None:
+    """Another save tidies up just after the swap of the names; a file that a user added meanwhile is not lost."""
+    path = fresh_onnx(tmp_path / "old", "old").save(tmp_path / "model.t2e")
+    exchange = vars(atomic_folder)["_exchange"]
+
+    def exchange_beside_another_save(first: Path, second: Path) -> bool:
+        if user_file and not (first / user_file).exists() and not (second / user_file).exists():
+            (path / user_file).write_text("mine", encoding="utf-8")
+        done = exchange(first, second)
+        atomic_folder.remove_abandoned(path)
+        return done
+
+    monkeypatch.setattr(atomic_folder, "_exchange", exchange_beside_another_save)
+    new = fresh_onnx(tmp_path / "new", "new")
+    if user_file is None:
+        new.save(path)
+        assert (path / "model.onnx").read_bytes() == onnx_bytes("new")
+    else:
+        with pytest.raises(ArtifactError, match=user_file):
+            new.save(path)
+        assert (path / user_file).read_text(encoding="utf-8") == "mine"
+        assert (path / "model.onnx").read_bytes() == onnx_bytes("old")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.t2e", "new", "old"]
+
+
 def test_scratch_folder_goes_with_the_last_artifact(tmp_path: Path) -> None:
     """The folder lives as long as an artifact holds it, and no longer."""
     owner = scratch_folder()

@@ -14,7 +14,7 @@ import glob
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -31,7 +31,7 @@ __all__ = [
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
-_ATTEMPTS = 10
+_ATTEMPTS = 100
 
 
 def folder_identity(folder: Path) -> tuple[int, int, int] | None:
@@ -117,12 +117,29 @@ def _put(staging: Path, path: Path, replacement: Replacement) -> None:
                 staging.rename(path)
                 return
             content = replacement.check(path)
-            if _exchange_checked(staging, path, content, replacement):
-                return
+            with _held_against_other_saves(path) as is_held:
+                if is_held and _exchange_checked(staging, path, content, replacement):
+                    return
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOENT) or attempt == _ATTEMPTS - 1:
                 raise
     raise OSError(errno.EBUSY, "other processes replace it all the time", str(path))
+
+
+@contextlib.contextmanager
+def _held_against_other_saves(path: Path) -> Generator[bool]:
+    """Lock the folder at `path`; false if another save has replaced it meanwhile.
+
+    Once the two names are swapped, the old folder has a staging folder's name. Another save would remove it as abandoned,
+    before it is known to be the folder that may be removed.
+    """
+    descriptor = _open_folder(path)
+    try:
+        with contextlib.suppress(OSError):  # without locks, no process removes leftovers
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield os.path.samestat(os.fstat(descriptor), path.stat())
+    finally:
+        os.close(descriptor)
 
 
 def _restore_previous(path: Path) -> None:
