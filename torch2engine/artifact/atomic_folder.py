@@ -130,8 +130,8 @@ def _put(staging: Path, path: Path, replacement: Replacement) -> None:
 def _held_against_other_saves(path: Path) -> Generator[bool]:
     """Lock the folder at `path`; false if another save has replaced it meanwhile.
 
-    Once the two names are swapped, the old folder has a staging folder's name. Another save would remove it as abandoned,
-    before it is known to be the folder that may be removed.
+    Once the two names are swapped, the old folder has a staging folder's name. Another save would remove it as
+    abandoned, before it is known to be the folder that may be removed.
     """
     descriptor = _open_folder(path)
     try:
