@@ -27,7 +27,7 @@ os.environ["XDG_CACHE_HOME"] = _CACHE.name
 
 # Each takes a minute. At the end of a run, one worker would be busy with one of them while the others wait.
 LONGEST_FILES = ("test_examples.py", "test_benchmarks.py", "test_conformance.py")
-# Ray leaves threads in its process. Beside a thread that may draw random numbers, a deploy leaves the generators alone.
+# Ray starts processes and threads in its worker; where one of its tests fails, those disturb no other test.
 LAST_FILE = "test_ray.py"
 
 
