@@ -50,6 +50,7 @@ def work(rank: int, folder: str) -> None:
         found, wanted = right(t2e.load(f"{folder}/{epoch}.t2e", device), x, y), right(model.eval(), x, y)
         print(f"rank {rank}, epoch {epoch}: {found} of 1792 digits, the model in training {wanted}\n", end="")  # in one
         assert abs(found - wanted) <= 1, "a digit on the edge may fall to either side"
+    del model  # its reducer would end the process group while it holds Python's lock, which a thread of gloo may want
     dist.barrier()  # gloo may abort a rank whose peer has left
     dist.destroy_process_group()
 

@@ -7,6 +7,7 @@ export in it take longer than most scripts.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import runpy
@@ -20,6 +21,9 @@ from pathlib import Path
 from tests.support.paths import REPOSITORY
 
 __all__ = ["Ended", "run_scripts"]
+
+# No script takes a tenth of it. One that waits for ever ends with what each of its threads waits for.
+HANGS_AFTER_S = 600
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def _run_each(folder: Path, commands: Sequence[Sequence[str]]) -> None:
         if child == 0:
             _redirect(1, folder / f"{number}.out")
             _redirect(2, folder / f"{number}.err")
+            faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True)
             _run(command)
             return
         os.write(1, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
