@@ -154,7 +154,7 @@ def _compare(
     with undisturbed(model):
         captured = capture_call(model, sample, entry.axes)
         captured = dataclasses.replace(captured, signature=module.signature)
-        answers = answer_parity_cases(with_examples(captured, [between]), rounded_to=(module.precision,))
+        answers = answer_parity_cases(with_examples(captured, [between]), sensitivity_precisions=(module.precision,))
     judge(module, answers.parity_cases, notes=answers.notes).raise_if_failed()
 
 

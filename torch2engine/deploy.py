@@ -28,11 +28,11 @@ from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import attach_report_and_trim, make_ort_module, make_verified_trt_module
 from torch2engine.pipeline.deploy_options import DeployOptions, Model
 from torch2engine.pipeline.earlier_engines import EarlierEngines
-from torch2engine.pipeline.recorded_calls import takes_recordings
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.precision.validate import require_first_item
+from torch2engine.pipeline.sample_call import SampleCall
+from torch2engine.precision.validate import require_nonempty_calibration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -83,8 +83,7 @@ def deploy(
 ) -> TRTModule[Model] | ORTModule[Model] | PartsModule: ...
 
 
-@takes_recordings  # reads sample, axes and examples from a Recording
-@with_fallback  # answers fallback=True, and deploys each part of a model by the function below
+@with_fallback  # if fallback is set: catches UnsupportedOperatorError, and deploys parts of the model by this function
 def deploy(
     model: nn.Module | Recording,
     sample_input: Any = None,
@@ -166,44 +165,40 @@ def deploy(
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
             the table.
     """
-    request = DeployRequest.from_arguments(  # checks them, unwraps the model, and resolves runtime="auto"
-        model=model,
-        precision=precision,
-        calibration=calibration,
-        examples=examples,
-        tolerance=tolerance,
-        runtime=runtime,
-        config=config,
-        runtime_config=runtime_config,
-    )
+    # A Recording gives the sample, the axes and the examples that were left out. The options are checked, the model is
+    # unwrapped from torch's wrappers, and runtime="auto" becomes "tensorrt" or "onnxruntime".
+    call = SampleCall.from_arguments(model, sample_input, dynamic_axes, profiles, preprocess, examples)
+    request = DeployRequest.from_arguments(call, precision, calibration, tolerance, runtime, config, runtime_config)
     report = ReportBuilder(progress)
     cache = resolve_cache(cache, cache_key)  # an EngineCache, or None for cache=False; checks that cache_key is a text
     earlier_engines = EarlierEngines(request, cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # eval mode, no autocast, exact float32, no other thread; then all is as before
-        with report.phase("capture"):  # the model runs on the sample
-            captured = request.capture(sample_input, dynamic_axes, profiles, preprocess)
+        with report.phase("capture"):
+            captured = request.capture()  # runs the model on the sample; signature, axes, profiles, notes
             report.add_notes(captured.notes)
-        reused = earlier_engines.search_by_cache_key(captured)  # a TRTModule that was compared with the model, or None
-        if reused is not None:
-            return reused
-        calibration = require_first_item(calibration)  # the same data; an iterator's first item is read and put back
-        with report.phase("export"):  # torch.onnx.export
-            onnx_artifact = export_onnx(captured, refittable=request.config.refittable)
+        by_cache_key = earlier_engines.search_by_cache_key(captured)  # by the user's cache_key, if there is one
+        if by_cache_key.module is not None:  # a TRTModule that the search has compared with the model
+            return by_cache_key.module
+        calibration = require_nonempty_calibration(calibration)  # the same data; no item of an iterator is lost
+        with report.phase("export"):
+            onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
             captured = captured.with_axes_and_profiles_of(onnx_artifact)  # a copy; export finds axes that follow
         with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # hashes for search_by_graph
-            reference = answer_parity_cases(captured, rounded_to=request.candidate_precisions(captured))  # sensitivity
-        reused = earlier_engines.search_by_graph(onnx_artifact, captured, reference)  # None if calibration was given
-        if reused is not None:
-            return reused
+            precisions = request.candidate_precisions(captured)  # the model's own and the requested one
+            reference_answers = answer_parity_cases(captured, sensitivity_precisions=precisions)  # by the model
+        by_graph = earlier_engines.search_by_graph(onnx_artifact, captured, reference_answers)
+        if by_graph.module is not None:  # likewise; nothing is searched where calibration data were given
+            return by_graph.module
     with report.phase("check"):  # ONNX Runtime against PyTorch
-        report.add_parity(reference.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
-    lowered = request.lower(onnx_artifact, reference.parity_cases, calibration, report)  # the same graph for "fp32"
+        report.add_parity(reference_answers.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
+    lowered = request.lower(onnx_artifact, reference_answers.parity_cases, calibration, report)  # "fp32": as it is
     if request.runtime == "onnxruntime":
         return make_ort_module(lowered, request, report)  # compared above; with its weights, split axes and report
-    with report.phase("build"), torch.cuda.device(captured.target_gpu):  # TensorRT's build_serialized_network
-        torch.cuda.empty_cache()  # the builder is another process and needs the memory
+    with report.phase("build"), torch.cuda.device(captured.target_gpu):
+        torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
         pending = load_or_build(lowered.artifact, lowered.builder_precision, request.config, cache, report.progress)
-    with pending:  # built or cached; compared by answers and by layer precisions; a failure removes it from the cache
+    with pending:  # an engine that was built, or loaded from the cache; a failure in here removes it from the cache
+        # Its answers are compared with the model's, and the precisions of its layers with the graph's.
         trt_module = make_verified_trt_module(pending, lowered, request, captured.target_gpu, report)
-        earlier_engines.store(pending, trt_module)  # with its kernels, and with how the searches find it
+        earlier_engines.store(pending, trt_module, found_by=[by_cache_key, by_graph])  # in later deploys
     return attach_report_and_trim(trt_module, report)  # trim frees the contexts and CUDA graphs of the comparison

@@ -182,13 +182,13 @@ class Earlier:
             captured = capture_call(model, torch.ones(4, 4), {"x": {0: BATCH}})
             report.add_notes(["captured"])
             by_cache_key = earlier_engines.search_by_cache_key(captured)
-            if by_cache_key is not None:
-                return "cache_key", by_cache_key
+            if by_cache_key.module is not None:
+                return "cache_key", by_cache_key.module
             artifact = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
             answers = answer_parity_cases(captured, ("fp32",))
             by_graph = earlier_engines.search_by_graph(artifact, captured, answers)
-            if by_graph is not None:
-                return "graph", by_graph
+            if by_graph.module is not None:
+                return "graph", by_graph.module
         key = hash_facts({"engine": 1})
         pending_engine = PendingEngine(self.engine, self.cache, key)
         module: Any = SimpleNamespace(compiled=lambda: self.engine)
@@ -196,7 +196,7 @@ class Earlier:
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        earlier_engines.store(pending_engine, module)
+        earlier_engines.store(pending_engine, module, found_by=[by_cache_key, by_graph])
         return "", report.build("fp32")
 
 

@@ -19,6 +19,7 @@ from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.accept import make_ort_module
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
+from torch2engine.pipeline.sample_call import SampleCall
 
 __all__ = ["deployed", "exported_once", "module_of_export"]
 
@@ -34,10 +35,9 @@ def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
     """The model as `deploy(..., runtime="onnxruntime")` makes it, calibrated with four batches."""
     calibration = options.get("calibration", subject.data[:4])
     request = DeployRequest.from_arguments(
-        model=subject.model,
+        call=SampleCall(subject.model),
         precision=precision,
         calibration=calibration,
-        examples=None,
         tolerance=None,
         runtime="onnxruntime",
         config=BuildConfig(),

@@ -16,7 +16,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import nn
 
-from torch2engine.capture.examples import read_examples
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.signature import capture_call
@@ -37,6 +36,7 @@ from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import choose_runtime
+from torch2engine.pipeline.sample_call import SampleCall
 
 __all__ = ["with_fallback"]
 
@@ -65,10 +65,10 @@ def with_fallback(deploy: Callable[P, R]) -> Callable[P, R | PartsModule]:
         require_choice("fallback", fallback, (False, True, "faster"))
         if not fallback:
             return deploy(*args, **kwargs)
-        call = inspect.signature(deploy).bind(*args, **kwargs)
-        call.apply_defaults()
-        arguments = {**call.arguments, "examples": read_examples(call.arguments["examples"])}
-        return _deploy_in_parts(deploy, arguments)
+        bound = inspect.signature(deploy).bind(*args, **kwargs)
+        bound.apply_defaults()
+        call = SampleCall.from_arguments(**{name: bound.arguments[name] for name in ("model", *_OF_THE_CALL)})
+        return _deploy_in_parts(deploy, {**bound.arguments, **vars(call)})
 
     inner: Any = deploy
     outer: Any = deploy_or_cut

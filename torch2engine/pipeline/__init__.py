@@ -13,10 +13,10 @@ they are composed here and in `deploy`.
     report_builder  collects what deploy() finds
     load            the public step `load`: a saved folder as a module, with its report
     deploy_options  the types of deploy()'s options, for editors
-    recorded_calls  deploy() of a recording
+    sample_call     the model and its sample call: from deploy()'s arguments, or from a recording
     user_warning    a warning that points at the user's line
 
 Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
-`load`, `recorded_calls`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to
+`load`, `reference_answers`, `report_builder`, `request`, `sample_call`, `user_warning`. The other files belong to
 this folder alone.
 """

@@ -60,7 +60,7 @@ def check(
     given = read_examples(examples)
     with undisturbed(model):
         captured = with_examples(capture_like(artifact, model, sample_input), given)
-        answers = answer_parity_cases(captured, rounded_to=(artifact.precision,))
+        answers = answer_parity_cases(captured, sensitivity_precisions=(artifact.precision,))
     answers = replace(answers, parity_cases=parity_cases_for(artifact.precision, answers.parity_cases))
     return answers.compare(ORTModule(artifact), tolerance)
 

@@ -66,7 +66,7 @@ def compare_with_model(
         captured = capture_call(model, sample_input)
         matches = _matched_inputs(captured.signature.inputs, candidate.signature.inputs)
         captured = with_examples(_with_shapes_of(candidate, captured, matches), read_examples(examples))
-        answers = answer_parity_cases(captured, rounded_to=(judged_as,))
+        answers = answer_parity_cases(captured, sensitivity_precisions=(judged_as,))
     order = [matches[spec.name] for spec in candidate.signature.inputs]
     return _compared(
         "PyTorch", candidate, answers.parity_cases, order, Standard(judged_as, tolerance, tuple(answers.notes))

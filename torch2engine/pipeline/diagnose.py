@@ -84,7 +84,7 @@ def diagnose(
     with undisturbed(model), torch.no_grad():
         captured = with_examples(capture_like(artifact, model, inputs), (inputs,))
         leaves = captured.sample
-        cases = answer_parity_cases(captured, rounded_to=(artifact.precision,)).parity_cases
+        cases = answer_parity_cases(captured, sensitivity_precisions=(artifact.precision,)).parity_cases
         calls = record_module_calls(model, lambda: captured.reference.call([leaf.clone() for leaf in leaves]))
     parity = judge(module, parity_cases_for(artifact.precision, cases), tolerance)
     if parity.passed:

@@ -3,7 +3,7 @@
 Enters: a request, and its cache. Leaves: an engine that was compared with the model again; or None, and deploy() takes
 every step. Separate because an earlier engine must be the one that all steps would have built.
 
-deploy() can find an earlier engine at three points, and this class does the first two:
+deploy() can find an earlier engine at three points, and `EarlierEngines` does the first two:
 
 1. `search_by_cache_key`, before the export: the user's cache_key, the weights and all other arguments are the same.
 2. `search_by_graph`, after the export: the ONNX graph and all other arguments are the same.
@@ -16,7 +16,7 @@ hashes what deploy() was given; the first two searches have it. Under a record k
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +38,23 @@ from torch2engine.pipeline.request_facts import graph_facts, incomparable_attrib
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
-__all__ = ["EarlierEngines"]
+__all__ = ["EarlierEngines", "EngineSearch"]
 
 _FROM_CACHE = "engine and graph were made before and come from the cache; the graph was compared with ONNX Runtime then"
+
+
+@dataclass(frozen=True)
+class EngineSearch:
+    """The outcome of one search.
+
+    Args:
+        module: the engine in the model's place, accepted and with its report; None if no engine was found.
+        record_key: the key at which `EarlierEngines.store` records a new engine, so that this search finds it in a
+            later deploy; None if nothing was searched.
+    """
+
+    module: TRTModule | None = None
+    record_key: str | None = None
 
 
 class EarlierEngines:
@@ -51,7 +65,7 @@ class EarlierEngines:
         cache: where earlier engines may be, and where a new one goes; None for nowhere.
         cache_key: the caller's name for the model's code and calibration data, or None.
         report: takes the seconds of a search, and holds the facts about a new engine. A reused engine gets a copy of
-            it, continued.
+            it, to which its own findings are added.
     """
 
     def __init__(
@@ -64,40 +78,40 @@ class EarlierEngines:
         self._cache_for_key = None if cache_key is None else reusable  # where `search_by_cache_key` looks
         self._cache_for_graph = None if request.has_calibration else reusable  # where `search_by_graph` looks
         self._cache_key = cache_key or ""
-        self._record_keys: list[str] = []  # of the searches so far
 
-    def search_by_cache_key(self, captured: CapturedCall) -> TRTModule | None:
+    def search_by_cache_key(self, captured: CapturedCall) -> EngineSearch:
         """Find the engine of an earlier deploy with the same cache_key, without an export.
 
         Call it in `undisturbed`, since the model answers the parity cases.
 
         Args:
             captured: the model's call.
-
-        Returns:
-            the engine in the model's place, accepted and with its report; None if there is no such engine.
         """
         cache = self._cache_for_key
         if cache is None:
-            return None
+            return EngineSearch()
         with self._report.phase("recall"):
             facts = model_facts(self._request, self._cache_key)
             if facts is None:
                 if reason := incomparable_attribute(self._request.model):
                     warn_user(f"cache_key is not used, and the model is deployed anew: {reason}")
-                return None
-            earlier = self._find(cache, facts, captured)
+                return EngineSearch()
+            record_key = self._record_key(facts, captured)
+            earlier = self._find(cache, record_key, captured)
         if earlier is None:
-            return None
+            return EngineSearch(None, record_key)
         captured = captured.with_axes_and_profiles_of(earlier.engine)
         with self._report.phase("reference"):
             precisions = self._request.candidate_precisions(captured)
-            reference = answer_parity_cases(captured, rounded_to=precisions)
-        return self._accept(cache, earlier, captured, reference)
+            reference_answers = answer_parity_cases(captured, sensitivity_precisions=precisions)
+        return EngineSearch(self._accept(cache, earlier, captured, reference_answers), record_key)
 
     @contextmanager
     def hashing_in_thread(self, artifact: OnnxArtifact) -> Generator[None]:
-        """Hash an exported model's files in a thread while the body runs; `search_by_graph` needs the hashes."""
+        """Hash an exported model's files in a thread while the body runs.
+
+        The artifact keeps the hashes, and `search_by_graph` then need not wait for them.
+        """
         if self._cache_for_graph is None or self._request.config.refittable:
             yield
             return
@@ -109,8 +123,8 @@ class EarlierEngines:
             thread.join()
 
     def search_by_graph(
-        self, artifact: OnnxArtifact, captured: CapturedCall, reference: ReferenceAnswers
-    ) -> TRTModule | None:
+        self, artifact: OnnxArtifact, captured: CapturedCall, reference_answers: ReferenceAnswers
+    ) -> EngineSearch:
         """Find the engine of an earlier deploy with the same ONNX graph, source lines included.
 
         With calibration data there is no search: other data than before would give another engine.
@@ -119,23 +133,24 @@ class EarlierEngines:
             artifact: the exported model; the values of weights that a refit replaces don't matter.
             captured: the model's call.
             reference: the model's answers, with which the engine is compared.
-
-        Returns:
-            the engine in the model's place, accepted and with its report; None if there is no such engine.
         """
         cache = self._cache_for_graph
         if cache is None:
-            return None
+            return EngineSearch()
         with self._report.phase("recall"):
-            earlier = self._find(cache, graph_facts(artifact, self._request.config.refittable), captured)
-        return None if earlier is None else self._accept(cache, earlier, captured, reference)
+            facts = graph_facts(artifact, self._request.config.refittable)
+            record_key = self._record_key(facts, captured)
+            earlier = self._find(cache, record_key, captured)
+        module = None if earlier is None else self._accept(cache, earlier, captured, reference_answers)
+        return EngineSearch(module, record_key)
 
-    def store(self, engine: PendingEngine, module: TRTModule) -> None:
+    def store(self, engine: PendingEngine, module: TRTModule, found_by: Sequence[EngineSearch]) -> None:
         """Store this deploy's engine in the cache, and record it, so that the searches of later deploys find it.
 
         Args:
             engine: as it was loaded or built.
             module: the accepted engine, with the weights and the compiled kernels that it has now.
+            found_by: the searches that found no engine, and will find this one in a later deploy.
         """
         stored = module.compiled()
         if self._request.runtime_config.kernel_specialization != "none":
@@ -144,20 +159,20 @@ class EarlierEngines:
         engine.store(stored)
         if self._cache is None:
             return
-        for key in self._record_keys:
-            self._cache.write_record(key, RequestRecord(engine.cache_key, self._report.reusable_findings()))
+        record = RequestRecord(engine.cache_key, self._report.reusable_findings())
+        for search in found_by:
+            if search.record_key is not None:
+                self._cache.write_record(search.record_key, record)
 
     def _record_key(self, facts: Mapping[str, Any], captured: CapturedCall) -> str:
         """The key of the record for the request with these facts."""
         with torch.cuda.device(captured.target_gpu):  # build_environment reads the current GPU
             return hash_facts({**request_facts(self._request, captured), **facts})
 
-    def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was recorded for the request with these facts, if it runs here as it is."""
-        key = self._record_key(facts, captured)
-        self._record_keys.append(key)
+    def _find(self, cache: EngineCache, record_key: str, captured: CapturedCall) -> _EarlierEngine | None:
+        """The engine that was recorded under this key, if it runs here as it is."""
         with torch.cuda.device(captured.target_gpu):  # `current_driver` asks the current GPU
-            record = cache.read_record(key)
+            record = cache.read_record(record_key)
             engine = None if record is None else cache.take(record.engine_key)
             if (
                 record is None
@@ -171,14 +186,14 @@ class EarlierEngines:
         )
         if needs_kernels and not engine.read_runtime_cache():
             return None  # all steps together compile kernels and store them
-        return _EarlierEngine(key, engine, record.facts)
+        return _EarlierEngine(record_key, engine, record.facts)
 
     def _accept(
         self,
         cache: EngineCache,
         earlier: _EarlierEngine,
         captured: CapturedCall,
-        reference: ReferenceAnswers,
+        reference_answers: ReferenceAnswers,
     ) -> TRTModule | None:
         """Put an earlier engine in the model's place if it answers like the model; else remove its record, and warn."""
         report = self._report.copy()
@@ -186,18 +201,18 @@ class EarlierEngines:
         try:
             with report.phase("parity"):
                 candidate = EngineCandidate.of_earlier_deploy(
-                    earlier.engine, earlier.lowered_to, self._request, reference
+                    earlier.engine, earlier.lowered_to, self._request, reference_answers
                 )
                 module = accept(candidate, self._request, captured.target_gpu, report)
         except (InputError, InstallationError):
             raise
         except Torch2EngineError as error:
-            cache.remove_record(earlier.key)
+            cache.remove_record(earlier.record_key)
             warn_user(
                 f"an engine that was found for this request is not taken, and the model is deployed anew: {error}"
             )
             return None
-        cache.refresh_record(earlier.key)
+        cache.refresh_record(earlier.record_key)
         report.add_notes([_FROM_CACHE])
         return attach_report_and_trim(module, report)
 
@@ -207,12 +222,12 @@ class _EarlierEngine:
     """An engine of an earlier deploy.
 
     Args:
-        key: of the cache's record that led to it.
+        record_key: of the cache's record that led to it.
         engine: with its ONNX model.
         facts: the `reusable_findings` of the earlier deploy's report.
     """
 
-    key: str
+    record_key: str
     engine: EngineArtifact
     facts: Mapping[str, Any]
 

@@ -24,8 +24,8 @@ from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
 from torch2engine.precision.validate import (
     needed_lowering,
-    require_first_item,
     require_lowering_tools,
+    require_nonempty_calibration,
     validated_precision,
 )
 
@@ -65,7 +65,7 @@ def export(
         InstallationError, PrecisionError, ParityError: the low precision is not possible, or answers differently.
     """
     options = BuildConfig(refittable=refittable, mutations=mutations)
-    calibration = require_first_item(calibration)
+    calibration = require_nonempty_calibration(calibration)
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
     require_lowering_tools(requested, model)
@@ -76,6 +76,6 @@ def export(
         if not lowering.changes_graph:
             return artifact
         captured = captured.with_axes_and_profiles_of(artifact)
-        answers = answer_parity_cases(captured, rounded_to=(captured.precision, requested.lowest_type))
+        answers = answer_parity_cases(captured, sensitivity_precisions=(captured.precision, requested.lowest_type))
     answers.compare(ORTModule(artifact), tolerance=None).raise_if_failed()
     return lower(artifact, lowering, answers.parity_cases, calibration, flavour=_BUILT_BY).artifact

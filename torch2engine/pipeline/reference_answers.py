@@ -45,15 +45,16 @@ class ReferenceAnswers:
         return judge(candidate, self.parity_cases, tolerance, self.notes)
 
 
-def answer_parity_cases(captured: CapturedCall, rounded_to: Sequence[str]) -> ReferenceAnswers:
-    """Run the model on every parity case, and again with rounded inputs and weights; call it inside `undisturbed`.
+def answer_parity_cases(captured: CapturedCall, sensitivity_precisions: Sequence[str]) -> ReferenceAnswers:
+    """Run the model on every parity case, and again with moved inputs and weights; call it inside `undisturbed`.
 
     Args:
         captured: the model's call.
-        rounded_to: the precisions to round to, in which candidates will compute; see `capture.rounding_sensitivity`.
+        sensitivity_precisions: the precisions in which candidates will compute. How far their rounding moves the
+            answers is measured by `capture.rounding_sensitivity`.
 
     Raises:
         DynamicAxisError, ExportError: as `make_parity_cases`.
     """
     parity_cases, notes = make_parity_cases(captured)
-    return ReferenceAnswers(with_sensitivity(captured, parity_cases, rounded_to), notes)
+    return ReferenceAnswers(with_sensitivity(captured, parity_cases, sensitivity_precisions), notes)

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
@@ -30,8 +31,10 @@ _logger = logging.getLogger("torch2engine.deploy")
 class ReportBuilder:
     """Collects the findings of one deploy(), step by step.
 
+    Every finding replaces a tuple or a Mapping by a longer one. So two copies of a builder share nothing that changes.
+
     Args:
-        progress: as for deploy(); it is told when a phase begins and ends.
+        progress: as for deploy(); it is called when a phase begins and ends.
     """
 
     def __init__(self, progress: Progress = None) -> None:
@@ -40,10 +43,10 @@ class ReportBuilder:
         self._callback: ProgressCallback | None = None  # of the phase that is open
         self._lowering: PrecisionOutcome | None = None
         self._computed: PrecisionReport | None = None
-        self._parity: list[ParityReport] = []
-        self._notes: list[str] = []
-        self._engine_notes: list[str] = []  # those of `_notes` that stay true when the engine is reused
-        self._seconds: dict[str, float] = {}
+        self._parity: tuple[ParityReport, ...] = ()
+        self._notes: tuple[str, ...] = ()
+        self._engine_notes: tuple[str, ...] = ()  # those of `_notes` that stay true when the engine is reused
+        self._seconds: Mapping[str, float] = {}
 
     @contextmanager
     def phase(self, name: str, is_reported: bool = True) -> Generator[None]:
@@ -65,7 +68,7 @@ class ReportBuilder:
                 yield
         finally:
             seconds = time.perf_counter() - start
-            self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+            self._seconds = {**self._seconds, name: self._seconds.get(name, 0.0) + seconds}
             _logger.info("%s: %.1f s", name, seconds)
 
     @contextmanager
@@ -92,11 +95,11 @@ class ReportBuilder:
 
     def add_parity(self, *reports: ParityReport) -> None:
         """Add comparisons with PyTorch."""
-        self._parity.extend(reports)
+        self._parity += reports
 
     def add_notes(self, notes: Iterable[str]) -> None:
         """Add sentences for the user."""
-        self._notes.extend(notes)
+        self._notes += tuple(notes)
 
     def add_lowering(self, lowered: LoweredModel) -> None:
         """Add how the ONNX graph was lowered, with its comparisons and notes."""
@@ -131,22 +134,13 @@ class ReportBuilder:
         self._add_engine_notes(facts["notes"])
 
     def _add_engine_notes(self, notes: Iterable[str]) -> None:
-        sentences = list(notes)
-        self._engine_notes.extend(sentences)
-        self._notes.extend(sentences)
+        sentences = tuple(notes)
+        self._engine_notes += sentences
+        self._notes += sentences
 
     def copy(self) -> ReportBuilder:
-        """Give a builder with the same contents, for an attempt that may fail."""
-        other = ReportBuilder(self._progress)
-        other._started = self._started
-        other._callback = self._callback
-        other._lowering = self._lowering
-        other._computed = self._computed
-        other._parity = list(self._parity)
-        other._notes = list(self._notes)
-        other._engine_notes = list(self._engine_notes)
-        other._seconds = dict(self._seconds)
-        return other
+        """Give a builder with the same findings, for an attempt that may fail."""
+        return copy(self)
 
     def build(self, precision: str, memory_bytes: int = 0) -> DeployReport:
         """Give the report of everything so far.
@@ -156,11 +150,11 @@ class ReportBuilder:
             memory_bytes: device memory that the engine works in.
         """
         return DeployReport(
-            parity=tuple(self._parity),
+            parity=self._parity,
             seconds=dict(self._seconds),
             precision=precision,
             memory_bytes=memory_bytes,
-            notes=tuple(self._notes),
+            notes=self._notes,
             lowering=self._lowering,
             computed=self._computed,
         )

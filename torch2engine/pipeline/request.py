@@ -14,7 +14,6 @@ from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.capture.examples import read_examples
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.unwrap import unwrap
@@ -31,6 +30,7 @@ from torch2engine.core.errors import InstallationError
 from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
 from torch2engine.pipeline.report_builder import ReportBuilder
+from torch2engine.pipeline.sample_call import SampleCall
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel
@@ -47,9 +47,9 @@ class DeployRequest:
 
     Args:
         model: the user's module, below torch's wrappers.
+        call: how the user calls it; it is checked when it is captured.
         precision: the requested precision.
         has_calibration: whether calibration data were given; nothing has read them yet.
-        examples: real inputs to be compared on, as the user gave them; None for invented ones.
         tolerance: the requested tolerance; None for the precision's default.
         runtime: "tensorrt" or "onnxruntime".
         config: how TensorRT builds.
@@ -57,9 +57,9 @@ class DeployRequest:
     """
 
     model: nn.Module
+    call: SampleCall
     precision: Precision
     has_calibration: bool
-    examples: tuple[Any, ...] | None
     tolerance: Tolerances | None
     runtime: str
     config: BuildConfig
@@ -68,17 +68,15 @@ class DeployRequest:
     @classmethod
     def from_arguments(
         cls,
-        *,
-        model: Any,
+        call: SampleCall,
         precision: str | Precision,
         calibration: Iterable[Any] | None,
-        examples: Iterable[Any] | None,
         tolerance: Tolerances | None,
         runtime: str,
         config: BuildConfig,
         runtime_config: RuntimeConfig,
     ) -> DeployRequest:
-        """Check the arguments of deploy(), and choose the runtime.
+        """Check the arguments of deploy(), unwrap the model, and choose the runtime.
 
         Raises:
             InputError: an argument, or a combination of them, that is not allowed.
@@ -86,28 +84,34 @@ class DeployRequest:
         """
         checked_precision = validated_precision(precision, calibration, tolerance, config, runtime_config)
         chosen_runtime = choose_runtime(runtime, config, runtime_config)
-        module = unwrap(model)
+        module = unwrap(call.model)
         require_lowering_tools(checked_precision, module)
         return cls(
             model=module,
+            call=call,
             precision=checked_precision,
             has_calibration=calibration is not None,
-            examples=read_examples(examples),
             tolerance=tolerance,
             runtime=chosen_runtime,
             config=config,
             runtime_config=runtime_config,
         )
 
-    def capture(self, sample_input: Any, dynamic_axes: Any, profiles: Any, preprocess: Any) -> CapturedCall:
-        """Capture the model's call; the arguments are those of deploy().
+    def capture(self) -> CapturedCall:
+        """Run the model on the sample, and capture the call; run it inside `undisturbed`.
 
         Raises:
             InputError, DynamicAxisError, ExportError: as `capture_call`.
             InputError: also for a tolerance of an output that the model does not have.
         """
         captured = capture_call(
-            self.model, sample_input, dynamic_axes, profiles, preprocess, self.examples, self.config.mutations
+            self.model,
+            self.call.sample_input,
+            self.call.dynamic_axes,
+            self.call.profiles,
+            self.call.preprocess,
+            self.call.examples,
+            self.config.mutations,
         )
         names = [spec.name for spec in captured.signature.outputs]
         Bounds.of(self.tolerance, captured.precision).check_names(names)
@@ -145,10 +149,7 @@ class DeployRequest:
         return lowered
 
     def candidate_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
-        """The model's own precision and the requested one, to which the model's inputs and weights are rounded.
-
-        Candidates compute in them, and the rounding shows how far such candidates may be off.
-        """
+        """The precisions in which candidates compute: the model's own one, and the requested one."""
         return captured.precision, self.precision.lowest_type
 
     @property

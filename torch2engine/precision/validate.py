@@ -35,10 +35,10 @@ from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = [
     "needed_lowering",
-    "require_first_item",
     "require_low_nodes",
     "require_lowering_tools",
     "require_no_float64",
+    "require_nonempty_calibration",
     "require_refittable_precision",
     "validated_precision",
 ]
@@ -63,7 +63,7 @@ def validated_precision(
     return validated
 
 
-def require_first_item(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
+def require_nonempty_calibration(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
     """Refuse an empty iterator before any work is done.
 
     Returns:
