@@ -16,6 +16,7 @@ this is the only stage that runs the user's model.
 - `module_calls`: what each module of the model returned in one call.
 - `parity_cases`: the inputs and answers that every candidate is compared on.
 - `rounding_sensitivity`: how far the reference's answers move by rounding alone.
+- `function_rounding`: functions such as the sigmoid, whose rounding the inputs' does not show.
 - `fingerprint`: whether weights have changed.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.function_rounding import FunctionRounding
 from torch2engine.capture.host_trial import HostTrial
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.reference import Reference, outputs_by_name
@@ -47,8 +48,9 @@ def measure_sensitivity(
     """Measure how far the reference's answers move by rounding; call it inside `undisturbed`.
 
     Inputs, parameters and buffers move by half a unit in the last place of the precision, each element up or down at
-    random. Integers stay, and so do tensors of whole numbers alone, such as masks: every type holds these exactly. The
-    module's own tensors are never written to. One perturbed copy of them exists at a time, on their device.
+    random. Integers stay, and so do tensors of whole numbers alone, such as masks: every type holds these exactly.
+    Results of functions such as the sigmoid move as well; see `function_rounding`. The module's own tensors are never
+    written to. One perturbed copy of them exists at a time, on their device.
 
     Args:
         reference: the module.
@@ -99,7 +101,8 @@ def _movements(
             try:
                 if trial is not None:
                     trial.run(inputs, weights)
-                answers = outputs_by_name(reference.run(inputs, weights), signature.output, names)
+                with FunctionRounding(signs.like):
+                    answers = outputs_by_name(reference.run(inputs, weights), signature.output, names)
             except ExportError:
                 return []
             for name, squares in _squared_movements(case.outputs, answers).items():
