@@ -1,4 +1,4 @@
-"""nn.Transformer's layers with a causal mask are exported, over a dynamic length, and PyTorch is left as it was."""
+"""Transformers' masks are traced as they are given, over a dynamic length, and the libraries are left as they were."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.modules import transformer
+from transformers import BertConfig, masking_utils
 
 from tests.support.models import error_of, exported
 from torch2engine.core.spec import Axis
@@ -48,3 +49,26 @@ def test_pytorchs_function_is_put_back() -> None:
     with pytest.raises(ValueError, match="inside"):
         fail_inside()
     assert transformer._detect_is_causal_mask is before
+
+
+class Masked(nn.Module):
+    """Gives what Hugging Face's mask leaves of x; a mask that nobody gave shows as 1 more."""
+
+    config = BertConfig(attn_implementation="sdpa")
+
+    def forward(self, x: torch.Tensor, given: torch.Tensor | None = None) -> torch.Tensor:
+        mask = masking_utils.create_bidirectional_mask(self.config, x, given)
+        return x if mask is None else x * mask[:, 0, :1].mT + float(given is None)
+
+
+def test_encoder_without_padding_gets_no_mask_as_in_pytorch() -> None:
+    """Hugging Face makes one of True while a model is traced, which some of its own models can't take."""
+    artifact, cases = exported(Masked(), (torch.randn(2, 5, 8),), {"x": LENGTH})
+    assert error_of(artifact, cases) == 0
+
+
+def test_encoder_with_padding_gets_its_mask() -> None:
+    """Whether anything is padded is a matter of values, so that the mask always counts."""
+    padding = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    artifact, cases = exported(Masked(), (torch.randn(2, 5, 8), padding), {"x": LENGTH, "given": LENGTH})
+    assert error_of(artifact, cases) == 0
