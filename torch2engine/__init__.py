@@ -43,13 +43,14 @@ if TYPE_CHECKING:
         Torch2EngineError,
         UnsupportedOperatorError,
     )
+    from torch2engine.core.finding import Finding
     from torch2engine.core.pytree import Inputs
     from torch2engine.core.spec import Axis, Preprocess, Profile
     from torch2engine.deploy import deploy
-    from torch2engine.fallback.explanation import Explanation
     from torch2engine.fallback.parts_module import PartsModule
     from torch2engine.fallback.submodules import DeployedSubmodules, load_submodules
     from torch2engine.modules.deploy_report import DeployReport
+    from torch2engine.modules.explanation import Explanation
     from torch2engine.modules.onnxruntime.ort_module import ORTModule
     from torch2engine.modules.trt.trt_module import TRTModule
     from torch2engine.parity.parity_report import ParityReport
@@ -79,6 +80,7 @@ __all__ = [
     "EngineCache",
     "Explanation",
     "ExportError",
+    "Finding",
     "InputError",
     "Inputs",
     "InstallationError",
@@ -130,8 +132,9 @@ _HOMES = {
     "Precision": "core.config",
     "RuntimeConfig": "core.config",
     "Tolerance": "core.config",
+    "Finding": "core.finding",
     "deploy": "deploy",
-    "Explanation": "fallback.explanation",
+    "Explanation": "modules.explanation",
     "PartsModule": "fallback.parts_module",
     "DeployedSubmodules": "fallback.submodules",
     "load_submodules": "fallback.submodules",

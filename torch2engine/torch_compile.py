@@ -25,11 +25,12 @@ from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.pytree import as_inputs
 from torch2engine.deploy import deploy
 from torch2engine.fallback.compile_options import CompileOptions
-from torch2engine.fallback.explanation import Explanation, RunRecord, time_calls
+from torch2engine.fallback.explanation import RunRecord, time_calls
 from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.submodules import DeployedSubmodules, choose_submodules, without_swap
 from torch2engine.fallback.whole_call import compare_results
 from torch2engine.modules.deployed import DeployedModule, runtime_kind
+from torch2engine.modules.explanation import Explanation
 from torch2engine.parity.bounds import Bounds
 
 __all__ = ["compile_backend", "deploy_submodules", "explain"]
@@ -83,7 +84,7 @@ def explain(
     cache where there is one.
 
     Args:
-        model: a module or function, compiled or not.
+        model: a module or function, compiled or not. A deployed module explains itself; see its `explain`.
         sample_input: as for `deploy`.
         options: as for the backend.
 
@@ -95,6 +96,8 @@ def explain(
     >>> [part.runs_in for part in torch2engine.explain(model, torch.rand(3, 4)).parts]
     ['ONNX Runtime']
     """
+    if isinstance(model, DeployedModule):
+        return model.explain(sample_input)
     record = RunRecord()
     compiler = _compiler(CompileOptions.from_mapping(options), record)
     inner: Any = unwrap(model) if isinstance(model, nn.Module) else getattr(model, "_torchdynamo_orig_callable", model)

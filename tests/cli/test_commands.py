@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+import torch2engine as t2e
 from tests.cli.conftest import run_command
 from torch2engine.cli.app import cli
 from torch2engine.cli.outcome import EXIT_CODES
+from torch2engine.modules.deploy_report import DeployReport
 
 pytestmark = pytest.mark.usefixtures("workspace")
 
@@ -104,6 +107,25 @@ def test_engine_file_is_described_without_a_gpu() -> None:
     assert refused.code == 4
     assert refused.err.startswith(f"error: engine file 'net.engine' of tensorrt_rtx {described['version']}: got ")
     assert refused.err.endswith("or give the ONNX file that it was built from, which needs no GPU\n")
+
+
+def test_findings_of_an_engine_are_shown_without_a_gpu(tmp_path: Path) -> None:
+    """Those that the profiles show, or those that the deploy found; as text, as data and on the page."""
+    engine = t2e.EngineArtifact.load("engine.t2e")
+    (tmp_path / "model.plan").write_bytes(engine.read_plan())
+    wide = t2e.EngineArtifact.from_onnx(
+        engine.exported(), tmp_path, hardware=engine.hardware, profiles=[t2e.Profile({"batch": (1, 1, 32)})]
+    )
+    wide.save("wide.t2e")
+    assert "wide profile: axis 'batch' of profile 0 is 1..32 with opt 1" in run_command("inspect", "wide.t2e").out
+    found = t2e.Finding(name="unfused attention", measured="1 of 1", why="It is slow", suggestion="fp16")
+    report = replace(DeployReport.of_nothing("fp32"), findings=(found,))
+    wide.with_report(report.to_json()).save("wide.t2e")
+    for command in ("inspect", "report"):
+        assert str(found) in run_command(command, "wide.t2e").out.splitlines()
+        assert run_command(command, "wide.t2e", "--json").data["findings"] == [found.to_json()]
+    assert run_command("report", "wide.t2e", "-o", "wide.html").code == 0
+    assert "<dt>unfused attention</dt>" in Path("wide.html").read_text(encoding="utf-8")
 
 
 def test_onnx_file_is_described_without_ranges() -> None:

@@ -15,6 +15,7 @@ import torch2engine as t2e
 from tests.support.deploy_models import Mlp, mlp, sample
 from tests.support.parity_tables import TOLERANCE, table
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.finding import Finding
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
@@ -29,6 +30,7 @@ def test_text_has_precision_memory_phases_tables_and_notes() -> None:
         precision="tf32",
         memory_bytes=3 * 2**20,
         notes=("the model writes into its input 'x'", "and another"),
+        findings=(Finding(name="small batch", measured="1 entry", why="It is slow", suggestion="8"),),
     )
     rows = [
         "case  output  tensor      rel-l2    allowed   sensitivity  max-abs   max-rel   cosine    worst  verdict",
@@ -43,6 +45,7 @@ def test_text_has_precision_memory_phases_tables_and_notes() -> None:
         *rows,
         "note: the model writes into its input 'x'",
         "note: and another",
+        "small batch: 1 entry. It is slow. Try: 8",
     ]
 
 
@@ -130,11 +133,13 @@ def test_json_gives_the_report_back() -> None:
         memory_bytes=7,
         notes=("one",),
         computed=computed,
+        findings=(Finding(name="small batch", measured="1 entry", why="It is slow", suggestion="8"),),
     )
     data = json.loads(json.dumps(report.to_json()))
     again = DeployReport.from_json(data, None, PrecisionReport.from_json(data["computed"]))
     assert str(again) == str(report)
     assert again.to_json() == report.to_json()
+    assert again.findings == report.findings
     assert again.parity[0].rows[1].reference_value == 1 + 2j
     assert math.isnan(again.parity[0].rows[1].rel_l2)
 

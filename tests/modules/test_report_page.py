@@ -9,10 +9,11 @@ import pytest
 
 from tests.support.parity_tables import table
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.finding import Finding
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
 
-EMPTY_TAGS = {"meta"}
+EMPTY_TAGS = {"meta", "br"}
 
 
 class Page(HTMLParser):
@@ -53,6 +54,7 @@ def report() -> DeployReport:
         memory_bytes=3 * 2**20,
         notes=("the model writes into <x> & 'y'",),
         computed=PrecisionReport(products, {"fp16": 3}),
+        findings=(Finding(name="wide profile", measured="1..64 & more", why="It <matters>", suggestion="two of them"),),
     )
 
 
@@ -68,7 +70,7 @@ def test_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
 
 
 def test_page_shows_every_section(tmp_path: Path) -> None:
-    """Verdict, phases, both comparisons, precision by module and notes are there, as the user wrote them."""
+    """Verdict, phases, both comparisons, precision by module, findings and notes are there, as the user wrote them."""
     words = Page(report().to_html(tmp_path / "report.html", title="Net <1>").read_text(encoding="utf-8")).words
     for expected in (
         "Net <1>",
@@ -80,6 +82,10 @@ def test_page_shows_every_section(tmp_path: Path) -> None:
         "stem<0>",
         "10 in fp32",
         "the model writes into <x> & 'y'",
+        "wide profile",
+        "1..64 & more.",
+        "It <matters>.",
+        "Try: two of them",
     ):
         assert expected in words
     assert any(word.startswith("FAILED: relative L2 is 0.5") for word in words)

@@ -33,6 +33,7 @@ from torch2engine.cli.targets import (
 )
 from torch2engine.core.config import BuildConfig, Runtime, Tolerance
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError
+from torch2engine.core.finding import Finding
 from torch2engine.core.precisions import DEFAULT_PRECISION, Float32PrecisionName, PrecisionName
 from torch2engine.core.spec import Signature
 from torch2engine.deploy import deploy
@@ -41,6 +42,7 @@ from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.compare_deployed import compare_modules, compare_with_model
 from torch2engine.pipeline.diagnose import diagnose
 from torch2engine.pipeline.load import saved_report
+from torch2engine.precision.graph.engine_findings import engine_findings
 from torch2engine.precision.precision_report import precision_report
 
 __all__ = [
@@ -278,7 +280,18 @@ def _facts(found: OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Sig
         return {"inputs": [str(spec) for spec in found.inputs], "outputs": [str(spec) for spec in found.outputs]}
     facts = found.manifest()
     share = _precision_share(found)
-    return {**facts, "computed": None if share is None else share.to_json()}
+    return {
+        **facts,
+        "computed": None if share is None else share.to_json(),
+        "findings": [finding.to_json() for finding in _findings_of(found, share)],
+    }
+
+
+def _findings_of(found: OnnxArtifact | EngineArtifact | PartsArtifact, share: Any) -> tuple[Finding, ...]:
+    """What makes an engine slower than it could be: what its deploy found, or what shows without a GPU."""
+    if not isinstance(found, EngineArtifact):
+        return ()
+    return saved_report(found).findings or engine_findings(found, share)
 
 
 def _precision_share(found: OnnxArtifact | EngineArtifact | PartsArtifact) -> Any:
@@ -308,7 +321,7 @@ def _text_of(found: OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | S
     lines.append("made with " + ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items())))
     share = _precision_share(found)
     lines += [] if share is None else [share.summary()]
-    return "\n".join(lines)
+    return "\n".join([*lines, *map(str, _findings_of(found, share))])
 
 
 def _tensor_lines(signature: Signature) -> list[str]:

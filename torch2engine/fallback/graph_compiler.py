@@ -22,7 +22,7 @@ from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.wording import first_line, quote
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.compile_options import CompileOptions
-from torch2engine.fallback.explanation import GraphPartRecord, Obstacle, RunRecord, obstacle_of_break
+from torch2engine.fallback.explanation import RunRecord, obstacle_of_break
 from torch2engine.fallback.functional_graph import (
     compile_functional_form,
     dispatch_modes_off,
@@ -36,6 +36,7 @@ from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner, know
 from torch2engine.fallback.partition import PartitionedGraph
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
 from torch2engine.fallback.view_results import ViewResults, shares_memory
+from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 from torch2engine.pipeline.user_warning import warn_user
 
 __all__ = ["GraphCompiler"]

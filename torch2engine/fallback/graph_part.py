@@ -19,8 +19,8 @@ from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.errors import UnsupportedNode
-from torch2engine.fallback.explanation import Obstacle
 from torch2engine.fallback.graph_layout import GraphLayout, is_tensor, results_of
+from torch2engine.modules.explanation import Obstacle
 
 __all__ = ["GraphPart", "lines_of", "operator_of", "operators_in", "source_of"]
 

@@ -25,12 +25,12 @@ from torch2engine.core.errors import (
     UnsupportedOperatorError,
 )
 from torch2engine.core.wording import first_line
-from torch2engine.fallback.explanation import Obstacle
 from torch2engine.fallback.functional_graph import dispatch_modes_off
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.graph_part import GraphPart
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
 from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.explanation import Obstacle
 from torch2engine.pipeline.user_warning import warn_user
 
 __all__ = ["DeployPart", "LeftInPyTorch", "PartCall", "PartEngine", "find_or_deploy"]

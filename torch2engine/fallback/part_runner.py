@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from torch2engine.fallback.explanation import GraphPartRecord, Obstacle, RunRecord
+from torch2engine.fallback.explanation import RunRecord
 from torch2engine.fallback.graph_layout import GraphLayout, UnknownSizeError
 from torch2engine.fallback.graph_part import lines_of, operators_in
 from torch2engine.fallback.part_engine import LeftInPyTorch
+from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
 __all__ = ["AnswersPart", "OperatorsRefused", "PartRunner", "known_obstacle"]
 

@@ -20,12 +20,12 @@ from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
-from torch2engine.core.pytree import as_inputs, bind
-from torch2engine.fallback.explanation import Explanation, Obstacle, time_calls
+from torch2engine.fallback.explanation import time_calls
 from torch2engine.fallback.parts_backend import PartsBackend
 from torch2engine.fallback.saved_cut import SavedCut
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.explanation import Explanation, Obstacle
 
 if TYPE_CHECKING:
     from torch2engine.modules.deploy_report import DeployReport
@@ -101,14 +101,13 @@ class PartsModule(DeployedModule[PartsBackend]):
         artifact = self._artifact
         return SavedCut.from_json(artifact.read(CUT), f"{artifact}").obstacles
 
-    def explain(self, sample_input: Any) -> Explanation:
+    def explain(self, sample_input: Any = None) -> Explanation:
         """Say what runs where, with the share of the time of each part in calls with this input.
 
         Args:
-            sample_input: as for `deploy`.
+            sample_input: as for `deploy`; None for invented inputs at the opt sizes.
         """
-        sample = as_inputs(sample_input)
-        leaves = bind(self.signature.parameters, sample.args, sample.kwargs)
+        leaves = self._leaves_to_explain(sample_input)
         self.infer(leaves)  # the engines are live from now on
         explanation = time_calls(lambda: self.infer(leaves), self._backend.record)
         return replace(explanation, obstacles=self.timed_obstacles(leaves))

@@ -25,6 +25,7 @@ from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.core.spec import Profile, Signature
+from torch2engine.modules.inputs_of_calls import InputsOfCalls
 from torch2engine.modules.made_inputs import case_name, corner_sizes, named_examples, random_cases
 from torch2engine.modules.timing import Call, Timing, measure
 from torch2engine.parity.bounds import Bounds
@@ -35,7 +36,7 @@ from torch2engine.trt.gpu import require_gpu
 if TYPE_CHECKING:
     from torch2engine.modules.deployed import DeployedModule
 
-__all__ = ["BenchmarkReport", "BenchmarkRow", "Timing", "benchmark", "measure"]
+__all__ = ["BenchmarkReport", "BenchmarkRow", "Timing", "benchmark", "device_of", "measure"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +136,7 @@ def benchmark(
         DeviceError: the model is on another device.
         InstallationError: no GPU for an engine.
     """
-    device = _device(module)
+    device = device_of(module)
     reference = None if model is None else _reference(module, model)
     if reference is not None:
         _check_device(reference.model, device)
@@ -146,7 +147,7 @@ def benchmark(
     parity = None if reference is None else _compared(module, reference, cases, tolerance)
     rows: list[BenchmarkRow] = []
     for case, leaves in cases.items():
-        inputs_of_calls = _InputsOfCalls.of(module.signature, leaves)
+        inputs_of_calls = InputsOfCalls.of(module.signature, leaves)
         on_same_values = inputs_of_calls.on_same_values
         candidates: dict[str, Call] = {module.runtime: on_same_values(inputs_of_calls.call_of(module))}
         with torch.no_grad():
@@ -166,60 +167,16 @@ def benchmark(
     return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
 
 
-@dataclass(frozen=True)
-class _InputsOfCalls:
-    """The inputs that calls are timed on.
-
-    Args:
-        signature: of the call.
-        leaves: in the signature's order; written ones are copies, so that the caller's stay as they are.
-        written: pairs of a written input and its first values.
-    """
-
-    signature: Signature
-    leaves: list[torch.Tensor]
-    written: list[tuple[torch.Tensor, torch.Tensor]]
-
-    @classmethod
-    def of(cls, signature: Signature, leaves: Sequence[torch.Tensor]) -> _InputsOfCalls:
-        """Copy the inputs that the model writes into."""
-        names = {write.input for write in signature.writes}
-        pairs = list(zip(signature.inputs, leaves, strict=True))
-        copies = [leaf.clone() if spec.name in names else leaf for spec, leaf in pairs]
-        written = [(copy, leaf) for (spec, leaf), copy in zip(pairs, copies, strict=True) if spec.name in names]
-        return cls(signature, copies, written)
-
-    def call_of(self, module: nn.Module) -> Call:
-        """A call of a module; a new one has new containers where calls change them."""
-        parameters = self.signature.parameters
-        if self.signature.refills:
-
-            def make_and_call() -> object:
-                new_args, new_kwargs = Reference(module, parameters).arguments(self.leaves)
-                return module(*new_args, **new_kwargs)
-
-            return make_and_call
-        args, kwargs = Reference(module, parameters).arguments(self.leaves)
-        return functools.partial(module, *args, **kwargs)
-
-    def on_same_values(self, call: Call) -> Call:
-        """Give every call the first values: a position that goes up with each call would soon be out of range."""
-        if not self.written:
-            return call
-
-        def restore_and_call() -> object:
-            for copy, first in self.written:
-                copy.copy_(first)
-            return call()
-
-        return restore_and_call
-
-
 def _reference(module: DeployedModule[Any], model: nn.Module) -> Reference:
     return Reference.for_signature(unwrap(model), module.signature)
 
 
-def _device(module: DeployedModule[Any]) -> torch.device:
+def device_of(module: DeployedModule[Any]) -> torch.device:
+    """Where a module runs, or would run.
+
+    Raises:
+        InstallationError: no GPU for an engine.
+    """
     if module.device is not None:
         return module.device
     require_gpu()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.finding import Finding
 from torch2engine.core.package import public
 from torch2engine.core.wording import quote
 from torch2engine.modules.report_page import report_page
@@ -41,6 +42,8 @@ class DeployReport:
         lowering: how the ONNX graph came to a low precision; None where it was not changed.
         computed: the precisions that a lowered engine computes in, as TensorRT reports them for its layers. None in
             float32 and for ONNX Runtime.
+        findings: what makes the engine slower than it could be, as far as it shows without a call. `explain` has those
+            that must be measured, too.
     """
 
     parity: tuple[ParityReport, ...]
@@ -50,6 +53,7 @@ class DeployReport:
     notes: tuple[str, ...] = ()
     lowering: PrecisionOutcome | None = None
     computed: PrecisionReport | None = None
+    findings: tuple[Finding, ...] = ()
 
     @classmethod
     def of_nothing(cls, precision: str) -> DeployReport:
@@ -85,7 +89,7 @@ class DeployReport:
         lines += [] if self.lowering is None else [str(self.lowering)]
         lines += [] if self.computed is None else [f"engine: {self.computed.summary()}"]
         lines += map(str, self.parity)
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes), *map(str, self.findings)])
 
     def to_html(self, path: str | Path, title: str = "") -> Path:
         """Write the report as one page for a browser, which needs no network: phases, parity, precision, notes.
@@ -123,6 +127,7 @@ class DeployReport:
             "notes": list(self.notes),
             "lowering": None if self.lowering is None else self.lowering.to_json(),
             "computed": None if self.computed is None else self.computed.to_json(),
+            "findings": [finding.to_json() for finding in self.findings],
         }
 
     @classmethod
@@ -143,4 +148,5 @@ class DeployReport:
             notes=tuple(map(str, data["notes"])),
             lowering=lowering,
             computed=computed,
+            findings=tuple(map(Finding.from_json, data.get("findings", ()))),  # older reports have none
         )

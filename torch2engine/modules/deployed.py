@@ -21,12 +21,15 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
-from torch2engine.core.pytree import bind, unflatten
+from torch2engine.core.pytree import as_inputs, bind, unflatten
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of, with_article
 from torch2engine.modules.backend import Backend, WeightsGuard
-from torch2engine.modules.benchmark import BenchmarkReport, benchmark
+from torch2engine.modules.benchmark import BenchmarkReport, benchmark, device_of
 from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.modules.explain_calls import explain_calls
+from torch2engine.modules.explanation import Explanation
+from torch2engine.modules.made_inputs import corner_sizes, random_cases
 from torch2engine.modules.out_of_range import OutOfRange, checked_reference
 from torch2engine.modules.parameterless import ParameterlessModule
 from torch2engine.modules.split import InRangeRunner
@@ -395,6 +398,35 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             calls=calls,
             warmup=warmup,
         )
+
+    def explain(self, sample_input: Any = None) -> Explanation:
+        """Measure calls, and say what makes them slower than they could be, each with what to try.
+
+        It calls the module and a copy of it for about a second. What deploy() found in the engine is among the
+        findings; a module that comes without a report has only those that are measured.
+
+        Args:
+            sample_input: as for `deploy`, on the module's device; None for invented inputs at the opt sizes.
+
+        Raises:
+            InputError, ShapeError, DtypeError, DeviceError: the engine does not take these inputs.
+            InstallationError: no GPU for an engine.
+        """
+        leaves = self._leaves_to_explain(sample_input)
+        signature = self.signature
+        signature.select_profile(self._artifact.profiles, signature.resolve([leaf.shape for leaf in leaves]))
+        return explain_calls(self, leaves)
+
+    def _leaves_to_explain(self, sample_input: Any) -> Sequence[torch.Tensor]:
+        """Flat inputs for `explain`: those that are given, or invented ones at the opt sizes."""
+        signature = self.signature
+        if sample_input is None:
+            cases = random_cases(signature, [corner_sizes(self._artifact.profiles)[1]], device_of(self))
+            return next(iter(cases.values()))
+        sample = as_inputs(sample_input)
+        leaves = cast("list[torch.Tensor]", bind(signature.parameters, sample.args, sample.kwargs))
+        self._check_call(leaves)
+        return leaves
 
     def refit(
         self,

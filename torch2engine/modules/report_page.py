@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
+from torch2engine.core.finding import Finding
 from torch2engine.core.version import __version__
 from torch2engine.parity.parity_report import OutputParity, ParityReport
 
@@ -39,6 +40,7 @@ td.wide { white-space: normal; min-width: 12rem; } .soft { color: var(--soft); }
 .track i, .track b { position: absolute; top: 0; height: 100%; } .track i { background: var(--bar); }
 .track b { width: 2px; background: var(--text); }
 .parts { display: flex; height: 1rem; min-width: 14rem; } .parts i { background: var(--bar); }
+dt { font-weight: 600; } dd { margin: 0 0 .8rem; overflow-wrap: anywhere; }
 .parts i:nth-child(2) { opacity: .55; } .parts i:nth-child(n+3) { opacity: .3; }
 """
 
@@ -54,6 +56,7 @@ def report_page(report: DeployReport, title: str = "") -> str:
         _section("Phases", _phases(report.seconds)),
         *(_section(parity.subject, _comparison(parity)) for parity in report.parity),
         _section("Precision", _precision(report)),
+        _section("Findings", _findings(report.findings)),
         _section("Notes", _list(report.notes)),
     ]
     name = escape(title or "Deployed model")
@@ -175,6 +178,16 @@ def _modules(computed: PrecisionReport) -> str:
     left = len(ordered) - _SHOWN_MODULES
     more = f'<p class="soft">and {left} smaller modules</p>\n' if left > 0 else ""
     return _table(("module", "multiply-adds", ""), rows) + more if rows else ""
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    """Each with what was measured, why it matters and what to try."""
+    items = "".join(
+        f"<dt>{escape(one.name)}</dt>\n<dd>{escape(one.measured)}.<br>"
+        f'<span class="soft">{escape(one.why)}.</span><br>Try: {escape(one.suggestion)}</dd>\n'
+        for one in findings
+    )
+    return f"<dl>\n{items}</dl>\n" if items else ""
 
 
 def _list(sentences: Sequence[str]) -> str:

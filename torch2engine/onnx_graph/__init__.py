@@ -9,10 +9,11 @@ builder, precision and modules all work on ONNX graphs and never import each oth
 - `tensor_shapes`: writes the shapes of tensors back that a tool has lost.
 - `node_origins`: reads and writes which torch module each node comes from.
 - `ort_session`: runs a model by ONNX Runtime.
+- `attention_blocks`: finds the matrix products on both sides of each softmax.
 - `integer_choices`: finds what integer outputs were chosen from.
 - `strict_rounding`: rewrites a model so that ONNX Runtime rounds like a GPU.
 - `axis_flow`: proves that the entries along a dynamic axis don't influence each other.
 
-Public: `axis_flow.analysis`, `integer_choices`, `model_file`, `module_outputs`, `node_origins`, `ort_session`,
-`strict_rounding`, `tensor_shapes`, `tensor_types`, `walk`.
+Public: `attention_blocks`, `axis_flow.analysis`, `integer_choices`, `model_file`, `module_outputs`, `node_origins`,
+`ort_session`, `strict_rounding`, `tensor_shapes`, `tensor_types`, `walk`.
 """

@@ -123,6 +123,7 @@ def make_verified_trt_module(
     with report.phase("parity"):
         module = accept(EngineCandidate.of_lowered(engine.artifact, lowered), request, gpu, report)
         report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
+        report.add_engine_findings(module)
         report.add_notes(lowered.check_metric(module))
         report.add_notes(engine.notes)  # whether it comes from the cache
     return module

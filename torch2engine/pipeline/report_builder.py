@@ -11,15 +11,20 @@ import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from torch2engine.core.finding import Finding
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
 from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.modules.deployed import artifact_of
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.precision.graph.engine_findings import engine_findings
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 if TYPE_CHECKING:
+    from torch2engine.artifact.engine_artifact import EngineArtifact
+    from torch2engine.modules.trt.trt_module import TRTModule
     from torch2engine.precision.lowered_model import LoweredModel
     from torch2engine.precision.verify import EnginePrecision
 
@@ -46,6 +51,7 @@ class ReportBuilder:
         self._parity: tuple[ParityReport, ...] = ()
         self._notes: tuple[str, ...] = ()
         self._engine_notes: tuple[str, ...] = ()  # those of `_notes` that stay true when the engine is reused
+        self._findings: tuple[Finding, ...] = ()
         self._seconds: Mapping[str, float] = {}
 
     @contextmanager
@@ -112,6 +118,10 @@ class ReportBuilder:
         self._computed = engine_precision.report
         self._add_engine_notes(engine_precision.notes)
 
+    def add_engine_findings(self, module: TRTModule) -> None:
+        """Add what makes an engine slower than it could be. Its precisions must be known by then."""
+        self._findings = engine_findings(cast("EngineArtifact", artifact_of(module)), self._computed, module.layers())
+
     @property
     def is_lowered(self) -> bool:
         """Whether the ONNX graph was lowered."""
@@ -123,6 +133,7 @@ class ReportBuilder:
             "outcome": None if self._lowering is None else self._lowering.to_json(),
             "computed": None if self._computed is None else self._computed.to_json(),
             "notes": list(self._engine_notes),
+            "findings": [finding.to_json() for finding in self._findings],
         }
 
     def add_reusable_findings(self, facts: Mapping[str, Any]) -> None:
@@ -132,6 +143,7 @@ class ReportBuilder:
         self._lowering = None if outcome is None else PrecisionOutcome.from_json(outcome)
         self._computed = None if computed is None else PrecisionReport.from_json(computed)
         self._add_engine_notes(facts["notes"])
+        self._findings = tuple(map(Finding.from_json, facts.get("findings", ())))  # older records have none
 
     def _add_engine_notes(self, notes: Iterable[str]) -> None:
         sentences = tuple(notes)
@@ -157,4 +169,5 @@ class ReportBuilder:
             notes=self._notes,
             lowering=self._lowering,
             computed=self._computed,
+            findings=self._findings,
         )
