@@ -1,39 +1,91 @@
-"""One run of test files in a copy of the tree, in a process of its own.
+"""A process that has loaded the libraries, and forks one of its own for each run of tests in a copy of the tree.
 
-Enters: a folder with the copy. Leaves: pytest's exit status as the process's. Apart from `mutants` because the process
-must not have the package of the checkout, and starts sooner with few imports.
+    python benchmarks/mutant_worker.py torch onnx pytest
+
+Enters: lines of JSON on stdin: the tests to run in the current folder, and a limit in seconds. Leaves: a line of JSON
+for each: pytest's exit status, and the test that failed. Apart from `mutant_laboratory` because nothing of the checkout
+may be loaded here: each run imports the package from its copy.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
 import os
+import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-__all__ = ["run_tests"]
+__all__ = ["LOG", "run_tests", "serve"]
 
-_FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not gpu", "--no-header")
-_OF_THE_TREE = ("torch2engine", "tests", "benchmarks")
+LOG = "log"
+FAILED = "failed-test"
+POLLED_S = 0.02
+FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu", "--no-header")
 
 
-def run_tests(tree: str, files: Sequence[str], checkout: str) -> None:
-    """Run test files up to the first failure, and end the process with pytest's exit status.
+class Watcher:
+    """A plugin of pytest that writes the name of the first test that fails."""
 
-    Args:
-        tree: the copy. Its file "log" gets what the tests print.
-        files: relative to it.
-        checkout: the repository, of which nothing may be imported.
-    """
-    os.setsid()  # so that what the tests start can be ended with them
-    output = os.open(f"{tree}/log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """See each report."""
+        if report.failed and not Path(FAILED).exists():
+            Path(FAILED).write_text(report.nodeid, encoding="utf-8")
+
+
+def run_tests(tests: Sequence[str]) -> None:
+    """Run tests up to the first failure, and end the process with pytest's exit status. `LOG` gets what they print."""
+    os.setpgid(0, 0)  # so that what the tests start can be ended with them
+    output = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    os.chdir(tree)
-    for name in [name for name in sys.modules if name.partition(".")[0] in _OF_THE_TREE]:
-        del sys.modules[name]
-    sys.path[:] = [tree, *(one for one in sys.path if Path(one).absolute() != Path(checkout))]
-    os.environ["PYTHONPATH"] = tree
     import pytest
 
-    os._exit(int(pytest.main([*_FLAGS, *files])))
+    os._exit(int(pytest.main([*FLAGS, *tests], plugins=[Watcher()])))
+
+
+def answer(tests: Sequence[str], limit_s: float) -> dict[str, Any]:
+    """Run tests in a fork.
+
+    Returns:
+        "status": of pytest; None after the limit. "failed": the test that failed, "" for none.
+    """
+    Path(FAILED).unlink(missing_ok=True)
+    process = os.fork()
+    if process == 0:
+        run_tests(tests)
+    deadline = time.monotonic() + limit_s
+    ended = 0
+    wait_status = 0
+    while not ended and time.monotonic() < deadline:
+        ended, wait_status = os.waitpid(process, os.WNOHANG)
+        time.sleep(0 if ended else POLLED_S)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process, signal.SIGKILL)  # also what the tests have left behind
+    if not ended:
+        os.waitpid(process, 0)
+    failed = Path(FAILED).read_text(encoding="utf-8") if Path(FAILED).exists() else ""
+    return {"status": os.waitstatus_to_exitcode(wait_status) if ended else None, "failed": failed}
+
+
+def serve(preloaded: Sequence[str]) -> None:
+    """Answer requests until stdin ends.
+
+    Args:
+        preloaded: modules that every run has from the beginning.
+    """
+    sys.path[0] = os.getcwd()
+    os.environ["PYTHONPATH"] = os.getcwd()
+    for name in preloaded:
+        importlib.import_module(name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(answer(request["tests"], request["limit_s"])), flush=True)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""`make mutants` makes small faults of every kind, runs the nearest tests, and tells noticed faults from others."""
+"""`make mutants` makes faults of every kind, runs the tests that reach them, and tells noticed faults from others."""
 
 from __future__ import annotations
 
@@ -10,17 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.mutants import (
-    ACCEPTED,
-    ON_A_GPU,
-    Laboratory,
-    Mutant,
-    all_mutants,
-    changed_lines,
-    is_accepted,
-    nearest_tests,
-)
+from benchmarks.mutant_laboratory import Laboratory, Mutant, chosen_tests
+from benchmarks.mutants import ACCEPTED, all_mutants, changed_lines, chosen_mutants, is_accepted
 from benchmarks.mutations import mutations_of
+from benchmarks.reach import ReachMap, RecordedTest, lines_that_show, moved_lines
 from tests.support.paths import REPOSITORY
 
 SOURCE = '''
@@ -75,16 +68,14 @@ def test_every_mutant_is_another_program(every_mutant: list[Mutant]) -> None:
         assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)), str(mutant)
 
 
-def test_every_file_that_runs_without_a_gpu_has_nearest_tests(every_mutant: list[Mutant]) -> None:
-    """The file of the same name first, then those that import it; three at most, and all of them are there."""
-    for file in {mutant.file for mutant in every_mutant}:
-        found = nearest_tests(REPOSITORY, file)
-        assert len(found) <= 3
-        assert all((REPOSITORY / test).is_file() for test in found)
-        assert found, file
-        assert not file.startswith(ON_A_GPU)
-    assert nearest_tests(REPOSITORY, "torch2engine/core/wording.py")[0] == "tests/core/test_wording.py"
-    assert nearest_tests(REPOSITORY, "torch2engine/cli/doctor/gpus.py")[0] == "tests/cli/test_doctor.py"
+def test_sample_stays_when_the_package_grows(every_mutant: list[Mutant]) -> None:
+    """Strengthened tests are measured on the mutants that survived before; another seed chooses others."""
+    few = every_mutant[::20]
+    sample = chosen_mutants(few, 30, 0)
+    assert len(sample) == 30
+    assert [one for one in chosen_mutants(every_mutant, 1500, 0) if one in few][:30] == sample
+    assert set(map(str, chosen_mutants(few, 30, 1))) != set(map(str, sample))
+    assert len(chosen_mutants(few, 0, 0)) == len(few)
 
 
 def test_accepted_survivors_are_in_the_package_with_a_reason(every_mutant: list[Mutant]) -> None:
@@ -111,41 +102,147 @@ def test_changed_lines_are_those_that_the_commit_lacks(tmp_path: Path) -> None:
     assert [(one.mutation.line, one.source) for one in all_mutants(tmp_path, lines)] == [(2, "y = 3"), (4, "w = 4")]
 
 
+LINES = """
+LIMIT = 3
+FIELD = 4
+def f(a, b=5):
+    if a > b:
+        return LIMIT
+    return [
+        a,
+        7,
+    ]
+class C:
+    size: int = 8
+    def g(self):
+        return self.size
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (2, {"a.py": {6}}),  # a constant where its name stands
+        (3, {"b.py": {2}}),  # in another file, where its own does not have it
+        (4, {"a.py": {5, 7}}),  # a default value in the body
+        (5, {"a.py": {5}}),
+        (9, {"a.py": {7}}),  # the statement in whose middle it stands
+        (12, {"a.py": {14}}),  # a field
+    ],
+)
+def test_lines_that_show_are_those_in_which_an_effect_is_seen(line: int, shown: dict[str, set[int]]) -> None:
+    """What runs at import has its effect where it is used."""
+    assert lines_that_show({"a.py": LINES, "b.py": "def h():\n    return a.FIELD\n"}, "a.py", line) == shown
+
+
+def test_moved_lines_are_found_by_their_text() -> None:
+    """A line that has changed is no longer there; those around it have moved."""
+    assert moved_lines("a\nb\nc\nd\n", "x\na\nb\nC\nd\n") == {1: 2, 2: 3, 4: 5}
+
+
 TESTED = """
 def smallest(numbers):
     found = numbers[0]
     while numbers:
         found = min(found, numbers.pop())
     return found
+
+def unused():
+    return 1
 """
 TEST = """
+import pytest
 from torch2engine.core.a import smallest
 
-def test_smallest():
-    assert smallest([3, 1, 2]) == 1
+@pytest.fixture(scope="module")
+def found():
+    return smallest([3, 1, 2])
+
+def test_nothing():
+    pass
+
+def test_smallest(found):
+    assert found == 1
+
+def test_of_the_original_alone():
+    assert smallest([1]) == 1 and "tree" not in __file__
 """
 
 
-def test_laboratory_tells_what_the_nearest_tests_notice(tmp_path: Path) -> None:
-    """Noticed, survived and untested faults, and a tree that is as it was after each."""
-    root = tmp_path / "root"
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with one small file and its tests, and their map."""
+    root = tmp_path_factory.mktemp("project")
     for folder in ("torch2engine/core", "tests/core"):
         (root / folder).mkdir(parents=True)
         for package in (root / folder, (root / folder).parent):
             (package / "__init__.py").touch()
     (root / "torch2engine/core/a.py").write_text(TESTED)
-    (root / "torch2engine/core/b.py").write_text("x = 1\n")
     (root / "tests/core/test_a.py").write_text(TEST)
-    (root / "tests/core/test_b.py").write_text("def test_b():\n    raise ValueError\n")
     (root / "pyproject.toml").write_text('[tool.pytest.ini_options]\nmarkers = ["gpu"]\n')
-    laboratory = Laboratory(root, tmp_path, 1, preloaded=["pytest"])
+    ReachMap(root).renew(1)
+    return root
+
+
+def test_recorder_finds_the_lines_of_each_test(project: Path) -> None:
+    """A test has the lines of its fixtures; a map that is read again finds them where they have moved to."""
+    reach = ReachMap(project)
+    assert reach.stale_files() == []
+    file = "torch2engine/core/a.py"
+    lines = {test.name.partition("::")[2]: test.reached.get(file, 0) for test in reach.tests}
+    all_of_it = sum(1 << line for line in (3, 4, 5, 6))
+    assert lines == {"test_nothing": 0, "test_smallest": all_of_it, "test_of_the_original_alone": all_of_it}
+    (project / file).write_text(TESTED.replace("    found = numbers[0]", "    # first\n    found = numbers[-1]"))
+    moved = {test.name.partition("::")[2]: test.reached.get(file, 0) for test in ReachMap(project).tests}
+    (project / file).write_text(TESTED)
+    assert moved["test_smallest"] == sum(1 << line for line in (5, 6, 7))
+
+
+def test_changed_test_file_is_recorded_anew(project: Path) -> None:
+    """Any other keeps its record, and one that has gone is forgotten."""
+    place = project / "tests/core/test_b.py"
+    place.write_text("def test_b():\n    pass\n")
+    assert ReachMap(project).stale_files() == ["tests/core/test_b.py"]
+    ReachMap(project).renew(1)
+    assert [test.name for test in ReachMap(project).tests if "test_b" in test.name] == ["tests/core/test_b.py::test_b"]
+    assert len(ReachMap(project).tests) == 4
+    place.unlink()
+    ReachMap(project).renew(1)
+    assert len(ReachMap(project).tests) == 3
+
+
+def test_laboratory_tells_what_tests_notice(project: Path, tmp_path: Path) -> None:
+    """Noticed, survived and unreached faults, and a tree that is as it was after each.
+
+    A test that fails in the copy without the fault, too, notices nothing.
+    """
+    laboratory = Laboratory(project, ReachMap(project), tmp_path, 1, preloaded=["pytest"])
     found = {
-        f"{mutant.mutation.line} {mutant.mutation.text}": laboratory.try_mutant(mutant) for mutant in all_mutants(root)
+        f"{mutant.mutation.line} {mutant.mutation.text}": laboratory.try_mutant(mutant)
+        for mutant in all_mutants(project)
     }
-    assert found == {
+    laboratory.close()
+    assert {mutant: outcome.name for mutant, outcome in found.items()} == {
         "3 1": "survived",  # another first number is the smallest one, too
         "4 (not (numbers))": "killed",
         "6 return None": "killed",
-        "1 2": "untested",  # its test fails without the fault
+        "9 2": "uncovered",
+        "9 return None": "uncovered",
     }
+    assert found["6 return None"].test == "tests/core/test_a.py::test_smallest"
     assert (tmp_path / "tree0/torch2engine/core/a.py").read_text() == TESTED
+
+
+def test_nearest_and_fastest_tests_come_first(project: Path) -> None:
+    """Up to the budget of seconds, but never none."""
+    mutant = all_mutants(project)[0]
+    tests = [
+        RecordedTest("tests/cli/test_z.py::test_0", 1.0, (), {}),
+        RecordedTest("tests/core/test_b.py::test_1", 5.0, (), {}),
+        RecordedTest("tests/core/test_a.py::test_2", 30.0, (), {}),
+        RecordedTest("tests/core/test_a.py::test_3", 3.0, (), {}),
+    ]
+    reach = ReachMap(project)
+    assert [test.seconds for test in chosen_tests(reach, mutant, tests)] == [3.0, 30.0, 5.0, 1.0]
+    slow = [RecordedTest("tests/core/test_a.py::test_2", seconds, (), {}) for seconds in (50.0, 500.0)]
+    assert [test.seconds for test in chosen_tests(reach, mutant, slow)] == [50.0]

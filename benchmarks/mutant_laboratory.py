@@ -1,0 +1,205 @@
+"""Tries a mutant: a copy of the tree gets the fault, and the tests that reach it run.
+
+Enters: the repository and the map of its tests. Leaves: for a mutant, whether a test noticed it. Apart from `mutants`,
+which chooses the mutants and counts.
+
+A run ends at the first failure. Only a test that passes in the copy without the fault may notice it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+from benchmarks.mutations import Mutation
+from benchmarks.reach import A_TEST_FAILED, PASSED, ReachMap, RecordedTest, lines_that_show
+
+__all__ = ["Laboratory", "Mutant", "Outcome", "chosen_tests"]
+
+COPIED = ("torch2engine", "tests", "benchmarks", "examples", "docs", "pyproject.toml", "README.md", "ARCHITECTURE.md")
+PRELOADED = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime.quantization", "pytest")
+BUDGET_S = 40.0
+MOST_TESTS = 80
+SLACK = 4.0
+LEAST_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One fault in one file of the package.
+
+    Args:
+        file: relative to the repository.
+        source: the line of the file in which it begins, without spaces around it.
+        mutation: the fault.
+    """
+
+    file: str
+    source: str
+    mutation: Mutation
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.mutation.line} {self.mutation.kind}: {self.source} -> {self.mutation.text}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant.
+
+    Args:
+        name: "killed", "killed by time", "survived", or "uncovered": no test reaches it.
+        test: the one that noticed it; "" for none.
+    """
+
+    name: str
+    test: str = ""
+
+
+def reaching_tests(reach: ReachMap, mutant: Mutant) -> list[RecordedTest]:
+    """The recorded tests in which the fault may be seen."""
+    shown = lines_that_show(reach.sources, mutant.file, mutant.mutation.line)
+    return [test for test in reach.tests if any(test.reaches(file, lines) for file, lines in shown.items())]
+
+
+def chosen_tests(reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest]) -> list[RecordedTest]:
+    """Of some tests, those of the nearest folder first, and of these the fastest, up to the budget; at least one."""
+
+    def order(test: RecordedTest) -> tuple[int, float]:
+        return distance(mutant, test), expected_seconds(reach, [test])
+
+    sorted_tests = sorted(tests, key=order)
+    chosen = sorted_tests[:1]
+    for test in sorted_tests[1:]:
+        if len(chosen) < MOST_TESTS and expected_seconds(reach, [*chosen, test]) <= BUDGET_S:
+            chosen.append(test)
+    return chosen
+
+
+def distance(mutant: Mutant, test: RecordedTest) -> int:
+    """0 for a test in the file of the same name, 1 for one of the same folder, 2 for others."""
+    path = Path(mutant.file)
+    folder = Path("tests", *path.parts[1:-1])
+    if test.file == f"{folder}/test_{path.stem}.py":
+        return 0
+    return 1 if Path(test.file).is_relative_to(folder) else 2
+
+
+def expected_seconds(reach: ReachMap, tests: Collection[RecordedTest]) -> float:
+    """How long tests take together; a fixture that several share runs once."""
+    fixtures = {fixture for test in tests for fixture in test.fixtures}
+    return sum(test.seconds for test in tests) + sum(reach.seconds_of(fixture) for fixture in fixtures)
+
+
+class Workplace:
+    """A copy of the tree, and a process that runs tests in it.
+
+    Args:
+        root: the repository.
+        tree: an empty folder.
+        preloaded: modules that are imported once for all runs.
+    """
+
+    def __init__(self, root: Path, tree: Path, preloaded: Sequence[str]) -> None:
+        self.tree = tree
+        for name in COPIED:
+            if (root / name).is_dir():
+                shutil.copytree(root / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+            elif (root / name).exists():
+                shutil.copy(root / name, tree / name)
+        command = [sys.executable, str(Path(__file__).with_name("mutant_worker.py")), *preloaded]
+        self._server = subprocess.Popen(command, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def run(self, tests: Sequence[str], limit_s: float) -> tuple[int | None, str]:
+        """Pytest's exit status, None after a limit; and the test that failed."""
+        assert self._server.stdin is not None and self._server.stdout is not None
+        self._server.stdin.write(json.dumps({"tests": tests, "limit_s": limit_s}) + "\n")
+        self._server.stdin.flush()
+        answer = json.loads(self._server.stdout.readline())
+        return answer["status"], answer["failed"]
+
+    @contextmanager
+    def fault(self, mutant: Mutant) -> Iterator[None]:
+        """Have a fault in the copy."""
+        place = self.tree / mutant.file
+        original = place.read_text(encoding="utf-8")
+        place.write_text(mutant.mutation.apply(original), encoding="utf-8")
+        try:
+            yield
+        finally:
+            place.write_text(original, encoding="utf-8")
+
+    def close(self) -> None:
+        """End the process."""
+        self._server.communicate()
+
+
+class Laboratory:
+    """Tries mutants, one at a time in each of its copies of the tree.
+
+    Args:
+        root: the repository.
+        reach: the map of its tests.
+        folder: an empty one, for the copies.
+        workers: how many copies.
+        preloaded: modules that are imported once for all runs in a copy.
+    """
+
+    def __init__(
+        self, root: Path, reach: ReachMap, folder: Path, workers: int, preloaded: Sequence[str] = PRELOADED
+    ) -> None:
+        self._reach = reach
+        self._idle: SimpleQueue[Workplace] = SimpleQueue()
+        self._sound: set[str] = set()
+        self._unsound: set[str] = set()
+        for number in range(workers):
+            tree = folder / f"tree{number}"
+            tree.mkdir()
+            self._idle.put(Workplace(root, tree, preloaded))
+
+    def try_mutant(self, mutant: Mutant) -> Outcome:
+        """Run the tests that reach it.
+
+        Where no recorded test does, a process that a test starts may. So the tests nearby run.
+        """
+        reaching = reaching_tests(self._reach, mutant)
+        nearby = [test for test in self._reach.tests if distance(mutant, test) < 2]
+        tests = chosen_tests(self._reach, mutant, reaching or nearby)
+        place = self._idle.get()
+        try:
+            while usable := [test for test in tests if test.name not in self._unsound]:
+                with place.fault(mutant):
+                    status, failed = self._run(place, usable)
+                if status == PASSED:
+                    return Outcome("survived" if reaching else "uncovered")
+                suspects = [test for test in usable if status == A_TEST_FAILED and test.name == failed] or usable
+                if self._are_sound(place, suspects):
+                    return Outcome("killed by time" if status is None else "killed", suspects[0].name)
+            return Outcome("uncovered")
+        finally:
+            self._idle.put(place)
+
+    def close(self) -> None:
+        """End the processes of the idle copies."""
+        while not self._idle.empty():
+            self._idle.get().close()
+
+    def _are_sound(self, place: Workplace, tests: Sequence[RecordedTest]) -> bool:
+        """Whether tests pass without the fault; those that don't are not taken again."""
+        names = {test.name for test in tests}
+        if names <= self._sound:
+            return True
+        status, _ = self._run(place, tests)
+        (self._sound if status == PASSED else self._unsound).update(names)
+        return status == PASSED
+
+    def _run(self, place: Workplace, tests: Sequence[RecordedTest]) -> tuple[int | None, str]:
+        """Run tests; the limit follows from how long they usually take."""
+        limit_s = LEAST_LIMIT_S + SLACK * expected_seconds(self._reach, tests)
+        return place.run([test.name for test in tests], limit_s)
