@@ -1,6 +1,6 @@
 """Every command with its options, as click sees them. The only file that imports click.
 
-Enters: the words of a command. Leaves: calls of the functions behind it, and an exit code. Separate because click
+Enters: the arguments of a command. Leaves: calls of the functions behind it, and an exit code. Separate because click
 decides how options look, and nothing else does. The functions are imported when their command runs: `--help` is quick.
 """
 
@@ -52,7 +52,7 @@ def _command(group: click.Group, name: str, example: str) -> Callable[[Run], cli
         @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
         @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
         @functools.wraps(function)
-        def guarded(as_json: bool, debug: bool, **options: Any) -> None:
+        def run_and_show(as_json: bool, debug: bool, **options: Any) -> None:
             try:
                 outcome = function(**options)
             except (Exception, KeyboardInterrupt) as error:
@@ -63,12 +63,12 @@ def _command(group: click.Group, name: str, example: str) -> Callable[[Run], cli
             if outcome.code != PASSED:
                 raise click.exceptions.Exit(outcome.code)
 
-        return group.command(name, epilog=f"\b\nExample:\n  torch2engine {example}")(guarded)
+        return group.command(name, epilog=f"\b\nExample:\n  torch2engine {example}")(run_and_show)
 
     return decorate
 
 
-def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+def _several_options(*options: Callable[[F], F]) -> Callable[[F], F]:
     """Several options as one decorator, in the order of the help."""
 
     def decorate(function: F) -> F:
@@ -79,31 +79,32 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-_axes = click.option(
+_axis_option = click.option(
     "--axis",
     "axes",
     multiple=True,
     metavar="NAME[@INPUT.DIM,...]=MIN:OPT:MAX",
     help="A dynamic axis and its range; without places, the first dimension of every input.",
 )
-_sample = click.option(
+_sample_option = click.option(
     "--sample",
     multiple=True,
     metavar="SHAPE|FILE.npz|MODULE:NAME",
     help="The sample input: a shape such as 8x3x64x64 or x=float16:8x3 (repeat it for several inputs), the arrays of a "
     "file, or what a function returns.",
 )
-_runtime = click.option(
+_runtime_option = click.option(
     "--runtime", type=click.Choice(_RUNTIMES), help="What runs a saved folder; onnxruntime needs no GPU."
 )
-_bounds = _options(
+_tolerance_options = _several_options(
     click.option("--rel-l2", type=float, help="The largest relative L2 error of an output."),
     click.option("--max-rel", type=float, help="The largest error of an element, relative to its surroundings."),
 )
-_judged = _options(
-    click.option("--precision", help="Whose default tolerance counts: fp32, tf32, fp16, bf16, int8 or fp8."), _bounds
+_comparison_options = _several_options(
+    click.option("--precision", help="Whose default tolerance counts: fp32, tf32, fp16, bf16, int8 or fp8."),
+    _tolerance_options,
 )
-_builder = _options(
+_build_options = _several_options(
     click.option("--flavour", type=click.Choice(_FLAVOURS), help="Which TensorRT builds, if both are installed."),
     click.option("--refittable", is_flag=True, help="Build an engine that takes other weights later."),
     click.option(
@@ -113,10 +114,10 @@ _builder = _options(
 
 
 @_command(cli, "deploy", "deploy net.py:make --sample 8x3x32x32 --axis batch=1:8:32 --runtime onnxruntime -o net.t2e")
-@_options(
-    click.argument("target", metavar="MODEL"),
-    _sample,
-    _axes,
+@_several_options(
+    click.argument("model_spec", metavar="MODEL"),
+    _sample_option,
+    _axis_option,
     click.option("--precision", help="fp32 (default), tf32, fp16, bf16, int8 or fp8."),
     click.option(
         "--runtime",
@@ -124,8 +125,8 @@ _builder = _options(
         default="tensorrt",
         help="What answers; onnxruntime needs no GPU, and auto takes it where TensorRT can't run.",
     ),
-    _builder,
-    _bounds,
+    _build_options,
+    _tolerance_options,
     click.option("-o", "--output", type=_PATH, help="The folder to write, e.g. model.t2e."),
 )
 def deploy_command(
@@ -145,11 +146,11 @@ def deploy_command(
 
 
 @_command(cli, "build", "build net.onnx --axis batch=1:8:32 -o engine.t2e")
-@_options(
+@_several_options(
     click.argument("source", type=_PATH),
-    _axes,
+    _axis_option,
     click.option("--precision", type=click.Choice(FLOAT32_PRECISIONS), help="How float32 products are computed."),
-    _builder,
+    _build_options,
     click.option("-o", "--output", type=_PATH, required=True, help="The folder to write, e.g. model.t2e."),
 )
 def build_command(flavour: Flavour | None, refittable: bool, **options: Any) -> Outcome:
@@ -161,13 +162,13 @@ def build_command(flavour: Flavour | None, refittable: bool, **options: Any) -> 
 
 
 @_command(cli, "check", "check net.onnx net.py:make --sample 8x3x32x32 --axis batch=1:8:32")
-@_options(
+@_several_options(
     click.argument("candidate", type=_PATH),
     click.argument("reference", metavar="REFERENCE"),
-    _sample,
-    _axes,
-    _runtime,
-    _judged,
+    _sample_option,
+    _axis_option,
+    _runtime_option,
+    _comparison_options,
 )
 def check_command(
     precision: PrecisionName | None, rel_l2: float | None, max_rel: float | None, **options: Any
@@ -183,12 +184,12 @@ def check_command(
 
 
 @_command(cli, "diagnose", "diagnose net.t2e net.py:make --sample 8x3x32x32 --runtime onnxruntime")
-@_options(
+@_several_options(
     click.argument("candidate", type=_PATH),
-    click.argument("target", metavar="MODEL"),
-    _sample,
-    _runtime,
-    _bounds,
+    click.argument("model_spec", metavar="MODEL"),
+    _sample_option,
+    _runtime_option,
+    _tolerance_options,
 )
 def diagnose_command(**options: Any) -> Outcome:
     """Find the first module of MODEL whose output differs in CANDIDATE, a folder that torch2engine saved."""
@@ -198,13 +199,13 @@ def diagnose_command(**options: Any) -> Outcome:
 
 
 @_command(cli, "compare", "compare net.t2e net.onnx --axis batch=1:8:32")
-@_options(
+@_several_options(
     click.argument("reference", type=_PATH),
     click.argument("candidate", type=_PATH),
     click.option("--input", "inputs", type=_PATH, help="Compare on the arrays of this .npz file."),
-    _axes,
-    _runtime,
-    _judged,
+    _axis_option,
+    _runtime_option,
+    _comparison_options,
 )
 def compare_command(
     precision: PrecisionName | None, rel_l2: float | None, max_rel: float | None, **options: Any
@@ -216,12 +217,12 @@ def compare_command(
 
 
 @_command(cli, "run", "run net.t2e --input images.npz --output answers.npz")
-@_options(
+@_several_options(
     click.argument("path", type=_PATH),
     click.option("--input", "inputs", type=_PATH, required=True, help="An .npz file with an array for each input."),
     click.option("--output", type=_PATH, help="The .npz file to write."),
-    _axes,
-    _runtime,
+    _axis_option,
+    _runtime_option,
 )
 def run_command(**options: Any) -> Outcome:
     """Answer the arrays of a file."""
@@ -231,13 +232,13 @@ def run_command(**options: Any) -> Outcome:
 
 
 @_command(cli, "bench", "bench net.t2e --size batch=8 --rounds 3")
-@_options(
+@_several_options(
     click.argument("path", type=_PATH),
     click.option("--model", metavar="MODEL", help="Time this PyTorch model beside it, after comparing the answers."),
     click.option("--size", "sizes", multiple=True, metavar="NAME=SIZE", help="Sizes of the axes; by default three."),
     click.option("--rounds", type=click.IntRange(min=1), default=15, show_default=True, help="Rounds to measure."),
-    _axes,
-    _runtime,
+    _axis_option,
+    _runtime_option,
 )
 def bench_command(**options: Any) -> Outcome:
     """Time calls: median and 95th percentile, on the host and on the GPU."""
@@ -247,7 +248,7 @@ def bench_command(**options: Any) -> Outcome:
 
 
 @_command(cli, "inspect", "inspect engine.t2e")
-@_options(click.argument("path", type=_PATH))
+@_several_options(click.argument("path", type=_PATH))
 def inspect_command(**options: Any) -> Outcome:
     """Show what a saved folder, an ONNX file or an engine file holds. It needs no GPU."""
     from torch2engine.cli.commands import inspect
@@ -256,7 +257,7 @@ def inspect_command(**options: Any) -> Outcome:
 
 
 @_command(cli, "report", "report net.t2e -o report.html")
-@_options(
+@_several_options(
     click.argument("path", type=_PATH),
     click.option("-o", "--output", type=_PATH, help="The HTML page to write; without it the report is printed."),
 )
@@ -280,11 +281,11 @@ def cache_group() -> None:
     """Look at the engines in the cache, and remove them."""
 
 
-_folder = click.option("--folder", type=_PATH, help="Another cache than the user's.")
+_folder_option = click.option("--folder", type=_PATH, help="Another cache than the user's.")
 
 
 @_command(cache_group, "list", "cache list")
-@_options(_folder)
+@_several_options(_folder_option)
 def list_command(folder: Path | None) -> Outcome:
     """List the engines, the least recently used first."""
     from torch2engine.cli.cache import list_engines
@@ -293,8 +294,9 @@ def list_command(folder: Path | None) -> Outcome:
 
 
 @_command(cache_group, "prune", "cache prune --max-bytes 1000000000")
-@_options(
-    _folder, click.option("--max-bytes", type=click.IntRange(min=0), help="Bytes that may stay; by default 20 GiB.")
+@_several_options(
+    _folder_option,
+    click.option("--max-bytes", type=click.IntRange(min=0), help="Bytes that may stay; by default 20 GiB."),
 )
 def prune_command(folder: Path | None, max_bytes: int | None) -> Outcome:
     """Remove the least recently used engines until the rest fits."""
@@ -304,7 +306,7 @@ def prune_command(folder: Path | None, max_bytes: int | None) -> Outcome:
 
 
 @_command(cache_group, "clear", "cache clear")
-@_options(_folder)
+@_several_options(_folder_option)
 def clear_command(folder: Path | None) -> Outcome:
     """Remove every engine."""
     from torch2engine.cli.cache import prune

@@ -27,20 +27,22 @@ from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.load import load
 from torch2engine.trt.foreign_plan import adopt_plan
 
-__all__ = ["describe", "import_onnx", "in_options", "is_answering_path", "open_candidate"]
+__all__ = ["Content", "import_onnx", "is_candidate_path", "open_candidate", "read_content", "with_cli_options"]
 
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 Runtime = Literal["tensorrt", "onnxruntime"]
+Content = OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature
+"""What a path may hold: an artifact, an engine file of another tool, or the signature of an ONNX file."""
 
 
-def is_answering_path(word: str) -> bool:
-    """Whether a word names a file or folder that `open_candidate` opens, and not a PyTorch module."""
-    path = Path(word)
+def is_candidate_path(text: str) -> bool:
+    """Whether a text names a file or folder that `open_candidate` opens, and not a PyTorch module."""
+    path = Path(text)
     return path.is_dir() or path.suffix in (".onnx", *_ENGINE_SUFFIXES)
 
 
-def describe(path: Path) -> OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature:
+def read_content(path: Path) -> Content:
     """Read what a path holds, without TensorRT and without a GPU.
 
     Returns:
@@ -77,7 +79,7 @@ def open_candidate(
         try:
             return load(path, runtime=runtime)
         except InstallationError as error:
-            raise in_options(error) from error
+            raise with_cli_options(error) from error
     file = read_plan_file(path)
     if runtime == "onnxruntime":
         raise InputError(
@@ -120,8 +122,8 @@ def import_onnx(path: Path, axes: Sequence[Axis]) -> OnnxArtifact:
     return source.artifact
 
 
-def in_options(error: InstallationError) -> InstallationError:
-    """The same error with options in the place of keyword arguments."""
+def with_cli_options(error: InstallationError) -> InstallationError:
+    """The same error, with options of the command line in the place of keyword arguments in its fix."""
     option = "--runtime onnxruntime"
     fix = error.fix
     for words in ("load it with runtime='onnxruntime'", "deploy with runtime='onnxruntime'"):

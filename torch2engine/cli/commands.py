@@ -1,7 +1,7 @@
 """The commands on models and engines, as functions.
 
-Enters: options, as click has read them. Leaves: an `Outcome`. Separate because `app` declares what the words are, and
-this file does what they mean.
+Enters: options, as click has read them. Leaves: an `Outcome`. Separate because `app` declares the options, and this
+file does the work.
 """
 
 from __future__ import annotations
@@ -20,17 +20,24 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.plan_file import PlanFile
 from torch2engine.builder.build import build
-from torch2engine.cli.candidates import describe, import_onnx, in_options, is_answering_path, open_candidate
-from torch2engine.cli.outcome import FAILED, PASSED, Outcome
-from torch2engine.cli.targets import (
-    dynamic_axes,
+from torch2engine.cli.arguments import (
+    make_dynamic_axes,
     read_arrays,
     read_axis,
+    read_file_axes,
     read_model,
-    read_ranges,
     read_sample,
     read_sizes,
 )
+from torch2engine.cli.candidates import (
+    Content,
+    import_onnx,
+    is_candidate_path,
+    open_candidate,
+    read_content,
+    with_cli_options,
+)
+from torch2engine.cli.outcome import FAILED, PASSED, Outcome
 from torch2engine.core.config import BuildConfig, Runtime, Tolerance
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError
 from torch2engine.core.finding import Finding
@@ -64,7 +71,7 @@ _KINDS = {OnnxArtifact: "exported model", EngineArtifact: "engine", PartsArtifac
 
 @dataclass(frozen=True)
 class BoundOptions:
-    """By what answers are judged.
+    """The options that decide when answers count as equal.
 
     Args:
         precision: whose default tolerance counts; None for the candidate's.
@@ -84,7 +91,7 @@ class BoundOptions:
 
 
 def deploy_model(
-    target: str,
+    model_spec: str,
     output: Path | None,
     sample: Sequence[str],
     axes: Sequence[str],
@@ -94,14 +101,14 @@ def deploy_model(
     cache: bool,
 ) -> Outcome:
     """Deploy a PyTorch module, and save what came out."""
-    model = read_model(target)
+    model = read_model(model_spec)
     inputs = read_sample(sample)
-    words = [read_axis(word) for word in axes]
+    axis_arguments = [read_axis(text) for text in axes]
     try:
         module = deploy(
             model,
             inputs,
-            dynamic_axes(words, model, inputs),
+            make_dynamic_axes(axis_arguments, model, inputs),
             precision=bounds.precision or DEFAULT_PRECISION,
             tolerance=bounds.tolerance,
             runtime=runtime,
@@ -110,7 +117,7 @@ def deploy_model(
             progress=True,
         )
     except InstallationError as error:
-        raise in_options(error) from error
+        raise with_cli_options(error) from error
     lines = [repr(module), str(module.report)]
     data = {"module": repr(module), "report": module.report.to_json()}
     if output is not None:
@@ -129,14 +136,14 @@ def build_engine(
     cache: bool,
 ) -> Outcome:
     """Build an engine of an ONNX file, or of an exported model that torch2engine saved."""
-    ranges = read_ranges(axes)
+    ranges = read_file_axes(axes)
     is_saved = source.is_dir()
     onnx = OnnxArtifact.load(source) if is_saved else import_onnx(source, ranges)
     profiles = {axis.name: axis.range for axis in ranges} if is_saved else {}
     engine = build(onnx, profiles or None, precision=precision, config=config, cache=cache, progress=True)
     engine.save(output)
-    data = _facts(engine)
-    return Outcome(f"{_text_of(engine)}\nsaved to {output}", {**data, "saved": str(output)})
+    data = _content_facts(engine)
+    return Outcome(f"{_content_text(engine)}\nsaved to {output}", {**data, "saved": str(output)})
 
 
 def check(
@@ -148,29 +155,29 @@ def check(
     bounds: BoundOptions,
 ) -> Outcome:
     """Compare a candidate with a PyTorch module, or with an ONNX file."""
-    if is_answering_path(reference):
+    if is_candidate_path(reference):
         return compare(Path(reference), candidate, None, axes, runtime, bounds)
     model = read_model(reference)
     inputs = read_sample(sample)
-    module = open_candidate(candidate, read_ranges(axes), runtime, bounds.precision)
+    module = open_candidate(candidate, read_file_axes(axes), runtime, bounds.precision)
     report = compare_with_model(model, module, inputs, precision=bounds.precision, tolerance=bounds.tolerance)
-    return _outcome_of(report)
+    return _parity_outcome(report)
 
 
 def diagnose_model(
     candidate: Path,
-    target: str,
+    model_spec: str,
     sample: Sequence[str],
     runtime: Any,
     rel_l2: float | None,
     max_rel: float | None,
 ) -> Outcome:
     """Find the first module of a PyTorch model whose output differs in a saved folder."""
-    model = read_model(target)
+    model = read_model(model_spec)
     inputs = read_sample(sample)
     module = open_candidate(candidate, (), runtime)
-    found = diagnose(model, module, inputs, tolerance=BoundOptions(None, rel_l2, max_rel).tolerance)
-    return Outcome(str(found), found.to_json(), PASSED if found.passed else FAILED)
+    diagnosis = diagnose(model, module, inputs, tolerance=BoundOptions(None, rel_l2, max_rel).tolerance)
+    return Outcome(str(diagnosis), diagnosis.to_json(), PASSED if diagnosis.passed else FAILED)
 
 
 def compare(
@@ -182,12 +189,12 @@ def compare(
     bounds: BoundOptions,
 ) -> Outcome:
     """Compare the answers of two saved models or engines."""
-    ranges = read_ranges(axes)
-    first = open_candidate(reference, ranges, _runtime_of(reference, runtime), bounds.precision)
-    second = open_candidate(candidate, ranges, _runtime_of(candidate, runtime), bounds.precision)
-    leaves = None if inputs is None else _leaves(second, inputs)
+    ranges = read_file_axes(axes)
+    first = open_candidate(reference, ranges, _runtime_for(reference, runtime), bounds.precision)
+    second = open_candidate(candidate, ranges, _runtime_for(candidate, runtime), bounds.precision)
+    leaves = None if inputs is None else _load_inputs(second, inputs)
     report = compare_modules(first, second, inputs=leaves, precision=bounds.precision, tolerance=bounds.tolerance)
-    return _outcome_of(report)
+    return _parity_outcome(report)
 
 
 def show_report(path: Path, output: Path | None) -> Outcome:
@@ -202,8 +209,8 @@ def show_report(path: Path, output: Path | None) -> Outcome:
 
 def run(path: Path, inputs: Path, output: Path | None, axes: Sequence[str], runtime: Any) -> Outcome:
     """Answer the arrays of an .npz file."""
-    module = open_candidate(path, read_ranges(axes), _runtime_of(path, runtime))
-    leaves = [leaf.to(module.device or "cuda") for leaf in _leaves(module, inputs)]
+    module = open_candidate(path, read_file_axes(axes), _runtime_for(path, runtime))
+    leaves = [leaf.to(module.device or "cuda") for leaf in _load_inputs(module, inputs)]
     answers = {name: value.cpu() for name, value in module.infer(leaves).items()}
     lines = [f"{name}: {str(value.dtype).removeprefix('torch.')}{list(value.shape)}" for name, value in answers.items()]
     data: dict[str, Any] = {
@@ -211,7 +218,7 @@ def run(path: Path, inputs: Path, output: Path | None, axes: Sequence[str], runt
         "outputs": {name: {"dtype": str(value.dtype), "shape": list(value.shape)} for name, value in answers.items()},
     }
     if output is not None:
-        arrays: dict[str, Any] = {name: _array(value) for name, value in answers.items()}
+        arrays: dict[str, Any] = {name: _to_numpy(value) for name, value in answers.items()}
         np.savez(output, **arrays)
         lines.append(f"saved to {output}")
         data["saved"] = str(output)
@@ -222,31 +229,33 @@ def bench(
     path: Path, model: str | None, sizes: Sequence[str], rounds: int, axes: Sequence[str], runtime: Any
 ) -> Outcome:
     """Time calls, and those of the model in PyTorch eager beside them."""
-    module = open_candidate(path, read_ranges(axes), _runtime_of(path, runtime))
+    module = open_candidate(path, read_file_axes(axes), _runtime_for(path, runtime))
     reference = None if model is None else read_model(model)
     if reference is not None and module.device is not None:
         reference = reference.to(module.device)
     report = module.benchmark(reference, sizes=[read_sizes(sizes)] if sizes else None, rounds=rounds)
-    rates = [f"{row.candidate}, {row.case}: {1e6 / _slowest(row.timing):.0f} calls per second" for row in report.rows]
+    rates = [
+        f"{row.candidate}, {row.case}: {1e6 / _bottleneck_us(row.timing):.0f} calls per second" for row in report.rows
+    ]
     return Outcome("\n".join([str(report), *rates]), report.to_json())
 
 
 def inspect(path: Path) -> Outcome:
     """Tell what a saved model, an ONNX file or an engine file is."""
-    found = describe(path)
-    return Outcome(_text_of(found), _facts(found))
+    content = read_content(path)
+    return Outcome(_content_text(content), _content_facts(content))
 
 
-def _outcome_of(report: ParityReport) -> Outcome:
+def _parity_outcome(report: ParityReport) -> Outcome:
     return Outcome(str(report), {"parity": report.to_json()}, PASSED if report.passed else FAILED)
 
 
-def _runtime_of(path: Path, runtime: Any) -> Any:
+def _runtime_for(path: Path, runtime: Any) -> Any:
     """The runtime that was chosen, for what has a choice: a folder with an engine and its exported model."""
     return runtime if path.is_dir() else None
 
 
-def _leaves(module: DeployedModule[Any], path: Path) -> list[torch.Tensor]:
+def _load_inputs(module: DeployedModule[Any], path: Path) -> list[torch.Tensor]:
     """The arrays of an .npz file in the module's order: by name, or as numpy has numbered them."""
     arrays = read_arrays(str(path))
     names = [spec.name for spec in module.signature.inputs]
@@ -263,65 +272,65 @@ def _leaves(module: DeployedModule[Any], path: Path) -> list[torch.Tensor]:
     )
 
 
-def _array(value: torch.Tensor) -> Any:
+def _to_numpy(value: torch.Tensor) -> Any:
     """As numpy; it has no bfloat16, which float32 holds without loss."""
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
-def _slowest(timing: Any) -> float:
+def _bottleneck_us(timing: Any) -> float:
     """What bounds the rate of calls: the host or the device, in µs."""
     return max(timing.host_us, timing.device_us or 0.0)
 
 
-def _facts(found: OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature) -> dict[str, Any]:
-    if isinstance(found, PlanFile):
-        return found.to_json()
-    if isinstance(found, Signature):
-        return {"inputs": [str(spec) for spec in found.inputs], "outputs": [str(spec) for spec in found.outputs]}
-    facts = found.manifest()
-    share = _precision_share(found)
+def _content_facts(content: Content) -> dict[str, Any]:
+    if isinstance(content, PlanFile):
+        return content.to_json()
+    if isinstance(content, Signature):
+        return {"inputs": [str(spec) for spec in content.inputs], "outputs": [str(spec) for spec in content.outputs]}
+    facts = content.manifest()
+    share = _precision_share(content)
     return {
         **facts,
         "computed": None if share is None else share.to_json(),
-        "findings": [finding.to_json() for finding in _findings_of(found, share)],
+        "findings": [finding.to_json() for finding in _findings_of(content, share)],
     }
 
 
-def _findings_of(found: OnnxArtifact | EngineArtifact | PartsArtifact, share: Any) -> tuple[Finding, ...]:
+def _findings_of(content: OnnxArtifact | EngineArtifact | PartsArtifact, share: Any) -> tuple[Finding, ...]:
     """What makes an engine slower than it could be: what its deploy found, or what shows without a GPU."""
-    if not isinstance(found, EngineArtifact):
+    if not isinstance(content, EngineArtifact):
         return ()
-    return saved_report(found).findings or engine_findings(found, share)
+    return saved_report(content).findings or engine_findings(content, share)
 
 
-def _precision_share(found: OnnxArtifact | EngineArtifact | PartsArtifact) -> Any:
-    if isinstance(found, PartsArtifact):  # its engines have a share each
+def _precision_share(content: OnnxArtifact | EngineArtifact | PartsArtifact) -> Any:
+    if isinstance(content, PartsArtifact):  # its engines have a share each
         return None
     try:
-        return precision_report(found)
+        return precision_report(content)
     except ArtifactError:  # an engine without its ONNX
         return None
 
 
-def _text_of(found: OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature) -> str:
-    if isinstance(found, PlanFile):
-        lines = [f"a plan of {found.flavour} {found.version}, {len(found.plan)} bytes"]
-        if found.metadata:
-            lines.append("metadata of ultralytics: " + ", ".join(sorted(found.metadata)))
+def _content_text(content: Content) -> str:
+    if isinstance(content, PlanFile):
+        lines = [f"a plan of {content.flavour} {content.version}, {len(content.plan)} bytes"]
+        if content.metadata:
+            lines.append("metadata of ultralytics: " + ", ".join(sorted(content.metadata)))
         return "\n".join([*lines, "its inputs and outputs are known where TensorRT reads it, on a GPU"])
-    if isinstance(found, Signature):
-        return "\n".join(["ONNX model", *_tensor_lines(found)])
-    lines = [f"{_KINDS[type(found)]} in {found.precision}"]
-    lines += _tensor_lines(found.signature)
-    lines += [f"profile {number}: {profile}" for number, profile in enumerate(found.profiles) if profile.ranges]
-    hardware = None if isinstance(found, OnnxArtifact) else found.hardware
+    if isinstance(content, Signature):
+        return "\n".join(["ONNX model", *_tensor_lines(content)])
+    lines = [f"{_KINDS[type(content)]} in {content.precision}"]
+    lines += _tensor_lines(content.signature)
+    lines += [f"profile {number}: {profile}" for number, profile in enumerate(content.profiles) if profile.ranges]
+    hardware = None if isinstance(content, OnnxArtifact) else content.hardware
     if hardware is not None:
         where = f" on {hardware.gpu}" if hardware.gpu else ", without a GPU"
         lines.append(f"built by {hardware.flavour} {hardware.flavour_version}{where}")
-    lines.append("made with " + ", ".join(f"{name} {version}" for name, version in sorted(found.versions.items())))
-    share = _precision_share(found)
+    lines.append("made with " + ", ".join(f"{name} {version}" for name, version in sorted(content.versions.items())))
+    share = _precision_share(content)
     lines += [] if share is None else [share.summary()]
-    return "\n".join([*lines, *map(str, _findings_of(found, share))])
+    return "\n".join([*lines, *map(str, _findings_of(content, share))])
 
 
 def _tensor_lines(signature: Signature) -> list[str]:

@@ -1,7 +1,7 @@
 """The program `torch2engine`.
 
-Enters: the words after its name. Leaves: an exit code. Separate because click is an extra: without it the program says
-how to get it.
+Enters: the arguments after its name. Leaves: an exit code. Separate because click is an extra: without it the program
+says how to get it.
 """
 
 from __future__ import annotations
@@ -21,37 +21,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: the words after the program's name; None takes those of this process.
+        arguments: those after the program's name; None takes those of this process.
 
     Returns:
         the exit code, a key of `EXIT_CODES`.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         app = importlib.import_module("torch2engine.cli.app")
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
-        return _without_click(words)
+        return _without_click(given)
     try:
-        app.cli.main(words, prog_name="torch2engine")
+        app.cli.main(given, prog_name="torch2engine")
     except SystemExit as end:  # click ends the process itself
         return end.code if isinstance(end.code, int) else 0
     return 0
 
 
-def _without_click(words: Sequence[str]) -> int:
+def _without_click(arguments: Sequence[str]) -> int:
     """Run the doctor, who needs nothing but Python; of every other command say what is missing."""
-    if words[:1] == ["doctor"]:
+    if arguments[:1] == ["doctor"]:
         from torch2engine.cli.doctor.examination import examine
 
         examined = examine()
-        show(examined, "--json" in words)
+        show(examined, "--json" in arguments)
         return examined.code
     outcome: Outcome = outcome_of_error(
         InstallationError(
             "the command line", got="no click", allowed="an installed one", fix="`pip install 'torch2engine[cli]'`"
         )
     )
-    show(outcome, "--json" in words)
+    show(outcome, "--json" in arguments)
     return outcome.code

@@ -26,7 +26,13 @@ __all__ = [
     "outcome_of_error",
 ]
 
-PASSED, FAILED, USAGE, REFUSED, NOT_INSTALLED, UNEXPECTED, INTERRUPTED = 0, 1, 2, 3, 4, 70, 130
+PASSED = 0
+FAILED = 1
+USAGE = 2
+REFUSED = 3
+NOT_INSTALLED = 4
+UNEXPECTED = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # as shells count: 128 and the number of SIGINT
 
 EXIT_CODES = {
     PASSED: "done; all answers agree",

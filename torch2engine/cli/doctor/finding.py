@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Finding", "Severity"]
+__all__ = ["Finding", "Severity", "fault"]
 
 Severity = Literal["fault", "warning", "note"]
 
@@ -38,3 +38,8 @@ class Finding:
     def __str__(self) -> str:
         lines = [f"{self.severity.upper()}  {self.found}", f"    why   {self.why}", f"    fix   {self.cure}"]
         return "\n".join(lines)
+
+
+def fault(name: str, found: str, why: str, cure: str) -> Finding:
+    """A finding of severity "fault"; the arguments are those of `Finding`."""
+    return Finding(name=name, severity="fault", found=found, why=why, cure=cure)

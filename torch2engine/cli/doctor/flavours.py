@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch2engine.cli.doctor.finding import Finding
+from torch2engine.cli.doctor.finding import Finding, fault
 from torch2engine.cli.doctor.loader import LoaderError, read_loader_error
 from torch2engine.cli.doctor.machine import Imported, Machine, release
 
@@ -119,14 +119,14 @@ def _check_import(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
     if loader is not None:
         yield _loader_finding(machine, flavour, loader, reinstall)
     elif module.missing is not None:
-        yield _fault(
+        yield fault(
             "tensorrt-stub",
             f"{flavour.package} {_version(machine, flavour)} without its module {module.missing}",
             "the wheel that pip found is a stub, which brings the real ones only from NVIDIA's index",
             reinstall,
         )
     elif module.error:
-        yield _fault(
+        yield fault(
             "tensorrt-broken",
             f"{flavour.title} is installed but can't be imported: {module.error}",
             "no engine can be built or run",
@@ -134,7 +134,7 @@ def _check_import(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
         )
     elif not module.works:
         places = " ".join(module.folders)
-        yield _fault(
+        yield fault(
             "tensorrt-leftover",
             f"'{flavour.module}' is an empty folder ({places})",
             "Python imports it as a package without anything in it, and never gets to TensorRT",
@@ -146,7 +146,7 @@ def _loader_finding(machine: Machine, flavour: Flavour, loader: LoaderError, rei
     title = flavour.title
     foreign = _libraries(machine.folders_of("LD_LIBRARY_PATH"), flavour)
     if loader.kind == "symbol" and foreign:
-        return _fault(
+        return fault(
             "library-path-trap",
             f"LD_LIBRARY_PATH holds {foreign[0]}, which lacks {loader.detail}",
             f"the loader takes it instead of the library that came with {title}",
@@ -178,13 +178,13 @@ def _loader_finding(machine: Machine, flavour: Flavour, loader: LoaderError, rei
     }
     name, found, why = reasons[loader.kind]
     cure = "use a newer system, e.g. a container of Ubuntu 24.04" if loader.kind == "system" else reinstall
-    return _fault(name, found, why, cure)
+    return fault(name, found, why, cure)
 
 
 def _missing_library(machine: Machine, flavour: Flavour, loader: LoaderError, reinstall: str) -> Finding:
     """A library that the loader does not find: the driver's, one of another major version, or none at all."""
     if loader.library.startswith("libcuda.so"):
-        return _fault(
+        return fault(
             "driver-library-missing",
             f"{flavour.title} needs {loader.library}, which is part of the driver",
             "there is no NVIDIA driver here, or the container does not see it",
@@ -194,13 +194,13 @@ def _missing_library(machine: Machine, flavour: Flavour, loader: LoaderError, re
     places = [*machine.folders_of("LD_LIBRARY_PATH"), *_wheel_folders(machine)]
     others = [path.name for folder in places if folder.is_dir() for path in sorted(folder.glob(f"{stem}.so*"))]
     if others:
-        return _fault(
+        return fault(
             "library-of-another-major-version",
             f"{flavour.title}'s bindings need {loader.library}, and there is {', '.join(dict.fromkeys(others))}",
             "bindings and libraries are of different major versions",
             reinstall,
         )
-    return _fault(
+    return fault(
         "library-missing",
         f"{flavour.title} needs {loader.library}, which is nowhere on the loader's path",
         "the bindings are here, and the libraries are not",
@@ -228,7 +228,7 @@ def _check_gpus(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
     driver = machine.driver
     wheels = flavour.distributions(machine)
     if driver.gpus and driver.cuda[0] == 12 and any("-cu13" in name for name in wheels):
-        yield _fault(
+        yield fault(
             "wheel-newer-than-driver",
             f"{flavour.title} for CUDA 13, and a driver for CUDA {driver.cuda[0]}.{driver.cuda[1]}",
             "the driver can't run it",
@@ -238,14 +238,14 @@ def _check_gpus(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
     for name, capability in driver.gpus:
         dotted = f"{capability[0]}.{capability[1]}"
         if flavour.module == "tensorrt_rtx" and capability == (9, 0) and release(version) >= (1, 7):
-            yield _fault(
+            yield fault(
                 "gpu-unsupported",
                 f"{flavour.title} {version} and a {name} (compute capability {dotted})",
                 f"{flavour.title} refuses engines on this GPU from 1.7 on",
                 "pip install 'tensorrt-rtx==1.6.1.120', or use TensorRT",
             )
         elif capability < _OLDEST_CAPABILITY:
-            yield _fault(
+            yield fault(
                 "gpu-unsupported",
                 f"{flavour.title} {version} and a {name} (compute capability {dotted})",
                 f"{flavour.title} needs a compute capability of 7.5 or higher",
@@ -266,7 +266,3 @@ def _wheel_folders(machine: Machine) -> list[Path]:
 
 def _libraries(folders: Sequence[Path], flavour: Flavour) -> list[Path]:
     return [path for folder in folders if folder.is_dir() for path in sorted(folder.glob(f"{flavour.library}*"))]
-
-
-def _fault(name: str, found: str, why: str, cure: str) -> Finding:
-    return Finding(name=name, severity="fault", found=found, why=why, cure=cure)

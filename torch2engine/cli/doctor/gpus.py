@@ -7,39 +7,59 @@ its own.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from torch2engine.cli.doctor.finding import Finding
+from torch2engine.cli.doctor.finding import Finding, fault
 from torch2engine.cli.doctor.machine import Machine
 
 __all__ = ["check_driver"]
 
 _KERNEL_MODULE = Path("/proc/driver/nvidia")
 _NO_DEVICE = 100
-# CUresult of cuda.h -> (name of the finding, what it means, the cure)
-_STATUSES = {
-    34: (
+
+
+@dataclass(frozen=True)
+class _StartFailure:
+    """A status by which the driver refuses to start.
+
+    Args:
+        name: of the finding.
+        why: what the status means.
+        cure: the line to type or the thing to do.
+    """
+
+    name: str
+    why: str
+    cure: str
+
+
+# CUresult of cuda.h -> what it means when the driver starts
+_START_FAILURES = {
+    34: _StartFailure(
         "driver-stub",
         "the libcuda.so.1 that was loaded is the CUDA toolkit's stub, which no program can run with",
         "take the folder `stubs` out of LD_LIBRARY_PATH",
     ),
-    101: ("driver-bad-device", "the driver does not know a device that was asked for", "unset CUDA_VISIBLE_DEVICES"),
-    802: (
+    101: _StartFailure(
+        "driver-bad-device", "the driver does not know a device that was asked for", "unset CUDA_VISIBLE_DEVICES"
+    ),
+    802: _StartFailure(
         "driver-fabric",
         "the GPUs of this machine wait for NVIDIA's fabric manager",
         "sudo systemctl restart nvidia-fabricmanager",
     ),
-    803: (
+    803: _StartFailure(
         "driver-mismatch",
         "the driver's library and its kernel module are of different versions, as after an update",
         "restart the machine",
     ),
-    804: (
+    804: _StartFailure(
         "driver-compat",
         "the CUDA compatibility package is on the loader's path, and does not support this GPU",
         "take the folder `compat` out of LD_LIBRARY_PATH",
     ),
-    999: (
+    999: _StartFailure(
         "driver-unknown",
         "the driver fails when it starts, mostly because its device files are missing",
         "sudo nvidia-modprobe -u -c=0, or restart the machine",
@@ -55,10 +75,12 @@ def check_driver(machine: Machine) -> Iterator[Finding]:
     elif driver.status == _NO_DEVICE or (driver.status == 0 and not driver.gpus):
         yield _no_gpu(machine)
     elif driver.status:
-        default = ("driver-fails", f"cuInit answers {driver.status}", "see whether `nvidia-smi` lists the GPU")
-        name, why, cure = _STATUSES.get(driver.status, default)
+        unknown = _StartFailure(
+            "driver-fails", f"cuInit answers {driver.status}", "see whether `nvidia-smi` lists the GPU"
+        )
+        failure = _START_FAILURES.get(driver.status, unknown)
         found = f"the NVIDIA driver does not start (CUDA error {driver.status})"
-        yield Finding(name=name, severity="fault", found=found, why=why, cure=cure)
+        yield fault(failure.name, found, failure.why, failure.cure)
 
 
 def _no_library(machine: Machine) -> Finding:

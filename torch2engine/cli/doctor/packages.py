@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch2engine.cli.doctor.finding import Finding
+from torch2engine.cli.doctor.finding import Finding, fault
 from torch2engine.cli.doctor.loader import read_loader_error
 from torch2engine.cli.doctor.machine import Imported, Machine, release
 
@@ -50,9 +50,9 @@ def _check_required(machine: Machine, name: str, oldest: str) -> Iterator[Findin
     requirement = f"'{name}>={oldest}'"
     if module.is_absent(name):
         cure = _cure_for_missing_torch(machine) if name == "torch" else f"pip install {requirement}"
-        yield _fault(f"{name}-missing", f"{name} is not installed", why, cure)
+        yield fault(f"{name}-missing", f"{name} is not installed", why, cure)
     elif shadow := _shadow(machine, module):
-        yield _fault(
+        yield fault(
             f"{name}-shadowed",
             f"'import {name}' finds your own {shadow}",
             f"Python looks in the current folder first, so {name} itself is hidden",
@@ -63,10 +63,10 @@ def _check_required(machine: Machine, name: str, oldest: str) -> Iterator[Findin
     elif not module.works:
         places = ", ".join(module.folders)
         cure = f"pip install --force-reinstall {requirement}"
-        yield _fault(f"{name}-broken", f"{name} is a folder without a package in it ({places})", why, cure)
+        yield fault(f"{name}-broken", f"{name} is a folder without a package in it ({places})", why, cure)
     elif release(version := machine.version_of(name) or module.version) < release(oldest):
         found = f"{name} {version}"
-        yield _fault(f"{name}-old", found, why, f"pip install --upgrade {requirement}")
+        yield fault(f"{name}-old", found, why, f"pip install --upgrade {requirement}")
 
 
 def _check_broken(name: str, module: Imported, requirement: str, why: str) -> Iterator[Finding]:
@@ -78,7 +78,7 @@ def _check_broken(name: str, module: Imported, requirement: str, why: str) -> It
         cure = f"use a system with {loader.detail}, e.g. a container of Ubuntu 24.04, or an older {name}"
     elif "numpy.dtype size changed" in module.error or "compiled using NumPy 1" in module.error:
         cure = f"pip install --upgrade --force-reinstall --no-cache-dir numpy {requirement}"
-    yield _fault(f"{name}-broken", f"{name} is installed but can't be imported: {module.error}", why, cure)
+    yield fault(f"{name}-broken", f"{name} is installed but can't be imported: {module.error}", why, cure)
 
 
 def _shadow(machine: Machine, module: Imported) -> Path | None:
@@ -94,7 +94,7 @@ def _check_torch_build(machine: Machine) -> Iterator[Finding]:
     built_for = torch.facts.get("cuda")
     driver = machine.driver
     if driver.gpus and not built_for:
-        yield _fault(
+        yield fault(
             "torch-cpu-build",
             f"torch {torch.version} is a CPU build, and there is a {driver.gpus[0][0]}",
             "a TRTModule works on CUDA tensors, which this torch does not have",
@@ -109,7 +109,7 @@ def _check_torch_build(machine: Machine) -> Iterator[Finding]:
             cure=f"pip install --force-reinstall torch --index-url {_CPU_INDEX}",
         )
     elif built_for and driver.gpus and driver.cuda[0] < release(str(built_for))[0]:
-        yield _fault(
+        yield fault(
             "torch-newer-than-driver",
             f"torch {torch.version} for CUDA {built_for}, and a driver for CUDA {driver.cuda[0]}.{driver.cuda[1]}",
             "the driver can't run what a newer major version of CUDA has compiled",
@@ -123,7 +123,7 @@ def _check_architectures(machine: Machine, torch: Imported) -> Iterator[Finding]
     compiled = [str(word).partition("_")[2].rstrip("af") for word in torch.facts.get("architectures", ())]
     for name, (major, minor) in machine.driver.gpus:
         if compiled and not any(word[:-1] == str(major) and int(word[-1]) <= minor for word in compiled):
-            yield _fault(
+            yield fault(
                 "torch-without-this-gpu",
                 f"torch {torch.version} has no kernels for the {name} (compute capability {major}.{minor})",
                 "PyTorch itself can't compute on this GPU",
@@ -155,7 +155,7 @@ def _check_modelopt(machine: Machine) -> Iterator[Finding]:
             cure="pip install 'nvidia-modelopt>=0.47,<0.48'",
         )
     elif version and machine.imports["modelopt"].error:
-        yield _fault(
+        yield fault(
             "modelopt-broken",
             f"nvidia-modelopt {version} can't be imported: {machine.imports['modelopt'].error}",
             "fp16, bf16, int8 and fp8 need it",
@@ -166,7 +166,7 @@ def _check_modelopt(machine: Machine) -> Iterator[Finding]:
 def _check_pycuda(machine: Machine) -> Iterator[Finding]:
     module = machine.imports["pycuda.driver"]
     if module.error and machine.version_of("pycuda") and machine.driver.has_library:
-        yield _fault(
+        yield fault(
             "pycuda-broken",
             f"pycuda {machine.version_of('pycuda')} can't be imported: {module.error}",
             "Processor needs it; it is compiled for one version of CUDA when it is installed",
@@ -184,7 +184,3 @@ def _cure_with_cuda(machine: Machine) -> str:
         if machine.driver.cuda >= needed:
             return f"pip install --force-reinstall torch --index-url {_CUDA_INDEX.format(build)}"
     return "update the NVIDIA driver to one for CUDA 12.6 or later, and install torch again"
-
-
-def _fault(name: str, found: str, why: str, cure: str) -> Finding:
-    return Finding(name=name, severity="fault", found=found, why=why, cure=cure)

@@ -1,4 +1,4 @@
-"""`torch2engine.cli.targets`: words of the command line."""
+"""`torch2engine.cli.arguments`: words of the command line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch2engine.cli.targets import dynamic_axes, read_axis, read_sample, read_sizes
+from torch2engine.cli.arguments import make_dynamic_axes, read_axis, read_sample, read_sizes
 from torch2engine.core.errors import InputError
 from torch2engine.core.spec import Axis
 
@@ -77,7 +77,7 @@ def test_axis_without_places_is_the_first_dimension_of_every_input() -> None:
     """Inputs are named by forward's parameters, those inside a dict too."""
     words = [read_axis("batch=1:8:32"), read_axis("width@scale.1=1:8:16")]
     sample = ({"x": torch.rand(8, 8)}, torch.rand(8, 8))
-    assert dynamic_axes(words, Masked(), sample) == {
+    assert make_dynamic_axes(words, Masked(), sample) == {
         "batch.x": {0: words[0].axis},
         "scale": {0: words[0].axis, 1: words[1].axis},
     }

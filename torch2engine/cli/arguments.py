@@ -1,7 +1,7 @@
-"""Words of the command line → models, samples, axes and sizes.
+"""Arguments of the command line → models, samples, axes and sizes.
 
 Enters: text such as `net.py:make`, `8x3x64x64`, `batch=1:8:32`. Leaves: what `deploy` and the other functions take, or
-an InputError that shows the right form. Separate because every command reads the same words.
+an InputError that shows the right form. Separate because every command reads the same arguments.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ from torch2engine.core.spec import Axis
 from torch2engine.core.wording import kind_of, quote
 
 __all__ = [
-    "AxisWord",
-    "dynamic_axes",
+    "AxisArgument",
+    "make_dynamic_axes",
     "read_arrays",
     "read_axis",
+    "read_file_axes",
     "read_model",
-    "read_ranges",
     "read_sample",
     "read_sizes",
 ]
 
-_TARGET = re.compile(r"(?P<file>.+):(?P<name>[A-Za-z_][\w.]*)")
+_OBJECT = re.compile(r"(?P<file>.+):(?P<name>[A-Za-z_][\w.]*)")
 _SHAPE = re.compile(r"(?:(?P<name>[A-Za-z_][\w.]*)=)?(?:(?P<dtype>[a-z]+\d*):)?(?P<sizes>\d+(?:[x,]\d+)*)")
 _AXIS = re.compile(r"(?P<name>[A-Za-z_]\w*)(?:@(?P<places>[^=]+))?=(?P<sizes>\d+(?::\d+){1,3})")
 _SIZE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<size>\d+)")
 _RANDOM_DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8")
 
 
-def read_model(word: str) -> nn.Module:
-    """Make the model that a word like `net.py:make` or `package.net:Net` names.
+def read_model(text: str) -> nn.Module:
+    """Import the model that a text like `net.py:make` or `package.net:Net` names; call what makes one.
 
     Args:
-        word: a module or a file, and in it an nn.Module, or a class or function that returns one without arguments.
+        text: a module or a file, and in it an nn.Module, or a class or function that returns one without arguments.
 
     Raises:
         InputError: there is no such thing, or it gives no nn.Module.
     """
-    found = _find(word)
+    found = _find(text)
     model: object = found if isinstance(found, nn.Module) or not callable(found) else found()
     if not isinstance(model, nn.Module):
         raise InputError(
-            f"model '{word}'",
+            f"model '{text}'",
             got=kind_of(model),
             allowed="an nn.Module, or a function that returns one",
             fix="name a function without arguments, e.g. net.py:make",
@@ -67,28 +67,28 @@ def read_model(word: str) -> nn.Module:
     return model
 
 
-def read_sample(words: Sequence[str]) -> Any:
+def read_sample(texts: Sequence[str]) -> Any:
     """Make the sample input.
 
     Args:
-        words: shapes (`8x3x64x64`, `x=8x3`, `float16:8x3`), one .npz file, or one `module:function`.
+        texts: shapes (`8x3x64x64`, `x=8x3`, `float16:8x3`), one .npz file, or one `module:function`.
 
     Raises:
         InputError: none of these; or a shape for integers, whose values decide what the model does.
     """
-    if not words:
+    if not texts:
         raise InputError("--sample", got="nothing", allowed="a shape, an .npz file or module:function", fix=_example())
-    if len(words) == 1 and words[0].endswith(".npz"):
-        return _as_sample({name: torch.from_numpy(array) for name, array in read_arrays(words[0]).items()})
-    if len(words) == 1 and not _SHAPE.fullmatch(words[0]) and _TARGET.fullmatch(words[0]):
-        found = _find(words[0])
+    if len(texts) == 1 and texts[0].endswith(".npz"):
+        return _as_sample({name: torch.from_numpy(array) for name, array in read_arrays(texts[0]).items()})
+    if len(texts) == 1 and not _SHAPE.fullmatch(texts[0]) and _OBJECT.fullmatch(texts[0]):
+        found = _find(texts[0])
         return found() if callable(found) and not isinstance(found, torch.Tensor) else found
     generator = torch.Generator().manual_seed(RANDOM_SEED)
     args: list[torch.Tensor] = []
     kwargs: dict[str, torch.Tensor] = {}
-    for word in words:
-        tensor = _random_tensor(word, generator)
-        name = word.partition("=")[0] if "=" in word else ""
+    for text in texts:
+        tensor = _random_tensor(text, generator)
+        name = text.partition("=")[0] if "=" in text else ""
         if name:
             kwargs[name] = tensor
         else:
@@ -115,7 +115,7 @@ def read_arrays(path: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class AxisWord:
+class AxisArgument:
     """One `--axis`.
 
     Args:
@@ -127,7 +127,7 @@ class AxisWord:
     places: tuple[tuple[str, int], ...]
 
 
-def read_axis(word: str) -> AxisWord:
+def read_axis(text: str) -> AxisArgument:
     """Read `NAME[@INPUT.DIM,...]=MIN:OPT:MAX[:MULTIPLE]`; of two numbers the second is opt and max.
 
     >>> read_axis("batch=1:8:32").axis
@@ -138,71 +138,71 @@ def read_axis(word: str) -> AxisWord:
     Raises:
         InputError: another form.
     """
-    match = _AXIS.fullmatch(word)
+    match = _AXIS.fullmatch(text)
     places = [place.rpartition(".") for place in (match["places"] or "").split(",") if place] if match else []
     if match is None or any(not name or not position.isdigit() for name, _, position in places):
         raise InputError(
             "--axis",
-            got=repr(word),
+            got=repr(text),
             allowed="NAME=MIN:OPT:MAX, or NAME@INPUT.DIM,INPUT.DIM=MIN:OPT:MAX",
             fix="e.g. --axis batch=1:8:32 --axis tokens@ids.1,mask.1=1:64:512",
         )
-    low, opt, *rest = map(int, match["sizes"].split(":"))
-    high = rest[0] if rest else opt
-    multiple = rest[1] if len(rest) > 1 else 1
-    axis = Axis(match["name"], low, opt, high, multiple)
-    return AxisWord(axis, tuple((name, int(position)) for name, _, position in places))
+    smallest, opt, *rest = map(int, match["sizes"].split(":"))
+    largest = rest[0] if rest else opt
+    multiple_of = rest[1] if len(rest) > 1 else 1
+    axis = Axis(match["name"], smallest, opt, largest, multiple_of)
+    return AxisArgument(axis, tuple((name, int(position)) for name, _, position in places))
 
 
-def read_ranges(words: Sequence[str]) -> tuple[Axis, ...]:
-    """Read `--axis` words for a file, which itself says where its axes are.
+def read_file_axes(texts: Sequence[str]) -> tuple[Axis, ...]:
+    """Read the `--axis` options for a file, which itself says where its axes are.
 
     Raises:
         InputError: another form, or places.
     """
-    read = [read_axis(word) for word in words]
-    for word in read:
-        for name, position in word.places:
+    arguments = [read_axis(text) for text in texts]
+    for argument in arguments:
+        for name, position in argument.places:
             raise InputError(
                 "--axis",
-                got=f"places for axis '{word.axis.name}'",
+                got=f"places for axis '{argument.axis.name}'",
                 allowed="NAME=MIN:OPT:MAX, since the file says where its axes are",
                 fix=f"leave out @{name}.{position}",
             )
-    return tuple(word.axis for word in read)
+    return tuple(argument.axis for argument in arguments)
 
 
-def dynamic_axes(words: Sequence[AxisWord], model: nn.Module, sample: Any) -> dict[str, dict[int, Axis]]:
-    """Give `deploy`'s dynamic_axes; an axis without places is the first dimension of every input."""
+def make_dynamic_axes(arguments: Sequence[AxisArgument], model: nn.Module, sample: Any) -> dict[str, dict[int, Axis]]:
+    """Make `deploy`'s dynamic_axes; an axis without places is the first dimension of every input."""
     axes: dict[str, dict[int, Axis]] = {}
-    for word in words:
-        places = word.places or tuple((name, 0) for name in _input_names(model, sample))
+    for argument in arguments:
+        places = argument.places or tuple((name, 0) for name in _input_names(model, sample))
         for name, position in places:
-            axes.setdefault(name, {})[position] = word.axis
+            axes.setdefault(name, {})[position] = argument.axis
     return axes
 
 
-def read_sizes(words: Sequence[str]) -> dict[str, int]:
-    """Read `batch=8` words.
+def read_sizes(texts: Sequence[str]) -> dict[str, int]:
+    """Read the `--size` options, such as `batch=8`.
 
     Raises:
         InputError: another form.
     """
     sizes: dict[str, int] = {}
-    for word in words:
-        match = _SIZE.fullmatch(word)
+    for text in texts:
+        match = _SIZE.fullmatch(text)
         if match is None:
-            raise InputError("--size", got=repr(word), allowed="NAME=SIZE", fix="e.g. --size batch=8")
+            raise InputError("--size", got=repr(text), allowed="NAME=SIZE", fix="e.g. --size batch=8")
         sizes[match["name"]] = int(match["size"])
     return sizes
 
 
-def _find(word: str) -> Any:
+def _find(text: str) -> Any:
     """Import what `file.py:name` or `package.module:name` names."""
-    match = _TARGET.fullmatch(word)
+    match = _OBJECT.fullmatch(text)
     if match is None:
         raise InputError(
-            f"'{word}'", got="no name in it", allowed="FILE.py:NAME or MODULE:NAME", fix="e.g. net.py:make"
+            f"'{text}'", got="no name in it", allowed="FILE.py:NAME or MODULE:NAME", fix="e.g. net.py:make"
         )
     module = _import(match["file"])
     found: Any = module
@@ -249,13 +249,13 @@ def _import(name: str) -> ModuleType:
     return module
 
 
-def _random_tensor(word: str, generator: torch.Generator) -> torch.Tensor:
-    match = _SHAPE.fullmatch(word)
+def _random_tensor(text: str, generator: torch.Generator) -> torch.Tensor:
+    match = _SHAPE.fullmatch(text)
     dtype = (match["dtype"] or "float32") if match else ""
     if match is None or dtype not in _RANDOM_DTYPES:
         raise InputError(
             "--sample",
-            got=repr(word),
+            got=repr(text),
             allowed=f"a shape of {', '.join(_RANDOM_DTYPES)}; of other dtypes real values are needed",
             fix=_example(),
         )
@@ -282,7 +282,7 @@ def _input_names(model: nn.Module, sample: Any) -> list[str]:
     try:
         arguments = signature.bind(*inputs.args, **inputs.kwargs).arguments
     except TypeError:
-        return []  # deploy words this error
+        return []  # deploy raises an error for these arguments
     names: list[str] = []
     for name, value in arguments.items():
         is_keywords = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
