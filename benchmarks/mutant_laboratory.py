@@ -25,7 +25,7 @@ __all__ = ["Laboratory", "Mutant", "Outcome", "chosen_tests"]
 
 COPIED = ("torch2engine", "tests", "benchmarks", "examples", "docs", "pyproject.toml", "README.md", "ARCHITECTURE.md")
 PRELOADED = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime.quantization", "pytest")
-BUDGET_S = 40.0
+BUDGET_S = 30.0
 MOST_TESTS = 80
 SLACK = 4.0
 LEAST_LIMIT_S = 60.0
@@ -69,10 +69,10 @@ def reaching_tests(reach: ReachMap, mutant: Mutant) -> list[RecordedTest]:
 
 
 def chosen_tests(reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest]) -> list[RecordedTest]:
-    """Of some tests, those of the nearest folder first, and of these the fastest, up to the budget; at least one."""
+    """Of some tests, the nearest first, and of these the fastest, up to the budget; at least one."""
 
     def order(test: RecordedTest) -> tuple[int, float]:
-        return distance(mutant, test), expected_seconds(reach, [test])
+        return distance(reach, mutant, test), expected_seconds(reach, [test])
 
     sorted_tests = sorted(tests, key=order)
     chosen = sorted_tests[:1]
@@ -82,11 +82,12 @@ def chosen_tests(reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest
     return chosen
 
 
-def distance(mutant: Mutant, test: RecordedTest) -> int:
-    """0 for a test in the file of the same name, 1 for one of the same folder, 2 for others."""
+def distance(reach: ReachMap, mutant: Mutant, test: RecordedTest) -> int:
+    """0 for a test in the file of the same name, or that imports the file; 1 for the same folder, 2 for others."""
     path = Path(mutant.file)
     folder = Path("tests", *path.parts[1:-1])
-    if test.file == f"{folder}/test_{path.stem}.py":
+    is_named = test.file == f"{folder}/test_{path.stem}.py"
+    if is_named or ".".join(path.with_suffix("").parts) in reach.imports.get(test.file, ()):
         return 0
     return 1 if Path(test.file).is_relative_to(folder) else 2
 
@@ -169,7 +170,7 @@ class Laboratory:
         Where no recorded test does, a process that a test starts may. So the tests nearby run.
         """
         reaching = reaching_tests(self._reach, mutant)
-        nearby = [test for test in self._reach.tests if distance(mutant, test) < 2]
+        nearby = [test for test in self._reach.tests if distance(self._reach, mutant, test) < 2]
         tests = chosen_tests(self._reach, mutant, reaching or nearby)
         place = self._idle.get()
         try:

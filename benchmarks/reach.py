@@ -73,6 +73,7 @@ class ReachMap:
 
     Attributes:
         sources: the package's files, as they were when this map was made.
+        imports: test file -> the modules that it imports.
     """
 
     def __init__(self, root: Path) -> None:
@@ -82,6 +83,7 @@ class ReachMap:
         self.sources: Mapping[str, str] = {
             str(path.relative_to(root)): path.read_text(encoding="utf-8") for path in (root / PACKAGE).rglob("*.py")
         }
+        self.imports = {file: imported_modules((root / file).read_text(encoding="utf-8")) for file in test_files(root)}
         self._digests: dict[str, str] = {}
         self._fixture_seconds: dict[str, float] = {}
         self._tests: dict[str, RecordedTest] = {}
@@ -172,6 +174,17 @@ class ReachMap:
             for file in reached.keys() & moved.keys():
                 reached[file] = sum(1 << new for old, new in moved[file].items() if reached[file] >> old & 1)
             self._tests[name] = RecordedTest(name, test["seconds"], tuple(test["fixtures"]), reached)
+
+
+def imported_modules(source: str) -> set[str]:
+    """The modules that a file imports; a name that is imported from a folder may be a module."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
 
 
 def digest(path: Path) -> str:

@@ -233,15 +233,17 @@ def test_laboratory_tells_what_tests_notice(project: Path, tmp_path: Path) -> No
 
 
 def test_nearest_and_fastest_tests_come_first(project: Path) -> None:
-    """Up to the budget of seconds, but never none."""
+    """A test file that imports the changed file is as near as the one of its name; the budget leaves one at least."""
     mutant = all_mutants(project)[0]
     tests = [
         RecordedTest("tests/cli/test_z.py::test_0", 1.0, (), {}),
         RecordedTest("tests/core/test_b.py::test_1", 5.0, (), {}),
-        RecordedTest("tests/core/test_a.py::test_2", 30.0, (), {}),
+        RecordedTest("tests/core/test_a.py::test_2", 20.0, (), {}),
         RecordedTest("tests/core/test_a.py::test_3", 3.0, (), {}),
     ]
     reach = ReachMap(project)
-    assert [test.seconds for test in chosen_tests(reach, mutant, tests)] == [3.0, 30.0, 5.0, 1.0]
+    assert [test.seconds for test in chosen_tests(reach, mutant, tests)] == [3.0, 20.0, 5.0, 1.0]
+    reach.imports["tests/cli/test_z.py"] = {"torch2engine.core.a"}
+    assert [test.seconds for test in chosen_tests(reach, mutant, tests)] == [1.0, 3.0, 20.0, 5.0]
     slow = [RecordedTest("tests/core/test_a.py::test_2", seconds, (), {}) for seconds in (50.0, 500.0)]
     assert [test.seconds for test in chosen_tests(reach, mutant, slow)] == [50.0]
