@@ -131,8 +131,13 @@ def test_results_of_autograd_and_recurrent_weights_are_copied() -> None:
         lambda self, x: x.to("cuda:1") + torch.ones(3).to(torch.device("cuda", 0)),
         lambda self, x: x.to(0) + x.new_zeros(3, device="cuda"),
         lambda self, x: x + torch.arange(3).to(device="cuda", dtype=torch.float32),
+        lambda self, x: x if x.device.type == self.where.type else None,
+        lambda self, x: x if self.name.startswith(x.device.type) else None,
     ],
-    ids=["constant", "number", "attribute", "name", "cuda()", "to", "to number", "keyword"],
+    ids=[
+        *("constant", "number", "attribute", "name", "cuda()", "to", "to number", "keyword"),
+        *("compared attribute", "compared name"),
+    ],
 )
 def test_devices_that_forward_names_are_the_cpu_in_a_trial(function: Callable[[Any, torch.Tensor], Any]) -> None:
     """A model with device names of its own can be tried all the same."""

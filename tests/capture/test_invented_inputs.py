@@ -94,6 +94,11 @@ COUPLED: dict[str, tuple[Callable[..., torch.Tensor], Any, Any]] = {
         (torch.randn(1, 6, 3), ints([0, 1, 2, 3, 4, 5])),
         {"x": {1: N}, "i": {1: N}},
     ),
+    "positions of a batch": (
+        lambda x, i: x + TABLE[i],
+        (torch.randn(2, 6, 3), ints([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])),
+        {"x": {0: BATCH, 1: N}, "i": {0: BATCH, 1: N}},
+    ),
     "places in a cache": (
         write_rows,
         (torch.randn(4, 3), ints(4, 5, 6, 7)),
@@ -141,6 +146,8 @@ def test_distinct_integers_stay_distinct() -> None:
     found = integers(write_rows, (torch.randn(6, 3), ints(5, 3, 1, 0, 2, 4)), axes)
     assert found["min"] == [1, 0]
     assert found["max"] == [5, 3, 1, 0, 2, 4, 11, 9, 7, 6, 8, 10]
+    positions = integers(*COUPLED["positions of a batch"])
+    assert positions["max"] == [list(range(12))] * 4
     assert sorted(found["random"]) == list(range(7))
     assert found["random"] != [5, 3, 1, 0, 2, 4, 6]
 

@@ -36,6 +36,7 @@ class Stateful(nn.Module):
         self.recent: deque[Any] = deque(maxlen=3)
         self.cache: dict[str, Any] = {}
         self.array = np.zeros(2)
+        self.numbers = np.zeros(1, dtype=np.int64)
         self.loose = [torch.zeros(3)]
         self.norms = [nn.BatchNorm1d(3)]
 
@@ -106,6 +107,11 @@ def array_in_place(self: Any, x: torch.Tensor) -> torch.Tensor:
     return x + float(self.array[0])
 
 
+def counter_in_an_array(self: Any, x: torch.Tensor) -> torch.Tensor:
+    self.numbers[0] += 1
+    return x if self.numbers[0] < 90 else x + 1
+
+
 def unregistered(self: Any, x: torch.Tensor) -> torch.Tensor:
     self.loose[0].data.add_(1e-6)
     return x + self.loose[0]
@@ -124,6 +130,7 @@ STATES: dict[str, tuple[Callable[[Any, torch.Tensor], torch.Tensor], str]] = {
     "dict": (remembered, "cache"),
     "first input decides": (first_input_decides, "prev"),
     "numpy array": (array_in_place, "array"),
+    "late counter in an array": (counter_in_an_array, "numbers"),
     "unregistered tensor": (unregistered, "loose"),
 }
 
@@ -138,7 +145,8 @@ def test_state_that_matters_is_refused_by_name(step: Callable[[Any, torch.Tensor
     assert error.value.fix == "pass the state as an input and return it, or take randomness out of inference"
     assert (model.prev, model.count, model.history, model.cache) == (None, 0, [], {})
     assert not any(
-        np.any(np.asarray(value)) for value in (model.q, model.mean, model.calls, model.loose[0], model.array)
+        np.any(np.asarray(value))
+        for value in (model.q, model.mean, model.calls, model.loose[0], model.array, model.numbers)
     )
 
 

@@ -375,6 +375,30 @@ def test_what_no_register_names_is_put_back() -> None:
     assert reached(model) == before
 
 
+@pytest.mark.parametrize("fill", ["other objects", "one more", "one less"])
+def test_lists_get_their_own_objects_back(fill: str) -> None:
+    """Also where a call has replaced every object, and the length is the same."""
+
+    class Listing(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[Any] = [object(), object()]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            count = {"other objects": 2, "one more": 3, "one less": 1}[fill]
+            self.seen[:] = [object() for _ in range(count)]
+            return x
+
+    model = Listing()
+    before = model.seen
+    objects = list(before)
+    with undisturbed(model):
+        model(X)
+        assert model.seen != objects
+    assert model.seen is before
+    assert before == objects
+
+
 def test_forward_that_adds_to_gradients_is_reported() -> None:
     """Gradients that were accumulated into can't be put back, so they are named."""
 

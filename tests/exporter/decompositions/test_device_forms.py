@@ -51,6 +51,16 @@ def test_cudnn_grid_sampler_is_the_aligned_bilinear_one() -> None:
     torch.testing.assert_close(DEVICE_FORMS["cudnn_grid_sampler"](IMAGE, GRID), right)
 
 
+def test_grid_sampler_is_that_of_images_or_of_volumes() -> None:
+    """Volumes have a kernel of their own. What is neither is left to PyTorch, which refuses it."""
+    volume = torch.randn(1, 2, 3, 4, 5, generator=GENERATOR)
+    grid = torch.rand(1, 2, 3, 4, 3, generator=GENERATOR) * 2.4 - 1.2
+    for x, places in ((IMAGE, GRID), (volume, grid)):
+        right = functional.grid_sample(x, places, align_corners=False)
+        torch.testing.assert_close(DEVICE_FORMS["grid_sampler"](x, places, 0, 0, False), right)
+    assert DEVICE_FORMS["grid_sampler"](X, GRID, 0, 0, False) is NotImplemented
+
+
 class _Norm(nn.Module):
     """RMSNorm by either operator."""
 

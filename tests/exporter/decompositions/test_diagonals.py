@@ -28,3 +28,11 @@ def test_trace_sums_the_main_diagonal() -> None:
     """Of a matrix that is not square, too."""
     x = torch.arange(12.0).reshape(3, 4)
     torch.testing.assert_close(DIAGONALS["trace"](x), torch.trace(x))
+
+
+def test_diagonals_of_matrices_are_those_of_the_last_dimensions() -> None:
+    """`linalg.diagonal` counts from the end, where `diagonal` counts from the beginning."""
+    x = torch.arange(60.0).reshape(3, 4, 5)
+    torch.testing.assert_close(DIAGONALS["linalg_diagonal"](x), torch.linalg.diagonal(x))
+    other = {"offset": -1, "dim1": 0, "dim2": 2}
+    torch.testing.assert_close(DIAGONALS["linalg_diagonal"](x, **other), torch.linalg.diagonal(x, **other))

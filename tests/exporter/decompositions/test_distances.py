@@ -37,3 +37,13 @@ def test_distances_of_many_rows_are_pytorchs(mode: str) -> None:
 def test_distances_of_pairs_are_pytorchs(p: float) -> None:
     """Each pair once, in PyTorch's order."""
     torch.testing.assert_close(DISTANCES["_pdist_forward"](LEFT[0], p), torch.pdist(LEFT[0], p))
+
+
+def test_matrix_product_is_for_more_than_25_rows() -> None:
+    """Fewer are exact by differences, also far from the origin, where the product has lost the digits."""
+    far = MANY + 4096
+    for rows in (25, 26):
+        x = far[:rows]
+        exact = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").float()
+        for cdist in (torch.cdist, DISTANCES["_cdist_forward"]):
+            assert torch.allclose(cdist(x, x), exact, atol=1e-3) == (rows == 25)
