@@ -26,6 +26,7 @@ __all__ = ["Laboratory", "Mutant", "Outcome", "chosen_tests"]
 COPIED = ("torch2engine", "tests", "benchmarks", "examples", "docs", "pyproject.toml", "README.md", "ARCHITECTURE.md")
 PRELOADED = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime.quantization", "pytest")
 BUDGET_S = 30.0
+BUDGET_OF_UNREACHED_S = 90.0  # for tests that start processes
 MOST_TESTS = 80
 SLACK = 4.0
 LEAST_LIMIT_S = 60.0
@@ -68,7 +69,9 @@ def reaching_tests(reach: ReachMap, mutant: Mutant) -> list[RecordedTest]:
     return [test for test in reach.tests if any(test.reaches(file, lines) for file, lines in shown.items())]
 
 
-def chosen_tests(reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest]) -> list[RecordedTest]:
+def chosen_tests(
+    reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest], budget_s: float = BUDGET_S
+) -> list[RecordedTest]:
     """Of some tests, the nearest first, and of these the fastest, up to the budget; at least one."""
 
     def order(test: RecordedTest) -> tuple[int, float]:
@@ -77,7 +80,7 @@ def chosen_tests(reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest
     sorted_tests = sorted(tests, key=order)
     chosen = sorted_tests[:1]
     for test in sorted_tests[1:]:
-        if len(chosen) < MOST_TESTS and expected_seconds(reach, [*chosen, test]) <= BUDGET_S:
+        if len(chosen) < MOST_TESTS and expected_seconds(reach, [*chosen, test]) <= budget_s:
             chosen.append(test)
     return chosen
 
@@ -171,7 +174,8 @@ class Laboratory:
         """
         reaching = reaching_tests(self._reach, mutant)
         nearby = [test for test in self._reach.tests if distance(self._reach, mutant, test) < 2]
-        tests = chosen_tests(self._reach, mutant, reaching or nearby)
+        budget_s = BUDGET_S if reaching else BUDGET_OF_UNREACHED_S
+        tests = chosen_tests(self._reach, mutant, reaching or nearby, budget_s)
         place = self._idle.get()
         try:
             while usable := [test for test in tests if test.name not in self._unsound]:

@@ -152,5 +152,6 @@ def _deletion(node: ast.AST) -> Found:
 
 
 def _result(node: ast.AST) -> Found:
-    if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
+    # None instead of False is no fault; True instead of False is one of the constants.
+    if isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) not in ("None", "False"):
         yield "return", node, "return None"

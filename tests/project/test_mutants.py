@@ -28,6 +28,8 @@ def f(a, b=False) -> 1:
         a[0] = f"{a + 1}"
     while x < len(list(zip(a, b, strict=True))) * 2:
         x += 1
+    if not x:
+        return False
     return a is None
 '''
 
@@ -49,8 +51,10 @@ def test_every_kind_of_fault_is_made() -> None:
         (11, "comparison", "(x <= len(list(zip(a, b, strict=True))) * 2)"),
         (12, "boundary", "2"),
         (12, "deletion", "pass"),
-        (13, "comparison", "(a is not None)"),
-        (13, "return", "return None"),
+        (13, "not", "(x)"),
+        (14, "constant", "True"),
+        (15, "comparison", "(a is not None)"),
+        (15, "return", "return None"),
     }
 
 
