@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import REPOSITORY
+from tests.support.run_notebook import code_cells, shown_by
 from tests.support.run_scripts import run_scripts
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
@@ -35,6 +37,7 @@ NAMES = [
     "serve_numpy.py",
 ]
 MOST_LINES = 60
+TOUR = REPOSITORY / "examples" / "tour.ipynb"
 
 
 def without_numbers(text: str) -> list[str]:
@@ -48,8 +51,10 @@ NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 @pytest.fixture(scope="module")
 def outputs() -> Mapping[str, str]:
     """What each example prints on a machine without a GPU, but for the quickstart; errors and warnings show."""
-    paths = [path for path in EXAMPLES if path.name != QUICKSTART]
-    ended = run_scripts([[str(path)] for path in paths], NO_GPU)
+    scripts = [path for path in EXAMPLES if path.name != QUICKSTART]
+    paths = [*scripts, TOUR]
+    tour = ["-m", "tests.support.run_notebook", str(TOUR)]
+    ended = run_scripts([*([str(path)] for path in scripts), tour], NO_GPU)
     assert [(path.name, end.code, end.err) for path, end in zip(paths, ended, strict=True)] == [
         (path.name, 0, "") for path in paths
     ]
@@ -97,6 +102,11 @@ def test_readme_shows_the_report_as_the_quickstart_prints_it(printed: str) -> No
     readme = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     shown = next(block for block in re.findall(r"```text\n(.*?)```", readme, re.S) if "PyTorch vs" in block)
     assert "\n".join(without_numbers(shown)) in "\n".join(without_numbers(printed))
+
+
+def test_tour_shows_what_its_cells_give(outputs: Mapping[str, str]) -> None:
+    """The notebook's stored outputs are those of a run on a machine without a GPU."""
+    assert json.loads(outputs[TOUR.name]) == [shown_by(cell) for cell in code_cells(TOUR)]
 
 
 def pair(text: str, start: str) -> tuple[float, float]:
