@@ -418,6 +418,15 @@ def test_operators_are_onnx_runtimes(op: str, inputs: list[Any], attributes: dic
     np.testing.assert_allclose(found.numpy(), wanted, rtol=2e-6)
 
 
+def test_reduction_that_does_nothing_is_refused() -> None:
+    """Without axes ONNX reduces over all of them, or over none if it is told so, which no export writes."""
+    x = torch.arange(6.0).reshape(2, 3)
+    found = WEIGHT_OPERATORS["ReduceSum"]([x, torch.tensor([1])], {"noop_with_empty_axes": 1})
+    assert torch.equal(found, x.sum(1, keepdim=True))
+    with pytest.raises(ValueError, match="a reduction that does nothing"):
+        WEIGHT_OPERATORS["ReduceSum"]([x], {"noop_with_empty_axes": 1})
+
+
 def test_every_operator_is_tried() -> None:
     """The table above has them all; the folding of BatchNorm is tried on models."""
     assert {op for op, _, _ in CASES} | {

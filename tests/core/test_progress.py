@@ -37,6 +37,15 @@ def test_reporting_gives_none_where_nothing_is_wanted(nothing: bool | None) -> N
         assert report is None
 
 
+def test_reporting_shows_a_bar_on_a_terminal_if_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """True gives the bar there; False gives nothing, on a terminal too."""
+    monkeypatch.setattr("torch2engine.core.progress.is_shown", lambda progress: True)
+    with reporting(True) as report:
+        assert isinstance(report, _Bar)
+    with reporting(False) as report:
+        assert report is None
+
+
 def test_reporting_refuses_what_it_cannot_call() -> None:
     """The message shows what a callable looks like."""
     with pytest.raises(InputError) as caught, reporting("yes"):  # type: ignore[arg-type]

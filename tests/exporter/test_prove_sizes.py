@@ -180,6 +180,8 @@ def test_trials_stand_for_many_sizes() -> None:
     for axis in ("b", "n"):
         assert {min(size[axis] for size in sizes), max(size[axis] for size in sizes)} <= {size[axis] for size in chosen}
     assert {size["b"] for size in chosen} == set(range(1, 9))
+    few = [{"n": n} for n in range(prove_sizes._MOST_TRIALS)]
+    assert prove_sizes._spread(few)[2:] == few  # each of them, where there are no more than may be tried
 
 
 def test_condition_that_fails_at_many_sizes_is_refused() -> None:

@@ -13,6 +13,7 @@ from torch2engine.builder.build import build
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import ExportError
 from torch2engine.core.spec import Axis
+from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
 
 TIME = Axis("time", 1, 5, 9)
 BATCH = Axis("batch", 1, 2, 4)
@@ -91,3 +92,19 @@ def test_packed_sequences_are_refused_with_their_line() -> None:
         "expected padded sequences; call the layer on the padded tensor, and take the last valid step with gather "
         f"(at {line_of(Packed, 'pack_padded_sequence')})"
     )
+
+
+@pytest.mark.parametrize("is_bidirectional", [False, True])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
+def test_operator_computes_what_the_layer_does(kind: str, is_bidirectional: bool) -> None:
+    """The operator of a traced program also runs, with the weights in ONNX's order."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"batch_first": True, "bidirectional": is_bidirectional}
+    layer: Any = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}[kind](3, 4, **options)
+    x = torch.randn(2, 5, 3)
+    with torch.no_grad():
+        right, last = layer(x)
+        with RecurrentLayersAsOperators():
+            found, states = layer(x)
+    torch.testing.assert_close(found, right)
+    torch.testing.assert_close(states, last)

@@ -84,6 +84,7 @@ def windows_and_triangles(x: torch.Tensor) -> dict[str, torch.Tensor]:
         "symmetric hann": x * torch.hann_window(n, periodic=False),
         "hamming": x * torch.hamming_window(n, True, 0.6, 0.4),
         "blackman": x * torch.blackman_window(n, dtype=torch.float32),
+        "periodic blackman": x * torch.blackman_window(n),
         "bartlett": x * torch.bartlett_window(n, periodic=False),
         "lower": x[0, lower[0]] - x[0, lower[1]],
         "upper": x[0, upper[0]] * 2 + x[0, upper[1]],

@@ -124,6 +124,8 @@ def set_structure(model: Any) -> None:
 FOREIGN = {
     "code as a size": (set_size("__import__('os').abort()"), "size '__import__"),
     "an attribute as a size": (set_size("Symbol('u0').__class__"), "size 'Symbol"),
+    "a text as a size": (set_size("Symbol('u0', 'a + b')"), "size 'Symbol"),
+    "bytes as a size": (set_size("Symbol(b'u0')"), "size 'Symbol"),
     "a large power as a size": (set_size("9**9**9**9"), "size '9"),
     "an operator that reads files": (set_first_target("torch.ops.aten.from_file.default"), "operator 'torch.ops.aten"),
     "a function that is no operator": (set_first_target("torch.load"), r"operator 'torch\.load'"),

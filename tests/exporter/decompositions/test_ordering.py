@@ -84,3 +84,10 @@ def test_membership_is_pytorchs(invert: bool) -> None:
     """NaN stands among nothing."""
     found = ORDERING["isin.Tensor_Tensor"](VALUES, BOUNDARIES, invert=invert)
     torch.testing.assert_close(found, torch.isin(VALUES, BOUNDARIES, invert=invert))
+
+
+def test_searchsorted_counts_what_is_below_by_default() -> None:
+    """An element's own value is not below it, unless "right" is asked for."""
+    torch.testing.assert_close(
+        ORDERING["searchsorted.Tensor"](BOUNDARIES, VALUES), torch.searchsorted(BOUNDARIES, VALUES)
+    )

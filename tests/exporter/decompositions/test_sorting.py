@@ -48,6 +48,7 @@ def test_many_of_the_largest_are_pytorchs() -> None:
     values, places = SORTING["topk"](NUMBERS, count, -1, True, True)
     torch.testing.assert_close(values, torch.topk(NUMBERS, count).values)
     torch.testing.assert_close(NUMBERS.gather(-1, places), values)
+    torch.testing.assert_close(SORTING["topk"](NUMBERS, count)[0], values)  # the last dimension, the largest
     assert SORTING["topk"](NUMBERS, MOST_OF_TOPK, -1, True, True) is NotImplemented
     assert SORTING["sort"](NUMBERS[:, :MOST_OF_TOPK]) is NotImplemented
 
