@@ -55,6 +55,15 @@ def test_second_registry_is_a_copy_of_the_first() -> None:
     assert type(second) is EXPORTER.ONNXRegistry
 
 
+def test_registry_outlives_operators_that_it_cannot_have() -> None:
+    """PyTorch and its users register operators at any time; few of them have a function in onnxscript."""
+    with reused_operator_registry(), torch.library._scoped_library("torch2engine_tests_later", "DEF") as library:
+        first = EXPORTER.ONNXRegistry().from_torchlib(opset_version=22)
+        library.define("later(Tensor x) -> Tensor")
+        second = EXPORTER.ONNXRegistry().from_torchlib(opset_version=22)
+    assert all(second.functions[name][0] is functions[0] for name, functions in first.functions.items())
+
+
 def test_every_opset_has_its_own_registry() -> None:
     """The opset decides which functions a registry has."""
     with reused_operator_registry():

@@ -20,6 +20,7 @@ __all__ = ["reused_operator_registry"]
 _EXPORTER_REGISTRY = "torch.onnx._internal.exporter._registration"
 _EXPORTER_OPERATORS = "torch.onnx._internal.exporter._torchlib._torchlib_registry"
 _ONNXSCRIPT_OPERATORS = "onnxscript.function_libs.torch_lib.registration"
+_ONNXSCRIPT_FUNCTIONS = "onnxscript.function_libs.torch_lib.ops"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class _RegisteredOperators:
     """How many operators there are; a registry holds as long as none is added.
 
     Args:
-        in_torch: operators of PyTorch, with those of extensions such as torchvision.
+        in_torch: operators of PyTorch and its extensions, such as torchvision, for which onnxscript has a function.
+            Others may come at any time, and the first export brings some.
         in_exporter: ONNX functions of torch.onnx.
         in_onnxscript: ONNX functions of onnxscript, with those that a user has registered there.
     """
@@ -40,9 +42,11 @@ class _RegisteredOperators:
     def count(cls) -> _RegisteredOperators:
         dispatcher: Any = importlib.import_module("torch._C")
         exporter: Any = importlib.import_module(_EXPORTER_OPERATORS)
+        importlib.import_module(_ONNXSCRIPT_FUNCTIONS)  # or the first count would be that of an empty registry
         onnxscript: Any = importlib.import_module(_ONNXSCRIPT_OPERATORS)
+        operators = set(dispatcher._dispatch_get_all_op_names())
         return cls(
-            in_torch=len(dispatcher._dispatch_get_all_op_names()),
+            in_torch=sum(name in operators for name in onnxscript.default_registry),
             in_exporter=len(exporter.get_torchlib_ops()),
             in_onnxscript=sum(len(op.overloads) + len(op.complex) for op in onnxscript.default_registry.values()),
         )
@@ -76,7 +80,7 @@ def reused_operator_registry() -> Generator[None]:
         registry_class.from_torchlib = before
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=4)  # for one opset or two
 def _made_once(make: Callable[..., Any], registered: _RegisteredOperators, **options: Any) -> Any:
     """Make a registry; after a change of `registered`, a later call makes it anew."""
     return make(**options)
