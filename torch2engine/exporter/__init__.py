@@ -18,7 +18,8 @@ The steps of the first, in this order:
   `trace_weights` for a model that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
 - `fake_quant`, `given_masks`, `quiet_exporters`, `torch_program`: the model's own quantisers, masks of nn.Transformer,
-  silence, and facts about torch's program; `composite_operators` saves torch.export a search that it repeats.
+  silence, and facts about torch's program.
+- `composite_operators`, `cached_annotations`: they save torch.export work that it repeats.
 
 Public: `export_onnx`, `program`. The other files belong to this folder alone.
 """

@@ -29,6 +29,7 @@ from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import quote
 from torch2engine.exporter.axis_symbols import check_output_axes, find_axis_symbols, output_specs
+from torch2engine.exporter.cached_annotations import cached_annotations
 from torch2engine.exporter.composite_operators import composite_operators_loaded_once
 from torch2engine.exporter.fake_quant import quantizers_as_operators
 from torch2engine.exporter.given_masks import masks_as_given
@@ -60,7 +61,7 @@ def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifac
         ExportError: torch can't trace the model, or its ONNX graph does not have the signature.
         UnsupportedOperatorError: operators without an ONNX form.
     """
-    with _own_cycles_collected(), composite_operators_loaded_once():
+    with _own_cycles_collected(), composite_operators_loaded_once(), cached_annotations():
         return _export(captured, refittable)
 
 

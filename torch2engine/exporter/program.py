@@ -16,6 +16,7 @@ from torch import fx
 from torch.export.graph_signature import InputKind
 
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.exporter.cached_annotations import cached_annotations
 from torch2engine.exporter.composite_operators import composite_operators_loaded_once
 from torch2engine.exporter.fake_quant import quantizers_as_operators
 from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
@@ -102,7 +103,13 @@ def export_functional_program(captured: CapturedCall) -> FunctionalExport:
         DynamicAxisError, ExportError: as `export_onnx`.
     """
     model = captured.reference.model
-    with quiet_exporters(), composite_operators_loaded_once(), masks_as_given(), quantizers_as_operators(model):
+    with (
+        quiet_exporters(),
+        composite_operators_loaded_once(),
+        cached_annotations(),
+        masks_as_given(),
+        quantizers_as_operators(model),
+    ):
         traced = trace(captured)
         exported = traced.program.run_decompositions({})  # nothing but writes is decomposed
     return FunctionalExport(traced.captured, exported)
