@@ -37,7 +37,7 @@ def test_export_makes_few_annotations_anew(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_torchs_own_name_is_back_after_an_error() -> None:
-    """Exports that are not ours find the module as it was; an export inside another leaves the name to the outer one."""
+    """Exports that are not ours find the module as it was; one inside another leaves the name to the outer one."""
 
     def fail_inside() -> None:
         with cached_annotations():
