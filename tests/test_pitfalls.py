@@ -20,8 +20,6 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support import deploy_models, onnx_models, sample_artifacts
-from tests.support.conformance.bindings import load
-from tests.support.conformance.check import check
 from tests.support.deploy_models import BATCH, Mlp, engine, sample, seeded
 from tests.support.paths import REPOSITORY
 from torch2engine.artifact.engine_artifact import EngineArtifact
@@ -300,16 +298,6 @@ def test_pitfall_29_missing_gpu_is_named_before_any_work(monkeypatch: pytest.Mon
         "install the driver until `nvidia-smi` lists the GPU; start a container with `--gpus all`"
         ", or deploy with runtime='onnxruntime' to run on the CPU"
     )
-
-
-def test_pitfall_30_no_removed_api_is_used(repository: Path) -> None:
-    """Everything that the package calls exists in the real bindings of TensorRT 10 and 11."""
-    lock = repository / "requirements" / "conformance.lock"
-    apis = load(lock, repository / "build" / "conformance")
-    assert {api.title.partition(".")[0] for api in apis} >= {"tensorrt 10", "tensorrt 11"}
-    report = check(repository / "torch2engine", apis)
-    assert not report.problems, f"\n{report}"
-    assert "Builder.build_serialized_network()" in report.members
 
 
 class Found(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,9 +53,22 @@ def decisions(tree: ast.AST) -> list[ast.AST]:
     return [node for node in ast.walk(tree) if node not in defaults]
 
 
+@cache
+def tree_of(file: str) -> ast.AST:
+    """A file of the package, parsed once."""
+    return ast.parse(FILES[file].read_text("utf-8"))
+
+
+@cache
+def texts_of_decisions(file: str) -> set[str]:
+    """The texts that stand in a file's code, its defaults left out."""
+    constants = [node.value for node in decisions(tree_of(file)) if isinstance(node, ast.Constant)]
+    return {value for value in constants if isinstance(value, str)}
+
+
 def files_with(mark: Mark) -> set[str]:
     """The package's files in which a mark stands."""
-    return {name for name, path in FILES.items() if any(map(mark, ast.walk(ast.parse(path.read_text("utf-8")))))}
+    return {file for file in FILES if any(map(mark, ast.walk(tree_of(file))))}
 
 
 # What an existing example of each kind of change leaves in the code: fp8, the ONNX Runtime backend, named tuples, the
@@ -79,8 +93,7 @@ DTYPE_TABLES = {
 def test_name_of_a_precision_stands_in_its_files_alone(name: str) -> None:
     """Other files ask the table of precisions; only defaults name one."""
     listed = {kind: set(re.findall(r"`([\w/]+\.py)`", files)) for kind, files in rows("Where a change goes")}
-    trees = {file: ast.parse(path.read_text("utf-8")) for file, path in FILES.items()}
-    found = {file for file, tree in trees.items() if any(map(constant(name), decisions(tree)))}
+    found = {file for file in FILES if name in texts_of_decisions(file)}
     is_dtype = PRECISION_TYPES[name].dtype == name
     assert found - (DTYPE_TABLES if is_dtype else set()) <= listed["a new precision"]
 

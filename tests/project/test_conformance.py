@@ -94,8 +94,9 @@ def copied(tmp_path: Path) -> Callable[[Path], Path]:
     return lambda folder: Path(shutil.copytree(folder, tmp_path / folder.name, ignore=shutil.ignore_patterns("*.pyc")))
 
 
-def test_source_fits_every_version(report: Report) -> None:
+def test_pitfall_30_source_fits_every_version(report: Report, apis: list[Api]) -> None:
     """Every class, method, enum member, keyword and argument count that the package uses exists where it is used."""
+    assert {api.title.partition(".")[0] for api in apis} >= {"tensorrt 10", "tensorrt 11"}
     assert not report.problems, f"\n{report}"
 
 
