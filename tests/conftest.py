@@ -17,12 +17,17 @@ from typing import Any
 
 import pytest
 
-from tests.support.paths import REPOSITORY
+from tests.support.paths import REPOSITORY, SHARED_FOLDER
 from tests.support.slow_tests import slow_names
 
 # Engines of tests go to a cache of this run, here and in processes that tests start.
 _CACHE = tempfile.TemporaryDirectory(prefix="torch2engine-tests-")
 os.environ["XDG_CACHE_HOME"] = _CACHE.name
+
+# What all workers of a run share; the process that starts them makes it, and they find it in their environment.
+_SHARED = None if SHARED_FOLDER in os.environ else tempfile.TemporaryDirectory(prefix="torch2engine-tests-shared-")
+if _SHARED is not None:
+    os.environ[SHARED_FOLDER] = _SHARED.name
 
 
 # Each takes a minute. At the end of a run, one worker would be busy with one of them while the others wait.

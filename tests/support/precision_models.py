@@ -1,8 +1,9 @@
 """Small models that are trained, to judge low precision by: what rounding costs shows in trained weights only.
 
-Enters: a name of `NAMES`. Leaves: the model in eval mode with a sample, axes, held-out batches and the accuracy there;
-made once in a process and shared, so that a test that changes one takes `copy.deepcopy`. A room of its own because each
-takes seconds to train, and because the tests of typing, quantising, building and searching start from the same six.
+Enters: a name of `NAMES`. Leaves: the model in eval mode with a sample, axes, held-out batches and the accuracy there. It
+is made once in a process and shared, so that a test that changes one takes `copy.deepcopy`. One process of a run trains
+it. Separate because each takes seconds to train, and because the tests of typing, quantising, building and searching
+start from the same six.
 
 Two overflow float16 by design, though float32 knows no difference: `rmsnorm` in the squares of every norm, as language
 models do, and `vit_overflow` in `OVERFLOW`, and nowhere else.
@@ -11,15 +12,19 @@ models do, and `vit_overflow` in `OVERFLOW`, and nowhere else.
 from __future__ import annotations
 
 import copy
+import fcntl
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.support.paths import SHARED_FOLDER
 from tests.support.precision_networks import (
     CLASSES,
     MOST_TOKENS,
@@ -203,11 +208,32 @@ def made(name: str) -> Trained:
     inputs, labels = examples()
     cut = len(labels) - 448
     model = kind()
-    fit(model, rows(inputs, slice(cut)), labels[:cut], epochs, rate)
-    if isinstance(model, Llama):
-        large_stream(model, rows(inputs, slice(cut)))
+
+    def train() -> None:
+        fit(model, rows(inputs, slice(cut)), labels[:cut], epochs, rate)
+        if isinstance(model, Llama):
+            large_stream(model, rows(inputs, slice(cut)))
+
+    weights_of_run(name, model, train)
     batches = [slice(start, start + 32) for start in range(cut, len(labels), 32)]
     return described(name, model, [rows(inputs, batch) for batch in batches], [labels[batch] for batch in batches])
+
+
+def weights_of_run(name: str, model: nn.Module, train: Callable[[], None]) -> None:
+    """Train, or take the weights of the process that was first in this run of the tests."""
+    shared = os.environ.get(SHARED_FOLDER)
+    if shared is None:
+        train()
+        return
+    path = Path(shared, f"{name}.pt")
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            model.load_state_dict(torch.load(path))
+            model.eval()
+        else:
+            train()
+            torch.save(model.state_dict(), path)
 
 
 def planted() -> Trained:
