@@ -1,9 +1,9 @@
 """Small models that are trained, to judge low precision by: what rounding costs shows in trained weights only.
 
-Enters: a name of `NAMES`. Leaves: the model in eval mode with a sample, axes, held-out batches and the accuracy there. It
-is made once in a process and shared, so that a test that changes one takes `copy.deepcopy`. One process of a run trains
-it. Separate because each takes seconds to train, and because the tests of typing, quantising, building and searching
-start from the same six.
+Enters: a name of `NAMES`. Leaves: the model in eval mode with a sample, axes, held-out batches and the accuracy there.
+It is made once in a process and shared, so that a test that changes one takes `copy.deepcopy`. One process of a run
+trains it. Separate because each takes seconds to train, and because the tests of typing, quantising, building and
+searching start from the same six.
 
 Two overflow float16 by design, though float32 knows no difference: `rmsnorm` in the squares of every norm, as language
 models do, and `vit_overflow` in `OVERFLOW`, and nowhere else.
