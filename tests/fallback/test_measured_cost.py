@@ -9,8 +9,8 @@ import torch
 from torch import fx, nn
 
 import torch2engine as t2e
-from torch2engine.fallback.deployed_part import DeployedPart
 from torch2engine.fallback.explanation import RunRecord
+from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.measured_cost import check_whole, find_slow_parts
 from torch2engine.fallback.part_runner import PartRunner
@@ -46,7 +46,7 @@ def cut_in_two(runners: dict[str, PartRunner]) -> fx.GraphModule:
         node.meta["val"] = torch.rand(3)
 
     def make_runner(number: int, part: fx.GraphModule, layout: GraphLayout) -> PartRunner:
-        runner = PartRunner(part, layout, DeployedPart(part, layout), RunRecord(), "")
+        runner = PartRunner(part, layout, FixedEngines(part, layout), RunRecord(), "")
         runners[f"part_{number}"] = runner
         return runner
 

@@ -3,24 +3,28 @@
 Enters: graphs, and a function that deploys one. Leaves: callables that answer by engines where there are any, and an
 account of the rest. Separate because the stages below know whole models only, and `deploy` hands itself in from above.
 
+A *part* is a group of operators that one engine answers.
+
     graph_compiler   one graph of torch.compile, and what is called in its place
     functional_graph whether a graph writes into its inputs, and its form without writes
     view_results     results that are views, which PyTorch makes
     partition        a graph cut into parts around the operators that no engine takes
-    part_runner      one part, answered by its engine or by PyTorch
-    part_engine      the engine of one graph, which follows weights and sizes
-    graph_part       a graph as a module that deploy() takes; graph_layout says how it is called
-    deploy_in_parts  deploy(fallback=True): the steps for a program that no single engine takes
-    deploy_parts     engines for the parts of a program, and the artifact of both
-    deployed_part    the engines of one part of a deployed model; saved_cut is how all parts are saved
+    part_runner      answers one part by its engines, or by PyTorch
+    part_call        one call of a part: finds the engine that answers it, or deploys one
+    tracking_engines the engines of one part for torch.compile; they follow new weights
+    fixed_engines    the engines of one part of a deployed model; only a refit changes their weights
+    deployable_graph a graph as a module that deploy() takes; graph_layout says how it is called
+    size_versions    an engine for each range of sizes
+    deploy_in_parts  deploy(fallback=True): the steps for a model that no single engine takes
+    deploy_program   engines for the parts of an exported program, and the artifact of both
+    saved_cut        how all parts are saved
     measured_cost    which engines are worth it, under fallback="faster"
-    parts_module     the deployed model: parts_backend, live_parts
+    parts_module     the deployed model, with its parts_backend; parts_session is the model live on one device
     program_file     torch's program as a file; program_check refuses a file that is no plain data
     submodules       deployed submodules of a pipeline; whole_call compares what the pipeline returns
     compile_options  the options of torch.compile's backend
     explanation      what runs where, and why
 
 Public: `compile_options`, `deploy_in_parts`, `explanation`, `graph_compiler`, `parts_module`, `submodules`,
-`whole_call`. The other files belong to
-this folder alone.
+`whole_call`. The other files belong to this folder alone.
 """

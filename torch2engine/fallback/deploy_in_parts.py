@@ -26,7 +26,7 @@ from torch2engine.core.config import Precision, Tolerances, require_choice
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
-from torch2engine.fallback.deploy_parts import PartsRequest, deploy_parts, write_parts
+from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program, write_parts_artifact
 from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.fallback.program_file import write_program
@@ -118,10 +118,10 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
     device = torch.device("cpu") if runtime == "onnxruntime" else captured.target_gpu
     with report.phase("parts"):
         only_faster = arguments["fallback"] == "faster"
-        request = PartsRequest(program, device, partial(deploy, **options), only_faster)
-        cut = deploy_parts(request, [case.inputs for case in cases])
+        request = ProgramRequest(program, device, partial(deploy, **options), only_faster)
+        cut = deploy_program(request, [case.inputs for case in cases])
         refit_program = weights if arguments["config"].refittable else None
-        artifact = write_parts(cut, captured.signature, captured.profiles, precision, refit_program)
+        artifact = write_parts_artifact(cut, captured.signature, captured.profiles, precision, refit_program)
         del cut  # its engines leave the GPU before the same ones are loaded
         eager = model if arguments["runtime_config"].out_of_range == "eager" else None
         module = PartsModule(artifact, None, device, arguments["runtime_config"], eager)

@@ -22,6 +22,7 @@ from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.wording import first_line, quote
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.compile_options import CompileOptions
+from torch2engine.fallback.deployable_graph import DeployableGraph, lines_of, operators_in
 from torch2engine.fallback.explanation import RunRecord, obstacle_of_break
 from torch2engine.fallback.functional_graph import (
     compile_functional_form,
@@ -30,11 +31,11 @@ from torch2engine.fallback.functional_graph import (
     written_placeholders,
 )
 from torch2engine.fallback.graph_layout import GraphLayout, read_layout
-from torch2engine.fallback.graph_part import GraphPart, lines_of, operators_in
-from torch2engine.fallback.part_engine import DeployPart, PartEngine
-from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner, known_obstacle
+from torch2engine.fallback.part_call import DeployPart
+from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner, reason_for_pytorch
 from torch2engine.fallback.partition import PartitionedGraph
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
+from torch2engine.fallback.tracking_engines import TrackingEngines
 from torch2engine.fallback.view_results import ViewResults, shares_memory
 from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 from torch2engine.pipeline.user_warning import warn_user
@@ -107,9 +108,9 @@ class GraphCompiler:
         return lambda *values: views.finish(graph(*values), values)
 
     def _make_runner(self, graph_module: fx.GraphModule, layout: GraphLayout) -> PartRunner:
-        engine = PartEngine(graph_module, layout, self._deploy_part, self._options.weights == "compared")
-        refusal = known_obstacle(graph_module, layout, self._options.min_nodes)
-        return PartRunner(graph_module, layout, engine, self._record, refusal)
+        engines = TrackingEngines(graph_module, layout, self._deploy_part, self._options.weights == "compared")
+        refusal = reason_for_pytorch(graph_module, layout, self._options.min_nodes)
+        return PartRunner(graph_module, layout, engines, self._record, refusal)
 
     def _in_pytorch(self, graph_module: fx.GraphModule, reason: str) -> Callable[..., Any]:
         graph = graph_module.graph
@@ -138,7 +139,7 @@ class GraphCompiler:
         """
         layout = runner.layout
         weights, tensors = layout.split(values)
-        part = GraphPart(runner.graph_module, layout, weights)
+        part = DeployableGraph(runner.graph_module, layout, weights)
         axes = dynamic_axes(layout, layout.sizes(tensors), largest)
         with dispatch_modes_off(), undisturbed(part):
             program = export_functional_program(capture_call(part, tensors, axes)).program

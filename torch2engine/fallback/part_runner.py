@@ -1,4 +1,4 @@
-"""One graph, answered by its engine or by PyTorch.
+"""One graph, answered by its engines or by PyTorch.
 
 Enters: the values of a call, in the order of the graph's placeholders. Leaves: its results. Separate because graphs of
 torch.compile, and the parts that such a graph or an exported program is cut into, are all run in this way.
@@ -13,18 +13,18 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
+from torch2engine.fallback.deployable_graph import lines_of, operators_in
 from torch2engine.fallback.explanation import RunRecord
 from torch2engine.fallback.graph_layout import GraphLayout, UnknownSizeError
-from torch2engine.fallback.graph_part import lines_of, operators_in
-from torch2engine.fallback.part_engine import LeftInPyTorch
+from torch2engine.fallback.part_call import LeftInPyTorch
 from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
-__all__ = ["AnswersPart", "OperatorsRefused", "PartRunner", "known_obstacle"]
+__all__ = ["OperatorsRefused", "PartEngines", "PartRunner", "reason_for_pytorch"]
 
 _logger = logging.getLogger(__name__)
 
 
-class AnswersPart(Protocol):
+class PartEngines(Protocol):
     """Answers a graph by engines."""
 
     @property
@@ -59,7 +59,7 @@ class PartRunner:
     Args:
         graph_module: the graph, which answers in PyTorch where there is no engine.
         layout: how it is called.
-        engine: answers where it can.
+        engines: answer where they can.
         record: takes what is found out.
         refusal: why PyTorch answers every call, or "".
     """
@@ -68,14 +68,14 @@ class PartRunner:
         self,
         graph_module: fx.GraphModule,
         layout: GraphLayout,
-        engine: AnswersPart,
+        engines: PartEngines,
         record: RunRecord,
         refusal: str,
     ) -> None:
         self.graph_module = graph_module
         self.layout = layout
         self._record = record
-        self.engine = engine
+        self.engines = engines
         self.refusal = refusal
         self._part = GraphPartRecord("", operators_in(graph_module.graph), lines_of(graph_module.graph))
 
@@ -89,18 +89,18 @@ class PartRunner:
             if not self.refusal:
                 weights, tensors = self.layout.split(values)
                 try:
-                    outputs = self.engine(weights, tensors)
+                    outputs = self.engines(weights, tensors)
                 except LeftInPyTorch as left:
                     if left.obstacles:
                         raise OperatorsRefused(left.obstacles) from left
                     if left.is_final:
                         self.leave_in_pytorch(left.reason)
-                    self._note(left.reason, "PyTorch")
+                    self._record_place(left.reason, "PyTorch")
                 else:
-                    self._note("", self.engine.runtime)
+                    self._record_place("", self.engines.runtime)
                     return self.layout.assemble(outputs, tensors)
             else:
-                self._note(self.refusal, "PyTorch")
+                self._record_place(self.refusal, "PyTorch")
             results: Any = self.graph_module(*values)
             if isinstance(results, torch.Tensor):  # a part may return one tensor without a tuple around it
                 return (results,)
@@ -114,7 +114,7 @@ class PartRunner:
         """
         self.refusal = reason
 
-    def _note(self, reason: str, runs_in: str) -> None:
+    def _record_place(self, reason: str, runs_in: str) -> None:
         """Write into the record where the graph runs, when that is new."""
         part = self._part
         if not part.runs_in:
@@ -125,7 +125,7 @@ class PartRunner:
             _logger.info("%s in %s%s", part.source, runs_in, f": {reason}" if reason else "")
 
 
-def known_obstacle(graph_module: fx.GraphModule, layout: GraphLayout, min_nodes: int) -> str:
+def reason_for_pytorch(graph_module: fx.GraphModule, layout: GraphLayout, min_nodes: int) -> str:
     """The reason, known before any call, why a graph stays in PyTorch; "" if there is no such reason.
 
     Args:

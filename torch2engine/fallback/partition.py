@@ -66,7 +66,7 @@ class _Part(nn.Module):
         return results if self._returns_tuple else results[0]
 
 
-class _Supported(OperatorSupportBase):
+class _EngineOperators(OperatorSupportBase):
     """The operators that may be part of an engine: those that compute dense tensors of real numbers."""
 
     def __init__(self, refused: Collection[str]) -> None:
@@ -179,7 +179,9 @@ class PartitionedGraph:
 
     def _cut_anew(self) -> fx.GraphModule:
         cut = copy.deepcopy(self._graph_module)
-        partitioner = CapabilityBasedPartitioner(cut, _Supported(self._refused), allows_single_node_partition=True)
+        partitioner = CapabilityBasedPartitioner(
+            cut, _EngineOperators(self._refused), allows_single_node_partition=True
+        )
         proposed = partitioner.propose_partitions()
         worthwhile = [partition for partition in proposed if self._is_worthwhile(partition)]
         names = [frozenset(node.name for node in partition.nodes) for partition in worthwhile]
@@ -209,7 +211,7 @@ def _fuse(graph_module: fx.GraphModule, parts: Sequence[Sequence[str]]) -> None:
     """Put one submodule in the place of each part's operators."""
     nodes = {node.name: node for node in graph_module.graph.nodes}
     partitions = [Partition(number, [nodes[name] for name in names]) for number, names in enumerate(parts)]
-    partitioner = CapabilityBasedPartitioner(graph_module, _Supported(()), allows_single_node_partition=True)
+    partitioner = CapabilityBasedPartitioner(graph_module, _EngineOperators(()), allows_single_node_partition=True)
     partitioner.fuse_partitions(partitions, prefix=_PREFIX)
 
 

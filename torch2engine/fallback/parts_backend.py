@@ -17,7 +17,7 @@ from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.fallback.explanation import RunRecord
-from torch2engine.fallback.live_parts import LiveParts
+from torch2engine.fallback.parts_session import PartsSession
 from torch2engine.fallback.program_file import replace_tensors
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.trt.library import PRODUCT_NAMES
@@ -49,7 +49,7 @@ class PartsBackend:
         self._guard = guard
         self._runtime_config = runtime_config
         self._lock = ForkSafeLock()
-        self._live: LiveParts | None = None
+        self._live: PartsSession | None = None
         self._weights_version = 0  # odd while weights are being replaced
         self._new_weights: Mapping[str, torch.Tensor] | None = None  # weights that the artifact does not hold yet
         self._new_program: WeightProgram | None = None
@@ -65,11 +65,11 @@ class PartsBackend:
     def check_ready(self) -> None:
         self._guard.check()
 
-    def bind(self, device: torch.device) -> LiveParts:
+    def bind(self, device: torch.device) -> PartsSession:
         """Make the engines live now rather than at the first call, on the device that the module has, or else this one.
 
         Raises:
-            ArtifactError, InstallationError: as `LiveParts`.
+            ArtifactError, InstallationError: as `PartsSession`.
         """
         live = self._live
         if live is not None:
@@ -77,7 +77,7 @@ class PartsBackend:
         with self._lock:
             if self._live is None:
                 self.record = RunRecord()
-                self._live = LiveParts(self.artifact, self.device or device, self._runtime_config, self.record)
+                self._live = PartsSession(self.artifact, self.device or device, self._runtime_config, self.record)
                 self.device = self._live.device
             return self._live
 
@@ -133,7 +133,7 @@ class PartsBackend:
         device = self.weights_device(torch.device("cpu"))
         return partial(self._commit_weights, self.bind(device), copies, program)
 
-    def _commit_weights(self, live: LiveParts, weights: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
+    def _commit_weights(self, live: PartsSession, weights: Mapping[str, torch.Tensor], program: WeightProgram) -> None:
         self._weights_version += 1
         self.weights_incomplete = True
         try:

@@ -1,8 +1,8 @@
 """An fx graph → a module of named tensors that the stages of deploy() take like any other.
 
-Enters: a GraphModule of torch.compile, or a part of an exported program. Leaves: `GraphPart`: forward takes the live
-tensors by name, weights are its parameters and buffers, sizes follow from shapes. Separate because only this file knows
-how to find the node of a graph again that an error of a later stage is about.
+Enters: a GraphModule of torch.compile, or a part of an exported program. Leaves: `DeployableGraph`. Its forward takes
+the live tensors by name, weights are its parameters and buffers, and sizes follow from shapes. Separate because an
+error of a later stage is about some node, and only this file knows how to find that node again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch2engine.core.errors import UnsupportedNode
 from torch2engine.fallback.graph_layout import GraphLayout, is_tensor, results_of
 from torch2engine.modules.explanation import Obstacle
 
-__all__ = ["GraphPart", "lines_of", "operator_of", "operators_in", "source_of"]
+__all__ = ["DeployableGraph", "lines_of", "operator_of", "operators_in", "source_of"]
 
 # A frame of this file is a node's number in its graph, for as long as the stages of deploy() work on the graph.
 _MARK = "torch2engine-node"
@@ -63,7 +63,7 @@ def lines_of(graph: fx.Graph) -> str:
     return f"{Path(files[0]).name}:{lines}{more}"
 
 
-class GraphPart(nn.Module):
+class DeployableGraph(nn.Module):
     """A graph as a module: `part(**tensors)` gives its results that are tensors.
 
     Args:

@@ -18,10 +18,10 @@ from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import CUT, PROGRAM
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError
-from torch2engine.fallback.deployed_part import DeployedPart
+from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.explanation import RunRecord, synchronized_seconds
+from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout, result_names
-from torch2engine.fallback.graph_part import operator_of, source_of
 from torch2engine.fallback.part_runner import PartRunner
 from torch2engine.fallback.partition import repeat_cut
 from torch2engine.fallback.program_file import read_program
@@ -31,10 +31,10 @@ from torch2engine.modules.deployed import DeployedModule, current_artifact_of
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 
-__all__ = ["LiveParts"]
+__all__ = ["PartsSession"]
 
 
-class LiveParts:
+class PartsSession:
     """The engines, the graph and the weights of a model in parts. Threads may share it, but for a refit.
 
     Args:
@@ -55,7 +55,7 @@ class LiveParts:
         self._runtime_config = runtime_config
         self._modules: dict[str, DeployedModule[Any]] = {}
         self._built_from: dict[str, OnnxArtifact | EngineArtifact] = {}
-        self._parts: list[DeployedPart] = []
+        self._parts: list[FixedEngines] = []
         where = f"{artifact}"
         cut = SavedCut.from_json(artifact.read(CUT), where)
         self._program = read_program(artifact.read(PROGRAM), where, device)
@@ -64,9 +64,9 @@ class LiveParts:
             saved = cut.parts[number]
             if result_names(graph_module.graph) != saved.results:
                 raise ValueError(f"part {number} returns {', '.join(result_names(graph_module.graph))}")
-            part = DeployedPart(graph_module, layout)
+            part = FixedEngines(graph_module, layout)
             for engine in saved.engines:
-                part.engines.add(Version(self._load(artifact, engine), engine.sizes, engine.is_range))
+                part.versions.add(Version(self._load(artifact, engine), engine.sizes, engine.is_range))
             self._parts.append(part)
             return PartRunner(graph_module, layout, part, record, saved.reason)
 

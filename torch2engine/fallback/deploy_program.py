@@ -27,13 +27,13 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.fallback.compile_options import CompileOptions
-from torch2engine.fallback.deployed_part import DeployedPart
+from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.explanation import RunRecord
+from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout, fake_value, result_names
-from torch2engine.fallback.graph_part import operator_of, source_of
 from torch2engine.fallback.measured_cost import find_slow_parts
-from torch2engine.fallback.part_engine import DeployPart
-from torch2engine.fallback.part_runner import PartRunner, known_obstacle
+from torch2engine.fallback.part_call import DeployPart
+from torch2engine.fallback.part_runner import PartRunner, reason_for_pytorch
 from torch2engine.fallback.partition import PartitionedGraph
 from torch2engine.fallback.program_file import read_program
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine, SavedPart
@@ -41,12 +41,12 @@ from torch2engine.fallback.size_versions import TooManySizesError
 from torch2engine.modules.deployed import DeployedModule, current_artifact_of
 from torch2engine.modules.explanation import Obstacle
 
-__all__ = ["DeployedCut", "PartsRequest", "deploy_parts", "write_parts"]
+__all__ = ["DeployedProgram", "ProgramRequest", "deploy_program", "write_parts_artifact"]
 
 
 @dataclass(frozen=True)
-class PartsRequest:
-    """A program that is to be deployed in parts.
+class ProgramRequest:
+    """An exported program that is to be deployed in parts.
 
     Args:
         program: the file of the whole program.
@@ -62,8 +62,8 @@ class PartsRequest:
 
 
 @dataclass(frozen=True)
-class DeployedCut:
-    """A program that is cut, with the engines of its parts.
+class DeployedProgram:
+    """An exported program that is cut into parts, with their engines.
 
     Args:
         program: the file of the whole program.
@@ -76,7 +76,7 @@ class DeployedCut:
     obstacles: tuple[Obstacle, ...]
 
 
-def deploy_parts(request: PartsRequest, calls: Sequence[Sequence[torch.Tensor]]) -> DeployedCut:
+def deploy_program(request: ProgramRequest, calls: Sequence[Sequence[torch.Tensor]]) -> DeployedProgram:
     """Cut a program, and deploy each part on the inputs that it gets in these calls; the largest call comes first.
 
     Args:
@@ -86,12 +86,12 @@ def deploy_parts(request: PartsRequest, calls: Sequence[Sequence[torch.Tensor]])
     program = read_program(request.program, "in memory", request.device)
     _bound_value_dependent(program.graph_module.graph)
     record = RunRecord()
-    deployer = _PartDeployer(request.deploy_part)
+    deployer = _ProgramDeployer(request.deploy_part)
 
     def make_runner(graph_module: fx.GraphModule, layout: GraphLayout) -> PartRunner:
-        engine = DeployedPart(graph_module, layout, deployer)
-        refusal = known_obstacle(graph_module, layout, CompileOptions.min_nodes)
-        return PartRunner(graph_module, layout, engine, record, refusal)
+        engines = FixedEngines(graph_module, layout, deployer)
+        refusal = reason_for_pytorch(graph_module, layout, CompileOptions.min_nodes)
+        return PartRunner(graph_module, layout, engines, record, refusal)
 
     placeholders = [*program.weights, *program.constants]
     graph = PartitionedGraph(program.graph_module, placeholders, CompileOptions.min_nodes, make_runner, record)
@@ -101,16 +101,16 @@ def deploy_parts(request: PartsRequest, calls: Sequence[Sequence[torch.Tensor]])
         program.values(program.tensors, [leaf.to(request.device, copy=True) for leaf in leaves]) for leaves in ordered
     ]
     with torch.no_grad():
-        for of_call in values:
-            graph(*of_call)
+        for call_values in values:
+            graph(*call_values)
     if request.only_faster:
         graph.leave_slow_parts(lambda cut, parts: find_slow_parts(cut, parts, values[0], request.device))
     deployer.is_open = False
     parts = {part.nodes: part.runner for part in graph.parts()}
-    return DeployedCut(request.program, parts, tuple(record.obstacles.values()))
+    return DeployedProgram(request.program, parts, tuple(record.obstacles.values()))
 
 
-class _PartDeployer:
+class _ProgramDeployer:
     """Deploys parts while the program is cut, and none afterwards."""
 
     def __init__(self, deploy_part: DeployPart) -> None:
@@ -154,8 +154,8 @@ def _free_sizes(node: fx.Node) -> bool:
     return isinstance(value, torch.Tensor) and bool(free_unbacked_symbols(value.shape))
 
 
-def write_parts(
-    cut: DeployedCut,
+def write_parts_artifact(
+    cut: DeployedProgram,
     signature: Signature,
     profiles: Sequence[Profile],
     precision: str,
@@ -174,16 +174,16 @@ def write_parts(
     owner = scratch_folder()
     saved: list[SavedPart] = []
     for number, (nodes, runner) in enumerate(cut.parts.items()):
-        engine = runner.engine
-        assert isinstance(engine, DeployedPart), "the kind that deploy_parts made"
+        fixed = runner.engines
+        assert isinstance(fixed, FixedEngines), "the kind that deploy_program made"
         engines: list[SavedEngine] = []
-        made = [] if runner.refusal else engine.engines.made()
-        for version_number, one in enumerate(made):
-            artifact = current_artifact_of(one.value)
+        made = [] if runner.refusal else fixed.versions.made()
+        for version_number, version_for_sizes in enumerate(made):
+            artifact = current_artifact_of(version_for_sizes.value)
             assert isinstance(artifact, (OnnxArtifact, EngineArtifact)), "the kinds that engines have"
             name = f"part-{number}-{version_number}"
             write_engine(owner.path, name, artifact)
-            engines.append(SavedEngine(name, one.sizes, one.is_range))
+            engines.append(SavedEngine(name, version_for_sizes.sizes, version_for_sizes.is_range))
         saved.append(SavedPart(nodes, result_names(runner.graph_module.graph), runner.refusal, tuple(engines)))
     with disk_errors(owner.path):
         write_file(owner.path / PROGRAM, cut.program)

@@ -1,7 +1,7 @@
 """The engines of one part of a deployed model, for one set of weights.
 
 Enters: the weights and the live tensors of a call. Leaves: the part's tensors, or `LeftInPyTorch`. Separate from
-`part_engine` because these engines are made once, and only a refit changes their weights. No call compares weights.
+`tracking_engines` because only a refit changes the weights of these engines. No call compares weights.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import torch
 from torch import fx
 
 from torch2engine.fallback.graph_layout import GraphLayout
-from torch2engine.fallback.part_engine import DeployPart, LeftInPyTorch, PartCall, find_or_deploy
+from torch2engine.fallback.part_call import DeployPart, LeftInPyTorch, PartCall, find_or_deploy
 from torch2engine.fallback.size_versions import VersionsBySize
 from torch2engine.modules.deployed import DeployedModule
 
-__all__ = ["DeployedPart"]
+__all__ = ["FixedEngines"]
 
 
-class DeployedPart:
+class FixedEngines:
     """The engines of one part.
 
     Args:
@@ -33,7 +33,7 @@ class DeployedPart:
         self, graph_module: fx.GraphModule, layout: GraphLayout, deploy_part: DeployPart | None = None
     ) -> None:
         self.runtime = ""  # the title of the runtime that has answered; "" before the first call
-        self.engines = VersionsBySize[DeployedModule[Any]](layout)
+        self.versions = VersionsBySize[DeployedModule[Any]](layout)
         self._graph_module = graph_module
         self._layout = layout
         self._deploy_part = deploy_part
@@ -49,12 +49,12 @@ class DeployedPart:
         """
         if any(tensor.numel() == 0 for tensor in tensors.values()):
             raise LeftInPyTorch("a tensor without elements", is_final=False)
-        module = self.engines.find(self._layout.sizes(tensors))
+        module = self.versions.find(self._layout.sizes(tensors))
         if module is None:
             if self._deploy_part is None:
                 raise LeftInPyTorch("no engine was deployed for these sizes", is_final=False)
             call = PartCall(self._graph_module, self._layout, weights, tensors)
-            module = find_or_deploy(self.engines, call, self._deploy_part)
+            module = find_or_deploy(self.versions, call, self._deploy_part)
         self.runtime = module.runtime
         return list(module.infer([tensors[spec.name] for spec in module.signature.inputs]).values())
 
@@ -71,5 +71,5 @@ class DeployedPart:
             return
         own = {name: weights[name] for name in self._layout.placeholders if name in self._layout.weights}
         part = PartCall(self._graph_module, self._layout, own, {}).part()
-        for version in self.engines.made():
+        for version in self.versions.made():
             version.value.refit(part, verify=False)
