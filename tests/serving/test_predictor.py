@@ -76,14 +76,14 @@ def test_rows_are_filled_up_where_the_least_batch_is_larger() -> None:
 def test_calls_are_as_large_as_is_asked_for(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """`batch_size` limits the rows of one call."""
     sizes: list[int] = []
-    original = BatchRunner._calls
+    original = BatchRunner._padded_batches
 
     def noted(self: BatchRunner, columns: Any, count: int) -> Any:
         for call in original(self, columns, count):
             sizes.append(len(call["x"]))
             yield call
 
-    monkeypatch.setattr(BatchRunner, "_calls", noted)
+    monkeypatch.setattr(BatchRunner, "_padded_batches", noted)
     Predictor(folder, batch_size=3)({"x": rows(8)})
     assert sizes == [3, 3, 2]
 
@@ -136,8 +136,8 @@ def test_engine_asks_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_low_types_come_as_float32() -> None:
     """Arrow has no bfloat16, so its values come widened."""
     low = np.arange(3, dtype=np.float16)
-    assert batch_runner._joined([low], "bfloat16").dtype == np.float32
-    assert batch_runner._joined([low], "float16").dtype == np.float16
+    assert batch_runner._join_batches([low], "bfloat16").dtype == np.float32
+    assert batch_runner._join_batches([low], "float16").dtype == np.float16
 
 
 def test_worker_needs_no_torch(folder: str, repository: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import DtypeError, InputError, InstallationError, ShapeError
 from torch2engine.core.pytree import LeafKind, bind
 from torch2engine.core.spec import Profile, Signature, TensorSpec
@@ -33,8 +34,6 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
-
-_FOREIGN = ("bfloat16", "float8_e4m3fn")  # numpy has none, the package ml_dtypes brings them
 
 
 def _fits(value: object) -> bool:
@@ -64,9 +63,9 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
     """numpy's dtype of a tensor.
 
     Raises:
-        InstallationError: numpy has none, and ml_dtypes is not installed.
+        InstallationError: numpy does not have it, and ml_dtypes is not installed.
     """
-    if spec.dtype not in _FOREIGN:
+    if spec.dtype not in NOT_IN_NUMPY:
         return np.dtype(spec.dtype)
     try:
         found: Any = importlib.import_module("ml_dtypes")
@@ -138,7 +137,7 @@ def require_dtype(signature: Signature, spec: TensorSpec, leaf: Any) -> Array:
 
 
 def check_call(signature: Signature, profiles: Sequence[Profile], given: object) -> CheckedCall:
-    """Hold a call against the signature and the profiles.
+    """Check a call against the signature and the profiles.
 
     Args:
         signature, profiles: the engine's.

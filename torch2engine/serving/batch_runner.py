@@ -1,4 +1,4 @@
-"""Columns with any number of rows → answers for as many rows, in batches that the profiles allow.
+"""Columns with any number of rows → answers for the same number of rows, in batches that the profiles allow.
 
 Enters: arrays whose dimension 0 is the batch. Leaves: arrays with one row for each. Separate because every distributor
 gives batches of its own sizes: short ones at the end of a block, and ones larger than the largest profile.
@@ -14,6 +14,7 @@ import numpy as np
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
+from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.processor.arrays import check_call, input_layout
 from torch2engine.processor.batches import Batches, plan_batches
@@ -21,9 +22,8 @@ from torch2engine.serving.array_runner import Array, open_runner
 
 __all__ = ["BatchRunner", "rows_per_call"]
 
-_WARM_CALLS = 3  # with cuda_graphs="auto", a Processor captures at the third call of a shape
-_DEPTH = 4
-_NOT_IN_ARROW = ("bfloat16", "float8_e4m3fn")
+_WARMUP_CALLS = 3  # with cuda_graphs="auto", a Processor captures at the third call of a shape
+_STREAM_DEPTH = 4
 
 
 def rows_per_call(artifact: EngineArtifact | OnnxArtifact, batch_size: int | None = None) -> int:
@@ -36,10 +36,10 @@ def rows_per_call(artifact: EngineArtifact | OnnxArtifact, batch_size: int | Non
     Raises:
         InputError: as `BatchRunner`.
     """
-    return _plan(artifact, batch_size).size
+    return _plan_batches(artifact, batch_size).size
 
 
-def _plan(artifact: EngineArtifact | OnnxArtifact, batch_size: int | None) -> Batches:
+def _plan_batches(artifact: EngineArtifact | OnnxArtifact, batch_size: int | None) -> Batches:
     if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
         raise InputError("batch_size", got=repr(batch_size), allowed="an int of at least 1", fix="pass such a number")
     fix = "export it with dimension 0 of every input as one dynamic axis, or write a worker of your own on a Processor"
@@ -68,7 +68,7 @@ class BatchRunner:
     ) -> None:
         self.signature = artifact.signature
         self._profiles = artifact.profiles
-        self._batches = _plan(artifact, batch_size)
+        self._batches = _plan_batches(artifact, batch_size)
         self._runner = open_runner(artifact, streams, runtime_config)
 
     @property
@@ -77,10 +77,10 @@ class BatchRunner:
         return self._batches.size
 
     def warm_up(self) -> None:
-        """Answer zeros in the largest and in the smallest batch, so that the first real rows find all compiled."""
+        """Answer zeros in the largest and the smallest batch, so that kernels are compiled before real rows come."""
         for rows in {self._batches.size, self._batches.padded_size(1)}:
             inputs = self._zeros(rows)
-            for _ in range(_WARM_CALLS):
+            for _ in range(_WARMUP_CALLS):
                 self._runner.infer(inputs)
 
     def probe(self) -> None:
@@ -92,7 +92,7 @@ class BatchRunner:
         self._runner.infer(self._zeros(self._batches.padded_size(1)))
 
     def check(self, columns: Mapping[str, Array]) -> int:
-        """Hold columns against the signature and the profiles, without answering them.
+        """Check columns against the signature and the profiles, without answering them.
 
         Args:
             columns: as for a call.
@@ -105,12 +105,12 @@ class BatchRunner:
         """
         rows = self._count_rows(columns)
         batch = self._batches.padded_size(min(max(rows, 1), self._batches.size))
-        # Arrays of these shapes that take no memory.
-        alike = {
+        # Arrays of the same dtypes and shapes that take no memory.
+        stand_ins = {
             name: np.broadcast_to(np.zeros((), array.dtype), (batch, *array.shape[1:]))
             for name, array in columns.items()
         }
-        check_call(self.signature, self._profiles, alike)
+        check_call(self.signature, self._profiles, stand_ins)
         return rows
 
     def __call__(self, columns: Mapping[str, Array]) -> dict[str, Array]:
@@ -130,12 +130,12 @@ class BatchRunner:
             return self._no_rows()
         parts: dict[str, list[Array]] = {spec.name: [] for spec in self.signature.outputs}
         left = rows
-        for results in self._runner.infer_stream(self._calls(columns, rows), _DEPTH):
+        for results in self._runner.infer_stream(self._padded_batches(columns, rows), _STREAM_DEPTH):
             count = min(left, self._batches.size)
             for name, array in results.items():
                 parts[name].append(array[:count])
             left -= count
-        return {spec.name: _joined(parts[spec.name], spec.dtype) for spec in self.signature.outputs}
+        return {spec.name: _join_batches(parts[spec.name], spec.dtype) for spec in self.signature.outputs}
 
     def close(self) -> None:
         """Give everything back."""
@@ -159,7 +159,7 @@ class BatchRunner:
             )
         return next(iter(counts.values()))
 
-    def _calls(self, columns: Mapping[str, Array], rows: int) -> Generator[dict[str, Array]]:
+    def _padded_batches(self, columns: Mapping[str, Array], rows: int) -> Generator[dict[str, Array]]:
         """Views of the rows for one call after the other; the last one is filled up with copies of its last row."""
         for first in range(0, rows, self._batches.size):
             part = {name: array[first : first + self._batches.size] for name, array in columns.items()}
@@ -176,11 +176,11 @@ class BatchRunner:
         return {name: np.zeros(shape, dtype) for name, (dtype, shape) in layout.items()}
 
     def _no_rows(self) -> dict[str, Array]:
-        """Answers of the right kinds to no rows at all."""
+        """Answers without rows, in the right dtypes and shapes."""
         answers = self._runner.infer(self._zeros(self._batches.padded_size(1)))
-        return {spec.name: _joined([answers[spec.name][:0]], spec.dtype) for spec in self.signature.outputs}
+        return {spec.name: _join_batches([answers[spec.name][:0]], spec.dtype) for spec in self.signature.outputs}
 
 
-def _joined(parts: Sequence[Array], dtype: str) -> Array:
+def _join_batches(parts: Sequence[Array], dtype: str) -> Array:
     whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return whole.astype(np.float32) if dtype in _NOT_IN_ARROW else whole
+    return whole.astype(np.float32) if dtype in NOT_IN_NUMPY else whole  # Arrow has no such dtypes either

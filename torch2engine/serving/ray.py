@@ -18,7 +18,7 @@ from torch2engine.core.wording import did_you_mean, kind_of
 from torch2engine.serving.array_runner import Array, Source, find_artifact
 from torch2engine.serving.batch_runner import BatchRunner, rows_per_call
 
-__all__ = ["Predictor", "import_ray", "light_argument", "predict"]
+__all__ = ["Predictor", "actor_argument", "import_ray", "predict"]
 
 # Ray keeps larger constructor arguments in the object store, and an actor can't restart once they are lost there.
 _MOST_ARGUMENT_BYTES = 100_000
@@ -78,7 +78,7 @@ class Predictor:
             InputError, ShapeError, DtypeError: a column is missing, or holds what the model does not take.
         """
         inputs = {name: _column(batch, column, f"input '{name}'") for name, column in self._columns.items()}
-        kept = self._kept(batch)
+        kept = self._kept_columns(batch)
         answers = self._runner(inputs)
         if clash := sorted(kept.keys() & answers.keys()):
             raise InputError(
@@ -89,7 +89,7 @@ class Predictor:
             )
         return {**kept, **answers}
 
-    def _kept(self, batch: Mapping[str, Array]) -> dict[str, Array]:
+    def _kept_columns(self, batch: Mapping[str, Array]) -> dict[str, Array]:
         if self._keep is None:
             inputs = set(self._columns.values())
             return {name: array for name, array in batch.items() if name not in inputs}
@@ -136,7 +136,7 @@ def predict(
             "dataset", got=kind_of(dataset), allowed="a ray.data.Dataset", fix="make one, e.g. with ray.data.from_numpy"
         )
     found = find_artifact(artifact)
-    source = light_argument(artifact)
+    source = actor_argument(artifact)
     is_engine = isinstance(found, EngineArtifact)
     options: dict[str, Any] = {"num_gpus": 1} if is_engine else {}
     if actors is None:
@@ -173,7 +173,7 @@ def import_ray(part: str) -> Any:
         ) from error
 
 
-def light_argument(artifact: Source) -> Source:
+def actor_argument(artifact: Source) -> Source:
     """What an actor's constructor is given: an absolute path, or a small artifact.
 
     Raises:

@@ -19,7 +19,7 @@ from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import InputError, Torch2EngineError
 from torch2engine.serving.array_runner import Array, Source, find_artifact
 from torch2engine.serving.batch_runner import BatchRunner, rows_per_call
-from torch2engine.serving.ray import import_ray, light_argument
+from torch2engine.serving.ray import actor_argument, import_ray
 from torch2engine.serving.wire import NPY, NPZ, read_arrays, write_arrays
 
 __all__ = ["ModelServer", "deployment"]
@@ -150,11 +150,11 @@ class ModelServer:
         found: dict[int, dict[str, Array] | _Failure] = {}
         for members in kinds.values():
             self._count("batches")
-            answers = await self._answer_alike([requests[index] for index in members])
+            answers = await self._answer_one_kind([requests[index] for index in members])
             found.update(zip(members, answers, strict=True))
         return [found[index] for index in range(len(requests))]
 
-    async def _answer_alike(self, requests: Sequence[_Request]) -> Sequence[dict[str, Array] | _Failure]:
+    async def _answer_one_kind(self, requests: Sequence[_Request]) -> Sequence[dict[str, Array] | _Failure]:
         columns = {name: np.concatenate([request.columns[name] for request in requests]) for name in self._names}
         try:
             answers = await asyncio.to_thread(self._runner, columns)
@@ -244,4 +244,4 @@ def deployment(
     if "autoscaling_config" in serve_options:
         del options["num_replicas"]
     made = serve.deployment(**{**options, **serve_options})(ModelServer)
-    return made.bind(light_argument(artifact), batch_size, max_wait_s, streams, runtime_config)
+    return made.bind(actor_argument(artifact), batch_size, max_wait_s, streams, runtime_config)
