@@ -304,7 +304,7 @@ def test_attribute_that_tells_nothing_is_refused_by_name() -> None:
     model.head.rows = [iter([1, 2])]
     assert facts_of_model(model) is None
     assert incomparable_attribute(model) == (
-        "model attribute 'head.rows.[0]': got a value of builtins.list_iterator, which tells nothing of itself; "
+        "model attribute 'head.rows.[0]': got a value of builtins.list_iterator, whose content Python can't read; "
         "expected numbers, texts, tensors, arrays, containers and Python objects of these, which cache_key compares; "
         "take it out of the model, or leave out cache_key"
     )

@@ -30,9 +30,9 @@ def anything(thing: Thing) -> bool:
 def test_one_object_for_each_key_as_long_as_it_is_held() -> None:
     """Holders of one key share one object; other keys have others; the last holder takes it along."""
     table: LiveObjects[str, Thing] = LiveObjects()
-    first = table.obtain("plan on GPU 0", Thing, anything)
-    assert table.obtain("plan on GPU 0", Thing, anything) is first
-    assert table.obtain("plan on GPU 1", Thing, anything) is not first
+    first = table.find_or_make("plan on GPU 0", Thing, anything)
+    assert table.find_or_make("plan on GPU 0", Thing, anything) is first
+    assert table.find_or_make("plan on GPU 1", Thing, anything) is not first
     made: list[Thing] = []
 
     def counted() -> Thing:
@@ -41,7 +41,7 @@ def test_one_object_for_each_key_as_long_as_it_is_held() -> None:
 
     del first
     gc.collect()
-    table.obtain("plan on GPU 0", counted, anything)
+    table.find_or_make("plan on GPU 0", counted, anything)
     assert len(made) == 1
 
 
@@ -52,7 +52,7 @@ def test_threads_that_come_at_once_make_one() -> None:
 
     def take(_: int) -> Thing:
         gate.wait()
-        return table.obtain("plan", Thing, anything)
+        return table.find_or_make("plan", Thing, anything)
 
     with ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(take, range(THREADS)))
@@ -62,12 +62,12 @@ def test_threads_that_come_at_once_make_one() -> None:
 def test_what_can_change_or_does_not_fit_is_not_shared() -> None:
     """An engine that can be refitted has one owner; so has one whose signature differs from the live one's."""
     table: LiveObjects[str, Thing] = LiveObjects()
-    refittable = [table.obtain("plan", lambda: Thing(is_constant=False), anything) for _ in range(2)]
+    refittable = [table.find_or_make("plan", lambda: Thing(is_constant=False), anything) for _ in range(2)]
     assert refittable[0] is not refittable[1]
-    shared = table.obtain("plan", Thing, anything)
-    own = table.obtain("plan", Thing, lambda thing: False)
+    shared = table.find_or_make("plan", Thing, anything)
+    own = table.find_or_make("plan", Thing, lambda thing: False)
     assert own is not shared
-    assert table.obtain("plan", Thing, anything) is shared
+    assert table.find_or_make("plan", Thing, anything) is shared
 
 
 def test_failure_leaves_nothing_behind() -> None:
@@ -78,14 +78,14 @@ def test_failure_leaves_nothing_behind() -> None:
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        table.obtain("plan", fail, anything)
-    assert isinstance(table.obtain("plan", Thing, anything), Thing)
+        table.find_or_make("plan", fail, anything)
+    assert isinstance(table.find_or_make("plan", Thing, anything), Thing)
 
 
 def test_forked_child_makes_its_own() -> None:
     """A child finds nothing of its parent's, even where another thread held the lock at the fork."""
     table: LiveObjects[str, Thing] = LiveObjects()
-    parents = table.obtain("plan", Thing, anything)
+    parents = table.find_or_make("plan", Thing, anything)
     inside, leave = threading.Event(), threading.Event()
 
     def slow() -> Thing:
@@ -93,14 +93,14 @@ def test_forked_child_makes_its_own() -> None:
         leave.wait()
         return Thing()
 
-    thread = threading.Thread(target=table.obtain, args=("other", slow, anything))
+    thread = threading.Thread(target=table.find_or_make, args=("other", slow, anything))
     thread.start()
     inside.wait()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Python 3.12 warns of exactly what this test does
         child = os.fork()
     if child == 0:
-        os._exit(int(table.obtain("plan", Thing, anything) is parents))
+        os._exit(int(table.find_or_make("plan", Thing, anything) is parents))
     assert os.waitpid(child, 0)[1] == 0
     leave.set()
     thread.join()

@@ -28,10 +28,10 @@ _PLACES_OF_EACH_DIM = (_ATEN.where.default, _ATEN.nonzero_numpy.default)
 _COLUMNS = (_ATEN.squeeze.dim, _ATEN.squeeze.default, _ATEN.select.int, _ATEN.view.default, _ATEN.reshape.default)
 # Operators that compute each row by itself: whether a node does, given how many dimensions a row has.
 _BY_ROWS: Mapping[Any, Callable[[fx.Node, int], bool]] = {
-    _ATEN.linear.default: lambda node, rest: rest > 0,
-    _ATEN.layer_norm.default: lambda node, rest: len(cast("Any", node.args[1])) <= rest,
-    _ATEN.softmax.int: lambda node, rest: -rest <= cast("Any", node.args[1]) < 0,
-    _ATEN.log_softmax.int: lambda node, rest: -rest <= cast("Any", node.args[1]) < 0,
+    _ATEN.linear.default: lambda node, trailing: trailing > 0,
+    _ATEN.layer_norm.default: lambda node, trailing: len(cast("Any", node.args[1])) <= trailing,
+    _ATEN.softmax.int: lambda node, trailing: -trailing <= cast("Any", node.args[1]) < 0,
+    _ATEN.log_softmax.int: lambda node, trailing: -trailing <= cast("Any", node.args[1]) < 0,
 }
 
 
@@ -41,15 +41,15 @@ class _MaskIndex:
 
     Args:
         mask: of bool.
-        skipped: how many dimensions come before those of the mask.
+        leading: how many dimensions come before those of the mask.
         rank: of the mask.
-        rest: how many dimensions come behind those of the mask.
+        trailing: how many dimensions come behind those of the mask.
     """
 
     mask: fx.Node
-    skipped: int
+    leading: int
     rank: int
-    rest: int
+    trailing: int
 
 
 def write_masks_as_where(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -64,26 +64,26 @@ def write_masks_as_where(program: torch.export.ExportedProgram) -> torch.export.
     graph = functional.graph_module.graph
     for node in list(graph.nodes):
         if node.target == _ATEN.index_put.default:
-            _replace(graph, node)
+            _replace_index_put(graph, node)
         elif node.target == _ATEN.index_add.default:
-            _replace_sum(graph, node)
+            _replace_index_add(graph, node)
     graph.eliminate_dead_code()
     erase_value_checks(functional)
     return functional
 
 
-def _replace(graph: fx.Graph, put: fx.Node) -> None:
-    index = _mask_index(put)
-    target, _, value, *is_sum = put.args
-    if index is None or any(is_sum) or put.kwargs:
+def _replace_index_put(graph: fx.Graph, write: fx.Node) -> None:
+    index = _mask_index(write)
+    target, _, value, *is_sum = write.args
+    if index is None or any(is_sum) or write.kwargs:
         return
-    with graph.inserting_before(put):
-        rows = _Rows(graph, put, index).of(value)
+    with graph.inserting_before(write):
+        rows = _AllRows(graph, write, index).of(value)
         if rows is not None:
-            _choose(graph, put, index, rows, target)
+            _replace_by_where(graph, write, index, rows, target)
 
 
-def _replace_sum(graph: fx.Graph, add: fx.Node) -> None:
+def _replace_index_add(graph: fx.Graph, add: fx.Node) -> None:
     """Replace `index_add` at the places of a mask."""
     target, dim, places, value = add.args
     rank = _value(target).ndim
@@ -91,18 +91,18 @@ def _replace_sum(graph: fx.Graph, add: fx.Node) -> None:
     if index is None:
         return
     with graph.inserting_before(add):
-        rows = _Rows(graph, add, index).of(value)
+        rows = _AllRows(graph, add, index).of(value)
         if rows is not None:
-            _choose(graph, add, index, _add(graph, add, _ATEN.add.Tensor, (target, rows)), target)
+            _replace_by_where(graph, add, index, _add_node(graph, add, _ATEN.add.Tensor, (target, rows)), target)
 
 
-def _choose(graph: fx.Graph, put: fx.Node, index: _MaskIndex, rows: Any, target: Any) -> None:
+def _replace_by_where(graph: fx.Graph, write: fx.Node, index: _MaskIndex, rows: Any, target: Any) -> None:
     """Replace a node by `rows` where the mask is true, and by `target` elsewhere."""
     mask: Any = index.mask
-    for _ in range(index.rest):
-        mask = _add(graph, put, _ATEN.unsqueeze.default, (mask, -1))
-    put.replace_all_uses_with(_add(graph, put, _ATEN.where.self, (mask, rows, target)))
-    graph.erase_node(put)
+    for _ in range(index.trailing):
+        mask = _add_node(graph, write, _ATEN.unsqueeze.default, (mask, -1))
+    write.replace_all_uses_with(_add_node(graph, write, _ATEN.where.self, (mask, rows, target)))
+    graph.erase_node(write)
 
 
 def _mask_index(node: fx.Node) -> _MaskIndex | None:
@@ -114,24 +114,24 @@ def _mask_index(node: fx.Node) -> _MaskIndex | None:
     return _find_mask(node.args[0], len(before), last)
 
 
-def _find_mask(operand: Any, skipped: int, index: Any) -> _MaskIndex | None:
+def _find_mask(operand: Any, leading: int, index: Any) -> _MaskIndex | None:
     """The mask behind an index tensor.
 
     Args:
         operand: the node that is indexed.
-        skipped: dimensions before the index.
+        leading: dimensions before the index.
         index: the index's node: of bool, or the places at which a mask of one dimension is true.
     """
     if not isinstance(index, fx.Node):
         return None
-    sizes = _value(operand).shape[skipped:]
+    sizes = _value(operand).shape[leading:]
     mask = index if _value(index).dtype == torch.bool else _mask_of_places(index)
     if mask is None or _value(mask).ndim > len(sizes):
         return None
     if mask is not index and not statically_known_true(_value(mask).shape[0] == sizes[0]):
         return None  # the places count in another tensor
     rank = _value(mask).ndim
-    return _MaskIndex(mask, skipped, rank, len(sizes) - rank)
+    return _MaskIndex(mask, leading, rank, len(sizes) - rank)
 
 
 def _mask_of_places(places: fx.Node) -> fx.Node | None:
@@ -150,17 +150,17 @@ def _value(node: Any) -> Any:
     return node.meta["val"]
 
 
-class _Rows:
-    """Finds for a tensor of the chosen rows the same tensor of all rows.
+class _AllRows:
+    """Finds, for a tensor of the rows that a mask chooses, the same tensor of all rows.
 
     Args:
         graph: where nodes are added, at the graph's place for them.
-        put: the node that writes the rows; new nodes take its line.
+        write: the node that writes the rows; new nodes take its line.
         index: where it writes them.
     """
 
-    def __init__(self, graph: fx.Graph, put: fx.Node, index: _MaskIndex) -> None:
-        self.graph, self.put, self.index = graph, put, index
+    def __init__(self, graph: fx.Graph, write: fx.Node, index: _MaskIndex) -> None:
+        self.graph, self.write, self.index = graph, write, index
         self.found: dict[fx.Node, Any] = {}
 
     def of(self, value: Any) -> Any:
@@ -179,15 +179,15 @@ class _Rows:
             read = _mask_index(node)
             if read is not None and self._is_same_place(read):
                 return node.args[0]
-        if tensor.ndim <= self.index.rest:
-            return None if _is_of_rows(node) else node
+        if tensor.ndim <= self.index.trailing:
+            return None if _depends_on_chosen_rows(node) else node
         if _is_pointwise(node.target):
             return self._computed(node)
         is_by_rows = _BY_ROWS.get(node.target)
-        return self._computed_by_rows(node) if is_by_rows and is_by_rows(node, self.index.rest) else None
+        return self._computed_by_rows(node) if is_by_rows and is_by_rows(node, self.index.trailing) else None
 
     def _is_same_place(self, read: _MaskIndex) -> bool:
-        return read.skipped == self.index.skipped and _is_same(read.mask, self.index.mask)
+        return read.leading == self.index.leading and _computes_the_same(read.mask, self.index.mask)
 
     def _computed(self, node: fx.Node) -> Any:
         """The node's operator on all rows of its arguments."""
@@ -197,18 +197,18 @@ class _Rows:
         options = dict(node.kwargs)
         if any(isinstance(value, fx.Node) for value in options.values()):
             return None
-        return _add(self.graph, node, node.target, tuple(arguments), options)
+        return _add_node(self.graph, node, node.target, tuple(arguments), options)
 
     def _computed_by_rows(self, node: fx.Node) -> Any:
         """The node's operator on all rows of its first argument; the others are weights and numbers."""
         first, *others = node.args
         rows = self.of(first)
-        if rows is None or any(isinstance(other, fx.Node) and _is_of_rows(other) for other in others):
+        if rows is None or any(isinstance(other, fx.Node) and _depends_on_chosen_rows(other) for other in others):
             return None
-        return _add(self.graph, node, node.target, (rows, *others), dict(node.kwargs))
+        return _add_node(self.graph, node, node.target, (rows, *others), dict(node.kwargs))
 
 
-def _is_of_rows(node: fx.Node) -> bool:
+def _depends_on_chosen_rows(node: fx.Node) -> bool:
     value = _value(node)
     return not isinstance(value, torch.Tensor) or bool(free_unbacked_symbols(value.shape))
 
@@ -217,7 +217,7 @@ def _is_pointwise(target: Any) -> bool:
     return isinstance(target, OpOverload) and (torch.Tag.pointwise in target.tags or target in _COPIES)
 
 
-def _is_same(value: Any, other: Any) -> bool:
+def _computes_the_same(value: Any, other: Any) -> bool:
     """Tell whether two arguments are computed in the same way from the same nodes."""
     if not (isinstance(value, fx.Node) and isinstance(other, fx.Node)):
         return type(value) is type(other) and value == other
@@ -227,10 +227,10 @@ def _is_same(value: Any, other: Any) -> bool:
     if operator is not other.target or not isinstance(operator, OpOverload) or value.kwargs or other.kwargs:
         return False
     is_repeatable = torch.Tag.nondeterministic_seeded not in operator.tags
-    return is_repeatable and len(value.args) == len(other.args) and all(map(_is_same, value.args, other.args))
+    return is_repeatable and len(value.args) == len(other.args) and all(map(_computes_the_same, value.args, other.args))
 
 
-def _add(graph: fx.Graph, like: fx.Node, operator: Any, args: Sequence[Any], kwargs: Any = None) -> fx.Node:
+def _add_node(graph: fx.Graph, like: fx.Node, operator: Any, args: Sequence[Any], kwargs: Any = None) -> fx.Node:
     """Add a node that has the line and the module of another."""
     node = graph.call_function(operator, tuple(args), kwargs or {})
     node.meta = {**like.meta}

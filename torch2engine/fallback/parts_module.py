@@ -65,7 +65,7 @@ class PartsModule(DeployedModule[PartsBackend]):
     def _make_backend(
         self, artifact: PartsArtifact, guard: WeightsGuard, device: torch.device | str | None
     ) -> PartsBackend:
-        inside = replace(self._runtime_config, out_of_range="error")  # the whole is asked first
+        inside = replace(self._runtime_config, out_of_range="error")  # PartsModule itself checks the whole call first
         return PartsBackend(artifact, guard, inside, None if device is None else torch.device(device))
 
     @classmethod

@@ -31,7 +31,7 @@ from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 
-__all__ = ["answer_anywhere", "compare_modules", "compare_with_model"]
+__all__ = ["answer_on_any_device", "compare_modules", "compare_with_model"]
 
 
 def compare_with_model(
@@ -64,12 +64,12 @@ def compare_with_model(
     judged_as = precision or candidate.precision
     with undisturbed(model):
         captured = capture_call(model, sample_input)
-        matches = _matched_inputs(captured.signature.inputs, candidate.signature.inputs)
+        matches = _match_inputs(captured.signature.inputs, candidate.signature.inputs)
         captured = with_examples(_with_shapes_of(candidate, captured, matches), read_examples(examples))
         answers = answer_parity_cases(captured, sensitivity_precisions=(judged_as,))
     order = [matches[spec.name] for spec in candidate.signature.inputs]
-    return _compared(
-        "PyTorch", candidate, answers.parity_cases, order, Standard(judged_as, tolerance, tuple(answers.notes))
+    return _compare_cases(
+        "PyTorch", candidate, answers.parity_cases, order, JudgingRule(judged_as, tolerance, tuple(answers.notes))
     )
 
 
@@ -93,27 +93,29 @@ def compare_modules(
     Raises:
         InputError, ShapeError: the reference does not take what the candidate takes.
     """
-    matches = _matched_inputs(candidate.signature.inputs, reference.signature.inputs)
+    matches = _match_inputs(candidate.signature.inputs, reference.signature.inputs)
     if inputs is None:
         cases = random_cases(candidate.signature, corner_sizes(_profiles(candidate)), torch.device("cpu"))
     else:
         cases = {"input": list(inputs)}
     order = [matches[spec.name] for spec in reference.signature.inputs]
     answered = [
-        ParityCase(name, tuple(leaves), answer_anywhere(reference, [leaves[index] for index in order]))
+        ParityCase(name, tuple(leaves), answer_on_any_device(reference, [leaves[index] for index in order]))
         for name, leaves in cases.items()
     ]
     judged_as = precision or max(
         (reference.precision, candidate.precision), key=lambda word: PRECISION_TYPES[word].rel_l2
     )
     notes = _notes_on_integers(candidate) if inputs is None else ()
-    every = list(range(len(candidate.signature.inputs)))
-    return _compared(reference.runtime, candidate, answered, every, Standard(judged_as, tolerance, notes))
+    candidate_order = list(range(len(candidate.signature.inputs)))
+    return _compare_cases(
+        reference.runtime, candidate, answered, candidate_order, JudgingRule(judged_as, tolerance, notes)
+    )
 
 
 @dataclass(frozen=True)
-class Standard:
-    """By what the answers are judged.
+class JudgingRule:
+    """The rule that decides whether answers count as equal.
 
     Args:
         precision: whose default tolerance counts.
@@ -126,28 +128,28 @@ class Standard:
     notes: tuple[str, ...]
 
 
-def _compared(
+def _compare_cases(
     reference: str,
     candidate: DeployedModule[Any],
     cases: Sequence[ParityCase],
     order: Sequence[int],
-    standard: Standard,
+    rule: JudgingRule,
 ) -> ParityReport:
-    """Ask the candidate each case, with the inputs in its own order."""
-    bounds = Bounds.of(standard.tolerance, standard.precision, runtime_kind(candidate))
-    report = ParityReport((), f"{reference} vs {candidate.runtime}", bounds.tolerance, standard.notes)
+    """Run the candidate on each case, with the inputs in its own order, and compare."""
+    bounds = Bounds.of(rule.tolerance, rule.precision, runtime_kind(candidate))
+    report = ParityReport((), f"{reference} vs {candidate.runtime}", bounds.tolerance, rule.notes)
     for case in cases:
-        answer = answer_anywhere(candidate, [case.inputs[index] for index in order])
+        answer = answer_on_any_device(candidate, [case.inputs[index] for index in order])
         answer = _named_like(case.outputs, answer)
         bounds.check_names(case.outputs)
         report = replace(report, notes=tuple(dict.fromkeys((*report.notes, *_notes_on_dtypes(case.outputs, answer)))))
         same_types = {name: _in_dtype_of(case.outputs.get(name), value) for name, value in answer.items()}
-        sensitivity = case.sensitivity.get(standard.precision)
+        sensitivity = case.sensitivity.get(rule.precision)
         report = report.add(compare(case.outputs, same_types, bounds, case=case.name, sensitivity=sensitivity))
     return report
 
 
-def answer_anywhere(module: DeployedModule[Any], leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+def answer_on_any_device(module: DeployedModule[Any], leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Call a module with tensors of any device that may have a wider floating dtype than its inputs."""
     # A module that was never called has no device yet.
     device = module.device or torch.device("cpu" if runtime_kind(module) == "onnxruntime" else "cuda")
@@ -158,24 +160,24 @@ def answer_anywhere(module: DeployedModule[Any], leaves: Sequence[torch.Tensor])
     return module.infer(prepared)
 
 
-def _matched_inputs(given: Sequence[TensorSpec], wanted: Sequence[TensorSpec]) -> dict[str, int]:
-    """Find for each wanted input which of the given ones it is.
+def _match_inputs(available: Sequence[TensorSpec], required: Sequence[TensorSpec]) -> dict[str, int]:
+    """Find, for each required input, the available input that stands for it: by name, else by position.
 
     Returns:
-        {name of the wanted input: index of the given one}.
+        {name of the required input: index of the available one}.
 
     Raises:
         InputError: there are others, or another number of them.
     """
-    places = {spec.name: index for index, spec in enumerate(given)}
-    if all(spec.name in places for spec in wanted):
-        return {spec.name: places[spec.name] for spec in wanted}
-    if len(given) == len(wanted):
-        return {spec.name: index for index, spec in enumerate(wanted)}
+    places = {spec.name: index for index, spec in enumerate(available)}
+    if all(spec.name in places for spec in required):
+        return {spec.name: places[spec.name] for spec in required}
+    if len(available) == len(required):
+        return {spec.name: index for index, spec in enumerate(required)}
     raise InputError(
         "inputs",
-        got=f"{len(wanted)} of the candidate: {', '.join(map(str, wanted))}",
-        allowed=f"the reference's {len(given)}: {', '.join(map(str, given))}",
+        got=f"{len(required)} of the candidate: {', '.join(map(str, required))}",
+        allowed=f"the reference's {len(available)}: {', '.join(map(str, available))}",
         fix="compare models that take the same inputs",
     )
 
@@ -196,7 +198,7 @@ def _with_shapes_of(candidate: DeployedModule[Any], captured: CapturedCall, matc
 
 
 def _profiles(module: DeployedModule[Any]) -> Any:
-    return module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # kin of it
+    return module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # a step that composes it
 
 
 def _named_like(

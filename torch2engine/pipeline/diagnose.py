@@ -39,7 +39,7 @@ from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.pipeline.check import capture_like
-from torch2engine.pipeline.compare_deployed import answer_anywhere
+from torch2engine.pipeline.compare_deployed import answer_on_any_device
 from torch2engine.pipeline.diagnosis import Diagnosis, ModuleDifference, Stage
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lowered_parity import parity_cases_for
@@ -92,7 +92,7 @@ def diagnose(
     arrays = {
         spec.name: leaf.detach().cpu().numpy() for spec, leaf in zip(artifact.signature.inputs, leaves, strict=True)
     }
-    search = _Search(load_model(onnx_path), Bounds.of(tolerance, artifact.precision, runtime_kind(module)))
+    search = _ModuleSearch(load_model(onnx_path), Bounds.of(tolerance, artifact.precision, runtime_kind(module)))
     with scratch_folder() as folder:
         marked = folder / ONNX
         values = search.run_onnxruntime(marked, arrays, calls)
@@ -122,7 +122,7 @@ class _Match:
     computed_with: tuple[str, ...]
 
 
-class _Search:
+class _ModuleSearch:
     """Compares what modules return with the tensors of an ONNX graph that stand for it.
 
     Args:
@@ -170,7 +170,7 @@ class _Search:
         precision = cast("Float32PrecisionName", artifact.precision if is_float32 else DEFAULT_PRECISION)
         engine = build(path, precision=precision, config=BuildConfig(flavour=cast("Flavour | None", flavour)))
         leaves = [torch.from_numpy(arrays[spec.name]) for spec in engine.signature.inputs]
-        answers = answer_anywhere(TRTModule(engine, device=module.device), leaves)
+        answers = answer_on_any_device(TRTModule(engine, device=module.device), leaves)
         return {name: answer.float().cpu().numpy() for name, answer in answers.items()}
 
     def compare(self, values: Mapping[str, NDArray[Any]]) -> tuple[ModuleDifference, ...]:

@@ -35,8 +35,8 @@ __all__ = ["ModelAttributes"]
 
 _MOST_VALUES = 1_000_000
 _NUMBERS_AND_TEXTS = (int, float, complex, str)
-_PLAIN = (type(None), bool, *_NUMBERS_AND_TEXTS, range, slice, type(Ellipsis), type(NotImplemented))
-_FAITHFUL = (  # repr() of these types shows the whole value
+_PLAIN_TYPES = (type(None), bool, *_NUMBERS_AND_TEXTS, range, slice, type(Ellipsis), type(NotImplemented))
+_WHOLE_IN_REPR = (  # repr() of these types shows the whole value
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, pathlib.PurePath, re.Pattern),
     *(np.dtype, types.GenericAlias, types.UnionType, type(torch.ops.aten.add), type(torch.ops.aten.add.Tensor)),
     *(datetime.date, datetime.time, datetime.timedelta, decimal.Decimal, fractions.Fraction, uuid.UUID),
@@ -47,7 +47,7 @@ _FUNCTIONS = (
     *(types.MethodDescriptorType, type(functools.cache(len))),
 )
 # Attributes that other code compares: parameters, buffers and children. deploy() sets the mode itself.
-_TOLD_ELSEWHERE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
+_COMPARED_ELSEWHERE = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "training")
 _WORD_BYTES = 8
 
 
@@ -68,10 +68,10 @@ class ModelAttributes:
         self._registered = {id(module) for module in model.modules()}
         named = (*model.named_parameters(), *model.named_buffers())
         self._paths = {id(tensor): f"registered {name}" for name, tensor in named}
-        self._held: list[object] = []  # keeps the objects alive, since another object could get the id of a dead one
-        self._waiting: list[tuple[str, Any]] = [("model", model)]
-        while self._waiting:
-            path, value = self._waiting.pop()
+        self._visited: list[object] = []  # keeps the objects alive, since another object could get the id of a dead one
+        self._to_visit: list[tuple[str, Any]] = [("model", model)]
+        while self._to_visit:
+            path, value = self._to_visit.pop()
             self._visit(path, value)
 
     def _visit(self, path: str, value: Any) -> None:
@@ -82,10 +82,10 @@ class ModelAttributes:
         if isinstance(value, _WITHOUT_INFLUENCE):
             return
         earlier = self._paths.setdefault(id(value), path)
-        self._held.append(value)
+        self._visited.append(value)
         if earlier != path:
             self.facts[path] = ["same as", earlier]
-        elif len(self._held) > _MOST_VALUES:
+        elif len(self._visited) > _MOST_VALUES:
             raise _refusal(path, "more values than can be compared")
         elif isinstance(value, torch.Tensor):
             self.tensors[path] = value
@@ -96,9 +96,9 @@ class ModelAttributes:
             children = _children(path, value)
             self.facts[path] = [_class_name(value), len(children)]
             if id(value) in self._registered:
-                children = {name: child for name, child in children.items() if name not in _TOLD_ELSEWHERE}
+                children = {name: child for name, child in children.items() if name not in _COMPARED_ELSEWHERE}
                 children |= value._modules
-            self._waiting += [(f"{path}.{name}", child) for name, child in children.items()]
+            self._to_visit += [(f"{path}.{name}", child) for name, child in children.items()]
 
 
 def _is_numeric_array(value: object) -> bool:
@@ -110,9 +110,9 @@ def _plain_text(value: Any) -> list[Any] | None:
     kind = _class_name(value)
     if isinstance(value, enum.Enum):
         return [kind, value.name, repr(value.value)]
-    if type(value) in _PLAIN:
+    if type(value) in _PLAIN_TYPES:
         return [kind, repr(value)]
-    if isinstance(value, _FAITHFUL):
+    if isinstance(value, _WHOLE_IN_REPR):
         return [kind, repr(cast("object", value))]
     if isinstance(value, np.generic) and not cast("Any", value).dtype.hasobject:
         return [kind, cast("Any", value).dtype.str, value.tobytes().hex()]
@@ -126,7 +126,7 @@ def _plain_text(value: Any) -> list[Any] | None:
 
 
 def _children(path: str, value: Any) -> dict[str, Any]:
-    """The parts of a value, by name; they and its class are all that it is.
+    """The parts of a value, by name. Two values of one class with equal parts are equal.
 
     Raises:
         InputError: the value holds state that Python can't read.
@@ -159,7 +159,7 @@ def _children(path: str, value: Any) -> dict[str, Any]:
         parts |= {f"{{{index}}}": text for index, text in enumerate(texts)}
     elif not parts and not _is_transparent(value):
         kind = _class_name(cast("object", value))
-        raise _refusal(path, f"a value of {kind}, which tells nothing of itself")
+        raise _refusal(path, f"a value of {kind}, whose content Python can't read")
     return parts | _own_attributes(cast("object", value))
 
 

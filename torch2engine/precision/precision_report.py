@@ -44,7 +44,7 @@ def precision_report(deployed: DeployedModule[Any] | OnnxArtifact | EngineArtifa
     """
     artifact: object = deployed
     if isinstance(deployed, DeployedModule):
-        artifact = deployed._artifact  # pyright: ignore[reportPrivateUsage]  # kin of it
+        artifact = deployed._artifact  # pyright: ignore[reportPrivateUsage]  # a step that composes it
     if not isinstance(artifact, (OnnxArtifact, EngineArtifact)):
         raise InputError(
             "precision_report",

@@ -50,7 +50,7 @@ def verify_engine_precision(module: TRTModule, precision: str, cases: Sequence[P
     Raises:
         PrecisionError: as `require_precision`.
     """
-    onnx_path = module._artifact.verified_onnx_path  # pyright: ignore[reportPrivateUsage]  # kin of it
+    onnx_path = module._artifact.verified_onnx_path  # pyright: ignore[reportPrivateUsage]  # a step that composes it
     if precision not in LOW_PRECISIONS or onnx_path is None:
         return EnginePrecision(None)
     case = next((case for case in cases if case.kind == "opt"), cases[0])

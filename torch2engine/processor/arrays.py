@@ -36,12 +36,12 @@ Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
 
-def _fits(value: object) -> bool:
+def _is_plain_array(value: object) -> bool:
     # Some values of a masked array are invalid, so it is refused; a scalar of numpy is an array without dimensions.
     return isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, np.ma.MaskedArray)
 
 
-ARRAYS = LeafKind(_fits, "a numpy.ndarray", "pass numpy.asarray(...) of it")
+ARRAYS = LeafKind(_is_plain_array, "a numpy.ndarray", "pass numpy.asarray(...) of it")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _by_name(names: Sequence[str], items: Mapping[Any, Any]) -> list[Any]:
                 allowed=f"the arguments {', '.join(names)}",
                 fix=f"pass {name}",
             )
-        if not _fits(items[name]):
+        if not _is_plain_array(items[name]):
             got = kind_of(cast("object", items[name]))
             raise InputError(f"input '{name}'", name=name, got=got, allowed=ARRAYS.allowed, fix=ARRAYS.fix)
     return [items[name] for name in names]

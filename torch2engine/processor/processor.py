@@ -90,7 +90,7 @@ class Processor:
         """Set the parts of a Processor that has not started."""
         self._options = options
         self._device = device
-        self._turns = threading.BoundedSemaphore(_CALLS_PER_STREAM * options.streams)
+        self._call_slots = threading.BoundedSemaphore(_CALLS_PER_STREAM * options.streams)
         self._starting = ForkSafeLock()
         self._live: ProcessorSession | None = None
         self._end_session: Callable[[], object] | None = None
@@ -184,9 +184,9 @@ class Processor:
             BuildError: TensorRT or the GPU fails, mostly because memory is short.
         """
         call = check_call(self.signature, self._artifact.profiles, inputs)
-        wanted = match_out(self.signature, out)
-        with self._turns:
-            return self._session.finish(self._session.start(call, wanted, blocking=False))
+        out_arrays = match_out(self.signature, out)
+        with self._call_slots:
+            return self._session.finish(self._session.start(call, out_arrays, blocking=False))
 
     def infer_stream(self, items: Iterable[Any], depth: int = 4) -> Generator[Results]:
         """Answer one call after the other, while the inputs of the next and the results of the last are copied.

@@ -158,7 +158,7 @@ class ModelServer:
         columns = {name: np.concatenate([request.columns[name] for request in requests]) for name in self._names}
         try:
             answers = await asyncio.to_thread(self._runner, columns)
-        except Exception as error:  # each caller is told, and the next batch goes on
+        except Exception as error:  # every caller gets it, and the next batch goes on
             return [_Failure(error)] * len(requests)
         ends = np.cumsum([request.rows for request in requests])
         spans = [slice(end - request.rows, end) for request, end in zip(requests, ends, strict=True)]

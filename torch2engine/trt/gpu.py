@@ -99,7 +99,7 @@ def current_gpu_index() -> int | None:
     Returns:
         Its number, or None if this thread has not used CUDA.
     """
-    cuda = _library(CUDA_LIBRARIES)
+    cuda = _load_first(CUDA_LIBRARIES)
     device = ctypes.c_int(-1)
     if cuda is None or cuda.cuCtxGetDevice(ctypes.byref(device)) != 0:
         return None
@@ -108,7 +108,7 @@ def current_gpu_index() -> int | None:
 
 def describe_free_memory() -> str:
     """Say how much memory of the calling thread's current GPU is free, as a clause; empty where no GPU is current."""
-    cuda = _library(CUDA_LIBRARIES)
+    cuda = _load_first(CUDA_LIBRARIES)
     free, total = ctypes.c_size_t(), ctypes.c_size_t()
     if cuda is None or cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) != 0:
         return ""
@@ -125,7 +125,7 @@ def make_gpu_current(index: int) -> None:
         InstallationError: the driver refuses.
     """
     gpu = require_gpu(index)
-    cuda = _library(CUDA_LIBRARIES)
+    cuda = _load_first(CUDA_LIBRARIES)
     assert cuda is not None, "require_gpu has found it"
     device, context = ctypes.c_int(), ctypes.c_void_p()
     status = cuda.cuDeviceGet(ctypes.byref(device), index)
@@ -179,7 +179,7 @@ def load_driver() -> ctypes.CDLL:
     Raises:
         InstallationError: there is none.
     """
-    cuda = _library(CUDA_LIBRARIES)
+    cuda = _load_first(CUDA_LIBRARIES)
     if cuda is None:
         raise _no_driver()
     return cuda
@@ -191,26 +191,26 @@ def relaxed_capture_mode() -> Generator[None]:
 
     CUDA forbids that by default and breaks the capture, since the work that is waited for could be the captured one.
     """
-    exchange = _exchange()
-    if exchange is None:  # then nothing can be captured either
+    exchange_mode = _capture_mode_exchanger()
+    if exchange_mode is None:  # then nothing can be captured either
         yield
         return
     mode = ctypes.c_int(_RELAXED)
-    exchange(ctypes.byref(mode))
+    exchange_mode(ctypes.byref(mode))
     try:
         yield
     finally:
-        exchange(ctypes.byref(mode))
+        exchange_mode(ctypes.byref(mode))
 
 
 @cache
-def _exchange() -> Callable[[Any], int] | None:
-    cuda = _library(CUDA_LIBRARIES)
+def _capture_mode_exchanger() -> Callable[[Any], int] | None:
+    cuda = _load_first(CUDA_LIBRARIES)
     if cuda is None:
         return None
-    exchange = cuda.cuThreadExchangeStreamCaptureMode
-    exchange.argtypes, exchange.restype = (ctypes.POINTER(ctypes.c_int),), ctypes.c_int
-    return exchange
+    exchange_mode = cuda.cuThreadExchangeStreamCaptureMode
+    exchange_mode.argtypes, exchange_mode.restype = (ctypes.POINTER(ctypes.c_int),), ctypes.c_int
+    return exchange_mode
 
 
 def _no_driver() -> InstallationError:
@@ -223,7 +223,7 @@ def _no_driver() -> InstallationError:
 
 
 def _probe() -> tuple[Gpu, ...] | InstallationError:
-    cuda = _library(CUDA_LIBRARIES)
+    cuda = _load_first(CUDA_LIBRARIES)
     if cuda is None:
         return _no_driver()
     count = ctypes.c_int(0)
@@ -257,7 +257,7 @@ def _describe(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu:
 
 
 def _driver_version(cuda: ctypes.CDLL) -> str:
-    nvml = _library(_NVML)
+    nvml = _load_first(_NVML)
     if nvml is not None and nvml.nvmlInit_v2() == 0:
         text = ctypes.create_string_buffer(80)
         status = nvml.nvmlSystemGetDriverVersion(text, len(text))
@@ -276,7 +276,7 @@ def _error_name(cuda: ctypes.CDLL, status: int) -> str:
     return f"error {status}"
 
 
-def _library(names: Sequence[str]) -> ctypes.CDLL | None:
+def _load_first(names: Sequence[str]) -> ctypes.CDLL | None:
     for name in names:
         try:
             return ctypes.CDLL(name)

@@ -41,28 +41,28 @@ class LiveObjects(Generic[K, V]):
         self._lock = ForkSafeLock()
         self._objects: WeakValueDictionary[tuple[int, K], V] = WeakValueDictionary()
 
-    def obtain(self, key: K, make: Callable[[], V], fits: Callable[[V], bool]) -> V:
-        """Give the object of a key, made if nobody holds one.
+    def find_or_make(self, key: K, make: Callable[[], V], suits: Callable[[V], bool]) -> V:
+        """Give the object of a key; make it if nobody holds one.
 
         Args:
             key: what decides about the object.
             make: makes it; other threads that ask wait for it.
-            fits: whether one that is there suits the caller, as far as the key does not say.
+            suits: whether an object of this key, made for another caller, suits this one.
         """
-        place = (os.getpid(), key)
+        table_key = (os.getpid(), key)
         with self._lock:
-            found = self._objects.get(place)
-            if found is not None and fits(found):
+            found = self._objects.get(table_key)
+            if found is not None and suits(found):
                 return found
             made = make()
             if found is None and made.is_constant:
-                self._objects[place] = made
+                self._objects[table_key] = made
             return made
 
 
 @dataclass(frozen=True)
-class _Content:
-    """What an engine computes, and where.
+class _EngineKey:
+    """The facts by which two engines are the same: what they compute, and where.
 
     Args:
         plan_sha256: the plan's hash.
@@ -79,7 +79,7 @@ class _Content:
     kernel_specialization: str
 
 
-_engines: LiveObjects[_Content, Engine] = LiveObjects()
+_engines: LiveObjects[_EngineKey, Engine] = LiveObjects()
 
 
 def live_engine(artifact: EngineArtifact, index: int, kernel_specialization: str = "none") -> Engine:
@@ -94,9 +94,9 @@ def live_engine(artifact: EngineArtifact, index: int, kernel_specialization: str
     Raises:
         InstallationError, ArtifactError, InputError: as `Engine`.
     """
-    content = _Content(artifact.plan_sha256, artifact.hardware, artifact.precision, index, kernel_specialization)
-    return _engines.obtain(
-        content,
+    key = _EngineKey(artifact.plan_sha256, artifact.hardware, artifact.precision, index, kernel_specialization)
+    return _engines.find_or_make(
+        key,
         make=lambda: Engine(artifact, index, kernel_specialization),
-        fits=lambda engine: engine.signature == artifact.signature,
+        suits=lambda engine: engine.signature == artifact.signature,
     )

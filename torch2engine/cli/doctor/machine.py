@@ -71,7 +71,7 @@ class Driver:
 
     Args:
         has_library: whether libcuda could be loaded.
-        error: why not; or how the process died that asked it.
+        error: why it could not; or how the child process died.
         status: of cuInit; 0 for a driver that starts.
         cuda: the newest CUDA version that it supports, e.g. (13, 0).
         gpus: name and compute capability of each visible GPU.
