@@ -9,6 +9,7 @@ a builder may crash or hang, and must not take its caller along.
     child_process     runs the build where it can crash; plan talks to TensorRT's builder there
     child_watch       ends a builder process that is stopped, hangs or takes too long
     activation_products  parts what TensorRT-RTX fuses wrongly: a linear layer, its activation and a product
+    byte_tensors      computes with int32 what a model computes with bytes, which TensorRT only casts
     importer_forms    respells what some importer of TensorRT misreads
     fused_attention   writes each half precision attention as one node
     long_sums         cuts float32 sums that TensorRT-RTX would round too much

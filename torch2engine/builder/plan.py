@@ -2,8 +2,8 @@
 
 Enters: a `PlanRequest`. Leaves: the plan's file, and `PlanFacts` about what built it. Separate because only this file
 talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor onnx,
-unless the parser fails or the file must be changed first (`importer_forms`, `fused_attention`, `activation_products`,
-`long_sums`).
+unless the parser fails or the file must be changed first (`importer_forms`, `byte_tensors`, `fused_attention`,
+`activation_products`, `long_sums`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from torch2engine.builder.activation_products import separate_activations
+from torch2engine.builder.byte_tensors import widen_bytes
 from torch2engine.builder.fused_attention import fuse_attention
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
@@ -235,6 +236,7 @@ def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
     """The model to parse in the file's place; None where the file is right as it is."""
     request = build.request
     changed = importer_form(path)
+    changed = widen_bytes(path, changed) or changed
     if not build.rt.is_rtx:
         return changed
     changed = fuse_attention(path, changed) or changed
