@@ -154,6 +154,7 @@ def dead() -> Any:
         (np.zeros((4, 4), np.float32), "it is all zeros"),
         (np.full((4, 4), 0.25, np.float32), "it is 0.25 throughout"),
         (np.zeros((30,), np.int64), "it is all zeros"),
+        (np.full((2,), 3.0, np.float32), "it is 3 throughout"),
         (np.zeros((0, 4), np.float32), "it has no elements"),
         (saturated(), "every element is 0 or 1, as after a saturated softmax or sigmoid"),
         (dead(), "1 of it is 0, as behind dead ReLUs"),

@@ -36,6 +36,20 @@ def test_argmax_of_nearly_equal_scores_is_a_tie() -> None:
     assert np.argwhere(ties).tolist() == [[2, 7]]
 
 
+@pytest.mark.parametrize("place", [0, 9])
+def test_tie_with_the_first_or_the_last_class_is_one(place: int) -> None:
+    """Its own score is compared, and not that of a class beside it."""
+    values = scores()
+    values[1, place, 4] = 5.0
+    values[1, 5, 4] = 5.001
+    candidate = labels(values)
+    candidate[1, 4] = place
+    ties = near_ties(labels(values), candidate, ARGMAX, {"scores": values}, FP16)
+    assert np.argwhere(ties).tolist() == [[1, 4]]
+    reference, candidate = candidate, labels(values)
+    assert np.argwhere(near_ties(reference, candidate, ARGMAX, {"scores": values}, FP16)).tolist() == [[1, 4]]
+
+
 def test_wrong_label_is_no_tie() -> None:
     """A label whose score is far below the best is wrong, and so is one outside of the classes."""
     reference = labels(scores())

@@ -62,6 +62,11 @@ KEEPS: dict[str, str] = {
     "{ y = GatherND(x, i) }",
     "scattered": "(float[n, 4] x, int64[n, 2] i, float[n, 2] u) => (float[n, 4] y) "
     "{ y = ScatterElements<axis = 1>(x, i, u) }",
+    "scattered into columns, by the default axis": "(float[4, n] x, int64[2, n] i, float[2, n] u) => (float[4, n] y) "
+    "{ y = ScatterElements(x, i, u) }",
+    "a size that is chosen by its number": f"{X} <int64 i = {{0}}, int64[1] a = {{0}}, int64[1] four = {{4}}> "
+    "{ s = Shape(x) g = Gather(s, i) u = Unsqueeze(g, a) c = Concat<axis = 0>(u, four) z = ConstantOfShape(c) "
+    "y = Add(x, z) }",
     "padded rows": "(float[n, 4] x) => (float[n, 6] y) <int64[4] p = {0, 1, 0, 1}> { y = Pad(x, p) }",
     "one-hot": "(int64[n] x) => (float[n, 3] y) <int64[1] d = {3}, float[2] v = {0, 1}> { y = OneHot(x, d, v) }",
     "one-hot in front": "(int64[n] x) => (float[3, n] y) <int64[1] d = {3}, float[2] v = {0, 1}> "
@@ -151,6 +156,14 @@ MIXES: dict[str, tuple[str, str]] = {
     "repeated entries": (
         f"{X} <int64[2] r = {{2, 1}}> {{ y = Tile(x, r) }}",
         "Tile '' repeats the entries",
+    ),
+    "entries repeated as an input says": (
+        "(float[n, 2] x, int64[2] r) => (float[n, 4] y) { y = Tile(x, r) }",
+        "Tile '' repeats as often as can't be followed",
+    ),
+    "halves of the entries": (
+        "(float[n, 4] x) => (float[n, 4] y) { a, b = Split<axis = 0, num_outputs = 2>(x) y = Add(a, b) }",
+        "Split '' splits the entries' dimension",
     ),
     "entries in a triangle": (
         "(float[n, 4] x) => (float[n, 4] y) { y = Trilu(x) }",
