@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Recorder", "marked", "pytest_addoption", "pytest_configure"]
+__all__ = ["Recorder", "marked", "pytest_addoption", "pytest_load_initial_conftests"]
 
 PACKAGE = "torch2engine"
 MARK = "__reached__"
@@ -173,11 +173,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--reach", metavar="FOLDER", type=Path, help="record which statements of the package tests reach")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Record, if a folder is named; with xdist, in the workers alone."""
-    folder: Path | None = config.getoption("--reach")
-    is_controller = bool(getattr(config.option, "numprocesses", None)) and not hasattr(config, "workerinput")
-    if folder is not None and not is_controller:
-        recorder = Recorder(config.rootpath, folder)
-        config.pluginmanager.register(recorder, "reach-recorder")
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Record, if a folder is named. A conftest.py may import the package, so the marks must come before."""
+    folder: Path | None = early_config.known_args_namespace.reach
+    if folder is not None:
+        recorder = Recorder(early_config.rootpath, folder)
+        early_config.pluginmanager.register(recorder, "reach-recorder")
         sys.meta_path.insert(0, recorder)

@@ -185,6 +185,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (package / "__init__.py").touch()
     (root / "torch2engine/core/a.py").write_text(TESTED)
     (root / "tests/core/test_a.py").write_text(TEST)
+    (root / "tests/core/conftest.py").write_text("import torch2engine.core.a\n")
     (root / "pyproject.toml").write_text('[tool.pytest.ini_options]\nmarkers = ["gpu"]\n')
     ReachMap(root).renew(1)
     return root
