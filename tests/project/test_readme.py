@@ -251,6 +251,14 @@ def test_every_page_is_linked_from_the_readme_or_the_index() -> None:
     }
 
 
+def test_pictures_are_small_and_each_is_shown() -> None:
+    """Every screenshot is linked from its page, and none takes more than 150 kB."""
+    page = (DOCS / "screenshots.md").read_text(encoding="utf-8")
+    pictures = sorted((DOCS / "pictures").iterdir())
+    assert {f"pictures/{picture.name}" for picture in pictures} == set(re.findall(r"\((pictures/[^)]+)\)", page))
+    assert [picture.name for picture in pictures if picture.stat().st_size > 150_000] == []
+
+
 def test_list_for_language_models_has_every_page_of_the_readme() -> None:
     """llms.txt names each page that the README names, so that neither goes stale alone."""
     wanted = set(re.findall(r"\((docs/[\w-]+\.md)\)", README.read_text(encoding="utf-8")))
