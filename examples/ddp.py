@@ -32,18 +32,17 @@ def work(rank: int, folder: str) -> None:
     backend, bound = ("nccl", device) if gpus else ("gloo", None)
     dist.init_process_group(backend, f"file://{folder}/ranks", rank=rank, world_size=2, device_id=bound)
     torch.manual_seed(0)
-    images, labels = load_digits(return_X_y=True)
-    x = torch.tensor(images[rank:1792:2] / 16, dtype=torch.float32, device=device)
-    y = torch.tensor(labels[rank:1792:2], device=device)
+    images, y = (torch.tensor(array[rank:1792:2], device=device) for array in load_digits(return_X_y=True))
+    x = images.float() / 16
     network = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 10)).to(device)
     model = DistributedDataParallel(network)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     for epoch in range(3):
         model.train()
         for batch in torch.randperm(len(x), device=device).split(64):
-            optimizer.zero_grad()
             nn.functional.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
+            optimizer.zero_grad()
         if rank == 0:  # no other takes part: what is deployed is the module inside
             t2e.deploy(model, x[:64], AXES, runtime="tensorrt" if gpus else "onnxruntime").save(f"{folder}/{epoch}.t2e")
         dist.barrier()

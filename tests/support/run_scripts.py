@@ -7,6 +7,7 @@ export in it take longer than most scripts.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import json
 import os
@@ -14,9 +15,11 @@ import runpy
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from tests.support.paths import REPOSITORY
 
@@ -64,10 +67,7 @@ def run_scripts(commands: Sequence[Sequence[str]], environment: Mapping[str, str
 
 
 def _run_each(folder: Path, commands: Sequence[Sequence[str]]) -> None:
-    """Print the exit status of each command.
-
-    A child comes back from here as well, after its script, and ends as any process does.
-    """
+    """Print the exit status of each command."""
     _warm_up()
     for number, command in enumerate(commands):
         child = os.fork()
@@ -75,8 +75,7 @@ def _run_each(folder: Path, commands: Sequence[Sequence[str]]) -> None:
             _redirect(1, folder / f"{number}.out")
             _redirect(2, folder / f"{number}.err")
             faulthandler.dump_traceback_later(HANGS_AFTER_S, exit=True)
-            _run(command)
-            return
+            _end_with(_exit_status(command))
         os.write(1, b"%d\n" % os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 
@@ -95,6 +94,28 @@ def _redirect(descriptor: int, path: Path) -> None:
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     os.dup2(file, descriptor)
     os.close(file)
+
+
+def _exit_status(command: Sequence[str]) -> int:
+    """Run a command, and show an error that comes through as Python does."""
+    try:
+        _run(command)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            sys.stderr.write(f"{end.code}\n")
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end_with(status: int) -> NoReturn:
+    """End as a process does, but take no module apart: after a fork, that takes as long as many a script."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _run(command: Sequence[str]) -> None:

@@ -122,7 +122,7 @@ def _check_number(name: str, value: object, least: int) -> None:
 @contextmanager
 def _collector_waits() -> Generator[None]:
     on = gc.isenabled()
-    gc.collect()
+    gc.collect(1)  # of what is new: looking through all that lives takes longer than many a measurement
     gc.disable()
     try:
         yield
