@@ -135,6 +135,49 @@ def test_key_that_is_not_swapped_stays(tmp_path: Path) -> None:
     assert fuse_attention(hand_made(tmp_path, order=(0, 2, 1, 3))) is None
 
 
+def key_in_three_dimensions(folder: Path, *, perm: tuple[int, ...] = (0, 2, 1), is_swapped_back: bool = True) -> Path:
+    """Attention whose key loses a dimension for the Transpose, with sizes from its own shape."""
+    back = ["size", "length"] if is_swapped_back else ["length", "size"]
+    nodes = [
+        helper.make_node("Shape", ["key"], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "two"], ["leading"]),
+        helper.make_node("Slice", ["shape", "two", "three"], ["length"]),
+        helper.make_node("Slice", ["shape", "three", "four"], ["size"]),
+        helper.make_node("Concat", ["rest", "length", "size"], ["flat"], axis=0),
+        helper.make_node("Reshape", ["key", "flat"], ["matrices"]),
+        helper.make_node("Transpose", ["matrices"], ["turned"], perm=perm),
+        helper.make_node("Concat", ["leading", *back], ["full"], axis=0),
+        helper.make_node("Reshape", ["turned", "full"], ["swapped"]),
+        helper.make_node("MatMul", ["query", "swapped"], ["product"]),
+        helper.make_node("Mul", ["product", "factor"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "value"], ["y"], name="attention"),
+    ]
+    inputs: dict[str, Any] = {name: (HALF, ["batch", 2, 16, 16]) for name in ("query", "key", "value")}
+    numbers = {"zero": 0, "two": 2, "three": 3, "four": 4, "rest": -1}
+    constants = {name: np.array([number]) for name, number in numbers.items()}
+    return onnx_models.save(
+        folder / "attention.onnx",
+        nodes,
+        inputs,
+        {"y": (HALF, ["batch", 2, 16, 16])},
+        {"factor": np.asarray(0.25, np.float16), **constants},
+        opset=22,
+    )
+
+
+def test_key_that_is_swapped_in_three_dimensions_is_recognised(tmp_path: Path) -> None:
+    """Its sizes, and their order, must be those of the key: here all forms have the same shape."""
+    path = key_in_three_dimensions(tmp_path)
+    feeds = feeds_of(path)
+    found = fuse_attention(path)
+    assert len(attention_nodes(found)) == 1
+    assert found is not None
+    np.testing.assert_allclose(answers(found, feeds), answers(path.read_bytes(), feeds), rtol=2e-2, atol=2e-3)
+    assert fuse_attention(key_in_three_dimensions(tmp_path, perm=(0, 1, 2))) is None
+    assert fuse_attention(key_in_three_dimensions(tmp_path, is_swapped_back=False)) is None
+
+
 class Heads(nn.Module):
     """Attention as PyTorch's users write it: without a mask, with a boolean one, and causal with shared heads."""
 
