@@ -198,7 +198,8 @@ class EngineArtifact(Artifact):
     def has_model_of(self, other: EngineArtifact) -> bool:
         """Whether all ONNX files and the weight program of the other are here too, byte for byte."""
         names = [name for name in other.files if is_model_file(name) or name == WEIGHTS]
-        mine, theirs = self._artifact_files, other._artifact_files
+        mine = self._artifact_files
+        theirs = other._artifact_files
         return all(name in self.files and mine.record(name) == theirs.record(name) for name in names)
 
     def refitted(self, plan: bytes, weights: bytes, keep_onnx: bool = False) -> EngineArtifact:

@@ -50,7 +50,8 @@ def exclusive_sizes(
         points = {near[name], low}
         for other in profiles:
             first, _, last = other.ranges[name]
-            lowest, highest = -(-first // step) * step, last // step * step
+            lowest = -(-first // step) * step
+            highest = last // step * step
             points |= {lowest - step, lowest, highest, highest + step}
         inside = (point for point in points if low <= point <= high and point % step == 0)
         sides.append(sorted(inside, key=lambda point: abs(point - near[name])))

@@ -126,7 +126,8 @@ class _Bar:
             at = len(self._open)
             task = self.shown.add_task("  " * at + phase, total=1.0)
             self._open.append(_Phase(phase, step, steps, task))
-        self._open[at].step, self._open[at].steps = step, steps
+        self._open[at].step = step
+        self._open[at].steps = steps
         if step >= steps:
             for inner in self._open[at:]:
                 self.shown.remove_task(inner.task)

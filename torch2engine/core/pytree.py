@@ -383,7 +383,8 @@ def _check_omitted(parameter: Parameter, parameters: Sequence[Parameter]) -> Non
 
 def _check_default(parameter: Parameter, value: Any) -> None:
     """An argument that sample_input left out may be passed if it says what the model's default says."""
-    name, default = parameter.name, f"its default {parameter.default!r}" if parameter.optional else "its default"
+    name = parameter.name
+    default = f"its default {parameter.default!r}" if parameter.optional else "its default"
     if parameter.kind.startswith("var_"):
         if not value:
             return

@@ -103,7 +103,8 @@ def _check(node: ast.expr, text: str, names: set[str]) -> None:
     if isinstance(node, ast.Name):
         names.add(node.id)
     elif isinstance(node, ast.BinOp) and type(node.op) in _OPERATIONS:
-        first, second = _is_number(node.left), _is_number(node.right)
+        first = _is_number(node.left)
+        second = _is_number(node.right)
         if isinstance(node.op, ast.Mult) and not (first or second):
             raise _refusal(text)
         if isinstance(node.op, (ast.Sub, ast.FloorDiv)) and not second:

@@ -448,7 +448,9 @@ class Signature:
             ranges = [profile.ranges[name] for profile in profiles]
             if not any(low <= size <= high for low, _, high in ranges):
                 spec = next(s for s in self.inputs if name in s.shape)
-                low, opt, high = min(r[0] for r in ranges), ranges[0][1], max(r[2] for r in ranges)
+                low = min(r[0] for r in ranges)
+                opt = ranges[0][1]
+                high = max(r[2] for r in ranges)
                 allowed = " or ".join(dict.fromkeys(f"{r[0]}..{r[2]}" for r in ranges))
                 multiple = next((axis.multiple_of for axis in self.axes if axis.name == name), 1)
                 step = f", multiple_of={multiple}" if multiple > 1 else ""

@@ -46,7 +46,8 @@ def float32_arithmetic(precision: str) -> Generator[None]:
         precision: of the engine.
     """
     with _WRITE_LOCK:
-        user_value, value = os.environ.get(_VARIABLE), _value_for(precision)
+        user_value = os.environ.get(_VARIABLE)
+        value = _value_for(precision)
         if value == user_value:
             yield
             return

@@ -32,7 +32,8 @@ def compare_results(before: Any, after: Any, bounds: Bounds) -> ParityReport:
     Raises:
         ParityError: other texts, or other tensors in it.
     """
-    expected, got = dict(_leaves(before, "result")), dict(_leaves(after, "result"))
+    expected = dict(_leaves(before, "result"))
+    got = dict(_leaves(after, "result"))
     if expected.keys() != got.keys():
         missing = ", ".join(sorted(expected.keys() ^ got.keys())[:4])
         raise _differ(f"a result with other parts ({missing})", bounds)

@@ -166,7 +166,8 @@ def _dims(spec: TensorSpec, axis: str) -> list[int]:
 
 def _chunks(size: int, low: int, high: int, step: int) -> tuple[int, ...]:
     """The fewest chunks of sizes from low to high, as even as possible: at most two sizes, larger ones first."""
-    units, most = size // step, high // step
+    units = size // step
+    most = high // step
     count = math.ceil(units / most)
     base, larger = divmod(units, count)
     if base * step < low:
@@ -184,7 +185,8 @@ def halves(whole: int, low: int, step: int) -> tuple[int, int]:
     Raises:
         Unsplittable: the size is no sum of two that are allowed.
     """
-    units, least = whole // step, math.ceil(low / step)
+    units = whole // step
+    least = math.ceil(low / step)
     if units < 2 * least:
         raise Unsplittable(
             f"the range {low}..{whole} is too narrow to prove that entries don't influence each other: "

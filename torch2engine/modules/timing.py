@@ -133,7 +133,8 @@ def _collector_waits() -> Generator[None]:
 
 def _turns(names: Iterable[str], rounds: int) -> Generator[str]:
     """Every name once in each round, in a new order each time."""
-    order, shuffler = list(names), random.Random(RANDOM_SEED)
+    order = list(names)
+    shuffler = random.Random(RANDOM_SEED)
     for _ in range(rounds):
         shuffler.shuffle(order)
         yield from order
@@ -207,11 +208,13 @@ def _measured_on_gpu(
             _time_run_of_calls(call, warmup)
             torch.cuda.synchronize()
             counts[name] = calls or _fitting(_until_idle(call, _PROBES))
-    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first = torch.cuda.Event(enable_timing=True)
+    last = torch.cuda.Event(enable_timing=True)
     host: dict[str, list[float]] = {name: [] for name in candidates}
     device: dict[str, list[float]] = {name: [] for name in candidates}
     for name in _turns(candidates, rounds):
-        call, count = candidates[name], counts[name]
+        call = candidates[name]
+        count = counts[name]
         with torch.cuda.stream(streams.get(name)):
             _time_run_of_calls(call, _REHEARSED)
             torch.cuda.synchronize()

@@ -291,7 +291,8 @@ class ArrayStreamExecutor:
 
     def _take_on_demand(self, index: int, pending: PendingCall, output: DataDependentOutput[Memory]) -> _OutputPlace:
         """The place of an output whose shape and memory are known since the enqueue."""
-        name, dtype = self._output_specs[index].name, self._dtypes[index]
+        name = self._output_specs[index].name
+        dtype = self._dtypes[index]
         if name in pending.out:
             check_out_array(name, pending.out[name], dtype, output.shape)
         staged = self._cuda.pinned(math.prod(output.shape) * dtype.itemsize)

@@ -215,10 +215,12 @@ def check_out_array(name: str, array: Array, dtype: np.dtype[Any], shape: Shape)
     """
     subject = f"out['{name}']"
     if array.dtype != dtype:
-        got, allowed = f"dtype {array.dtype}", f"{dtype}, that of the output"
+        got = f"dtype {array.dtype}"
+        allowed = f"{dtype}, that of the output"
         raise DtypeError(subject, name=name, got=got, allowed=allowed, fix=f"make it with dtype='{dtype}'")
     if array.shape != shape:
-        got, allowed = f"shape {list(array.shape)}", f"{list(shape)}, that of the output"
+        got = f"shape {list(array.shape)}"
+        allowed = f"{list(shape)}, that of the output"
         raise ShapeError(subject, name=name, got=got, allowed=allowed, fix="pass an array of that shape")
 
 

@@ -33,7 +33,9 @@ Bytes: TypeAlias = "npt.NDArray[np.uint8]"
 # CUstream_flags, CUevent_flags, CUpointer_attribute and CUmemorytype of cuda.h (CUDA 12 and 13)
 _NON_BLOCKING = 1
 _BLOCKING_SYNC = 1
-_MEMORY_TYPE, _RANGE_START, _RANGE_SIZE = 2, 11, 12
+_MEMORY_TYPE = 2
+_RANGE_START = 11
+_RANGE_SIZE = 12
 _HOST = 1
 _CURAND = "libcurand.so.10"
 _PORTABLE = 1  # CU_MEMHOSTALLOC_PORTABLE
@@ -186,8 +188,11 @@ class Cuda:
 
     def is_pinned(self, array: npt.NDArray[Any]) -> bool:
         """Whether a contiguous array lies in one piece of page-locked memory, whoever locked it."""
-        ask, address = _pointer_attribute(), ctypes.c_void_p(array.ctypes.data)
-        kind, start, size = ctypes.c_uint(), ctypes.c_uint64(), ctypes.c_size_t()
+        ask = _pointer_attribute()
+        address = ctypes.c_void_p(array.ctypes.data)
+        kind = ctypes.c_uint()
+        start = ctypes.c_uint64()
+        size = ctypes.c_size_t()
         if ask(ctypes.byref(kind), _MEMORY_TYPE, address) or kind.value != _HOST:
             return False
         if ask(ctypes.byref(start), _RANGE_START, address) or ask(ctypes.byref(size), _RANGE_SIZE, address):
@@ -199,7 +204,8 @@ class Cuda:
 @functools.cache
 def _pointer_attribute() -> Any:
     found = load_driver().cuPointerGetAttribute
-    found.argtypes, found.restype = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p), ctypes.c_int
+    found.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+    found.restype = ctypes.c_int
     return found
 
 

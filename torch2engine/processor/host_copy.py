@@ -35,7 +35,8 @@ def split_copy(target: Array, source: Array, most: int) -> list[tuple[Array, Arr
     if count < 2 or not target.flags.c_contiguous:  # the flat form of such an array would be a copy
         return [(target, source)]
     if source.flags.c_contiguous:
-        target, source = target.reshape(-1), source.reshape(-1)
+        target = target.reshape(-1)
+        source = source.reshape(-1)
     count = min(count, len(target))
     bounds = [len(target) * index // count for index in range(count + 1)]
     return [(target[low:high], source[low:high]) for low, high in itertools.pairwise(bounds)]

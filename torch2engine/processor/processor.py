@@ -232,7 +232,8 @@ class Processor:
                     except StopIteration:
                         more = False
                     except Exception as caught:
-                        error, more = caught, False
+                        error = caught
+                        more = False
                 if not under_way:
                     break
                 yield self._session.finish(under_way.popleft())
@@ -375,7 +376,8 @@ def _engine(source: object) -> EngineArtifact:
         ArtifactError: corrupt, foreign, or an exported model.
         InputError: neither a path nor an engine.
     """
-    where, found = "", source
+    where = ""
+    found = source
     if isinstance(source, (str, os.PathLike)):
         where = os.fspath(cast("os.PathLike[str]", source))
         found = load_artifact(where, to_run=True)

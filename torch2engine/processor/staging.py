@@ -72,7 +72,9 @@ class StagingBuffers:
     def __init__(self, cuda: Cuda, blocking: bool) -> None:
         self.blocking = blocking
         self._cuda = cuda
-        self.begun, self.ready, self.computed = cuda.event(), cuda.event(), cuda.event()
+        self.begun = cuda.event()
+        self.ready = cuda.event()
+        self.computed = cuda.event()
         self.done = cuda.event(blocking)
         self.inputs: Bytes = cuda.pinned(0)
         self.outputs: Bytes = cuda.pinned(0)

@@ -216,7 +216,8 @@ class Engine:
         rt = self._rt
         with rt.call_lock:
             names = set(self._make_refitter().get_all_weights())
-        unknown, lost = sorted(names - set(given) - set(fixed)), sorted(set(given) - names)
+        unknown = sorted(names - set(given) - set(fixed))
+        lost = sorted(set(given) - names)
         if unknown or lost:
             got = [f"weights {_listed(unknown)} that follow from nothing in the module"] if unknown else []
             got += [f"weights {_listed(lost)} that TensorRT worked into something else"] if lost else []

@@ -33,10 +33,12 @@ CUDA_LIBRARIES = ("nvcuda.dll",) if sys.platform == "win32" else ("libcuda.so.1"
 _NVML = ("nvml.dll",) if sys.platform == "win32" else ("libnvidia-ml.so.1",)
 
 # CUdevice_attribute and CUresult of cuda.h, the same since CUDA 5
-_COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+_COMPUTE_CAPABILITY_MAJOR = 75
+_COMPUTE_CAPABILITY_MINOR = 76
 _NOT_INITIALIZED = 3
 # CUstreamCaptureStatus of cuda.h, the same since CUDA 10
-_CAPTURE_NONE, _CAPTURE_ACTIVE = 0, 1
+_CAPTURE_NONE = 0
+_CAPTURE_ACTIVE = 1
 # CUstreamCaptureMode of cuda.h, the same since CUDA 10.1
 _RELAXED = 2
 
@@ -109,7 +111,8 @@ def current_gpu_index() -> int | None:
 def describe_free_memory() -> str:
     """Say how much memory of the calling thread's current GPU is free, as a clause; empty where no GPU is current."""
     cuda = _load_first(CUDA_LIBRARIES)
-    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    free = ctypes.c_size_t()
+    total = ctypes.c_size_t()
     if cuda is None or cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) != 0:
         return ""
     return f"{free.value / 2**20:.0f} of {total.value / 2**20:.0f} MiB of GPU memory are free"
@@ -127,7 +130,8 @@ def make_gpu_current(index: int) -> None:
     gpu = require_gpu(index)
     cuda = _load_first(CUDA_LIBRARIES)
     assert cuda is not None, "require_gpu has found it"
-    device, context = ctypes.c_int(), ctypes.c_void_p()
+    device = ctypes.c_int()
+    context = ctypes.c_void_p()
     status = cuda.cuDeviceGet(ctypes.byref(device), index)
     status = status or cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device)
     status = status or cuda.cuCtxSetCurrent(context)
@@ -155,7 +159,8 @@ def find_capture_id(stream: int) -> int | None:
         InstallationError: there is no driver.
     """
     cuda = load_driver()
-    state, number = ctypes.c_int(_CAPTURE_NONE), ctypes.c_uint64()
+    state = ctypes.c_int(_CAPTURE_NONE)
+    number = ctypes.c_uint64()
     # CUDA 11.3 and later; without the CUDA graph and its last nodes
     status = cuda.cuStreamGetCaptureInfo_v2(
         ctypes.c_void_p(stream), ctypes.byref(state), ctypes.byref(number), None, None, None
@@ -209,7 +214,8 @@ def _capture_mode_exchanger() -> Callable[[Any], int] | None:
     if cuda is None:
         return None
     exchange_mode = cuda.cuThreadExchangeStreamCaptureMode
-    exchange_mode.argtypes, exchange_mode.restype = (ctypes.POINTER(ctypes.c_int),), ctypes.c_int
+    exchange_mode.argtypes = (ctypes.POINTER(ctypes.c_int),)
+    exchange_mode.restype = ctypes.c_int
     return exchange_mode
 
 
@@ -244,7 +250,9 @@ def _probe() -> tuple[Gpu, ...] | InstallationError:
 
 
 def _describe(cuda: ctypes.CDLL, index: int, driver: str) -> Gpu:
-    device, value, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
+    device = ctypes.c_int()
+    value = ctypes.c_int()
+    memory = ctypes.c_size_t()
     name = ctypes.create_string_buffer(256)
     cuda.cuDeviceGet(ctypes.byref(device), index)
     cuda.cuDeviceGetName(name, len(name), device)

@@ -76,7 +76,8 @@ def _driver() -> dict[str, Any]:
         except OSError as error:
             return {"library": False, "error": str(error)}
         return {"library": False, "error": ""}
-    status, version = int(cuda.cuInit(0)), ctypes.c_int(0)
+    status = int(cuda.cuInit(0))
+    version = ctypes.c_int(0)
     cuda.cuDriverGetVersion(ctypes.byref(version))
     gpus = () if status else list_gpus()
     return {
