@@ -1,4 +1,4 @@
-"""What a search for the first wrong module found, as data.
+"""The result of a search for the first wrong module, as data.
 
 Enters: the findings of `diagnose`. Leaves: `Diagnosis`, a value that prints itself and gives JSON. Separate because the
 search compares, and this file alone words it.

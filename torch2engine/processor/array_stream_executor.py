@@ -40,7 +40,7 @@ def closed_error() -> InputError:
 
 @dataclass(frozen=True)
 class InitialBytes:
-    """How many bytes of memory for inputs and for outputs an executor has from the beginning."""
+    """The bytes of memory for inputs and for outputs that an executor begins with."""
 
     inputs: int = 0
     outputs: int = 0
@@ -80,7 +80,7 @@ class _OneGraph:
         self.graph = None
 
     def reset(self) -> None:
-        """Forget the graph; nothing else was learned for making it."""
+        """Forget the graph; there are no findings of earlier captures."""
         self.drop()
 
 

@@ -21,7 +21,7 @@ __all__ = ["Batches", "group_samples", "plan_batches", "stack_samples"]
 
 @dataclass(frozen=True)
 class Batches:
-    """Which batch sizes there are.
+    """The batch sizes that the profiles allow.
 
     Args:
         ranges: (least, most) of every profile.

@@ -23,7 +23,7 @@ __all__ = ["Layout", "PendingCall", "Result", "StagingBuffers", "Timings", "as_b
 
 
 class Timings(NamedTuple):
-    """How long each part of one inference took, in milliseconds; all but `queue_ms` by the GPU's clock.
+    """The time of each part of one inference, in milliseconds; all but `queue_ms` by the GPU's clock.
 
     queue_ms: the rest of the time from the checked call to its last byte: staging in page-locked memory, waiting for
         other calls, and the host's work.

@@ -1,6 +1,6 @@
 """Whether and when to capture the inferences of one stream in CUDA graphs.
 
-Enters: `RuntimeConfig.cuda_graphs`, and what became of earlier captures. Leaves: yes or no. Separate because TRTModule
+Enters: `RuntimeConfig.cuda_graphs`, and the outcomes of earlier captures. Leaves: yes or no. Separate because TRTModule
 and Processor decide in the same way, and nothing here needs a GPU.
 """
 

@@ -26,10 +26,12 @@ _Allocate = Callable[[int], DeviceMemory]
 
 
 class DataDependentOutput(Generic[MemoryT]):
-    """An output whose shape only its values decide, filled in by the enqueue.
+    """An output whose shape only its values decide. The enqueue fills in these attributes.
 
-    memory: its memory; None if TensorRT requested none. shape: its shape. error: what the allocation raised: the
-    bindings would print and forget it.
+    Attributes:
+        memory: its memory; None if TensorRT requested none.
+        shape: its shape.
+        error: the exception of the allocation; the bindings would print and forget it.
     """
 
     def __init__(self) -> None:
@@ -112,7 +114,7 @@ class Context:
 
     @property
     def is_worn(self) -> bool:
-        """Whether a new context should take its place, because it has changed its shapes often.
+        """Whether its shapes have changed so often that a new context should replace it.
 
         TensorRT-RTX 1.6.1 takes 5 KB more host memory at every change of shapes (a network of three layers), until the
         context is destroyed.
@@ -122,8 +124,8 @@ class Context:
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that an enqueue at the present shapes works in; binding for `set_memory`.
 
-        It is never 0: TensorRT requires an address even where it needs no memory. TensorRT also returns 0 where it
-            can't compute the size, as for conditions. Then the size for the profile's largest shapes counts.
+        It is never 0, since TensorRT requires an address even where it needs no memory. TensorRT itself returns 0 also
+        where it can't compute the size, as for conditions. Then the size for the profile's largest shapes counts.
         """
         with self._call_lock:
             size = int(self._context.update_device_memory_size_for_shapes())
@@ -132,7 +134,7 @@ class Context:
         return max(size, ALIGNMENT_BYTES)
 
     def set_memory(self, address: int, size_bytes: int) -> None:
-        """Work in this device memory from now on.
+        """Set the device memory that later enqueues work in.
 
         Args:
             address: 256-byte aligned; the caller keeps it alive and gives it to no work that may run at the same time.

@@ -26,7 +26,7 @@ class ShapeOutputs(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget what belongs to a context that goes."""
+        """Forget everything that belongs to the context, which other shapes take over."""
         ...
 
 
@@ -40,7 +40,7 @@ class ShapeGraphs(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget the graphs, and what was learned for making them."""
+        """Forget the graphs, and the findings of earlier captures."""
         ...
 
 

@@ -37,7 +37,7 @@ from torch2engine.trt.library import (
 __all__ = ["Engine"]
 
 _logger = logging.getLogger("torch2engine.runtime")
-_TENSORRT_OBJECTS = ("_refitter", "_config", "_cache", "_engine", "_runtime")  # in the order in which they go
+_TENSORRT_OBJECTS = ("_refitter", "_config", "_cache", "_engine", "_runtime")  # in the order of their destruction
 
 
 class Engine:
@@ -173,8 +173,8 @@ class Engine:
 
     def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         # The default argument is there even when Python has cleared the globals of this file, at its end.
-        # In the order in which they must be destroyed. All contexts are destroyed already, since they hold the engine's
-        # users.
+        # TensorRT's objects go in the order in which they must be destroyed. No context is left: whoever has one also
+        # holds this engine.
         if not is_finalizing() and os.getpid() == self._process:
             parts = {name: self.__dict__.pop(name, None) for name in _TENSORRT_OBJECTS}
             held = {name: part for name, part in parts.items() if part is not None}
