@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.parity_tables import table
 from torch2engine.core.errors import BuildError
+from torch2engine.core.finding import Finding
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.precision.graph.multiply_adds import PrecisionReport
 
@@ -134,3 +135,16 @@ def test_seconds_of_a_phase_are_logged(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level("INFO", logger="torch2engine.deploy"), ReportBuilder().phase("export"):
         pass
     assert caplog.messages == ["export: 0.0 s"]
+
+
+def test_findings_of_an_engine_are_stored_for_later_deploys() -> None:
+    """A later deploy that takes the engine has them without a look at it; a record of an older version has none."""
+    found = Finding(name="wide profile", measured="m", why="w", suggestion="s")
+    facts = {"outcome": None, "computed": None, "notes": [], "findings": [found.to_json()]}
+    later = ReportBuilder()
+    later.add_reusable_findings(facts)
+    assert later.build("fp32").findings == (found,)
+    assert later.reusable_findings() == facts
+    older = ReportBuilder()
+    older.add_reusable_findings({"outcome": None, "computed": None, "notes": []})
+    assert older.build("fp32").findings == ()
