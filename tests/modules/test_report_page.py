@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -89,6 +90,19 @@ def test_page_shows_every_section(tmp_path: Path) -> None:
     ):
         assert expected in words
     assert any(word.startswith("FAILED: relative L2 is 0.5") for word in words)
+
+
+def test_page_tells_a_weak_verdict_from_a_passed_one(tmp_path: Path) -> None:
+    """A weak row says why its verdict proves little; any other row that passed says no more than that."""
+    parity = table("PyTorch vs ONNX Runtime")
+    first = replace(parity.rows[0], passed=True, reason="", weakness="")
+    weak = replace(first, weakness="it is all zeros")
+    words: list[list[str]] = []
+    for row in (first, weak):
+        found = replace(report(), parity=(replace(parity, rows=(row,)),))
+        words.append(Page(found.to_html(tmp_path / "report.html").read_text(encoding="utf-8")).words)
+    assert "passed" in words[0] and not [word for word in words[0] if word.startswith("weak: ")]
+    assert "weak: it is all zeros" in words[1]
 
 
 def test_page_follows_the_screen(tmp_path: Path) -> None:
