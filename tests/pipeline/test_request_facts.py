@@ -323,6 +323,14 @@ def test_cycles_aliases_and_hooks_have_keys() -> None:
     assert found[0] == found[1] is not None
 
 
+def test_tied_parameters_count_under_each_of_their_names() -> None:
+    """The facts name what the model names, also where two names stand for one tensor."""
+    tied = net()
+    tied.twin = nn.Linear(4, 4)
+    tied.twin.weight = tied.body.weight
+    assert {"body.weight", "twin.weight"} <= facts_of_model(tied)["tensors"].keys()
+
+
 def test_conjugated_parameters_have_a_key() -> None:
     """Their values are those that are seen."""
     one, other = net(), net()
