@@ -101,6 +101,7 @@ def deploy(
     cache_key: str | None = None,
     progress: Progress = True,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
+    live_parameters: Sequence[str] = (),
     fallback: bool | Literal["faster"] = False,
 ) -> TRTModule[Any] | ORTModule[Any]:
     """Turn a live module into an engine that is called like it and was checked against it.
@@ -146,6 +147,10 @@ def deploy(
         preprocess: makes normalisation and layout part of the engine, which then takes images as bytes. `sample_input`,
             `dynamic_axes`, `calibration` and calls are uint8, in the layout that it names. The reference is `model`
             behind the same arithmetic in PyTorch. A `Preprocess` for the only input, else {input: Preprocess}.
+        live_parameters: names of parameters and buffers, with * and ? for any letters, e.g. ``["*.lora_scale"]``. They
+            become inputs of the engine, and the deployed module has them as parameters and buffers of its own. Every
+            call reads their present values, so a change costs neither a refit nor a build. See
+            `DeployedModule.live_parameters`.
         fallback: where operators have no engine, leave them in PyTorch and make engines of what is around them, instead
             of an UnsupportedOperatorError. The parts of such a `PartsModule` have default tolerances; the whole is
             compared by `tolerance`. "faster" also leaves a part to PyTorch where its engine is measured to be slower.
@@ -167,7 +172,7 @@ def deploy(
     """
     # A Recording gives the sample, the axes and the examples that were left out. The options are checked, the model is
     # unwrapped from torch's wrappers, and runtime="auto" becomes "tensorrt" or "onnxruntime".
-    call = SampleCall.from_arguments(model, sample_input, dynamic_axes, profiles, preprocess, examples)
+    call = SampleCall.from_arguments(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
     request = DeployRequest.from_arguments(call, precision, calibration, tolerance, runtime, config, runtime_config)
     report = ReportBuilder(progress)
     cache = resolve_cache(cache, cache_key)  # an EngineCache, or None for cache=False; checks that cache_key is a text

@@ -38,6 +38,7 @@ from torch2engine.artifact.saved_folder import (
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.json_rules import is_object
+from torch2engine.core.live_parameters import decode_value, encode_value
 from torch2engine.core.pytree import container_classes
 from torch2engine.core.spec import Profile, Signature
 
@@ -90,6 +91,22 @@ class Artifact:
         An axis that nobody has analysed is missing.
         """
         return self._fields.influences or {}
+
+    @property
+    def live_values(self) -> Mapping[str, bytes]:
+        """{input: bytes of the live parameter that feeds it}, C-contiguous; see `Signature.live_inputs`."""
+        return {name: decode_value(text) for name, text in (self._fields.live_values or {}).items()}
+
+    def with_live_values(self: A, values: Mapping[str, bytes]) -> A:
+        """The same with other values of live parameters; this one stays as it is.
+
+        Args:
+            values: as `live_values` gives them, for every live parameter.
+
+        Raises:
+            ArtifactError: one is missing, or has another size.
+        """
+        return self.replace(live_values={name: encode_value(value) for name, value in values.items()})
 
     @property
     def folder(self) -> Path:

@@ -30,8 +30,10 @@ from torch2engine.core.json_rules import (
     integer,
     is_array,
     is_object,
+    plain,
     word,
 )
+from torch2engine.core.live_parameters import check_live_values
 from torch2engine.core.precisions import MODEL_PRECISIONS
 from torch2engine.core.spec import PROFILE_JSON, SIGNATURE_JSON, Profile, Signature
 
@@ -82,6 +84,7 @@ class ManifestFields:
     Args:
         influences: {axis: the operator that lets its entries influence each other, or None}. None instead of the dict
             if nobody has analysed the ONNX graph.
+        live_values: {input: value of the live parameter that feeds it, as text}. None without live parameters.
 
     Raises:
         ArtifactError: the fields contradict each other or could not be read back.
@@ -94,11 +97,13 @@ class ManifestFields:
     versions: Mapping[str, str]
     hardware: Hardware | None = None
     influences: Mapping[str, str | None] | None = None
+    live_values: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "versions", MappingProxyType(dict(self.versions)))
-        if self.influences is not None:
-            object.__setattr__(self, "influences", MappingProxyType(dict(self.influences)))
+        for name in ("versions", "influences", "live_values"):
+            mapping = getattr(self, name)
+            if mapping is not None:
+                object.__setattr__(self, name, MappingProxyType(dict(mapping)))
         try:
             check_fields(self.to_json())
         except SchemaError as error:
@@ -159,6 +164,12 @@ def _check_together(members: dict[str, Any], where: str) -> None:
             _check_range(sizes, by_name[name], f"profiles[{index}].{name}")
     if "influences" in members:
         check_names(members["influences"], "influences", axes)
+    inputs = members["signature"]["inputs"]
+    has_live = any("live" in tensor for tensor in inputs)
+    if has_live != ("live_values" in members):
+        raise SchemaError('"live_values" that do not fit the inputs', "one for each live parameter")
+    if has_live:
+        check_live_values(members["live_values"], inputs, "live_values")
     if axes and not members["profiles"]:
         raise field_error(members["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
     if (members["kind"] == "engine") != ("hardware" in members):
@@ -197,8 +208,9 @@ _MANIFEST_JSON = Object(
         "versions": ByName(TEXT),
         "hardware": _HARDWARE_JSON,
         "influences": ByName(Optional(TEXT)),
+        "live_values": ByName(plain(lambda value: isinstance(value, str), "a string")),
     },
-    optional=("hardware", "influences"),
+    optional=("hardware", "influences", "live_values"),
     check_whole=_check_together,
 )
 

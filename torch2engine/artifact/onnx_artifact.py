@@ -15,6 +15,7 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.manifest_fields import ManifestFields
 from torch2engine.artifact.model_graph import is_model_file
 from torch2engine.artifact.saved_folder import ONNX, WEIGHTS
+from torch2engine.core.live_parameters import encode_value
 from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
 
@@ -34,6 +35,7 @@ class OnnxArtifact(Artifact):
         versions: library -> version, of what made it.
         influences: {axis: the operator that lets its entries influence each other, or None}. None instead of the dict
             if nobody has analysed the ONNX graph.
+        live_values: {input: bytes of the live parameter that feeds it}; needed if the signature has live parameters.
         owner: an object to hold as long as the folder is needed, such as `scratch_folder()` returns.
 
     Raises:
@@ -55,8 +57,10 @@ class OnnxArtifact(Artifact):
         precision: str,
         versions: Mapping[str, str] | None = None,
         influences: Mapping[str, str | None] | None = None,
+        live_values: Mapping[str, bytes] | None = None,
         owner: object = None,
     ) -> None:
+        texts = {name: encode_value(value) for name, value in (live_values or {}).items()}
         fields = ManifestFields(
             kind=self.kind,
             signature=signature,
@@ -64,6 +68,7 @@ class OnnxArtifact(Artifact):
             precision=precision,
             versions=versions or {},
             influences=influences,
+            live_values=texts or None,
         )
         self._take_folder(fields, folder, owner)
 

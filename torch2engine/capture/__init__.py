@@ -13,6 +13,7 @@ this is the only stage that runs the user's model.
 - `invented_inputs`: the sample at other sizes, and random values like it, as plausible as possible.
 - `examples`: real inputs at other sizes, which the caller may give instead.
 - `recording`: the sample, the axes and the examples of calls that the user's own code makes.
+- `live_parameters`: parameters and buffers that become inputs, and their values.
 - `module_calls`: what each module of the model returned in one call.
 - `parity_cases`: the inputs and answers that every candidate is compared on.
 - `rounding_sensitivity`: how far the reference's answers move by rounding alone.
@@ -21,7 +22,7 @@ this is the only stage that runs the user's model.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 
-Public: `captured_call`, `examples`, `fingerprint`, `host_trial`, `module_calls`, `parity_cases`, `process_state`,
-`recording`, `reference`, `rounding_sensitivity`, `signature`, `source_lines`, `torch_types`, `undisturbed`,
-`unwrap`, `weight_program`. The other files belong to this folder alone.
+Public: `captured_call`, `examples`, `fingerprint`, `host_trial`, `live_parameters`, `module_calls`, `parity_cases`,
+`process_state`, `recording`, `reference`, `rounding_sensitivity`, `signature`, `source_lines`, `torch_types`,
+`undisturbed`, `unwrap`, `weight_program`. The other files belong to this folder alone.
 """

@@ -65,13 +65,19 @@ def with_examples(captured: CapturedCall, examples: Sequence[Any] | None) -> Cap
     """
     if examples is None:
         return captured
-    return replace(captured, examples=bind_examples(captured.signature, captured.profiles, examples))
+    live = captured.sample[len(captured.signature.call_inputs) :]
+    return replace(captured, examples=bind_examples(captured.signature, captured.profiles, examples, live))
 
 
 def bind_examples(
-    signature: Signature, profiles: Sequence[Profile], examples: Iterable[Any]
+    signature: Signature, profiles: Sequence[Profile], examples: Iterable[Any], live: Sequence[torch.Tensor]
 ) -> tuple[tuple[torch.Tensor, ...], ...]:
     """Give the tensors of each example in the signature's order and dtypes, each on its own device.
+
+    Args:
+        signature, profiles: of the call.
+        examples: from `read_examples`.
+        live: values of the live parameters, which no example holds.
 
     Raises:
         InputError, DtypeError, ShapeError: an example that is not in the form of sample_input, or outside every
@@ -80,15 +86,17 @@ def bind_examples(
     bound: list[tuple[torch.Tensor, ...]] = []
     for index, example in enumerate(examples):
         try:
-            bound.append(_bind_example(signature, profiles, example))
+            bound.append(_bind_example(signature, profiles, example, live))
         except InputError as error:
             raise _naming_example(index, error) from error
     return tuple(bound)
 
 
-def _bind_example(signature: Signature, profiles: Sequence[Profile], example: Any) -> tuple[torch.Tensor, ...]:
+def _bind_example(
+    signature: Signature, profiles: Sequence[Profile], example: Any, live: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, ...]:
     inputs = as_inputs(example)
-    leaves = cast("list[torch.Tensor]", bind(signature.parameters, inputs.args, inputs.kwargs))
+    leaves = [*cast("list[torch.Tensor]", bind(signature.parameters, inputs.args, inputs.kwargs)), *live]
     for spec, leaf in zip(signature.inputs, leaves, strict=True):
         check_tensor(spec.name, leaf)
         signature.check_dtype(spec, dtype_name(leaf.dtype))

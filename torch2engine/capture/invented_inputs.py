@@ -74,7 +74,7 @@ def invented_inputs(
     bounds = [_Bounds.of(leaf, captured, sample_sizes, sizes) for leaf in captured.sample]
     shapes = [spec.sized(sizes) for spec in captured.signature.inputs]
     floats = [
-        _invented_floats(leaf, shape, spec.preprocess is not None, is_random, generator)
+        _invented_floats(leaf, shape, spec.preprocess is not None, is_random, generator) if spec.live is None else leaf
         for leaf, shape, spec in zip(captured.sample, shapes, captured.signature.inputs, strict=True)
     ]
     seed = int(torch.randint(1 << 62, (), generator=generator, device="cpu"))
@@ -100,7 +100,8 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
 def inputs_with_guesses(captured: CapturedCall) -> tuple[str, ...]:
     """The names of the inputs whose meaning is guessed: integers, bools and masks."""
     pairs = zip(captured.signature.inputs, captured.sample, strict=True)
-    return tuple(spec.name for spec, leaf in pairs if spec.preprocess is None and not _is_number(leaf))
+    given = [(spec, leaf) for spec, leaf in pairs if spec.preprocess is None and spec.live is None]
+    return tuple(spec.name for spec, leaf in given if not _is_number(leaf))
 
 
 def _is_number(sample: torch.Tensor) -> bool:

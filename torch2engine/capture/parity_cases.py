@@ -15,6 +15,7 @@ import torch
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import notes_on_coverage
 from torch2engine.capture.invented_inputs import Guess, inputs_with_guesses, invented_inputs
+from torch2engine.capture.live_parameters import other_values
 from torch2engine.capture.reference import outputs_by_name
 from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import DynamicAxisError, ExportError
@@ -31,7 +32,8 @@ class ParityCase:
 
     Args:
         name: e.g. "min", "opt", "max", "random", or "own" for sizes that no narrower profile answers. With several
-            profiles, the profile's number stands in front. With examples "sample", "example 0", and so on.
+            profiles, the profile's number stands in front. With examples "sample", "example 0", and so on. "live" has
+            other values of the live parameters.
         inputs: tensors in the signature's order, on the sample's device; never written to.
         outputs: the reference's answer by output name.
         guessed: names of inputs with invented integers or masks, which may not fit together.
@@ -63,6 +65,10 @@ def make_parity_cases(captured: CapturedCall) -> tuple[list[ParityCase], tuple[s
     notes = _notes_on_unreachable_profiles(captured)
     make = _cases_of_examples if captured.examples else _invented_cases
     parity_cases, more_notes = make(captured)
+    if captured.signature.live_inputs:
+        live_cases, notes_on_live = _cases_of_other_live_values(captured, parity_cases[0])
+        parity_cases += live_cases
+        more_notes += notes_on_live
     if captured.trial is not None:
         captured.trial.refresh()  # frees its copy of the model
     return parity_cases, (*notes, *more_notes)
@@ -123,6 +129,31 @@ def _invented_cases(captured: CapturedCall) -> tuple[list[ParityCase], list[str]
         parity_cases.append(replace(_make_case(captured, plan.name, answered), kind=plan.kind))
         notes += _notes_on_guess(captured, plan, answered)
     return parity_cases, notes
+
+
+def _cases_of_other_live_values(captured: CapturedCall, like: ParityCase) -> tuple[list[ParityCase], list[str]]:
+    """A case with other values of the live parameters, and notes on those that have no other value in it.
+
+    Args:
+        captured: the call.
+        like: the case that has the call's other inputs.
+    """
+    specs = captured.signature.live_inputs
+    given, now = like.inputs[: -len(specs)], like.inputs[-len(specs) :]
+    others = other_values(now, torch.Generator().manual_seed(RANDOM_SEED))
+    leaves = (*given, *others)
+    unchanged = [spec.name for spec, one, other in zip(specs, now, others, strict=True) if torch.equal(one, other)]
+    notes = [f"live parameter '{name}' was compared at its present value alone" for name in unchanged]
+    try:
+        if captured.trial is not None:
+            if obstacle := captured.trial.obstacle():
+                raise ExportError("model", got=obstacle)
+            captured.trial.run(leaves)
+        answered = _AnsweredInputs(leaves, captured.reference(leaves), None)
+    except ExportError as error:
+        names = ", ".join(f"'{spec.name}'" for spec in specs)
+        return [], [f"no case 'live': the model refuses other values of {names} ({error.got})"]
+    return [_make_case(captured, "live", answered)], notes
 
 
 @dataclass(frozen=True)

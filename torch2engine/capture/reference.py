@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
+from torch2engine.capture.live_parameters import live_values_in_place
 from torch2engine.capture.parameter_writes import ParameterWrites, parameter_writes_undone
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, InputError
+from torch2engine.core.live_parameters import LiveParameter
 from torch2engine.core.pytree import Flat, Key, argument_at, assign, flatten, unflatten
 from torch2engine.core.spec import Effect, Parameter, Preprocess, Signature, Tree
 
@@ -36,6 +39,7 @@ class Reference:
         preprocess: the step between each input and the model, None for an input without one; empty for no step at all.
         effects: where tensors are found after the call with which its answer ends, behind those of the result.
         refilled: {path of a container among the arguments: its structure after every call}.
+        live: parameters and buffers whose values are the last inputs.
     """
 
     def __init__(
@@ -45,26 +49,29 @@ class Reference:
         preprocess: Sequence[Preprocess | None] = (),
         effects: Sequence[Effect] = (),
         refilled: Mapping[tuple[Key, ...], Tree] | None = None,
+        live: Sequence[LiveParameter] = (),
     ) -> None:
         self.model = model
         self.parameters = parameters
         self._preprocess = preprocess if any(preprocess) else ()
         self._effects = effects
         self._refilled = refilled or {}
+        self._live = live
 
     @classmethod
     def for_signature(cls, model: nn.Module, signature: Signature) -> Reference:
         """The call of a signature, whose outputs are the answer's tensors."""
         refilled = {one.path: one.tree for one in signature.refills}
-        return cls(model, signature.parameters, signature.preprocess, signature.effects, refilled)
+        effects = signature.effects
+        return cls(model, signature.parameters, signature.preprocess, effects, refilled, signature.live_parameters)
 
     def of(self, model: nn.Module) -> Reference:
         """The same call of a copy of the module."""
-        return Reference(model, self.parameters, self._preprocess, self._effects, self._refilled)
+        return Reference(model, self.parameters, self._preprocess, self._effects, self._refilled, self._live)
 
     def with_effects(self, effects: Sequence[Effect], refilled: Mapping[tuple[Key, ...], Tree]) -> Reference:
         """The same call with other effects."""
-        return Reference(self.model, self.parameters, self._preprocess, effects, refilled)
+        return Reference(self.model, self.parameters, self._preprocess, effects, refilled, self._live)
 
     def arguments(self, leaves: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
         """Build forward's args and kwargs from these tensors, after `preprocess`."""
@@ -112,12 +119,46 @@ class Reference:
 
     def call(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Any:
         """The model's own result; with `weights`, as if these were its parameters and buffers."""
-        return self._call(*self.arguments(leaves), weights)
+        args, kwargs = self.arguments(leaves)
+        with self._live_in_place(leaves):
+            return self._call(args, kwargs, leaves, weights)
 
-    def _call(self, args: list[Any], kwargs: dict[str, Any], weights: Mapping[str, torch.Tensor] | None) -> Any:
+    def trace(self, args: Sequence[Any], kwargs: Mapping[str, Any], leaves: Sequence[torch.Tensor]) -> Any:
+        """The model's own result, where nothing may be written into its live parameters.
+
+        Args:
+            args, kwargs: from `arguments`.
+            leaves: the inputs that these were made of.
+        """
+        if not self._live:
+            return self.model(*args, **kwargs)
+        return torch.func.functional_call(self.model, self._live_values(leaves), tuple(args), dict(kwargs))
+
+    def _call(
+        self,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        leaves: Sequence[torch.Tensor],
+        weights: Mapping[str, torch.Tensor] | None,
+    ) -> Any:
         if weights is not None:
-            return torch.func.functional_call(self.model, dict(weights), tuple(args), kwargs)
+            values = {**weights, **self._live_values(leaves)}
+            return torch.func.functional_call(self.model, values, tuple(args), kwargs)
         return self.model(*args, **kwargs)
+
+    def _live_in_place(self, leaves: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+        """Give the model the values of live parameters among the inputs, in place.
+
+        Other weights don't replace this: the model may have kept a live parameter where no name leads to it.
+        """
+        if not self._live:
+            return nullcontext()
+        return live_values_in_place(self.model, self._live, list(self._live_values(leaves).values()))
+
+    def _live_values(self, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The values of live parameters among the inputs, by path."""
+        values = leaves[len(leaves) - len(self._live) :]
+        return {one.path: value for one, value in zip(self._live, values, strict=True)}
 
     def __call__(self, leaves: Sequence[torch.Tensor]) -> Flat:
         """Answer on clones of `leaves`, since models write into their inputs; call it inside `undisturbed`.
@@ -155,7 +196,7 @@ class Reference:
         Raises:
             ExportError: as `run`.
         """
-        with parameter_writes_undone(self.model) as writes:
+        with self._live_in_place(leaves), parameter_writes_undone(self.model) as writes:
             flat = self._answer(leaves, before, weights)
         if writes.parameters or writes.gradients:
             raise _writes_refusal(writes)
@@ -171,7 +212,7 @@ class Reference:
         if before is not None:
             before(args, kwargs)
         try:
-            result = self._call(args, kwargs, weights)
+            result = self._call(args, kwargs, leaves, weights)
         except Exception as error:
             shapes = ", ".join(str(list(leaf.shape)) for leaf in leaves) + self._describe_preprocessed_shapes(leaves)
             raise ExportError(

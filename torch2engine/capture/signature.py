@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine.capture.axes import parse_dynamic_axes, resolve_axes
+from torch2engine.capture.axes import RequestedAxes, ResolvedAxes, parse_dynamic_axes, resolve_axes
 from torch2engine.capture.call_effects import answer_with_effects
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import with_examples
+from torch2engine.capture.live_parameters import live_tensors
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.torch_types import COMPUTED_DTYPES, check_tensor, dtype_name
 from torch2engine.core.errors import ExportError, InputError
+from torch2engine.core.live_parameters import LiveParameter
 from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unique_names
@@ -46,6 +48,7 @@ def capture_call(
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
     examples: Sequence[Any] | None = None,
     mutations: str = "refuse",
+    live_parameters: Sequence[LiveParameter] = (),
 ) -> CapturedCall:
     """Run the model on the sample, refuse what no engine can repeat, and decide the call's names, dtypes and axes.
 
@@ -60,6 +63,7 @@ def capture_call(
         preprocess: the steps from an input of bytes to the model's input; for several inputs, by name.
         examples: real inputs at other sizes, from `read_examples`.
         mutations: what becomes of a model that writes into its inputs, as `BuildConfig.mutations`.
+        live_parameters: from `find_live_parameters`; their values become the last inputs.
 
     Raises:
         InputError: the sample does not fit forward's parameters or `preprocess`, or holds no tensor.
@@ -68,10 +72,12 @@ def capture_call(
     """
     sample = bind_sample(model, as_inputs(sample_input))
     steps = by_input(preprocess, sample.names)
+    sample = _with_live(sample, live_parameters, model)
     for name, tensor in sample.by_name.items():
         if name in steps:
             steps[name].check(name, dtype_name(tensor.dtype), tensor.shape)
-    reference = Reference(model, sample.parameters, [steps.get(name) for name in sample.names])
+    preprocessing = [steps.get(name) for name in sample.names]
+    reference = Reference(model, sample.parameters, preprocessing, live=live_parameters)
     answer = answer_repeatably(
         model, sample.tensors, lambda: answer_with_effects(reference, sample.names, sample.tensors, mutations)
     )
@@ -82,18 +88,11 @@ def capture_call(
     )
     effects = answer.first.effects
     output_names += effects.output_names(sample.names, output_names)
-    shapes = {name: tuple(tensor.shape) for name, tensor in sample.by_name.items()}
+    given = len(sample.names) - len(live_parameters)
+    shapes = {name: tuple(tensor.shape) for name, tensor in zip(sample.names[:given], sample.tensors, strict=False)}
     requested = parse_dynamic_axes(dynamic_axes or {}, shapes, output_names)
     axes = resolve_axes(requested.inputs, shapes, profiles)
-    inputs = tuple(
-        TensorSpec(
-            name,
-            dtype_name(tensor.dtype),
-            axes.symbolic_shape(tensor.shape, requested.inputs.get(name, {})),
-            steps.get(name),
-        )
-        for name, tensor in zip(sample.names, sample.tensors, strict=True)
-    )
+    inputs = _input_specs(sample, steps, axes, requested, live_parameters)
     outputs = tuple(
         TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape))
         for name, tensor in zip(output_names, result.leaves, strict=True)
@@ -119,6 +118,28 @@ def capture_call(
     return with_examples(captured, examples)
 
 
+def _input_specs(
+    sample: BoundSample,
+    steps: Mapping[str, Preprocess],
+    axes: ResolvedAxes,
+    requested: RequestedAxes,
+    live_parameters: Sequence[LiveParameter],
+) -> tuple[TensorSpec, ...]:
+    """Describe every input; live parameters are the last, with fixed sizes."""
+    names = sample.names
+    live_of = dict(zip(names[len(names) - len(live_parameters) :], live_parameters, strict=True))
+    return tuple(
+        TensorSpec(
+            name,
+            dtype_name(tensor.dtype),
+            axes.symbolic_shape(tensor.shape, requested.inputs.get(name, {})),
+            steps.get(name),
+            live_of.get(name),
+        )
+        for name, tensor in sample.by_name.items()
+    )
+
+
 def _lowest_precision(model: nn.Module, tensors: Sequence[torch.Tensor]) -> str:
     dtypes = {dtype_name(tensor.dtype) for tensor in [*model.parameters(), *model.buffers(), *tensors]}
     return lowest_cast_precision(dtypes) or DEFAULT_PRECISION
@@ -141,6 +162,13 @@ class BoundSample:
     @property
     def by_name(self) -> dict[str, torch.Tensor]:
         return dict(zip(self.names, self.tensors, strict=True))
+
+
+def _with_live(sample: BoundSample, live: Sequence[LiveParameter], model: nn.Module) -> BoundSample:
+    """Add copies of the live parameters' present values to the sample, under names of their own."""
+    names = unique_names([one.path for one in live], taken=sample.names)
+    values = [tensor.detach().clone() for tensor in live_tensors(model, live)]
+    return BoundSample(sample.parameters, [*sample.names, *names], [*sample.tensors, *values])
 
 
 def _described_arguments(sample: Inputs) -> str:

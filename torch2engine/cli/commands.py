@@ -258,16 +258,17 @@ def _runtime_for(path: Path, runtime: Any) -> Any:
 def _load_inputs(module: DeployedModule[Any], path: Path) -> list[torch.Tensor]:
     """The arrays of an .npz file in the module's order: by name, or as numpy has numbered them."""
     arrays = read_arrays(str(path))
-    names = [spec.name for spec in module.signature.inputs]
+    names = [spec.name for spec in module.signature.call_inputs]
+    live = list(module.live_parameters.values())
     if set(names) <= set(arrays):
-        return [torch.from_numpy(arrays[name]) for name in names]
+        return [*(torch.from_numpy(arrays[name]) for name in names), *live]
     numbered = [f"arr_{index}" for index in range(len(names))]
     if set(numbered) == set(arrays):
-        return [torch.from_numpy(arrays[name]) for name in numbered]
+        return [*(torch.from_numpy(arrays[name]) for name in numbered), *live]
     raise InputError(
         f"file '{path}'",
         got=f"the arrays {', '.join(arrays) or 'none'}",
-        allowed=f"one for each input: {', '.join(map(str, module.signature.inputs))}",
+        allowed=f"one for each input: {', '.join(map(str, module.signature.call_inputs))}",
         fix="write it with numpy.savez(path, " + ", ".join(f"{name}=..." for name in names) + ")",
     )
 

@@ -27,6 +27,7 @@ from torch2engine.core.json_rules import (
     integer,
     plain,
 )
+from torch2engine.core.live_parameters import LIVE_JSON, LiveParameter, check_live_inputs
 from torch2engine.core.package import public
 from torch2engine.core.preprocess import PREPROCESS_JSON, Preprocess
 from torch2engine.core.size_expression import parse_size_expression
@@ -193,12 +194,14 @@ class TensorSpec:
             inputs are `SizeExpression`s, e.g. ``"past + new"``. Those of outputs are for people to read; the engine
             itself gives the sizes at a call.
         preprocess: what the graph computes from an input before the model gets it; None for nothing.
+        live: the parameter or buffer that feeds the input; None for an input that a call gives.
     """
 
     name: str
     dtype: str
     shape: tuple[Dim, ...]
     preprocess: Preprocess | None = None
+    live: LiveParameter | None = None
 
     def __str__(self) -> str:
         return f"{self.name}: {self.dtype}[{', '.join(map(str, self.shape))}]"
@@ -314,9 +317,9 @@ class Signature:
     """The inputs and outputs of a call: tensors by name, axes, and the structure around them.
 
     Args:
-        inputs, outputs: tensors in the order in which the trees are flattened.
+        inputs, outputs: tensors in the order in which the trees are flattened. Live parameters are the last inputs.
         axes: the resolved dynamic axes.
-        parameters: forward's parameters in order; their trees hold the inputs.
+        parameters: forward's parameters in order; their trees hold the inputs that a call gives.
         output: the result's structure.
         writes: the inputs that the model writes into.
         refills: the containers among the arguments that it fills anew. Outputs that are in no result come last.
@@ -337,6 +340,21 @@ class Signature:
         found = {name: Effect(one.path, index) for one in self.refills for index, name in enumerate(one.tensors)}
         found |= {write.output: Effect((), inputs[write.input]) for write in self.writes}
         return tuple(found[spec.name] for spec in self.outputs[self.output.leaves() :] if spec.name in found)
+
+    @cached_property
+    def call_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that a call gives."""
+        return tuple(spec for spec in self.inputs if spec.live is None)
+
+    @cached_property
+    def live_inputs(self) -> tuple[TensorSpec, ...]:
+        """The inputs that live parameters feed."""
+        return tuple(spec for spec in self.inputs if spec.live is not None)
+
+    @property
+    def live_parameters(self) -> tuple[LiveParameter, ...]:
+        """The parameters and buffers that are inputs, in the inputs' order."""
+        return tuple(spec.live for spec in self.inputs if spec.live is not None)
 
     def axis(self, name: str) -> Axis:
         """The axis of that name."""
@@ -528,12 +546,13 @@ def _check_effects(members: dict[str, Any], where: str) -> None:
 
 
 def _check_counts(members: dict[str, Any], where: str) -> None:
-    """The parameters hold every input; the result, and what the model writes, hold every output."""
+    """The parameters hold every input of a call; the result, and what the model writes, hold every output."""
     trees = [parameter["tree"] for parameter in members["parameters"] if parameter["tree"] is not None]
     tensors = sum(TREE_JSON.decode(tree).leaves() for tree in trees)
-    if tensors != len(members["inputs"]):
+    given = [tensor for tensor in members["inputs"] if "live" not in tensor]
+    if tensors != len(given):
         got = f"{tensors} tensors in manifest field {where}.parameters"
-        raise SchemaError(got, f"one for each of {len(members['inputs'])} inputs")
+        raise SchemaError(got, f"one for each of {len(given)} inputs")
     in_result = TREE_JSON.decode(members["output"]).leaves()
     written = {write["output"] for write in members.get("writes", [])}
     written.update(name for refill in members.get("refills", []) for name in refill["tensors"])
@@ -546,6 +565,8 @@ def _check_counts(members: dict[str, Any], where: str) -> None:
 def _check_signature(members: dict[str, Any], where: str) -> None:
     """Names are unique, the inputs use the axes that there are, and there are as many tensors as the trees hold."""
     _check_effects(members, where)
+    written = {write["input"] for write in members.get("writes", [])}
+    check_live_inputs(members["inputs"], written, f"{where}.inputs")
     _check_counts(members, where)
     axes = [axis["name"] for axis in members["axes"]]
     tensors = [tensor["name"] for tensor in (*members["inputs"], *members["outputs"])]
@@ -586,8 +607,9 @@ TENSOR_JSON = Object(
         "dtype": plain(_is_dtype, "a dtype as PyTorch spells it, e.g. 'float32'"),
         "shape": Items(Plain(_check_dim)),
         "preprocess": PREPROCESS_JSON,
+        "live": LIVE_JSON,
     },
-    optional=("preprocess",),
+    optional=("preprocess", "live"),
 )
 _WRITE_JSON = Object(InputWrite, {"input": TEXT, "output": TEXT})
 _KEY = plain(lambda value: isinstance(value, (str, int)), "a string or an int")

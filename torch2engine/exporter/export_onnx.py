@@ -24,6 +24,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.live_parameters import encode_live_values
 from torch2engine.core.constants import EXTERNAL_ABOVE_BYTES
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.spec import Signature
@@ -82,6 +83,7 @@ def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
         if quantized_precision:
             drop_saturation(onnx_graph)
         _write_names(onnx_graph, signature, symbols, model)
+        _require_live_inputs_read(onnx_graph, signature)
         folder = scratch_folder()
         with disk_errors(folder.path):
             _save(translated, Path(folder.path))
@@ -94,6 +96,7 @@ def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
         precision=precision,
         versions={name: version(name) for name in ("torch", "onnx", "onnxscript")},
         influences=find_influences(onnx_model, signature),
+        live_values=encode_live_values(signature.live_inputs, captured.sample[len(signature.call_inputs) :]),
     )
 
 
@@ -129,6 +132,23 @@ def _write_names(onnx_graph: Any, signature: Signature, symbols: dict[str, str],
     name_tensors(onnx_graph, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
     name_axes(onnx_graph, symbols, [spec.shape for spec in (*signature.inputs, *signature.outputs)])
     record_origins(onnx_graph, _forward_source(model))
+
+
+def _require_live_inputs_read(onnx_graph: Any, signature: Signature) -> None:
+    """Refuse a live parameter that the graph does not read: its value would be a constant, or have no effect.
+
+    Raises:
+        ExportError: names it.
+    """
+    values = {value.name: value for value in onnx_graph.inputs}
+    for spec in signature.live_inputs:
+        if not values[spec.name].uses() and values[spec.name] not in onnx_graph.outputs:
+            raise ExportError(
+                f"live parameter '{spec.name}'",
+                got="a forward that does not read it, or reads a copy of it that was made before",
+                allowed="a parameter or buffer that forward reads by its name",
+                fix="leave it out of live_parameters, or read self's attribute in forward",
+            )
 
 
 def _forward_source(model: nn.Module) -> str:

@@ -67,6 +67,7 @@ def with_fallback(deploy: Callable[P, R]) -> Callable[P, R | PartsModule]:
             return deploy(*args, **kwargs)
         bound = inspect.signature(deploy).bind(*args, **kwargs)
         bound.apply_defaults()
+        _refuse_live_parameters(bound.arguments["live_parameters"])
         call = SampleCall.from_arguments(**{name: bound.arguments[name] for name in ("model", *_OF_THE_CALL)})
         return _deploy_in_parts(deploy, {**bound.arguments, **vars(call)})
 
@@ -74,6 +75,21 @@ def with_fallback(deploy: Callable[P, R]) -> Callable[P, R | PartsModule]:
     outer: Any = deploy_or_cut
     outer.__kwdefaults__ = inner.__kwdefaults__  # the same dict: a default that is changed holds for both
     return deploy_or_cut
+
+
+def _refuse_live_parameters(patterns: object) -> None:
+    """Refuse live parameters: a part inside the model has no parameters of its own.
+
+    Raises:
+        InputError: there are some.
+    """
+    if patterns:
+        raise InputError(
+            "live_parameters",
+            got=f"{patterns!r} with fallback",
+            allowed="one of them, since parts of a model have no parameters of their own",
+            fix="leave fallback out, or replace new weights with refit() and config=BuildConfig(refittable=True)",
+        )
 
 
 def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

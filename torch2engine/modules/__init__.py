@@ -3,7 +3,7 @@
 Enters: an artifact. Leaves: a module that is called like the model. Separate because every backend keeps the same
 contract: `deployed` is the face, `backend` the contract, `trt` and `onnxruntime` the backends, `load` their table.
 
-Public: `backend`, `deploy_report`, `deployed`, `explanation`, `judge`, `load`, `made_inputs`,
+Public: `backend`, `deploy_report`, `deployed`, `explanation`, `judge`, `live_tensors`, `load`, `made_inputs`,
 `onnxruntime.ort_module`, `timing`, `trt.trt_backend`, `trt.trt_module`, `weight_sync`. The other files belong to this
 folder alone.
 """

@@ -242,6 +242,11 @@ def _compared(
     return report
 
 
+def _live_values(module: DeployedModule[Any]) -> list[torch.Tensor]:
+    """The values of the module's live parameters now."""
+    return [tensor.detach() for tensor in module.live_parameters.values()]
+
+
 def _real_cases(
     module: DeployedModule[Any],
     sizes: Iterable[Mapping[str, int]] | None,
@@ -263,10 +268,11 @@ def _real_cases(
         raise InputError("benchmark", got=both, allowed="one of them", fix=f"leave out {given[0]}")
     if inputs is not None:
         one = as_inputs(inputs)
-        leaves = cast("list[torch.Tensor]", bind(signature.parameters, one.args, one.kwargs))
+        leaves = [*cast("list[torch.Tensor]", bind(signature.parameters, one.args, one.kwargs)), *_live_values(module)]
         return {case_name(signature.resolve([leaf.shape for leaf in leaves])): leaves}
     profiles = module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # the same folder
-    return named_examples(signature, bind_examples(signature, profiles, read_examples(examples) or ()), device)
+    bound = bind_examples(signature, profiles, read_examples(examples) or (), _live_values(module))
+    return named_examples(signature, bound, device)
 
 
 def _made_cases(
@@ -280,7 +286,8 @@ def _made_cases(
     signature = module.signature
     profiles = module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # the same folder
     all_sizes = corner_sizes(profiles) if sizes is None else list(sizes)
-    cases = random_cases(signature, [_with_opt_sizes(signature, profiles, given) for given in all_sizes], device)
+    all_sizes = [_with_opt_sizes(signature, profiles, given) for given in all_sizes]
+    cases = random_cases(signature, all_sizes, device, _live_values(module))
     if not cases:
         raise InputError("sizes", got="none", allowed="at least one mapping", fix="leave it out for min, opt and max")
     return cases

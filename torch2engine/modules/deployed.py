@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from typing_extensions import TypeVar as TypeVarWithDefault  # torch depends on it
 
 from torch2engine.artifact.artifact import Artifact
+from torch2engine.capture.live_parameters import encode_live_values, live_tensors
 from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
@@ -29,6 +30,7 @@ from torch2engine.modules.benchmark import BenchmarkReport, benchmark, device_of
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.modules.explain_calls import explain_calls
 from torch2engine.modules.explanation import Explanation
+from torch2engine.modules.live_tensors import REGISTERED, LiveTensors
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
 from torch2engine.modules.out_of_range import OutOfRange, checked_reference
 from torch2engine.modules.parameterless import ParameterlessModule
@@ -44,10 +46,10 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 M = TypeVar("M", bound="DeployedModule[Any]")
 
-__all__ = ["DeployedModule", "attach_model", "prove_split_axes"]
+__all__ = ["DeployedModule", "attach_model", "prove_split_axes", "share_live_parameters"]
 
 _compiler: Any = torch.compiler  # its disable() has no types
-_PARTS = ("_backend", "_out_of_range", "_weight_sync", "_write_back")  # are made anew for a copy
+_PARTS = ("_backend", "_live", "_out_of_range", "_weight_sync", "_write_back")  # are made anew for a copy
 
 
 def _bytes(data: bytes) -> torch.Tensor:
@@ -87,6 +89,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
 
     _t2e_deployed = True  # `unwrap`, in a lower layer, reads it and refuses to deploy the module again
     _backend: B
+    _live: LiveTensors | None
     _out_of_range: OutOfRange
     _weight_sync: WeightSync
     _write_back: WriteBack | None
@@ -111,6 +114,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         """Make the parts for an artifact. Nothing else writes them."""
         guard = WeightsGuard(type(self).__name__)
         self._backend = self._make_backend(artifact, guard, device)
+        self._live = LiveTensors.attach(self, artifact)
         self._out_of_range = OutOfRange(self._runtime_config.out_of_range, reference)
         self._weight_sync = WeightSync(self._backend, guard, self._out_of_range)
         self._write_back = WriteBack.of(artifact.signature)
@@ -162,6 +166,16 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
     def precision(self) -> str:
         """The arithmetic: a name of the table of precisions, e.g. "fp32" or "int8"."""
         return self._backend.artifact.precision
+
+    @property
+    def live_parameters(self) -> dict[str, torch.Tensor]:
+        """The tensors that feed inputs of the engine at every call, by their names in the model.
+
+        They are parameters and buffers of this module: write into them, assign others, or use `load_state_dict`. At the
+        time of deploy they share the memory of the model's own, where the model is on the same device. Copies of this
+        module, and a saved one, have their own.
+        """
+        return {} if self._live is None else self._live.by_path()
 
     @property
     def runtime(self) -> str:
@@ -217,6 +231,9 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             self._weight_sync.follow(self.infer)
         signature = self.signature
         leaves = bind(signature.parameters, args, kwargs)
+        if self._live is not None:
+            self._live.bind(self._backend.device or leaves[0].device)
+            leaves += self._live.checked()
         self._check_call(leaves)
         if self._write_back is not None:
             self._write_back.check(leaves, args, kwargs)
@@ -229,7 +246,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         """Answer flat inputs with flat outputs, under the same contract as a call, but write into no input.
 
         Args:
-            leaves: one tensor per input of the signature, in its order.
+            leaves: one tensor per input of the signature, in its order. The last are the values of live parameters.
 
         Returns:
             output name -> fresh tensor. The new values of written inputs are among them (see `Signature.writes`).
@@ -369,7 +386,15 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         """
         with self._weight_sync.weights_locked():
             report = self.report.to_json() if self.report.parity else None
-            return self._backend.current_artifact().with_report(report).save(path, overwrite=overwrite)
+            return self._current_artifact().with_report(report).save(path, overwrite=overwrite)
+
+    def _current_artifact(self) -> Any:
+        """The artifact to save or copy; the caller has locked the weights."""
+        artifact = self._backend.current_artifact()
+        if self._live is None:
+            return artifact
+        with torch.no_grad():
+            return artifact.with_live_values(encode_live_values(self.signature.live_inputs, self._live.checked()))
 
     def benchmark(
         self,
@@ -420,11 +445,12 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
     def _leaves_to_explain(self, sample_input: Any) -> Sequence[torch.Tensor]:
         """Flat inputs for `explain`: those that are given, or invented ones at the opt sizes."""
         signature = self.signature
+        live = [tensor.detach() for tensor in self.live_parameters.values()]
         if sample_input is None:
-            cases = random_cases(signature, [corner_sizes(self._artifact.profiles)[1]], device_of(self))
+            cases = random_cases(signature, [corner_sizes(self._artifact.profiles)[1]], device_of(self), live)
             return next(iter(cases.values()))
         sample = as_inputs(sample_input)
-        leaves = cast("list[torch.Tensor]", bind(signature.parameters, sample.args, sample.kwargs))
+        leaves = [*cast("list[torch.Tensor]", bind(signature.parameters, sample.args, sample.kwargs)), *live]
         self._check_call(leaves)
         return leaves
 
@@ -517,6 +543,8 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             if target.type != self._backend.device_type:
                 raise self._move_error(f"a move to {target}")
             self._backend.move(target)
+            if self._live is not None:
+                self._live.bind(target)
         return self
 
     def _move_error(self, got: str) -> DeviceError:
@@ -533,7 +561,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
     def get_extra_state(self) -> dict[str, Any]:
         """The artifact as a manifest and byte tensors (the plan for an engine, the ONNX files otherwise)."""
         with self._weight_sync.weights_locked():
-            artifact = self._backend.current_artifact()
+            artifact = self._current_artifact()
             names = [name for name in artifact.files if self._backend.in_state_dict(name)]
             files = {name: _bytes(artifact.read(name)) for name in names}
             return {"manifest": json.dumps(artifact.manifest()), "files": files}
@@ -564,9 +592,10 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         # A pickle leaves out the reference, the tracked model and everything live: they belong to this object, in this
         # process.
         with self._weight_sync.weights_locked():
-            artifact = self._backend.current_artifact()
+            artifact = self._current_artifact()
             attributes = {name: value for name, value in self.__dict__.items() if name not in _PARTS}
-            return {**attributes, "_artifact": artifact}
+            registered: dict[str, Any] = {name: {} for name in REGISTERED}  # their values are in the artifact
+            return {**attributes, **registered, "_artifact": artifact}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         attributes = dict(state)
@@ -644,7 +673,20 @@ def current_artifact_of(module: DeployedModule[Any]) -> Artifact:
         RefitError: its weights were found wrong.
     """
     with module._weight_sync.weights_locked():  # pyright: ignore[reportPrivateUsage]  # the same file
-        return module._backend.current_artifact()  # pyright: ignore[reportPrivateUsage]  # the same file
+        return module._current_artifact()  # pyright: ignore[reportPrivateUsage]  # the same file
+
+
+def share_live_parameters(module: DeployedModule[Any], model: nn.Module) -> None:
+    """Give a module's live parameters the values of a model's, and their memory where that is on the same device.
+
+    Args:
+        module: made for this model.
+        model: the one that was deployed; it is not kept alive, but memory that it shares is.
+    """
+    live = module._live  # pyright: ignore[reportPrivateUsage]  # the same file
+    if live is not None:
+        device = module.device or torch.device("cpu")
+        live.share(live_tensors(model, module.signature.live_parameters), device)
 
 
 def prove_split_axes(

@@ -60,7 +60,10 @@ def corner_sizes(profiles: Sequence[Profile]) -> list[dict[str, int]]:
 
 
 def random_cases(
-    signature: Signature, all_sizes: Iterable[Mapping[str, int]], device: torch.device
+    signature: Signature,
+    all_sizes: Iterable[Mapping[str, int]],
+    device: torch.device,
+    live: Sequence[torch.Tensor] = (),
 ) -> dict[str, list[torch.Tensor]]:
     """Make the same pseudo-random inputs at every run, by the name of their sizes.
 
@@ -68,13 +71,18 @@ def random_cases(
         signature: the inputs.
         all_sizes: the size of every axis, one mapping for each case.
         device: where the inputs go.
+        live: values of the live parameters, which are not random.
 
     Returns:
         random floats, bytes of images, True, and other integers that are 0, or 1 where the input's name ends in "mask".
     """
     generator = torch.Generator().manual_seed(RANDOM_SEED)
+    specs = signature.call_inputs
     return {
-        case_name(sizes): [_random(spec, spec.sized(sizes), generator).to(device) for spec in signature.inputs]
+        case_name(sizes): [
+            *(_random(spec, spec.sized(sizes), generator).to(device) for spec in specs),
+            *(value.detach().to(device, copy=True) for value in live),
+        ]
         for sizes in all_sizes
     }
 

@@ -21,6 +21,7 @@ from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.examples import bind_examples, read_examples
 from torch2engine.capture.fingerprint import WeightSnapshot, fingerprints, take_snapshot
 from torch2engine.capture.host_trial import find_unsafe_inputs
+from torch2engine.capture.live_parameters import saved_live_values
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.process_state import exact_arithmetic, process_state_lock
 from torch2engine.capture.reference import Reference, outputs_by_name
@@ -304,7 +305,7 @@ class WeightSync:
             InputError, DtypeError, ShapeError: as `bind_examples`.
         """
         artifact = self._backend.artifact
-        bound = bind_examples(artifact.signature, artifact.profiles, examples)
+        bound = bind_examples(artifact.signature, artifact.profiles, examples, saved_live_values(artifact))
         return list(named_examples(artifact.signature, bound, torch.device("cpu")).items())
 
     def _work_out(
@@ -380,7 +381,8 @@ class WeightSync:
         models_device = _device_of(model)
         device = self._refittable().weights_device(models_device)
         if not samples:
-            samples = _safe_cases(reference, random_cases(signature, corner_sizes(artifact.profiles), device))
+            live = saved_live_values(artifact)
+            samples = _safe_cases(reference, random_cases(signature, corner_sizes(artifact.profiles), device, live))
         report = ParityReport((), f"PyTorch vs {self._backend.title}, refitted", bounds.tolerance)
         with undisturbed(model):
             cases: list[ParityCase] = []

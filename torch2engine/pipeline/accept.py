@@ -16,7 +16,7 @@ from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.load_or_build import PendingEngine
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
-from torch2engine.modules.deployed import attach_model, prove_split_axes
+from torch2engine.modules.deployed import attach_model, prove_split_axes, share_live_parameters
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
@@ -144,6 +144,7 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
     module = TRTModule(candidate.engine, runtime_config=request.runtime_config, reference=request.eager_reference).bind(
         gpu
     )
+    share_live_parameters(module, request.model)
     if WEIGHTS in candidate.engine.files:
         samples = [(case.name, case.inputs) for case in candidate.parity_cases]
         had_other_weights = attach_model(
@@ -169,6 +170,7 @@ def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: Repor
     """
     runtime_config = request.runtime_config.on_cpu()
     module = ORTModule(lowered.artifact, runtime_config=runtime_config, reference=request.eager_reference)
+    share_live_parameters(module, request.model)
     if WEIGHTS in lowered.artifact.files:
         samples = [(case.name, case.inputs) for case in lowered.parity_cases]
         attach_model(module, request.model, samples, lowered.refit_tolerance)

@@ -75,7 +75,13 @@ def capture_like(artifact: Artifact, model: nn.Module, sample_input: Any) -> Cap
     expected = [(spec.name, spec.dtype) for spec in artifact.signature.inputs]
     mutations = "write_back" if artifact.signature.writes else "refuse"
     try:
-        captured = capture_call(model, sample_input, preprocess=preprocess, mutations=mutations)
+        captured = capture_call(
+            model,
+            sample_input,
+            preprocess=preprocess,
+            mutations=mutations,
+            live_parameters=artifact.signature.live_parameters,
+        )
     except InputError as error:
         if not error.subject.startswith("preprocess["):
             raise

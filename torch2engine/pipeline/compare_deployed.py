@@ -63,7 +63,7 @@ def compare_with_model(
     model = unwrap(model)
     judged_as = precision or candidate.precision
     with undisturbed(model):
-        captured = capture_call(model, sample_input)
+        captured = capture_call(model, sample_input, live_parameters=candidate.signature.live_parameters)
         matches = _match_inputs(captured.signature.inputs, candidate.signature.inputs)
         captured = with_examples(_with_shapes_of(candidate, captured, matches), read_examples(examples))
         answers = answer_parity_cases(captured, sensitivity_precisions=(judged_as,))
@@ -95,7 +95,8 @@ def compare_modules(
     """
     matches = _match_inputs(candidate.signature.inputs, reference.signature.inputs)
     if inputs is None:
-        cases = random_cases(candidate.signature, corner_sizes(_profiles(candidate)), torch.device("cpu"))
+        live = list(candidate.live_parameters.values())
+        cases = random_cases(candidate.signature, corner_sizes(_profiles(candidate)), torch.device("cpu"), live)
     else:
         cases = {"input": list(inputs)}
     order = [matches[spec.name] for spec in reference.signature.inputs]

@@ -37,3 +37,4 @@ class DeployOptions(TypedDict, total=False):
     cache_key: str | None
     progress: Progress
     preprocess: Preprocess | Mapping[str, Preprocess] | None
+    live_parameters: Sequence[str]

@@ -91,7 +91,7 @@ class EarlierEngines:
         if cache is None:
             return EngineSearch()
         with self._report.phase("recall"):
-            facts = model_facts(self._request, self._cache_key)
+            facts = model_facts(self._request, self._cache_key, captured.signature.live_parameters)
             if facts is None:
                 if reason := incomparable_attribute(self._request.model):
                     warn_user(f"cache_key is not used, and the model is deployed anew: {reason}")

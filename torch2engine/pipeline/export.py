@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.capture.live_parameters import find_live_parameters
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
@@ -26,6 +27,7 @@ from torch2engine.precision.validate import (
     needed_lowering,
     require_lowering_tools,
     require_nonempty_calibration,
+    require_own_types,
     validated_precision,
 )
 
@@ -45,6 +47,7 @@ def export(
     refittable: bool = False,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
     mutations: Mutations = "refuse",
+    live_parameters: Sequence[str] = (),
 ) -> OnnxArtifact:
     """Export a module to ONNX, without building it.
 
@@ -56,6 +59,7 @@ def export(
             to `build`.
         refittable: record how the ONNX graph's weights follow from the module's, for BuildConfig(refittable=True).
         mutations: what becomes of a model that writes into its inputs, as `BuildConfig` says.
+        live_parameters: parameters and buffers that become inputs, as for `deploy`.
 
     Returns:
         the artifact; its `save` writes it to a folder, `torch2engine.build` builds an engine from it, in its precision.
@@ -69,8 +73,18 @@ def export(
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
     require_lowering_tools(requested, model)
+    live = find_live_parameters(model, live_parameters)
+    require_own_types(requested, live)
     with undisturbed(model):
-        captured = capture_call(model, sample_input, dynamic_axes, profiles, preprocess, mutations=options.mutations)
+        captured = capture_call(
+            model,
+            sample_input,
+            dynamic_axes,
+            profiles,
+            preprocess,
+            mutations=options.mutations,
+            live_parameters=live,
+        )
         artifact = export_onnx(captured, refittable)
         lowering = needed_lowering(requested, artifact)
         if not lowering.changes_graph:

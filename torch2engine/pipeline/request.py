@@ -14,6 +14,7 @@ from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.live_parameters import find_live_parameters
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.unwrap import unwrap
@@ -27,6 +28,7 @@ from torch2engine.core.config import (
     require_instance,
 )
 from torch2engine.core.errors import InstallationError
+from torch2engine.modules.live_tensors import require_free_names
 from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
 from torch2engine.pipeline.report_builder import ReportBuilder
@@ -34,7 +36,12 @@ from torch2engine.pipeline.sample_call import SampleCall
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.validate import needed_lowering, require_lowering_tools, validated_precision
+from torch2engine.precision.validate import (
+    needed_lowering,
+    require_lowering_tools,
+    require_own_types,
+    validated_precision,
+)
 from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.library import find_tensorrt
 
@@ -102,8 +109,12 @@ class DeployRequest:
 
         Raises:
             InputError, DynamicAxisError, ExportError: as `capture_call`.
-            InputError: also for a tolerance of an output that the model does not have.
+            InputError: also for a tolerance of an output that the model does not have, and for live parameters that
+                there are not, or that can't be live.
         """
+        live = find_live_parameters(self.model, self.call.live_parameters)
+        require_own_types(self.precision, live)
+        require_free_names(live)
         captured = capture_call(
             self.model,
             self.call.sample_input,
@@ -112,6 +123,7 @@ class DeployRequest:
             self.call.preprocess,
             self.call.examples,
             self.config.mutations,
+            live,
         )
         names = [spec.name for spec in captured.signature.outputs]
         Bounds.of(self.tolerance, captured.precision).check_names(names)

@@ -23,6 +23,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.core.config import Precision, Tolerance, Tolerances
 from torch2engine.core.errors import InputError
+from torch2engine.core.live_parameters import LiveParameter
 from torch2engine.pipeline.model_attributes import ModelAttributes
 from torch2engine.pipeline.request import DeployRequest
 
@@ -31,8 +32,15 @@ __all__ = ["graph_facts", "incomparable_attribute", "model_facts", "request_fact
 _LIBRARIES = ("ml-dtypes", "nvidia-modelopt", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch")
 
 
-def model_facts(request: DeployRequest, cache_key: str) -> dict[str, Any] | None:
+def model_facts(
+    request: DeployRequest, cache_key: str, live_parameters: Sequence[LiveParameter] = ()
+) -> dict[str, Any] | None:
     """The facts that tell one model from another, where the caller's cache_key stands for its code.
+
+    Args:
+        request: with the model.
+        cache_key: the caller's.
+        live_parameters: those whose values the engine does not hold.
 
     Returns:
         the facts; None for a model with tensors whose values can't be read, or other attributes that can't be compared.
@@ -48,12 +56,14 @@ def model_facts(request: DeployRequest, cache_key: str) -> dict[str, Any] | None
     tensors = state | attributes.tensors
     if not all(_has_plain_values(tensor) for tensor in tensors.values()):
         return None
+    live = {one.path for one in live_parameters}
+    fixed = {path: tensor for path, tensor in tensors.items() if path not in live}
     return {
         "cache_key": cache_key,
         "attributes": attributes.facts,
         "tensors": {path: [list(tensor.shape), str(tensor.dtype)] for path, tensor in tensors.items()},
         # A refit replaces the values of parameters and buffers, but not those of other attributes.
-        "values": fingerprints(attributes.tensors if request.config.refittable else tensors),
+        "values": fingerprints(attributes.tensors if request.config.refittable else fixed),
     }
 
 

@@ -25,6 +25,7 @@ class SampleCall:
         model: the user's model.
         sample_input, dynamic_axes, profiles, preprocess: as for deploy().
         examples: real inputs to be compared on; None for invented ones.
+        live_parameters: patterns over the names of parameters and buffers.
     """
 
     model: Any
@@ -33,6 +34,7 @@ class SampleCall:
     profiles: Sequence[Any] | None = None
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None
     examples: tuple[Any, ...] | None = None
+    live_parameters: Sequence[str] = ()
 
     @classmethod
     def from_arguments(
@@ -43,6 +45,7 @@ class SampleCall:
         profiles: Sequence[Any] | None,
         preprocess: Preprocess | Mapping[str, Preprocess] | None,
         examples: Iterable[Any] | None,
+        live_parameters: Sequence[str] = (),
     ) -> SampleCall:
         """Take these arguments of deploy(); a `Recording` gives those that the user left out.
 
@@ -59,5 +62,7 @@ class SampleCall:
                 profiles=profiles,
                 preprocess=preprocess,
                 examples=read_examples(model.examples or None if examples is None else examples),
+                live_parameters=live_parameters,
             )
-        return cls(model, sample_input, dynamic_axes, profiles, preprocess, read_examples(examples))
+        read = read_examples(examples)
+        return cls(model, sample_input, dynamic_axes, profiles, preprocess, read, live_parameters)

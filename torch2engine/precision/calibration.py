@@ -97,20 +97,25 @@ def check_calibration(
         )
 
 
-def batch_tensors(signature: Signature, batch: Any) -> list[torch.Tensor]:
+def batch_tensors(signature: Signature, batch: Any, live: Sequence[torch.Tensor] = ()) -> list[torch.Tensor]:
     """Give a batch's tensors in the signature's order and dtypes.
+
+    Args:
+        signature: of the model.
+        batch: in the form of sample_input.
+        live: values of the live parameters, which no batch holds.
 
     Raises:
         InputError, DtypeError: it is not in the form of sample_input, or of a dtype that can't be cast without loss.
     """
     inputs = as_inputs(batch)
-    leaves: Sequence[Any] = bind(signature.parameters, inputs.args, inputs.kwargs)
+    leaves: Sequence[Any] = [*bind(signature.parameters, inputs.args, inputs.kwargs), *live]
     for spec, leaf in zip(signature.inputs, leaves, strict=True):
         signature.check_dtype(spec, dtype_name(leaf.dtype))
     return [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
 
 
-def _tensors_of_item(signature: Signature, item: Any, number: int) -> list[torch.Tensor]:
+def _tensors_of_item(signature: Signature, item: Any, number: int, live: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """As `batch_tensors`, with the item's number in an error.
 
     Raises:
@@ -118,7 +123,7 @@ def _tensors_of_item(signature: Signature, item: Any, number: int) -> list[torch
             out.
     """
     try:
-        leaves = batch_tensors(signature, item)
+        leaves = batch_tensors(signature, item, live)
         signature.resolve([leaf.shape for leaf in leaves])
     except InputError as error:
         takes_one = sum(parameter.kind == "positional" for parameter in signature.parameters) == 1
@@ -140,13 +145,16 @@ def named_arrays(signature: Signature, leaves: Sequence[torch.Tensor]) -> dict[s
     return arrays
 
 
-def calibration_arrays(calibration: Iterable[Any], signature: Signature, report: Reporter) -> Iterator[Arrays]:
+def calibration_arrays(
+    calibration: Iterable[Any], signature: Signature, report: Reporter, live: Sequence[torch.Tensor] = ()
+) -> Iterator[Arrays]:
     """Read calibration data one batch at a time, and report the progress.
 
     Args:
         calibration: the user's data, each batch in the form of sample_input.
         signature: of the model.
         report: receives every batch in the phase "calibration".
+        live: values of the live parameters.
 
     Raises:
         InputError, DtypeError, ShapeError: a batch that does not fit the signature.
@@ -155,7 +163,7 @@ def calibration_arrays(calibration: Iterable[Any], signature: Signature, report:
     count = 0
     for batch in calibration:
         report("calibration", count, max(known_count, count + 1))
-        leaves = _tensors_of_item(signature, batch, count)
+        leaves = _tensors_of_item(signature, batch, count, live)
         count += 1
         yield named_arrays(signature, leaves)
     report("calibration", count, count)
@@ -178,12 +186,14 @@ class CalibrationMetric:
         floor: the least mean over all batches.
         signature: of the float32 model.
         batches: the calibration data, which can be read again.
+        live: values of the live parameters.
     """
 
     function: Callable[[Any, Any], float]
     floor: float
     signature: Signature
     batches: Iterable[Any]
+    live: Sequence[torch.Tensor] = ()
 
     def mean(self, module: DeployedModule[Any]) -> float:
         """Compute the mean over all batches; NaN without any."""
@@ -191,7 +201,7 @@ class CalibrationMetric:
         return float(np.mean(values)) if values else math.nan
 
     def _evaluate(self, module: DeployedModule[Any], batch: Any, number: int) -> float:
-        leaves = _tensors_of_item(self.signature, batch, number)
+        leaves = _tensors_of_item(self.signature, batch, number, self.live)
         inputs = [
             leaf.detach().to(module.device, torch_dtype(spec.dtype) if leaf.is_floating_point() else None)
             for leaf, spec in zip(leaves, module.signature.inputs, strict=True)
@@ -208,14 +218,18 @@ class CalibrationMetric:
 
 
 def metric_of_budget(
-    budget: Budget | None, signature: Signature, calibration: Iterable[Any] | None
+    budget: Budget | None,
+    signature: Signature,
+    calibration: Iterable[Any] | None,
+    live: Sequence[torch.Tensor] = (),
 ) -> CalibrationMetric | None:
     """Make the metric of a budget; None if parity judges.
 
     Args:
         calibration: present if there is a metric, as `check_calibration` has made sure.
+        live: values of the live parameters.
     """
     if budget is None or budget.metric is None or budget.floor is None:
         return None
     assert calibration is not None, "check_calibration refuses a metric without data"
-    return CalibrationMetric(budget.metric, budget.floor, signature, calibration)
+    return CalibrationMetric(budget.metric, budget.floor, signature, calibration, live)

@@ -17,6 +17,7 @@ from torch2engine.artifact.file_access import write_file
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.capture.live_parameters import saved_live_values
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import Precision, Tolerance, Tolerances
@@ -71,7 +72,8 @@ class GraphLowering:
         self.artifact = artifact
         self.precision = precision
         self.cases = parity_cases_for(precision.dtype, cases)
-        self.metric = metric_of_budget(precision.budget, artifact.signature, calibration)
+        self._live = saved_live_values(artifact)
+        self.metric = metric_of_budget(precision.budget, artifact.signature, calibration, self._live)
         self.tolerance = _UNBOUNDED if self.metric is not None else tolerance_for(precision, tolerance)
         self.judged_as = precision.lowest_type
         self.module_of_node = node_modules(load_model(artifact.verified_onnx_path))
@@ -82,7 +84,7 @@ class GraphLowering:
     def batches(self) -> Iterable[Arrays]:
         """Give calibration data as arrays, one batch at a time; the parity cases' inputs if there is no other."""
         if self._calibration is not None:
-            return calibration_arrays(self._calibration, self.artifact.signature, self._report)
+            return calibration_arrays(self._calibration, self.artifact.signature, self._report, self._live)
         return (named_arrays(self.artifact.signature, case.inputs) for case in self.cases)
 
     @cached_property

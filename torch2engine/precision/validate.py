@@ -7,7 +7,7 @@ work is done, and `lower` does the work.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from operator import length_hint
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, check_tolerance, require_instance
 from torch2engine.core.errors import InputError, InstallationError, PrecisionError
+from torch2engine.core.live_parameters import LiveParameter
 from torch2engine.core.precisions import (
     CAST_PRECISIONS,
     FLOAT32_PRECISIONS,
@@ -39,6 +40,7 @@ __all__ = [
     "require_lowering_tools",
     "require_no_float64",
     "require_nonempty_calibration",
+    "require_own_types",
     "require_refittable_precision",
     "validated_precision",
 ]
@@ -104,6 +106,21 @@ def require_lowering_tools(precision: Precision, model: nn.Module) -> None:
             got="no such package",
             allowed=f"{row.package} for precision '{precision.dtype}'",
             fix="pip install 'torch2engine[quantize]'",
+        )
+
+
+def require_own_types(precision: Precision, live_parameters: Sequence[LiveParameter]) -> None:
+    """Refuse low inputs beside live parameters, which have the model's own dtypes.
+
+    Raises:
+        InputError: both were requested.
+    """
+    if precision.low_io and live_parameters:
+        raise InputError(
+            "Precision.low_io",
+            got="True with live_parameters",
+            allowed="one of them, since live parameters keep the model's dtypes",
+            fix="leave low_io out",
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
+from torch2engine.artifact.artifact import Artifact
 from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import DtypeError, InputError, InstallationError, ShapeError
 from torch2engine.core.pytree import LeafKind, bind
@@ -26,6 +27,7 @@ __all__ = [
     "check_call",
     "check_out_array",
     "input_layout",
+    "live_arrays",
     "match_arguments",
     "match_out",
     "numpy_dtype",
@@ -80,10 +82,10 @@ def numpy_dtype(spec: TensorSpec) -> np.dtype[Any]:
 
 
 def match_arguments(signature: Signature, given: object) -> list[Any]:
-    """The arguments of a call, in the order of the signature's inputs."""
+    """The arguments of a call, in the order of the signature's inputs, without those of live parameters."""
     if isinstance(given, Mapping):
         items = cast("Mapping[Any, Any]", given)
-        names = [spec.name for spec in signature.inputs]
+        names = [spec.name for spec in signature.call_inputs]
         parameters = {parameter.name for parameter in signature.parameters}
         # By the tensors' own names, which differ from the parameters' where these are nested.
         if set(items) == set(names) or (set(items) & set(names)) - parameters:
@@ -136,23 +138,38 @@ def require_dtype(signature: Signature, spec: TensorSpec, leaf: Any) -> Array:
     return array
 
 
-def check_call(signature: Signature, profiles: Sequence[Profile], given: object) -> CheckedCall:
+def live_arrays(artifact: Artifact) -> dict[str, Array]:
+    """The saved values of an artifact's live parameters, by the names of the inputs that they feed."""
+    values = artifact.live_values
+    return {
+        spec.name: np.frombuffer(values[spec.name], numpy_dtype(spec)).reshape(spec.sized({}))
+        for spec in artifact.signature.live_inputs
+    }
+
+
+def check_call(
+    signature: Signature, profiles: Sequence[Profile], given: object, live: Mapping[str, Array] | None = None
+) -> CheckedCall:
     """Check a call against the signature and the profiles.
 
     Args:
         signature, profiles: the engine's.
         given: one array; a list or tuple of the arguments by position; or a Mapping of them by name. Nested inputs may
-            stand there by their own names, ``"batch.ids"``.
+            stand there by their own names, ``"batch.ids"``. A Mapping may hold values of live parameters, too.
+        live: from `live_arrays`, for those that the call does not give.
 
     Raises:
         InputError: missing, extra or other arguments, or an argument that is no array.
         DtypeError: a dtype that can't be cast without loss.
         ShapeError: a rank or size that no profile allows.
     """
-    arrays = [
-        require_dtype(signature, spec, leaf)
-        for spec, leaf in zip(signature.inputs, match_arguments(signature, given), strict=True)
-    ]
+    values = dict(live or {})
+    if values and isinstance(given, Mapping):
+        items = cast("Mapping[Any, Any]", given)
+        values |= {name: items[name] for name in values if name in items}
+        given = {name: value for name, value in items.items() if name not in values}
+    leaves = [*match_arguments(signature, given), *values.values()]
+    arrays = [require_dtype(signature, spec, leaf) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
     shapes = tuple(array.shape for array in arrays)
     sizes = signature.resolve(shapes)
     profile = signature.select_profile(profiles, sizes) if profiles else 0
@@ -227,7 +244,7 @@ def check_out_array(name: str, array: Array, dtype: np.dtype[Any], shape: Shape)
 def input_layout(
     signature: Signature, profiles: Sequence[Profile], sizes: Mapping[str, int]
 ) -> dict[str, tuple[np.dtype[Any], Shape]]:
-    """dtype and shape of every input at some axis sizes; an axis that is left out has the first profile's opt.
+    """dtype and shape of every input that a call gives; an axis that is left out has the first profile's opt.
 
     Raises:
         InputError: no such axis.
@@ -246,4 +263,5 @@ def input_layout(
     shapes = [spec.sized(full) for spec in signature.inputs]
     if profiles:
         signature.select_profile(profiles, signature.resolve(shapes))
-    return {spec.name: (numpy_dtype(spec), shape) for spec, shape in zip(signature.inputs, shapes, strict=True)}
+    pairs = zip(signature.inputs, shapes, strict=True)
+    return {spec.name: (numpy_dtype(spec), shape) for spec, shape in pairs if spec.live is None}

@@ -57,8 +57,9 @@ def plan_batches(
     Raises:
         InputError: dimension 0 is not one axis of every input and output.
     """
-    specs = (*signature.inputs, *signature.outputs)
-    first = signature.inputs[0].shape[0] if signature.inputs and signature.inputs[0].shape else None
+    given = signature.call_inputs
+    specs = (*given, *signature.outputs)
+    first = given[0].shape[0] if given and given[0].shape else None
     for spec in specs:
         if not spec.shape or spec.shape[0] != first:
             raise InputError(
@@ -88,9 +89,9 @@ def stack_samples(signature: Signature, samples: Sequence[Any], first: int, size
         first: the number of the first one in the data set, for errors.
         size: of the batch.
     """
-    columns: list[list[Array]] = [[] for _ in signature.inputs]
+    columns: list[list[Array]] = [[] for _ in signature.call_inputs]
     for number, sample in enumerate(samples, first):
-        for spec, column, leaf in zip(signature.inputs, columns, match_arguments(signature, sample), strict=True):
+        for spec, column, leaf in zip(signature.call_inputs, columns, match_arguments(signature, sample), strict=True):
             array = require_dtype(signature, spec, leaf)
             if column and array.shape != column[0].shape:
                 raise ShapeError(
@@ -102,7 +103,7 @@ def stack_samples(signature: Signature, samples: Sequence[Any], first: int, size
                 )
             column.append(array)
     filled = [column + [column[-1]] * (size - len(column)) for column in columns]
-    return {spec.name: np.stack(column) for spec, column in zip(signature.inputs, filled, strict=True)}
+    return {spec.name: np.stack(column) for spec, column in zip(signature.call_inputs, filled, strict=True)}
 
 
 def group_samples(dataset: Iterable[Any], size: int) -> Generator[list[Any]]:

@@ -27,7 +27,7 @@ from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.processor.array_stream_executor import closed_error
-from torch2engine.processor.arrays import Array, check_call, input_layout, match_out
+from torch2engine.processor.arrays import Array, check_call, input_layout, live_arrays, match_out
 from torch2engine.processor.batches import group_samples, plan_batches, stack_samples
 from torch2engine.processor.processor_session import ProcessorSession
 from torch2engine.processor.staging import PendingCall, Timings
@@ -90,6 +90,7 @@ class Processor:
         """Set the parts of a Processor that has not started."""
         self._options = options
         self._device = device
+        self._live_arrays = live_arrays(options.artifact)
         self._call_slots = threading.BoundedSemaphore(_CALLS_PER_STREAM * options.streams)
         self._starting = ForkSafeLock()
         self._live: ProcessorSession | None = None
@@ -167,7 +168,8 @@ class Processor:
 
         Args:
             inputs: one array; a list or tuple of the arguments by position; or a dict of them by name (a nested
-                input's own name, ``"batch.ids"``, will do). Any strides and byte order; dtypes as in the signature, or
+                input's own name, ``"batch.ids"``, will do). A dict may give live parameters other values than the
+                saved ones. Any strides and byte order; dtypes as in the signature, or
                 ones that cast to them without loss. Page-locked arrays (see `empty`) spare a copy.
             out: the caller's own arrays for the results, of the same dtypes and shapes: one array for a single output,
                 a list with one for each, or a dict for some.
@@ -183,7 +185,7 @@ class Processor:
             DeviceError: in a fork of the process that made the Processor.
             BuildError: TensorRT or the GPU fails, mostly because memory is short.
         """
-        call = check_call(self.signature, self._artifact.profiles, inputs)
+        call = check_call(self.signature, self._artifact.profiles, inputs, self._live_arrays)
         out_arrays = match_out(self.signature, out)
         with self._call_slots:
             return self._session.finish(self._session.start(call, out_arrays, blocking=False))
@@ -227,7 +229,7 @@ class Processor:
             while True:
                 while more and len(under_way) < depth:
                     try:
-                        call = check_call(self.signature, self._artifact.profiles, next(source))
+                        call = check_call(self.signature, self._artifact.profiles, next(source), self._live_arrays)
                         under_way.append(self._session.start(call, {}, blocking=True))
                     except StopIteration:
                         more = False

@@ -23,7 +23,7 @@ from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.ort_session import OrtSession
-from torch2engine.processor.arrays import check_call
+from torch2engine.processor.arrays import check_call, live_arrays
 from torch2engine.processor.processor import Processor
 
 __all__ = ["Array", "ArrayRunner", "OrtRunner", "find_artifact", "open_runner"]
@@ -60,6 +60,7 @@ class OrtRunner:
     def __init__(self, artifact: OnnxArtifact) -> None:
         self._signature: Signature = artifact.signature
         self._profiles: Sequence[Profile] = artifact.profiles
+        self._live_arrays = live_arrays(artifact)
         self._session = OrtSession(artifact.verified_onnx_path)
 
     def infer(self, inputs: Any) -> OrderedDict[str, Array]:
@@ -67,7 +68,7 @@ class OrtRunner:
 
         Results in bfloat16 come as float32, since numpy has no bfloat16.
         """
-        call = check_call(self._signature, self._profiles, inputs)
+        call = check_call(self._signature, self._profiles, inputs, self._live_arrays)
         feeds: dict[str, Array] = {}
         for spec, array in zip(self._signature.inputs, call.arrays, strict=True):
             # numpy has no bfloat16, and `OrtSession` takes such inputs in float32.

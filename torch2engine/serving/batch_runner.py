@@ -16,7 +16,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import InputError, ShapeError
-from torch2engine.processor.arrays import check_call, input_layout
+from torch2engine.processor.arrays import check_call, input_layout, live_arrays
 from torch2engine.processor.batches import Batches, plan_batches
 from torch2engine.serving.array_runner import Array, open_runner
 
@@ -68,6 +68,7 @@ class BatchRunner:
     ) -> None:
         self.signature = artifact.signature
         self._profiles = artifact.profiles
+        self._live_arrays = live_arrays(artifact)
         self._batches = _plan_batches(artifact, batch_size)
         self._runner = open_runner(artifact, streams, runtime_config)
 
@@ -110,7 +111,7 @@ class BatchRunner:
             name: np.broadcast_to(np.zeros((), array.dtype), (batch, *array.shape[1:]))
             for name, array in columns.items()
         }
-        check_call(self.signature, self._profiles, stand_ins)
+        check_call(self.signature, self._profiles, stand_ins, self._live_arrays)
         return rows
 
     def __call__(self, columns: Mapping[str, Array]) -> dict[str, Array]:
@@ -154,7 +155,7 @@ class BatchRunner:
             raise InputError(
                 "columns",
                 got="none",
-                allowed=", ".join(spec.name for spec in self.signature.inputs),
+                allowed=", ".join(spec.name for spec in self.signature.call_inputs),
                 fix="pass an array for each of these inputs",
             )
         return next(iter(counts.values()))

@@ -55,7 +55,7 @@ class Predictor:
         runtime_config: RuntimeConfig = RuntimeConfig(),
     ) -> None:
         self._runner = BatchRunner(find_artifact(artifact), streams, runtime_config, batch_size)
-        names = [spec.name for spec in self._runner.signature.inputs]
+        names = [spec.name for spec in self._runner.signature.call_inputs]
         given = dict(columns or {})
         for name in given:
             if name not in names:

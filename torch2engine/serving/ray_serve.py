@@ -85,7 +85,7 @@ class ModelServer:
     ) -> None:
         self._runner = BatchRunner(find_artifact(artifact), streams, runtime_config, batch_size)
         self._runner.warm_up()
-        self._names = [spec.name for spec in self._runner.signature.inputs]
+        self._names = [spec.name for spec in self._runner.signature.call_inputs]
         serve: Any = importlib.import_module("ray.serve")
         self._batched: Callable[[_Request], Awaitable[dict[str, Array] | _Failure]] = serve.batch(
             max_batch_size=self._runner.batch_size,
@@ -168,7 +168,7 @@ class ModelServer:
         """What the model takes and gives, and what this replica has done."""
         signature = self._runner.signature
         return {
-            "inputs": [str(spec) for spec in signature.inputs],
+            "inputs": [str(spec) for spec in signature.call_inputs],
             "outputs": [str(spec) for spec in signature.outputs],
             "batch_size": self._runner.batch_size,
             **self._counts,

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
@@ -114,7 +115,9 @@ class EngineSession:
         try:
             for leaf, dtype in zip(leaves, self._dtypes, strict=True):
                 # Other classes are no tensors, or subclasses with a meaning of their own.
-                if type(leaf) is not torch.Tensor or leaf.dtype is not dtype or leaf.get_device() != index:
+                if type(leaf) is not torch.Tensor and type(leaf) is not Parameter:
+                    return None
+                if leaf.dtype is not dtype or leaf.get_device() != index:
                     return None
                 if (grad and leaf.requires_grad) or leaf.is_neg() or not leaf.is_contiguous():
                     return None

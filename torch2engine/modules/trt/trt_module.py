@@ -105,6 +105,9 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
             return super().forward(*args, **kwargs)
         direct_call = backend.direct_call
         leaves = direct_call.leaves(args, kwargs)
+        live = self._live
+        if live is not None:
+            leaves = [*leaves, *live.tensors()]
         write_back = self._write_back
         if write_back is not None and not write_back.suits_fast_path(leaves):
             return super().forward(*args, **kwargs)
@@ -128,7 +131,9 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
             InstallationError: no GPU, no TensorRT of this flavour, or a PyTorch without CUDA.
             ArtifactError: the engine was made for other hardware, or another version.
         """
-        self._backend.bind(device)
+        session = self._backend.bind(device)
+        if self._live is not None:
+            self._live.bind(session.device)
         return self
 
     @property
@@ -181,4 +186,4 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
     def compiled(self) -> EngineArtifact:
         """The engine as `save` would write it: with the kernels that TensorRT-RTX compiled so far."""
         with self._weight_sync.weights_locked():
-            return self._backend.current_artifact()
+            return self._current_artifact()
