@@ -30,6 +30,7 @@ NAMES = [
     "eval_while_training.py",
     "fp16.py",
     "from_tensorflow.py",
+    "generate.py",
     "int8.py",
     "lora_swap.py",
     "qat.py",
@@ -221,6 +222,14 @@ def test_raw_and_averaged_weights_are_swapped(outputs: Mapping[str, str]) -> Non
     found = re.findall(r"^epoch \d: (\d+) of 450 with the raw weights, (\d+) with", outputs["ema_swap.py"], re.M)
     assert len(found) == 4
     assert any(raw != averaged for raw, averaged in found)
+
+
+def test_decoder_generates_the_tokens_of_pytorch(outputs: Mapping[str, str]) -> None:
+    """Both generate 200 tokens, at a speed that is printed; the example compares them."""
+    found = re.fullmatch(
+        r"ONNX Runtime: 200 tokens, (\d+) a second\nPyTorch eager: 200 tokens, (\d+) a second\n", outputs["generate.py"]
+    )
+    assert found is not None
 
 
 def test_adapters_are_swapped_without_a_drift(outputs: Mapping[str, str]) -> None:
