@@ -46,6 +46,6 @@ class ParameterlessModule(nn.Module):
         raise InputError(
             type(self).__name__,
             got=f"an attempt to set parameter, buffer or submodule '{name}'",
-            allowed="none but its live parameters, since an engine's weights are inside its plan",
-            fix="change the model and deploy it again, with live_parameters=[...] for values that change later",
+            allowed="none, since an engine's weights are inside its plan",
+            fix="change the model and deploy it again",
         )
