@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -75,3 +76,18 @@ def test_saturated_scores_become_a_module_on_onnx_runtime() -> None:
     expected, found = model(x)[0], module(x)[0]
     assert bool(((found == 0) & (expected > 0)).any())
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-7)
+
+
+def test_torch_compile_works_below_and_afterwards() -> None:
+    """Below another mode torch.compile skips a function, remembers that, and never compiles it again."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    double = torch.compile(lambda x: x * 2, backend=keep, fullgraph=True)
+    with FunctionRounding(torch.ones_like):
+        assert torch.equal(double(torch.ones(3)), torch.full((3,), 2.0))
+    assert torch.equal(double(torch.ones(4, 4)), torch.full((4, 4), 2.0))
+    assert len(graphs) == 2

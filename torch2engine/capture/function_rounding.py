@@ -57,6 +57,11 @@ class FunctionRounding(TorchDispatchMode):
         super().__init__()
         self._signs = signs
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let torch.compile work below: else it skips a function here, remembers that, and skips it ever after."""
+        return True
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Call the operator, and move its result, in place where the operator writes in place."""
         number_of = _NUMBERS.get(str(func._schema.name).removesuffix("_"))
