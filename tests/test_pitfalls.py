@@ -139,10 +139,10 @@ def test_pitfall_15_progress_names_phases_and_counts_steps() -> None:
 
 
 class Head(nn.Module):
-    """Bits of bytes, which TensorRT lacks."""
+    """Shifted bytes, which TensorRT lacks."""
 
     def forward(self, levels: torch.Tensor) -> torch.Tensor:
-        return levels & 3
+        return levels << 1
 
 
 class Unsupported(nn.Module):
@@ -153,7 +153,7 @@ class Unsupported(nn.Module):
         self.head = Head()
 
     def forward(self, x: torch.Tensor, levels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return x * 2, self.head(levels), levels | 1
+        return x * 2, self.head(levels), levels << 2
 
 
 def test_pitfall_20_unsupported_operators_are_all_named_at_the_users_lines() -> None:
@@ -162,8 +162,8 @@ def test_pitfall_20_unsupported_operators_are_all_named_at_the_users_lines() -> 
     with pytest.raises(UnsupportedOperatorError) as caught:
         t2e.build(artifact, config=RTX)
     assert [(node.op, node.module, node.source) for node in caught.value.nodes] == [
-        ("BitwiseAnd", "head", line_of(Head, "levels & 3")),
-        ("BitwiseOr", "", line_of(Unsupported, "levels | 1")),
+        ("BitShift", "head", line_of(Head, "levels << 1")),
+        ("BitShift", "", line_of(Unsupported, "levels << 2")),
     ]
     title = find_tensorrt("tensorrt_rtx").title
     first, *lines = str(caught.value).splitlines()
