@@ -200,12 +200,47 @@ def test_value_that_becomes_a_constant_in_one_place_fails_parity() -> None:
 
 
 def test_exported_model_has_live_parameters_and_is_checked_with_them() -> None:
-    """export() takes the patterns, a low precision keeps the inputs' dtypes, and check() finds the live ones itself."""
+    """export() takes the patterns, and check() finds the live ones itself."""
     model = Net()
     artifact = t2e.export(model, torch.randn(2, 3), live_parameters=["scale", "weight"])
     assert [spec.name for spec in artifact.signature.inputs] == ["x", "scale", "weight"]
     assert torch.equal(saved_live_values(artifact)[1], model.weight)
     assert t2e.check(model, artifact, torch.randn(2, 3)).passed
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_low_precision_follows_live_parameters_in_their_own_dtype(precision: str) -> None:
+    """The engine computes in the low precision, its live input stays float32, and a change of it is followed."""
+    torch.manual_seed(0)
+    model = Scaled().eval()
+    sample, fresh = torch.randn(2, 8, 16)
+    module = t2e.deploy(
+        model,
+        sample,
+        live_parameters=["scale"],
+        precision=precision,
+        runtime="onnxruntime",
+    )
+    assert module.precision == precision
+    assert {spec.name: spec.dtype for spec in module.signature.inputs} == {"x": "float32", "scale": "float32"}
+    with torch.no_grad():
+        for value in (2.0, -0.25):
+            module.get_parameter("scale").fill_(value)  # shared with the model
+            wanted = model(fresh)
+            assert float(model.scale) == value
+            assert (module(fresh) - wanted).norm() < 0.01 * wanted.norm()
+
+
+class Scaled(nn.Module):
+    """Two layers, and a scale between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.first(x).relu() * self.scale)
 
 
 def test_low_inputs_are_refused_beside_live_parameters() -> None:
@@ -215,6 +250,19 @@ def test_low_inputs_are_refused_beside_live_parameters() -> None:
     assert str(caught.value) == (
         "Precision.low_io: got True with live_parameters; expected one of them, since live parameters keep the model's "
         "dtypes; leave low_io out"
+    )
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_quantised_precisions_are_refused_beside_live_parameters(precision: str) -> None:
+    """Ranges are calibrated with the values of now; a larger scale would be cut off without an error."""
+    sample = torch.randn(8, 16)
+    with pytest.raises(t2e.InputError) as caught:
+        t2e.export(Scaled(), sample, live_parameters=["scale"], precision=precision, calibration=[sample])
+    assert str(caught.value) == (
+        f"precision: got '{precision}' with live_parameters; expected a precision without calibrated ranges, which "
+        "hold for the live parameters' present values alone; use precision='fp16', or leave live_parameters out and "
+        "replace new weights with refit()"
     )
 
 

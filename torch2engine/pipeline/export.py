@@ -27,7 +27,7 @@ from torch2engine.precision.validate import (
     needed_lowering,
     require_lowering_tools,
     require_nonempty_calibration,
-    require_own_types,
+    require_precision_of_live_parameters,
     validated_precision,
 )
 
@@ -74,7 +74,7 @@ def export(
     model = unwrap(model)
     require_lowering_tools(requested, model)
     live = find_live_parameters(model, live_parameters)
-    require_own_types(requested, live)
+    require_precision_of_live_parameters(requested, live)
     with undisturbed(model):
         captured = capture_call(
             model,

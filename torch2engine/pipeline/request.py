@@ -39,7 +39,7 @@ from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.validate import (
     needed_lowering,
     require_lowering_tools,
-    require_own_types,
+    require_precision_of_live_parameters,
     validated_precision,
 )
 from torch2engine.trt.gpu import require_gpu
@@ -113,7 +113,7 @@ class DeployRequest:
                 there are not, or that can't be live.
         """
         live = find_live_parameters(self.model, self.call.live_parameters)
-        require_own_types(self.precision, live)
+        require_precision_of_live_parameters(self.precision, live)
         require_free_names(live)
         captured = capture_call(
             self.model,

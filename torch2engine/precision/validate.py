@@ -40,7 +40,7 @@ __all__ = [
     "require_lowering_tools",
     "require_no_float64",
     "require_nonempty_calibration",
-    "require_own_types",
+    "require_precision_of_live_parameters",
     "require_refittable_precision",
     "validated_precision",
 ]
@@ -109,18 +109,30 @@ def require_lowering_tools(precision: Precision, model: nn.Module) -> None:
         )
 
 
-def require_own_types(precision: Precision, live_parameters: Sequence[LiveParameter]) -> None:
-    """Refuse low inputs beside live parameters, which have the model's own dtypes.
+def require_precision_of_live_parameters(precision: Precision, live_parameters: Sequence[LiveParameter]) -> None:
+    """Refuse what does not hold for every value of the live parameters.
+
+    Low inputs would give them other dtypes. A quantised type has ranges that calibration found with the values of
+    now: larger products with another value would be cut off without an error.
 
     Raises:
-        InputError: both were requested.
+        InputError: naming what was requested beside them.
     """
-    if precision.low_io and live_parameters:
+    if not live_parameters:
+        return
+    if precision.low_io:
         raise InputError(
             "Precision.low_io",
             got="True with live_parameters",
             allowed="one of them, since live parameters keep the model's dtypes",
             fix="leave low_io out",
+        )
+    if precision.dtype in QUANTIZED_PRECISIONS:
+        raise InputError(
+            "precision",
+            got=f"'{precision.dtype}' with live_parameters",
+            allowed="a precision without calibrated ranges, which hold for the live parameters' present values alone",
+            fix="use precision='fp16', or leave live_parameters out and replace new weights with refit()",
         )
 
 
