@@ -31,18 +31,15 @@ if _SHARED is not None:
 
 
 # Each takes a minute. At the end of a run, one worker would be busy with one of them while the others wait.
-LONGEST_FILES = ("test_examples.py", "test_benchmarks.py", "test_conformance.py")
+LONGEST_FILES = ("test_examples.py", "test_ray.py", "test_benchmarks.py", "test_conformance.py")
 # They share exports, which every process makes for itself.
 SHARING_FILES = ("test_weight_program.py", "test_weight_sync.py")
-# Ray starts processes and threads in its worker; where one of its tests fails, those disturb no other test.
-LAST_FILE = "test_ray.py"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put the longest files first and Ray's last, and mark the tests of slow files, if a run chooses by this mark."""
+    """Put the longest files first, and mark the tests of slow files, if a run chooses by this mark."""
     first = [*LONGEST_FILES, *SHARING_FILES]
     items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else len(first))
-    items.sort(key=lambda item: item.path.name == LAST_FILE)
     if "slow" not in config.option.markexpr:
         return
     slow_files = {path for path in {item.path for item in items} if slow_names(path.read_text(encoding="utf-8"))}
