@@ -633,15 +633,17 @@ def test_two_locks_are_taken_in_one_order() -> None:
     inner = deployed(models[0])
     inner.track(models[0])
     outer = Outer(inner)
+    weights = threading.Lock()  # a refit whose weights change meanwhile is an error, as it should be
 
     def calls() -> None:
         for _ in range(20):
-            change(models[0])
+            with weights:
+                change(models[0])
             inner(X)
 
     def verifies() -> None:
         for _ in range(20):
-            with undisturbed(outer):
+            with undisturbed(outer), weights:
                 outer(X)
 
     threads = [threading.Thread(target=target, daemon=True) for target in (calls, verifies)]
