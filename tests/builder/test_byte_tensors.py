@@ -118,3 +118,16 @@ def test_other_models_are_left_alone(tmp_path: Path, nodes: list[Any], output: i
 def test_model_without_bytes_is_left_alone(tmp_path: Path) -> None:
     """Nothing is inferred or written for it."""
     assert widen_bytes(onnx_models.relu(tmp_path)) is None
+
+
+def test_output_that_is_an_input_or_another_output_keeps_its_name(tmp_path: Path) -> None:
+    """Such a model is left alone: a cast to bytes could give one of the two its name, and not both."""
+    turned = [node("Transpose", ["x"], "y")]
+    planes = (UINT8, [None] * 4)
+    path = onnx_models.save(tmp_path / "input.onnx", turned, IMAGE, {"x": IMAGE["x"], "y": planes})
+    assert widen_bytes(path) is None
+    path = onnx_models.save(tmp_path / "alone.onnx", turned, IMAGE, {"y": planes})
+    assert widen_bytes(path) is not None
+    model = onnx.load(path)
+    model.graph.output.append(model.graph.output[0])
+    assert widen_bytes(path, model.SerializeToString()) is None

@@ -38,7 +38,8 @@ def widen_bytes(path: Path, content: bytes | None = None) -> bytes | None:
         content: the model in its place, where something else was changed before.
 
     Returns:
-        the model to parse; None where no byte is computed with, and where an operator of bytes is none of those here.
+        the model to parse; None where no byte is computed with, where an operator of bytes is none of those here, and
+        where an output is an input or another output at once, since each of them must keep its name.
     """
     import onnx_ir  # only here: it takes long to load
 
@@ -49,6 +50,8 @@ def widen_bytes(path: Path, content: bytes | None = None) -> bytes | None:
     _complete_types(model)
     nodes = [node for node in model.graph.all_nodes() if any(map(_is_bytes, (*node.inputs, *node.outputs)))]
     if all(map(_is_border, nodes)) or not all(map(_is_known, nodes)) or _has_subgraphs(model.graph):
+        return None
+    if not _has_outputs_of_their_own(model.graph):
         return None
     ir.external_data.set_base_dir(model.graph, path.parent)
     constants = [value for value in model.graph.initializers.values() if _is_bytes(value)]
@@ -109,6 +112,11 @@ def _is_known(node: Any) -> bool:
 
 def _has_subgraphs(graph: Any) -> bool:
     return any(node.graph is not graph for node in graph.all_nodes())
+
+
+def _has_outputs_of_their_own(graph: Any) -> bool:
+    names = [value.name for value in graph.outputs]
+    return len(set(names)) == len(names) and not any(value.is_graph_input() for value in graph.outputs)
 
 
 def _widen_node(node: Any) -> None:
