@@ -13,7 +13,14 @@ import torch
 from torch import fx
 
 from torch2engine.fallback.graph_layout import GraphLayout
-from torch2engine.fallback.part_call import DeployPart, LeftInPyTorch, PartCall, find_or_deploy
+from torch2engine.fallback.part_call import (
+    DeployPart,
+    LeftInPyTorch,
+    PartCall,
+    answer_part,
+    find_or_deploy,
+    require_elements,
+)
 from torch2engine.fallback.size_versions import VersionsBySize
 from torch2engine.modules.deployed import DeployedModule
 
@@ -47,8 +54,7 @@ class FixedEngines:
         Raises:
             LeftInPyTorch: no engine answers it.
         """
-        if any(tensor.numel() == 0 for tensor in tensors.values()):
-            raise LeftInPyTorch("a tensor without elements", is_final=False)
+        require_elements(tensors)
         module = self.versions.find(self._layout.sizes(tensors))
         if module is None:
             if self._deploy_part is None:
@@ -56,7 +62,7 @@ class FixedEngines:
             call = PartCall(self._graph_module, self._layout, weights, tensors)
             module = find_or_deploy(self.versions, call, self._deploy_part)
         self.runtime = module.runtime
-        return list(module.infer([tensors[spec.name] for spec in module.signature.inputs]).values())
+        return answer_part(module, tensors)
 
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Give every engine new weights, without a comparison.

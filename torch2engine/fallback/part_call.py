@@ -23,7 +23,7 @@ from torch2engine.fallback.size_versions import Sizes, TooManySizesError, Versio
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.explanation import Obstacle
 
-__all__ = ["DeployPart", "LeftInPyTorch", "PartCall", "find_or_deploy"]
+__all__ = ["DeployPart", "LeftInPyTorch", "PartCall", "answer_part", "find_or_deploy", "require_elements"]
 
 DeployPart: TypeAlias = "Callable[[nn.Module, Mapping[str, torch.Tensor], Mapping[str, Any]], DeployedModule[Any]]"
 """deploy() with all options but the module, its sample and its dynamic axes."""
@@ -65,6 +65,26 @@ class PartCall:
     def part(self) -> DeployableGraph:
         """The graph as a module with the weights of the call."""
         return DeployableGraph(self.graph_module, self.layout, self.weights)
+
+
+def require_elements(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a call that no engine can answer.
+
+    Raises:
+        LeftInPyTorch: a tensor has no elements.
+    """
+    if any(tensor.numel() == 0 for tensor in tensors.values()):
+        raise LeftInPyTorch("a tensor without elements", is_final=False)
+
+
+def answer_part(module: DeployedModule[Any], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The results of a part's engine, in the graph's order.
+
+    Args:
+        module: of `find_or_deploy`.
+        tensors: by placeholder.
+    """
+    return list(module.infer([tensors[spec.name] for spec in module.signature.inputs]).values())
 
 
 def find_or_deploy(

@@ -19,7 +19,14 @@ from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.wording import first_line
 from torch2engine.fallback.deployable_graph import DeployableGraph
 from torch2engine.fallback.graph_layout import GraphLayout
-from torch2engine.fallback.part_call import DeployPart, LeftInPyTorch, PartCall, find_or_deploy
+from torch2engine.fallback.part_call import (
+    DeployPart,
+    LeftInPyTorch,
+    PartCall,
+    answer_part,
+    find_or_deploy,
+    require_elements,
+)
 from torch2engine.fallback.size_versions import VersionsBySize
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.pipeline.user_warning import warn_user
@@ -84,13 +91,12 @@ class TrackingEngines:
         Raises:
             LeftInPyTorch: no engine answers it.
         """
-        if any(tensor.numel() == 0 for tensor in tensors.values()):
-            raise LeftInPyTorch("a tensor without elements", is_final=False)
+        require_elements(tensors)
         call = PartCall(self._graph_module, self._layout, weights, tensors)
         with self._lock:
             module = find_or_deploy(self._weight_set(weights).versions, call, self._deploy_part)
         self.runtime = module.runtime
-        return list(module.infer([tensors[spec.name] for spec in module.signature.inputs]).values())
+        return answer_part(module, tensors)
 
     def _weight_set(self, weights: Mapping[str, torch.Tensor]) -> _WeightSet:
         """The engines of these weights. New values in the same tensors replace the old ones.
