@@ -17,6 +17,7 @@ from torch.nn import functional as F
 import torch2engine as t2e
 from tests.support.deploy_models import Mlp, sample, seeded
 from tests.support.paths import SUPPORT
+from torch2engine.core.live_parameters import LiveParameter
 from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
 from torch2engine.onnx_graph.attention_blocks import AttentionBlock, find_attention_blocks
 from torch2engine.precision.graph.engine_findings import (
@@ -106,6 +107,18 @@ def test_batch_that_is_fixed_at_one_is_named() -> None:
         "if entries are independent, a sample of several with dynamic_axes={'x0': {0: 'batch'}, 'x1': {0: 'batch'}}"
     ]
     assert found((1, 3), (2, 5)) == found(("n", 3)) == found() == []
+
+
+def test_size_of_a_live_parameter_is_no_batch() -> None:
+    """A scale of 16 channels neither hides a batch of one, nor is it named in the cure."""
+    inputs = (
+        TensorSpec("x", "float32", (1, 8)),
+        TensorSpec("scale", "float32", (16,), live=LiveParameter("scale", "parameter")),
+    )
+    y = (TensorSpec("y", "float32", (1, 8)),)
+    (finding,) = profile_findings(Signature(inputs=inputs, outputs=y, axes=()), [])
+    assert "'x': {0: 'batch'}" in finding.suggestion
+    assert "scale" not in finding.suggestion
 
 
 def test_precision_that_the_engine_does_not_take_is_named() -> None:

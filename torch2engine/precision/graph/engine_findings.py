@@ -106,10 +106,10 @@ def _two_profiles(signature: Signature, profile: Profile, name: str) -> list[dic
 
 def _fixed_batch(signature: Signature) -> Iterable[Finding]:
     """Inputs that all hold exactly one entry along their first axis."""
-    shapes = [spec.shape for spec in signature.inputs if spec.shape]
+    shapes = [spec.shape for spec in signature.call_inputs if spec.shape]
     if not shapes or any(shape[0] != 1 for shape in shapes):
         return
-    axes = ", ".join(f"{spec.name!r}: {{0: 'batch'}}" for spec in signature.inputs if spec.shape)
+    axes = ", ".join(f"{spec.name!r}: {{0: 'batch'}}" for spec in signature.call_inputs if spec.shape)
     yield Finding(
         name="small batch",
         measured="every input holds 1 entry along its first axis, and that axis is fixed",
