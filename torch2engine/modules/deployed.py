@@ -6,7 +6,6 @@ contract of a call, of a copy and of a state_dict is the same for every backend;
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,28 +13,29 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, Protocol, TypeVar, ca
 
 import torch
 from torch import nn
-from torch.autograd import forward_ad
 from typing_extensions import TypeVar as TypeVarWithDefault  # torch depends on it
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.live_parameters import encode_live_values, live_tensors
-from torch2engine.capture.torch_types import dtype_name, layout_name, torch_dtype
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
-from torch2engine.core.errors import ArtifactError, DeviceError, InputError, ShapeError
+from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.pytree import as_inputs, bind, unflatten
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of, with_article
 from torch2engine.modules.backend import Backend, WeightsGuard
 from torch2engine.modules.benchmark import BenchmarkReport, benchmark, device_of
+from torch2engine.modules.call_checks import check_devices, check_tensors
 from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.modules.device_moves import device_after
 from torch2engine.modules.explain_calls import explain_calls
 from torch2engine.modules.explanation import Explanation
 from torch2engine.modules.live_tensors import REGISTERED, LiveTensors
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
+from torch2engine.modules.module_state import artifact_of_state, state_of_artifact
 from torch2engine.modules.out_of_range import OutOfRange, checked_reference
 from torch2engine.modules.parameterless import ParameterlessModule
 from torch2engine.modules.split import InRangeRunner
-from torch2engine.modules.torch_state import is_simulated
 from torch2engine.modules.weight_sync import NamedInputs, Refit, WeightSync
 from torch2engine.modules.write_back import WriteBack
 
@@ -50,20 +50,6 @@ __all__ = ["DeployedModule", "attach_model", "prove_split_axes", "share_live_par
 
 _compiler: Any = torch.compiler  # its disable() has no types
 _PARTS = ("_backend", "_live", "_out_of_range", "_weight_sync", "_write_back")  # are made anew for a copy
-
-
-def _bytes(data: bytes) -> torch.Tensor:
-    # frombuffer takes no empty buffer
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-
-
-def _has_values(leaf: torch.Tensor) -> bool:
-    # Stand-ins have no memory: those of vmap have no storage, and fake ones have it elsewhere. An emptied storage has
-    # no address.
-    try:
-        return leaf.untyped_storage().device == leaf.device and (leaf.numel() == 0 or leaf.data_ptr() != 0)
-    except RuntimeError:
-        return False
 
 
 class HasForward(Protocol[P, R_co]):
@@ -258,8 +244,9 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         return self._compute(leaves)
 
     def _check_call(self, leaves: Sequence[torch.Tensor]) -> None:
-        self._check_tensors(leaves)
-        self._check_devices(leaves)
+        backend = self._backend
+        check_tensors(backend.artifact.signature, leaves)
+        check_devices(type(self).__name__, backend, leaves)
 
     def _compute(self, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Answer inputs that were checked in all but their sizes."""
@@ -304,75 +291,6 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             self._backend.title,
             self.infer,
         )
-
-    def _check_tensors(self, leaves: Sequence[torch.Tensor]) -> None:
-        signature = self.signature
-        if len(leaves) != len(signature.inputs):
-            names = ", ".join(spec.name for spec in signature.inputs)
-            raise InputError(
-                "inputs",
-                got=f"{len(leaves)}",
-                allowed=f"{len(signature.inputs)}: {names}",
-                fix="pass these",
-            )
-        for spec, leaf in zip(signature.inputs, leaves, strict=True):
-            subject = f"input '{spec.name}'"
-            if not isinstance(cast("object", leaf), torch.Tensor):
-                raise InputError(
-                    subject,
-                    name=spec.name,
-                    got=kind_of(leaf),
-                    allowed="a torch.Tensor",
-                    fix="pass torch.as_tensor(...) of it",
-                )
-            signature.check_dtype(spec, dtype_name(leaf.dtype))
-            if leaf.layout is not torch.strided or leaf.is_nested:
-                layout = "nested" if leaf.is_nested else layout_name(leaf.layout)
-                raise InputError(
-                    subject,
-                    name=spec.name,
-                    got=f"layout {layout}",
-                    allowed="a dense tensor",
-                    fix="make it dense, e.g. with .to_dense()",
-                )
-            dual = forward_ad.unpack_dual(leaf).tangent is not None
-            if (leaf.requires_grad and torch.is_grad_enabled()) or dual:
-                raise InputError(
-                    subject,
-                    name=spec.name,
-                    got="a forward-mode tangent" if dual else "a tensor that requires grad while grad is enabled",
-                    allowed="a tensor without gradients, since an engine only infers",
-                    fix="call it under torch.no_grad(), or pass the tensor's .detach()",
-                )
-
-    def _check_devices(self, leaves: Sequence[torch.Tensor]) -> None:
-        device_type = self._backend.device_type
-        expected = self._backend.device or (leaves[0].device if leaves else None)
-        for spec, leaf in zip(self.signature.inputs, leaves, strict=True):
-            if leaf.device != expected or leaf.device.type != device_type:
-                known = expected is not None and expected.type == device_type
-                raise DeviceError(
-                    f"input '{spec.name}'",
-                    name=spec.name,
-                    got=f"device {leaf.device}",
-                    allowed=f"{expected if known else f'a {device_type.upper()} device'}, where the module runs",
-                    fix=f"move it with .to('{expected if known else device_type}')",
-                )
-            if not _has_values(leaf):
-                raise InputError(
-                    f"input '{spec.name}'",
-                    name=spec.name,
-                    got="a stand-in without values",
-                    allowed="a tensor with memory of its own",
-                    fix="call the module outside of vmap, tracing and FakeTensorMode",
-                )
-        if is_simulated():
-            raise InputError(
-                type(self).__name__,
-                got="a call under make_fx or FakeTensorMode",
-                allowed="a call that computes, since a trace would keep this answer for every input",
-                fix="trace the PyTorch module instead",
-            )
 
     def save(self, path: str | Path, overwrite: bool = True) -> Path:
         """Write the artifact folder with the report, whole or not at all; `torch2engine.load` reads it.
@@ -524,47 +442,21 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
     # What an engine can't do of nn.Module's interface is refused, never ignored.
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> DeployedModule[B, Model_co]:
-        here = self._backend.device or torch.device("cpu")
-        # fn is tried on real, empty tensors, to see what it does to dtypes and devices; meta would lose the values
-        probes = [torch.empty(0, dtype=dtype, device=here) for dtype in (torch.float16, torch.float64)]
-        try:
-            moved = [fn(probe) for probe in probes]
-        except Exception as error:  # a torch without CUDA asserts, one without a GPU raises RuntimeError
-            raise self._move_error(f"a move that PyTorch refuses ({error})") from error
-        if any(after.dtype != before.dtype for before, after in zip(probes, moved, strict=True)):
-            raise InputError(
-                type(self).__name__,
-                got=f"a cast to {dtype_name(moved[0].dtype)}",
-                allowed="the dtypes that the engine was built with",
-                fix="cast the model and deploy it again",
-            )
-        target = moved[0].device
+        backend = self._backend
+        here = backend.device or torch.device("cpu")
+        target = device_after(type(self).__name__, fn, here, backend.device_type)
         if target != here:
-            if target.type != self._backend.device_type:
-                raise self._move_error(f"a move to {target}")
-            self._backend.move(target)
+            backend.move(target)
             if self._live is not None:
                 self._live.bind(target)
         return self
-
-    def _move_error(self, got: str) -> DeviceError:
-        device_type = self._backend.device_type
-        return DeviceError(
-            type(self).__name__,
-            got=got,
-            allowed="the CPU" if device_type == "cpu" else f"a {device_type.upper()} device",
-            fix="deploy again with the other runtime for that device",
-        )
 
     # state_dict carries the whole artifact, as strings and byte tensors that weights_only=True loads.
 
     def get_extra_state(self) -> dict[str, Any]:
         """The artifact as a manifest and byte tensors (the plan for an engine, the ONNX files otherwise)."""
         with self._weight_sync.weights_locked():
-            artifact = self._current_artifact()
-            names = [name for name in artifact.files if self._backend.in_state_dict(name)]
-            files = {name: _bytes(artifact.read(name)) for name in names}
-            return {"manifest": json.dumps(artifact.manifest()), "files": files}
+            return state_of_artifact(self._current_artifact(), self._backend.in_state_dict)
 
     def set_extra_state(self, state: Any) -> None:
         """Take the artifact of another module of this kind, while no thread calls this one.
@@ -573,18 +465,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             ArtifactError: the state is not whole.
         """
         with self._weight_sync.lock:  # a refit that goes on ends first
-            try:
-                # map_location may have put the bytes on a GPU
-                files = {name: tensor.cpu().numpy().tobytes() for name, tensor in state["files"].items()}
-                manifest = json.loads(state["manifest"])
-            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError) as error:
-                raise ArtifactError(
-                    f"{type(self).__name__}'s state",
-                    got=f"other values than state_dict() gave ({type(error).__name__}: {error})",
-                    allowed="a manifest and the files' bytes",
-                    fix="pass state_dict()'s value as it was",
-                ) from error
-            artifact = type(self._backend.artifact).from_manifest(manifest, files)
+            artifact = artifact_of_state(type(self).__name__, state, type(self._backend.artifact))
             self._assemble(artifact, self._out_of_range.reference, self._backend.device)
             self.report = DeployReport.of_nothing(artifact.precision)  # the other one was about the artifact before
 
