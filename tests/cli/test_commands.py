@@ -128,6 +128,16 @@ def test_findings_of_an_engine_are_shown_without_a_gpu(tmp_path: Path) -> None:
     assert "<dt>unfused attention</dt>" in Path("wide.html").read_text(encoding="utf-8")
 
 
+def test_report_times_calls_where_it_is_told_to() -> None:
+    """--time adds a table to the text, the data and the page; by itself nothing is run."""
+    plain = run_command("report", "net.t2e", "--json").data
+    assert "benchmark" not in plain
+    timed = run_command("report", "net.t2e", "--time", "-o", "timed.html", "--json").data
+    assert {row["case"] for row in timed["benchmark"]["rows"]} == {"batch 1", "batch 8", "batch 32"}
+    page = Path("timed.html").read_text(encoding="utf-8")
+    assert "<h2>Time of a call</h2>" in page and "of batch/s" in page
+
+
 def test_onnx_file_is_described_without_ranges() -> None:
     """Its inputs and outputs are known; a range is needed to run it only."""
     assert run_command("inspect", "net.onnx").out.splitlines() == [

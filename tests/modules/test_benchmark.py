@@ -411,7 +411,7 @@ def test_json_has_every_figure() -> None:
     assert data["parity"]["passed"]
     row = data["rows"][0]
     assert set(row) == {
-        *("case", "candidate", "host_us", "host_p95_us", "device_us", "device_p95_us"),
+        *("case", "candidate", "sizes", "host_us", "host_p95_us", "device_us", "device_p95_us"),
         *("calls", "rounds"),
     }
     assert math.isclose(row["host_us"], report.rows[0].timing.host_us)

@@ -11,6 +11,7 @@ import pytest
 from tests.support.parity_tables import table
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
+from torch2engine.modules.benchmark import BenchmarkReport, BenchmarkRow, Timing
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
 
@@ -90,6 +91,38 @@ def test_page_shows_every_section(tmp_path: Path) -> None:
     ):
         assert expected in words
     assert any(word.startswith("FAILED: relative L2 is 0.5") for word in words)
+
+
+def test_page_shows_times_and_rates_of_calls(tmp_path: Path) -> None:
+    """The slower of host and device decides; rows of the first axis are counted beside calls."""
+    rows = (
+        BenchmarkRow(
+            case="batch 8",
+            candidate="TensorRT",
+            timing=Timing(host_us=20.0, host_p95_us=30.0, device_us=100.0, device_p95_us=125.0),
+            sizes={"batch": 8, "length": 16},
+        ),
+        BenchmarkRow(case="batch 8", candidate="PyTorch <eager>", timing=Timing(host_us=400.0, host_p95_us=500.0)),
+    )
+    benchmark = BenchmarkReport(subject="NVIDIA H200", precision="fp16", rows=rows)
+    path = report().to_html(tmp_path / "report.html", benchmark=benchmark)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.open == []
+    start = page.words.index("TensorRT")
+    assert [word for word in page.words[start : start + 12] if word][:4] == [
+        "TensorRT",
+        "100.0 µs",
+        "125.0 µs",
+        "10,000 calls/s, 80,000 of batch/s",
+    ]
+    assert "PyTorch <eager>" in page.words and "2,500 calls/s" in page.words
+
+
+def test_page_draws_the_errors_of_the_elements(tmp_path: Path) -> None:
+    """A column for each power of ten, with its count for the pointer."""
+    text = report().to_html(tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'title="below 1e-9: 4"' in text  # the first comparison's elements are equal
+    assert 'title="1e-1 to 1e0: 3"' in text  # the second one's are off by half of their own value
 
 
 def test_page_tells_a_weak_verdict_from_a_passed_one(tmp_path: Path) -> None:

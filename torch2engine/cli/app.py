@@ -260,9 +260,10 @@ def inspect_command(**options: Any) -> Outcome:
 @_several_options(
     click.argument("path", type=_PATH),
     click.option("-o", "--output", type=_PATH, help="The HTML page to write; without it the report is printed."),
+    click.option("--time", "timed", is_flag=True, help="Time calls, too; an engine needs its GPU for that."),
 )
 def report_command(**options: Any) -> Outcome:
-    """Show what deploy found about a saved folder, as text or as an HTML page. It needs no GPU."""
+    """Show what deploy found about a saved folder, as text or as an HTML page. Without --time it needs no GPU."""
     from torch2engine.cli.commands import show_report
 
     return show_report(**options)

@@ -197,13 +197,17 @@ def compare(
     return _parity_outcome(report)
 
 
-def show_report(path: Path, output: Path | None) -> Outcome:
-    """Show the report that lies in a saved folder."""
-    report = saved_report(load_artifact(path))
+def show_report(path: Path, output: Path | None, timed: bool) -> Outcome:
+    """Show the report that lies in a saved folder, and the times of calls where they are asked for."""
+    artifact = load_artifact(path)
+    report = saved_report(artifact)
+    benchmark = open_candidate(path, (), _runtime_for(path, None)).benchmark() if timed else None
     data = report.to_json()
+    if benchmark is not None:
+        data["benchmark"] = benchmark.to_json()
     if output is None:
-        return Outcome(str(report), data)
-    report.to_html(output, title=path.name)
+        return Outcome("\n".join(map(str, filter(None, (report, benchmark)))), data)
+    report.to_html(output, title=path.name, benchmark=benchmark)
     return Outcome(f"{report.verdict}; written to {output}", {**data, "written": str(output)})
 
 
@@ -234,9 +238,7 @@ def bench(
     if reference is not None and module.device is not None:
         reference = reference.to(module.device)
     report = module.benchmark(reference, sizes=[read_sizes(sizes)] if sizes else None, rounds=rounds)
-    rates = [
-        f"{row.candidate}, {row.case}: {1e6 / _bottleneck_us(row.timing):.0f} calls per second" for row in report.rows
-    ]
+    rates = [f"{row.candidate}, {row.case}: {1e6 / row.bottleneck_us:.0f} calls per second" for row in report.rows]
     return Outcome("\n".join([str(report), *rates]), report.to_json())
 
 
@@ -276,11 +278,6 @@ def _load_inputs(module: DeployedModule[Any], path: Path) -> list[torch.Tensor]:
 def _to_numpy(value: torch.Tensor) -> Any:
     """As numpy; it has no bfloat16, which float32 holds without loss."""
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-
-
-def _bottleneck_us(timing: Any) -> float:
-    """What bounds the rate of calls: the host or the device, in µs."""
-    return max(timing.host_us, timing.device_us or 0.0)
 
 
 def _content_facts(content: Content) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -47,11 +47,27 @@ class BenchmarkRow:
         case: e.g. "batch 8".
         candidate: e.g. "TensorRT-RTX 1.6.1.120" or "PyTorch eager".
         timing: what a call takes.
+        sizes: the axes' sizes in this case.
     """
 
     case: str
     candidate: str
     timing: Timing
+    sizes: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def bottleneck_us(self) -> float:
+        """The median time of a call on the host or on the device, whichever takes longer."""
+        return max(self.timing.host_us, self.timing.device_us or 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, ready for json.dumps."""
+        return {
+            "case": self.case,
+            "candidate": self.candidate,
+            "sizes": dict(self.sizes),
+            **asdict(self.timing),
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +91,7 @@ class BenchmarkReport:
         return {
             "subject": self.subject,
             "precision": self.precision,
-            "rows": [{"case": row.case, "candidate": row.candidate, **asdict(row.timing)} for row in self.rows],
+            "rows": [row.to_json() for row in self.rows],
             "parity": None if self.parity is None else self.parity.to_json(),
         }
 
@@ -162,7 +178,10 @@ def benchmark(
                     reference.model
                 ):  # not `undisturbed`, which sets slower arithmetic than the user's
                     timings = measure(candidates, device=device, rounds=rounds, calls=calls, warmup=warmup)
-        rows += [BenchmarkRow(case=case, candidate=name, timing=timing) for name, timing in timings.items()]
+        axis_sizes = module.signature.resolve([leaf.shape for leaf in leaves])
+        rows += [
+            BenchmarkRow(case=case, candidate=name, timing=timing, sizes=axis_sizes) for name, timing in timings.items()
+        ]
     subject = "CPU" if device.type == "cpu" else require_gpu(device.index).name
     return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
 

@@ -19,6 +19,7 @@ from torch2engine.modules.report_page import report_page
 from torch2engine.parity.parity_report import ParityReport
 
 if TYPE_CHECKING:
+    from torch2engine.modules.benchmark import BenchmarkReport
     from torch2engine.precision.graph.multiply_adds import PrecisionReport
     from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
@@ -91,12 +92,13 @@ class DeployReport:
         lines += map(str, self.parity)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), *map(str, self.findings)])
 
-    def to_html(self, path: str | Path, title: str = "") -> Path:
+    def to_html(self, path: str | Path, title: str = "", benchmark: BenchmarkReport | None = None) -> Path:
         """Write the report as one page for a browser, which needs no network: phases, parity, precision, notes.
 
         Args:
             path: the file to write.
             title: the heading, e.g. the model's name.
+            benchmark: what `module.benchmark` measured, to be shown as well: times and rates of calls.
 
         Returns:
             the path.
@@ -106,7 +108,7 @@ class DeployReport:
         """
         target = Path(path)
         try:
-            target.write_text(report_page(self, title), encoding="utf-8")
+            target.write_text(report_page(self, title, benchmark), encoding="utf-8")
         except OSError as error:
             raise ArtifactError(
                 f"report '{target}'",

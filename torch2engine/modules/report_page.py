@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from torch2engine.core.finding import Finding
 from torch2engine.core.version import __version__
-from torch2engine.parity.parity_report import OutputParity, ParityReport
+from torch2engine.parity.parity_report import ERROR_DECADES, OutputParity, ParityReport
 
 if TYPE_CHECKING:
+    from torch2engine.modules.benchmark import BenchmarkReport, BenchmarkRow
     from torch2engine.modules.deploy_report import DeployReport
     from torch2engine.precision.graph.multiply_adds import PrecisionReport
 
 __all__ = ["report_page"]
 
-_DECADES = (-9, 0)  # relative errors that the scale shows, as powers of ten
 _SHOWN_MODULES = 60
 
 _STYLE = """
@@ -39,21 +40,25 @@ td.wide { white-space: normal; min-width: 12rem; } .soft { color: var(--soft); }
 .track { position: relative; width: 14rem; height: .8rem; background: var(--line); }
 .track i, .track b { position: absolute; top: 0; height: 100%; } .track i { background: var(--bar); }
 .track b { width: 2px; background: var(--text); }
+.columns { display: flex; align-items: flex-end; gap: 1px; height: 1.2rem; width: 6rem; }
+.columns i { flex: 1; background: var(--bar); min-height: 1px; }
 .parts { display: flex; height: 1rem; min-width: 14rem; } .parts i { background: var(--bar); }
 dt { font-weight: 600; } dd { margin: 0 0 .8rem; overflow-wrap: anywhere; }
 .parts i:nth-child(2) { opacity: .55; } .parts i:nth-child(n+3) { opacity: .3; }
 """
 
 
-def report_page(report: DeployReport, title: str = "") -> str:
+def report_page(report: DeployReport, title: str = "", benchmark: BenchmarkReport | None = None) -> str:
     """Make the page.
 
     Args:
         report: of a deploy.
         title: what was deployed, for the heading.
+        benchmark: times of calls; None leaves them out.
     """
     sections = [
         _section("Phases", _phases(report.seconds)),
+        "" if benchmark is None else _section("Time of a call", _times(benchmark)),
         *(_section(parity.subject, _comparison(parity)) for parity in report.parity),
         _section("Precision", _precision(report)),
         _section("Findings", _findings(report.findings)),
@@ -113,6 +118,7 @@ def _comparison(parity: ParityReport) -> str:
             _cell(f"{row.dtype}[{', '.join(map(str, row.shape))}]", "soft"),
             _cell(_number(row.rel_l2)),
             f"<td>{_scale(row)}</td>",
+            f"<td>{_histogram(row.error_decades)}</td>",
             _cell(_number(row.allowed)),
             _cell(_number(row.sensitivity)),
             _cell(_number(row.max_abs)),
@@ -120,9 +126,53 @@ def _comparison(parity: ParityReport) -> str:
         )
         for row in parity.rows
     ]
-    head = ("case", "output", "tensor", "error", "", "allowed", "sensitivity", "largest", "verdict")
-    scale = f"Error: ‖candidate − reference‖ / ‖reference‖, drawn from 1e{_DECADES[0]} to 1."
-    return f'<p class="soft">{scale}</p>\n' + _table(head, rows) + _list(parity.notes)
+    head = ("case", "output", "tensor", "error", "", "elements", "allowed", "sensitivity", "largest", "verdict")
+    smallest = f"1e{ERROR_DECADES[0]}"
+    scale = f"Error: ‖candidate − reference‖ / ‖reference‖, drawn from {smallest} to 1; the mark is what is allowed."
+    elements = f"Elements: how many are off by less than {smallest} of the output's size (first bar) to 1 and more."
+    return f'<p class="soft">{scale}<br>{elements}</p>\n' + _table(head, rows) + _list(parity.notes)
+
+
+def _histogram(counts: Sequence[int]) -> str:
+    """Columns, one for each power of ten of the error; the tallest has the full height."""
+    edges = [f"1e{power}" for power in ERROR_DECADES]
+    ranges = [f"below {edges[0]}", *(f"{low} to {high}" for low, high in pairwise(edges)), f"{edges[-1]} and more"]
+    tallest = max(counts, default=0) or 1
+    columns = "".join(
+        f'<i style="height:{100 * count / tallest:.1f}%" title="{name}: {count:,}"></i>'
+        for name, count in zip(ranges, counts, strict=False)
+    )
+    return f'<div class="columns">{columns}</div>' if columns else ""
+
+
+def _times(benchmark: BenchmarkReport) -> str:
+    """The time of each candidate's call, and how much it does in a second, by case."""
+    slowest = max((row.bottleneck_us for row in benchmark.rows), default=0.0) or 1.0
+    rows = [
+        (
+            _cell(row.case),
+            _cell(row.candidate),
+            _cell(f"{row.bottleneck_us:,.1f} µs"),
+            f'<td><div class="track"><i style="width:{100 * row.bottleneck_us / slowest:.1f}%"></i></div></td>',
+            _cell(f"{_slow_us(row):,.1f} µs", "soft"),
+            _cell(_rate(row)),
+        )
+        for row in benchmark.rows
+    ]
+    text = f"Median and 95th percentile on {benchmark.subject}, of the host or the device, whichever takes longer."
+    head = ("case", "candidate", "median", "", "95 %", "rate")
+    return f'<p class="soft">{escape(text)}</p>\n' + _table(head, rows)
+
+
+def _slow_us(row: BenchmarkRow) -> float:
+    return max(row.timing.host_p95_us, row.timing.device_p95_us or 0.0)
+
+
+def _rate(row: BenchmarkRow) -> str:
+    """Calls in a second, and rows of the first axis, which is the batch of most models."""
+    calls = 1e6 / (row.bottleneck_us or 1.0)
+    name, size = next(iter(row.sizes.items()), ("", 1))
+    return f"{calls:,.0f} calls/s" + (f", {calls * size:,.0f} of {name}/s" if name else "")
 
 
 def _verdict(row: OutputParity) -> tuple[str, str]:
@@ -137,7 +187,8 @@ def _number(value: float) -> str:
 
 def _share(value: float) -> float:
     """Where a relative error lies on the scale, between 0 and 1."""
-    low, high = _DECADES
+    low = ERROR_DECADES[0]
+    high = ERROR_DECADES[-1]
     return 0.0 if not value > 0 else min(1.0, max(0.0, (math.log10(value) - low) / (high - low)))
 
 

@@ -96,6 +96,7 @@ def _judge_output(
         nonfinite_candidate=figures.nonfinite_candidate,
         reference_value=reference_value,
         candidate_value=candidate_value,
+        error_decades=figures.error_decades,
     )
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torch2engine.parity.bounds import MEANINGFUL, Bounds
+from torch2engine.parity.error_histogram import ErrorHistogram
 from torch2engine.parity.parts import (
     GROUP,
     NOISE,
@@ -65,6 +66,7 @@ class Figures:
         allowed: largest rel_l2 that the bounds and the sensitivity allow.
         weakness: why equal answers prove little; "" if they prove something.
         following: correlation of the steps from row to row; None if the reference hardly changes or has few elements.
+        error_decades: as in `OutputParity`.
     """
 
     max_abs: float
@@ -85,6 +87,7 @@ class Figures:
     allowed: float
     weakness: str
     following: float | None
+    error_decades: tuple[int, ...]
 
 
 def dtype_name(value: Any) -> str:
@@ -273,6 +276,7 @@ class _Sums:
 
     slices: list[SliceSums]
     magnitudes: MagnitudeSums
+    errors: ErrorHistogram
     rr: float = 0.0
     nn: float = 0.0
     cc: float = 0.0
@@ -302,7 +306,9 @@ class _Sums:
             counted: which elements count.
             differs: for integers, which elements differ; the bounds of their slices count these.
         """
-        differences = np.square(c - r)
+        difference = c - r
+        differences = np.square(difference)
+        self.errors.add(difference, counted)
         self.cc += _sum_of_squares(c)
         self.rc += float((r * c).sum())
         self.count += int(counted.sum())
@@ -323,7 +329,7 @@ def _add_up(operands: _Operands, scale: float, mask_threshold: float) -> _Sums:
     reference, candidate, movement = operands.reference, operands.candidate, operands.movement
     shape = reference.shape
     axes = range(len(reference.value.shape))
-    sums = _Sums([SliceSums(shape, axis, movement is not None) for axis in axes], MagnitudeSums())
+    sums = _Sums([SliceSums(shape, axis, movement is not None) for axis in axes], MagnitudeSums(), ErrorHistogram())
     along = next((axis for axis, size in enumerate(shape) if size > 1), 0)
     for index in _blocks(shape):
         # Steps along a dimension need one row more than the block has.
@@ -515,6 +521,7 @@ def _measure(operands: _Operands, rank: int, bounds: Bounds) -> Figures:
         allowed=allowed,
         weakness=_weakness(survey, sums, reference, sensitivity, allowed, bounds),
         following=_step_correlation(sums, allowance),
+        error_decades=() if reference.kind == "exact" else sums.errors.decades(norm_r / math.sqrt(max(sums.count, 1))),
     )
     if survey.misplaced:
         figures = replace(figures, worst_index=survey.first_misplaced[:rank])

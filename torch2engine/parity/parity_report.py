@@ -15,7 +15,9 @@ from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.core.package import public
 
-__all__ = ["OutputParity", "ParityReport"]
+__all__ = ["ERROR_DECADES", "OutputParity", "ParityReport"]
+
+ERROR_DECADES = tuple(range(-9, 1))  # powers of ten; `OutputParity.error_decades` counts below, between and above them
 
 Number: TypeAlias = "bool | int | float | complex"
 
@@ -46,6 +48,8 @@ class OutputParity:
         worst_index: where max_rel is, or the first element that is NaN or Inf in one only; None if not measured.
         nonfinite_reference, nonfinite_candidate: counts of NaN and ±Inf.
         reference_value, candidate_value: the elements at worst_index.
+        error_decades: how many elements are how far off, in units of the reference's root mean square: below the first
+            of `ERROR_DECADES`, then from each to the next, last beyond; () for integers and where nothing was measured.
 
     Figures that could not be measured are NaN; norms leave out elements that are not finite and mask values.
     """
@@ -70,12 +74,14 @@ class OutputParity:
     nonfinite_candidate: int = 0
     reference_value: Number | None = None
     candidate_value: Number | None = None
+    error_decades: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; a number that is not finite becomes None, a complex one a pair."""
         data = {key: _plain(value) for key, value in vars(self).items()}
         data["shape"] = list(self.shape)
         data["worst_index"] = None if self.worst_index is None else list(self.worst_index)
+        data["error_decades"] = list(self.error_decades)
         return data
 
     @classmethod
@@ -87,6 +93,7 @@ class OutputParity:
                 row[column.name] = math.nan
         row["shape"] = tuple(row["shape"])
         row["worst_index"] = None if row["worst_index"] is None else tuple(row["worst_index"])
+        row["error_decades"] = tuple(row.get("error_decades", ()))  # older reports have none
         for name in ("reference_value", "candidate_value"):
             row[name] = complex(*row[name]) if isinstance(row[name], list) else row[name]
         return cls(**row)
