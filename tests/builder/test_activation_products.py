@@ -11,7 +11,7 @@ import onnx.parser
 import onnxruntime
 import pytest
 
-from tests.builder.parsed_layers import layers_of
+from tests.builder.builder_input import changed_by, layers_of
 from torch2engine.builder.activation_products import separate_activations
 
 HEADER = '<ir_version: 10, opset_import: ["" : 20, "my.domain" : 1]> graph '
@@ -68,7 +68,7 @@ def answers(model: bytes) -> list[np.ndarray]:
 def test_activation_before_a_product_gets_a_zero_added(case: str, typed: bool, tmp_path: Path) -> None:
     """No product reads the activation, but the sum of it and zero; the answers stay, bit for bit."""
     path = save(tmp_path, FUSED[case], typed=typed)
-    parted = separate_activations(path)
+    parted = changed_by(separate_activations, path)
     assert parted is not None
     model = onnx.load_model_from_string(parted)
     onnx.checker.check_model(model, full_check=True)
@@ -81,23 +81,13 @@ def test_activation_before_a_product_gets_a_zero_added(case: str, typed: bool, t
 @pytest.mark.parametrize("case", RIGHT)
 def test_what_is_fused_rightly_stays_as_it_is(case: str, tmp_path: Path) -> None:
     """Only linear layers with relu or gelu and a product are changed."""
-    assert separate_activations(save(tmp_path, RIGHT[case])) is None
+    assert changed_by(separate_activations, save(tmp_path, RIGHT[case])) is None
 
 
 def test_operator_of_another_domain_is_no_activation(tmp_path: Path) -> None:
     """A Relu of somebody else's may mean anything."""
     text = IN + "{ u = Gemm(x, w, b) v = my.domain.Relu(u) y = Mul(v, b) }"
-    assert separate_activations(save(tmp_path, text)) is None
-
-
-def test_changed_bytes_are_taken_in_the_files_place(tmp_path: Path) -> None:
-    """What an earlier change made is kept."""
-    path = save(tmp_path, FUSED["relu"])
-    model = onnx.load(path)
-    model.producer_name = "changed before"
-    parted = separate_activations(path, model.SerializeToString())
-    assert parted is not None
-    assert onnx.load_model_from_string(parted).producer_name == "changed before"
+    assert changed_by(separate_activations, save(tmp_path, text)) is None
 
 
 @pytest.mark.parametrize(("precision", "refittable"), [("fp32", False), ("fp32", True), ("tf32", False)])

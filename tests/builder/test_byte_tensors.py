@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from tests.builder.parsed_layers import layers_of
+from tests.builder.builder_input import changed_by, layers_of
 from tests.support import onnx_models
 from torch2engine.builder.byte_tensors import widen_bytes
 
@@ -62,7 +62,7 @@ def answers(model: bytes, x: np.ndarray) -> Any:
 def test_model_of_bytes_answers_the_same_with_integers(tmp_path: Path) -> None:
     """Sums and differences wrap around as bytes do, and inputs and outputs stay bytes."""
     path = image_model(tmp_path)
-    changed = widen_bytes(path)
+    changed = changed_by(widen_bytes, path)
     assert changed is not None
     onnx.checker.check_model(changed, full_check=True)
     x = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
@@ -80,7 +80,7 @@ def test_table_in_another_file_is_read_from_there(tmp_path: Path) -> None:
     """External data lie beside the model, wherever the process works."""
     path = image_model(tmp_path)
     onnx.save(onnx.load(path), path, save_as_external_data=True, location="weights", size_threshold=0)
-    changed = widen_bytes(path)
+    changed = changed_by(widen_bytes, path)
     assert changed is not None
     table = next(one for one in onnx.ModelProto.FromString(changed).graph.initializer if one.name.startswith("table"))
     np.testing.assert_array_equal(numpy_helper.to_array(table), TABLE)
@@ -112,12 +112,12 @@ def turn(name: str) -> Any:
 def test_other_models_are_left_alone(tmp_path: Path, nodes: list[Any], output: int) -> None:
     """Those that TensorRT takes as they are, and those that would not answer the same."""
     path = onnx_models.save(tmp_path / "other.onnx", nodes, IMAGE, {"y": (output, [None] * 4)})
-    assert widen_bytes(path) is None
+    assert changed_by(widen_bytes, path) is None
 
 
 def test_model_without_bytes_is_left_alone(tmp_path: Path) -> None:
     """Nothing is inferred or written for it."""
-    assert widen_bytes(onnx_models.relu(tmp_path)) is None
+    assert changed_by(widen_bytes, onnx_models.relu(tmp_path)) is None
 
 
 def test_output_that_is_an_input_or_another_output_keeps_its_name(tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def test_output_that_is_an_input_or_another_output_keeps_its_name(tmp_path: Path
     turned = [node("Transpose", ["x"], "y")]
     planes = (UINT8, [None] * 4)
     path = onnx_models.save(tmp_path / "input.onnx", turned, IMAGE, {"x": IMAGE["x"], "y": planes})
-    assert widen_bytes(path) is None
+    assert changed_by(widen_bytes, path) is None
     path = onnx_models.save(tmp_path / "alone.onnx", turned, IMAGE, {"y": planes})
-    assert widen_bytes(path) is not None
+    assert changed_by(widen_bytes, path) is not None
     model = onnx.load(path)
     model.graph.output.append(model.graph.output[0])
-    assert widen_bytes(path, model.SerializeToString()) is None
+    assert widen_bytes(model, tmp_path) is None

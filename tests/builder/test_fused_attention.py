@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch2engine as t2e
+from tests.builder.builder_input import changed_by
 from tests.support import onnx_models
 from torch2engine.builder.fused_attention import fuse_attention
 
@@ -100,7 +101,7 @@ def feeds_of(path: Path) -> dict[str, Any]:
 def test_attention_becomes_one_node_with_the_same_answers(tmp_path: Path, options: dict[str, Any]) -> None:
     """Whatever the mask, the scale and the order of the key's axes; and the node keeps the last product's name."""
     path = hand_made(tmp_path, **options)
-    fused = fuse_attention(path)
+    fused = changed_by(fuse_attention, path)
     (node,) = attention_nodes(fused)
     assert node.name == "attention"
     assert fused is not None
@@ -127,12 +128,12 @@ def test_attention_becomes_one_node_with_the_same_answers(tmp_path: Path, option
 )
 def test_what_has_no_fused_kernel_stays(tmp_path: Path, options: dict[str, Any]) -> None:
     """Types and sizes without a kernel, weights that somebody reads, and shapes that would broadcast the other way."""
-    assert fuse_attention(hand_made(tmp_path, **options)) is None
+    assert changed_by(fuse_attention, hand_made(tmp_path, **options)) is None
 
 
 def test_key_that_is_not_swapped_stays(tmp_path: Path) -> None:
     """A product with the key as it is has another meaning."""
-    assert fuse_attention(hand_made(tmp_path, order=(0, 2, 1, 3))) is None
+    assert changed_by(fuse_attention, hand_made(tmp_path, order=(0, 2, 1, 3))) is None
 
 
 def key_in_three_dimensions(folder: Path, *, perm: tuple[int, ...] = (0, 2, 1), is_swapped_back: bool = True) -> Path:
@@ -170,12 +171,12 @@ def test_key_that_is_swapped_in_three_dimensions_is_recognised(tmp_path: Path) -
     """Its sizes, and their order, must be those of the key: here all forms have the same shape."""
     path = key_in_three_dimensions(tmp_path)
     feeds = feeds_of(path)
-    found = fuse_attention(path)
+    found = changed_by(fuse_attention, path)
     assert len(attention_nodes(found)) == 1
     assert found is not None
     np.testing.assert_allclose(answers(found, feeds), answers(path.read_bytes(), feeds), rtol=2e-2, atol=2e-3)
-    assert fuse_attention(key_in_three_dimensions(tmp_path, perm=(0, 1, 2))) is None
-    assert fuse_attention(key_in_three_dimensions(tmp_path, is_swapped_back=False)) is None
+    assert changed_by(fuse_attention, key_in_three_dimensions(tmp_path, perm=(0, 1, 2))) is None
+    assert changed_by(fuse_attention, key_in_three_dimensions(tmp_path, is_swapped_back=False)) is None
 
 
 class Heads(nn.Module):
@@ -205,7 +206,7 @@ def test_forms_that_export_writes_are_recognised(tmp_path: Path, precision: str,
         model, sample = model.half(), (sample[0].half(), sample[1])
     options = {} if precision == "fp32" else {"precision": precision}
     t2e.export(model, sample, {"x": {0: BATCH}, "mask": {0: BATCH}}, **options).save(tmp_path / "heads.t2e")
-    assert len(attention_nodes(fuse_attention(tmp_path / "heads.t2e" / "model.onnx"))) == count
+    assert len(attention_nodes(changed_by(fuse_attention, tmp_path / "heads.t2e" / "model.onnx"))) == count
 
 
 def test_attention_without_a_fused_kernel_is_built_in_parts(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import helper
 
+from tests.builder.builder_input import changed_by
 from tests.support import onnx_models
 from torch2engine.builder import plan
 from torch2engine.builder.importer_forms import IMPORTER_FAULTS, importer_form
@@ -43,7 +44,7 @@ def test_new_name_becomes_the_one_that_every_importer_reads(mode: str, spelling:
     """The file keeps its own; the parser understands both alike."""
     path = sampler(tmp_path, mode)
     before = path.read_bytes()
-    respelled = importer_form(path)
+    respelled = changed_by(importer_form, path)
     assert respelled is not None
     assert [helper.get_node_attr_value(node, "mode").decode() for node in graph_of(respelled).node] == [spelling]
     assert path.read_bytes() == before
@@ -53,8 +54,8 @@ def test_new_name_becomes_the_one_that_every_importer_reads(mode: str, spelling:
 @pytest.mark.parametrize("mode", ["nearest", None])
 def test_file_that_every_importer_reads_is_left_alone(mode: str | None, tmp_path: Path) -> None:
     """Nothing to respell, and no grid sample at all."""
-    assert importer_form(sampler(tmp_path, mode)) is None
-    assert importer_form(onnx_models.relu(tmp_path)) is None
+    assert changed_by(importer_form, sampler(tmp_path, mode)) is None
+    assert changed_by(importer_form, onnx_models.relu(tmp_path)) is None
 
 
 def test_node_in_a_branch_is_respelled_too(tmp_path: Path) -> None:
@@ -65,14 +66,14 @@ def test_node_in_a_branch_is_respelled_too(tmp_path: Path) -> None:
     node = helper.make_node("If", ["condition"], ["y"], then_branch=branch, else_branch=branch)
     inputs = {"x": (FLOAT, [1, 2, 4, 4]), "grid": (FLOAT, [1, 3, 3, 2]), "condition": (onnx.TensorProto.BOOL, [])}
     path = onnx_models.save(tmp_path / "if.onnx", [node], inputs, {"y": (FLOAT, [1, 2, 3, 3])}, opset=22)
-    respelled = importer_form(path)
+    respelled = changed_by(importer_form, path)
     assert respelled is not None
     branches = [attribute.g for attribute in graph_of(respelled).node[0].attribute]
     assert [helper.get_node_attr_value(part.node[0], "mode") for part in branches] == [b"bilinear", b"bilinear"]
 
 
 def test_builder_parses_the_respelled_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What importer_form gives is what TensorRT gets."""
+    """What parser_input gives is what TensorRT gets."""
     rt = find_tensorrt("tensorrt_rtx")
     builder = rt.api.Builder(rt.logger)
     request = SimpleNamespace(onnx_path=str(sampler(tmp_path, "linear")), refittable=False, precision="tf32")
@@ -81,7 +82,7 @@ def test_builder_parses_the_respelled_model(tmp_path: Path, monkeypatch: pytest.
     unknown = onnx_models.save(
         tmp_path / "unknown.onnx", [helper.make_node("Unknown", ["x"], ["y"])], {"x": (FLOAT, [1])}, {"y": (FLOAT, [1])}
     )
-    monkeypatch.setattr(plan, "importer_form", lambda path: unknown.read_bytes())
+    monkeypatch.setattr(plan, "parser_input", lambda path, **options: unknown.read_bytes())
     with pytest.raises(BuildError, match="Op type Unknown is not supported"):
         plan._parse(build, builder)
 

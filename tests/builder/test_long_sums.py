@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from tests.builder.parsed_layers import layers_of
+from tests.builder.builder_input import changed_by, layers_of
 from tests.support import onnx_models
 from torch2engine.builder.long_sums import LONGEST_SUM, split_long_sums
 
@@ -69,7 +69,7 @@ def test_long_sum_becomes_the_sum_of_short_ones(case: str, tmp_path: Path) -> No
     """The answer stays, the bias is added once, no piece is longer than the bound, and names begin as before."""
     operator, x, weight, y, attributes, pieces = CASES[case]
     path = save(tmp_path, operator, x, weight, y, **attributes)
-    split = split_long_sums(path)
+    split = changed_by(split_long_sums, path)
     assert split is not None
     onnx.checker.check_model(onnx.load_model_from_string(split), full_check=True)
     assert [node.name.split("/")[0] for node in products(split)] == ["layer"] * pieces
@@ -89,14 +89,14 @@ SHORT = {
 def test_other_products_stay_whole(case: str, tmp_path: Path) -> None:
     """Short sums, groups and other dtypes are TensorRT's own affair."""
     operator, x, weight, y, options = SHORT[case]
-    assert split_long_sums(save(tmp_path, operator, x, weight, y, **options)) is None
+    assert changed_by(split_long_sums, save(tmp_path, operator, x, weight, y, **options)) is None
 
 
 @pytest.mark.parametrize("opset", [10, 11, 12])
 def test_file_of_an_old_opset_is_cut_into_nodes_that_it_has(opset: int, tmp_path: Path) -> None:
     """What was added to a Constant in opset 12 is not used."""
     path = save(tmp_path, "MatMul", [3, LONG], [LONG, 5], [3, 5], opset=opset)
-    split = split_long_sums(path)
+    split = changed_by(split_long_sums, path)
     assert split is not None
     onnx.checker.check_model(onnx.load_model_from_string(split), full_check=True)
     data = np.random.default_rng(1).standard_normal((3, LONG), dtype=np.float32)
@@ -105,14 +105,17 @@ def test_file_of_an_old_opset_is_cut_into_nodes_that_it_has(opset: int, tmp_path
 
 def test_file_of_an_opset_without_bounds_as_inputs_is_left_alone(tmp_path: Path) -> None:
     """Slice had attributes before opset 10."""
-    assert split_long_sums(save(tmp_path, "MatMul", [3, LONG], [LONG, 5], [3, 5], opset=9)) is None
+    assert changed_by(split_long_sums, save(tmp_path, "MatMul", [3, LONG], [LONG, 5], [3, 5], opset=9)) is None
 
 
 def test_product_of_two_computed_tensors_stays_whole(tmp_path: Path) -> None:
     """A weight that a caller gives is no constant."""
     node = helper.make_node("MatMul", ["x", "w"], ["y"])
     inputs = {"x": (FLOAT, [3, LONG]), "w": (FLOAT, [LONG, 5])}
-    assert split_long_sums(onnx_models.save(tmp_path / "two.onnx", [node], inputs, {"y": (FLOAT, [3, 5])})) is None
+    assert (
+        changed_by(split_long_sums, onnx_models.save(tmp_path / "two.onnx", [node], inputs, {"y": (FLOAT, [3, 5])}))
+        is None
+    )
 
 
 def test_product_in_a_branch_is_cut_too(tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_product_in_a_branch_is_cut_too(tmp_path: Path) -> None:
     node = helper.make_node("If", ["condition"], ["y"], then_branch=branch, else_branch=branch)
     inputs = {"x": (FLOAT, [3, LONG]), "condition": (onnx.TensorProto.BOOL, [])}
     path = onnx_models.save(tmp_path / "if.onnx", [node], inputs, {"y": (FLOAT, [3, 5])}, weights, opset=18)
-    split = split_long_sums(path)
+    split = changed_by(split_long_sums, path)
     assert split is not None
     model = onnx.load_model_from_string(split)
     onnx.checker.check_model(model)
@@ -138,7 +141,7 @@ def test_external_weights_are_cut_without_being_read(tmp_path: Path) -> None:
     path = save(tmp_path, "MatMul", [3, LONG], [LONG, 5], [3, 5])
     model = onnx.load(str(path))
     onnx.save(model, str(path), save_as_external_data=True, location="weights.bin", size_threshold=0)
-    split = split_long_sums(path)
+    split = changed_by(split_long_sums, path)
     assert split is not None
     assert len(split) < (tmp_path / "weights.bin").stat().st_size
     assert layers_of(path).count("MATRIX_MULTIPLY") == 2

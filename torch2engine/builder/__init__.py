@@ -8,6 +8,7 @@ a builder may crash or hang, and must not take its caller along.
     source            which profiles and precision are built; onnx_file reads ONNX from elsewhere
     child_process     runs the build where it can crash; plan talks to TensorRT's builder there
     child_watch       ends a builder process that is stopped, hangs or takes too long
+    parser_input      reads the file once and changes it into what the parser needs, by these:
     activation_products  parts what TensorRT-RTX fuses wrongly: a linear layer, its activation and a product
     byte_tensors      computes with int32 what a model computes with bytes, which TensorRT only casts
     importer_forms    respells what some importer of TensorRT misreads

@@ -1,9 +1,9 @@
 """An ONNX model whose activations stand apart from the products after them, for a builder that fuses both wrongly.
 
-Enters: the path of an ONNX file, or the bytes of a model. Leaves: the bytes to parse instead, or nothing. Separate
-because it is one fault of one flavour. On an H200, TensorRT-RTX 1.6.1 fuses a linear layer that has a bias, its relu or
-gelu, and a product with anything: `linear(x).relu() * 2` is 13 % to 98 % off at every size, in float32 and in float16.
-A zero that is added between activation and product stops that fusion. It takes no time of its own.
+Enters: an ONNX model. Leaves: the model to parse instead, or nothing. Separate because it is one fault of one flavour.
+On an H200, TensorRT-RTX 1.6.1 fuses a linear layer that has a bias, its relu or gelu, and a product with anything:
+`linear(x).relu() * 2` is 13 % to 98 % off at every size, in float32 and in float16. A zero that is added between
+activation and product stops that fusion. It takes no time of its own.
 """
 
 from __future__ import annotations
@@ -12,43 +12,43 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch2engine.builder.importer_forms import mentions_any
-from torch2engine.builder.long_sums import parse_model
+from torch2engine.onnx_graph.tensor_types import tensor_types
+from torch2engine.onnx_graph.walk import operators_of
 
 __all__ = ["separate_activations"]
 
 _ACTIVATIONS = ("Relu", "Gelu")
 _LINEAR = ("Gemm", "MatMul")
+_PRODUCT = "Mul"
 # The builder removes these before it fuses, or looks through them.
 _TRANSPARENT = ("Identity", "Dropout", "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
 
-def separate_activations(path: Path, content: bytes | None = None) -> bytes | None:
+def separate_activations(model: Any, folder: Path) -> Any | None:
     """Add zero to the relu or gelu of every linear layer that is multiplied afterwards.
 
     No weight is read or renamed, so that a refit finds all of them.
 
     Args:
-        path: the ONNX file; its external data lie beside it.
-        content: the model in its place, where something else was changed before.
+        model: a ModelProto.
+        folder: where its external data lie; none are read.
 
     Returns:
-        the model to parse; None where no product follows such an activation.
+        another ModelProto; None where no product follows such an activation.
     """
-    if not mentions_any(path, _ACTIVATIONS):
+    del folder
+    operators = operators_of(model)
+    if operators.isdisjoint(_ACTIVATIONS) or operators.isdisjoint(_LINEAR) or _PRODUCT not in operators:
         return None
     import onnx_ir  # only here: it takes long to load
 
     ir: Any = onnx_ir
-    model = parse_model(path, content)
-    found = [node for node in model.graph.all_nodes() if _is_fused_wrongly(node)]
-    types: dict[str, int] = {}
-    if any(node.outputs[0].dtype is None for node in found):  # a file from elsewhere need not tell its types
-        from torch2engine.onnx_graph.tensor_types import tensor_types
-
-        types = tensor_types(ir.to_proto(model))
+    parted = ir.from_proto(model)
+    found = [node for node in parted.graph.all_nodes() if _is_fused_wrongly(node)]
+    # A file from elsewhere need not tell its types.
+    types = tensor_types(model) if any(node.outputs[0].dtype is None for node in found) else {}
     changes = [_add_zero(node, types) for node in found]
-    return ir.to_proto(model).SerializeToString() if any(changes) else None
+    return ir.to_proto(parted) if any(changes) else None
 
 
 def _is_fused_wrongly(node: Any) -> bool:
@@ -57,7 +57,7 @@ def _is_fused_wrongly(node: Any) -> bool:
         node.domain in ("", "ai.onnx")
         and node.op_type in _ACTIVATIONS
         and _comes_from_linear(node.inputs[0])
-        and any(reader.op_type == "Mul" for reader in _readers(node.outputs[0]))
+        and any(reader.op_type == _PRODUCT for reader in _readers(node.outputs[0]))
     )
 
 

@@ -1,17 +1,17 @@
 """An ONNX model whose bytes are 32-bit integers inside, for builders that have bytes as inputs and outputs only.
 
-Enters: the path of an ONNX file, or the bytes of a model. Leaves: the bytes to parse instead, or nothing. Separate
-because it is about one type of elements. TensorRT can cast an image of uint8 and nothing else: it has no transpose, no
-slice and no comparison of it. ONNX Runtime has all of them, so the file itself stays as it is.
+Enters: an ONNX model. Leaves: the model to parse instead, or nothing. Separate because it is about one type of
+elements. TensorRT can cast an image of uint8 and nothing else: it has no transpose, no slice and no comparison of it.
+ONNX Runtime has all of them, so the file itself stays as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch2engine.builder.long_sums import parse_model
+from torch2engine.onnx_graph.tensor_types import mentions_type, tensor_types
 
 __all__ = ["widen_bytes"]
 
@@ -28,46 +28,42 @@ _WRAPPING = frozenset(("Add", "Mul", "Sub"))
 _BYTE_VALUES = 256
 
 
-def widen_bytes(path: Path, content: bytes | None = None) -> bytes | None:
+def widen_bytes(model: Any, folder: Path) -> Any | None:
     """Compute with int32 wherever the model computes with uint8; inputs and outputs keep their type.
 
     Sums, products and casts of integers wrap around as bytes do.
 
     Args:
-        path: the ONNX file; its external data lie beside it.
-        content: the model in its place, where something else was changed before.
+        model: a ModelProto.
+        folder: where its external data lie.
 
     Returns:
-        the model to parse; None where no byte is computed with, where an operator of bytes is none of those here, and
+        another ModelProto; None where no byte is computed with, where an operator of bytes is none of those here, and
         where an output is an input or another output at once, since each of them must keep its name.
     """
+    from onnx import TensorProto
+
+    if not mentions_type(model, (TensorProto.UINT8,)):
+        return None
     import onnx_ir  # only here: it takes long to load
 
     ir: Any = onnx_ir
-    model = parse_model(path, content)
-    if not _mentions_bytes(model):
+    wide = ir.from_proto(model)
+    _complete_types(wide.graph, tensor_types(model))
+    nodes = [node for node in wide.graph.all_nodes() if any(map(_is_bytes, (*node.inputs, *node.outputs)))]
+    if all(map(_is_border, nodes)) or not all(map(_is_known, nodes)) or _has_subgraphs(wide.graph):
         return None
-    _complete_types(model)
-    nodes = [node for node in model.graph.all_nodes() if any(map(_is_bytes, (*node.inputs, *node.outputs)))]
-    if all(map(_is_border, nodes)) or not all(map(_is_known, nodes)) or _has_subgraphs(model.graph):
+    if not _has_outputs_of_their_own(wide.graph):
         return None
-    if not _has_outputs_of_their_own(model.graph):
-        return None
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    constants = [value for value in model.graph.initializers.values() if _is_bytes(value)]
-    _widen_outputs(model.graph)
+    ir.external_data.set_base_dir(wide.graph, folder)
+    constants = [value for value in wide.graph.initializers.values() if _is_bytes(value)]
+    _widen_outputs(wide.graph)
     for node in nodes:
         _widen_node(node)
-    _widen_inputs(model.graph)
+    _widen_inputs(wide.graph)
     for value in constants:
-        _widen_constant(model.graph, value)
-    return ir.to_proto(model).SerializeToString()
-
-
-def _mentions_bytes(model: Any) -> bool:
-    """Tell, without inference, whether a model may have any tensor of bytes."""
-    values = (*model.graph.inputs, *model.graph.initializers.values())
-    return any(map(_is_bytes, values)) or any(map(_makes_bytes, model.graph.all_nodes()))
+        _widen_constant(wide.graph, value)
+    return ir.to_proto(wide)
 
 
 def _makes_bytes(node: Any) -> bool:
@@ -85,14 +81,11 @@ def _is_bytes(value: Any) -> bool:
     return value is not None and value.dtype == ir.DataType.UINT8
 
 
-def _complete_types(model: Any) -> None:
+def _complete_types(graph: Any, types: Mapping[str, int]) -> None:
     """Give every value its type; a file need not tell it."""
     import onnx_ir as ir
 
-    from torch2engine.onnx_graph.tensor_types import tensor_types
-
-    types = tensor_types(ir.to_proto(model))
-    for node in model.graph:
+    for node in graph:
         for value in node.outputs:
             if value.dtype is None and types.get(value.name):
                 value.dtype = ir.DataType(types[value.name])

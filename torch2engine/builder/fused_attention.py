@@ -1,8 +1,8 @@
 """An ONNX model whose attention is one node each, for a builder that has one kernel for it.
 
-Enters: the path of an ONNX file, or the bytes of a model. Leaves: the bytes to parse instead, or nothing. Separate
-because the file stays in an opset that every reader has; ONNX's Attention came with opset 23. On an H200,
-TensorRT-RTX 1.6.1 runs the node as one kernel, in float16 and bfloat16 alone.
+Enters: an ONNX model. Leaves: the model to parse instead, or nothing. Separate because the file stays in an opset that
+every reader has; ONNX's Attention came with opset 23. On an H200, TensorRT-RTX 1.6.1 runs the node as one kernel, in
+float16 and bfloat16 alone.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from torch2engine.builder.importer_forms import mentions_any
+from torch2engine.onnx_graph.tensor_types import cast_element_types, mentions_type
+from torch2engine.onnx_graph.walk import operators_of
 
 __all__ = ["fuse_attention"]
 
+_OPERATORS = ("MatMul", "Softmax")
 _FIRST_OPSET = 21  # from here to the opset of Attention, no operator changed its meaning
 _ATTENTION_OPSET = 23
 _ATTENTION_IR_VERSION = 11
@@ -54,38 +56,36 @@ class _Attention:
     result: Any
 
 
-def fuse_attention(path: Path, content: bytes | None = None) -> bytes | None:
+def fuse_attention(model: Any, folder: Path) -> Any | None:
     """Write scaled products with a softmax between them as Attention nodes.
 
     Args:
-        path: the ONNX file; its external data lie beside it.
-        content: the model in its place, where something else was changed before.
+        model: a ModelProto; it loses the shapes that name unknown sizes.
+        folder: where its external data lie.
 
     Returns:
-        the model to parse; None where no attention can be fused.
+        another ModelProto; None where no attention can be fused.
     """
-    if not mentions_any(path, ["Softmax"]):
+    if not operators_of(model).issuperset(_OPERATORS) or not mentions_type(model, cast_element_types()):
         return None
     import onnx  # only here: onnx and onnx_ir take long to load
     import onnx_ir
 
     ir: Any = onnx_ir
-    proto: Any = (
-        onnx.load(str(path), load_external_data=False) if content is None else onnx.ModelProto.FromString(content)
-    )
-    _forget_inferred_sizes(proto)
-    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto, data_prop=True))
-    if not _FIRST_OPSET <= model.opset_imports.get("", 0) <= _ATTENTION_OPSET:
+    shape_inference: Any = onnx.shape_inference
+    _forget_inferred_sizes(model)
+    fused = ir.from_proto(shape_inference.infer_shapes(model, data_prop=True))
+    if not _FIRST_OPSET <= fused.opset_imports.get("", 0) <= _ATTENTION_OPSET:
         return None
-    ir.external_data.set_base_dir(model.graph, path.parent)
-    found = [attention for node in model.graph if (attention := _read_attention(node))]
+    ir.external_data.set_base_dir(fused.graph, folder)
+    found = [attention for node in fused.graph if (attention := _read_attention(node))]
     for attention in found:
         _write(attention)
     if not found:
         return None
-    model.opset_imports[""] = _ATTENTION_OPSET
-    model.ir_version = max(model.ir_version, _ATTENTION_IR_VERSION)
-    return ir.to_proto(model).SerializeToString()
+    fused.opset_imports[""] = _ATTENTION_OPSET
+    fused.ir_version = max(fused.ir_version, _ATTENTION_IR_VERSION)
+    return ir.to_proto(fused)
 
 
 def _forget_inferred_sizes(proto: Any) -> None:

@@ -1,20 +1,19 @@
 """An ONNX file in the spelling that every importer of TensorRT reads.
 
-Enters: the path of an ONNX file. Leaves: the bytes to parse instead, or nothing. Separate because each known fault of
-an importer is a row of one table. The file itself stays as it is, valid ONNX for every other reader.
+Enters: an ONNX model. Leaves: the model to parse instead, or nothing. Separate because each known fault of an importer
+is a row of one table. The file itself stays as it is, valid ONNX for every other reader.
 """
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch2engine.onnx_graph.walk import walk_nodes
+from torch2engine.onnx_graph.walk import walk_model_nodes
 
-__all__ = ["IMPORTER_FAULTS", "ImporterFault", "importer_form", "mentions_any"]
+__all__ = ["IMPORTER_FAULTS", "ImporterFault", "importer_form"]
 
 
 @dataclass(frozen=True)
@@ -44,31 +43,19 @@ IMPORTER_FAULTS = (
 )
 
 
-def importer_form(path: Path) -> bytes | None:
-    """Respell the attributes that an importer may misread.
+def importer_form(model: Any, folder: Path) -> Any | None:
+    """Respell the attributes that an importer may misread, in place.
 
     Args:
-        path: the ONNX file; its external data stay beside it.
+        model: a ModelProto.
+        folder: where its external data lie; none are read.
 
     Returns:
-        the model to parse in its place; None for a file that every importer reads as it is.
+        the model; None if every importer reads it as it was.
     """
-    if not mentions_any(path, [fault.operator for fault in IMPORTER_FAULTS]):
-        return None
-    import onnx  # imported only here: it takes long to load, and most models don't need it
-
-    model: Any = onnx.load(str(path), load_external_data=False)
-    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
-    changes = [_respell(node, fault) for node in walk_nodes(nodes) for fault in IMPORTER_FAULTS]
-    return model.SerializeToString() if any(changes) else None
-
-
-def mentions_any(path: Path, operators: Iterable[str]) -> bool:
-    """Tell whether a file has one of these words anywhere."""
-    if not path.stat().st_size:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return any(content.find(operator.encode()) >= 0 for operator in operators)
+    del folder
+    changes = [_respell(node, fault) for node in walk_model_nodes(model) for fault in IMPORTER_FAULTS]
+    return model if any(changes) else None
 
 
 def _respell(node: Any, fault: ImporterFault) -> bool:

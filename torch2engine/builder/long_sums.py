@@ -1,8 +1,8 @@
 """An ONNX model whose float32 products sum in short pieces, for a builder that rounds long sums badly.
 
-Enters: the path of an ONNX file, or the bytes of a model. Leaves: the bytes to parse instead, or nothing. Separate
-because it is one fault of one flavour. On an H200, TensorRT-RTX 1.6.1 multiplies float32 with a relative error of 7e-9
-for each term of a sum: 3e-5 for 4608 terms, where cuDNN has 1e-6. The sum of shorter sums keeps the error of one.
+Enters: an ONNX model. Leaves: the model to parse instead, or nothing. Separate because it is one fault of one flavour.
+On an H200, TensorRT-RTX 1.6.1 multiplies float32 with a relative error of 7e-9 for each term of a sum: 3e-5 for 4608
+terms, where cuDNN has 1e-6. The sum of shorter sums keeps the error of one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["LONGEST_SUM", "parse_model", "split_long_sums"]
+from torch2engine.onnx_graph.walk import walk_graphs
+
+__all__ = ["LONGEST_SUM", "split_long_sums"]
 
 LONGEST_SUM = 1536
 _FIRST_OPSET = 10  # before it, Slice has no inputs for its bounds
@@ -44,41 +46,46 @@ class _Product:
         return list(itertools.pairwise(bounds))
 
 
-def split_long_sums(path: Path, content: bytes | None = None) -> bytes | None:
+def split_long_sums(model: Any, folder: Path) -> Any | None:
     """Cut convolutions and matrix products with constant float32 weights into sums of shorter ones.
 
     Grouped and transposed convolutions and products of two computed tensors stay as they are. Weights are not read;
     what cuts them is a Slice, which TensorRT computes when it builds.
 
     Args:
-        path: the ONNX file; its external data lie beside it.
-        content: the model in its place, where something else was changed before.
+        model: a ModelProto.
+        folder: where its external data lie; none are read.
 
     Returns:
-        the model to parse; None where every sum is short, and for an opset below 10.
+        another ModelProto; None where every sum is short, and for an opset below 10.
     """
-    import onnx_ir  # only here: onnx and onnx_ir take long to load
+    del folder
+    if not _has_long_weight(model):
+        return None
+    import onnx_ir  # only here: it takes long to load
 
     ir: Any = onnx_ir
-    model = parse_model(path, content)
-    if model.opset_imports.get("", 0) < _FIRST_OPSET:
+    cut = ir.from_proto(model)
+    if cut.opset_imports.get("", 0) < _FIRST_OPSET:
         return None
     products: list[tuple[Any, _Product]] = [
-        (node, product) for node in model.graph.all_nodes() if (product := _long_product(node))
+        (node, product) for node in cut.graph.all_nodes() if (product := _long_product(node))
     ]
     for node, product in products:
         _split(node, product)
-    return ir.to_proto(model).SerializeToString() if products else None
+    return ir.to_proto(cut) if products else None
 
 
-def parse_model(path: Path, content: bytes | None) -> Any:
-    """Read an onnx_ir.Model from bytes, or else from the file; external data stay in their files."""
-    import onnx
-    import onnx_ir
+def _has_long_weight(model: Any) -> bool:
+    """Tell whether any weight is large enough for a long sum, whatever reads it."""
+    from onnx import TensorProto
 
-    untyped: Any = onnx_ir  # the package's own annotations are incomplete
-    proto = onnx.load(str(path), load_external_data=False) if content is None else onnx.ModelProto.FromString(content)
-    return untyped.from_proto(proto)
+    weights = [tensor for graph in walk_graphs(model.graph) for tensor in graph.initializer]
+    return any(
+        max(*tensor.dims, math.prod(tensor.dims[1:])) > LONGEST_SUM
+        for tensor in weights
+        if tensor.data_type == TensorProto.FLOAT and tensor.dims
+    )
 
 
 def _long_product(node: Any) -> _Product | None:

@@ -1,9 +1,7 @@
 """One ONNX file → one plan on disk, by TensorRT itself.
 
 Enters: a `PlanRequest`. Leaves: the plan's file, and `PlanFacts` about what built it. Separate because only this file
-talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports neither torch nor onnx,
-unless the parser fails or the file must be changed first (`importer_forms`, `byte_tensors`, `fused_attention`,
-`activation_products`, `long_sums`).
+talks to TensorRT's builder. It runs in a child process (see `child_process`), so it imports no torch.
 """
 
 from __future__ import annotations
@@ -15,11 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from torch2engine.builder.activation_products import separate_activations
-from torch2engine.builder.byte_tensors import widen_bytes
-from torch2engine.builder.fused_attention import fuse_attention
-from torch2engine.builder.importer_forms import importer_form
-from torch2engine.builder.long_sums import split_long_sums
+from torch2engine.builder.parser_input import parser_input
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.spec import Profile, Signature, TensorSpec
@@ -208,7 +202,8 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
     network: INetworkDefinition = build.check(make_network(rt, builder), "TensorRT's network")
     parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     path = build.request.onnx_path
-    changed = _changed_model(build, Path(path))
+    cuts_sums = not build.request.refittable and not PRECISION_TYPES[build.request.precision].uses_tf32
+    changed = parser_input(Path(path), is_rtx=rt.is_rtx, cuts_sums=cuts_sums)
     # The path is needed, because external data are found beside the file.
     is_parsed = parser.parse_from_file(path) if changed is None else parser.parse(changed, path)
     if not is_parsed:
@@ -230,22 +225,6 @@ def _let_attention_decompose(rt: TensorRT, network: INetworkDefinition) -> None:
         if layer.type == rt.api.LayerType.ATTENTION_INPUT:
             layer.__class__ = attention_layer  # a network gives every layer the base class
             layer.attention.decomposable = True
-
-
-def _changed_model(build: _PlanBuild, path: Path) -> bytes | None:
-    """The model to parse in the file's place; None where the file is right as it is."""
-    request = build.request
-    changed = importer_form(path)
-    changed = widen_bytes(path, changed) or changed
-    if not build.rt.is_rtx:
-        return changed
-    changed = fuse_attention(path, changed) or changed
-    changed = separate_activations(path, changed) or changed
-    # A refit finds weights by their names in the file, so the weights of a refittable engine stay whole. TF32 rounds
-    # more.
-    if request.refittable or PRECISION_TYPES[request.precision].uses_tf32:
-        return changed
-    return split_long_sums(path, changed) or changed
 
 
 def _check_network(build: _PlanBuild, network: INetworkDefinition) -> None:

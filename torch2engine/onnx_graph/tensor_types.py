@@ -6,15 +6,18 @@ every type, so every reader of types needs ONNX's inference.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from torch2engine.core.precisions import CAST_PRECISIONS, DEFAULT_PRECISION, PRECISION_TYPES, PrecisionType
+from torch2engine.onnx_graph.walk import walk_graphs, walk_model_nodes, walk_model_tensors
 
 __all__ = [
     "cast_element_types",
     "element_type",
     "float32_tensors",
     "graph_precision",
+    "mentions_type",
     "tensor_types",
     "without_weight_values",
 ]
@@ -22,6 +25,7 @@ __all__ = [
 # A constant of this size may be a shape, whose value the inference needs.
 _SMALL_BYTES = 1024
 # These operators compute nothing in the type of their results.
+_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 _CONVERSIONS = ("Cast", "Constant", "DequantizeLinear", "Identity", "QuantizeLinear")
 
 
@@ -49,6 +53,24 @@ def tensor_types(model: Any) -> dict[str, int]:
     graph = onnx_untyped.shape_inference.infer_shapes(without_weight_values(model)).graph
     types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
     return types | {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+
+
+def mentions_type(model: Any, element_types: Collection[int]) -> bool:
+    """Tell, without inference, whether any tensor of a model may have one of these element types.
+
+    A tensor of a type begins at an input, at a weight or constant, or at a node that names the type. Exporters may
+    also write the types of other tensors into the file.
+    """
+    values = [value for graph in walk_graphs(model.graph) for value in (*graph.input, *graph.value_info, *graph.output)]
+    return (
+        any(value.type.tensor_type.elem_type in element_types for value in values)
+        or any(tensor.data_type in element_types for tensor in walk_model_tensors(model))
+        or any(
+            attribute.name in _TYPE_ATTRIBUTES and attribute.i in element_types
+            for node in walk_model_nodes(model)
+            for attribute in node.attribute
+        )
+    )
 
 
 def float32_tensors(model: Any) -> set[str]:

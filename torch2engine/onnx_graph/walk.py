@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-__all__ = ["subgraphs", "walk_graphs", "walk_model_tensors", "walk_nodes", "walk_tensors"]
+__all__ = [
+    "operators_of",
+    "subgraphs",
+    "walk_graphs",
+    "walk_model_nodes",
+    "walk_model_tensors",
+    "walk_nodes",
+    "walk_tensors",
+]
 
 
 def subgraphs(node: Any) -> Iterator[Any]:
@@ -34,6 +42,18 @@ def walk_nodes(nodes: Iterable[Any]) -> Iterator[Any]:
         yield node
         for inner in subgraphs(node):
             yield from walk_nodes(inner.node)
+
+
+def walk_model_nodes(model: Any) -> Iterator[Any]:
+    """Give every node of the graph and of the model's functions, those of subgraphs too."""
+    yield from walk_nodes(model.graph.node)
+    for function in model.functions:
+        yield from walk_nodes(function.node)
+
+
+def operators_of(model: Any) -> set[str]:
+    """Give the names of all operators that a model uses anywhere, of whatever domain."""
+    return {node.op_type for node in walk_model_nodes(model)}
 
 
 def walk_tensors(graph: Any) -> Iterator[Any]:

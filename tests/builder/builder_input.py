@@ -1,19 +1,28 @@
-"""The layers that TensorRT-RTX reads from an ONNX file, after what the builder changes in it.
+"""An ONNX file as one change makes it for the builder, and the layers that TensorRT-RTX reads after all changes.
 
-Enters: a path. Leaves: the kinds of layers. Separate because every change of the file before the parser has a test of
-it.
+Enters: a path. Leaves: the changed model, or the kinds of layers. Separate because every change of the file before the
+parser has a test of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import onnx
+
 from torch2engine.builder import plan
 from torch2engine.trt.library import find_tensorrt
 
-__all__ = ["layers_of"]
+__all__ = ["changed_by", "layers_of"]
+
+
+def changed_by(change: Callable[[Any, Path], Any | None], path: Path) -> bytes | None:
+    """What a change makes of a file; None if it leaves the file alone."""
+    model = change(onnx.load(str(path), load_external_data=False), path.parent)
+    return None if model is None else model.SerializeToString()
 
 
 def layers_of(path: Path, precision: str = "fp32", refittable: bool = False) -> list[str]:

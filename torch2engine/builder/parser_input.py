@@ -1,0 +1,54 @@
+"""The path of an ONNX file → the model that TensorRT's parser reads in its place.
+
+Enters: the path, and what is built of it. Leaves: the bytes to parse instead, or nothing. Separate because the file is
+read once and written once, however many changes its builder needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from torch2engine.builder.activation_products import separate_activations
+from torch2engine.builder.byte_tensors import widen_bytes
+from torch2engine.builder.fused_attention import fuse_attention
+from torch2engine.builder.importer_forms import importer_form
+from torch2engine.builder.long_sums import split_long_sums
+
+__all__ = ["parser_input"]
+
+# (ModelProto, the folder of its external data) -> the model with the change; None where it needs none
+_Change: TypeAlias = Callable[[Any, Path], Any | None]
+
+_FOR_ALL: tuple[_Change, ...] = (importer_form, widen_bytes)
+_FOR_RTX: tuple[_Change, ...] = (fuse_attention, separate_activations)
+
+
+def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool) -> bytes | None:
+    """Change a model into the form that its builder needs.
+
+    Args:
+        path: the ONNX file; its external data lie beside it.
+        is_rtx: whether TensorRT-RTX builds it.
+        cuts_sums: whether TensorRT-RTX gets long float32 sums in pieces. A refit finds weights by their names in the
+            file, so those of a refittable engine stay whole. TF32 rounds more than a long sum.
+
+    Returns:
+        the model to parse in the file's place; None if the file is right as it is.
+    """
+    import onnx  # only here: it takes long to load
+
+    changes = [*_FOR_ALL]
+    if is_rtx:
+        changes.extend(_FOR_RTX)
+    if is_rtx and cuts_sums:
+        changes.append(split_long_sums)
+    model: Any = onnx.load(str(path), load_external_data=False)
+    is_changed = False
+    for change in changes:
+        changed = change(model, path.parent)
+        if changed is not None:
+            model = changed
+            is_changed = True
+    return model.SerializeToString() if is_changed else None
