@@ -135,7 +135,7 @@ def test_report_times_calls_where_it_is_told_to() -> None:
     timed = run_command("report", "net.t2e", "--time", "-o", "timed.html", "--json").data
     assert {row["case"] for row in timed["benchmark"]["rows"]} == {"batch 1", "batch 8", "batch 32"}
     page = Path("timed.html").read_text(encoding="utf-8")
-    assert "<h2>Time of a call</h2>" in page and "of batch/s" in page
+    assert "<h2>Time of a call</h2>" in page and "items/s" in page
 
 
 def test_onnx_file_is_described_without_ranges() -> None:

@@ -155,12 +155,15 @@ def _times(benchmark: BenchmarkReport) -> str:
             _cell(f"{row.bottleneck_us:,.1f} µs"),
             f'<td><div class="track"><i style="width:{100 * row.bottleneck_us / slowest:.1f}%"></i></div></td>',
             _cell(f"{_slow_us(row):,.1f} µs", "soft"),
-            _cell(_rate(row)),
+            *map(_cell, _rates(row)),
         )
         for row in benchmark.rows
     ]
-    text = f"Median and 95th percentile on {benchmark.subject}, of the host or the device, whichever takes longer."
-    head = ("case", "candidate", "median", "", "95 %", "rate")
+    text = (
+        f"Median and 95th percentile on {benchmark.subject}, of the host or the device, whichever takes longer. "
+        "Items: the size of the first axis, which is the batch of most models."
+    )
+    head = ("case", "candidate", "median", "", "95 %", "calls/s", "items/s")
     return f'<p class="soft">{escape(text)}</p>\n' + _table(head, rows)
 
 
@@ -168,11 +171,11 @@ def _slow_us(row: BenchmarkRow) -> float:
     return max(row.timing.host_p95_us, row.timing.device_p95_us or 0.0)
 
 
-def _rate(row: BenchmarkRow) -> str:
-    """Calls in a second, and rows of the first axis, which is the batch of most models."""
+def _rates(row: BenchmarkRow) -> tuple[str, str]:
+    """How many calls there are in a second, and how many items; "-" for a model without axes."""
     calls = 1e6 / (row.bottleneck_us or 1.0)
-    name, size = next(iter(row.sizes.items()), ("", 1))
-    return f"{calls:,.0f} calls/s" + (f", {calls * size:,.0f} of {name}/s" if name else "")
+    batch = next(iter(row.sizes.values()), None)
+    return f"{calls:,.0f}", "-" if batch is None else f"{calls * batch:,.0f}"
 
 
 def _verdict(row: OutputParity) -> tuple[str, str]:
