@@ -33,7 +33,7 @@ help:
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
 	@echo 'make attacks   attack artifacts, the engine cache and scratch folders at random, without a GPU'
-	@echo 'make mutants   put small faults into the lines that differ from BASE=$(BASE), and run the tests that reach them  (ALL=1 SAMPLE=300)'
+	@echo 'make mutants   put small faults into the lines that differ from BASE=$(BASE), and run the tests that reach them  (FILES=..., or ALL=1 SAMPLE=300)'
 	@echo 'make zoo       send many well-known models through export, ONNX Runtime and the builder, without a GPU'
 	@echo 'make gpu-zoo   deploy them on a GPU; it needs timm, torchvision and transformers'
 	@echo 'make evidence  list which figures no longer speak for the tree  (RUN="call_overhead stress" measures these anew)'
@@ -174,7 +174,7 @@ attacks: .venv/stamp
 
 mutants: .venv/stamp
 	@mkdir -p $(RESULTS)
-	@.venv/bin/python -m benchmarks.mutants --base $(BASE) $(if $(ALL),--all) --sample $(SAMPLE) --seed $(SEED) --out $(RESULTS)
+	@.venv/bin/python -m benchmarks.mutants --base $(BASE) $(if $(ALL),--all) $(if $(FILES),--files $(FILES)) --sample $(SAMPLE) --seed $(SEED) --out $(RESULTS)
 
 # timm, torchvision: without their dependencies, which .venv has.
 build/zoo/stamp: requirements/zoo.txt .venv/stamp

@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from benchmarks.mutations import Mutation
-from benchmarks.reach import A_TEST_FAILED, PASSED, ReachMap, RecordedTest, lines_that_show
+from benchmarks.reach import FAR, PASSED, ReachMap, RecordedTest, lines_that_show
 
 __all__ = ["Laboratory", "Mutant", "Outcome", "chosen_tests"]
 
@@ -70,29 +70,19 @@ def reaching_tests(reach: ReachMap, mutant: Mutant) -> list[RecordedTest]:
 
 
 def chosen_tests(
-    reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest], budget_s: float = BUDGET_S
+    reach: ReachMap, mutant: Mutant, tests: Collection[RecordedTest], most: int = MOST_TESTS, budget_s: float = BUDGET_S
 ) -> list[RecordedTest]:
     """Of some tests, the nearest first, and of these the fastest, up to the budget; at least one."""
 
     def order(test: RecordedTest) -> tuple[int, float]:
-        return distance(reach, mutant, test), expected_seconds(reach, [test])
+        return reach.distance(mutant.file, test.file), expected_seconds(reach, [test])
 
     sorted_tests = sorted(tests, key=order)
     chosen = sorted_tests[:1]
     for test in sorted_tests[1:]:
-        if len(chosen) < MOST_TESTS and expected_seconds(reach, [*chosen, test]) <= budget_s:
+        if len(chosen) < most and expected_seconds(reach, [*chosen, test]) <= budget_s:
             chosen.append(test)
     return chosen
-
-
-def distance(reach: ReachMap, mutant: Mutant, test: RecordedTest) -> int:
-    """0 for a test in the file of the same name, or that imports the file; 1 for the same folder, 2 for others."""
-    path = Path(mutant.file)
-    folder = Path("tests", *path.parts[1:-1])
-    is_named = test.file == f"{folder}/test_{path.stem}.py"
-    if is_named or ".".join(path.with_suffix("").parts) in reach.imports.get(test.file, ()):
-        return 0
-    return 1 if Path(test.file).is_relative_to(folder) else 2
 
 
 def expected_seconds(reach: ReachMap, tests: Collection[RecordedTest]) -> float:
@@ -121,27 +111,34 @@ class Workplace:
         self._server = subprocess.Popen(command, cwd=tree, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def run(self, tests: Sequence[str], limit_s: float) -> tuple[int | None, str]:
-        """Pytest's exit status, None after a limit; and the test that failed."""
+        """Pytest's exit status, None after a limit; and the test that ran last."""
         assert self._server.stdin is not None and self._server.stdout is not None
         self._server.stdin.write(json.dumps({"tests": tests, "limit_s": limit_s}) + "\n")
         self._server.stdin.flush()
         answer = json.loads(self._server.stdout.readline())
-        return answer["status"], answer["failed"]
+        return answer["status"], answer["last"]
 
     @contextmanager
     def fault(self, mutant: Mutant) -> Iterator[None]:
         """Have a fault in the copy."""
         place = self.tree / mutant.file
         original = place.read_text(encoding="utf-8")
-        place.write_text(mutant.mutation.apply(original), encoding="utf-8")
+        _write_source(place, mutant.mutation.apply(original))
         try:
             yield
         finally:
-            place.write_text(original, encoding="utf-8")
+            _write_source(place, original)
 
     def close(self) -> None:
         """End the process."""
         self._server.communicate()
+
+
+def _write_source(place: Path, text: str) -> None:
+    """Write a file. Python takes a compiled one for current that has its size and the second of its time."""
+    place.write_text(text, encoding="utf-8")
+    for compiled in place.parent.glob(f"__pycache__/{place.stem}.*.pyc"):
+        compiled.unlink()
 
 
 class Laboratory:
@@ -170,20 +167,23 @@ class Laboratory:
     def try_mutant(self, mutant: Mutant) -> Outcome:
         """Run the tests that reach it.
 
-        Where no recorded test does, a process that a test starts may. So the tests nearby run.
+        Where no recorded test does, a process that a test starts may. So all tests nearby run: the slow ones do that.
+        A test that fails, hangs or crashes without the fault, too, is left out, and the others run again.
         """
         reaching = reaching_tests(self._reach, mutant)
-        nearby = [test for test in self._reach.tests if distance(self._reach, mutant, test) < 2]
-        budget_s = BUDGET_S if reaching else BUDGET_OF_UNREACHED_S
-        tests = chosen_tests(self._reach, mutant, reaching or nearby, budget_s)
+        if reaching:
+            tests = chosen_tests(self._reach, mutant, reaching)
+        else:
+            nearby = [test for test in self._reach.tests if self._reach.distance(mutant.file, test.file) < FAR]
+            tests = chosen_tests(self._reach, mutant, nearby, len(nearby), BUDGET_OF_UNREACHED_S)
         place = self._idle.get()
         try:
             while usable := [test for test in tests if test.name not in self._unsound]:
                 with place.fault(mutant):
-                    status, failed = self._run(place, usable)
+                    status, last = self._run(place, usable)
                 if status == PASSED:
                     return Outcome("survived" if reaching else "uncovered")
-                suspects = [test for test in usable if status == A_TEST_FAILED and test.name == failed] or usable
+                suspects = [test for test in usable if test.name == last] or usable
                 if self._are_sound(place, suspects):
                     return Outcome("killed by time" if status is None else "killed", suspects[0].name)
             return Outcome("uncovered")

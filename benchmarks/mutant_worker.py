@@ -3,8 +3,8 @@
     python benchmarks/mutant_worker.py torch onnx pytest
 
 Enters: lines of JSON on stdin: the tests to run in the current folder, and a limit in seconds. Leaves: a line of JSON
-for each: pytest's exit status, and the test that failed. Apart from `mutant_laboratory` because nothing of the checkout
-may be loaded here: each run imports the package from its copy.
+for each: pytest's exit status, and the test that ran last. Apart from `mutant_laboratory` because nothing of the
+checkout may be loaded here: each run imports the package from its copy.
 """
 
 from __future__ import annotations
@@ -23,18 +23,17 @@ from typing import Any
 __all__ = ["LOG", "run_tests", "serve"]
 
 LOG = "log"
-FAILED = "failed-test"
+LAST = "last-test"
 POLLED_S = 0.02
 FLAGS = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not gpu", "--no-header")
 
 
 class Watcher:
-    """A plugin of pytest that writes the name of the first test that fails."""
+    """A plugin of pytest that writes the name of each test that begins: the last one fails, hangs or crashes."""
 
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """See each report."""
-        if report.failed and not Path(FAILED).exists():
-            Path(FAILED).write_text(report.nodeid, encoding="utf-8")
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """See each test."""
+        Path(LAST).write_text(nodeid, encoding="utf-8")
 
 
 def run_tests(tests: Sequence[str]) -> None:
@@ -52,9 +51,9 @@ def answer(tests: Sequence[str], limit_s: float) -> dict[str, Any]:
     """Run tests in a fork.
 
     Returns:
-        "status": of pytest; None after the limit. "failed": the test that failed, "" for none.
+        "status": of pytest; None after the limit. "last": the test that ran last, "" for none.
     """
-    Path(FAILED).unlink(missing_ok=True)
+    Path(LAST).unlink(missing_ok=True)
     process = os.fork()
     if process == 0:
         run_tests(tests)
@@ -68,8 +67,8 @@ def answer(tests: Sequence[str], limit_s: float) -> dict[str, Any]:
         os.killpg(process, signal.SIGKILL)  # also what the tests have left behind
     if not ended:
         os.waitpid(process, 0)
-    failed = Path(FAILED).read_text(encoding="utf-8") if Path(FAILED).exists() else ""
-    return {"status": os.waitstatus_to_exitcode(wait_status) if ended else None, "failed": failed}
+    last = Path(LAST).read_text(encoding="utf-8") if Path(LAST).exists() else ""
+    return {"status": os.waitstatus_to_exitcode(wait_status) if ended else None, "last": last}
 
 
 def serve(preloaded: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
     python -m benchmarks.mutants                        the lines that differ from main
     python -m benchmarks.mutants --base main~5          the lines that have changed since
     python -m benchmarks.mutants --all --sample 300     a sample of the whole package
+    python -m benchmarks.mutants --files torch2engine/core/spec.py
 
 Enters: the package and its tests. Leaves: `mutants.json`: faults tried, and the share that tests noticed. Needs no GPU.
 Apart from the tests because it takes minutes to hours.
@@ -81,6 +82,16 @@ def changed_lines(root: Path, base: str) -> dict[str, Collection[int]]:
     return found
 
 
+def chosen_lines(arguments: argparse.Namespace) -> dict[str, Collection[int]] | None:
+    """The lines that the options name, as `all_mutants` takes them."""
+    if arguments.all:
+        return None
+    if arguments.files:
+        texts = {file: (REPOSITORY / file).read_text(encoding="utf-8") for file in arguments.files}
+        return {file: range(1, len(text.splitlines()) + 1) for file, text in texts.items()}
+    return changed_lines(REPOSITORY, arguments.base)
+
+
 def is_accepted(mutant: Mutant, accepted: Sequence[dict[str, str]]) -> bool:
     """Whether the committed list says why no test need notice it."""
     key = {"file": mutant.file, "line": mutant.source, "kind": mutant.mutation.kind}
@@ -124,9 +135,9 @@ def measure(evidence: Evidence, arguments: argparse.Namespace) -> None:
     survivors: list[str] = []
     explained: list[str] = []
     reach = ReachMap(REPOSITORY)
-    print(f"recording {len(reach.stale_files())} test files", flush=True)
-    reach.renew(arguments.workers)
-    found = all_mutants(REPOSITORY, None if arguments.all else changed_lines(REPOSITORY, arguments.base))
+    print("recording the test files that have changed", flush=True)
+    reach.renew(arguments.workers, arguments.files or None)
+    found = all_mutants(REPOSITORY, chosen_lines(arguments))
     chosen = chosen_mutants(found, arguments.sample, arguments.seed)
     for mutant, outcome in outcomes(chosen, reach, arguments.workers):
         counts[outcome.name] += 1
@@ -147,6 +158,9 @@ def measure(evidence: Evidence, arguments: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = options(__doc__)
     parser.add_argument("--base", default="main", help="commit whose differences to the working tree are mutated")
+    parser.add_argument(
+        "--files", nargs="*", default=[], help="all of these instead; only tests near to them are recorded"
+    )
     parser.add_argument("--all", action="store_true", help="the whole package instead")
     parser.add_argument("--sample", type=int, default=0, help="try so many of them, chosen at random; 0 for all")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")

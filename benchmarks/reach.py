@@ -24,13 +24,14 @@ from typing import Any
 
 from benchmarks.reach_recorder import PACKAGE
 
-__all__ = ["A_TEST_FAILED", "PASSED", "ReachMap", "RecordedTest", "lines_that_show", "moved_lines", "test_files"]
+__all__ = ["FAR", "PASSED", "ReachMap", "RecordedTest", "lines_that_show", "moved_lines", "test_files"]
 
 # Tests of the project itself, and tests of what this machine may lack.
 LEFT_OUT = {"gpu", "gpu2", "project"}
 # Exit statuses of pytest.
 PASSED = 0
 A_TEST_FAILED = 1
+FAR = 2
 
 
 @dataclass(frozen=True)
@@ -99,17 +100,32 @@ class ReachMap:
         """How long a fixture takes."""
         return self._fixture_seconds[fixture]
 
+    def distance(self, file: str, test_file: str) -> int:
+        """How far a file's tests are: 0 if they have its name or import it, 1 in its folder, `FAR` for others."""
+        path = Path(file)
+        folder = Path("tests", *path.parts[1:-1])
+        is_named = test_file == f"{folder}/test_{path.stem}.py"
+        if is_named or ".".join(path.with_suffix("").parts) in self.imports.get(test_file, ()):
+            return 0
+        return 1 if Path(test_file).is_relative_to(folder) else FAR
+
     def stale_files(self) -> list[str]:
         """The test files that are not recorded as they are now."""
         return [file for file in test_files(self._root) if self._digests.get(file) != digest(self._root / file)]
 
-    def renew(self, processes: int) -> None:
+    def renew(self, processes: int, near: Collection[str] | None = None) -> None:
         """Record the test files that have changed, and forget those that have gone.
 
         Args:
             processes: in which the tests run.
+            near: files of the package; other test files than those near to them are forgotten where they have changed.
         """
-        stale = self.stale_files()
+        changed = self.stale_files()
+        stale = [
+            test_file
+            for test_file in changed
+            if near is None or any(self.distance(file, test_file) < FAR for file in near)
+        ]
         parts = self._folder / "parts"
         if stale:
             shutil.rmtree(parts, ignore_errors=True)
@@ -127,6 +143,7 @@ class ReachMap:
             )
             if done.returncode not in (PASSED, A_TEST_FAILED):
                 raise RuntimeError(f"pytest ended with exit status {done.returncode}: {' '.join(command)}")
+        self._forget(set(changed) - set(stale))
         self.take_in(stale, parts)
         shutil.rmtree(parts, ignore_errors=True)
 
@@ -150,6 +167,11 @@ class ReachMap:
         self._digests = {file: found for file, found in self._digests.items() if file in old}
         self._digests |= {file: digest(self._root / file) for file in files}
         self._write()
+
+    def _forget(self, files: Collection[str]) -> None:
+        """Drop what the map knows of test files."""
+        self._tests = {name: test for name, test in self._tests.items() if test.file not in files}
+        self._digests = {file: found for file, found in self._digests.items() if file not in files}
 
     def _write(self) -> None:
         tests = {

@@ -157,6 +157,7 @@ def unused():
     return 1
 """
 TEST = """
+import os
 import pytest
 from torch2engine.core.a import smallest
 
@@ -172,6 +173,11 @@ def test_smallest(found):
 
 def test_of_the_original_alone():
     assert smallest([1]) == 1 and "tree" not in __file__
+
+def test_that_ends_its_process_in_a_copy():
+    assert smallest([1]) == 1
+    if "tree" in __file__:
+        os._exit(3)
 """
 
 
@@ -198,7 +204,12 @@ def test_recorder_finds_the_lines_of_each_test(project: Path) -> None:
     file = "torch2engine/core/a.py"
     lines = {test.name.partition("::")[2]: test.reached.get(file, 0) for test in reach.tests}
     all_of_it = sum(1 << line for line in (3, 4, 5, 6))
-    assert lines == {"test_nothing": 0, "test_smallest": all_of_it, "test_of_the_original_alone": all_of_it}
+    assert lines == {
+        "test_nothing": 0,
+        "test_smallest": all_of_it,
+        "test_of_the_original_alone": all_of_it,
+        "test_that_ends_its_process_in_a_copy": all_of_it,
+    }
     (project / file).write_text(TESTED.replace("    found = numbers[0]", "    # first\n    found = numbers[-1]"))
     moved = {test.name.partition("::")[2]: test.reached.get(file, 0) for test in ReachMap(project).tests}
     (project / file).write_text(TESTED)
@@ -212,14 +223,28 @@ def test_changed_test_file_is_recorded_anew(project: Path) -> None:
     assert ReachMap(project).stale_files() == ["tests/core/test_b.py"]
     ReachMap(project).renew(1)
     assert [test.name for test in ReachMap(project).tests if "test_b" in test.name] == ["tests/core/test_b.py::test_b"]
-    assert len(ReachMap(project).tests) == 4
+    assert len(ReachMap(project).tests) == 5
     place.unlink()
     ReachMap(project).renew(1)
-    assert len(ReachMap(project).tests) == 3
+    assert len(ReachMap(project).tests) == 4
 
 
-def test_laboratory_tells_what_tests_notice(project: Path, tmp_path: Path) -> None:
-    """A test that fails without the fault, too, notices nothing; and the tree is afterwards as it was."""
+def test_named_files_record_the_tests_near_to_them_alone(project: Path) -> None:
+    """Whoever mutates one file waits for its tests; a far one that has changed is forgotten, and recorded later."""
+    place = project / "tests/test_far.py"
+    for text in ("def test_far():\n    pass\n", "def test_far():\n    assert True\n"):
+        place.write_text(text)
+        ReachMap(project).renew(1, near=["torch2engine/core/a.py"])
+        assert (len(ReachMap(project).tests), ReachMap(project).stale_files()) == (4, ["tests/test_far.py"])
+        ReachMap(project).renew(1)
+        assert (len(ReachMap(project).tests), ReachMap(project).stale_files()) == (5, [])
+    place.unlink()
+    ReachMap(project).renew(1)
+
+
+def test_laboratory_tells_what_tests_notice(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that fails or crashes without the fault, too, hides no other; the tree is afterwards as it was."""
+    monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
     laboratory = Laboratory(project, ReachMap(project), tmp_path, 1, preloaded=["pytest"])
     found = {
         f"{mutant.mutation.line} {mutant.mutation.text}": laboratory.try_mutant(mutant)
@@ -235,6 +260,8 @@ def test_laboratory_tells_what_tests_notice(project: Path, tmp_path: Path) -> No
     }
     assert found["6 return None"].test == "tests/core/test_a.py::test_smallest"
     assert (tmp_path / "tree0/torch2engine/core/a.py").read_text() == TESTED
+    # Python could take a compiled file for the next fault's, if it has its size and the second of its time.
+    assert not list((tmp_path / "tree0/torch2engine/core/__pycache__").glob("a.*"))
 
 
 def test_nearest_and_fastest_tests_come_first(project: Path) -> None:
