@@ -265,7 +265,7 @@ def test_laboratory_tells_what_tests_notice(project: Path, tmp_path: Path, monke
 
 
 def test_nearest_and_fastest_tests_come_first(project: Path) -> None:
-    """A test file that imports the changed file is as near as the one of its name; the budget leaves one at least."""
+    """A test file that imports the changed file is as near as the one of its name; one test at least is chosen."""
     mutant = all_mutants(project)[0]
     tests = [
         RecordedTest("tests/cli/test_z.py::test_0", 1.0, (), {}),
@@ -279,3 +279,11 @@ def test_nearest_and_fastest_tests_come_first(project: Path) -> None:
     assert [test.seconds for test in chosen_tests(reach, mutant, tests)] == [1.0, 3.0, 20.0, 5.0]
     slow = [RecordedTest("tests/core/test_a.py::test_2", seconds, (), {}) for seconds in (50.0, 500.0)]
     assert [test.seconds for test in chosen_tests(reach, mutant, slow)] == [50.0]
+
+
+def test_every_function_has_its_turn_before_the_parameters_of_one(project: Path) -> None:
+    """The one test that notices a fault is slower than hundreds of parameters of another."""
+    names = [*(f"test_many[{number}]" for number in range(9)), "test_other"]
+    tests = [RecordedTest(f"tests/core/test_a.py::{name}", 0.1 + index, (), {}) for index, name in enumerate(names)]
+    chosen = chosen_tests(ReachMap(project), all_mutants(project)[0], tests, most=3)
+    assert [test.name.partition("::")[2] for test in chosen] == ["test_many[0]", "test_other", "test_many[1]"]
