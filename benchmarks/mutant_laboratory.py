@@ -26,7 +26,7 @@ __all__ = ["Laboratory", "Mutant", "Outcome", "chosen_tests"]
 COPIED = ("torch2engine", "tests", "benchmarks", "examples", "docs", "pyproject.toml", "README.md", "ARCHITECTURE.md")
 PRELOADED = ("torch", "numpy", "onnx", "onnxscript", "onnxruntime", "onnxruntime.quantization", "pytest")
 BUDGET_S = 30.0
-BUDGET_OF_UNREACHED_S = 90.0  # for tests that start processes
+BUDGET_OF_CHILDREN_S = 90.0  # where only processes that tests start can reach a fault
 MOST_TESTS = 500
 SECONDS_PER_TEST = 0.01  # that pytest takes for itself
 SLACK = 4.0
@@ -65,9 +65,15 @@ class Outcome:
 
 
 def reaching_tests(reach: ReachMap, mutant: Mutant) -> list[RecordedTest]:
-    """The recorded tests in which the fault may be seen."""
+    """The recorded tests that reach the fault."""
     shown = lines_that_show(reach.sources, mutant.file, mutant.mutation.line)
     return [test for test in reach.tests if any(test.reaches(file, lines) for file, lines in shown.items())]
+
+
+def starting_tests(reach: ReachMap, mutant: Mutant) -> list[RecordedTest]:
+    """The tests nearby that start processes. No record says what runs in these."""
+    near = [test for test in reach.tests if reach.distance(mutant.file, test.file) < FAR]
+    return [test for test in near if test.starts_processes]
 
 
 def chosen_tests(
@@ -174,17 +180,14 @@ class Laboratory:
             self._idle.put(Workplace(root, tree, preloaded))
 
     def try_mutant(self, mutant: Mutant) -> Outcome:
-        """Run the tests that reach it.
+        """Run the tests that reach it, or may reach it in a process that they start.
 
-        Where no recorded test does, a process that a test starts may. So all tests nearby run: the slow ones do that.
         A test that fails, hangs or crashes without the fault, too, is left out, and the others run again.
         """
         reaching = reaching_tests(self._reach, mutant)
-        if reaching:
-            tests = chosen_tests(self._reach, mutant, reaching)
-        else:
-            nearby = [test for test in self._reach.tests if self._reach.distance(mutant.file, test.file) < FAR]
-            tests = chosen_tests(self._reach, mutant, nearby, len(nearby), BUDGET_OF_UNREACHED_S)
+        tests = chosen_tests(self._reach, mutant, reaching)
+        starting = [test for test in starting_tests(self._reach, mutant) if test not in tests]
+        tests += chosen_tests(self._reach, mutant, starting, budget_s=BUDGET_S if reaching else BUDGET_OF_CHILDREN_S)
         place = self._idle.get()
         try:
             while usable := [test for test in tests if test.name not in self._unsound]:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.reach_recorder import PACKAGE
+from benchmarks.reach_recorder import CHILD_PROCESS, PACKAGE
 
 __all__ = ["FAR", "PASSED", "ReachMap", "RecordedTest", "lines_that_show", "moved_lines", "test_files"]
 
@@ -53,6 +53,11 @@ class RecordedTest:
     @property
     def file(self) -> str:
         return self.name.partition("::")[0]
+
+    @property
+    def starts_processes(self) -> bool:
+        """Whether it, or a fixture of it, starts a process."""
+        return CHILD_PROCESS in self.reached
 
     def reaches(self, file: str, lines: Iterable[int]) -> bool:
         """Whether it reaches one of the lines."""
@@ -192,7 +197,8 @@ class ReachMap:
             if file in self.sources and source != self.sources[file]
         }
         for name, test in record["tests"].items():
-            reached = {file: int(bits, 16) for file, bits in test["reached"].items() if file in self.sources}
+            known = {*self.sources, CHILD_PROCESS}
+            reached = {file: int(bits, 16) for file, bits in test["reached"].items() if file in known}
             for file in reached.keys() & moved.keys():
                 reached[file] = sum(1 << new for old, new in moved[file].items() if reached[file] >> old & 1)
             self._tests[name] = RecordedTest(name, test["seconds"], tuple(test["fixtures"]), reached)

@@ -8,7 +8,7 @@ fixtures that it uses, and the lines of the statements that it reached; for each
 
 The package's own files are compiled with a mark before each statement. So only the package becomes slower, where a
 trace function would slow down PyTorch as well. A fixture that many tests share runs once; its lines count for all of
-them.
+them. What runs in a process that a test starts is not recorded, but that it starts one is.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Recorder", "marked", "pytest_addoption", "pytest_load_initial_conftests"]
+__all__ = ["CHILD_PROCESS", "Recorder", "marked", "pytest_addoption", "pytest_load_initial_conftests"]
 
 PACKAGE = "torch2engine"
 MARK = "__reached__"
 MOST_LINES = 100_000  # of a file
+CHILD_PROCESS = "<child process>"  # stands for a file: its line 1 is reached by whoever starts a process
+_STARTING = ("subprocess.Popen", "os.fork", "os.posix_spawn")  # audit events of Python
 
 
 def marked(source: bytes, first: int) -> ast.Module:
@@ -103,9 +105,14 @@ class Recorder:
         self._place = folder / f"{os.getpid()}.json"
         self._reached: set[int] = set()
         self.reach = self._reached.add
-        self._files: list[str] = []
+        self._files = [CHILD_PROCESS]
         self._fixtures: dict[str, dict[str, Any]] = {}
         self._tests: dict[str, dict[str, Any]] = {}
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """Hear Python's audit events."""
+        if event in _STARTING:
+            self.reach(1)
 
     def find_spec(self, fullname: str, path: Sequence[str] | None, target: object = None) -> ModuleSpec | None:
         """Find the package's files, for Python's import."""
@@ -181,3 +188,4 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         recorder = Recorder(early_config.rootpath, folder)
         early_config.pluginmanager.register(recorder, "reach-recorder")
         sys.meta_path.insert(0, recorder)
+        sys.addaudithook(recorder.hear)

@@ -153,11 +153,16 @@ def smallest(numbers):
         found = min(found, numbers.pop())
     return found
 
-def unused():
+def used_in_a_process():
     return 1
+
+def unused():
+    return 2
 """
 TEST = """
 import os
+import subprocess
+import sys
 import pytest
 from torch2engine.core.a import smallest
 
@@ -173,6 +178,10 @@ def test_smallest(found):
 
 def test_of_the_original_alone():
     assert smallest([1]) == 1 and "tree" not in __file__
+
+def test_process():
+    code = "from torch2engine.core.a import used_in_a_process as f; assert f() == 1"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 def test_that_ends_its_process_in_a_copy():
     assert smallest([1]) == 1
@@ -208,8 +217,10 @@ def test_recorder_finds_the_lines_of_each_test(project: Path) -> None:
         "test_nothing": 0,
         "test_smallest": all_of_it,
         "test_of_the_original_alone": all_of_it,
+        "test_process": 0,
         "test_that_ends_its_process_in_a_copy": all_of_it,
     }
+    assert [test.name.partition("::")[2] for test in reach.tests if test.starts_processes] == ["test_process"]
     (project / file).write_text(TESTED.replace("    found = numbers[0]", "    # first\n    found = numbers[-1]"))
     moved = {test.name.partition("::")[2]: test.reached.get(file, 0) for test in ReachMap(project).tests}
     (project / file).write_text(TESTED)
@@ -223,10 +234,10 @@ def test_changed_test_file_is_recorded_anew(project: Path) -> None:
     assert ReachMap(project).stale_files() == ["tests/core/test_b.py"]
     ReachMap(project).renew(1)
     assert [test.name for test in ReachMap(project).tests if "test_b" in test.name] == ["tests/core/test_b.py::test_b"]
-    assert len(ReachMap(project).tests) == 5
+    assert len(ReachMap(project).tests) == 6
     place.unlink()
     ReachMap(project).renew(1)
-    assert len(ReachMap(project).tests) == 4
+    assert len(ReachMap(project).tests) == 5
 
 
 def test_named_files_record_the_tests_near_to_them_alone(project: Path) -> None:
@@ -235,9 +246,9 @@ def test_named_files_record_the_tests_near_to_them_alone(project: Path) -> None:
     for text in ("def test_far():\n    pass\n", "def test_far():\n    assert True\n"):
         place.write_text(text)
         ReachMap(project).renew(1, near=["torch2engine/core/a.py"])
-        assert (len(ReachMap(project).tests), ReachMap(project).stale_files()) == (4, ["tests/test_far.py"])
+        assert (len(ReachMap(project).tests), ReachMap(project).stale_files()) == (5, ["tests/test_far.py"])
         ReachMap(project).renew(1)
-        assert (len(ReachMap(project).tests), ReachMap(project).stale_files()) == (5, [])
+        assert (len(ReachMap(project).tests), ReachMap(project).stale_files()) == (6, [])
     place.unlink()
     ReachMap(project).renew(1)
 
@@ -255,8 +266,10 @@ def test_laboratory_tells_what_tests_notice(project: Path, tmp_path: Path, monke
         "3 1": "survived",  # another first number is the smallest one, too
         "4 (not (numbers))": "killed",
         "6 return None": "killed",
-        "9 2": "uncovered",
-        "9 return None": "uncovered",
+        "9 2": "killed",
+        "9 return None": "killed",
+        "12 3": "uncovered",
+        "12 return None": "uncovered",
     }
     assert found["6 return None"].test == "tests/core/test_a.py::test_smallest"
     assert (tmp_path / "tree0/torch2engine/core/a.py").read_text() == TESTED
