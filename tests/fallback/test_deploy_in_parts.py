@@ -60,6 +60,31 @@ def test_report_names_each_operator_in_pytorch_by_file_and_line(deployed: t2e.Pa
     assert [part.runs_in for part in explanation.parts] == ["ONNX Runtime"] * 3
 
 
+class AmplifiedBasis(nn.Module):
+    """Makes any rounding three thousand times larger, after an operator that no engine takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Matrices [B, 64, 8] → [B, 8, 64]."""
+        basis = torch.linalg.qr(x).Q
+        return torch.sin(self.norm(basis.transpose(1, 2)) * 3e3)
+
+
+def test_model_in_parts_is_judged_by_its_own_sensitivity() -> None:
+    """A model that amplifies rounding is not refused for it, and the report says how much it does."""
+    torch.manual_seed(0)
+    model = AmplifiedBasis().eval()
+    module = t2e.deploy(model, torch.rand(2, 64, 8), runtime="onnxruntime", fallback=True)
+    assert isinstance(module, t2e.PartsModule)
+    rows = module.report.parity[-1].rows
+    assert rows and all(row.passed for row in rows)
+    assert max(row.rel_l2 for row in rows) > 2.5e-5  # all that ONNX Runtime may be off without the sensitivity
+    assert all(row.sensitivity > 1e-5 for row in rows)
+
+
 def test_results_of_a_model_in_parts_stay_and_are_fresh(deployed: t2e.PartsModule) -> None:
     """No later call changes a result."""
     x = torch.rand(7, 3, 8, 8)

@@ -8,7 +8,7 @@ single engine takes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
@@ -17,12 +17,11 @@ import torch
 from torch import nn
 
 from torch2engine.capture.fingerprint import fingerprints
-from torch2engine.capture.parity_cases import ParityCase, make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.core.config import Precision, Tolerances, require_choice
+from torch2engine.core.config import Precision, require_choice
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
@@ -30,10 +29,9 @@ from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program,
 from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.fallback.program_file import write_program
-from torch2engine.modules.deployed import attach_model, runtime_kind
-from torch2engine.parity.bounds import Bounds
-from torch2engine.parity.compare import compare
-from torch2engine.parity.parity_report import ParityReport
+from torch2engine.modules.deployed import attach_model
+from torch2engine.modules.judge import ENGINE_REPEATS, judge
+from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import choose_runtime
 from torch2engine.pipeline.sample_call import SampleCall
@@ -125,10 +123,11 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
             captured = exported.captured
             weights = _weight_program(model, exported.program)
             program = write_program(exported.exported)
+        requested = Precision.of(arguments["precision"]).dtype
+        precision = captured.precision if requested == DEFAULT_PRECISION else requested
         with report.phase("reference"):
-            cases, notes = make_parity_cases(captured)
-    requested = Precision.of(arguments["precision"]).dtype
-    precision = captured.precision if requested == DEFAULT_PRECISION else requested
+            answers = answer_parity_cases(captured, sensitivity_precisions=(precision,))
+            cases = answers.parity_cases
     options = {name: arguments[name] for name in _OF_EVERY_PART} | {"runtime": runtime}
     options["runtime_config"] = replace(arguments["runtime_config"], out_of_range="error")
     device = torch.device("cpu") if runtime == "onnxruntime" else captured.target_gpu
@@ -145,7 +144,8 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
         samples = [(case.name, case.inputs) for case in cases]
         attach_model(module, model, samples, arguments["tolerance"])
     with report.phase("parity"):
-        report.add_parity(_compare(module, cases, arguments["tolerance"], notes).raise_if_failed())
+        parity = judge(module, cases, arguments["tolerance"], answers.notes, ENGINE_REPEATS, precision)
+        report.add_parity(parity.raise_if_failed())
     sample = [leaf.to(device) for leaf in captured.sample]
     report.add_notes([*captured.notes, *(f"in PyTorch: {obstacle}" for obstacle in module.timed_obstacles(sample))])
     if only_faster and captured.sample[0].device.type == device.type:
@@ -199,15 +199,3 @@ def _weight_program(model: nn.Module, program: FunctionalProgram) -> WeightProgr
         fingerprint=fingerprints({path: live[path] for path in paths}),
         parameters=tuple(parameters),
     )
-
-
-def _compare(
-    module: PartsModule, cases: Sequence[ParityCase], tolerance: Tolerances | None, notes: Sequence[str]
-) -> ParityReport:
-    bounds = Bounds.of(tolerance, module.precision, runtime_kind(module))
-    report = ParityReport((), f"PyTorch vs {module.runtime}", bounds.tolerance, tuple(notes))
-    for case in cases:
-        bounds.check_names(case.outputs)
-        answer = module.infer([leaf.to(module.device, copy=True) for leaf in case.inputs])
-        report = report.add(compare(case.outputs, answer, bounds, case=case.name))
-    return report
