@@ -25,13 +25,13 @@ from torch2engine.fallback.deploy_in_parts import with_fallback
 from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.pipeline.accept import attach_report_and_trim, make_ort_module, make_verified_trt_module
+from torch2engine.pipeline.accept import attach_report, make_ort_module, make_verified_trt_module, store_engine
 from torch2engine.pipeline.deploy_options import DeployOptions, Model
 from torch2engine.pipeline.earlier_engines import EarlierEngines
+from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.pipeline.sample_call import SampleCall
 from torch2engine.precision.validate import require_nonempty_calibration
 
 if TYPE_CHECKING:
@@ -170,40 +170,42 @@ def deploy(
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
             the table.
     """
-    # A Recording gives the sample, the axes and the examples that were left out. The options are checked, the model is
-    # unwrapped from torch's wrappers, and runtime="auto" becomes "tensorrt" or "onnxruntime".
-    call = SampleCall.from_arguments(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
-    request = DeployRequest.from_arguments(call, precision, calibration, tolerance, runtime, config, runtime_config)
+    # A Recording gives what was left out; the examples are read, once. Then options are checked, and "auto" is decided.
+    given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
+    request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
+    engine_cache = resolve_cache(cache, cache_key)  # None where nothing is cached; also checks cache_key
     report = ReportBuilder(progress)
-    cache = resolve_cache(cache, cache_key)  # an EngineCache, or None for cache=False; checks that cache_key is a text
-    earlier_engines = EarlierEngines(request, cache, cache_key, report)  # it searches nothing yet
+    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # it searches nothing yet
     with undisturbed(request.model):  # eval mode, no autocast, exact float32, no other thread; then all is as before
         with report.phase("capture"):
-            captured = request.capture()  # runs the model on the sample; signature, axes, profiles, notes
+            captured = request.capture()  # runs the model on the sample, and checks sample, axes and profiles
             report.add_notes(captured.notes)
-        by_cache_key = earlier_engines.search_by_cache_key(captured)  # by the user's cache_key, if there is one
-        if by_cache_key.module is not None:  # a TRTModule that the search has compared with the model
-            return by_cache_key.module
-        calibration = require_nonempty_calibration(calibration)  # the same data; no item of an iterator is lost
+        if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
+            return reused_module  # it has been compared with the model, and has its report
+        calibration_data = require_nonempty_calibration(calibration)  # the same data; no item of an iterator is lost
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
-            captured = captured.with_axes_and_profiles_of(onnx_artifact)  # a copy; export finds axes that follow
-        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # hashes for search_by_graph
-            precisions = request.candidate_precisions(captured)  # the model's own and the requested one
-            reference_answers = answer_parity_cases(captured, sensitivity_precisions=precisions)  # by the model
-        by_graph = earlier_engines.search_by_graph(onnx_artifact, captured, reference_answers)
-        if by_graph.module is not None:  # likewise; nothing is searched where calibration data were given
-            return by_graph.module
-    with report.phase("check"):  # ONNX Runtime against PyTorch
+            captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes that follow from others
+        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # for find_by_graph
+            own_and_requested = (captured.precision, request.precision.lowest_type)
+            reference_answers = answer_parity_cases(captured, sensitivity_precisions=own_and_requested)
+        if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
+            return reused_module
+    with report.phase("check"):
         report.add_parity(reference_answers.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
-    lowered = request.lower(onnx_artifact, reference_answers.parity_cases, calibration, report)  # "fp32": as it is
+    # For "fp32" and "tf32" the artifact stays as it is, and the comparison above counts.
+    lowered = request.lower_and_compare(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
     if request.runtime == "onnxruntime":
-        return make_ort_module(lowered, request, report)  # compared above; with its weights, split axes and report
+        return attach_report(make_ort_module(lowered, request, report), report)
     with report.phase("build"), torch.cuda.device(captured.target_gpu):
         torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
-        pending = load_or_build(lowered.artifact, lowered.builder_precision, request.config, cache, report.progress)
-    with pending:  # an engine that was built, or loaded from the cache; a failure in here removes it from the cache
-        # Its answers are compared with the model's, and the precisions of its layers with the graph's.
-        trt_module = make_verified_trt_module(pending, lowered, request, captured.target_gpu, report)
-        earlier_engines.store(pending, trt_module, found_by=[by_cache_key, by_graph])  # in later deploys
-    return attach_report_and_trim(trt_module, report)  # trim frees the contexts and CUDA graphs of the comparison
+        engine = load_or_build(
+            lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
+        )
+    with engine:  # holds the lock of a new build; an error in the body removes an engine that came from the cache
+        trt_module = make_verified_trt_module(engine, lowered, request, captured.target_gpu, report)
+        store_engine(engine, trt_module, request)  # into the cache; nothing else stores it
+        earlier_engines.record_for_later(engine.cache_key)  # so that both searches find it
+    attach_report(trt_module, report)
+    trt_module.trim()  # gives back the contexts and CUDA graphs of the comparison
+    return trt_module

@@ -29,8 +29,8 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.weight_sync import Refit
+from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.pipeline.sample_call import SampleCall
 from torch2engine.precision.retype_weights import retype_weight_program
 from torch2engine.testing import assert_parity
 
@@ -93,7 +93,7 @@ def deployed(model: nn.Module, x: torch.Tensor = X, precision: str = "fp32") -> 
 def lowered(export: RefittableExport, precision: str) -> t2e.ORTModule:
     """The model as `deploy(..., runtime="onnxruntime")` makes it."""
     request = DeployRequest.from_arguments(
-        call=SampleCall(export.model),
+        given=ModelAndSample(export.model),
         precision=precision,
         calibration=None,
         tolerance=t2e.Tolerance.default("bf16") if precision != "fp32" else None,

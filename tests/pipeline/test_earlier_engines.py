@@ -30,6 +30,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.pipeline import earlier_engines as room
+from torch2engine.pipeline.accept import store_engine
 from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
@@ -181,22 +182,22 @@ class Earlier:
         with undisturbed(model):
             captured = capture_call(model, torch.ones(4, 4), {"x": {0: BATCH}})
             report.add_notes(["captured"])
-            by_cache_key = earlier_engines.search_by_cache_key(captured)
-            if by_cache_key.module is not None:
-                return "cache_key", by_cache_key.module
+            earlier = earlier_engines.find_by_cache_key(captured)
+            if earlier is not None:
+                return "cache_key", earlier
             artifact = t2e.export(model, torch.ones(4, 4), {"x": {0: BATCH}})
             answers = answer_parity_cases(captured, ("fp32",))
-            by_graph = earlier_engines.search_by_graph(artifact, captured, answers)
-            if by_graph.module is not None:
-                return "graph", by_graph.module
+            earlier = earlier_engines.find_by_graph(artifact, captured, answers)
+            if earlier is not None:
+                return "graph", earlier
         key = hash_facts({"engine": 1})
-        pending_engine = PendingEngine(self.engine, self.cache, key)
         module: Any = SimpleNamespace(compiled=lambda: self.engine)
+        store_engine(PendingEngine(self.engine, self.cache, key), module, request)
         lowered: Any = SimpleNamespace(outcome=None, reports=(), notes=("lowered",))
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)
         report.add_engine_precision(precision)
-        earlier_engines.store(pending_engine, module, found_by=[by_cache_key, by_graph])
+        earlier_engines.record_for_later(key)
         return "", report.build("fp32")
 
 

@@ -30,9 +30,9 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.pipeline import request_facts as room
+from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts
-from torch2engine.pipeline.sample_call import SampleCall
 
 BATCH = t2e.Axis("batch", 1, 4, 8)
 LOOSE = t2e.Tolerance(rel_l2=1e-2, max_rel=1e-1)
@@ -63,7 +63,7 @@ def request_for(model: nn.Module, **options: Any) -> DeployRequest:
     defaults = {
         "precision": t2e.Precision(),
         "has_calibration": False,
-        "call": SampleCall(model),
+        "given": ModelAndSample(model),
         "tolerance": None,
         "runtime": "tensorrt",
         "config": t2e.BuildConfig(),

@@ -17,9 +17,9 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.pipeline.accept import make_ort_module
+from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.pipeline.sample_call import SampleCall
 
 __all__ = ["deployed", "exported_once", "module_of_export"]
 
@@ -35,7 +35,7 @@ def deployed(subject: Trained, precision: Any, **options: Any) -> ORTModule:
     """The model as `deploy(..., runtime="onnxruntime")` makes it, calibrated with four batches."""
     calibration = options.get("calibration", subject.data[:4])
     request = DeployRequest.from_arguments(
-        call=SampleCall(subject.model),
+        given=ModelAndSample(subject.model),
         precision=precision,
         calibration=calibration,
         tolerance=None,
@@ -52,5 +52,7 @@ def module_of_export(
 ) -> ORTModule:
     """What follows the export in `deploy(..., runtime="onnxruntime")`."""
     report = ReportBuilder()
-    lowered = request.lower(artifact, cases, calibration, report)
-    return make_ort_module(lowered, request, report)
+    lowered = request.lower_and_compare(artifact, cases, calibration, report)
+    module = make_ort_module(lowered, request, report)
+    module.report = report.build(module.precision)
+    return module

@@ -31,10 +31,10 @@ from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.fallback.program_file import write_program
 from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
+from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import choose_runtime
-from torch2engine.pipeline.sample_call import SampleCall
 
 __all__ = ["with_fallback"]
 
@@ -66,8 +66,8 @@ def with_fallback(deploy: Callable[P, R]) -> Callable[P, R | PartsModule]:
         bound = inspect.signature(deploy).bind(*args, **kwargs)
         bound.apply_defaults()
         _refuse_live_parameters(bound.arguments["live_parameters"])
-        call = SampleCall.from_arguments(**{name: bound.arguments[name] for name in ("model", *_OF_THE_CALL)})
-        return _deploy_in_parts(deploy, {**bound.arguments, **vars(call)})
+        given = ModelAndSample.of(**{name: bound.arguments[name] for name in ("model", *_OF_THE_CALL)})
+        return _deploy_in_parts(deploy, {**bound.arguments, **vars(given)})
 
     inner: Any = deploy
     outer: Any = deploy_or_cut

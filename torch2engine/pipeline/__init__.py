@@ -13,10 +13,10 @@ they are composed here and in `deploy`.
     report_builder  collects what deploy() finds
     load            the public step `load`: a saved folder as a module, with its report
     deploy_options  the types of deploy()'s options, for editors
-    sample_call     the model and its sample call: from deploy()'s arguments, or from a recording
+    model_and_sample    both as the user gave them, or from a recording
     user_warning    a warning that points at the user's line
 
 Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
-`load`, `reference_answers`, `report_builder`, `request`, `sample_call`, `user_warning`. The other files belong to
+`load`, `model_and_sample`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to
 this folder alone.
 """

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
@@ -30,10 +31,13 @@ from torch2engine.precision.verify import verify_engine_precision
 __all__ = [
     "EngineCandidate",
     "accept",
-    "attach_report_and_trim",
+    "attach_report",
     "make_ort_module",
     "make_verified_trt_module",
+    "store_engine",
 ]
+
+M = TypeVar("M", TRTModule, ORTModule)
 
 _OTHER_WEIGHTS = "what stays in float32 was chosen for the weights that were deployed first; these are others"
 
@@ -166,7 +170,7 @@ def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: Repor
     Args:
         lowered: the ONNX model.
         request: the model, and how the module is to answer.
-        report: takes notes; the module's report is built from it.
+        report: takes notes.
     """
     runtime_config = request.runtime_config.on_cpu()
     module = ORTModule(lowered.artifact, runtime_config=runtime_config, reference=request.eager_reference)
@@ -175,18 +179,30 @@ def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: Repor
         samples = [(case.name, case.inputs) for case in lowered.parity_cases]
         attach_model(module, request.model, samples, lowered.refit_tolerance)
     report.add_notes(prove_split_axes(module, [case.inputs for case in lowered.parity_cases], request.tolerance))
-    module.report = report.build(module.precision)
     return module
 
 
-def attach_report_and_trim(module: TRTModule, report: ReportBuilder) -> TRTModule:
-    """Attach the report to an accepted module, and free its execution contexts and their memory.
-
-    The checks used the largest shapes. Later calls may be smaller, and make again what they need.
+def attach_report(module: M, report: ReportBuilder) -> M:
+    """Give an accepted module the report of everything so far.
 
     Returns:
         the module.
     """
-    module.report = report.build(module.precision, module.memory_bytes)
-    module.trim()
+    memory_bytes = 0 if isinstance(module, ORTModule) else module.memory_bytes
+    module.report = report.build(module.precision, memory_bytes)
     return module
+
+
+def store_engine(engine: PendingEngine, module: TRTModule, request: DeployRequest) -> None:
+    """Store an accepted engine in the cache, with the kernels that TensorRT-RTX has compiled meanwhile.
+
+    Args:
+        engine: as it was loaded or built.
+        module: the same engine, with the weights and the kernels that it has now.
+        request: its kernel_specialization says whether other deploys can use these kernels.
+    """
+    accepted = module.compiled()
+    if request.runtime_config.kernel_specialization != "none":
+        # A later deploy may not want kernels that were compiled for single shapes.
+        accepted = accepted.with_runtime_cache(engine.artifact.read_runtime_cache())
+    engine.store(accepted)

@@ -5,8 +5,8 @@ every step. Separate because an earlier engine must be the one that all steps wo
 
 deploy() can find an earlier engine at three points, and `EarlierEngines` does the first two:
 
-1. `search_by_cache_key`, before the export: the user's cache_key, the weights and all other arguments are the same.
-2. `search_by_graph`, after the export: the ONNX graph and all other arguments are the same.
+1. `find_by_cache_key`, before the export: the user's cache_key, the weights and all other arguments are the same.
+2. `find_by_graph`, after the export: the ONNX graph and all other arguments are the same.
 3. `load_or_build`, before the build: everything that TensorRT reads is the same.
 
 Two kinds of keys lead to an engine. An engine key hashes what TensorRT was given; the third search has it. A record key
@@ -16,7 +16,7 @@ hashes what deploy() was given; the first two searches have it. Under a record k
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -26,11 +26,11 @@ import torch
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_facts
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.builder.load_or_build import PendingEngine, current_driver
+from torch2engine.builder.load_or_build import current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
 from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report_and_trim
+from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
@@ -38,31 +38,17 @@ from torch2engine.pipeline.request_facts import graph_facts, incomparable_attrib
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
-__all__ = ["EarlierEngines", "EngineSearch"]
+__all__ = ["EarlierEngines"]
 
 _FROM_CACHE = "engine and graph were made before and come from the cache; the graph was compared with ONNX Runtime then"
 
 
-@dataclass(frozen=True)
-class EngineSearch:
-    """The outcome of one search.
-
-    Args:
-        module: the engine in the model's place, accepted and with its report; None if no engine was found.
-        record_key: the key at which `EarlierEngines.store` records a new engine, so that this search finds it in a
-            later deploy; None if nothing was searched.
-    """
-
-    module: TRTModule | None = None
-    record_key: str | None = None
-
-
 class EarlierEngines:
-    """Finds the engine of an earlier deploy with the same facts, and stores a new one for later deploys.
+    """Finds the engine of an earlier deploy with the same facts, and records a new one for later deploys.
 
     Args:
         request: the checked arguments of deploy().
-        cache: where earlier engines may be, and where a new one goes; None for nowhere.
+        cache: where earlier engines may be, and where records go; None for nowhere.
         cache_key: the caller's name for the model's code and calibration data, or None.
         report: takes the seconds of a search, and holds the facts about a new engine. A reused engine gets a copy of
             it, to which its own findings are added.
@@ -75,42 +61,45 @@ class EarlierEngines:
         self._report = report
         reusable = cache if _may_reuse(request) else None
         self._cache = reusable  # where new records go; None for nowhere
-        self._cache_for_key = None if cache_key is None else reusable  # where `search_by_cache_key` looks
-        self._cache_for_graph = None if request.has_calibration else reusable  # where `search_by_graph` looks
+        self._cache_for_key = None if cache_key is None else reusable  # where `find_by_cache_key` looks
+        self._cache_for_graph = None if request.has_calibration else reusable  # where `find_by_graph` looks
         self._cache_key = cache_key or ""
+        self._searched_keys: list[str] = []  # the record keys of the searches so far
 
-    def search_by_cache_key(self, captured: CapturedCall) -> EngineSearch:
+    def find_by_cache_key(self, captured: CapturedCall) -> TRTModule | None:
         """Find the engine of an earlier deploy with the same cache_key, without an export.
 
         Call it in `undisturbed`, since the model answers the parity cases.
 
         Args:
             captured: the model's call.
+
+        Returns:
+            the engine in the model's place, accepted and with its report; None where nothing was found or searched.
         """
         cache = self._cache_for_key
         if cache is None:
-            return EngineSearch()
+            return None
         with self._report.phase("recall"):
             facts = model_facts(self._request, self._cache_key, captured.signature.live_parameters)
             if facts is None:
                 if reason := incomparable_attribute(self._request.model):
                     warn_user(f"cache_key is not used, and the model is deployed anew: {reason}")
-                return EngineSearch()
-            record_key = self._record_key(facts, captured)
-            earlier = self._find(cache, record_key, captured)
+                return None
+            earlier = self._find(cache, facts, captured)
         if earlier is None:
-            return EngineSearch(None, record_key)
+            return None
         captured = captured.with_axes_and_profiles_of(earlier.engine)
         with self._report.phase("reference"):
-            precisions = self._request.candidate_precisions(captured)
+            precisions = (captured.precision, self._request.precision.lowest_type)
             reference_answers = answer_parity_cases(captured, sensitivity_precisions=precisions)
-        return EngineSearch(self._accept(cache, earlier, captured, reference_answers), record_key)
+        return self._accept(cache, earlier, captured, reference_answers)
 
     @contextmanager
     def hashing_in_thread(self, artifact: OnnxArtifact) -> Generator[None]:
         """Hash an exported model's files in a thread while the body runs.
 
-        The artifact keeps the hashes, and `search_by_graph` then need not wait for them.
+        The artifact keeps the hashes, and `find_by_graph` then need not wait for them.
         """
         if self._cache_for_graph is None or self._request.config.refittable:
             yield
@@ -122,9 +111,9 @@ class EarlierEngines:
         finally:
             thread.join()
 
-    def search_by_graph(
+    def find_by_graph(
         self, artifact: OnnxArtifact, captured: CapturedCall, reference_answers: ReferenceAnswers
-    ) -> EngineSearch:
+    ) -> TRTModule | None:
         """Find the engine of an earlier deploy with the same ONNX graph, source lines included.
 
         With calibration data there is no search: other data than before would give another engine.
@@ -132,45 +121,43 @@ class EarlierEngines:
         Args:
             artifact: the exported model; the values of weights that a refit replaces don't matter.
             captured: the model's call.
-            reference: the model's answers, with which the engine is compared.
+            reference_answers: the model's answers, with which the engine is compared.
+
+        Returns:
+            as `find_by_cache_key`.
         """
         cache = self._cache_for_graph
         if cache is None:
-            return EngineSearch()
+            return None
         with self._report.phase("recall"):
             facts = graph_facts(artifact, self._request.config.refittable)
-            record_key = self._record_key(facts, captured)
-            earlier = self._find(cache, record_key, captured)
-        module = None if earlier is None else self._accept(cache, earlier, captured, reference_answers)
-        return EngineSearch(module, record_key)
+            earlier = self._find(cache, facts, captured)
+        return None if earlier is None else self._accept(cache, earlier, captured, reference_answers)
 
-    def store(self, engine: PendingEngine, module: TRTModule, found_by: Sequence[EngineSearch]) -> None:
-        """Store this deploy's engine in the cache, and record it, so that the searches of later deploys find it.
+    def record_for_later(self, engine_key: str) -> None:
+        """Record this deploy's engine under the key of every search, so that the searches of later deploys find it.
 
         Args:
-            engine: as it was loaded or built.
-            module: the accepted engine, with the weights and the compiled kernels that it has now.
-            found_by: the searches that found no engine, and will find this one in a later deploy.
+            engine_key: the key under which the engine is in the cache.
         """
-        stored = module.compiled()
-        if self._request.runtime_config.kernel_specialization != "none":
-            # A later deploy may not want kernels that were compiled for single shapes.
-            stored = stored.with_runtime_cache(engine.artifact.read_runtime_cache())
-        engine.store(stored)
         if self._cache is None:
             return
-        record = RequestRecord(engine.cache_key, self._report.reusable_findings())
-        for search in found_by:
-            if search.record_key is not None:
-                self._cache.write_record(search.record_key, record)
+        record = RequestRecord(engine_key, self._report.reusable_findings())
+        for record_key in self._searched_keys:
+            self._cache.write_record(record_key, record)
 
     def _record_key(self, facts: Mapping[str, Any], captured: CapturedCall) -> str:
         """The key of the record for the request with these facts."""
         with torch.cuda.device(captured.target_gpu):  # build_environment reads the current GPU
             return hash_facts({**request_facts(self._request, captured), **facts})
 
-    def _find(self, cache: EngineCache, record_key: str, captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was recorded under this key, if it runs here as it is."""
+    def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
+        """The engine that was recorded for a request with these facts, if it runs here as it is.
+
+        The key of this search is added to those of `record_for_later`.
+        """
+        record_key = self._record_key(facts, captured)
+        self._searched_keys.append(record_key)
         with torch.cuda.device(captured.target_gpu):  # `current_driver` asks the current GPU
             record = cache.read_record(record_key)
             engine = None if record is None else cache.take(record.engine_key)
@@ -214,7 +201,9 @@ class EarlierEngines:
             return None
         cache.refresh_record(earlier.record_key)
         report.add_notes([_FROM_CACHE])
-        return attach_report_and_trim(module, report)
+        attach_report(module, report)
+        module.trim()
+        return module
 
 
 @dataclass(frozen=True)
@@ -247,5 +236,5 @@ def _may_reuse(request: DeployRequest) -> bool:
 
 
 def _hash_files(artifact: OnnxArtifact) -> None:
-    with suppress(Torch2EngineError):  # `search_by_graph` hashes again, and raises it
+    with suppress(Torch2EngineError):  # `find_by_graph` hashes again, and raises it
         artifact.manifest()

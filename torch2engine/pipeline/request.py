@@ -31,8 +31,8 @@ from torch2engine.core.errors import InstallationError
 from torch2engine.modules.live_tensors import require_free_names
 from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
+from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.report_builder import ReportBuilder
-from torch2engine.pipeline.sample_call import SampleCall
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel
@@ -54,7 +54,7 @@ class DeployRequest:
 
     Args:
         model: the user's module, below torch's wrappers.
-        call: how the user calls it; it is checked when it is captured.
+        given: the model and the sample as the user gave them; the sample is checked when the call is captured.
         precision: the requested precision.
         has_calibration: whether calibration data were given; nothing has read them yet.
         tolerance: the requested tolerance; None for the precision's default.
@@ -64,7 +64,7 @@ class DeployRequest:
     """
 
     model: nn.Module
-    call: SampleCall
+    given: ModelAndSample
     precision: Precision
     has_calibration: bool
     tolerance: Tolerances | None
@@ -75,7 +75,7 @@ class DeployRequest:
     @classmethod
     def from_arguments(
         cls,
-        call: SampleCall,
+        given: ModelAndSample,
         precision: str | Precision,
         calibration: Iterable[Any] | None,
         tolerance: Tolerances | None,
@@ -91,11 +91,11 @@ class DeployRequest:
         """
         checked_precision = validated_precision(precision, calibration, tolerance, config, runtime_config)
         chosen_runtime = choose_runtime(runtime, config, runtime_config)
-        module = unwrap(call.model)
+        module = unwrap(given.model)
         require_lowering_tools(checked_precision, module)
         return cls(
             model=module,
-            call=call,
+            given=given,
             precision=checked_precision,
             has_calibration=calibration is not None,
             tolerance=tolerance,
@@ -107,21 +107,23 @@ class DeployRequest:
     def capture(self) -> CapturedCall:
         """Run the model on the sample, and capture the call; run it inside `undisturbed`.
 
+        All arguments that name inputs, outputs, axes, parameters or buffers of the model are checked here.
+
         Raises:
             InputError, DynamicAxisError, ExportError: as `capture_call`.
             InputError: also for a tolerance of an output that the model does not have, and for live parameters that
                 there are not, or that can't be live.
         """
-        live = find_live_parameters(self.model, self.call.live_parameters)
+        live = find_live_parameters(self.model, self.given.live_parameters)
         require_precision_of_live_parameters(self.precision, live)
         require_free_names(live)
         captured = capture_call(
             self.model,
-            self.call.sample_input,
-            self.call.dynamic_axes,
-            self.call.profiles,
-            self.call.preprocess,
-            self.call.examples,
+            self.given.sample_input,
+            self.given.dynamic_axes,
+            self.given.profiles,
+            self.given.preprocess,
+            self.given.examples,
             self.config.mutations,
             live,
         )
@@ -129,19 +131,19 @@ class DeployRequest:
         Bounds.of(self.tolerance, captured.precision).check_names(names)
         return captured
 
-    def lower(
+    def lower_and_compare(
         self,
         artifact: OnnxArtifact,
         parity_cases: Sequence[ParityCase],
         calibration: Iterable[Any] | None,
         report: ReportBuilder,
     ) -> LoweredModel:
-        """Lower an exported model to the requested precision, within its tolerance and its flavour's limits.
+        """Lower an exported model to the requested precision, and compare it with the model on ONNX Runtime.
 
         Args:
             artifact: the exported model; it stays as it is where it computes in the requested precision already.
             parity_cases, calibration: as for `torch2engine.precision.lower.lower`.
-            report: takes the phase "precision", the comparisons, the notes, and which nodes are low.
+            report: takes the phase "precision", the comparisons, the notes, and which nodes are lowered.
 
         Raises:
             as `torch2engine.precision.lower.lower`.
@@ -159,10 +161,6 @@ class DeployRequest:
             )
             report.add_lowering(lowered)
         return lowered
-
-    def candidate_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
-        """The precisions in which candidates compute: the model's own one, and the requested one."""
-        return captured.precision, self.precision.lowest_type
 
     @property
     def flavour(self) -> str | None:

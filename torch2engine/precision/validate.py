@@ -66,7 +66,7 @@ def validated_precision(
 
 
 def require_nonempty_calibration(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Refuse an empty iterator before any work is done.
+    """Refuse an empty iterator early, before the steps that take long.
 
     Returns:
         the same data. An iterator without a known length has given its first item, which the result gives first again.

@@ -1,6 +1,6 @@
-"""The model and the sample call of one deploy(): from its arguments, or from a recording in the place of the model.
+"""The model and the sample of one deploy(): from its arguments, or from a recording in the place of the model.
 
-Enters: arguments as the user gave them. Leaves: a `SampleCall`. Separate because deploy() and its fallback read the
+Enters: arguments as the user gave them. Leaves: a `ModelAndSample`. Separate because deploy() and its fallback read the
 same arguments, and nothing after them depends on where a model and its sample come from.
 """
 
@@ -14,12 +14,12 @@ from torch2engine.capture.examples import read_examples
 from torch2engine.capture.recording import Recording
 from torch2engine.core.spec import Preprocess
 
-__all__ = ["SampleCall"]
+__all__ = ["ModelAndSample"]
 
 
 @dataclass(frozen=True)
-class SampleCall:
-    """A model, and how it is called; apart from the examples, nothing is checked yet.
+class ModelAndSample:
+    """A model, and a sample of its calls, as the user gave them; apart from the examples, nothing is checked yet.
 
     Args:
         model: the user's model.
@@ -37,7 +37,7 @@ class SampleCall:
     live_parameters: Sequence[str] = ()
 
     @classmethod
-    def from_arguments(
+    def of(
         cls,
         model: Any,
         sample_input: Any,
@@ -46,7 +46,7 @@ class SampleCall:
         preprocess: Preprocess | Mapping[str, Preprocess] | None,
         examples: Iterable[Any] | None,
         live_parameters: Sequence[str] = (),
-    ) -> SampleCall:
+    ) -> ModelAndSample:
         """Take these arguments of deploy(); a `Recording` gives those that the user left out.
 
         The examples are read now, once.
