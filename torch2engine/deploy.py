@@ -169,6 +169,12 @@ def deploy(
         ParityError: ONNX Runtime or the engine differs from the model by more than the tolerance, before or after the
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
             the table.
+
+    >>> module = t2e.deploy(model, sample, axes, runtime="onnxruntime")
+    >>> module
+    ORTModule(x: float32[batch, 3, 64, 64] -> output: float32[batch, 10]; batch 1..32 (opt 8); fp32, device=cpu)
+    >>> module(torch.rand(5, 3, 64, 64)).shape
+    torch.Size([5, 10])
     """
     # A Recording gives what was left out; the examples are read, once. Then options are checked, and "auto" is decided.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)

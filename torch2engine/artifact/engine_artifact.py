@@ -36,6 +36,11 @@ class EngineArtifact(Artifact):
 
     Raises:
         ArtifactError: there is no model.plan, or the facts contradict themselves.
+
+    >>> folder = engine.save("model.t2e")
+    >>> loaded = t2e.EngineArtifact.load(folder)
+    >>> loaded.precision, loaded.hardware.flavour, loaded.files
+    ('fp32', 'tensorrt_rtx', ('model.onnx', 'model.plan'))
     """
 
     kind = "engine"

@@ -93,6 +93,12 @@ class EngineCache:
 
     Raises:
         InputError: no folder's name, a user without a home folder, or a size that is no positive int.
+
+    >>> cache = t2e.EngineCache("engines", max_bytes=5 * 2**30)
+    >>> built = t2e.build(onnx, cache=cache)
+    >>> again = t2e.build(onnx, cache=cache)  # not built, but taken out
+    >>> len(cache.entries())
+    1
     """
 
     def __init__(self, folder: str | Path | None = None, max_bytes: int = _DEFAULT_MAX_BYTES) -> None:

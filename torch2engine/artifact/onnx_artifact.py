@@ -41,6 +41,11 @@ class OnnxArtifact(Artifact):
     Raises:
         ArtifactError: there is no model.onnx, a data file is missing or lies elsewhere, or the facts contradict
             themselves.
+
+    >>> folder = onnx.save("exported.t2e")
+    >>> loaded = t2e.OnnxArtifact.load(folder)
+    >>> loaded.precision, loaded.files
+    ('fp32', ('model.onnx',))
     """
 
     kind = "onnx"

@@ -45,6 +45,14 @@ class PartsArtifact(Artifact):
 
     Raises:
         ArtifactError: a file is missing, or the facts contradict themselves.
+
+    >>> class Spectrum(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         weights = (x.mT @ x).softmax(-1)
+    ...         return torch.linalg.eigvalsh(weights + weights.mT)
+    >>> module = t2e.deploy(Spectrum(), torch.rand(5, 3), runtime="onnxruntime", fallback=True)
+    >>> t2e.PartsArtifact.load(module.save("parts.t2e")).engines
+    ('part-0-0',)
     """
 
     kind = "parts"

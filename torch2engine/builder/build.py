@@ -54,6 +54,11 @@ def build(
         InputError, DtypeError, DynamicAxisError: an input, output or profile that is not possible.
         UnsupportedOperatorError: lists every node that TensorRT can't build.
         BuildError: TensorRT failed; `log` holds its lines, and `out_of_memory` says whether they name memory.
+
+    >>> engine = t2e.build(onnx, profiles=[{"batch": (1, 1, 1)}, {"batch": (1, 8, 32)}])
+    >>> folder = engine.save("model.t2e")
+    >>> print(*engine.profiles, sep="; ")
+    batch 1..1 (opt 1); batch 1..32 (opt 8)
     """
     engine_cache = resolve_cache(cache)
     with load_or_build(

@@ -50,6 +50,12 @@ class Recording:
         calls: those whose tensors were kept: the first of each size, eight at most.
         shapes: the shapes of the tensors of every call, by the input's name.
         fault: of the first call that can't be used: it does not fit forward, or differs in more than sizes and values.
+
+    >>> with t2e.record(model) as recording:
+    ...     for batch in (8, 1):
+    ...         _ = model(sample[:batch])
+    >>> [tuple(shapes["x"]) for shapes in recording.shapes]
+    [(8, 3, 64, 64), (1, 3, 64, 64)]
     """
 
     model: nn.Module

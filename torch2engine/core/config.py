@@ -168,6 +168,10 @@ class BuildConfig:
     Raises:
         InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, or a time
             limit that is no positive number.
+
+    >>> config = t2e.BuildConfig(workspace_bytes=2**30, time_limit_s=600)
+    >>> t2e.build(onnx, config=config)
+    EngineArtifact('...', precision='fp32')
     """
 
     flavour: Flavour | None = None
@@ -241,6 +245,10 @@ class RuntimeConfig:
 
     Raises:
         InputError: a number that is no positive int, or an unknown word.
+
+    >>> module = t2e.ORTModule(onnx, runtime_config=t2e.RuntimeConfig(out_of_range="split"))
+    >>> module(torch.rand(40, 3, 64, 64)).shape  # the profile ends at 32
+    torch.Size([40, 10])
     """
 
     contexts: int = 64
@@ -315,6 +323,10 @@ class Tolerance:
 
     Raises:
         InputError: a bound that is negative or not finite.
+
+    >>> tolerance = t2e.Tolerance(rel_l2=1e-3, max_rel=1e-2)
+    >>> t2e.testing.assert_parity(model, module, sample, tolerance=tolerance).passed
+    True
     """
 
     rel_l2: float | None = None
@@ -373,6 +385,12 @@ class Budget:
 
     Raises:
         InputError: a metric without a floor or a floor without a metric, or a number out of range.
+
+    >>> def similarity(outputs, batch):
+    ...     return torch.cosine_similarity(outputs, model(batch)).mean().item()
+    >>> budget = t2e.Budget(metric=similarity, floor=0.99)
+    >>> t2e.Precision("int8", budget=budget).budget.floor
+    0.99
     """
 
     tolerance: Tolerance | None = None
@@ -423,6 +441,10 @@ class Precision:
 
     Raises:
         InputError: an unknown word, a number out of range, or options that don't go together.
+
+    >>> precision = t2e.Precision("fp16", keep_fp32=["head"])
+    >>> t2e.export(model, sample, precision=precision).precision
+    'fp16'
     """
 
     dtype: PrecisionName = "fp32"

@@ -59,6 +59,12 @@ class Torch2EngineError(Exception):
         fix: what to do, as an imperative, e.g. ``"redeploy with Axis('batch', 1, 8, 64)"``.
 
     The message reads ``subject: got X; expected Y; fix``; parts left empty are left out.
+
+    >>> try:
+    ...     module(torch.rand(64, 3, 64, 64))
+    ... except t2e.Torch2EngineError as error:
+    ...     print(error.subject, "|", error.got, "|", error.allowed, "|", error.fix)
+    input 'x' | batch = 64 | 1..32 | redeploy with Axis('batch', 1, 8, 64)
     """
 
     def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "") -> None:
@@ -93,7 +99,19 @@ def _rebuild(cls: type[Torch2EngineError], args: tuple[Any, ...]) -> Torch2Engin
 
 @public
 class InstallationError(Torch2EngineError):
-    """TensorRT, the driver or the GPU is missing or mismatched; ``fix`` is the line that corrects it."""
+    """TensorRT, the driver or the GPU is missing or mismatched; ``fix`` is the line that corrects it.
+
+    On a machine without a GPU:
+
+    >>> folder = engine.save("model.t2e")
+    >>> t2e.load(folder)
+    Traceback (most recent call last):
+    torch2engine.InstallationError: PyTorch: got torch ..., which sees no CUDA device; expected a CUDA device, since
+    TRTModule works on CUDA tensors; install a CUDA build of torch on a machine with a GPU; or load it with
+    runtime='onnxruntime', which runs its model.onnx on the CPU
+    >>> t2e.load(folder, runtime="onnxruntime")(sample).shape
+    torch.Size([8, 10])
+    """
 
 
 @public
@@ -102,6 +120,15 @@ class ExportError(Torch2EngineError):
 
     Attributes:
         source: ``"FILE:LINE"`` of the user's code that stopped the export, or ``""`` if torch gave no line.
+
+    >>> class Choice(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x if x.sum() > 0 else -x
+    >>> t2e.export(Choice(), torch.ones(3))
+    Traceback (most recent call last):
+    torch2engine.ExportError: torch.export: got a branch or a shape that depends on a tensor's values; expected control
+    flow that does not look into tensors; use torch.where for a choice of values, torch.cond
+    for a branch, torch.clamp for a bound
     """
 
     def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", source: str = "") -> None:
@@ -120,6 +147,15 @@ class DynamicAxisError(ExportError):
     Attributes:
         axis: the axis's name, or ``""`` where the request is wrong before an axis is known.
         source: ``"FILE:LINE"`` that pins the axis, or ``""``.
+
+    >>> class Pinned(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return x.reshape(8, -1)
+    >>> t2e.export(Pinned(), torch.rand(8, 4), {"x": {0: "batch"}})
+    Traceback (most recent call last):
+    torch2engine.DynamicAxisError: axis 'batch': got a model that pins it down; expected one that also works with
+    other sizes than batch = 8; compute with x.shape or -1 instead of a fixed size there, or leave 'batch' out of
+    dynamic_axes
     """
 
     def __init__(
@@ -160,6 +196,15 @@ class UnsupportedOperatorError(Torch2EngineError):
 
     Attributes:
         nodes: every unsupported node: operator, node name, torch module path, source line, reason.
+
+    >>> class Eigenvalues(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         return torch.linalg.eigh(x)[0]
+    >>> t2e.export(Eigenvalues(), torch.eye(3))
+    Traceback (most recent call last):
+    torch2engine.UnsupportedOperatorError: torch.onnx: got no ONNX form for aten._linalg_eigh; expected operators that
+    have one; write these lines with other PyTorch operators
+    aten._linalg_eigh (_linalg_eigh)...: no ONNX function
     """
 
     def __init__(
@@ -185,6 +230,11 @@ class BuildError(Torch2EngineError):
     Attributes:
         log: TensorRT's own last lines, oldest first; then the nodes that they name, with module and line.
         out_of_memory: True if TensorRT's lines name memory as the cause.
+
+    >>> t2e.build(onnx, config=t2e.BuildConfig(time_limit_s=0.01))
+    Traceback (most recent call last):
+    torch2engine.BuildError: TensorRT build: got no plan after 0.01 s, ...; expected a plan within
+    BuildConfig.time_limit_s; allow more time with BuildConfig(time_limit_s=...), or None for no limit
     """
 
     def __init__(
@@ -207,7 +257,14 @@ class BuildError(Torch2EngineError):
 
 @public
 class PrecisionError(BuildError):
-    """The engine, or the ONNX graph for it, does not compute in the requested precision."""
+    """The engine, or the ONNX graph for it, does not compute in the requested precision.
+
+    >>> t2e.export(torch.nn.ReLU(), torch.ones(3), precision="int8")
+    Traceback (most recent call last):
+    torch2engine.PrecisionError: precision 'int8': got none of the graph's 1 floating-point nodes in it: none has an
+    operator that this precision changes; expected at least one that computes in it; leave precision out, or look at
+    calibration data and keep_fp32
+    """
 
 
 @public
@@ -216,6 +273,13 @@ class ParityError(Torch2EngineError):
 
     Attributes:
         report: the ParityReport with every figure; its table is part of the message.
+
+    >>> t2e.testing.assert_parity(torch.nn.GELU(), torch.nn.ReLU(), torch.linspace(-3, 3, 50))
+    Traceback (most recent call last):
+    torch2engine.ParityError: parity, reference vs candidate: got output 'output': relative L2 is 0.08..., at most
+    0.00025 is allowed; expected answers within the tolerance; if the difference is meant, pass a wider
+    tolerance=Tolerance(...)
+    ...
     """
 
     def __init__(self, subject: str, *, report: Any, got: str = "", allowed: str = "", fix: str = "") -> None:
@@ -232,6 +296,10 @@ class InputError(Torch2EngineError, ValueError):
 
     Attributes:
         name: the input's name as in the signature, or ``""``.
+
+    >>> module(sample, sample)
+    Traceback (most recent call last):
+    torch2engine.InputError: call: got 2 positional arguments; expected at most 1: x; leave out the rest
     """
 
     def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", name: str = "") -> None:
@@ -241,17 +309,33 @@ class InputError(Torch2EngineError, ValueError):
 
 @public
 class ShapeError(InputError):
-    """An input's rank or an axis is outside what the engine was built for."""
+    """An input's rank or an axis is outside what the engine was built for.
+
+    >>> module(torch.rand(64, 3, 64, 64))
+    Traceback (most recent call last):
+    torch2engine.ShapeError: input 'x': got batch = 64; expected 1..32; redeploy with Axis('batch', 1, 8, 64)
+    """
 
 
 @public
 class DtypeError(InputError, TypeError):
-    """An input's dtype is not the signature's and can't be cast to it without loss."""
+    """An input's dtype is not the signature's and can't be cast to it without loss.
+
+    >>> module(sample.double())
+    Traceback (most recent call last):
+    torch2engine.DtypeError: input 'x': got dtype float64; expected float32 (or float16, bfloat16, cast without loss);
+    cast it yourself with .to(float32) if the loss is meant
+    """
 
 
 @public
 class DeviceError(InputError):
-    """An input lives on another device, or the engine was carried into a process that can't use it."""
+    """An input lives on another device, or the engine was carried into a process that can't use it.
+
+    >>> module(sample.to("meta"))
+    Traceback (most recent call last):
+    torch2engine.DeviceError: input 'x': got device meta; expected cpu, where the module runs; move it with .to('cpu')
+    """
 
 
 @public
@@ -260,6 +344,11 @@ class ArtifactError(Torch2EngineError):
 
     Attributes:
         path: the file or folder that is at fault.
+
+    >>> t2e.load("nowhere.t2e")
+    Traceback (most recent call last):
+    torch2engine.ArtifactError: artifact '...nowhere.t2e': got no such folder; expected a saved artifact's folder;
+    give the folder that torch2engine saved
     """
 
     def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", path: str = "") -> None:
@@ -269,4 +358,10 @@ class ArtifactError(Torch2EngineError):
 
 @public
 class RefitError(Torch2EngineError):
-    """Live weights can't be written into the engine: not covered, or the structure changed."""
+    """Live weights can't be written into the engine: not covered, or the structure changed.
+
+    >>> module.refit(model)
+    Traceback (most recent call last):
+    torch2engine.RefitError: ORTModule: got a module that was not deployed to be refitted; expected a module of
+    deploy(..., config=BuildConfig(refittable=True)); deploy the model again with that
+    """

@@ -25,6 +25,13 @@ class Finding:
         measured: what was found in this model, with figures.
         why: why it matters.
         suggestion: what to try.
+
+    >>> turned = sample.transpose(2, 3)
+    >>> findings = t2e.explain(module, turned).findings
+    >>> print(next(finding for finding in findings if finding.name == "copies"))
+    copies: every call converts inputs: 'x' is not contiguous (strides (12288, 4096, 1, 64)). A copy of an input costs a
+    kernel and its memory before the engine begins. Try: inputs in the engine's dtype and contiguous, made so once and
+    not in every call
     """
 
     name: str

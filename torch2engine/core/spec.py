@@ -111,6 +111,12 @@ class Axis:
 
     Raises:
         DynamicAxisError: the name is no identifier, or the numbers contradict each other.
+
+    >>> batch = t2e.Axis("batch", min=1, opt=8, max=32)
+    >>> time = t2e.Axis("time", max=512, multiple_of=8)
+    >>> dynamic_axes = {"ids": {0: batch, 1: time}, "mask": {0: batch, 1: time}}
+    >>> time.min
+    8
     """
 
     name: str
@@ -218,6 +224,12 @@ class Profile:
 
     Raises:
         DynamicAxisError: a range is not three ints with 1 <= min <= opt <= max.
+
+    >>> profile = t2e.Profile({"batch": (1, 8, 32)})
+    >>> print(profile)
+    batch 1..32 (opt 8)
+    >>> engine.profiles == (profile,)
+    True
     """
 
     ranges: Mapping[str, Range]

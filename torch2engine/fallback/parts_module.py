@@ -48,6 +48,14 @@ class PartsModule(DeployedModule[PartsBackend]):
         device: where to run; None for the CPU, or with TensorRT engines for the first input's GPU.
         runtime_config: how it answers.
         reference: the PyTorch module that answers under out_of_range="eager".
+
+    >>> class Spectrum(torch.nn.Module):
+    ...     def forward(self, x):
+    ...         weights = (x.mT @ x).softmax(-1)
+    ...         return torch.linalg.eigvalsh(weights + weights.mT)
+    >>> module = t2e.deploy(Spectrum(), torch.rand(5, 3), runtime="onnxruntime", fallback=True)
+    >>> print(module.report.notes[0])
+    in PyTorch: aten.linalg_eigvalsh...: no ONNX function (... µs a call)
     """
 
     def __init__(

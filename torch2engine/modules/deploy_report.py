@@ -45,6 +45,10 @@ class DeployReport:
             float32 and for ONNX Runtime.
         findings: what makes the engine slower than it could be, as far as it shows without a call. `explain` has those
             that must be measured, too.
+
+    >>> report = module.report
+    >>> report.precision, [parity.passed for parity in report.parity], list(report.seconds)
+    ('fp32', [True], ['capture', 'export', 'reference', 'check'])
     """
 
     parity: tuple[ParityReport, ...]

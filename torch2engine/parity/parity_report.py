@@ -112,6 +112,10 @@ class ParityReport:
         advice: what to do first if it failed, as an imperative; "" if only a wider tolerance helps.
 
     Printed, it is a table in plain text. `passed` is a bool; `verdict` also says whether passing proves something.
+
+    >>> report = module.report.parity[0]
+    >>> report.subject, report.passed, [row.case for row in report.rows]
+    ('PyTorch vs ONNX Runtime', True, ['min', 'opt', 'max', 'random'])
     """
 
     rows: tuple[OutputParity, ...]

@@ -55,6 +55,10 @@ def check(
 
     Raises:
         InputError, ShapeError: the sample or an example does not fit the artifact's signature.
+
+    >>> report = t2e.check(model, onnx, sample, examples=[sample[:1]])
+    >>> report.passed
+    True
     """
     model = unwrap(model)
     given = read_examples(examples)

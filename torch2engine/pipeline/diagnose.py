@@ -70,10 +70,7 @@ def diagnose(
         ArtifactError: the module comes without its model.onnx.
         InputError, ShapeError: the inputs do not fit the module.
 
-    >>> import torch, torch2engine as t2e
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()).eval()
-    >>> module = t2e.deploy(model, torch.rand(3, 4), runtime="onnxruntime", progress=None)
-    >>> t2e.diagnose(model, module, torch.rand(3, 4)).passed
+    >>> t2e.diagnose(model, module, sample).passed
     True
     """
     model = unwrap(model)

@@ -68,15 +68,12 @@ class Diagnosis:
         differences: all that was compared, in the order in which the model computes it.
         command: a Polygraphy command that compares the same tensors, or "".
 
-    >>> import torch, torch2engine as t2e
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).eval()
-    >>> x = torch.rand(3, 4)
-    >>> module = t2e.deploy(model, x, runtime="onnxruntime", progress=None)
-    >>> with torch.no_grad():
-    ...     _ = model[2].bias.add_(1)
-    >>> found = t2e.diagnose(model, module, x)
+    >>> import copy
+    >>> changed = copy.deepcopy(model)
+    >>> changed.head.bias.data += 1
+    >>> found = t2e.diagnose(changed, module, sample)
     >>> found.stage, found.first.module
-    ('graph', '2')
+    ('graph', 'head')
     """
 
     parity: ParityReport

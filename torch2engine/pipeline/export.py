@@ -67,6 +67,10 @@ def export(
     Raises:
         InputError, DynamicAxisError, ExportError, UnsupportedOperatorError: as `deploy` does.
         InstallationError, PrecisionError, ParityError: the low precision is not possible, or answers differently.
+
+    >>> artifact = t2e.export(model, sample, axes)
+    >>> artifact.signature.outputs[0].shape
+    ('batch', 10)
     """
     options = BuildConfig(refittable=refittable, mutations=mutations)
     calibration = require_nonempty_calibration(calibration)

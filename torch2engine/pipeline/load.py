@@ -86,6 +86,10 @@ def load(
         DeviceError: `device` is a GPU for an exported model, or the CPU for an engine.
         InputError: a runtime that can't run it, options that it does not have, or a reference that is missing or has no
             use.
+
+    >>> loaded = t2e.load(module.save("model.t2e"))
+    >>> torch.equal(loaded(sample), module(sample))
+    True
     """
     require_choice("runtime", runtime, (None, *RUNTIMES))
     artifact = load_artifact(path, to_run=runtime != "onnxruntime")

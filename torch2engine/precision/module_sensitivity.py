@@ -66,6 +66,10 @@ def sensitivity(
 
     Raises:
         InputError, DynamicAxisError, ExportError, UnsupportedOperatorError: as `deploy`.
+
+    >>> measured = t2e.sensitivity(model, sample, precision="fp16")
+    >>> sorted(measured.errors)
+    ['', 'conv', 'head']
     """
     low_precision = Precision.of(precision)
     dtype = low_precision.dtype

@@ -68,6 +68,14 @@ class Processor:
             inputs or outputs, and ml_dtypes is not installed.
         InputError: an option that is not valid, or that a Processor does not have.
         BuildError: the GPU's memory is full.
+
+    >>> def classify(folder, images):
+    ...     with t2e.Processor(folder) as processor:  # on the first GPU
+    ...         return processor.infer({"x": images})["output"].argmax(1)
+    >>> t2e.Processor(onnx)
+    Traceback (most recent call last):
+    torch2engine.ArtifactError: artifact: got an exported model; expected an engine, which a Processor runs; build it
+    with torch2engine.build(artifact), or serve it by torch2engine.load
     """
 
     def __init__(

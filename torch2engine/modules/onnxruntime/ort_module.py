@@ -43,6 +43,12 @@ class ORTModule(DeployedModule[OnnxRuntimeBackend, Model_co]):
 
     Raises:
         InputError: an option that only a GPU engine has, or a reference that does not fit out_of_range.
+
+    >>> module = t2e.ORTModule(onnx)
+    >>> module
+    ORTModule(x: float32[batch, 3, 64, 64] -> output: float32[batch, 10]; batch 1..32 (opt 8); fp32, device=cpu)
+    >>> module(sample).shape
+    torch.Size([8, 10])
     """
 
     def __init__(

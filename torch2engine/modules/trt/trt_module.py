@@ -53,6 +53,9 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
         device: where to run; None binds to the first input's device.
         runtime_config: how it answers.
         reference: the PyTorch module that answers under out_of_range="eager".
+
+    >>> t2e.TRTModule(engine)
+    TRTModule(x: float32[batch, 3, 64, 64] -> output: float32[batch, 10]; batch 1..32 (opt 8); fp32, device=None)
     """
 
     def __init__(
