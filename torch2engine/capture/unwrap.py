@@ -27,7 +27,8 @@ def unwrap(model: Any) -> nn.Module:
 
     Raises:
         InputError: no nn.Module, a module that is deployed already, or one that can't be traced. The last is or holds a
-            ScriptModule or packed quantised weights, or its parameters are lazy or were made in inference mode.
+            ScriptModule or packed quantised weights, or its parameters are lazy, on the meta device, or were made in
+            inference mode.
     """
     inner = model
     while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
@@ -92,6 +93,10 @@ def _check_tensors(model: nn.Module) -> None:
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             got = f"a lazy parameter '{name}' without a shape"
             raise InputError("model", got=got, allowed="parameters with values", fix="call the model once first")
+        if tensor.is_meta:
+            got = f"'{name}' on the meta device, which holds no values"
+            fix = "make the model on a real device, or call model.to_empty(device=...) and load a state_dict"
+            raise InputError("model", got=got, allowed="parameters with values", fix=fix)
         if tensor.is_inference() and tensor.requires_grad:
             got = f"a parameter '{name}' that was made in inference mode and requires grad"
             fix = "make or load the model outside torch.inference_mode()"
