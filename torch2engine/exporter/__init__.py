@@ -17,9 +17,10 @@ The steps of the first, in this order:
 - `translate`: `decompositions`, `batch_norm`, torch.onnx with its `operator_registry`, then `optimize`;
   `trace_weights` for a model that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
-- `fake_quant`, `given_masks`, `quiet_exporters`, `torch_program`: the model's own quantisers, masks of nn.Transformer,
-  silence, and facts about torch's program.
-- `composite_operators`, `cached_annotations`: they save torch.export work that it repeats.
+- `export_context`: what holds for the time of an export. `fake_quant` and `given_masks` keep the model's own quantisers
+  and the masks of nn.Transformer, `quiet_exporters` gives silence, and `composite_operators` and `cached_annotations`
+  save torch.export work that it repeats.
+- `torch_program`: facts about torch's program.
 
 Public: `export_onnx`, `program`. The other files belong to this folder alone.
 """

@@ -30,12 +30,8 @@ from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import quote
 from torch2engine.exporter.axis_symbols import check_output_axes, find_axis_symbols, output_specs
-from torch2engine.exporter.cached_annotations import cached_annotations
-from torch2engine.exporter.composite_operators import composite_operators_loaded_once
-from torch2engine.exporter.fake_quant import quantizers_as_operators
-from torch2engine.exporter.given_masks import masks_as_given
+from torch2engine.exporter.export_context import export_context
 from torch2engine.exporter.onnx_names import drop_saturation, name_axes, name_tensors, record_origins
-from torch2engine.exporter.quiet_exporters import quiet_exporters
 from torch2engine.exporter.torch_program import lowest_precision
 from torch2engine.exporter.trace import trace
 from torch2engine.exporter.translate import TranslatedModel, translate_to_onnx
@@ -62,13 +58,13 @@ def export_onnx(captured: CapturedCall, refittable: bool = False) -> OnnxArtifac
         ExportError: torch can't trace the model, or its ONNX graph does not have the signature.
         UnsupportedOperatorError: operators without an ONNX form.
     """
-    with _own_cycles_collected(), composite_operators_loaded_once(), cached_annotations():
+    with _own_cycles_collected():
         return _export(captured, refittable)
 
 
 def _export(captured: CapturedCall, refittable: bool) -> OnnxArtifact:
     model = captured.reference.model
-    with quiet_exporters(), masks_as_given(), quantizers_as_operators(model) as quantized_precision:
+    with export_context(model) as quantized_precision:
         traced = trace(captured)
         captured = traced.captured
         symbols = find_axis_symbols(traced)

@@ -16,12 +16,8 @@ from torch import fx
 from torch.export.graph_signature import InputKind
 
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.exporter.cached_annotations import cached_annotations
-from torch2engine.exporter.composite_operators import composite_operators_loaded_once
-from torch2engine.exporter.fake_quant import quantizers_as_operators
+from torch2engine.exporter.export_context import export_context
 from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
-from torch2engine.exporter.given_masks import masks_as_given
-from torch2engine.exporter.quiet_exporters import quiet_exporters
 from torch2engine.exporter.trace import trace
 
 __all__ = ["FunctionalExport", "FunctionalProgram", "export_functional_program"]
@@ -102,14 +98,7 @@ def export_functional_program(captured: CapturedCall) -> FunctionalExport:
     Raises:
         DynamicAxisError, ExportError: as `export_onnx`.
     """
-    model = captured.reference.model
-    with (
-        quiet_exporters(),
-        composite_operators_loaded_once(),
-        cached_annotations(),
-        masks_as_given(),
-        quantizers_as_operators(model),
-    ):
+    with export_context(captured.reference.model):
         traced = trace(captured)
         exported = traced.program.run_decompositions({})  # nothing but writes is decomposed
     return FunctionalExport(traced.captured, exported)
