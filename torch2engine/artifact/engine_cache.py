@@ -46,7 +46,7 @@ _DEFAULT_MAX_BYTES = 20 << 30
 _RECORD_GRACE_S = 60.0  # a younger record stays, because its engine may not be stored yet
 _RECORD_LIFETIME_S = 90 * 24 * 3600.0
 _DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL, errno.EFBIG, errno.ENXIO)
-_LOG = logging.getLogger("torch2engine.cache")
+_logger = logging.getLogger("torch2engine.cache")
 
 Cache: TypeAlias = "EngineCache | str | Path | bool | None"
 
@@ -129,14 +129,14 @@ class EngineCache:
             cached = EngineArtifact.load(path)
         except (ArtifactError, OSError) as error:
             if not _is_damage(error):
-                _LOG.warning("an engine in the cache can't be read and is built anew: %s", error)
+                _logger.warning("an engine in the cache can't be read and is built anew: %s", error)
             elif self._discard(path):  # otherwise another process has just removed it
                 warnings.warn(f"an engine in the cache was damaged and is built anew: {error}", stacklevel=2)
             return None
         try:
             engine = cached.linked()
         except ArtifactError as error:
-            _LOG.warning("an engine in the cache can't be taken and is built anew: %s", error)
+            _logger.warning("an engine in the cache can't be taken and is built anew: %s", error)
             return None
         with contextlib.suppress(OSError):  # the cache may be read-only
             os.utime(path / NAME)
@@ -152,12 +152,12 @@ class EngineCache:
             if not self._make_folder():
                 return
             if path.is_symlink():  # `save` would replace the folder that the link points to
-                _LOG.warning("the engine cache '%s' can't keep an engine: '%s' is a link", self._folder, path)
+                _logger.warning("the engine cache '%s' can't keep an engine: '%s' is a link", self._folder, path)
                 return
             engine.save(path)
             path.chmod(0o700)  # whatever the umask
         except (ArtifactError, OSError) as error:
-            _LOG.warning("the engine cache '%s' can't keep an engine: %s", self._folder, error)
+            _logger.warning("the engine cache '%s' can't keep an engine: %s", self._folder, error)
             return
         self.prune(keep=key)
 
@@ -183,7 +183,7 @@ class EngineCache:
             finally:
                 staging.unlink(missing_ok=True)
         except (OSError, TypeError, ValueError) as error:
-            _LOG.warning("the engine cache '%s' can't keep a record: %s", self._folder, error)
+            _logger.warning("the engine cache '%s' can't keep a record: %s", self._folder, error)
 
     def read_record(self, request_key: str) -> RequestRecord | None:
         """Find the record of a request; None if there is none, or if it can't be read."""
@@ -308,7 +308,7 @@ class EngineCache:
         """Whether nobody else can write here, or put another folder in this one's place: an engine is code."""
         reason = distrust(self._folder)
         if reason:
-            _LOG.warning("the engine cache '%s' is not used: %s", self._folder, reason)
+            _logger.warning("the engine cache '%s' is not used: %s", self._folder, reason)
         return not reason
 
     def _make_folder(self) -> bool:
@@ -325,7 +325,7 @@ class EngineCache:
                 return None
             return os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            _LOG.warning("the engine cache '%s' can't be used: %s", self._folder, error)
+            _logger.warning("the engine cache '%s' can't be used: %s", self._folder, error)
             return None
 
     def _discard(self, path: Path) -> bool:
@@ -372,7 +372,7 @@ def _make_own_folder(folder: Path) -> bool:
         folder.mkdir(mode=0o700)
     is_own = is_own_folder(folder)
     if not is_own:
-        _LOG.warning("the engine cache '%s' is not used: '%s' is not its own folder", folder.parent, folder.name)
+        _logger.warning("the engine cache '%s' is not used: '%s' is not its own folder", folder.parent, folder.name)
     return is_own
 
 
@@ -416,7 +416,7 @@ def resolve_cache(cache: object, cache_key: object = None) -> EngineCache | None
         try:
             return EngineCache()
         except InputError as error:
-            _LOG.warning("no engine cache is used: %s", error)
+            _logger.warning("no engine cache is used: %s", error)
             return None
     if isinstance(cache, (str, Path)):
         return EngineCache(cache)

@@ -3,8 +3,7 @@
 Enters: nothing. Leaves: rows of plain facts, and sets of names that follow from them. Separate so that each fact about
 a precision stands in one place: configuration, export, rewriting, comparisons and reports all need them.
 
-A new precision is one row here and the pass that rewrites a graph for it (`precision/graph/`); a quantised one also
-needs its packer in `quantized_writer`.
+A new precision is one row here. ARCHITECTURE.md names the other files that it needs ("Where a change goes").
 """
 
 from __future__ import annotations

@@ -78,21 +78,21 @@ class EngineCandidate:
 
     @classmethod
     def of_earlier_deploy(
-        cls, engine: EngineArtifact, lowered_to: str | None, requested: DeployRequest, reference: ReferenceAnswers
+        cls, engine: EngineArtifact, lowered_to: str | None, request: DeployRequest, reference_answers: ReferenceAnswers
     ) -> EngineCandidate:
         """An engine that an earlier deploy built, compared with the model's answers of today.
 
         Args:
             engine: of the earlier deploy.
             lowered_to: the precision that its graph was lowered to; None where it was not lowered.
-            requested: the request of today.
-            reference: the model's answers, in the model's own dtypes.
+            request: the request of today.
+            reference_answers: the model's answers, in the model's own dtypes.
         """
-        parity_cases = reference.parity_cases
-        tolerance = requested.tolerance
+        parity_cases = reference_answers.parity_cases
+        tolerance = request.tolerance
         judged_as: str | None = None
         if lowered_to is not None:
-            precision = replace(requested.precision, dtype=lowered_to)
+            precision = replace(request.precision, dtype=lowered_to)
             tolerance = tolerance_for(precision, tolerance)
             judged_as = precision.lowest_type
             kept_cases = parity_cases_for(lowered_to, parity_cases)
@@ -104,7 +104,7 @@ class EngineCandidate:
             refit_tolerance=tolerance,
             judged_as=judged_as,
             is_reused=True,
-            notes=reference.notes,
+            notes=reference_answers.notes,
         )
 
 

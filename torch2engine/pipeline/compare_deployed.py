@@ -24,7 +24,7 @@ from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.deployed import DeployedModule, runtime_kind
+from torch2engine.modules.deployed import DeployedModule, artifact_of, runtime_kind
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
@@ -96,7 +96,9 @@ def compare_modules(
     matches = _match_inputs(candidate.signature.inputs, reference.signature.inputs)
     if inputs is None:
         live = list(candidate.live_parameters.values())
-        cases = random_cases(candidate.signature, corner_sizes(_profiles(candidate)), torch.device("cpu"), live)
+        cases = random_cases(
+            candidate.signature, corner_sizes(artifact_of(candidate).profiles), torch.device("cpu"), live
+        )
     else:
         cases = {"input": list(inputs)}
     order = [matches[spec.name] for spec in reference.signature.inputs]
@@ -195,11 +197,7 @@ def _with_shapes_of(candidate: DeployedModule[Any], captured: CapturedCall, matc
     )
     signature = replace(captured.signature, inputs=inputs, axes=candidate.signature.axes)
     signature.resolve([leaf.shape for leaf in captured.sample])
-    return replace(captured, signature=signature, profiles=_profiles(candidate))
-
-
-def _profiles(module: DeployedModule[Any]) -> Any:
-    return module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # a step that composes it
+    return replace(captured, signature=signature, profiles=artifact_of(candidate).profiles)
 
 
 def _named_like(

@@ -23,7 +23,7 @@ from torch2engine.precision.validate import require_low_nodes
 __all__ = ["BudgetSearch"]
 
 _FIX = "lower the floor, allow more rebuilds, or ask for a higher precision"
-_LOG = logging.getLogger("torch2engine.precision")
+_logger = logging.getLogger("torch2engine.precision")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class BudgetSearch:
 
     def _record(self, attempt: str) -> None:
         self._attempts.append(attempt)
-        _LOG.info(attempt)
+        _logger.info(attempt)
 
 
 def _bound(lowered: LoweredModel) -> float:

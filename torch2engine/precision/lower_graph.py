@@ -56,7 +56,12 @@ _UNBOUNDED = Tolerance(rel_l2=1e6, max_rel=1e6, mismatch=1.0)
 class GraphLowering:
     """Makes lowered graphs of one model.
 
-    Args: as for `lower`; progress is reported to `report`.
+    Args:
+        artifact: the exported model.
+        precision: the requested one, and what it may cost.
+        cases: the parity cases; also the calibration data where there is no other.
+        calibration, tolerance, flavour: as for `torch2engine.precision.lower.lower`.
+        report: receives every batch of the calibration data.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """One stream of a Processor: contexts, device memory, and every step of a call in its order.
 
-Enters: staged inputs. Leaves: copies in, the inference and copies out, enqueued one after the other. Separate because
-copies overlap here. All work of one executor is on one stream, so its memory is used again without a wait for the GPU.
-Two executors share no memory that is written to, so one copies while another one computes.
+Enters: staged inputs. Leaves: copies in, the inference and copies out, enqueued one after the other on one stream.
+Separate because the session uses several executors at once. They share no memory that is written to, so one copies
+while another one computes. Each uses its own memory again without a wait for the GPU, since its stream keeps the order.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class _OnDemandAllocator:
 
 
 class ArrayStreamExecutor:
-    """One stream with its contexts and its memory. The caller holds `lock`, but for `waiting`.
+    """One stream with its contexts and its memory. The caller holds `lock`; `waiting` alone needs the session's lock.
 
     Args:
         engine: makes the contexts.
@@ -325,7 +325,8 @@ class ArrayStreamExecutor:
             self.pool.drop_context(prepared)  # A capture that failed half-way may have left it unusable.
             if not isinstance(error, NotCapturable):
                 raise
-            if self._captures.count_failure():
+            was_last_attempt = self._captures.count_failure()
+            if was_last_attempt:
                 _logger.warning("Processor answers without CUDA graphs from now on: %s", error)
         return self.pool.prepare(prepared, self.stream.handle)
 

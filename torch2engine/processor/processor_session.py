@@ -194,7 +194,10 @@ class ProcessorSession:
     # Which call gets which executor and which staging buffers.
 
     def _choose_executor(self) -> ArrayStreamExecutor:
-        """The executor with the fewest calls. Among equals it is the first, whose contexts are in the caches."""
+        """The executor with the fewest calls, so that its copies overlap with another one's computing.
+
+        Among equals it is the first, whose contexts are in the caches.
+        """
         with self._lock:
             if not self._executors:
                 raise closed_error()
@@ -215,7 +218,7 @@ class ProcessorSession:
 
     def _count_use(self, blocking: bool) -> None:
         self._in_use[blocking] += 1
-        # As many calls may overlap again.
+        # So many calls may overlap again later, and then need no new buffers.
         self._max_spare[blocking] = max(self._max_spare[blocking], self._in_use[blocking])
 
     def _give_back(self, staging: StagingBuffers, executor: ArrayStreamExecutor | None) -> None:

@@ -18,7 +18,7 @@ __all__ = ["ContextPool", "PreparedShape", "Shapes"]
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class ShapeOutputs(Protocol):
+class OutputsOfContext(Protocol):
     """The outputs of one prepared shape, as TRTModule or Processor sees them."""
 
     def set_shapes(self, shapes: Sequence[tuple[int, ...]]) -> None:
@@ -30,7 +30,7 @@ class ShapeOutputs(Protocol):
         ...
 
 
-class ShapeGraphs(Protocol):
+class GraphsOfContext(Protocol):
     """The CUDA graphs of one prepared shape."""
 
     def __len__(self) -> int: ...
@@ -44,8 +44,8 @@ class ShapeGraphs(Protocol):
         ...
 
 
-OutputsT = TypeVar("OutputsT", bound=ShapeOutputs)
-GraphsT = TypeVar("GraphsT", bound=ShapeGraphs)
+OutputsT = TypeVar("OutputsT", bound=OutputsOfContext)
+GraphsT = TypeVar("GraphsT", bound=GraphsOfContext)
 
 
 class PreparedShape(Generic[OutputsT, GraphsT]):

@@ -57,13 +57,13 @@ class StreamExecutor:
         # The legacy default stream can neither be captured nor enqueued on without a device-wide wait.
         self._dedicated_stream = DedicatedStream()
         self._side_handle = self._dedicated_stream.handle
-        self._side = torch.cuda.ExternalStream(self._side_handle, device)
-        self._forked = torch.cuda.Event()
-        self._done = torch.cuda.Event()
-        self._done.record(self._side)  # makes it, so that graphs can take its handle
+        self._side_stream = torch.cuda.ExternalStream(self._side_handle, device)
+        self._side_may_start = torch.cuda.Event()
+        self._work_done = torch.cuda.Event()
+        self._work_done.record(self._side_stream)  # makes it, so that graphs can take its handle
         # The pool must hold no method of this executor: a dropped module would wait for the cyclic garbage collector.
         self.pool: ContextPool[OutputTensors, ShapeGraphs, TensorMemory] = ContextPool(
-            engine, config.contexts, config.max_shapes, partial(allocate_memory, device), self._done.synchronize
+            engine, config.contexts, config.max_shapes, partial(allocate_memory, device), self._work_done.synchronize
         )
 
     @property
@@ -129,20 +129,20 @@ class StreamExecutor:
     def _take_over(self, handle: int) -> None:
         """Let another stream than the last one wait until the executor's memory is no longer in use."""
         stream = self._stream_of(handle)
-        stream.wait_event(self._done)
-        self._side.wait_event(self._done)  # where a context changes its profile before the fork
+        stream.wait_event(self._work_done)
+        self._side_stream.wait_event(self._work_done)  # where a context changes its profile before the fork
         # A stream that is not PyTorch's (its id is its handle) may be destroyed and its handle be given to another.
         is_lasting = (stream.stream_id != handle or not handle) and handle != PER_THREAD_STREAM
         self._last_handle = handle if is_lasting else None
 
     def _fork(self, caller: torch.cuda.Stream) -> None:
         """Let the side stream wait for the caller's."""
-        self._forked.record(caller)
-        self._side.wait_event(self._forked)
+        self._side_may_start.record(caller)
+        self._side_stream.wait_event(self._side_may_start)
 
     def _join(self, caller: torch.cuda.Stream) -> None:
         """Let the caller's stream wait for the side stream; so it may free inputs and temporaries as its own."""
-        caller.wait_event(self._done)
+        caller.wait_event(self._work_done)
 
     # Ways to compute where no CUDA graph for these very addresses exists.
 
@@ -162,7 +162,7 @@ class StreamExecutor:
         captures = self._captures
         if captures.is_enabled and captures.is_warm(prepared) and not prepared.outputs.data_dependent:
             try:
-                if self._addresses_deserve_graph(prepared, key):
+                if self._count_sighting(prepared, key):
                     self._capture_and_launch(prepared, key, handle)
                     return outputs
                 if self._static_buffers_pay(prepared, inputs):
@@ -172,7 +172,8 @@ class StreamExecutor:
                 self._count_failed_capture(prepared, str(error))
         return self._enqueue(prepared, outputs, key, handle)
 
-    def _addresses_deserve_graph(self, prepared: PreparedTensors, key: tuple[int, ...]) -> bool:
+    def _count_sighting(self, prepared: PreparedTensors, key: tuple[int, ...]) -> bool:
+        """Count a call at these addresses, unless captures are paused; True if it is time to capture a graph."""
         now = prepared.last_used
         if self._captures.is_paused(now) or not prepared.graphs.count_sighting(key):
             return False
@@ -186,7 +187,7 @@ class StreamExecutor:
 
     def _capture_and_launch(self, prepared: PreparedTensors, key: tuple[int, ...], handle: int) -> None:
         if prepared.graphs.is_full:  # graphs for addresses that no longer occur
-            self._done.synchronize()
+            self._work_done.synchronize()
             prepared.graphs.drop()
         graph = self._capture(prepared, key)
         prepared.graphs.add(key, graph)
@@ -207,7 +208,7 @@ class StreamExecutor:
                 for result, buffer in zip(outputs, static.outputs, strict=True):
                     result.copy_(buffer)
         finally:
-            self._done.record(self._stream_of(handle))  # the graph's own record came before the copies out
+            self._work_done.record(self._stream_of(handle))  # the graph's own record came before the copies out
 
     def _enqueue(
         self, prepared: PreparedTensors, outputs: list[torch.Tensor], key: tuple[int, ...], handle: int
@@ -216,16 +217,16 @@ class StreamExecutor:
         if context is None or self.pool.memory is None or prepared.memory is not self.pool.memory:
             context = self._prepare(prepared, handle)
         caller = self._stream_of(handle)
-        fork = handle <= PER_THREAD_STREAM
-        stream = self._side if fork else caller
-        if fork:
+        on_side_stream = handle <= PER_THREAD_STREAM
+        stream = self._side_stream if on_side_stream else caller
+        if on_side_stream:
             self._fork(caller)
         try:
             start = perf_counter()
             if prepared.outputs.data_dependent:
                 prepared.outputs.allocate_on_demand(context)
             context.bind(key if all(key) else prepared.outputs.replace_null_addresses(key))
-            context.enqueue(self._side_handle if fork else handle)
+            context.enqueue(self._side_handle if on_side_stream else handle)
             if prepared.outputs.data_dependent:
                 outputs = prepared.outputs.resolve_data_dependent(outputs)
             prepared.enqueue_count += 1
@@ -242,8 +243,8 @@ class StreamExecutor:
             finally:
                 del cause  # the traceback holds this frame, and the frame holds the inputs
         finally:
-            self._done.record(stream)
-            if fork:
+            self._work_done.record(stream)
+            if on_side_stream:
                 self._join(caller)
         return outputs
 
@@ -258,7 +259,7 @@ class StreamExecutor:
 
     def _drop_broken_graphs(self, prepared: PreparedTensors) -> None:
         """Forget graphs that can't be launched, or every call that meets them would fail."""
-        self._done.synchronize()
+        self._work_done.synchronize()
         prepared.graphs.drop()
 
     def _capture(self, prepared: PreparedTensors, key: Sequence[int]) -> CudaGraph:
@@ -266,12 +267,12 @@ class StreamExecutor:
         context = self._prepare(prepared, self._side_handle)
         try:
             return capture_inference(
-                context, key, self._side_handle, self._done.cuda_event, gpu_index=self._device.index
+                context, key, self._side_handle, self._work_done.cuda_event, gpu_index=self._device.index
             )
         except NotCapturable:
             raise  # `_count_failed_capture` starts afresh.
         except BaseException:
-            self._done.synchronize()
+            self._work_done.synchronize()
             self.pool.drop_context(prepared)  # A capture that failed half-way may have left it unusable.
             raise
 
@@ -290,9 +291,10 @@ class StreamExecutor:
 
     def _count_failed_capture(self, prepared: PreparedTensors, reason: str) -> None:
         """Start afresh after a capture that failed; after the last attempt go on without graphs, and say so."""
-        self._done.synchronize()
+        self._work_done.synchronize()
         self.pool.drop_context(prepared)
-        if self._captures.count_failure():
+        was_last_attempt = self._captures.count_failure()
+        if was_last_attempt:
             warnings.warn(
                 f"TRTModule answers without CUDA graphs from now on: {reason}; RuntimeConfig(cuda_graphs=False) says "
                 "so beforehand",
@@ -303,9 +305,9 @@ class StreamExecutor:
 
     def _prepare(self, prepared: PreparedTensors, handle: int) -> Context:
         """Give the shapes a context and memory, for work on the stream of this handle."""
-        on_side = handle <= PER_THREAD_STREAM or handle == self._side_handle
-        stream = self._side if on_side else self._stream_of(handle)
-        return self.pool.prepare(prepared, stream.cuda_stream, partial(self._done.record, stream))
+        on_side_stream = handle <= PER_THREAD_STREAM or handle == self._side_handle
+        stream = self._side_stream if on_side_stream else self._stream_of(handle)
+        return self.pool.prepare(prepared, stream.cuda_stream, partial(self._work_done.record, stream))
 
     def hand_over(self, shapes: tuple[torch.Size, ...]) -> PreparedTensors | None:
         """Give away a context that has answered these shapes before, for a capture by the user."""
