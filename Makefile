@@ -16,7 +16,7 @@ UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch check typing docs package changelog gpu-test gpu2-test bench operators attacks mutants zoo gpu-zoo evidence lock clean
+.PHONY: help demo test test-fast test-torch check typing docs package changelog gpu-test gpu2-test bench operators attacks triton mutants zoo gpu-zoo evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo 'make gpu2-test the tests that need two GPUs; figures go to $$RESULTS/gpu2-tests.json'
 	@echo 'make bench     time calls beside TensorRT, PyTorch and others, and stress them; figures go to $$RESULTS'
 	@echo 'make attacks   attack artifacts, the engine cache and scratch folders at random, without a GPU'
+	@echo 'make triton    serve exported models by the real Triton server, without a GPU'
 	@echo 'make mutants   put small faults into the lines that differ from BASE=$(BASE), and run the tests that reach them  (FILES=..., or ALL=1 SAMPLE=300)'
 	@echo 'make zoo       send many well-known models through export, ONNX Runtime and the builder, without a GPU'
 	@echo 'make gpu-zoo   deploy them on a GPU; it needs timm, torchvision and transformers'
@@ -171,6 +172,18 @@ operators: .venv/stamp
 attacks: .venv/stamp
 	@mkdir -p $(RESULTS)
 	@.venv/bin/python -m benchmarks.attacks --out $(RESULTS)
+
+# Without their dependencies, which .venv has.
+build/triton-venv/stamp: requirements/triton.txt .venv/stamp
+	@echo '· installing requirements/triton.txt into build/triton-venv'
+	@$(PYTHON) -m venv --clear build/triton-venv
+	@.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> $$(build/triton-venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth
+	@build/triton-venv/bin/python -m pip --disable-pip-version-check install -qq --no-deps -r requirements/triton.txt
+	@touch $@
+
+triton: build/triton-venv/stamp
+	@build/triton-venv/bin/python -m benchmarks.triton_server --out $(RESULTS)
 
 mutants: .venv/stamp
 	@mkdir -p $(RESULTS)

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from torch2engine.precision.module_sensitivity import sensitivity
     from torch2engine.precision.precision_report import precision_report
     from torch2engine.processor.processor import Processor
+    from torch2engine.serving.triton import export_triton
     from torch2engine.torch_compile import compile_backend, deploy_submodules, explain
 
 __all__ = [
@@ -112,6 +113,7 @@ __all__ = [
     "diagnose",
     "explain",
     "export",
+    "export_triton",
     "load",
     "load_submodules",
     "precision_report",
@@ -152,6 +154,7 @@ _HOMES = {
     "diagnose": "pipeline.diagnose",
     "Diagnosis": "pipeline.diagnosis",
     "export": "pipeline.export",
+    "export_triton": "serving.triton",
     "load": "pipeline.load",
     "testing": "",
     "Inputs": "core.pytree",

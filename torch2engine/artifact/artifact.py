@@ -10,7 +10,7 @@ import dataclasses
 import json
 import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex, TypeVar
 
@@ -247,6 +247,16 @@ class Artifact:
     def link_into(self, folder: Path) -> None:
         """Give the files a second name in another folder, by hard links where possible, else copy them."""
         self._artifact_files.link_into(folder)
+
+    def copy_files(self, folder: Path, names: Collection[str]) -> None:
+        """Copy some of the files into another folder, every byte checked, down to the disk.
+
+        Raises:
+            ArtifactError: a file was changed, or the disk refused.
+        """
+        others = {name: None for name in self.files if name not in names}
+        with disk_errors(folder):
+            self._artifact_files.replaced(others).copy_into(folder)
 
     def in_private_folder(self: A) -> A:
         """The same artifact where only this process writes, every file checked as it was copied; itself if it is there.

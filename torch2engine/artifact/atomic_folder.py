@@ -27,6 +27,7 @@ __all__ = [
     "previous_folder",
     "put_folder",
     "remove_abandoned",
+    "sync_folder",
 ]
 
 _AT_FDCWD = -100
@@ -100,9 +101,9 @@ def put_folder(path: Path, write: Callable[[Path], None], replacement: Replaceme
     staging, lock = _make_staging(path)
     try:
         write(staging)
-        _sync_folder(staging)
+        sync_folder(staging)
         _put(staging, path, replacement)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(staging, ignore_errors=True)  # the new folder after a failure, or the old one after a replacement
         os.close(lock)
@@ -232,7 +233,8 @@ def _open_folder(folder: Path) -> int:
     return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Flush the names in a folder to the disk."""
     descriptor = _open_folder(folder)
     try:
         os.fsync(descriptor)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from torch2engine.onnx_graph.model_file import save_model
 from torch2engine.onnx_graph.strict_rounding import DTYPE_ATTRIBUTES, round_strictly
 from torch2engine.onnx_graph.walk import walk_graphs, walk_tensors
 
-__all__ = ["OrtSession", "import_onnxruntime"]
+__all__ = ["OrtSession", "element_dtypes", "import_onnxruntime", "optimizer_level"]
 
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
 _UNKNOWN = re.compile(r"No Op registered for (?P<op>[\w.]+)|error: (?P<function>[\w.:]+)\(-?\d+\) is not a registered")
@@ -57,11 +57,8 @@ class OrtSession:
         # An open session needs none of its files any more (Linux: what it has mapped stays).
         with scratch_folder() as scratch:
             readable = _make_readable(path, scratch, as_it_is)
-            if any(dtype.startswith(_BROKEN_BY_OPTIMIZER) for dtype in readable.dtypes):
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            elif "FLOAT16" in readable.dtypes:
-                # Above this level the process crashes on half attention (MatmulTransposeFusion, 1.30 and 1.32).
-                options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            level = optimizer_level(readable.dtypes)
+            options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, f"ORT_{level}")
             try:
                 self._session: Any = ort.InferenceSession(
                     str(readable.path), sess_options=options, providers=["CPUExecutionProvider"]
@@ -98,6 +95,39 @@ class OrtSession:
             ) from error
         answers = dict(zip(self._outputs, outputs, strict=True))
         return answers | {name: _cast(answers[name], np.float32, np.float16) for name in self._half_outputs}
+
+
+def optimizer_level(dtypes: Collection[str]) -> str:
+    """The highest level of ONNX Runtime's optimiser that leaves a graph with these element types right.
+
+    Args:
+        dtypes: as `element_dtypes` gives them.
+
+    Returns:
+        a name of ONNX Runtime's levels, without "ORT_".
+
+    >>> optimizer_level({"FLOAT"}), optimizer_level({"FLOAT", "FLOAT16"}), optimizer_level({"FLOAT16", "INT4"})
+    ('ENABLE_ALL', 'ENABLE_EXTENDED', 'DISABLE_ALL')
+    """
+    if any(dtype.startswith(_BROKEN_BY_OPTIMIZER) for dtype in dtypes):
+        return "DISABLE_ALL"
+    # Above this level the process crashes on half attention (MatmulTransposeFusion, 1.30 and 1.32).
+    return "ENABLE_EXTENDED" if "FLOAT16" in dtypes else "ENABLE_ALL"
+
+
+def element_dtypes(path: Path) -> frozenset[str]:
+    """The names of the element types in a model file, as onnx.TensorProto.DataType has them.
+
+    Raises:
+        ArtifactError: not an ONNX model.
+    """
+    return _dtypes_of(_parse(path, with_weights=False))
+
+
+def _dtypes_of(model: Any) -> frozenset[str]:
+    import onnx
+
+    return frozenset(onnx.TensorProto.DataType.Name(element_type) for element_type in _element_types(model.graph))
 
 
 def _cast(array: NDArray[Any], source: type[np.generic], target: type[np.generic]) -> NDArray[Any]:
@@ -176,10 +206,8 @@ def _make_readable(path: Path, scratch: Path, as_it_is: bool) -> _ReadableModel:
     Raises:
         ArtifactError: not an ONNX model.
     """
-    import onnx
-
     model = _parse(path, with_weights=False)
-    dtypes = frozenset(onnx.TensorProto.DataType.Name(element_type) for element_type in _element_types(model.graph))
+    dtypes = _dtypes_of(model)
     if as_it_is or not dtypes & {"FLOAT16", "BFLOAT16"}:
         return _ReadableModel(path, dtypes)
     half_inputs = _half_values(model.graph.input)

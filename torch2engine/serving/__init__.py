@@ -1,7 +1,7 @@
-"""Saved artifacts in the workers of frameworks that distribute work: Ray Data and Ray Serve.
+"""Saved artifacts for frameworks that distribute work: Ray Data, Ray Serve and Triton.
 
-Enters: an artifact's folder. Leaves: what such a framework runs in its workers. Separate because nothing here computes:
-a Processor answers on a GPU, ONNX Runtime on a CPU, and no worker imports torch.
+Enters: an artifact's folder. Leaves: what such a framework runs in its workers, or a model that Triton reads. Separate
+because nothing here computes: a Processor answers on a GPU, ONNX Runtime on a CPU, and no worker imports torch.
 
-Public: `ray`, `ray_serve`.
+Public: `ray`, `ray_serve`, `triton`.
 """
