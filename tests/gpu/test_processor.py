@@ -6,6 +6,7 @@ Enters: arrays as users have them. Leaves: proof. Apart from the CPU tests becau
 from __future__ import annotations
 
 import copy
+import doctest
 import gc
 import itertools
 import json
@@ -86,6 +87,15 @@ def test_outputs_have_the_signatures_names_and_the_models_values(tiny: tuple[nn.
                 for name, array in found.items():
                     like = wanted[name.removeprefix("output.")].cpu()
                     torch.testing.assert_close(torch.from_numpy(array), like, rtol=1e-3, atol=1e-4)
+
+
+def test_example_in_the_docstring_answers_on_a_gpu(artifact: t2e.EngineArtifact, tmp_path: Path) -> None:
+    """The function that Processor's docstring shows, and that no machine without a GPU can call, does what it says."""
+    names: dict[str, Any] = {"t2e": t2e}
+    exec(doctest.DocTestParser().get_examples(t2e.Processor.__doc__ or "")[0].source, names)
+    images = rows(5)
+    classes = names["classify"](artifact.save(tmp_path / "model.t2e"), images)
+    assert np.array_equal(classes, images.argmax(1))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int64", "int32", "uint8", "bool"])

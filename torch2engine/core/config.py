@@ -379,7 +379,7 @@ class Budget:
         tolerance: what parity must hold; by default the one that deploy was given, or `Tolerance.default`.
         metric: decides instead of parity. It is called with (outputs, batch): the outputs in the model's own structure,
             and a batch of the calibration data as it was given. It returns a number, and more is better. The mean over
-            all batches must reach `floor`.
+            all batches must reach `floor`. It needs `calibration`.
         floor: the least mean of the metric.
         rebuilds: the most ONNX graphs that the search makes and compares.
 
@@ -389,8 +389,9 @@ class Budget:
     >>> def similarity(outputs, batch):
     ...     return torch.cosine_similarity(outputs, model(batch)).mean().item()
     >>> budget = t2e.Budget(metric=similarity, floor=0.99)
-    >>> t2e.Precision("int8", budget=budget).budget.floor
-    0.99
+    >>> precision = t2e.Precision("fp16", budget=budget)
+    >>> t2e.export(model, sample, precision=precision, calibration=[sample]).precision
+    'fp16'
     """
 
     tolerance: Tolerance | None = None
@@ -442,9 +443,9 @@ class Precision:
     Raises:
         InputError: an unknown word, a number out of range, or options that don't go together.
 
-    >>> precision = t2e.Precision("fp16", keep_fp32=["head"])
-    >>> t2e.export(model, sample, precision=precision).precision
-    'fp16'
+    >>> precision = t2e.Precision("int8", keep_fp32=["head"], method="entropy")
+    >>> precision.keep_fp32, precision.method
+    (('head',), 'entropy')
     """
 
     dtype: PrecisionName = "fp32"
