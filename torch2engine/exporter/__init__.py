@@ -6,13 +6,11 @@ torch.export and torch.onnx stays here.
 Other folders call `export_onnx.export_onnx`, or `program.export_functional_program` for a graph that is cut into parts.
 The steps of the first, in this order:
 
-- `trace`: torch.export, of the `flat_module`; `shape_guards` records the lines of its decisions about axes.
-- `prove_sizes`: proves the program at every size; `size_conditions` evaluates torch's decisions on a `size_grid`.
-- `recurrent`, `size_arguments`, `size_tensors`, `tensor_lengths`, `traceable_functions`, `tensor_indices`: while torch
-  traces, they keep recurrent layers whole, sizes symbolic, values unread, and indices tensors; `group_convolutions`
-  replaces convolutions whose groups are a size.
+- `trace`: torch.export, of the `flat_module`. Meanwhile `recurrent` keeps recurrent layers whole, `traceable_functions`
+  values unread, and `tensor_indices` indices tensors. `group_convolutions` replaces convolutions whose groups are a
+  size.
+- `sizes`: dynamic sizes stay symbols while torch traces; afterwards the program is proved at every size.
 - `masked_rows`, `value_checks`: writes at a mask become `torch.where`, and checks of values are taken out.
-- `derived_axes`, `pinned_axes`: axes that follow from others, and the error for an axis that must be a number.
 - `axis_symbols`: works the outputs' shapes out.
 - `translate`: `decompositions`, `batch_norm`, torch.onnx with its `operator_registry`, then `optimize`;
   `trace_weights` for a model that can be refitted.

@@ -14,7 +14,7 @@ import sympy
 
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Signature, TensorSpec
-from torch2engine.exporter.size_conditions import axis_symbol, dim_in_axes, in_axes
+from torch2engine.exporter.sizes.size_conditions import axis_symbol, dim_in_axes, in_axes
 from torch2engine.exporter.trace import TracedCall
 
 __all__ = ["check_output_axes", "find_axis_symbols", "output_specs"]

@@ -13,8 +13,8 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
 from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
-from torch2engine.exporter.size_arguments import SymbolicSizeArguments
-from torch2engine.exporter.size_tensors import SizeTensors, note_integer_buffers, read_integer_buffers
+from torch2engine.exporter.sizes.size_arguments import SymbolicSizeArguments
+from torch2engine.exporter.sizes.size_tensors import SizeTensors, note_integer_buffers, read_integer_buffers
 from torch2engine.exporter.tensor_indices import TensorIndices
 from torch2engine.exporter.traceable_functions import TraceableFunctions
 

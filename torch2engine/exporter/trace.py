@@ -14,13 +14,13 @@ import torch
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.spec import Axis, Signature, size_of
-from torch2engine.exporter.derived_axes import derive_axis
 from torch2engine.exporter.flat_module import FlatModule
-from torch2engine.exporter.pinned_axes import becomes_a_number
-from torch2engine.exporter.prove_sizes import SizeFault, find_size_fault
-from torch2engine.exporter.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
-from torch2engine.exporter.size_conditions import shape_environment
-from torch2engine.exporter.tensor_lengths import lengths_as_sizes
+from torch2engine.exporter.sizes.derived_axes import derive_axis
+from torch2engine.exporter.sizes.pinned_axes import becomes_a_number
+from torch2engine.exporter.sizes.prove_sizes import SizeFault, find_size_fault
+from torch2engine.exporter.sizes.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
+from torch2engine.exporter.sizes.size_conditions import shape_environment
+from torch2engine.exporter.sizes.tensor_lengths import lengths_as_sizes
 
 __all__ = ["TracedCall", "trace"]
 

@@ -35,7 +35,7 @@ AxisOfDimension = Mapping[tuple[int, int], str]  # (index of the input, dimensio
 # (seen in torch 2.9 to 2.13). If these texts change, sources become empty and nothing else: which dimension a symbol
 # stands for is read from torch's ShapeEnv.
 _LOGGER = "torch.fx.experimental.symbolic_shapes"
-_ENDS_OF_FORWARD = {str(Path(__file__).with_name(name)) for name in ("flat_module.py", "trace.py")}
+_ENDS_OF_FORWARD = {str(Path(__file__).parent.with_name(name)) for name in ("flat_module.py", "trace.py")}
 _DIMENSION = re.compile(r"L\['leaves'\]\[(\d+)\]\.size\(\)\[(\d+)\]")
 _CREATED = re.compile(rf"create_symbol (\w+) = \S+ for {_DIMENSION.pattern}")
 _GUARDED = re.compile(r"eval (?!\[guard suppressed\])(.+?) \[guard added\]")

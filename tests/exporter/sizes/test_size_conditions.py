@@ -9,8 +9,8 @@ import sympy
 from torch.utils._sympy.functions import FloorDiv, Max, Min, PythonMod  # the classes that torch's guards are made of
 
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.size_conditions import SizeCondition, axis_symbol, holds_at
-from torch2engine.exporter.size_grid import make_size_grid
+from torch2engine.exporter.sizes.size_conditions import SizeCondition, axis_symbol, holds_at
+from torch2engine.exporter.sizes.size_grid import make_size_grid
 
 N = axis_symbol("n")
 B = axis_symbol("b")

@@ -14,7 +14,7 @@ from torch import nn
 from tests.support.models import Function, TwoInputs, exported, line_of
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.shape_guards import ShapeGuard, ShapeGuards, explain_refusal, record_guards
+from torch2engine.exporter.sizes.shape_guards import ShapeGuard, ShapeGuards, explain_refusal, record_guards
 
 X = torch.randn(4, 3)
 HERE = Path(__file__)

@@ -15,7 +15,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.size_expression import SizeExpression, parse_size_expression
 from torch2engine.core.spec import Axis, Profile, TensorSpec
-from torch2engine.exporter.size_conditions import SizeCondition, axis_symbol
+from torch2engine.exporter.sizes.size_conditions import SizeCondition, axis_symbol
 
 __all__ = ["derive_axis"]
 

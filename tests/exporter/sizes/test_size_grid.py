@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.size_grid import make_size_grid
+from torch2engine.exporter.sizes.size_grid import make_size_grid
 
 
 def test_few_sizes_are_all_there() -> None:

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from torch2engine.core.spec import Signature, size_of
-from torch2engine.exporter.shape_guards import ShapeGuards
-from torch2engine.exporter.size_grid import SizeGrid
+from torch2engine.exporter.sizes.shape_guards import ShapeGuards
+from torch2engine.exporter.sizes.size_grid import SizeGrid
 
 __all__ = [
     "SizeCondition",

@@ -25,9 +25,9 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.host_trial import HostTrial
 from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.shape_guards import ShapeGuards
-from torch2engine.exporter.size_conditions import SizeCondition, collect_conditions, holds_at
-from torch2engine.exporter.size_grid import SizeGrid, make_size_grid
+from torch2engine.exporter.sizes.shape_guards import ShapeGuards
+from torch2engine.exporter.sizes.size_conditions import SizeCondition, collect_conditions, holds_at
+from torch2engine.exporter.sizes.size_grid import SizeGrid, make_size_grid
 
 __all__ = ["SizeFault", "find_size_fault"]
 

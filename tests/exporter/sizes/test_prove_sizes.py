@@ -19,8 +19,8 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import DynamicAxisError
 from torch2engine.core.spec import Axis
-from torch2engine.exporter import prove_sizes
 from torch2engine.exporter.export_onnx import export_onnx
+from torch2engine.exporter.sizes import prove_sizes
 
 X = torch.randn(2, 6, 3)
 
