@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from torch2engine.precision.module_sensitivity import sensitivity
     from torch2engine.precision.precision_report import precision_report
     from torch2engine.processor.processor import Processor
+    from torch2engine.serving.hub import from_hub, push_to_hub
     from torch2engine.serving.triton import export_triton
     from torch2engine.torch_compile import compile_backend, deploy_submodules, explain
 
@@ -114,9 +115,11 @@ __all__ = [
     "explain",
     "export",
     "export_triton",
+    "from_hub",
     "load",
     "load_submodules",
     "precision_report",
+    "push_to_hub",
     "record",
     "sensitivity",
     "testing",
@@ -155,6 +158,8 @@ _HOMES = {
     "Diagnosis": "pipeline.diagnosis",
     "export": "pipeline.export",
     "export_triton": "serving.triton",
+    "from_hub": "serving.hub",
+    "push_to_hub": "serving.hub",
     "load": "pipeline.load",
     "testing": "",
     "Inputs": "core.pytree",
