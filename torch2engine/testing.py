@@ -3,12 +3,6 @@
 Enters: two callables and inputs in the forms of deploy's sample_input. Leaves: a `ParityReport`, or a `ParityError`
 whose message is its table. Separate because it compares any callable as deploy compares an engine: a deployed module,
 an ORTModule, a rewritten layer. It compares the structure of the result too.
-
->>> import torch
->>> from torch2engine.testing import assert_parity
->>> report = assert_parity(torch.nn.GELU(), torch.nn.functional.gelu, torch.linspace(-3, 3, 50))
->>> report.passed
-True
 """
 
 from __future__ import annotations
@@ -60,6 +54,11 @@ def assert_parity(
     Raises:
         ParityError: they differ; the message says where, and holds the table.
         InputError: inputs in another form, both tolerance and precision, or a result that is no pytree of tensors.
+
+    >>> from torch2engine.testing import assert_parity
+    >>> report = assert_parity(torch.nn.GELU(), torch.nn.functional.gelu, torch.linspace(-3, 3, 50))
+    >>> report.passed
+    True
     """
     report = _compare_call(reference, candidate, inputs, tolerance, precision, case="")
     report.raise_if_failed()
@@ -89,6 +88,11 @@ def assert_parity_on_each(
     Raises:
         ParityError: a case differs, or there is none.
         InputError: as in `assert_parity`.
+
+    >>> from torch2engine.testing import assert_parity_on_each
+    >>> report = assert_parity_on_each(model, module, {"one": sample[:1], "all": sample})
+    >>> [row.case for row in report.rows]
+    ['one', 'all']
     """
     named_cases: Iterable[tuple[str, Any]]
     if isinstance(cases, Mapping):

@@ -10,6 +10,7 @@ import doctest
 import importlib
 import re
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ import torch
 
 import torch2engine as t2e
 from tests.support.paths import PACKAGE, REPOSITORY
+from torch2engine.core import errors
 
 WITH_EXAMPLES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.read_text(encoding="utf-8"))
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 LIBRARIES = {"torch": torch, "t2e": t2e}
+PUBLIC = sorted({*t2e.__all__} - {"__version__", "testing"}) + [f"testing.{name}" for name in t2e.testing.__all__]
 MADE = ("model", "sample", "axes", "module", "onnx", "engine")
 
 
@@ -102,10 +105,18 @@ def test_docstring_examples_give_what_they_show(
     assert runner.failures == 0
 
 
-@pytest.mark.parametrize("name", sorted({*t2e.__all__} - {"__version__"}))
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_name_has_an_example(name: str) -> None:
     """Who looks a public name up sees how it is used; that the example is true is tested above."""
-    assert ">>> " in (getattr(t2e, name).__doc__ or "")
+    assert ">>> " in (attrgetter(name)(t2e).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", [name for name in errors.__all__ if name.endswith("Error")])
+def test_example_of_an_error_shows_a_text_with_all_its_parts(name: str) -> None:
+    """Who looks an error up sees a call that raises it, and its text: what was given, what is right, and the fix."""
+    if name != "Torch2EngineError":  # what is raised is one of the others
+        text = rf"torch2engine\.{name}: .+:\s+got .+;\s+expected .+;\s+\w"
+        assert re.search(text, getattr(t2e, name).__doc__, re.DOTALL)
 
 
 def test_page_of_the_api_lists_the_names_that_examples_use() -> None:

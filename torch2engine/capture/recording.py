@@ -172,14 +172,12 @@ def record(model: nn.Module) -> Generator[Recording]:
     Raises:
         InputError: no nn.Module.
 
-    >>> import torch, torch2engine as t2e
-    >>> model = torch.nn.Linear(4, 2).eval()
     >>> with t2e.record(model) as recorded:
     ...     for batch in (3, 1, 8):
-    ...         _ = model(torch.rand(batch, 4))
+    ...         _ = model(torch.rand(batch, 3, 64, 64))
     >>> module = t2e.deploy(recorded, runtime="onnxruntime")
-    >>> module(torch.rand(5, 4)).shape
-    torch.Size([5, 2])
+    >>> module(torch.rand(5, 3, 64, 64)).shape
+    torch.Size([5, 10])
     """
     recording = Recording(unwrap(model))
 

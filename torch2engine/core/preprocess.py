@@ -41,8 +41,10 @@ class Preprocess:
         InputError: a number that is not finite, a std or scale that is not positive, or an unknown layout. Different
             numbers of means and stds, or a mean that no byte times `scale` reaches.
 
-    >>> Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)).channels
-    3
+    >>> preprocess = t2e.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    >>> pixels = torch.randint(0, 256, (8, 64, 64, 3), dtype=torch.uint8)
+    >>> t2e.export(model, pixels, preprocess=preprocess).signature.inputs[0].dtype
+    'uint8'
     """
 
     mean: float | Sequence[float] = 0.0

@@ -48,9 +48,9 @@ _LONG_TEXT = 120
 class Inputs:
     """Positional and keyword arguments together, as a sample_input or in a calibration set.
 
-    >>> sample = Inputs(1, scale=2.0)
-    >>> sample.args, sample.kwargs
-    ((1,), {'scale': 2.0})
+    >>> inputs = t2e.Inputs(sample, scale=2.0)  # for a model that is called as model(sample, scale=2.0)
+    >>> len(inputs.args), inputs.kwargs
+    (1, {'scale': 2.0})
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

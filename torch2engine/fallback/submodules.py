@@ -68,11 +68,12 @@ class DeployedSubmodules:
         parity: comparisons of the whole call; none for loaded submodules.
         notes: what a user should know, such as submodules that were never called.
 
-    >>> pair = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Softmax(1)).eval()
-    >>> x = torch.rand(3, 4)
-    >>> with torch.no_grad(), t2e.deploy_submodules(pair, lambda: pair(x), ["0"], runtime="onnxruntime") as deployed:
-    ...     print(deployed.modules["0"])
-    ORTModule(input: float32[3, 4] -> output: float32[3, 8]; fp32, device=cpu)
+    >>> @torch.no_grad()
+    ... def call():
+    ...     return model(sample)
+    >>> with t2e.deploy_submodules(model, call, ["head"], runtime="onnxruntime") as deployed:
+    ...     print(deployed.modules["head"])
+    ORTModule(input: float32[8, 16] -> output: float32[8, 10]; fp32, device=cpu)
     """
 
     modules: Mapping[str, DeployedModule[Any]]
@@ -219,13 +220,14 @@ def load_submodules(
         ArtifactError: the folder or a module in it is damaged.
         InputError: the owner has no such submodule.
 
-    >>> pair = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Softmax(1)).eval()
-    >>> x = torch.rand(3, 4)
-    >>> with torch.no_grad(), t2e.deploy_submodules(pair, lambda: pair(x), ["0"], runtime="onnxruntime") as deployed:
-    ...     folder = deployed.save("pair")
-    >>> with torch.no_grad(), t2e.load_submodules(pair, folder) as deployed:
-    ...     print(deployed, pair(x).shape)
-    0: ONNX Runtime, fp32 torch.Size([3, 8])
+    >>> @torch.no_grad()
+    ... def call():
+    ...     return model(sample)
+    >>> with t2e.deploy_submodules(model, call, ["head"], runtime="onnxruntime") as deployed:
+    ...     folder = deployed.save("submodules")
+    >>> with t2e.load_submodules(model, folder) as loaded:
+    ...     print(loaded)
+    head: ONNX Runtime, fp32
     """
     place = Path(folder)
     listed = _read_names(place / _LIST)

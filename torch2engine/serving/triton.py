@@ -67,6 +67,10 @@ def export_triton(
         InputError: Triton can't serve such a model, or a wrong argument.
         ArtifactError: no artifact is there, or it is damaged; this version is there; or a model of this name has
             another configuration.
+
+    >>> folder = t2e.export_triton(onnx, "model_repository", "net")
+    >>> sorted(path.name for path in folder.iterdir())
+    ['1', 'config.pbtxt']
     """
     _check_arguments(name, version, instances, max_wait_s)
     sources = cast("Sequence[Source]", artifact) if isinstance(artifact, (list, tuple)) else [artifact]
