@@ -8,31 +8,36 @@ single engine takes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
+from torch2engine.artifact.engine_cache import Cache
+from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.core.config import Precision, require_choice
+from torch2engine.core.config import BuildConfig, Precision, Runtime, RuntimeConfig, Tolerances, require_choice
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.core.precisions import DEFAULT_PRECISION
+from torch2engine.core.progress import Progress
+from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program, write_parts_artifact
 from torch2engine.fallback.measured_cost import check_whole
+from torch2engine.fallback.part_call import DeployPart
 from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.fallback.program_file import write_program
 from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.pipeline.model_and_sample import ModelAndSample
-from torch2engine.pipeline.reference_answers import answer_parity_cases
+from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import choose_runtime
 
@@ -40,9 +45,6 @@ __all__ = ["with_fallback"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-_OF_THE_CALL = ("sample_input", "dynamic_axes", "profiles", "preprocess", "examples")
-_OF_EVERY_PART = ("precision", "config", "cache", "progress")
 
 _OR_COMPILE = "; or torch.compile(model, backend='torch2engine'), which leaves such lines to Python"
 
@@ -65,14 +67,55 @@ def with_fallback(deploy: Callable[P, R]) -> Callable[P, R | PartsModule]:
             return deploy(*args, **kwargs)
         bound = inspect.signature(deploy).bind(*args, **kwargs)
         bound.apply_defaults()
-        _refuse_live_parameters(bound.arguments["live_parameters"])
-        given = ModelAndSample.of(**{name: bound.arguments[name] for name in ("model", *_OF_THE_CALL)})
-        return _deploy_in_parts(deploy, {**bound.arguments, **vars(given)})
+        return _deploy_in_parts(deploy, _Arguments(**bound.arguments).with_recording())
 
     inner: Any = deploy
     outer: Any = deploy_or_cut
     outer.__kwdefaults__ = inner.__kwdefaults__  # the same dict: a default that is changed holds for both
     return deploy_or_cut
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Arguments:
+    """All arguments of deploy(), as the user gave them. An option of deploy() that is missing here is a TypeError.
+
+    Args: as for `deploy`.
+    """
+
+    model: Any
+    sample_input: Any
+    dynamic_axes: Mapping[str, Any] | None
+    precision: str | Precision
+    calibration: Iterable[Any] | None
+    profiles: Sequence[Any] | None
+    examples: Any  # any iterable; a tuple after `with_recording`
+    tolerance: Tolerances | None
+    runtime: Runtime
+    config: BuildConfig
+    runtime_config: RuntimeConfig
+    cache: Cache
+    cache_key: str | None
+    progress: Progress
+    preprocess: Preprocess | Mapping[str, Preprocess] | None
+    live_parameters: Sequence[str]
+    fallback: bool | str
+
+    @property
+    def only_faster(self) -> bool:
+        """Whether a part stays in PyTorch where its engine is slower."""
+        return self.fallback == "faster"
+
+    def with_recording(self) -> _Arguments:
+        """Take from a recording what the user left out, and read the examples, once.
+
+        Raises:
+            InputError: as `ModelAndSample.of`; also for live parameters, since parts of a model have none.
+        """
+        _refuse_live_parameters(self.live_parameters)
+        given = ModelAndSample.of(
+            self.model, self.sample_input, self.dynamic_axes, self.profiles, self.preprocess, self.examples
+        )
+        return replace(self, **vars(given))
 
 
 def _refuse_live_parameters(patterns: object) -> None:
@@ -90,7 +133,7 @@ def _refuse_live_parameters(patterns: object) -> None:
         )
 
 
-def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+def _deploy_in_parts(deploy: Callable[..., Any], arguments: _Arguments) -> Any:
     """Deploy a model as one engine if that is possible; else leave the operators in PyTorch that no engine takes.
 
     Args:
@@ -103,7 +146,7 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
         Torch2EngineError: as `deploy`, but for operators without an engine.
     """
     try:
-        return deploy(**{**arguments, "fallback": False})
+        return deploy(**vars(replace(arguments, fallback=False)))
     except UnsupportedOperatorError as error:
         _check_options(arguments, error)
     except DynamicAxisError:
@@ -112,57 +155,104 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: Mapping[str, Any]) -
         raise ExportError(
             error.subject, got=error.got, allowed=error.allowed, fix=error.fix + _OR_COMPILE, source=error.source
         ) from error
-    report = ReportBuilder(arguments["progress"])
-    runtime = choose_runtime(arguments["runtime"], arguments["config"], arguments["runtime_config"])
-    model = unwrap(arguments["model"])
+    report = ReportBuilder(arguments.progress)
+    runtime = choose_runtime(arguments.runtime, arguments.config, arguments.runtime_config)
+    model = unwrap(arguments.model)
     with undisturbed(model):
-        with report.phase("capture"):
-            captured = capture_call(model, **{name: arguments[name] for name in _OF_THE_CALL})
-        with report.phase("export"):
-            exported = export_functional_program(captured)
-            captured = exported.captured
-            weights = _weight_program(model, exported.program)
-            program = write_program(exported.exported)
-        requested = Precision.of(arguments["precision"]).dtype
-        precision = captured.precision if requested == DEFAULT_PRECISION else requested
-        with report.phase("reference"):
-            answers = answer_parity_cases(captured, sensitivity_precisions=(precision,))
-            cases = answers.parity_cases
-    options = {name: arguments[name] for name in _OF_EVERY_PART} | {"runtime": runtime}
-    options["runtime_config"] = replace(arguments["runtime_config"], out_of_range="error")
+        exported = _export_program(model, arguments, report)
+    captured = exported.captured
+    cases = exported.answers.parity_cases
     device = torch.device("cpu") if runtime == "onnxruntime" else captured.target_gpu
     with report.phase("parts"):
-        only_faster = arguments["fallback"] == "faster"
-        request = ProgramRequest(program, device, partial(deploy, **options), only_faster)
-        cut = deploy_program(request, [case.inputs for case in cases])
-        refit_program = weights if arguments["config"].refittable else None
-        artifact = write_parts_artifact(cut, captured.signature, captured.profiles, precision, refit_program)
-        del cut  # its engines leave the GPU before the same ones are loaded
-        eager = model if arguments["runtime_config"].out_of_range == "eager" else None
-        module = PartsModule(artifact, None, device, arguments["runtime_config"], eager)
-    if refit_program is not None:
-        samples = [(case.name, case.inputs) for case in cases]
-        attach_model(module, model, samples, arguments["tolerance"])
+        deploy_part = partial(
+            deploy,
+            precision=arguments.precision,
+            runtime=runtime,
+            config=arguments.config,
+            runtime_config=replace(arguments.runtime_config, out_of_range="error"),
+            cache=arguments.cache,
+            progress=arguments.progress,
+        )
+        module = _make_module(exported, model, device, deploy_part, arguments)
+    if arguments.config.refittable:
+        attach_model(module, model, [(case.name, case.inputs) for case in cases], arguments.tolerance)
     with report.phase("parity"):
-        parity = judge(module, cases, arguments["tolerance"], answers.notes, ENGINE_REPEATS, precision)
+        notes = exported.answers.notes
+        parity = judge(module, cases, arguments.tolerance, notes, ENGINE_REPEATS, exported.precision)
         report.add_parity(parity.raise_if_failed())
     sample = [leaf.to(device) for leaf in captured.sample]
     report.add_notes([*captured.notes, *(f"in PyTorch: {obstacle}" for obstacle in module.timed_obstacles(sample))])
-    if only_faster and captured.sample[0].device.type == device.type:
+    if arguments.only_faster and captured.sample[0].device.type == device.type:
         with undisturbed(model):
             report.add_notes([check_whole(lambda: module.infer(sample), lambda: captured.reference(sample), device)])
-    module.report = report.build(precision)
+    module.report = report.build(exported.precision)
     return module
 
 
-def _check_options(arguments: Mapping[str, Any], error: UnsupportedOperatorError) -> None:
+@dataclass(frozen=True)
+class _ExportedModel:
+    """A model as torch's program, with the model's answers.
+
+    Args:
+        captured: the model's call.
+        program: the file of the program.
+        weights: how the program's weights follow from the model's.
+        precision: the requested one, or the model's own.
+        answers: what the module in parts is compared with.
+    """
+
+    captured: CapturedCall
+    program: bytes
+    weights: WeightProgram
+    precision: str
+    answers: ReferenceAnswers
+
+
+def _export_program(model: nn.Module, arguments: _Arguments, report: ReportBuilder) -> _ExportedModel:
+    """Capture a model's call, export its program and run it on the parity cases, inside `undisturbed(model)`."""
+    with report.phase("capture"):
+        captured = capture_call(
+            model,
+            arguments.sample_input,
+            arguments.dynamic_axes,
+            arguments.profiles,
+            arguments.preprocess,
+            arguments.examples,
+        )
+    with report.phase("export"):
+        exported = export_functional_program(captured)
+        captured = exported.captured
+        weights = _weight_program(model, exported.program)
+        program = write_program(exported.exported)
+    requested = Precision.of(arguments.precision).dtype
+    precision = captured.precision if requested == DEFAULT_PRECISION else requested
+    with report.phase("reference"):
+        answers = answer_parity_cases(captured, sensitivity_precisions=(precision,))
+    return _ExportedModel(captured, program, weights, precision, answers)
+
+
+def _make_module(
+    exported: _ExportedModel, model: nn.Module, device: torch.device, deploy_part: DeployPart, arguments: _Arguments
+) -> PartsModule:
+    """Cut a program around the operators that no engine takes, and deploy the parts."""
+    captured = exported.captured
+    request = ProgramRequest(exported.program, device, deploy_part, arguments.only_faster)
+    cut = deploy_program(request, [case.inputs for case in exported.answers.parity_cases])
+    refit_program = exported.weights if arguments.config.refittable else None
+    artifact = write_parts_artifact(cut, captured.signature, captured.profiles, exported.precision, refit_program)
+    del cut  # its engines leave the GPU before the same ones are loaded
+    reference = model if arguments.runtime_config.out_of_range == "eager" else None
+    return PartsModule(artifact, None, device, arguments.runtime_config, reference)
+
+
+def _check_options(arguments: _Arguments, error: UnsupportedOperatorError) -> None:
     """Refuse options that mean nothing for a model in parts.
 
     Raises:
         InputError: naming the option.
     """
-    out_of_range = arguments["runtime_config"].out_of_range
-    if arguments["calibration"] is not None:
+    out_of_range = arguments.runtime_config.out_of_range
+    if arguments.calibration is not None:
         raise _without_meaning("calibration", "data", "none, since parts take tensors inside the model", error)
     if out_of_range == "split":
         allowed = "'error' or 'eager', since nobody knows how entries influence each other in PyTorch"
