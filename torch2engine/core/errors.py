@@ -127,8 +127,8 @@ class ExportError(Torch2EngineError):
     >>> t2e.export(Choice(), torch.ones(3))
     Traceback (most recent call last):
     torch2engine.ExportError: torch.export: got a branch or a shape that depends on a tensor's values; expected control
-    flow that does not look into tensors; use torch.where for a choice of values, torch.cond
-    for a branch, torch.clamp for a bound
+    flow that does not look into tensors; use torch.where for a choice of values, torch.cond for a
+    branch, torch.clamp for a bound
     """
 
     def __init__(self, subject: str, *, got: str = "", allowed: str = "", fix: str = "", source: str = "") -> None:

@@ -115,7 +115,7 @@ class Axis:
     >>> batch = t2e.Axis("batch", min=1, opt=8, max=32)
     >>> time = t2e.Axis("time", max=512, multiple_of=8)
     >>> dynamic_axes = {"ids": {0: batch, 1: time}, "mask": {0: batch, 1: time}}
-    >>> time.min
+    >>> time.min  # the smallest multiple
     8
     """
 

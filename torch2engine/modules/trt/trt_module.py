@@ -54,7 +54,7 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
         runtime_config: how it answers.
         reference: the PyTorch module that answers under out_of_range="eager".
 
-    >>> t2e.TRTModule(engine)
+    >>> t2e.TRTModule(engine)  # its first call binds it to a GPU
     TRTModule(x: float32[batch, 3, 64, 64] -> output: float32[batch, 10]; batch 1..32 (opt 8); fp32, device=None)
     """
 
