@@ -9,6 +9,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -18,6 +20,7 @@ import pytest
 import torch
 
 import torch2engine as t2e
+from tests.support.local_hub import local_hub
 from tests.support.paths import PACKAGE, REPOSITORY
 from torch2engine.core import errors
 
@@ -25,7 +28,7 @@ WITH_EXAMPLES = sorted(path for path in PACKAGE.rglob("*.py") if ">>> " in path.
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 LIBRARIES = {"torch": torch, "t2e": t2e}
 PUBLIC = sorted({*t2e.__all__} - {"__version__", "testing"}) + [f"testing.{name}" for name in t2e.testing.__all__]
-MADE = ("model", "sample", "axes", "module", "onnx", "engine")
+MADE = ("model", "sample", "axes", "module", "onnx", "engine", "hub")
 
 
 class Finder(doctest.DocTestFinder):
@@ -51,7 +54,16 @@ class Net(torch.nn.Module):
 
 
 class Made:
-    """What examples find ready. Each is made when an example first uses it."""
+    """What examples find ready. Each is made when an example first uses it.
+
+    Args:
+        folder: for files of the Hub.
+        stack: ends the Hub.
+    """
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self._folder = folder
+        self._stack = stack
 
     @cached_property
     def model(self) -> Net:
@@ -77,6 +89,10 @@ class Made:
     def engine(self) -> t2e.EngineArtifact:
         return t2e.build(self.onnx)
 
+    @cached_property
+    def hub(self) -> str:
+        return self._stack.enter_context(local_hub(self._folder))[0]
+
     def names_for(self, test: doctest.DocTest) -> dict[str, Any]:
         """Those of MADE that stand in the examples."""
         source = "".join(example.source for example in test.examples)
@@ -84,10 +100,11 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made() -> Made:
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     """The same for every module's examples."""
     torch.manual_seed(0)
-    return Made()
+    with ExitStack() as stack:
+        yield Made(tmp_path_factory.mktemp("hub"), stack)
 
 
 @pytest.mark.parametrize("path", WITH_EXAMPLES, ids=lambda path: path.stem)

@@ -74,7 +74,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = hashlib.sha1(repr(sorted(files.items())).encode()).hexdigest()
         head = repository / "main"
         target = repository / commit
-        if head.exists():
+        if head.exists() and head.read_text() != commit:  # the same files again are the same commit
             shutil.copytree(repository / head.read_text(), target, dirs_exist_ok=True)
         target.mkdir(exist_ok=True)
         for name, data in files.items():

@@ -54,6 +54,9 @@ def push_to_hub(
     Raises:
         InstallationError: no huggingface_hub.
         ArtifactError: no exported model is there, or it is damaged; or the Hub refuses.
+
+    >>> t2e.push_to_hub(onnx, "me/net", token="hf_...", endpoint=hub)
+    'http.../me/net/commit/...'
     """
     hub = _import_hub()
     found = find_artifact(artifact)
@@ -88,6 +91,11 @@ def from_hub(
     Raises:
         InstallationError: no huggingface_hub.
         ArtifactError: the Hub has no such exported model, or it is damaged.
+
+    >>> _ = t2e.push_to_hub(onnx, "me/net", token="hf_...", endpoint=hub)
+    >>> fetched = t2e.from_hub("me/net", cache="hub", endpoint=hub)
+    >>> t2e.ORTModule(fetched)(sample).shape
+    torch.Size([8, 10])
     """
     hub = _import_hub()
     api = hub.HfApi(endpoint=endpoint, token=token)
