@@ -20,9 +20,10 @@ this is the only stage that runs the user's model.
 - `function_rounding`: functions such as the sigmoid, whose rounding the inputs' does not show.
 - `fingerprint`: whether weights have changed.
 - `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
+- `hashable_sizes`: symbolic sizes as keys of a model's own caches.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 
-Public: `captured_call`, `examples`, `fingerprint`, `host_trial`, `live_parameters`, `module_calls`, `parity_cases`,
-`process_state`, `recording`, `reference`, `rounding_sensitivity`, `signature`, `source_lines`, `torch_types`,
-`undisturbed`, `unwrap`, `weight_program`. The other files belong to this folder alone.
+Public: `captured_call`, `examples`, `fingerprint`, `hashable_sizes`, `host_trial`, `live_parameters`, `module_calls`,
+`parity_cases`, `process_state`, `recording`, `reference`, `rounding_sensitivity`, `signature`, `source_lines`,
+`torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other files belong to this folder alone.
 """

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torch2engine.capture.fingerprint import fingerprints
+from torch2engine.capture.hashable_sizes import hashable_sizes
 
 __all__ = ["ModelSnapshot", "StateEntry", "holds_others", "state_entries", "state_values", "version_of"]
 
@@ -247,8 +248,9 @@ def _restore_contents(container: Any, contents: Any) -> None:
 
 def _restore_items(mapping: dict[Any, Any], items: dict[Any, Any]) -> None:
     """Restore key by key; the mapping is never empty in between, since other threads may be calling the model."""
-    for name in [name for name in mapping if name not in items]:
-        del mapping[name]
+    with hashable_sizes():  # keys that a trace has left
+        for name in [name for name in mapping if name not in items]:
+            del mapping[name]
     for name, value in items.items():
         if name not in mapping or mapping[name] is not value:
             mapping[name] = value

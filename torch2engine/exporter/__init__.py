@@ -6,9 +6,9 @@ torch.export and torch.onnx stays here.
 Other folders call `export_onnx.export_onnx`, or `program.export_functional_program` for a graph that is cut into parts.
 The steps of the first, in this order:
 
-- `trace`: torch.export, of the `flat_module`. Meanwhile `recurrent` keeps recurrent layers whole, `traceable_functions`
-  values unread, and `tensor_indices` indices tensors. `group_convolutions` replaces convolutions whose groups are a
-  size.
+- `trace`: torch.export, of the `flat_module`; `refusals` says in the user's words why it refuses. Meanwhile
+  `recurrent` keeps recurrent layers whole, `traceable_functions` values unread, and `tensor_indices` indices tensors.
+  `group_convolutions` replaces convolutions whose groups are a size.
 - `sizes`: dynamic sizes stay symbols while torch traces; afterwards the program is proved at every size.
 - `masked_rows`, `value_checks`: writes at a mask become `torch.where`, and checks of values are taken out.
 - `axis_symbols`: works the outputs' shapes out.

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import torch
 
 from torch2engine.capture.captured_call import CapturedCall
+from torch2engine.capture.hashable_sizes import hashable_sizes
 from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.spec import Axis, Signature, size_of
 from torch2engine.exporter.flat_module import FlatModule
+from torch2engine.exporter.refusals import explain_refusal
 from torch2engine.exporter.sizes.derived_axes import derive_axis
 from torch2engine.exporter.sizes.pinned_axes import becomes_a_number
 from torch2engine.exporter.sizes.prove_sizes import SizeFault, find_size_fault
-from torch2engine.exporter.sizes.shape_guards import AxisOfDimension, ShapeGuards, explain_refusal, record_guards
+from torch2engine.exporter.sizes.shape_guards import AxisOfDimension, ShapeGuards, record_guards
 from torch2engine.exporter.sizes.size_conditions import shape_environment
 from torch2engine.exporter.sizes.tensor_lengths import lengths_as_sizes
 
@@ -83,7 +85,11 @@ def _trace_with(captured: CapturedCall, sizes: Mapping[str, int]) -> TracedCall:
         }
         for spec in signature.inputs
     )
-    with record_guards(_axis_of_dimension(signature)) as guards, lengths_as_sizes(captured.reference.model):
+    with (
+        record_guards(_axis_of_dimension(signature)) as guards,
+        lengths_as_sizes(captured.reference.model),
+        hashable_sizes(),
+    ):
         try:
             program = torch.export.export(
                 FlatModule(captured),

@@ -18,7 +18,11 @@ from torch.utils._pytree import tree_leaves
 
 from torch2engine.exporter.decompositions.size_bounds import is_fixed
 
-__all__ = ["TraceableFunctions"]
+__all__ = ["GradientError", "TraceableFunctions"]
+
+
+class GradientError(RuntimeError):
+    """A model that is traced computes a gradient."""
 
 
 class TraceableFunctions(TorchFunctionMode):
@@ -158,7 +162,15 @@ def _slope(x: Tensor, dim: int, step: float, edge_order: int) -> Tensor:
     return torch.cat((ends[0], inside, ends[1]), dim)
 
 
+def _refuse_gradient(*args: Any, **options: Any) -> Tensor:
+    """`autograd.grad` and `Tensor.backward`: a program has no gradients."""
+    del args, options
+    raise GradientError("a gradient in forward")
+
+
 _ALWAYS: Mapping[str, Callable[..., Any]] = {
+    "grad": _refuse_gradient,
+    "backward": _refuse_gradient,
     "cov": _cov,
     "corrcoef": _corrcoef,
     "gaussian_nll_loss": _gaussian_nll_loss,

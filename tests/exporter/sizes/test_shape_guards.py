@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from tests.support.models import Function, TwoInputs, exported, line_of
-from torch2engine.core.errors import DynamicAxisError, ExportError, InputError
+from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.spec import Axis
-from torch2engine.exporter.sizes.shape_guards import ShapeGuard, ShapeGuards, explain_refusal, record_guards
+from torch2engine.exporter.sizes.shape_guards import ShapeGuard, ShapeGuards, record_guards
 
 X = torch.randn(4, 3)
 HERE = Path(__file__)
@@ -298,27 +298,6 @@ def test_number_that_follows_an_axis_can_not_leave_the_engine() -> None:
     error = refusal(lambda x, w: (x, x.shape[0]))
     assert error.subject == "result 'output.1'"
     assert error.fix == "a Python number that follows a dynamic axis can't leave an engine: return a tensor instead"
-
-
-# the translator itself
-
-
-def test_errors_of_our_own_come_through() -> None:
-    """A typed error raised while torch traces is not wrapped again."""
-    own = InputError("x", got="mine")
-    assert explain_refusal(own) is own
-
-
-@pytest.mark.parametrize(
-    "message", ["Unsupported input type <class 'transformers.DynamicCache'>", "X is not a known type", "DynamicCache"]
-)
-def test_caches_have_their_hint(message: str) -> None:
-    """torch's words about a Hugging Face cache come with the argument that avoids it."""
-    error = explain_refusal(ValueError(message))
-    assert str(error) == (
-        f'torch.export: got "ValueError: {message}"; expected a model that torch.export can trace; '
-        "for a Hugging Face model pass use_cache=False"
-    )
 
 
 def test_source_is_empty_where_torch_says_nothing() -> None:

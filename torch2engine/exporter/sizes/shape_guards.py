@@ -1,7 +1,7 @@
-"""The user's line of each decision of torch.export about dynamic axes, and torch's errors in terms of the user's code.
+"""The user's line of each decision of torch.export about dynamic axes.
 
-Enters: torch's log of symbolic shapes, and its exceptions. Leaves: the line of each decision; an `ExportError` for an
-exception. Separate because torch's messages name internal symbols and, mostly, no line.
+Enters: torch's log of symbolic shapes. Leaves: the line of each decision. Separate because torch's messages name
+internal symbols and, mostly, no line.
 """
 
 from __future__ import annotations
@@ -17,17 +17,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    UnsupportedOperatorException,
-)
+from torch2engine.capture.source_lines import innermost_user_frame
 
-from torch2engine.capture.source_lines import innermost_user_frame, user_source
-from torch2engine.core.errors import ExportError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
-from torch2engine.core.wording import quote
-
-__all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "explain_refusal", "record_guards"]
+__all__ = ["AxisOfDimension", "ShapeGuard", "ShapeGuards", "record_guards"]
 
 AxisOfDimension = Mapping[tuple[int, int], str]  # (index of the input, dimension) -> its size in the signature
 
@@ -152,50 +144,3 @@ def record_guards(axis_of: AxisOfDimension) -> Generator[ShapeGuards]:
         del logger.isEnabledFor
         logger.disabled = was_disabled
         logger.removeFilter(guards.read_record)
-
-
-_DATA_DEPENDENT = re.compile(r"Could not guard on data-dependent expression|data-dependent", re.I)
-
-
-def explain_refusal(error: Exception) -> Torch2EngineError:
-    """Say in the user's words why torch.export refused."""
-    if isinstance(error, Torch2EngineError):
-        return error
-    message = str(error)
-    if isinstance(error, UnsupportedOperatorException):
-        return _cannot_trace(error, "torch has no rule for the shape of its result")
-    if isinstance(error, DynamicOutputShapeException):
-        return _cannot_trace(error, "the shape of its result depends on values")
-    if _DATA_DEPENDENT.search(message) or isinstance(error, DataDependentOutputException):
-        return ExportError(
-            "torch.export",
-            got="a branch or a shape that depends on a tensor's values",
-            allowed="control flow that does not look into tensors",
-            fix="use torch.where for a choice of values, torch.cond for a branch, torch.clamp for a bound",
-            source=user_source(error),
-        )
-    return _unexplained(error, message)
-
-
-def _cannot_trace(error: Exception, reason: str) -> UnsupportedOperatorError:
-    operator = str(error).split(maxsplit=1)[0].replace(".default", "")  # torch adds advice below
-    return UnsupportedOperatorError(
-        "torch.export",
-        nodes=[UnsupportedNode(operator, "", "", user_source(error), reason)],
-        got=f"{operator}, which it can't trace",
-        allowed="operators whose result has a shape that follows from its inputs' shapes",
-        fix="write this line with other PyTorch operators",
-    )
-
-
-def _unexplained(error: Exception, message: str) -> ExportError:
-    fix = ""
-    if "Unsupported input type" in message or "not a known type" in message or "Cache" in message:
-        fix = "for a Hugging Face model pass use_cache=False"
-    return ExportError(
-        "torch.export",
-        got=quote(error),
-        allowed="a model that torch.export can trace",
-        fix=fix or "see the cause of this exception (`__cause__`) for torch's whole account",
-        source=user_source(error),
-    )
