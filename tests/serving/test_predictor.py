@@ -18,6 +18,13 @@ from torch2engine.serving.batch_runner import BatchRunner
 from torch2engine.serving.ray import Predictor, predict
 
 
+class Centred(torch.nn.Module):
+    """Takes the mean of the batch off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x - x.mean(0)
+
+
 def rows(count: int) -> Any:
     """(count, 6) float32, read-only, as Arrow gives them."""
     made = np.random.default_rng(count).normal(size=(count, 6)).astype(np.float32)
@@ -124,6 +131,17 @@ def test_wrong_columns_are_refused(folder: str, predictor: Predictor) -> None:
     assert "cuda_graphs=True" in refusal(t2e.InputError, Predictor, folder, runtime_config=config)
     assert refusal(t2e.ShapeError, BatchRunner(mlp()[1]._artifact), {"x": rows(3), "y": rows(2)}) == (
         "columns: got 'x' with 3 rows; 'y' with 2 rows; expected as many rows in each; pass the columns of one batch"
+    )
+
+
+def test_rows_that_influence_each_other_are_not_served() -> None:
+    """Nobody's answer may depend on the rows of somebody else, nor on the rows that fill up a call."""
+    mixing = t2e.export(Centred(), torch.zeros(4, 6), {"x": {0: t2e.Axis("batch", 1, 4, 8)}})
+    text = refusal(t2e.InputError, BatchRunner, mixing)
+    assert text.startswith("artifact: got a model in which the rows of a batch may influence each other: ")
+    assert text.endswith(
+        "; expected one that answers a row alike in every batch, since rows of several callers go together; write a "
+        "worker of your own on a Processor, which gets a whole batch in each call"
     )
 
 

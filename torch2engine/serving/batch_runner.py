@@ -43,7 +43,16 @@ def _plan_batches(artifact: EngineArtifact | OnnxArtifact, batch_size: int | Non
     if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
         raise InputError("batch_size", got=repr(batch_size), allowed="an int of at least 1", fix="pass such a number")
     fix = "export it with dimension 0 of every input as one dynamic axis, or write a worker of your own on a Processor"
-    return plan_batches(artifact.signature, artifact.profiles, batch_size or sys.maxsize, "artifact", fix)
+    batches = plan_batches(artifact.signature, artifact.profiles, batch_size or sys.maxsize, "artifact", fix)
+    axis = artifact.signature.call_inputs[0].shape[0]
+    if influence := artifact.influences.get(str(axis)):
+        raise InputError(
+            "artifact",
+            got=f"a model in which the rows of a batch may influence each other: {influence}",
+            allowed="one that answers a row alike in every batch, since rows of several callers go together",
+            fix="write a worker of your own on a Processor, which gets a whole batch in each call",
+        )
+    return batches
 
 
 class BatchRunner:
@@ -55,7 +64,8 @@ class BatchRunner:
         batch_size: rows of one call; None for the most that a profile allows.
 
     Raises:
-        InputError: dimension 0 is not one axis of all inputs and outputs, or a wrong option.
+        InputError: dimension 0 is not one axis of all inputs and outputs, its rows influence each other, or a wrong
+            option.
         Torch2EngineError: as `Processor`.
     """
 
