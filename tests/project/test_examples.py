@@ -28,6 +28,7 @@ NAMES = [
     "diffusion.py",
     "ema_swap.py",
     "eval_while_training.py",
+    "evaluate_ranks.py",
     "fp16.py",
     "from_tensorflow.py",
     "generate.py",
@@ -158,6 +159,14 @@ def test_two_ranks_evaluate_what_rank_0_deployed(outputs: Mapping[str, str]) -> 
     counts = [count for _, _, count, _ in found]
     assert counts[:3] == counts[3:]
     assert counts[0] < counts[2] > 0.93 * 1792
+
+
+def test_ranks_of_torchrun_share_the_images(outputs: Mapping[str, str]) -> None:
+    """Two ranks answer each image once with what rank 0 made; the example compares the gathered answers."""
+    assert sorted(outputs["evaluate_ranks.py"].splitlines()) == [
+        "rank 0 of 2: 899 of 1797 images",
+        "rank 1 of 2: 898 of 1797 images",
+    ]
 
 
 def test_keras_file_is_answered_and_built(outputs: Mapping[str, str]) -> None:
