@@ -2,7 +2,7 @@
 
 Enters: the parser that failed. Leaves: an UnsupportedOperatorError with operator, node, torch module and source line of
 each node. Separate because the parser stops at the first node that it can't import. To find the others, refused nodes
-are cut out and the rest is parsed again, until no node is refused.
+are cut out with the nodes behind them, and the rest is parsed again, until no node is refused.
 """
 
 from __future__ import annotations
@@ -157,10 +157,8 @@ class _UnsupportedNodeSearch:
             if refusal.reason not in self.other_reasons:
                 self.other_reasons.append(refusal.reason)
             return None
-        # A node behind a cut one reads an input instead, and may be refused for that alone.
-        if not _depends_on_cut(self._model.graph, position, cut):
-            key = (position, refusal.operator, refusal.name)
-            self._nodes.setdefault(key, _unsupported_node(self._model.graph.node[position], refusal))
+        key = (position, refusal.operator, refusal.name)
+        self._nodes.setdefault(key, _unsupported_node(self._model.graph.node[position], refusal))
         return position
 
     def _refusals_without(self, cut: set[int]) -> list[_Refusal]:
@@ -225,18 +223,6 @@ def _input_names(node: Any) -> set[str]:
     return {name for inner in walk_nodes([node]) for name in inner.input if name}
 
 
-def _depends_on_cut(graph: Any, position: int, cut: set[int]) -> bool:
-    """Whether a node reads, directly or through others, the result of a cut node."""
-    dependent_values: set[str] = set()
-    for index, node in enumerate(graph.node):
-        depends = not dependent_values.isdisjoint(_input_names(node))
-        if index == position:
-            return depends
-        if index in cut or depends:
-            dependent_values.update(node.output)
-    return False
-
-
 def _unsupported_node(outermost: Any, refusal: _Refusal) -> UnsupportedNode:
     node = next((inner for inner in walk_nodes([outermost]) if refusal.is_about(inner)), outermost)
     origin = origin_of(node)
@@ -251,14 +237,14 @@ def _unsupported_node(outermost: Any, refusal: _Refusal) -> UnsupportedNode:
 
 
 def _model_without(model: Any, cut: set[int], types: dict[str, Any]) -> Any | None:
-    """The model with the results of the cut nodes as inputs; None if nothing remains."""
-    nodes = {position: node for position, node in enumerate(model.graph.node) if position not in cut}
-    missing = {name for position in cut for name in model.graph.node[position].output}
-    # An input needs a type; the nodes that read a value without a known type are cut too.
-    while untyped := {name for name in missing if not _has_shape(types.get(name))}:
-        reading = [position for position, node in nodes.items() if not untyped.isdisjoint(_input_names(node))]
-        missing = (missing - untyped) | {name for position in reading for name in nodes.pop(position).output}
-    remaining = list(nodes.values())
+    """The model without the cut nodes and without those behind them; None if nothing remains."""
+    missing: set[str] = set()
+    remaining: list[Any] = []
+    for position, node in enumerate(model.graph.node):
+        if position in cut or not missing.isdisjoint(_input_names(node)):
+            missing.update(node.output)
+        else:
+            remaining.append(node)
     read = {name for node in remaining for name in _input_names(node)}
     results = [name for node in remaining for name in node.output]
     # Every value that no node reads becomes an output, so that nodes before a cut one are parsed too.
@@ -270,7 +256,6 @@ def _model_without(model: Any, cut: set[int], types: dict[str, Any]) -> Any | No
     rest.CopyFrom(model)
     del rest.graph.node[:]
     rest.graph.node.extend(remaining)
-    rest.graph.input.extend(types[name] for name in sorted(missing & read))
     del rest.graph.output[:]
     rest.graph.output.extend(outputs)
     return rest
@@ -288,14 +273,6 @@ def _model_without_nodes(model: Any) -> Any:
         output.name = f"{value.name}__copy"
         bare.graph.node.append(onnx.helper.make_node("Identity", [value.name], [output.name], name="__shell"))
     return bare
-
-
-def _has_shape(value: Any) -> bool:
-    return (
-        value is not None
-        and value.type.WhichOneof("value") == "tensor_type"
-        and value.type.tensor_type.HasField("shape")
-    )
 
 
 def _at_original_position(refusal: _Refusal, rest: Any, model: Any) -> _Refusal:
