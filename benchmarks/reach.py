@@ -106,10 +106,15 @@ class ReachMap:
         return self._fixture_seconds[fixture]
 
     def distance(self, file: str, test_file: str) -> int:
-        """How far a file's tests are: 0 if they have its name or import it, 1 in its folder, `FAR` for others."""
+        """How far a file's tests are: 0 if they have its name or import it, 1 in its folder, `FAR` for others.
+
+        A folder of the package without a folder of tests has its tests in the folder above.
+        """
         path = Path(file)
         folder = Path("tests", *path.parts[1:-1])
         is_named = test_file == f"{folder}/test_{path.stem}.py"
+        while not (self._root / folder).is_dir():
+            folder = folder.parent
         if is_named or ".".join(path.with_suffix("").parts) in self.imports.get(test_file, ()):
             return 0
         return 1 if Path(test_file).is_relative_to(folder) else FAR

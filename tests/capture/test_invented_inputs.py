@@ -142,12 +142,14 @@ def test_counts_and_indices_are_cut_to_the_axis_that_bounds_them() -> None:
 
 def test_distinct_integers_stay_distinct() -> None:
     """Positions go on where an axis grows, and a permutation that is cut becomes one of fewer."""
-    axes = {"x": {0: N}, "i": {0: N}}
-    found = integers(write_rows, (torch.randn(6, 3), ints(5, 3, 1, 0, 2, 4)), axes)
+    found = integers(*COUPLED["permutation"])
     assert found["min"] == [1, 0]
     assert found["max"] == [5, 3, 1, 0, 2, 4, 11, 9, 7, 6, 8, 10]
     positions = integers(*COUPLED["positions of a batch"])
     assert positions["max"] == [list(range(12))] * 4
+    function, (x, _), axes = COUPLED["positions of a batch"]
+    later = integers(function, (x, ints([4, 5, 6, 7, 8, 9], [4, 5, 6, 7, 8, 9])), axes)
+    assert later["max"] == [list(range(4, 16))] * 4
     assert sorted(found["random"]) == list(range(7))
     assert found["random"] != [5, 3, 1, 0, 2, 4, 6]
 

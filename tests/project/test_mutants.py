@@ -13,7 +13,7 @@ import pytest
 from benchmarks.mutant_laboratory import Laboratory, Mutant, chosen_tests
 from benchmarks.mutants import ACCEPTED, all_mutants, changed_lines, chosen_mutants, is_accepted
 from benchmarks.mutations import mutations_of
-from benchmarks.reach import ReachMap, RecordedTest, lines_that_show, moved_lines
+from benchmarks.reach import FAR, ReachMap, RecordedTest, lines_that_show, moved_lines
 from tests.support.paths import REPOSITORY
 
 SOURCE = '''
@@ -292,6 +292,13 @@ def test_nearest_and_fastest_tests_come_first(project: Path) -> None:
     assert [test.seconds for test in chosen_tests(reach, mutant, tests)] == [1.0, 3.0, 20.0, 5.0]
     slow = [RecordedTest("tests/core/test_a.py::test_2", seconds, (), {}) for seconds in (50.0, 500.0)]
     assert [test.seconds for test in chosen_tests(reach, mutant, slow)] == [50.0]
+
+
+def test_tests_of_a_folder_may_lie_in_the_folder_above(project: Path) -> None:
+    """The folder of a command has its tests beside those of the other commands."""
+    reach = ReachMap(project)
+    tests = ("tests/core/test_a.py", "tests/test_far.py")
+    assert [reach.distance("torch2engine/core/deep/er/b.py", test) for test in tests] == [1, FAR]
 
 
 def test_every_function_has_its_turn_before_the_parameters_of_one(project: Path) -> None:
