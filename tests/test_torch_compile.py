@@ -89,13 +89,15 @@ def test_model_with_four_obstacles_is_exact_and_explained_by_file_and_line(backe
 
 
 def test_explanation_names_the_parts_and_their_share_of_the_time() -> None:
-    """A user reads what runs where, for a compiled model as well."""
+    """A user reads what runs where, for a compiled model and a compiled function as well."""
     explanation = t2e.explain(torch.compile(small_model(), backend="eager"), torch.rand(3, 4))
     (part,) = explanation.parts
     assert (part.runs_in, part.operators, part.reason) == ("ONNX Runtime", 3, "")
     assert 0 < explanation.engine_share <= 1
     assert explanation.obstacles == ()
     assert str(explanation).startswith("1 of 1 parts in engines, ")
+    function = torch.compile(lambda x: (x @ x.T).relu(), backend="eager")
+    assert [part.runs_in for part in t2e.explain(function, torch.rand(3, 4)).parts] == ["ONNX Runtime"]
 
 
 def test_new_weights_are_seen_however_they_were_written(backend: Callable[..., Backend]) -> None:

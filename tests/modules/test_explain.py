@@ -91,7 +91,11 @@ def test_small_calls_are_measured_and_inputs_stay() -> None:
 def test_invented_inputs_have_the_opt_sizes() -> None:
     """Without a sample there is still an answer; nested inputs are fine."""
     _, module = nested()
+    sizes: set[int] = set()
+    handle = module.register_forward_pre_hook(lambda _, args: sizes.add(args[0].image.shape[0]))
     assert {one.name for one in module.explain().findings} <= {"small batch", "slow first call"}
+    handle.remove()
+    assert sizes == {4}
     assert module.explain(nested_inputs(4)).seconds > 0
 
 
@@ -120,9 +124,12 @@ class Counter(nn.Module):
 
 
 def test_inputs_that_the_model_writes_into_are_not_changed() -> None:
-    """Calls are timed on copies."""
+    """Calls are timed on copies, which have their first values again in every call: no position runs out of range."""
     config = t2e.BuildConfig(mutations="write_back")
     x, total = torch.ones(2, 3), torch.zeros(2, 3)
     module = deploy(Counter(), (x, total.clone()), config=config)
+    seen: set[float] = set()
+    module.register_forward_pre_hook(lambda _, args: seen.add(float(args[1].max())))
     module.explain((x, total))
     assert torch.equal(total, torch.zeros(2, 3))
+    assert seen == {0.0}
