@@ -188,6 +188,25 @@ def test_range_that_the_model_does_not_hold_for_is_told(
 
 
 @pytest.mark.parametrize(
+    ("limits", "allowed", "axis"),
+    [
+        ({"max": 6}, "sizes for which batch <= 6, which is wrong at batch = 7..8", "Axis('batch', 1, 4, 6)"),
+        ({"min": 3}, "sizes for which batch >= 3, which is wrong at batch = 1..2", "Axis('batch', 3, 4, 8)"),
+    ],
+)
+def test_range_that_torch_narrows_without_a_guard_is_told(limits: dict[str, int], allowed: str, axis: str) -> None:
+    """A model may say what it takes without a branch: then torch's ranges alone show it."""
+
+    def constrained(x: torch.Tensor, w: Any) -> torch.Tensor:
+        torch.sym_constrain_range(x.shape[0], **limits)
+        return x * 2
+
+    error = refusal(constrained)
+    assert isinstance(error, DynamicAxisError)
+    assert (error.axis, error.allowed, error.fix) == ("batch", allowed, f"give the range that it holds for: {axis}")
+
+
+@pytest.mark.parametrize(
     ("function", "axis"),
     [
         (at_most_four, Axis("batch", 1, 4, 4)),
