@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.processor import arrays as _arrays
 from torch2engine.processor import cuda
 from torch2engine.processor import processor as _processor
+from torch2engine.processor.staging import Timings
 
 X = np.zeros((4, 6), np.float32)
 A = np.zeros((4, 3), np.float32)
@@ -336,6 +338,108 @@ def test_copy_keeps_the_gpu() -> None:
     for twin in (copy.copy(first), copy.deepcopy({"kept": first})["kept"]):
         assert (twin.device, twin._artifact is first._artifact) == (1, True)
         assert twin is not first
+
+
+# The order of calls, with a session that answers on the host
+
+
+class HostSession:
+    """Answers with the first three columns, doubled, and counts calls under way."""
+
+    def __init__(self, *_: Any) -> None:
+        self.last: Timings | None = None
+        self.under_way = 0
+        self.most_under_way = 0
+        self.is_closed = False
+
+    def start(self, call: _arrays.CheckedCall, out: Mapping[str, Any], blocking: bool) -> Any:
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        return call.arrays[0][:, :3] * 2
+
+    def finish(self, pending: Any) -> OrderedDict[str, Any]:
+        self.under_way -= 1
+        self.last = Timings(0.5, 1.0, float(pending.sum()), 2.0)
+        return OrderedDict(output=pending)
+
+    def abandon(self, pending: Any) -> None:
+        self.under_way -= 1
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.fixture
+def on_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[t2e.Processor, HostSession]]:
+    """A Processor with such a session; its engine takes 1 to 8 rows."""
+    monkeypatch.setattr(_processor, "ProcessorSession", HostSession)
+    with t2e.Processor(engine()) as processor:
+        session: Any = processor._live
+        yield processor, session
+    assert session.is_closed
+    assert session.under_way == 0
+
+
+def constant(value: float, rows: int = 2) -> Any:
+    """Rows of one value."""
+    return np.full((rows, 6), value, np.float32)
+
+
+def test_timings_are_those_of_the_inference_that_ended_last(on_host: tuple[t2e.Processor, HostSession]) -> None:
+    """None before the first."""
+    processor, _ = on_host
+    assert (processor.timings(), processor.last_inference_ms) == (None, None)
+    for value in (1.0, 3.0):
+        processor.infer(constant(value))
+        assert processor.last_inference_ms == 12 * value
+    assert processor.timings() == Timings(0.5, 1.0, 36.0, 2.0)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 9])
+def test_stream_answers_in_order_with_as_many_calls_under_way_as_are_allowed(
+    depth: int, on_host: tuple[t2e.Processor, HostSession]
+) -> None:
+    """Calls of other shapes may follow each other."""
+    processor, session = on_host
+    answers = list(processor.infer_stream((constant(value, 1 + value % 3) for value in range(5)), depth))
+    assert [answer["output"].tolist() for answer in answers] == [[[2.0 * v] * 3] * (1 + v % 3) for v in range(5)]
+    assert session.most_under_way == min(depth, 5)
+
+
+def test_item_without_an_answer_raises_behind_the_results_before_it(
+    on_host: tuple[t2e.Processor, HostSession],
+) -> None:
+    """What was under way is answered, nothing later is fetched, and the error is the item's own."""
+    processor, _ = on_host
+    fetched: list[int] = []
+
+    def items() -> Iterator[Any]:
+        for number, item in enumerate((constant(1), constant(2), constant(3, 9), constant(4))):
+            fetched.append(number)
+            yield item
+
+    stream = processor.infer_stream(items(), depth=4)
+    assert [next(stream)["output"][0, 0] for _ in range(2)] == [2.0, 4.0]
+    with pytest.raises(t2e.ShapeError, match="got batch = 9"):
+        next(stream)
+    assert fetched == [0, 1, 2]
+
+
+def test_stream_that_is_closed_leaves_no_call_under_way(on_host: tuple[t2e.Processor, HostSession]) -> None:
+    """The caller may stop after any result."""
+    processor, session = on_host
+    stream = processor.infer_stream([constant(value) for value in range(6)], depth=3)
+    next(stream)
+    assert session.under_way == 2
+    stream.close()
+    assert session.under_way == 0
+
+
+def test_map_answers_every_sample_alone(on_host: tuple[t2e.Processor, HostSession]) -> None:
+    """Batches are filled up with copies, whose answers nobody sees."""
+    processor, _ = on_host
+    answers = list(processor.map([constant(value)[0] for value in range(7)], batch_size=4))
+    assert [answer["output"].tolist() for answer in answers] == [[2.0 * value] * 3 for value in range(7)]
 
 
 # A host that only serves
