@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -104,7 +106,7 @@ def test_requests_are_answered_alone_where_rows_can_not_be_merged(tmp_path: Path
     foreign = exported(tmp_path, X, Y, influences={})
     assert first_line(foreign) == "nobody has analysed whether the entries of 'batch' influence each other"
     fixed = exported(tmp_path, TensorSpec("x", "float32", (4, 3)), TensorSpec("y", "int32", (4,)), profiles=())
-    assert first_line(fixed) == "'x: float32[4, 3]' is fixed"
+    assert first_line(fixed) == "'x: float32[4, 3]' begins with no dynamic axis"
     square = exported(tmp_path, X, TensorSpec("y", "float32", ("batch", "batch")))
     assert first_line(square) == "another size of 'y: float32[batch, batch]' follows from 'batch'"
     assert 'dims: [ -1, 3 ] } ] output [ { name: "y" data_type: TYPE_FP32 dims: [ -1, 2 ]' in lines(mixing)
@@ -223,6 +225,20 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
     assert sorted(models.rglob("*")) == before
 
 
+def test_file_systems_without_hard_links_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The configuration is put there by a rename, and one that is there still stays."""
+
+    def refuse(source: Any, target: Any) -> None:
+        raise PermissionError(errno.EPERM, "no hard links", str(target))
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder = t2e.export_triton(exported(tmp_path, X, Y), tmp_path / "models", "m")
+    assert "got config.pbtxt with" in refusal(
+        t2e.ArtifactError, exported(tmp_path, X, Y, influences={}), tmp_path / "models", "m", 2
+    )
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "config.pbtxt"]
+
+
 def test_what_triton_can_not_express_is_refused(tmp_path: Path) -> None:
     """By the tensor's name, with the reason and the way out."""
 
@@ -263,6 +279,8 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     )
     assert refusal(t2e.InputError, model, models, "m", instances=True).startswith("instances: got True; ")
     assert refusal(t2e.InputError, model, models, "m", max_wait_s=-1.0).startswith("max_wait_s: got -1.0; ")
+    assert refusal(t2e.InputError, model, models, "m", max_wait_s="1").startswith("max_wait_s: got '1'; ")
+    assert refusal(t2e.InputError, model, models, 3).startswith("name: got 3; ")
     assert refusal(t2e.InputError, model, models, "m", backend="onnx") == (
         "backend: got 'onnx'; expected 'tensorrt' or 'onnxruntime'; did you mean 'onnxruntime'?"
     )

@@ -93,13 +93,13 @@ def export_triton(
 
 
 def _check_arguments(name: str, version: int, instances: int, max_wait_s: float) -> None:
-    if not _NAME.fullmatch(name):
+    if not isinstance(cast("object", name), str) or not _NAME.fullmatch(name):
         allowed = "letters, digits, '_', '-' and '.', no sign but '_' first"
         raise InputError("name", got=repr(name), allowed=allowed, fix="rename the model, since a folder has its name")
     for what, value in (("version", version), ("instances", instances)):
         if isinstance(cast("object", value), bool) or not isinstance(cast("object", value), int) or value < 1:
             raise InputError(what, got=repr(value), allowed="an int of at least 1", fix="pass such a number")
-    if not 0 <= max_wait_s < float("inf"):
+    if not isinstance(cast("object", max_wait_s), (int, float)) or not 0 <= max_wait_s < float("inf"):
         raise InputError("max_wait_s", got=repr(max_wait_s), allowed="seconds, 0 or more", fix="pass such a number")
 
 
@@ -205,8 +205,12 @@ def _write_new(path: Path, data: bytes) -> bool:
         os.link(written, path)
     except FileExistsError:
         return False
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            return False
+        written.rename(path)
     finally:
-        written.unlink()
+        written.unlink(missing_ok=True)
     sync_folder(path.parent)
     return True
 

@@ -195,9 +195,12 @@ def _plan_batching(artifact: EngineArtifact | OnnxArtifact, profiles: Sequence[P
 def _why_alone(artifact: EngineArtifact | OnnxArtifact, profiles: Sequence[Profile]) -> str:
     """Why requests can't be rows of one call; "" if they can."""
     signature = artifact.signature
-    axis = signature.inputs[0].shape[0] if signature.inputs and signature.inputs[0].shape else None
+    if not signature.inputs:
+        return "there is no input"
+    first = signature.inputs[0]
+    axis = first.shape[0] if first.shape else None
     if not isinstance(axis, str) or not axis.isidentifier():
-        return "no input begins with a dynamic axis" if not signature.inputs else f"'{signature.inputs[0]}' is fixed"
+        return f"'{first}' begins with no dynamic axis"
     for spec in (*signature.inputs, *signature.outputs):
         if spec.shape[:1] != (axis,):
             return f"'{spec}' does not begin with '{axis}'"
@@ -229,9 +232,7 @@ def _size(dim: Dim, profiles: Sequence[Profile]) -> int:
     """A dimension as Triton has it: -1 if it can change. Outputs must say -1 wherever the engine does."""
     if isinstance(dim, int):
         return dim
-    sizes = {
-        size for profile in profiles for low, _, high in [profile.ranges.get(dim, (0, 0, 1))] for size in (low, high)
-    }
+    sizes = {size for profile in profiles for size in profile.ranges.get(dim, ())}
     return sizes.pop() if len(sizes) == 1 else -1
 
 
