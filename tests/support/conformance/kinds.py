@@ -56,7 +56,10 @@ TRUE, FALSE = Kind("flag", ref=True), Kind("flag", ref=False)
 
 def union(kinds: Iterable[Kind]) -> Kind:
     """Join alternatives; one alone stays itself, no alternative is "other"."""
-    flat = tuple(dict.fromkeys(part for kind in kinds for part in kind.flat()))
+    given = list(kinds)
+    if given and all(kind is given[0] for kind in given):  # most calls; hashes of what is nested take long
+        return given[0]
+    flat = tuple(dict.fromkeys(part for kind in given for part in kind.flat()))
     texts = [part for part in flat if part.what == "text"]
     if len(texts) > 1:
         flat = (*(p for p in flat if p.what != "text"), text(name for part in texts for name in part.ref))
