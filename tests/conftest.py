@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.paths import REPOSITORY, SHARED_FOLDER
+from tests.support.run_scripts import run_scripts
 from tests.support.slow_tests import slow_names
 
 # Engines of tests go to a cache of this run, here and in processes that tests start.
@@ -63,5 +64,17 @@ def run_python() -> Callable[[str], Any]:
         done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stderr}"
         return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_fork() -> Callable[[str], Any]:
+    """As `run_python`, in a fork of a process that has imported PyTorch and exported once, which takes no time."""
+
+    def run(code: str) -> Any:
+        (done,) = run_scripts([["-c", code]])
+        assert done.code == 0, f"exit status {done.code}\n{done.err}"
+        return json.loads(done.out.splitlines()[-1])
 
     return run

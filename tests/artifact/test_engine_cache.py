@@ -285,12 +285,12 @@ def fingerprint(folder: Path) -> Any:
         )
 
 
-def test_export_in_another_place_is_the_same_build(run_python: Callable[[str], Any], tmp_path: Path) -> None:
+def test_export_in_another_place_is_the_same_build(run_fork: Callable[[str], Any], tmp_path: Path) -> None:
     """Another process, another folder and other lines: else no restarted notebook would find its engine."""
     for place, text in (("here", SOURCE), ("there", "# a line more\n" + SOURCE)):
         (tmp_path / place).mkdir()
         (tmp_path / place / "net.py").write_text(text)
-    there = run_python(
+    there = run_fork(
         "import json; from pathlib import Path; from tests.artifact.test_engine_cache import fingerprint\n"
         f"print(json.dumps(fingerprint(Path({str(tmp_path / 'there')!r}))))"
     )

@@ -150,9 +150,9 @@ def test_other_quantisers_are_refused(make: Callable[[], nn.Module], got: str) -
     assert {part.backend for part in parts} == {None}
 
 
-def test_modelopt_is_not_imported_for_other_models(run_python: Callable[[str], Any]) -> None:
+def test_modelopt_is_not_imported_for_other_models(run_fork: Callable[[str], Any]) -> None:
     """Export looks for quantisers without importing ModelOpt."""
-    found = run_python(
+    found = run_fork(
         "import json, sys, torch, torch2engine as t2e\n"
         "t2e.export(torch.nn.Linear(2, 2), torch.randn(1, 2))\n"
         "print(json.dumps('modelopt' in sys.modules))"

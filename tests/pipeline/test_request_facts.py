@@ -359,8 +359,8 @@ def test_weights_of_refittable_engines_do_not_count() -> None:
     assert wider[0] != before[0] and wider[1] != before[1]
 
 
-def test_another_process_asks_by_the_same_key(run_python: Callable[[str], Any]) -> None:
+def test_another_process_asks_by_the_same_key(run_fork: Callable[[str], Any]) -> None:
     """Nothing of a process, such as an address or the order of a set, gets into them."""
     here = keys(net())
     code = "import json; from tests.pipeline.test_request_facts import keys, net; print(json.dumps(keys(net())))"
-    assert run_python(code) == list(here)
+    assert run_fork(code) == list(here)

@@ -133,7 +133,7 @@ def script_runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Script
     commands = [
         ["-m", f"benchmarks.{script}", "--out", str(folder / run), *rest] for run, (script, *rest) in words.items()
     ]
-    runs = zip(words, run_scripts(commands, {"CUDA_VISIBLE_DEVICES": ""}), strict=True)
+    runs = zip(words, run_scripts(commands), strict=True)
     return {run: ScriptRun(ended, folder / run) for run, ended in runs}
 
 

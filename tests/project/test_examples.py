@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.paths import REPOSITORY
 from tests.support.run_notebook import code_cells, shown_by
-from tests.support.run_scripts import run_scripts
+from tests.support.run_scripts import ENVIRONMENT, run_scripts
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 QUICKSTART = "quickstart.py"
@@ -47,16 +47,13 @@ def without_numbers(text: str) -> list[str]:
     return [" ".join(re.sub(r"\d[\d.]*(e[-+]\d+)?", "#", line).split()) for line in text.splitlines()]
 
 
-NO_GPU = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def outputs() -> Mapping[str, str]:
     """What each example prints on a machine without a GPU, but for the quickstart; errors and warnings show."""
     scripts = [path for path in EXAMPLES if path.name != QUICKSTART]
     paths = [*scripts, TOUR]
     tour = ["-m", "tests.support.run_notebook", str(TOUR)]
-    ended = run_scripts([*([str(path)] for path in scripts), tour], NO_GPU)
+    ended = run_scripts([*([str(path)] for path in scripts), tour])
     assert [(path.name, end.code, end.err) for path, end in zip(paths, ended, strict=True)] == [
         (path.name, 0, "") for path in paths
     ]
@@ -67,7 +64,7 @@ def outputs() -> Mapping[str, str]:
 def printed() -> str:
     """What the quickstart prints, in a process that nothing has warmed up, as `make demo` runs it."""
     command = [sys.executable, str(REPOSITORY / "examples" / QUICKSTART)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **NO_GPU}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **ENVIRONMENT}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout

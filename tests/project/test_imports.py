@@ -112,9 +112,9 @@ print(json.dumps([kind_after(form) for form in {FORMS!r}]))
 """
 
 
-def test_function_named_like_its_room_stays_a_function_after_import(run_python: Run) -> None:
+def test_function_named_like_its_room_stays_a_function_after_import(run_fork: Run) -> None:
     """`torch2engine.deploy` is the function, whichever way its room was imported before."""
-    assert run_python(KINDS) == [FunctionType.__name__] * len(FORMS)
+    assert run_fork(KINDS) == [FunctionType.__name__] * len(FORMS)
 
 
 def test_type_checkers_see_the_same_names_in_the_same_rooms(repository: Path) -> None:
