@@ -1,6 +1,6 @@
-"""The tables of docs/speed.md, made from the evidence: `python -m benchmarks.table`, or with `--check`.
+"""The figures of docs/speed.md and docs/fleet.md, from the evidence: `python -m benchmarks.table`, or with `--check`.
 
-Enters: the evidence of the benchmarks. Leaves: the page with the text between
+Enters: the evidence of the benchmarks. Leaves: the pages with the text between
 `<!-- speed -->` and `<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A
 peer that is faster than torch2engine needs its reason in `REASONS`, or no table is made.
 """
@@ -361,20 +361,25 @@ def rewritten(page: str, text: str) -> str:
 
 
 def main() -> None:
+    from benchmarks import fleet_table  # which shows figures by the functions above
+
+    docs = REPOSITORY / "docs"
+    makers = {"fleet.md": fleet_table.generate}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; fail if the page says anything else")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a page says anything else")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")
-    parser.add_argument("--page", type=Path, default=REPOSITORY / "docs" / "speed.md")
+    parser.add_argument("--page", type=Path, nargs="+", default=[docs / "speed.md", *(docs / name for name in makers)])
     options = parser.parse_args()
-    try:
-        page = options.page.read_text(encoding="utf-8")
-        made = rewritten(page, generate(options.results))
-    except TableError as error:
-        sys.exit(str(error))
-    if options.check and made != page:
-        sys.exit(f"{options.page.name} does not say what the evidence says: run `python -m benchmarks.table`")
-    if not options.check:
-        options.page.write_text(made, encoding="utf-8")
+    for path in options.page:
+        try:
+            page = path.read_text(encoding="utf-8")
+            made = rewritten(page, makers.get(path.name, generate)(options.results))
+        except TableError as error:
+            sys.exit(str(error))
+        if options.check and made != page:
+            sys.exit(f"{path.name} does not say what the evidence says: run `python -m benchmarks.table`")
+        if not options.check:
+            path.write_text(made, encoding="utf-8")
 
 
 if __name__ == "__main__":

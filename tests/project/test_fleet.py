@@ -1,0 +1,101 @@
+"""`benchmarks/fleet.py`: the simulation gives what queueing theory gives, loses no request, and the page's figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import fleet, fleet_table, table
+from benchmarks.evidence import Evidence
+from benchmarks.fleet import Fleet, compare_with_run, simulate_closed, simulate_open
+
+RESULTS = fleet.RESULTS
+
+
+def by_rows(rows: int) -> float:
+    """1 ms, and 0.1 ms for each row."""
+    return 1e-3 + 1e-4 * rows
+
+
+def test_single_rows_wait_as_a_queue_with_equal_services() -> None:
+    """Without batches it is M/D/1: the mean wait is that of Pollaczek and Khinchine."""
+    service = by_rows(1)
+    share = 0.7
+    found = simulate_open(Fleet(1, by_rows, max_batch=1, window_s=0.0), share / service, 60_000)
+    expected = service + share * service / (2 * (1 - share))
+    assert np.mean(found.seconds) == pytest.approx(expected, rel=0.05)
+
+
+def test_full_batches_are_the_most_that_engines_do() -> None:
+    """Above that rate every batch is full, and the answers come at the engines' pace."""
+    found = simulate_open(Fleet(3, by_rows, max_batch=32, window_s=0.005), 1e6, 30_000)
+    assert found.rate == pytest.approx(3 * 32 / by_rows(32), rel=0.01)
+    assert np.mean(found.rows) > 31
+
+
+def test_lone_request_waits_for_its_window() -> None:
+    """Nobody joins it: the window, its way through the thread, and a call of one row."""
+    found = simulate_open(Fleet(1, by_rows, window_s=0.005, request_s=0.001), 0.01, 50)
+    assert found.quantile_ms(0.5) == pytest.approx(5 + 1 + 1.1)
+    assert set(found.rows) == {1}
+
+
+def test_closed_loop_is_as_fast_as_the_thread() -> None:
+    """Where each request takes the replica's thread for long, the engine waits for the thread."""
+    found = simulate_closed(Fleet(1, by_rows, request_s=0.001), 64, 5000)
+    assert len(found.seconds) == 5000
+    assert found.rate == pytest.approx(1000, rel=0.02)
+
+
+def test_replicas_that_die_lose_no_request() -> None:
+    """Their requests are sent again, each is answered once, and those that waited longer show."""
+    steady = Fleet(3, by_rows)
+    dying = Fleet(3, by_rows, between_failures_s=2.0, restart_s=0.5)
+    calm, hard = (simulate_open(one, 8000, 40_000) for one in (steady, dying))
+    assert (len(calm.seconds), calm.repeated) == (40_000, 0)
+    assert (len(hard.seconds), sum(hard.rows)) == (40_000, 40_000)
+    assert hard.repeated > 0
+    assert hard.quantile_ms(0.99) > calm.quantile_ms(0.99)
+    alone = simulate_open(Fleet(1, by_rows, between_failures_s=0.5, restart_s=0.2), 500, 2000)
+    assert len(alone.seconds) == 2000
+
+
+def test_comparison_with_a_run_finds_how_far_off_it_is() -> None:
+    """A run that is the simulation's own is met; one with another latency is not."""
+    rate = 2000.0
+    model = Fleet(1, by_rows, request_s=1 / rate)
+    own = simulate_open(model, rate / 2, 20_000)
+    serve = {
+        "connections": 64,
+        "closed": {"rate": rate},
+        "open": {"requests": 20_000, "p99_ms": own.quantile_ms(0.99)},
+    }
+    evidence = Evidence()
+    compare_with_run(evidence, serve, by_rows)
+    assert evidence.figures["simulation.error"] < 0.02
+    slower = {**serve, "open": {"requests": 20_000, "p99_ms": 2 * own.quantile_ms(0.99)}}
+    compare_with_run(evidence, slower, by_rows)
+    assert evidence.figures["simulation.error"] == pytest.approx(0.5, abs=0.01)
+
+
+def test_page_says_what_the_evidence_says(repository: Path) -> None:
+    """The figures of docs/fleet.md are those of the committed JSON."""
+    page = (repository / "docs" / "fleet.md").read_text(encoding="utf-8")
+    assert table.between(page) == fleet_table.generate(RESULTS)
+
+
+def test_sizes_follow_from_the_figures(tmp_path: Path) -> None:
+    """GPUs at seven tenths of their rate, a spare one, and the bytes of the images."""
+    for name in ("processor", "models", "refit"):
+        (tmp_path / f"{name}.json").write_text((RESULTS / f"{name}.json").read_text())
+    data = json.loads((tmp_path / "processor.json").read_text())
+    data["figures"]["infer_stream_uint8.b32.ms"] = 3.2
+    (tmp_path / "processor.json").write_text(json.dumps(data))
+    text = fleet_table.generate(tmp_path)
+    assert "10000 images a second" in text
+    assert "| 20000 | 3 + 1 | 3.0 GB/s | 24 Gbit/s |" in text
+    (tmp_path / "refit.json").unlink()
+    assert fleet_table.generate(tmp_path) == ""
