@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Nested, Result, Scale, Tiny, tiny_inputs
-from torch2engine.core.spec import lossless_cast
+from torch2engine.core.dtypes import lossless_cast
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int8, torch.uint8, torch.bool]
 

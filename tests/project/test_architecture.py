@@ -84,7 +84,7 @@ MARKS: dict[str, Mark] = {
 
 DTYPE_TABLES = {
     "artifact/onnx_outline.py",
-    "core/spec.py",
+    "core/dtypes.py",
     "trt/library.py",
 }  # "int8" and "int4" are names of dtypes there
 

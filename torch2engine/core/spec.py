@@ -7,13 +7,12 @@ folder shares. Separate, and without torch, so that serving and training refuse 
 from __future__ import annotations
 
 import math
-import reprlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeAlias, cast
 
+from torch2engine.core.dtypes import DTYPES, lossless_cast, lossless_sources
 from torch2engine.core.errors import DtypeError, DynamicAxisError, ShapeError
 from torch2engine.core.json_rules import (
     TEXT,
@@ -22,14 +21,13 @@ from torch2engine.core.json_rules import (
     Object,
     OneField,
     Plain,
-    SchemaError,
-    field_error,
     integer,
     plain,
 )
-from torch2engine.core.live_parameters import LIVE_JSON, LiveParameter, check_live_inputs
+from torch2engine.core.live_parameters import LIVE_JSON, LiveParameter
 from torch2engine.core.package import public
 from torch2engine.core.preprocess import PREPROCESS_JSON, Preprocess
+from torch2engine.core.signature_rules import check_signature, check_sizes
 from torch2engine.core.size_expression import parse_size_expression
 from torch2engine.core.structure import PARAMETER_JSON, TREE_JSON, Parameter, Tree
 
@@ -48,22 +46,11 @@ __all__ = [
     "Signature",
     "TensorSpec",
     "Tree",
-    "lossless_cast",
     "size_of",
 ]
 
 Dim: TypeAlias = "int | str"
 Range: TypeAlias = "tuple[int, int, int]"
-
-# (bits of exact integers, exponent bits, is signed) decide whether every value of one dtype exists in another.
-_INTEGER_BITS = {"uint8": 8, "int8": 7, "int16": 15, "int32": 31, "int64": 63}
-_FLOAT_BITS = {"float16": (11, 5), "bfloat16": (8, 8), "float32": (24, 8), "float64": (53, 11)}
-
-# Every dtype that PyTorch has.
-_DTYPES = frozenset(f"{sign}{bits}" for sign in ("int", "uint") for bits in (*range(1, 9), 16, 32, 64)) | {
-    *("bool", "float16", "bfloat16", "float32", "float64", "complex32", "complex64", "complex128"),
-    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float4_e2m1fn_x2"),
-}
 
 
 def size_of(dim: str, sizes: Mapping[str, Any]) -> Any:
@@ -73,25 +60,6 @@ def size_of(dim: str, sizes: Mapping[str, Any]) -> Any:
     6
     """
     return sizes[dim] if dim.isidentifier() else parse_size_expression(dim).value(sizes)
-
-
-def lossless_cast(source: str, target: str) -> bool:
-    """Tell whether every value of dtype `source` survives a cast to dtype `target` unchanged.
-
-    Args:
-        source, target: dtype names as PyTorch spells them, e.g. ``"float16"``.
-
-    >>> lossless_cast("float16", "float32"), lossless_cast("float64", "float32"), lossless_cast("int32", "float32")
-    (True, False, False)
-    """
-    if source == target:
-        return True
-    if source in _FLOAT_BITS and target in _FLOAT_BITS:
-        return all(s <= t for s, t in zip(_FLOAT_BITS[source], _FLOAT_BITS[target], strict=True))
-    if source in _INTEGER_BITS and target in _INTEGER_BITS:
-        signed_to_unsigned = source != "uint8" and target == "uint8"
-        return _INTEGER_BITS[source] <= _INTEGER_BITS[target] and not signed_to_unsigned
-    return False
 
 
 @public
@@ -389,7 +357,7 @@ class Signature:
             DtypeError: naming the input, what came, what is allowed and how to fix it.
         """
         if not lossless_cast(dtype, spec.dtype):
-            lossless = [d for d in (*_FLOAT_BITS, *_INTEGER_BITS) if d != spec.dtype and lossless_cast(d, spec.dtype)]
+            lossless = lossless_sources(spec.dtype)
             also = f" (or {', '.join(lossless)}, cast without loss)" if lossless else ""
             raise DtypeError(
                 f"input '{spec.name}'",
@@ -525,7 +493,7 @@ class Signature:
 
 
 def _is_dtype(value: object) -> bool:
-    return isinstance(value, str) and value in _DTYPES
+    return isinstance(value, str) and value in DTYPES
 
 
 def _check_dim(value: object, where: str) -> None:
@@ -533,79 +501,10 @@ def _check_dim(value: object, where: str) -> None:
     (TEXT if isinstance(value, str) else integer()).check(value, where)
 
 
-def _check_sizes(members: dict[str, Any], where: str) -> None:
-    sizes = [members["min"], members["opt"], members["max"]]
-    if sizes != sorted(sizes):
-        raise field_error(sizes, where, "min <= opt <= max")
-    if any(size % members["multiple_of"] for size in sizes):
-        raise field_error(sizes, where, f"multiples of {members['multiple_of']}")
-
-
-def _check_effects(members: dict[str, Any], where: str) -> None:
-    """Each written input has an output of its own, of its dtype; what is refilled has tensors that there are."""
-    inputs = {tensor["name"]: tensor["dtype"] for tensor in members["inputs"]}
-    outputs = {tensor["name"]: tensor["dtype"] for tensor in members["outputs"]}
-    for index, write in enumerate(members.get("writes", [])):
-        pair = [write["input"], write["output"]]
-        found = [inputs.pop(pair[0], None), outputs.pop(pair[1], None)]  # popped: no other write may name them
-        if None in found or found[0] != found[1]:
-            raise field_error(pair, f"{where}.writes[{index}]", "an input, and an output of its dtype, named once")
-    known = {tensor["name"] for tensor in (*members["inputs"], *members["outputs"])}
-    for index, refill in enumerate(members.get("refills", [])):
-        names = refill["tensors"]
-        if not known.issuperset(names) or TREE_JSON.decode(refill["tree"]).leaves() != len(names):
-            raise field_error(names, f"{where}.refills[{index}].tensors", "an input or output for each tensor")
-
-
-def _check_counts(members: dict[str, Any], where: str) -> None:
-    """The parameters hold every input of a call; the result, and what the model writes, hold every output."""
-    trees = [parameter["tree"] for parameter in members["parameters"] if parameter["tree"] is not None]
-    tensors = sum(TREE_JSON.decode(tree).leaves() for tree in trees)
-    given = [tensor for tensor in members["inputs"] if "live" not in tensor]
-    if tensors != len(given):
-        got = f"{tensors} tensors in manifest field {where}.parameters"
-        raise SchemaError(got, f"one for each of {len(given)} inputs")
-    in_result = TREE_JSON.decode(members["output"]).leaves()
-    written = {write["output"] for write in members.get("writes", [])}
-    written.update(name for refill in members.get("refills", []) for name in refill["tensors"])
-    others = [tensor["name"] for tensor in members["outputs"][in_result:]]
-    if in_result > len(members["outputs"]) or not written.issuperset(others):
-        got = f"{in_result} tensors in manifest field {where}.output"
-        raise SchemaError(got, f"one for each of {len(members['outputs'])} outputs that the model does not write")
-
-
-def _check_signature(members: dict[str, Any], where: str) -> None:
-    """Names are unique, the inputs use the axes that there are, and there are as many tensors as the trees hold."""
-    _check_effects(members, where)
-    written = {write["input"] for write in members.get("writes", [])}
-    check_live_inputs(members["inputs"], written, f"{where}.inputs")
-    _check_counts(members, where)
-    axes = [axis["name"] for axis in members["axes"]]
-    tensors = [tensor["name"] for tensor in (*members["inputs"], *members["outputs"])]
-    for subject, names in (("axes", axes), ("tensors", tensors)):
-        for name, count in Counter(names).most_common(1):
-            if count > 1:
-                raise SchemaError(f"its manifest has {count} {subject} named {reprlib.repr(name)}", "names are unique")
-    dims = {dim for tensor in members["inputs"] for dim in tensor["shape"] if isinstance(dim, str)}
-    used = {dim for dim in dims if dim.isidentifier()}
-    for expression in dims - used:
-        try:
-            derived_from = parse_size_expression(expression).axes
-        except ValueError as error:
-            raise SchemaError(f"its manifest has an input of size {reprlib.repr(expression)}", str(error)) from None
-        if not derived_from <= used:
-            raise SchemaError(f"its manifest has an input of size {expression!r}", f"its axes are {sorted(used)}")
-    if used != set(axes):
-        raise SchemaError(
-            f"its manifest's inputs use the axes {sorted(used)}",
-            f"they must be those in {where}.axes: {sorted(axes)}",
-        )
-
-
 AXIS_JSON = Object(
     Axis,
     {"name": TEXT, "min": integer(1), "opt": integer(1), "max": integer(1), "multiple_of": integer(1)},
-    check_whole=_check_sizes,
+    check_whole=check_sizes,
 )
 PROFILE_JSON = OneField(
     Profile,
@@ -641,5 +540,5 @@ SIGNATURE_JSON = Object(
         "refills": Items(_REFILL_JSON),
     },
     optional=("writes", "refills"),
-    check_whole=_check_signature,
+    check_whole=check_signature,
 )
