@@ -104,7 +104,7 @@ class OutlineTensor:
 
 @dataclass(frozen=True)
 class OnnxOutline:
-    """What an artifact must know of its ONNX file.
+    """The facts of an ONNX file that its artifact must know.
 
     Args:
         inputs: the graph's inputs that are no weights.
@@ -192,20 +192,20 @@ def _messages(message: memoryview) -> Iterator[tuple[int, memoryview]]:
             yield number, value
 
 
-def _number(message: memoryview, wanted: int) -> int | None:
+def _number(message: memoryview, field_number: int) -> int | None:
     """The number in a field; None if the message does not have it."""
     found = None
     for number, value in _fields(message):
-        if number == wanted and isinstance(value, int):
+        if number == field_number and isinstance(value, int):
             found = value
     return found
 
 
-def _text(message: memoryview, wanted: int) -> str:
+def _text(message: memoryview, field_number: int) -> str:
     """The text in a field; "" if the message does not have it."""
     found = ""
     for number, value in _messages(message):
-        if number == wanted:
+        if number == field_number:
             found = str(value, "utf-8")
     return found
 

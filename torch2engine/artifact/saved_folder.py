@@ -196,7 +196,7 @@ def _must_stay(
 
 
 def _describe_unreadable(path: Path, error: Exception) -> str:
-    """What is at the path instead of an artifact with a valid manifest."""
+    """Name what is at the path instead of an artifact with a valid manifest."""
     if not path.is_dir():
         return "a file"
     if isinstance(error, SchemaError) and error.got not in (NOT_JSON, NOT_OURS):

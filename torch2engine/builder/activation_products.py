@@ -104,7 +104,8 @@ def _add_zero(node: Any, types: dict[str, int]) -> bool:
     record = tape.Tape()
     zero = record.op("Constant", [], attributes={"value": ir.tensor(np.zeros((), dtype.numpy()), dtype=dtype)})
     total = record.op("Add", [activated, zero])
-    total.dtype, total.shape = dtype, activated.shape
+    total.dtype = dtype
+    total.shape = activated.shape
     for index, new in enumerate(record.nodes):
         new.name = f"{node.name}/plus_zero_{index}"  # messages and reports find the module by the node's name
     node.graph.insert_after(node, record.nodes)

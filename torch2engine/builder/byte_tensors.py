@@ -138,7 +138,8 @@ def _wrap(node: Any, value: Any) -> None:
     record = tape.Tape()
     wrapped = record.op("Mod", [value, _int32(record, _BYTE_VALUES)])
     _insert(node.graph, node, record.nodes, f"{node.name}/wrapped")
-    wrapped.shape, wrapped.type = value.shape, value.type
+    wrapped.shape = value.shape
+    wrapped.type = value.type
     for reader, index in list(value.uses()):
         if reader is not record.nodes[-1]:
             reader.replace_input_with(index, wrapped)
@@ -165,7 +166,8 @@ def _cast(value: Any, to: Any, name: str) -> Any:
     import onnx_ir as ir
 
     node = ir.node("Cast", [value], {"to": to.value}, name=name)
-    node.outputs[0].shape, node.outputs[0].dtype = value.shape, to
+    node.outputs[0].shape = value.shape
+    node.outputs[0].dtype = to
     return node
 
 
@@ -200,7 +202,8 @@ def _widen_constant(graph: Any, value: Any) -> None:
     import onnx_ir as ir
 
     wide = ir.Value(name=f"{value.name}/as_int32", const_value=ir.tensor(value.const_value.numpy().astype("int32")))
-    wide.shape, wide.dtype = value.shape, ir.DataType.INT32
+    wide.shape = value.shape
+    wide.dtype = ir.DataType.INT32
     graph.register_initializer(wide)
     for reader, index in list(value.uses()):
         reader.replace_input_with(index, wide)

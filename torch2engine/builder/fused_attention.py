@@ -38,7 +38,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What a softmax between two matrix products computes.
+    """The attention that a softmax between two matrix products computes.
 
     Args:
         query, value: [batch, heads, length, size], as values of the graph.
@@ -131,18 +131,16 @@ def _has_kernel(attention: _Attention) -> bool:
         return False
     if any(one.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for one in operands):
         return False
-    query, value = attention.query.shape, attention.value.shape
+    query = attention.query.shape
+    value = attention.value.shape
     key = [attention.key.source.shape[axis] for axis in attention.key.order]
+    has_same_heads = query[0] == key[0] == value[0] and query[1] == key[1] == value[1] and isinstance(query[1], int)
     sizes = {query[3], key[3], value[3]}
-    return (
-        attention.scale > 0
-        and query[0] == key[0] == value[0]
-        and query[1] == key[1] == value[1]
-        and all(isinstance(size, int) and size in _HEAD_SIZES for size in sizes)
-        and len(sizes) == 1
-        and isinstance(query[1], int)
-        and (attention.mask is None or _stretches(attention.mask.shape, [query[0], query[1], query[2], key[2]]))
-    )
+    has_head_size = len(sizes) == 1 and all(isinstance(size, int) and size in _HEAD_SIZES for size in sizes)
+    if not has_same_heads or not has_head_size or not attention.scale > 0:
+        return False
+    scores = [query[0], query[1], query[2], key[2]]
+    return attention.mask is None or _stretches(attention.mask.shape, scores)
 
 
 def _stretches(shape: Sequence[Any] | None, target: Sequence[Any]) -> bool:
@@ -154,7 +152,11 @@ def _stretches(shape: Sequence[Any] | None, target: Sequence[Any]) -> bool:
 
 
 def _take_mask(scores: Any) -> tuple[Any, Any | None]:
-    """What an Add adds to a matrix product, scaled or not; None if there is no such Add."""
+    """Find the tensor that an Add adds to a matrix product, scaled or not; None if there is no such Add.
+
+    Returns:
+        the tensor before the Add, and the added one.
+    """
     node = _producer(scores, "Add")
     if node is None:
         return scores, None
@@ -204,7 +206,8 @@ def _reshaped(value: Any) -> _Key | None:
     if fold is None or swap is None or unfold is None or list(swap.attributes.get_ints("perm", [])) != [0, 2, 1]:
         return None
     key = fold.inputs[0]
-    length, size = (2,), (3,)
+    length = (2,)
+    size = (3,)
     if _sizes(fold.inputs[1], key) == [(-1,), length, size] and _sizes(unfold.inputs[1], key) == [(0, 1), size, length]:
         return _Key(key, _AS_IT_IS)
     return None
@@ -225,7 +228,8 @@ def _axes(part: Any, tensor: Any) -> tuple[int, ...]:
     if not _is(node, "Slice") or len(node.inputs) != 3:
         return ()
     shape = node.inputs[0].producer()
-    start, end = _numbers(node.inputs[1]), _numbers(node.inputs[2])
+    start = _numbers(node.inputs[1])
+    end = _numbers(node.inputs[2])
     is_whole = _is(shape, "Shape") and not shape.attributes.get_int("start", 0) and "end" not in shape.attributes
     if not is_whole or shape.inputs[0] is not tensor or not start or not end:
         return ()
@@ -248,7 +252,8 @@ def _write(attention: _Attention) -> None:
     new = record.op("Attention", inputs, attributes={"scale": attention.scale})
     for node in record.nodes:
         node.name = last.name if node.op_type == "Attention" else f"{last.name}/key"
-    new.shape, new.type = attention.result.shape, attention.result.type
+    new.shape = attention.result.shape
+    new.type = attention.result.type
     ir.convenience.replace_nodes_and_values(last.graph, last, [last], record.nodes, [attention.result], [new])
 
 

@@ -92,15 +92,15 @@ class PendingEngine:
         """
         if self._cache is None:
             return
+        if not self._is_stored_as(engine):
+            self._cache.store(self.cache_key, engine)
+
+    def _is_stored_as(self, engine: EngineArtifact) -> bool:
+        """Whether the cache has the same model, with kernels for the same driver where there are kernels."""
         cached = self._cached_engine
-        if (
-            cached is not None
-            and cached.hardware.driver == engine.hardware.driver
-            and cached.has_model_of(engine)
-            and (cached.read_runtime_cache() or not engine.read_runtime_cache())
-        ):
-            return
-        self._cache.store(self.cache_key, engine)
+        if cached is None or cached.hardware.driver != engine.hardware.driver or not cached.has_model_of(engine):
+            return False
+        return bool(cached.read_runtime_cache()) or not engine.read_runtime_cache()
 
 
 def load_or_build(

@@ -24,7 +24,7 @@ _FIRST_OPSET = 10  # before it, Slice has no inputs for its bounds
 
 @dataclass(frozen=True)
 class _Product:
-    """What a node multiplies with a constant weight and sums up.
+    """The sum of products with a constant weight that a node computes.
 
     Args:
         data_axis: the axis of the node's first input that is summed over.
@@ -145,7 +145,8 @@ def _split(node: Any, product: _Product) -> None:
     for index, new in enumerate(record.nodes):
         new.name = f"{node.name}/sum_{index}"  # messages and reports find the module by the node's name
     result = node.outputs[0]
-    total.shape, total.type = result.shape, result.type
+    total.shape = result.shape
+    total.type = result.type
     ir.convenience.replace_nodes_and_values(node.graph, node, [node], record.nodes, [result], [total])
 
 

@@ -53,7 +53,7 @@ def check_onnx_file(path: Path) -> None:
 
 
 def _cure_for(path: Path) -> str:
-    """What to do with a path that is no ONNX file."""
+    """Say what to do with a path that is no ONNX file."""
     if path.suffix == ".onnx" or not path.exists():
         return (
             "export it again, or upgrade onnx if the file is newer than it"

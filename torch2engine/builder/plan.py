@@ -387,7 +387,7 @@ def _build_error(build: _PlanBuild) -> BuildError:
 
 
 def _memory_fixes(request: PlanRequest, log: Sequence[str]) -> list[str]:
-    """What may let a build succeed with the available memory."""
+    """List the changes that may let a build succeed with the available memory."""
     fixes: list[str] = []
     if request.workspace_bytes is not None and any(_WORKSPACE.search(line) for line in log):
         fixes.append(f"raise workspace_bytes (it is {request.workspace_bytes})")

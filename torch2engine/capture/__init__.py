@@ -1,4 +1,4 @@
-"""What deploy() reads from the live PyTorch model: its signature, its answers, its weights.
+"""Reads the live PyTorch model: its signature, its answers, its weights.
 
 Enters: a module and a sample. Leaves: a captured call, and parity cases with the reference's answers. Separate because
 this is the only stage that runs the user's model.

@@ -1,4 +1,4 @@
-"""What a call changes in its arguments: tensors that it writes into, and containers that it fills anew.
+"""The changes that a call makes in its arguments: tensors that it writes into, containers that it fills anew.
 
 Enters: the reference and the sample. Leaves: its first answer, and the changes; or an error at the user's line.
 Separate because an engine only reads its inputs: what PyTorch leaves in the arguments must become an output.
@@ -26,7 +26,7 @@ __all__ = ["CallEffects", "FirstAnswer", "answer_with_effects"]
 
 @dataclass(frozen=True)
 class CallEffects:
-    """What a call changes in its arguments, with outputs by their place among those of the answer.
+    """The changes that a call makes in its arguments, with outputs by their place among those of the answer.
 
     Args:
         written: {index of a written input: place of the output with its new value}.
@@ -185,7 +185,8 @@ def _changes(path: tuple[str | int, ...], before: Flat, after: Flat) -> Iterator
     """The outermost changed containers at and below a path."""
     if before.tree == after.tree and all(map(_is_identical, before.leaves, after.leaves)):
         return
-    old, new = before.tree, after.tree
+    old = before.tree
+    new = after.tree
     if old.kind in ("tensor", "constant"):
         return  # forward's own variable: no caller sees it
     pairs = list(zip(_parts(before), _parts(after), strict=False))

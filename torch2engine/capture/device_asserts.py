@@ -1,4 +1,4 @@
-"""Which calls may end the process's CUDA context: those with an operator that asserts on a GPU.
+"""Finds calls that may end the process's CUDA context: those with an operator that asserts on a GPU.
 
 Enters: a call of the model on an input that the user gave. Leaves: the operators that ran on a GPU and assert there. On
 a CPU they raise an exception instead. Separate so that the table of such operators is in one place.

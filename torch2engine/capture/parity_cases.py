@@ -139,7 +139,8 @@ def _cases_of_other_live_values(captured: CapturedCall, like: ParityCase) -> tup
         like: the case that has the call's other inputs.
     """
     specs = captured.signature.live_inputs
-    given, now = like.inputs[: -len(specs)], like.inputs[-len(specs) :]
+    given = like.inputs[: -len(specs)]
+    now = like.inputs[-len(specs) :]
     others = other_values(now, torch.Generator().manual_seed(RANDOM_SEED))
     leaves = (*given, *others)
     unchanged = [spec.name for spec, one, other in zip(specs, now, others, strict=True) if torch.equal(one, other)]

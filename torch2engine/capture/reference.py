@@ -105,9 +105,9 @@ class Reference:
         return f", of which preprocess= made {', '.join(map(str, shapes))}" if shapes else ""
 
     def _cure_for(self, error: Exception, leaves: Sequence[torch.Tensor]) -> str:
-        """What to do about the model's own failure: use another dtype where PyTorch blames the dtypes."""
-        wanted = _float_dtype(self.model)
-        others = [leaf.dtype for leaf in leaves if leaf.dtype != wanted and leaf.dtype in _DATA_DTYPES]
+        """Say what helps against the model's own failure: another dtype where PyTorch blames the dtypes."""
+        model_dtype = _float_dtype(self.model)
+        others = [leaf.dtype for leaf in leaves if leaf.dtype != model_dtype and leaf.dtype in _DATA_DTYPES]
         if not others or not _BLAMES_DTYPES.search(str(error)):
             return "call the model with these shapes and correct that first"
         if torch.uint8 in others:
@@ -115,7 +115,7 @@ class Reference:
                 "pass floats, e.g. sample_input.float() / 255, or bytes with preprocess=torch2engine.Preprocess(...), "
                 "which makes the floats in the engine"
             )
-        return f"pass them in the model's own dtype, with .to({wanted})"
+        return f"pass them in the model's own dtype, with .to({model_dtype})"
 
     def call(self, leaves: Sequence[torch.Tensor], weights: Mapping[str, torch.Tensor] | None = None) -> Any:
         """The model's own result; with `weights`, as if these were its parameters and buffers."""

@@ -33,7 +33,7 @@ _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 Runtime = Literal["tensorrt", "onnxruntime"]
 Content = OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature
-"""What a path may hold: an artifact, an engine file of another tool, or the signature of an ONNX file."""
+"""The content of a path: an artifact, an engine file of another tool, or the signature of an ONNX file."""
 
 
 def is_candidate_path(text: str) -> bool:

@@ -276,7 +276,7 @@ def _load_inputs(module: DeployedModule[Any], path: Path) -> list[torch.Tensor]:
 
 
 def _to_numpy(value: torch.Tensor) -> Any:
-    """As numpy; it has no bfloat16, which float32 holds without loss."""
+    """Give a tensor as an array; bfloat16, which numpy lacks, becomes float32 without loss."""
     return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
 
 
@@ -295,7 +295,7 @@ def _content_facts(content: Content) -> dict[str, Any]:
 
 
 def _findings_of(content: OnnxArtifact | EngineArtifact | PartsArtifact, share: Any) -> tuple[Finding, ...]:
-    """What makes an engine slower than it could be: what its deploy found, or what shows without a GPU."""
+    """The findings that make an engine slow: those of its deploy, or those that show without a GPU."""
     if not isinstance(content, EngineArtifact):
         return ()
     return saved_report(content).findings or engine_findings(content, share)

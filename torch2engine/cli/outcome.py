@@ -1,4 +1,4 @@
-"""What a command gives back, and the exit code that follows from it.
+"""The result of a command, and the exit code that follows from it.
 
 Enters: a command's findings, or the error that ended it. Leaves: text, JSON values and an exit code. Separate because
 the commands know nothing of click, and the doctor runs without it.

@@ -80,7 +80,7 @@ class Torch2EngineError(Exception):
 
     @property
     def facts(self) -> str:
-        """What was given and what would be right, as in the message: ``got X; expected Y``."""
+        """The value that was given and the values that are right, as in the message: ``got X; expected Y``."""
         got = f"got {self.got}" if self.got else ""
         expected = f"expected {self.allowed}" if self.allowed else ""
         return "; ".join(part for part in (got, expected) if part)

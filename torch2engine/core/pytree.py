@@ -281,7 +281,7 @@ def _refilled(value: Any, tree: Tree, leaves: Iterator[Any]) -> Any:
 
 
 def _child(container: Container, value: Any, key: Key) -> Any:
-    """What a container holds under a key; None where it has none, or makes its parts only when they are read."""
+    """The part of a container under a key; None without one, and where parts are made only when they are read."""
     if value is None or container.kind == "registered":
         return None
     keys = list(container.keys_of(value)) if container.matches(value) else []

@@ -20,7 +20,7 @@ __all__ = ["CONTEXT", "is_registered", "parts_of", "rebuild_registered"]
 CONTEXT = "context"
 """The key of the text that stands behind an object's parts: what its class says of it beside them, as JSON."""
 
-# Classes that their own package registers when it is told to; it is only told once its class has turned up.
+# Classes whose own package registers them on request. The request is made once such a class has turned up.
 _REGISTERED_ON_DEMAND: dict[str, tuple[str, str]] = {
     "transformers.cache_utils:DynamicCache": (
         "transformers.integrations.executorch",

@@ -281,7 +281,7 @@ class ContainerRefill:
 
 @dataclass(frozen=True)
 class Effect:
-    """Where an output is found after the call that is not in the result.
+    """The place where a caller finds an output that is not in the result.
 
     Args:
         path: of a container among the arguments; empty for the inputs themselves.
@@ -315,7 +315,7 @@ class Signature:
 
     @property
     def effects(self) -> tuple[Effect, ...]:
-        """Where the outputs are found that follow the result's, in their order."""
+        """The places of the outputs that follow those of the result, in their order."""
         inputs = {spec.name: index for index, spec in enumerate(self.inputs)}
         found = {name: Effect(one.path, index) for one in self.refills for index, name in enumerate(one.tensors)}
         found |= {write.output: Effect((), inputs[write.input]) for write in self.writes}

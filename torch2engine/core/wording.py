@@ -40,7 +40,7 @@ def with_article(noun: str) -> str:
 
 
 def kind_of(value: object) -> str:
-    """What a value is, e.g. "an int", "the class Net" or "None".
+    """Name the kind of a value, e.g. "an int", "the class Net" or "None".
 
     >>> kind_of(3), kind_of(int), kind_of(None)
     ('an int', 'the class int', 'None')

@@ -53,7 +53,7 @@ def _replaced(module: Any, name: str, replacement_of: Callable[[Any], Any]) -> G
 
 
 def _is_called_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
-    """What the caller says of the mask; without a word it is any mask."""
+    """Tell whether the caller calls the mask causal; without a word it is any mask."""
     return is_causal is True
 
 

@@ -160,7 +160,9 @@ class _AllRows:
     """
 
     def __init__(self, graph: fx.Graph, write: fx.Node, index: _MaskIndex) -> None:
-        self.graph, self.write, self.index = graph, write, index
+        self.graph = graph
+        self.write = write
+        self.index = index
         self.found: dict[fx.Node, Any] = {}
 
     def of(self, value: Any) -> Any:

@@ -81,7 +81,9 @@ def _separate_outputs(graph: Any) -> None:
         if value in taken:
             node = onnx_ir.Node("", "Identity", [value], name=f"node_output_{index}")
             copy = node.outputs[0]
-            copy.name, copy.shape, copy.type = f"__t2e_output_{index}", value.shape, value.type
+            copy.name = f"__t2e_output_{index}"
+            copy.shape = value.shape
+            copy.type = value.type
             graph.append(node)
             graph.outputs[index] = copy
         taken.add(graph.outputs[index])

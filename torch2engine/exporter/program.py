@@ -62,7 +62,7 @@ class FunctionalProgram:
         return cls(program.graph_module, weights, tensors, constants, tuple(inputs))
 
     def values(self, weights: Mapping[str, torch.Tensor], leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What `graph_module` takes.
+        """Collect the arguments of `graph_module`.
 
         Args:
             weights: by path, with all that the graph reads.

@@ -187,7 +187,7 @@ for _name in ("gru", "rnn_tanh", "rnn_relu"):
 
 
 def _attributes(r: Any) -> dict[str, Any]:
-    """What every recurrent node needs, read from the recurrent weights [directions, gates * H, H]."""
+    """The facts that every recurrent node needs, read from the recurrent weights [directions, gates * H, H]."""
     return {"hidden_size": r.shape[2], "direction": "bidirectional" if r.shape[0] == 2 else "forward"}
 
 

@@ -1,4 +1,4 @@
-"""What no engine takes runs in PyTorch, and says so: graphs of torch.compile, and graphs that are cut into parts.
+"""Engines for all operators but those that no engine takes, which run in PyTorch: torch.compile, and graphs in parts.
 
 Enters: graphs, and a function that deploys one. Leaves: callables that answer by engines where there are any, and an
 account of the rest. Separate because the stages below know whole models only, and `deploy` hands itself in from above.

@@ -1,4 +1,4 @@
-"""Which engines save time: parts that PyTorch answers faster stay there, and a slower whole model is refused.
+"""Measures which engines save time: parts that PyTorch answers faster stay there; a slower whole model is refused.
 
 Enters: a cut program with its engines, and a call. Leaves: reasons, with the time that was measured. Separate because
 only this file measures time. The rest of the folder decides by what engines can compute.

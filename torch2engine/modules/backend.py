@@ -82,7 +82,7 @@ class Backend(Protocol):
 
     @property
     def runtime_kind(self) -> str:
-        """Whose rounding the answers have, as `sensitivity_factor` knows it; "" if nobody has measured it."""
+        """The runtime whose rounding the answers have, for `sensitivity_factor`; "" if nobody has measured it."""
         ...
 
     @property

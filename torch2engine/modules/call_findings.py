@@ -25,7 +25,7 @@ _LEAST_GAIN_OF_BATCH = 2.0  # times less for each entry
 
 
 def call_us(timing: Timing) -> float:
-    """What a call takes where calls follow each other: the host's or the device's time, whichever is longer."""
+    """The time of a call where calls follow each other: the host's or the device's, whichever is longer."""
     return max(timing.host_us, timing.device_us or 0.0)
 
 

@@ -165,7 +165,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
 
     @property
     def runtime(self) -> str:
-        """What answers, e.g. "ONNX Runtime"."""
+        """The name of the runtime that answers, e.g. "ONNX Runtime"."""
         return self._backend.title
 
     @property
@@ -198,8 +198,8 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
                 enabled, or one that can't be written into, where the model writes into its inputs.
             ShapeError, DtypeError, DeviceError: the call can't be answered; nothing was enqueued.
         """
-        # Dynamo can't trace locks and foreign libraries, so torch.compile runs this call outside of its graph. Dynamo
-        # is asked for first, because that of torch 2.11 takes is_exporting() for true in every graph.
+        # Dynamo can't trace locks and foreign libraries, so torch.compile runs this call outside of its graph. This is
+        # checked first, because Dynamo of torch 2.11 takes is_exporting() for true in every graph.
         if torch.compiler.is_dynamo_compiling():
             return _compiler.disable(self._answer, reason="an engine is no part of a graph")(args, kwargs)
         tracing = cast("Any", torch.jit).is_tracing()  # documented, but not in torch.jit's __all__

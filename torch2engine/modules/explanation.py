@@ -1,4 +1,4 @@
-"""What runs where, how long it takes and what could be faster: the answer of every `explain`.
+"""The answer of every `explain`: the parts of a model, where and how long each runs, and what could be faster.
 
 Enters: the parts of a model with their times, and findings. Leaves: an `Explanation`, a value that prints itself.
 Separate because whole engines, models in parts and graphs of torch.compile are explained in the same words.
@@ -64,7 +64,7 @@ class GraphPartRecord:
 @public
 @dataclass(frozen=True)
 class Explanation:
-    """Which parts of a model run in engines, which run in PyTorch, and why.
+    """The parts of a model that run in engines, those that run in PyTorch, and the reasons.
 
     Args:
         parts: graphs and parts of graphs, in the order in which they run.

@@ -1,4 +1,4 @@
-"""What the model leaves in its arguments, put into the caller's: new values of tensors, new contents of containers.
+"""Puts into the caller's arguments what the model would leave there: new values of tensors, new contents of containers.
 
 Enters: a checked call, and the backend's outputs. Leaves: the arguments as the model would have left them, and the
 result; or a typed error before anything ran. Separate because backends only read their inputs: this is the one place
@@ -28,7 +28,7 @@ _OVERLAP_WORK = 10_000  # of numpy's search for an element that two tensors shar
 
 @dataclass(frozen=True)
 class WriteBack:
-    """Which outputs are copied into which inputs, and which containers are filled anew.
+    """Copies outputs into the inputs that the model writes, and fills containers anew.
 
     Args:
         signature: of the call.

@@ -65,7 +65,8 @@ def find_attention_blocks(model: Any) -> tuple[AttentionBlock, ...]:
     for node in nodes:
         if node.op_type != "Softmax":
             continue
-        scores, result = _nearest_product(node, before), _nearest_product(node, after)
+        scores = _nearest_product(node, before)
+        result = _nearest_product(node, after)
         if scores is not None and result is not None:
             found.append(AttentionBlock(scores.name, node.name, result.name, origin_of(node).module))
     return tuple(found)

@@ -52,7 +52,7 @@ def _is_inside(origin: str, scope: str) -> bool:
 
 
 def _read_names(node: Any) -> set[str]:
-    """What a node reads, its subgraphs included."""
+    """The names that a node reads, its subgraphs included."""
     inner = {name for graph in subgraphs(node) for child in walk_nodes(graph.node) for name in child.input}
     return {*node.input, *inner}
 

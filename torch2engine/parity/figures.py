@@ -326,7 +326,9 @@ class _Sums:
 
 def _add_up(operands: _Operands, scale: float, mask_threshold: float) -> _Sums:
     """Make the second pass."""
-    reference, candidate, movement = operands.reference, operands.candidate, operands.movement
+    reference = operands.reference
+    candidate = operands.candidate
+    movement = operands.movement
     shape = reference.shape
     axes = range(len(reference.value.shape))
     sums = _Sums([SliceSums(shape, axis, movement is not None) for axis in axes], MagnitudeSums(), ErrorHistogram())
@@ -442,7 +444,8 @@ def _find_worst_element(
     operands: _Operands, scale: float, surroundings: _Surroundings, max_rel: float
 ) -> _WorstElement:
     """Make the third pass."""
-    reference, candidate = operands.reference, operands.candidate
+    reference = operands.reference
+    candidate = operands.candidate
     worst = _WorstElement((0,) * len(reference.shape))
     for index in _blocks(reference.shape):
         r = reference.read(index) * scale

@@ -95,8 +95,8 @@ class EngineCandidate:
             precision = replace(request.precision, dtype=lowered_to)
             tolerance = tolerance_for(precision, tolerance)
             judged_as = precision.lowest_type
-            kept_cases = parity_cases_for(lowered_to, parity_cases)
-            parity_cases = [cast_case(case, engine.signature, lowered_to) for case in kept_cases]
+            chosen_cases = parity_cases_for(lowered_to, parity_cases)
+            parity_cases = [cast_case(case, engine.signature, lowered_to) for case in chosen_cases]
         return cls(
             engine=engine,
             parity_cases=parity_cases,

@@ -58,7 +58,7 @@ class ModuleDifference:
 @public
 @dataclass(frozen=True)
 class Diagnosis:
-    """Where the answers of a deployed module leave those of the model.
+    """The place where a deployed module begins to differ from the model.
 
     Args:
         parity: the module's outputs against the model's.

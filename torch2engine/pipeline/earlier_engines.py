@@ -161,12 +161,9 @@ class EarlierEngines:
         with torch.cuda.device(captured.target_gpu):  # `current_driver` asks the current GPU
             record = cache.read_record(record_key)
             engine = None if record is None else cache.take(record.engine_key)
-            if (
-                record is None
-                or engine is None
-                or engine.onnx_path is None
-                or engine.hardware.driver != current_driver()
-            ):
+            if record is None or engine is None:
+                return None
+            if engine.onnx_path is None or engine.hardware.driver != current_driver():
                 return None
         needs_kernels = (
             self._request.runtime_config.kernel_specialization == "none" and engine.hardware.flavour == "tensorrt_rtx"

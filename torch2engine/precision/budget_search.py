@@ -18,7 +18,7 @@ from torch2engine.precision.calibration import Arrays, named_arrays
 from torch2engine.precision.graph.mixed_precision import MixedPrecisionModel, relative_error
 from torch2engine.precision.lower_graph import GraphLowering
 from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.validate import require_low_nodes
+from torch2engine.precision.validate import require_lowered_nodes
 
 __all__ = ["BudgetSearch"]
 
@@ -91,7 +91,8 @@ class BudgetSearch:
 
     def _with_account(self, lowered: LoweredModel) -> LoweredModel:
         """Add what the search tried to the model's outcome."""
-        require_low_nodes(lowered.outcome, self._lowering.precision)  # a budget that only float32 holds is no success
+        # A budget that only float32 holds is no success.
+        require_lowered_nodes(lowered.outcome, self._lowering.precision)
         assert lowered.outcome is not None, "every graph made here has one"
         outcome = replace(lowered.outcome, attempts=tuple(self._attempts), errors=self._module_errors)
         return replace(lowered, outcome=outcome)

@@ -18,7 +18,7 @@ from torch2engine.core.progress import Progress, Reporter, reporting
 from torch2engine.precision.budget_search import BudgetSearch
 from torch2engine.precision.lower_graph import GraphLowering
 from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.validate import require_low_nodes, require_no_float64
+from torch2engine.precision.validate import require_lowered_nodes, require_no_float64
 
 __all__ = ["lower"]
 
@@ -85,7 +85,7 @@ def _lower_within_budget(lowering: GraphLowering) -> LoweredModel:
     for node, reason in lowering.overflowing_nodes().items():
         float32_reasons.setdefault(node, reason)
     lowered = lowering.make(float32_reasons)
-    require_low_nodes(lowered.outcome, lowering.precision)
+    require_lowered_nodes(lowered.outcome, lowering.precision)
     budget = lowering.precision.budget
     if budget is not None:
         return BudgetSearch(lowering, budget, float32_reasons).run(lowered)

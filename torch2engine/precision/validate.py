@@ -36,7 +36,7 @@ from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = [
     "needed_lowering",
-    "require_low_nodes",
+    "require_lowered_nodes",
     "require_lowering_tools",
     "require_no_float64",
     "require_nonempty_calibration",
@@ -191,7 +191,7 @@ def require_no_float64(onnx_path: Path, precision: Precision) -> None:
         )
 
 
-def require_low_nodes(outcome: PrecisionOutcome | None, precision: Precision) -> None:
+def require_lowered_nodes(outcome: PrecisionOutcome | None, precision: Precision) -> None:
     """Refuse a lowered graph without a node that computes in the precision.
 
     Raises:

@@ -168,7 +168,7 @@ class Processor:
         return None if last is None else last.compute_ms
 
     def timings(self) -> Timings | None:
-        """Where the time of the inference that ended last went; None before the first."""
+        """The times of the steps of the inference that ended last; None before the first."""
         return None if self._live is None else self._live.last
 
     def infer(self, inputs: object, out: object = None) -> Results:
@@ -352,7 +352,7 @@ class Processor:
 
 @dataclass(frozen=True)
 class _Options:
-    """What a Processor was made with, except for the GPU.
+    """The arguments of a Processor, except for the GPU.
 
     Args:
         artifact: the engine.

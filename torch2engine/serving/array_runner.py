@@ -33,7 +33,7 @@ Source = str | os.PathLike[str] | EngineArtifact | OnnxArtifact
 
 
 class ArrayRunner(Protocol):
-    """What answers calls with arrays; threads may share it."""
+    """Answers calls with arrays; threads may share it."""
 
     def infer(self, inputs: Any) -> OrderedDict[str, Array]:
         """Answer one call, as `Processor.infer` does."""

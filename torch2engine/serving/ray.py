@@ -174,7 +174,7 @@ def import_ray(part: str) -> Any:
 
 
 def actor_argument(artifact: Source) -> Source:
-    """What an actor's constructor is given: an absolute path, or a small artifact.
+    """Make the argument of an actor's constructor: an absolute path, or a small artifact.
 
     Raises:
         InputError: a large artifact.

@@ -55,13 +55,13 @@ def _rows_together(requests: Sequence[_Request]) -> int:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What went wrong with a batch, for each of its requests."""
+    """The error of a batch, for each of its requests."""
 
     error: Exception
 
 
 class ModelServer:
-    """What one replica runs: a GPU's engine, or an exported model, behind HTTP.
+    """One replica: a GPU's engine, or an exported model, behind HTTP.
 
     `deployment` makes it. POST takes the bytes of `numpy.save`, or `numpy.savez` for several inputs, and gives answers
     in the same form. GET tells what the model takes, and how many batches were made of how many requests. What a
@@ -165,7 +165,7 @@ class ModelServer:
         return [{name: array[span] for name, array in answers.items()} for span in spans]
 
     def status(self) -> dict[str, Any]:
-        """What the model takes and gives, and what this replica has done."""
+        """The inputs and outputs of the model, and the counts of this replica."""
         signature = self._runner.signature
         return {
             "inputs": [str(spec) for spec in signature.call_inputs],

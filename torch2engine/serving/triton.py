@@ -220,7 +220,8 @@ def _check_config(target: Path, text: str) -> None:
     config = target / CONFIG
     with disk_errors(target, CONFIG):
         present = bytes(read_file(config, LIMIT_BYTES)).decode("utf-8", "replace")
-    ours, theirs = without_comments(text), without_comments(present)
+    ours = without_comments(text)
+    theirs = without_comments(present)
     if ours != theirs:
         line = next((line for line in theirs if line not in ours), "less than these lines")
         raise ArtifactError(

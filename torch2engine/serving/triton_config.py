@@ -100,7 +100,8 @@ def config_text(
     Raises:
         InputError: Triton or its backend can't serve such a model.
     """
-    signature, rules = artifact.signature, BACKENDS[backend]
+    signature = artifact.signature
+    rules = BACKENDS[backend]
     _check_tensors(signature, rules)
     profiles = _outermost(artifact.profiles)
     batching = _plan_batching(artifact, [artifact.profiles[index] for index in profiles])

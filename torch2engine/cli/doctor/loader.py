@@ -22,7 +22,7 @@ _FORMS = {
 
 @dataclass(frozen=True)
 class LoaderError:
-    """What the loader complains about.
+    """One complaint of the loader.
 
     Args:
         kind: "missing" for a library that is not found; "damaged" for a file that is no library; "foreign" for one of

@@ -37,7 +37,7 @@ _TIMEOUT_S = 300
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of importing a module.
+    """The outcome of importing a module.
 
     Args:
         error: "" where it worked; else class and text of what it raised, or how the process died.
@@ -67,7 +67,7 @@ class Imported:
 
 @dataclass(frozen=True)
 class Driver:
-    """What NVIDIA's driver says.
+    """The facts that NVIDIA's driver gives.
 
     Args:
         has_library: whether libcuda could be loaded.

@@ -60,7 +60,7 @@ def _distributions() -> dict[str, Any]:
 
 
 def _driver() -> dict[str, Any]:
-    """What the driver says when it starts."""
+    """Ask the driver for its facts, by starting it."""
     # behind everything that the user has installed
     sys.path.append(_PACKAGE_PARENT)
     import ctypes

@@ -229,7 +229,8 @@ def _with_logsumexp(
     scale: float | None,
 ) -> tuple[Tensor, Tensor]:
     """The result, and [..., L]: the logarithm of the softmax's sum. Heads may be shared without a flag here."""
-    key, value = _repeat_heads(key, query), _repeat_heads(value, query)
+    key = _repeat_heads(key, query)
+    value = _repeat_heads(value, query)
     result = scaled_dot_product_attention(query, key, value, mask, dropout_p, is_causal, scale=scale)
     scores = _scores(query, key, _bias(query, key, mask, is_causal), scale)
     return result, torch.logsumexp(scores.float(), dim=-1)

@@ -20,7 +20,7 @@ __all__ = ["CHOLESKY"]
 
 @dataclass(frozen=True)
 class _Factored:
-    """What LAPACK's `potrf` gives.
+    """The results of LAPACK's `potrf`.
 
     Args:
         factor: lower triangular. Columns from the first failure on are the matrix's own; that one's diagonal is what

@@ -62,7 +62,8 @@ def _divide(a: Any, b: Any) -> Tensor:
     """`div` by a complex number: a times its conjugate over its square."""
     if not (isinstance(b, Tensor) and b.is_complex()):
         return NotImplemented
-    real, imaginary = _real(b), _imaginary(b)
+    real = _real(b)
+    imaginary = _imaginary(b)
     square = real * real + imaginary * imaginary
     return a * torch.complex(real / square, -imaginary / square)
 

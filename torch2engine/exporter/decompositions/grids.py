@@ -18,7 +18,9 @@ from torch2engine.exporter.decompositions.size_bounds import is_fixed
 __all__ = ["GRIDS"]
 
 _NEAREST = 1
-_ZEROS, _BORDER, _REFLECTION = 0, 1, 2
+_ZEROS = 0
+_BORDER = 1
+_REFLECTION = 2
 
 
 def _grid_sampler_3d(

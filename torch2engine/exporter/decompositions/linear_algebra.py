@@ -23,7 +23,7 @@ LARGEST = 16  # about ten nodes for each column
 
 @dataclass(frozen=True)
 class _Eliminated:
-    """What Gauss and Jordan's elimination with partial pivoting gives.
+    """The results of Gauss and Jordan's elimination with partial pivoting.
 
     Args:
         solution: the inverse times the right side, [..., n, k].
@@ -152,7 +152,8 @@ def _triangular_solve(
 
 def _tensor_inverse(x: Tensor, ind: int = 2) -> Tensor:
     """`linalg_tensorinv`: the inverse of the matrix whose rows are the first `ind` dimensions."""
-    rows, columns = x.shape[:ind], x.shape[ind:]
+    rows = x.shape[:ind]
+    columns = x.shape[ind:]
     results = inverse(x.reshape(math.prod(rows), math.prod(columns)))
     return NotImplemented if results is NotImplemented else results[0].reshape(*columns, *rows)
 

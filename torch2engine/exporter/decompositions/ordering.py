@@ -61,7 +61,8 @@ def _stable_sort(
     if not stable or not x.dim() or not product_is_at_most([*x.shape, x.shape[dim]], _MOST_COMPARISONS):
         return torch.sort(x, dim, descending)
     last = x.movedim(dim, -1)
-    one, other = last.unsqueeze(-1), last.unsqueeze(-2)
+    one = last.unsqueeze(-1)
+    other = last.unsqueeze(-2)
     before = other > one if descending else other < one
     equal = other == one
     if x.is_floating_point():  # NaN counts as the largest

@@ -100,8 +100,8 @@ def _gather_one(x: Tensor, dim: int, along: _Windows) -> Tensor:
 
 def _windows_of(x: Tensor, output_size: Sequence[int | None]) -> list[_Windows]:
     sizes = x.shape[-len(output_size) :]
-    wanted = [size if count is None else count for size, count in zip(sizes, output_size, strict=True)]
-    return [_windows(size, count, x.device) for size, count in zip(sizes, wanted, strict=True)]
+    counts = [size if count is None else count for size, count in zip(sizes, output_size, strict=True)]
+    return [_windows(size, count, x.device) for size, count in zip(sizes, counts, strict=True)]
 
 
 def _adaptive_max_pool(x: Tensor, output_size: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -37,8 +37,8 @@ def _as_list(value: Any) -> list[int]:
 
 def _squeeze(x: Tensor, dims: int | Sequence[int] | None = None) -> Tensor:
     """`squeeze`: a symbolic size is never 1."""
-    wanted = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
-    dropped = {dim % x.dim() for dim in wanted if x.dim()}
+    named = range(x.dim()) if dims is None else [dims] if isinstance(dims, int) else dims
+    dropped = {dim % x.dim() for dim in named if x.dim()}
     return x.reshape([size for dim, size in enumerate(x.shape) if dim not in dropped or not _is_one(size)])
 
 

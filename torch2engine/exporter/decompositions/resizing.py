@@ -34,18 +34,18 @@ def _cubic(x: Tensor) -> Tensor:
 
 def _weights(
     size: int,
-    wanted: int,
+    new_size: int,
     align_corners: bool,
     scale: float | None,
     filter_of: Callable[[Tensor], Tensor],
     like: Tensor,
 ) -> Tensor:
-    """[wanted, size]: how much each old element counts in each new one."""
+    """[new_size, size]: how much each old element counts in each new one."""
     if align_corners:
-        step = (size - 1) / (wanted - 1) if wanted > 1 else 0.0
+        step = (size - 1) / (new_size - 1) if new_size > 1 else 0.0
     else:
-        step = 1.0 / scale if scale else size / wanted
-    numbers = torch.arange(wanted, dtype=torch.float32, device=like.device)
+        step = 1.0 / scale if scale else size / new_size
+    numbers = torch.arange(new_size, dtype=torch.float32, device=like.device)
     # As in PyTorch, pixel centres are half a pixel inside here even where the corners are aligned.
     centres = step * (numbers + 0.5)
     places = torch.arange(size, dtype=torch.float32, device=like.device) + 0.5

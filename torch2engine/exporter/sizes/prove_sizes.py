@@ -115,7 +115,8 @@ def _is_decided_by(axes: Sequence[str], fails: NDArray[np.bool_], grid: SizeGrid
     points = np.stack([grid.sizes[axis] for axis in axes], axis=1)
     _, group = np.unique(points, axis=0, return_inverse=True)
     group = group.reshape(-1)  # numpy 2.0 gives it another dimension
-    failed, all_of = np.bincount(group, weights=fails), np.bincount(group)
+    failed = np.bincount(group, weights=fails)
+    all_of = np.bincount(group)
     return bool(((failed == 0) | (failed == all_of)).all())
 
 

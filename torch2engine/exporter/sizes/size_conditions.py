@@ -41,7 +41,7 @@ _NUMPY: Any = np
 
 @dataclass(frozen=True)
 class SizeCondition:
-    """What a program needs of the sizes.
+    """A condition on the sizes, under which a program holds.
 
     Args:
         expression: a sympy condition over the axes' names.

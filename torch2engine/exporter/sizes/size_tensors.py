@@ -38,11 +38,11 @@ class _Ratio:
 
 @dataclass(frozen=True)
 class _NotedRatio:
-    """What is known of a tensor.
+    """A tensor whose number is a ratio of sizes.
 
     Args:
-        ratio: its number.
-        version: of the tensor then; a write into it raises the version.
+        ratio: the number.
+        version: the tensor's version when it was noted; a write into the tensor raises it.
     """
 
     ratio: _Ratio
@@ -186,14 +186,16 @@ def _parts(number: Any) -> _Ratio:
 def _sum(a: Any, b: Any) -> Any:
     if not (isinstance(a, _Ratio) or isinstance(b, _Ratio)):
         return a + b
-    left, right = _parts(a), _parts(b)
+    left = _parts(a)
+    right = _parts(b)
     return _Ratio(left.dividend * right.divisor + right.dividend * left.divisor, left.divisor * right.divisor)
 
 
 def _product(a: Any, b: Any) -> Any:
     if not (isinstance(a, _Ratio) or isinstance(b, _Ratio)):
         return a * b
-    left, right = _parts(a), _parts(b)
+    left = _parts(a)
+    right = _parts(b)
     return _Ratio(left.dividend * right.dividend, left.divisor * right.divisor)
 
 
@@ -231,7 +233,8 @@ def _comparison(compare: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]
     """A rule that compares two numbers by whole ones: divisors are positive."""
 
     def rule(a: Any, b: Any) -> Any:
-        left, right = _parts(a), _parts(b)
+        left = _parts(a)
+        right = _parts(b)
         return compare(left.dividend * right.divisor, right.dividend * left.divisor)
 
     return rule

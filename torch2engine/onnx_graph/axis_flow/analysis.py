@@ -122,7 +122,7 @@ class _AxisAnalysis:
                     scope[name] = value
 
     def _known_shape(self, value: Any) -> tuple[Size | None, ...] | None:
-        """What ONNX knows of a tensor's shape."""
+        """The shape of a tensor, as far as ONNX knows it."""
         if not value.type.tensor_type.HasField("shape"):
             return None
         return tuple(self._known_size(dim) for dim in value.type.tensor_type.shape.dim)
@@ -273,7 +273,7 @@ def _without_first_dim(node: NodeView, index: int) -> Value:
 
 
 def _joined(one: Value, other: Value, name: str) -> Value:
-    """What is known about a tensor that is one of two.
+    """Join the facts about two tensors, of which a third is one.
 
     Raises:
         Mixes: entries lie along different dimensions, or are there in one of them only.

@@ -230,7 +230,8 @@ def _grid_sample(node: NodeView) -> Value:
 
 def _matmul(node: NodeView) -> Value:
     """MatMul: rows of the left, columns of the right, and whole products."""
-    left, right = node.tensor(0), node.tensor(1)
+    left = node.tensor(0)
+    right = node.tensor(1)
     shapes = [node.shape(0), node.shape(1)]
     if len(shapes[1]) < 2 or len(shapes[0]) < 2:
         return _matrix_and_vector(node, left, right)
@@ -267,7 +268,8 @@ def _matrix_and_vector(node: NodeView, left: Entries | Fixed, right: Entries | F
 
 
 def _gemm(node: NodeView) -> Value:
-    left, right = node.tensor(0), node.tensor(1)
+    left = node.tensor(0)
+    right = node.tensor(1)
     node_shape = [Size(1), Size(1)]
     if isinstance(left, Entries) == isinstance(right, Entries):
         raise Mixes("multiplies every entry by every other, or adds other values to each")

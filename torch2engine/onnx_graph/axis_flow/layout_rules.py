@@ -146,9 +146,9 @@ def _expand(node: NodeView) -> Value:
 def _expanded_place(node: NodeView, own: Shape, elements: Sequence[Size]) -> Place:
     """The place of the entries, where a tensor that all entries share is repeated for each of them."""
     rank = max(len(elements), len(own))
-    wanted = _padded(elements, rank)
-    dims = [dim for dim, size in enumerate(wanted) if size.follows_axis]
-    inner = wanted[dims[0]].divided_by(node.axis) if len(dims) == 1 else None
+    expanded = _padded(elements, rank)
+    dims = [dim for dim, size in enumerate(expanded) if size.follows_axis]
+    inner = expanded[dims[0]].divided_by(node.axis) if len(dims) == 1 else None
     if inner is None or inner.follows_axis or _padded(own, rank)[dims[0]] != ONE:
         raise Mixes("repeats values in a way that follows the number of entries")
     return Place(dims[0], inner=inner)
@@ -230,7 +230,8 @@ def _split(node: NodeView) -> list[Value]:
 def _slice(node: NodeView) -> Value:
     value = node.entries(0)
     rank = len(value.shape)
-    starts, ends = node.elements(1), node.elements(2)
+    starts = node.elements(1)
+    ends = node.elements(2)
     if starts is None and not node.has(3):
         raise Mixes("takes parts that can't be followed")
     axes = node.constants(3) if node.has(3) else tuple(range(len(starts or ())))
@@ -269,7 +270,8 @@ def _gather(node: NodeView) -> Value:
 
 
 def _gather_elements(node: NodeView) -> Value:
-    data, indices = node.entries(0), node.entries(1)
+    data = node.entries(0)
+    indices = node.entries(1)
     axis = node.axis_attribute(len(data.shape), 0)
     require_other_dim(data, axis, "chooses among the entries")
     if data.place != indices.place:
@@ -280,8 +282,10 @@ def _gather_elements(node: NodeView) -> Value:
 def _gather_nd(node: NodeView) -> Value:
     """GatherND: rows by indices, of which one column may be the entry's own number."""
     batch_dims = node.attribute("batch_dims", 0)
-    data, indices = node.tensor(0), node.value(1)
-    index_rank, count = node.rank(1), node.shape(1)[-1]
+    data = node.tensor(0)
+    indices = node.value(1)
+    index_rank = node.rank(1)
+    count = node.shape(1)[-1]
     if not count.is_number:
         raise Mixes("takes indices of unknown length")
     rank = index_rank - 1 + node.rank(0) - count.factor - batch_dims

@@ -55,7 +55,8 @@ def _read_shape(node: NodeView) -> Value:
     shape = node.value(0).shape
     if shape is None:
         return Fixed()
-    start, end = node.attribute("start", 0), node.attribute("end", len(shape))
+    start = node.attribute("start", 0)
+    end = node.attribute("end", len(shape))
     return _as_vector(shape[slice(start, end)])
 
 

@@ -29,7 +29,8 @@ __all__ = ["SMALLEST", "Range", "calibrate_ranges"]
 _BINS = 8192
 # Entropy compares shapes. With fewer values for each bin, entropy is mostly noise and clips far too much. A trained
 # ResNet with 6 values in a bin has a relative error of 0.31, but 0.010 by the largest value.
-_ENTROPY_BINS, _VALUES_PER_BIN = 2048, 50
+_ENTROPY_BINS = 2048
+_VALUES_PER_BIN = 50
 # int8 without a sign: the levels to which a candidate range is rounded when its entropy is measured.
 _LEVELS = 128
 # Below this, float32 can hardly hold the scale, and a tensor counts as zero.

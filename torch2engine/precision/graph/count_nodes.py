@@ -22,12 +22,12 @@ _NO_ARITHMETIC = frozenset({"Cast", "Constant", "QuantizeLinear", "DequantizeLin
 
 
 def count_nodes(model: Any, precision: str, float32_reasons: Mapping[str, str]) -> PrecisionOutcome:
-    """Count the nodes of a lowered model that compute with floating-point numbers, and the low ones among them.
+    """Count the nodes of a lowered model that compute with floating-point numbers, and the lowered ones among them.
 
     Args:
         model: ModelProto.
-        precision: the requested dtype. A cast node is low if it makes a low tensor; any other if it reads a dequantised
-            one.
+        precision: the requested dtype. After a cast, a node is lowered if it makes a tensor of 16 bits; after a
+            quantisation, if it reads a dequantised tensor.
         float32_reasons: node name -> why it stayed in float32. Equal reasons of one module are reported once.
     """
     types = tensor_types(model)
@@ -39,16 +39,16 @@ def count_nodes(model: Any, precision: str, float32_reasons: Mapping[str, str]) 
         if node.op_type not in _NO_ARITHMETIC and any(types.get(name) in float_types for name in node.output)
     ]
     if precision in CAST_PRECISIONS:
-        low = sum(any(types.get(name) in cast_types for name in node.output) for node in computing)
+        lowered_count = sum(any(types.get(name) in cast_types for name in node.output) for node in computing)
     else:
         makers = (node for node in model.graph.node if node.op_type == "DequantizeLinear")
         dequantized = {name for node in makers for name in node.output}
-        low = sum(any(name in dequantized for name in node.input) for node in computing)
+        lowered_count = sum(any(name in dequantized for name in node.input) for node in computing)
     module_of_node = node_modules(model)
     counts = Counter((module_of_node.get(node, ""), reason) for node, reason in float32_reasons.items())
     return PrecisionOutcome(
         dtype=precision,
         nodes=len(computing),
-        low=low,
+        low=lowered_count,
         kept=tuple(KeptModule(module, count, reason) for (module, reason), count in sorted(counts.items())),
     )

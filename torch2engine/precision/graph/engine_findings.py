@@ -187,7 +187,7 @@ def _unfused_attention(blocks: Sequence[AttentionBlock], layers: Sequence[Layer]
 
 
 def _attention_blocks(artifact: EngineArtifact) -> tuple[AttentionBlock, ...]:
-    """Those of the ONNX model that the engine was built from; none where it is not here."""
+    """The attention in the ONNX model that the engine was built from; none where that model is not here."""
     path = artifact.verified_onnx_path
     if path is None:
         return ()

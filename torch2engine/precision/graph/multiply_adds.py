@@ -45,7 +45,7 @@ class MultiplyAddNode:
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """What the products of a model (convolutions, matrix products, recurrent layers) are computed in.
+    """The precisions in which the products of a model (convolutions, matrix products, recurrent layers) are computed.
 
     For a TRTModule it is what TensorRT's inspector says of the engine; else it is what the graph has. Multiply-adds are
     counted at the opt sizes of the first profile, without those inside branches and loops. Printed, it is a table.

@@ -1,4 +1,4 @@
-"""Which of a model's nodes and modules are in a low precision, and why, as data.
+"""The nodes and modules of a model that are in a lower precision, and the reasons for the others, as data.
 
 Enters: counts and reasons. Leaves: text and JSON. Separate because deployed modules carry reports, and need no ONNX.
 """

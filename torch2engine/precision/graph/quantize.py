@@ -49,7 +49,7 @@ _SHOWN = 8  # names in a note
 
 
 @dataclass(frozen=True)
-class _Target:
+class _Product:
     """A node to quantise.
 
     Args:
@@ -98,37 +98,37 @@ def quantize(
         InstallationError: "fp8" without ml_dtypes.
     """
     model = load_model(source)
-    low = precision.lowest_type
-    if low not in (*QUANTIZED_PRECISIONS, *WEIGHT_PRECISIONS):
+    lowest = precision.lowest_type
+    if lowest not in (*QUANTIZED_PRECISIONS, *WEIGHT_PRECISIONS):
         quantized = ", ".join(map(repr, QUANTIZED_PRECISIONS))
         weights = quoted(WEIGHT_PRECISIONS, "or")
         raise InputError(
-            "quantize", got=f"precision {low!r}", allowed=f"{quantized} or weights={weights}", fix="pass one"
+            "quantize", got=f"precision {lowest!r}", allowed=f"{quantized} or weights={weights}", fix="pass one"
         )
-    refuses_convolutions = flavour in PRECISION_TYPES[low].quantization.no_convolutions
-    if low in QUANTIZED_PRECISIONS and _is_quantized(model):
+    refuses_convolutions = flavour in PRECISION_TYPES[lowest].quantization.no_convolutions
+    if lowest in QUANTIZED_PRECISIONS and _is_quantized(model):
         if refuses_convolutions:
             fix = "disable the quantisers of these modules before the fine-tuning"
-            _refuse_convolutions(_quantized_convolutions(model), low, fix)
+            _refuse_convolutions(_quantized_convolutions(model), lowest, fix)
         _publish(model, target)
         return (OWN_QUANTISATION_NOTE,)
     _check_opset(model)
-    writer = QuantizedWriter(model, low)
-    targets = _find_targets(model, writer, float32_nodes)
-    if low in WEIGHT_PRECISIONS:
-        notes = _write_blocks(writer, targets)
+    writer = QuantizedWriter(model, lowest)
+    products = _find_products(model, writer, float32_nodes)
+    if lowest in WEIGHT_PRECISIONS:
+        notes = _write_blocks(writer, products)
     else:
-        targets, notes = _select_targets(targets, low)
+        products, notes = _select_products(products, lowest)
         if refuses_convolutions:
-            convolutions = [one.node for one in targets if one.node.op_type in _CONVOLUTIONS]
+            convolutions = [one.node for one in products if one.node.op_type in _CONVOLUTIONS]
             possible = [
                 name
                 for name in QUANTIZED_PRECISIONS
                 if flavour not in PRECISION_TYPES[name].quantization.no_convolutions
             ]
-            fix = f"take precision={quoted((*possible, CAST_PRECISIONS[0]), 'or')}{_or_keep_fp32(convolutions, low)}"
-            _refuse_convolutions(convolutions, low, fix)
-        notes += _write_quantized(writer, targets, source, precision, batches)
+            fix = f"take precision={quoted((*possible, CAST_PRECISIONS[0]), 'or')}{_or_keep_fp32(convolutions, lowest)}"
+            _refuse_convolutions(convolutions, lowest, fix)
+        notes += _write_quantized(writer, products, source, precision, batches)
     writer.finish()
     _publish(model, target)
     return tuple(notes)
@@ -150,67 +150,69 @@ def _check_opset(model: Any) -> None:
         )
 
 
-def _find_targets(model: Any, writer: QuantizedWriter, float32_nodes: Collection[str]) -> list[_Target]:
+def _find_products(model: Any, writer: QuantizedWriter, float32_nodes: Collection[str]) -> list[_Product]:
     """Find the convolutions and matrix products of float32 that depend on the inputs."""
     float32_names = float32_tensors(model)
-    targets: list[_Target] = []
+    products: list[_Product] = []
     for node in model.graph.node:
         if node.op_type not in (*_CONVOLUTIONS, *_MATRIX_PRODUCTS) or node.name in float32_nodes:
             continue
         if not float32_names.issuperset(node.input[:2]):
             continue
-        target = _Target(node, (writer.constant(node.input[0]), writer.constant(node.input[1])))
-        if target.activations:
-            targets.append(target)
-    return targets
+        product = _Product(node, (writer.constant(node.input[0]), writer.constant(node.input[1])))
+        if product.activations:
+            products.append(product)
+    return products
 
 
-def _select_targets(targets: Sequence[_Target], low: str) -> tuple[list[_Target], list[str]]:
-    """Choose the targets that can be quantised, and write notes on the others."""
-    chosen: list[_Target] = []
+def _select_products(products: Sequence[_Product], lowest: str) -> tuple[list[_Product], list[str]]:
+    """Choose the products that can be quantised, and write notes on the others."""
+    chosen: list[_Product] = []
     refused: dict[str, list[Any]] = {}
-    for target in targets:
-        if reason := _reason_against(target, low):
-            refused.setdefault(reason, []).append(target.node)
+    for product in products:
+        if reason := _reason_against(product, lowest):
+            refused.setdefault(reason, []).append(product.node)
         else:
-            chosen.append(target)
+            chosen.append(product)
     return chosen, [_float32_note(nodes, reason) for reason, nodes in refused.items()]
 
 
-def _reason_against(target: _Target, low: str) -> str:
+def _reason_against(product: _Product, lowest: str) -> str:
     """Say why a node can't be quantised, or ""."""
-    if target.node.op_type in _CONVOLUTIONS and target.constants[1] is None:
+    if product.node.op_type in _CONVOLUTIONS and product.constants[1] is None:
         return "a convolution whose weight is computed"
-    rules = PRECISION_TYPES[low].quantization
-    if target.node.op_type in rules.float32_operators:
-        return rules.float32_operators[target.node.op_type]
-    if rules.float32_activation_products and len(target.activations) == 2:
+    rules = PRECISION_TYPES[lowest].quantization
+    if product.node.op_type in rules.float32_operators:
+        return rules.float32_operators[product.node.op_type]
+    if rules.float32_activation_products and len(product.activations) == 2:
         return rules.float32_activation_products
-    if any(value is not None and not np.isfinite(value).all() for value in target.constants):
+    if any(value is not None and not np.isfinite(value).all() for value in product.constants):
         return "a weight is NaN or infinite"
     return ""
 
 
-def _refuse_convolutions(nodes: Sequence[Any], low: str, fix: str) -> None:
+def _refuse_convolutions(nodes: Sequence[Any], lowest: str, fix: str) -> None:
     """Refuse convolutions in a type in which TensorRT-RTX builds only matrix products."""
     if not nodes:
         return
     listed: list[UnsupportedNode] = []
     for node in nodes:
         origin = origin_of(node)
-        listed.append(UnsupportedNode(node.op_type, node.name, origin.module, origin.source, f"no {low} convolution"))
+        listed.append(
+            UnsupportedNode(node.op_type, node.name, origin.module, origin.source, f"no {lowest} convolution")
+        )
     raise UnsupportedOperatorError(
         "TensorRT-RTX",
         nodes=listed,
-        got=f"{len(nodes)} convolution{'s' if len(nodes) > 1 else ''} that it can't build in {low}",
-        allowed=f"{low} matrix products",
+        got=f"{len(nodes)} convolution{'s' if len(nodes) > 1 else ''} that it can't build in {lowest}",
+        allowed=f"{lowest} matrix products",
         fix=fix,
     )
 
 
-def _or_keep_fp32(nodes: Sequence[Any], low: str) -> str:
+def _or_keep_fp32(nodes: Sequence[Any], lowest: str) -> str:
     modules = dict.fromkeys(origin_of(node).module for node in nodes)
-    return f", or {low} with keep_fp32={list(modules)!r}" if modules and all(modules) else ""
+    return f", or {lowest} with keep_fp32={list(modules)!r}" if modules and all(modules) else ""
 
 
 def _quantized_convolutions(model: Any) -> list[Any]:
@@ -240,34 +242,34 @@ def _quantized_convolutions(model: Any) -> list[Any]:
 
 def _write_quantized(
     writer: QuantizedWriter,
-    targets: Sequence[_Target],
+    products: Sequence[_Product],
     source: Path,
     precision: Precision,
     batches: Iterable[Mapping[str, NDArray[Any]]],
 ) -> list[str]:
-    """Calibrate, and put Q and DQ around the targets' inputs; returns notes."""
-    if not targets:
+    """Calibrate, and put Q and DQ around the products' inputs; returns notes."""
+    if not products:
         return ["nothing is quantised: the model has no float32 convolution or matrix product with weights left for it"]
     methods = PRECISION_TYPES[precision.dtype].quantization.methods
     method = precision.method if precision.method in methods else methods[0]
-    names = list(dict.fromkeys(name for target in targets for name in target.activations))
+    names = list(dict.fromkeys(name for product in products for name in product.activations))
     ranges = calibrate_ranges(load_model(source), names, batches, method, precision.percentile)
     by_max: list[Any] = []
     without_range: dict[str, list[Any]] = {}
-    for target in targets:
-        found = [ranges[name] for name in target.activations]
+    for product in products:
+        found = [ranges[name] for name in product.activations]
         if problem := next((each.problem for each in found if each.problem), ""):
-            without_range.setdefault(f"what enters {problem}", []).append(target.node)
+            without_range.setdefault(f"what enters {problem}", []).append(product.node)
             continue
         if any(each.by_max for each in found):
-            by_max.append(target.node)
-        for position, value in enumerate(target.constants):
-            name = target.node.input[position]
+            by_max.append(product.node)
+        for position, value in enumerate(product.constants):
+            name = product.node.input[position]
             if value is None:
-                writer.quantize_activation(target.node, position, ranges[name].threshold)
+                writer.quantize_activation(product.node, position, ranges[name].threshold)
             else:
-                axis = channel_axis(target.node, position, value.shape)
-                writer.quantize_weight(target.node, position, value, axis)
+                axis = channel_axis(product.node, position, value.shape)
+                writer.quantize_weight(product.node, position, value, axis)
     notes = [_float32_note(nodes, reason) for reason, nodes in without_range.items()]
     if by_max:
         notes.append(f"{_names(by_max)}: method 'max' instead of {method!r}, which has too few values to go by")
@@ -279,23 +281,23 @@ def _write_quantized(
     return notes
 
 
-def _write_blocks(writer: QuantizedWriter, targets: Sequence[_Target]) -> list[str]:
+def _write_blocks(writer: QuantizedWriter, products: Sequence[_Product]) -> list[str]:
     """Put int4 weights into matrix products; returns notes."""
     indivisible: list[Any] = []
     count = 0
-    for target in targets:
-        value = target.constants[1]
-        if target.node.op_type not in _MATRIX_PRODUCTS or value is None or value.ndim != 2:
+    for product in products:
+        value = product.constants[1]
+        if product.node.op_type not in _MATRIX_PRODUCTS or value is None or value.ndim != 2:
             continue
         if not np.isfinite(value).all():
             continue
-        is_transposed = any(attribute.name == "transB" and attribute.i for attribute in target.node.attribute)
+        is_transposed = any(attribute.name == "transB" and attribute.i for attribute in product.node.attribute)
         inputs = value.shape[1 if is_transposed else 0]
         block = next((size for size in _BLOCK_SIZES if inputs and inputs % size == 0), None)
         if block is None:
-            indivisible.append(target.node)
+            indivisible.append(product.node)
         else:
-            writer.quantize_blocks(target.node, value, block)
+            writer.quantize_blocks(product.node, value, block)
             count += 1
     notes = [_float32_note(indivisible, f"its inputs are no multiple of {_BLOCK_SIZES[-1]}")] if indivisible else []
     return notes if count else [*notes, "nothing is quantised: the model has no weights for int4"]

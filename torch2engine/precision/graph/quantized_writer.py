@@ -87,13 +87,13 @@ class QuantizedWriter:
         key = _TensorKey(name)
         if key not in self._dequantized:
             scale = self._add(f"{name}.scale", np.float32(threshold / self._row.largest))
-            low = self._fresh(f"{name}.{self._row.name}")
+            quantized = self._fresh(f"{name}.{self._row.name}")
             back = self._fresh(f"{name}.dequantized")
             # The type stands in an attribute, not in a zero point. With an E4M3 zero point of 0, ONNX Runtime (1.32)
             # drops a Relu before Q, as if no number were below 0.
-            quantizing = helper.make_node("QuantizeLinear", [name, scale], [low], output_dtype=self._element_type)
+            quantizing = helper.make_node("QuantizeLinear", [name, scale], [quantized], output_dtype=self._element_type)
             self._insert(node, quantizing)
-            self._insert(node, helper.make_node("DequantizeLinear", [low, scale], [back]))
+            self._insert(node, helper.make_node("DequantizeLinear", [quantized, scale], [back]))
             self._dequantized[key] = back
         node.input[position] = self._dequantized[key]
 
@@ -108,10 +108,10 @@ class QuantizedWriter:
             scales = self._scales(np.abs(value).max(axis=others if axis is not None else None, initial=0.0))
             shape = [-1 if dim == axis else 1 for dim in range(value.ndim)]
             scaled = value / (scales if axis is None else scales.reshape(shape))
-            low = self._add_low(f"{name}.{self._row.name}", scaled)
+            quantized = self._add_quantized(f"{name}.{self._row.name}", scaled)
             back = self._fresh(f"{name}.dequantized")
             attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
-            inputs = [low, self._add(f"{name}.scale", scales)]
+            inputs = [quantized, self._add(f"{name}.scale", scales)]
             self._insert(node, helper.make_node("DequantizeLinear", inputs, [back], **attributes))
             self._dequantized[key] = back
             self._replaced_weights.add(name)
@@ -137,9 +137,11 @@ class QuantizedWriter:
             rows, columns = value.shape
             blocks = value.reshape(rows // block, block, columns)
             scales = self._scales(np.abs(blocks).max(axis=1))
-            low = self._add_low(f"{name}.{self._row.name}", (blocks / scales[:, None]).reshape(rows, columns))
+            quantized = self._add_quantized(
+                f"{name}.{self._row.name}", (blocks / scales[:, None]).reshape(rows, columns)
+            )
             back = self._fresh(f"{name}.dequantized")
-            inputs = [low, self._add(f"{name}.scale", scales)]
+            inputs = [quantized, self._add(f"{name}.scale", scales)]
             self._insert(node, helper.make_node("DequantizeLinear", inputs, [back], axis=0, block_size=block))
             self._dequantized[key] = back
             self._replaced_weights.add(name)
@@ -190,8 +192,8 @@ class QuantizedWriter:
         self._constants[name] = numpy_helper.from_array(np.asarray(value), name)
         return name
 
-    def _add_low(self, name: str, scaled: NDArray[Any]) -> str:
-        """Add a constant of the low type, of values in its units."""
+    def _add_quantized(self, name: str, scaled: NDArray[Any]) -> str:
+        """Add a constant of the quantised type, from values in its units."""
         from onnx import TensorProto
 
         name = self._fresh(name)
@@ -202,7 +204,8 @@ class QuantizedWriter:
         return name
 
     def _fresh(self, name: str) -> str:
-        free, count = name, 0
+        free = name
+        count = 0
         while free in self._taken_names:
             count += 1
             free = f"{name}.{count}"
