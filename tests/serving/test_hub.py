@@ -62,7 +62,8 @@ def test_engine_travels_as_its_exported_model(hub: Hub, tmp_path: Path) -> None:
 
 def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path) -> None:
     """The branch is asked once, for the manifest; a commit may be named, and other files of the repository stay."""
-    first = hub.push(fresh_onnx(tmp_path / "first", "first")).rpartition("/")[2]
+    first = hub.push(fresh_onnx(tmp_path / "first", "first").with_report({"of": "a deploy"})).rpartition("/")[2]
+    assert not (hub.folder / "me" / "net" / first / "report.json").exists()
     (hub.folder / "me" / "net" / first / "README.md").write_text("a card")
     second = hub.push(fresh_onnx(tmp_path / "second", "second")).rpartition("/")[2]
     hub.asked.clear()
@@ -82,6 +83,7 @@ def test_artifact_outlives_the_cache(hub: Hub, tmp_path: Path) -> None:
     found = hub.fetch()
     for path in sorted((tmp_path / "cache").rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    assert found.onnx_path.is_file()
     saved = found.save(tmp_path / "saved.t2e")
     assert t2e.OnnxArtifact.load(saved).read("model.onnx.data") == b"weights of an ONNX model"
 

@@ -211,7 +211,7 @@ def _why_alone(artifact: EngineArtifact | OnnxArtifact, profiles: Sequence[Profi
         return f"nobody has analysed whether the entries of '{axis}' influence each other"
     if influence := artifact.influences[axis]:
         return f"the entries of '{axis}' may influence each other: {influence}"
-    least = max(signature.axis(axis).multiple_of, min(profile.ranges[axis][0] for profile in profiles))
+    least = min(profile.ranges[axis][0] for profile in profiles)  # an axis in steps begins with one
     return f"the least '{axis}' is {least}, and Triton fills nothing up" if least > 1 else ""
 
 
