@@ -19,7 +19,7 @@ from torch2engine.core.finding import Finding
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
-from torch2engine.precision.graph.multiply_adds import MultiplyAddNode, PrecisionReport
+from torch2engine.precision.graph.computed_precisions import MultiplyAddNode, PrecisionReport
 
 
 def test_text_has_precision_memory_phases_tables_and_notes() -> None:

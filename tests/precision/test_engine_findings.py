@@ -20,6 +20,7 @@ from tests.support.paths import SUPPORT
 from torch2engine.core.live_parameters import LiveParameter
 from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
 from torch2engine.onnx_graph.attention_blocks import AttentionBlock, find_attention_blocks
+from torch2engine.precision.graph.computed_precisions import MultiplyAddNode
 from torch2engine.precision.graph.engine_findings import (
     engine_findings,
     layer_findings,
@@ -27,7 +28,6 @@ from torch2engine.precision.graph.engine_findings import (
     profile_findings,
 )
 from torch2engine.precision.graph.engine_layers import Layer, engine_precisions, read_layers
-from torch2engine.precision.graph.multiply_adds import MultiplyAddNode
 
 
 def layers_of(name: str) -> tuple[Layer, ...]:

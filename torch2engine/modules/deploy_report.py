@@ -20,7 +20,7 @@ from torch2engine.parity.parity_report import ParityReport
 
 if TYPE_CHECKING:
     from torch2engine.modules.benchmark import BenchmarkReport
-    from torch2engine.precision.graph.multiply_adds import PrecisionReport
+    from torch2engine.precision.graph.computed_precisions import PrecisionReport
     from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = ["DeployReport"]

@@ -19,7 +19,7 @@ from torch2engine.parity.parity_report import ERROR_DECADES, OutputParity, Parit
 if TYPE_CHECKING:
     from torch2engine.modules.benchmark import BenchmarkReport, BenchmarkRow
     from torch2engine.modules.deploy_report import DeployReport
-    from torch2engine.precision.graph.multiply_adds import PrecisionReport
+    from torch2engine.precision.graph.computed_precisions import PrecisionReport
 
 __all__ = ["report_page"]
 

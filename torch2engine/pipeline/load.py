@@ -24,7 +24,7 @@ from torch2engine.core.wording import quote
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.modules.load import module_of_artifact
 from torch2engine.pipeline.user_warning import warn_user
-from torch2engine.precision.graph.multiply_adds import PrecisionReport
+from torch2engine.precision.graph.computed_precisions import PrecisionReport
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.modules.deployed import artifact_of
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.precision.graph.computed_precisions import PrecisionReport
 from torch2engine.precision.graph.engine_findings import engine_findings
-from torch2engine.precision.graph.multiply_adds import PrecisionReport
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 if TYPE_CHECKING:

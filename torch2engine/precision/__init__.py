@@ -12,7 +12,7 @@ reports on what that costs. Separate because every flavour of TensorRT computes 
   low precision would cost each module.
 - `graph`: rewriting and measuring ONNX graphs, without torch.
 
-Public: `graph.engine_findings`, `graph.multiply_adds`, `graph.precision_outcome`, `lower`, `lowered_model`,
+Public: `graph.computed_precisions`, `graph.engine_findings`, `graph.precision_outcome`, `lower`, `lowered_model`,
 `lowered_parity`, `module_sensitivity`, `precision_report`, `validate`, `verify`. The other files belong to this folder
 alone.
 """

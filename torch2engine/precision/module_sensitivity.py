@@ -21,8 +21,8 @@ from torch2engine.core.precisions import LOW_PRECISIONS, PrecisionName
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.precision.calibration import batch_tensors, check_calibration, named_arrays
+from torch2engine.precision.graph.computed_precisions import table
 from torch2engine.precision.graph.mixed_precision import MixedPrecisionModel
-from torch2engine.precision.graph.multiply_adds import table
 from torch2engine.precision.graph.tensor_maxima import absolute_maxima
 
 __all__ = ["Sensitivity", "sensitivity"]

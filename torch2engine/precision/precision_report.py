@@ -23,9 +23,9 @@ from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.precision.calibration import named_arrays
+from torch2engine.precision.graph.computed_precisions import PrecisionReport
 from torch2engine.precision.graph.count_multiply_adds import count_multiply_adds
 from torch2engine.precision.graph.engine_layers import engine_precisions, read_layers
-from torch2engine.precision.graph.multiply_adds import PrecisionReport
 
 __all__ = ["PrecisionReport", "precision_report", "report_at_inputs"]
 

@@ -14,7 +14,12 @@ from torch2engine.core.errors import PrecisionError
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.precision.calibration import named_arrays
-from torch2engine.precision.graph.multiply_adds import UNKNOWN, MultiplyAddNode, PrecisionReport
+from torch2engine.precision.graph.computed_precisions import (
+    UNKNOWN,
+    MultiplyAddNode,
+    PrecisionReport,
+    total_multiply_adds,
+)
 from torch2engine.precision.precision_report import report_at_inputs
 
 __all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]
@@ -80,9 +85,9 @@ def require_precision(report: PrecisionReport, precision: str, runtime: str) -> 
     unknown = [node for node in nodes if node.engine == UNKNOWN]
     if not otherwise and not unknown:
         return ()
-    total = _multiply_adds(nodes) or 1
-    otherwise_share = _multiply_adds(otherwise) / total
-    known_share = 1 - otherwise_share - _multiply_adds(unknown) / total
+    total = total_multiply_adds(nodes) or 1
+    otherwise_share = total_multiply_adds(otherwise) / total
+    known_share = 1 - otherwise_share - total_multiply_adds(unknown) / total
     findings = (
         f"{runtime} computes {100 * known_share:.1f} % of the multiply-adds that the graph has in {precision} in it"
     )
@@ -98,10 +103,6 @@ def require_precision(report: PrecisionReport, precision: str, runtime: str) -> 
         allowed=f"at least {100 * _LEAST_SHARE:.0f} %",
         fix=f"take Precision('{precision}', keep_fp32={modules}) if these may stay as they are, or another precision",
     )
-
-
-def _multiply_adds(nodes: Sequence[MultiplyAddNode]) -> int:
-    return sum(node.multiply_adds for node in nodes)
 
 
 def _described_modules(nodes: Sequence[MultiplyAddNode]) -> str:

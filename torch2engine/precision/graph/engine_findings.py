@@ -15,8 +15,13 @@ from torch2engine.core.finding import Finding
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.onnx_graph.attention_blocks import AttentionBlock, find_attention_blocks
+from torch2engine.precision.graph.computed_precisions import (
+    UNKNOWN,
+    MultiplyAddNode,
+    PrecisionReport,
+    total_multiply_adds,
+)
 from torch2engine.precision.graph.engine_layers import Layer, Multiplies, read_layers
-from torch2engine.precision.graph.multiply_adds import UNKNOWN, MultiplyAddNode, PrecisionReport
 
 __all__ = ["engine_findings", "layer_findings", "precision_findings", "profile_findings"]
 
@@ -141,7 +146,11 @@ def _is_computed_otherwise(node: MultiplyAddNode) -> bool:
 def _float32_islands(nodes: Sequence[MultiplyAddNode]) -> Iterable[Finding]:
     """Products that a lowered graph leaves in float32."""
     islands = [node for node in nodes if node.precision == DEFAULT_PRECISION]
-    if not islands or len(islands) == len(nodes) or _multiply_adds(islands) < _LEAST_ISLAND * _multiply_adds(nodes):
+    if (
+        not islands
+        or len(islands) == len(nodes)
+        or total_multiply_adds(islands) < _LEAST_ISLAND * total_multiply_adds(nodes)
+    ):
         return
     yield Finding(
         name="float32 islands",
@@ -196,12 +205,8 @@ def _attention_blocks(artifact: EngineArtifact) -> tuple[AttentionBlock, ...]:
     return find_attention_blocks(onnx.load(str(path), load_external_data=False))
 
 
-def _multiply_adds(nodes: Iterable[MultiplyAddNode]) -> int:
-    return sum(node.multiply_adds for node in nodes)
-
-
 def _share(some: Sequence[MultiplyAddNode], nodes: Sequence[MultiplyAddNode]) -> str:
-    return f"{100 * _multiply_adds(some) / (_multiply_adds(nodes) or 1):.1f} %"
+    return f"{100 * total_multiply_adds(some) / (total_multiply_adds(nodes) or 1):.1f} %"
 
 
 def _modules(paths: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from enum import IntEnum
 from typing import Any
 
 from torch2engine.core.precisions import PRECISION_TYPES
-from torch2engine.precision.graph.multiply_adds import RECURRENT, UNKNOWN, MultiplyAddNode
+from torch2engine.precision.graph.computed_precisions import RECURRENT, UNKNOWN, MultiplyAddNode
 
 __all__ = ["Layer", "Multiplies", "engine_precisions", "read_layers"]
 

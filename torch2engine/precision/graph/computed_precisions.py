@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RECURRENT", "UNKNOWN", "MultiplyAddNode", "PrecisionReport", "table"]
+__all__ = ["RECURRENT", "UNKNOWN", "MultiplyAddNode", "PrecisionReport", "table", "total_multiply_adds"]
 
 UNKNOWN = "unknown"  # TensorRT does not tell
 RECURRENT = ("GRU", "LSTM", "RNN")
@@ -60,8 +60,12 @@ class PrecisionReport:
 
     def share(self, precision: str) -> float:
         """Share of the multiply-adds in "fp32", "fp16", "bf16", "int8" or "fp8"; 0 for a model without any."""
-        total = _multiply_adds(self.products)
-        return _multiply_adds(node for node in self.products if node.computed_in == precision) / total if total else 0.0
+        total = total_multiply_adds(self.products)
+        return (
+            total_multiply_adds(node for node in self.products if node.computed_in == precision) / total
+            if total
+            else 0.0
+        )
 
     def summary(self) -> str:
         """The shares in a sentence."""
@@ -77,7 +81,7 @@ class PrecisionReport:
             precisions = (node.precision, node.engine) if has_engine else (node.precision,)
             rows.setdefault((node.module or "(model)", *precisions), []).append(node)
         head = ["module", *(["graph", "engine"] if has_engine else ["precision"]), "products", "multiply-adds"]
-        cells = [[*words, str(len(nodes)), f"{_multiply_adds(nodes):,}"] for words, nodes in rows.items()]
+        cells = [[*words, str(len(nodes)), f"{total_multiply_adds(nodes):,}"] for words, nodes in rows.items()]
         return "\n".join([self.summary(), *table([head, *cells])])
 
     def to_json(self) -> dict[str, Any]:
@@ -101,5 +105,6 @@ def table(cells: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells]
 
 
-def _multiply_adds(nodes: Iterable[MultiplyAddNode]) -> int:
+def total_multiply_adds(nodes: Iterable[MultiplyAddNode]) -> int:
+    """Add up the multiply-adds of nodes."""
     return sum(node.multiply_adds for node in nodes)
