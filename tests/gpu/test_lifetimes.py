@@ -222,3 +222,19 @@ def test_quickstart_goes_through_tensorrt() -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "TensorRT" in done.stdout and "accuracy" in done.stdout
+
+
+def test_torchrun_evaluates_through_tensorrt(tmp_path: Path) -> None:
+    """A rank on the GPU, by NCCL: the engine answers every image as the model does, which the example compares."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
+    done = subprocess.run(
+        [*torchrun, str(REPOSITORY / "examples" / "evaluate_ranks.py"), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "rank 0 of 1: 1797 of 1797 images" in done.stdout.splitlines()
+    assert (tmp_path / "model.t2e" / "model.plan").is_file()

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,3 +161,17 @@ def test_users_graph_on_the_second_gpu(engines: Engines) -> None:
             x.normal_()
             graph.replay()
             assert torch.equal(result, x * 2)
+
+
+def test_ranks_of_torchrun_share_the_images(repository: Path) -> None:
+    """A rank for each GPU, by NCCL: rank 0 builds, both answer, and the example compares the gathered answers."""
+    done = subprocess.run(
+        [sys.executable, str(repository / "examples" / "evaluate_ranks.py")],
+        env={**os.environ, "PYTHONPATH": str(repository)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"rank 0 of 2: 899 of 1797 images", "rank 1 of 2: 898 of 1797 images"} <= set(done.stdout.splitlines())
