@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,6 +14,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support.fallback_models import FourObstacles, line_with
+from torch2engine.fallback import tracking_engines
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.explanation import RunRecord
 from torch2engine.fallback.graph_compiler import GraphCompiler
@@ -133,16 +135,23 @@ def test_engine_that_cannot_be_refitted_is_built_anew_with_one_warning(backend: 
         close(compiled(x), model(x))
 
 
-def test_layers_that_share_a_graph_keep_their_own_weights(backend: Callable[..., Backend]) -> None:
-    """Dynamo uses one graph for layers of one class; each layer has an engine of its own, made once."""
-    layers = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)) for _ in range(2)).eval()
+def test_layers_that_share_a_graph_keep_their_own_weights(
+    backend: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each layer of one class has an engine of its own, made once; a layer too many is PyTorch's, until one goes."""
+    monkeypatch.setattr(tracking_engines, "_MOST_SETS", 2)
+    layers = [nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval() for _ in range(3)]
     shared = backend()
     block = shared.compile(lambda layer, x: layer(x))
     x = torch.rand(3, 4)
     for _ in range(2):
-        for layer in layers:
+        for layer in layers[:2]:
             close(block(layer, x), layer(x))
-    assert len(shared.deployed) == 2
+    for deployed in (2, 3):
+        close(block(layers[-1], x), layers[-1](x))
+        assert len(shared.deployed) == deployed
+        del layers[0]
+        gc.collect()
 
 
 def test_few_engines_answer_many_batch_sizes(backend: Callable[..., Backend]) -> None:

@@ -55,6 +55,7 @@ def test_report_names_each_operator_in_pytorch_by_file_and_line(deployed: t2e.Pa
     }
     assert deployed.report is not None
     assert deployed.report.passed
+    assert (deployed.report.precision, deployed.precision) == ("fp32", "fp32")
     assert [note for note in deployed.report.notes if not note.startswith("in PyTorch: ")] == []
     explanation = deployed.explain(torch.rand(7, 3, 8, 8))
     assert [part.runs_in for part in explanation.parts] == ["ONNX Runtime"] * 3

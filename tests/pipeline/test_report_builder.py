@@ -11,6 +11,7 @@ from torch2engine.core.errors import BuildError
 from torch2engine.core.finding import Finding
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.precision.graph.computed_precisions import PrecisionReport
+from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 
 def test_phases_measure_their_bodies_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,6 +59,17 @@ def test_phase_that_does_not_happen_leaves_no_trace() -> None:
         ran.append(1)
     assert ran == [1]
     assert builder.build("fp32").seconds == {}
+
+
+def test_findings_of_an_earlier_deploy_say_whether_the_graph_was_lowered() -> None:
+    """A float32 engine has none; what a lowered one has is in the report of the deploy that reuses it."""
+    lowered, plain = ReportBuilder(), ReportBuilder()
+    outcome = PrecisionOutcome(dtype="fp16", nodes=3, low=2)
+    lowered.add_reusable_findings({"outcome": outcome.to_json(), "computed": None, "notes": []})
+    plain.add_reusable_findings({"outcome": None, "computed": None, "notes": []})
+    assert (lowered.is_lowered, plain.is_lowered, ReportBuilder().is_lowered) == (True, False, False)
+    assert lowered.reusable_findings()["outcome"] == outcome.to_json()
+    assert (lowered.build("fp16").lowering, plain.build("fp32").lowering) == (outcome, None)
 
 
 def test_copy_of_a_builder_goes_its_own_way() -> None:

@@ -299,6 +299,7 @@ def test_attribute_that_tells_nothing_is_refused_by_name() -> None:
     before = facts_of_model(model)
     model.lock, model.log = threading.Lock(), logging.getLogger("model")
     model.own = weakref.ref(model)
+    model.missing = object()
     after = facts_of_model(model)
     assert before is not None and after is not None
     model.head.rows = [iter([1, 2])]
