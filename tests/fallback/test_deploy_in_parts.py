@@ -160,6 +160,29 @@ def test_refit_reaches_the_engines_and_what_stays_in_pytorch(deployed: t2e.Parts
         loaded.refit(other)
 
 
+class LargeRows(nn.Module):
+    """Rows of a layer, chosen by their values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x)[torch.nonzero(x[:, 0] > 0.5)[:, 0]]
+
+
+def test_half_model_in_parts_is_of_its_own_precision() -> None:
+    """Nobody asked for another one, and float16's tolerance is the one that counts."""
+    model = LargeRows().eval().half()
+    x = torch.linspace(0, 1, 12).reshape(3, 4).half()
+    module = t2e.deploy(model, x, runtime="onnxruntime", fallback=True)
+    assert isinstance(module, t2e.PartsModule)
+    assert module.report is not None
+    assert (module.precision, module.report.precision) == ("fp16", "fp16")
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), model(x), rtol=1e-2, atol=1e-2)
+
+
 def test_branch_on_a_value_is_refused_with_the_way_that_takes_it() -> None:
     """What can't be exported at all runs by torch.compile, which the error names."""
     with pytest.raises(t2e.ExportError) as caught:
