@@ -419,3 +419,14 @@ def test_parameters_are_found_behind_a_decorator() -> None:
     """A forward that was wrapped by a decorator keeps its parameters' names."""
     settled = captured(Decorated(), {"b": X, "a": X}, {"b": {0: "n"}, "a": {0: "n"}})
     assert [spec.name for spec in settled.signature.inputs] == ["a", "b"]
+
+
+def test_model_on_the_meta_device_is_refused() -> None:
+    """It has no values to export; the first such tensor is named."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, device="meta"))
+    with pytest.raises(InputError) as error:
+        captured(model, torch.rand(2, 3))
+    assert str(error.value) == (
+        "model: got '1.weight' on the meta device, which holds no values; expected parameters with values; "
+        "make the model on a real device, or call model.to_empty(device=...) and load a state_dict"
+    )

@@ -16,6 +16,7 @@ RUN = 6
 # A line of a run that may stand twice -> why it does.
 DECLARED = {
     "fields = ManifestFields(": "the two kinds of artifact hand on the same keyword arguments",
+    "cache_key: str | None": "the arguments of deploy(), as types for its callers and as one value; tests compare both",
 }
 
 

@@ -171,7 +171,7 @@ def test_error_texts_are_shown_for_several_kinds_of_error() -> None:
 
 
 def _is_right(command: list[str]) -> bool:
-    """Whether a shell command names a target of the Makefile, extras that exist, or a command with its options."""
+    """Whether a shell command names a target of the Makefile, extras that exist, or a program with its options."""
     if command[:1] == ["make"]:
         return len(command) == 2 and re.search(rf"^{re.escape(command[1])}:", MAKEFILE, re.M) is not None
     if command[:2] == ["pip", "install"]:
@@ -186,11 +186,14 @@ def _is_right(command: list[str]) -> bool:
             found = found.commands[word]
         found.make_context(last, command[2 + len(groups) :])  # raises for words that it does not know
         return True
+    if command[:2] == ["python", "-m"] and command[2].startswith("benchmarks."):
+        script = (REPOSITORY / f"{command[2].replace('.', '/')}.py").read_text(encoding="utf-8")
+        return all(f'"{word}"' in script for word in command[3:] if word.startswith("--"))
     return False
 
 
 def test_shell_commands_exist_with_their_options() -> None:
-    """Every command in a shell block is one that works: make, pip with quoted extras, or torch2engine."""
+    """Every command in a shell block is one that works: make, pip, torch2engine or a benchmark."""
     commands = [line.partition("#")[0].split() for block in all_blocks("sh") for line in block.text.splitlines()]
     assert ["make", "demo"] in commands
     assert ["make", "test"] in commands

@@ -22,6 +22,7 @@ from torch2engine.capture.live_parameters import live_tensors
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.torch_types import COMPUTED_DTYPES, check_tensor, dtype_name
+from torch2engine.capture.unwrap import require_values
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.live_parameters import LiveParameter
 from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
@@ -66,10 +67,12 @@ def capture_call(
         live_parameters: from `find_live_parameters`; their values become the last inputs.
 
     Raises:
-        InputError: the sample does not fit forward's parameters or `preprocess`, or holds no tensor.
+        InputError: the sample does not fit forward's parameters or `preprocess`, or holds no tensor. Or the model is on
+            the meta device.
         DynamicAxisError: an unknown input, dimension or axis, or contradicting ranges; lists the valid ones.
         ExportError: the model itself fails on the sample, writes into an input, or keeps state between calls.
     """
+    require_values(model)
     sample = bind_sample(model, as_inputs(sample_input))
     steps = by_input(preprocess, sample.names)
     sample = _with_live(sample, live_parameters, model)

@@ -17,7 +17,7 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.foreign_files import cure_for_path
 from torch2engine.core.wording import kind_of
 
-__all__ = ["unwrap"]
+__all__ = ["require_values", "unwrap"]
 
 _WRAPPERS: tuple[type, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -27,8 +27,7 @@ def unwrap(model: Any) -> nn.Module:
 
     Raises:
         InputError: no nn.Module, a module that is deployed already, or one that can't be traced. The last is or holds a
-            ScriptModule or packed quantised weights, or its parameters are lazy, on the meta device, or were made in
-            inference mode.
+            ScriptModule or packed quantised weights, or its parameters are lazy or were made in inference mode.
     """
     inner = model
     while hasattr(inner, "_orig_mod") or type(inner) in _WRAPPERS:
@@ -93,11 +92,23 @@ def _check_tensors(model: nn.Module) -> None:
         if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             got = f"a lazy parameter '{name}' without a shape"
             raise InputError("model", got=got, allowed="parameters with values", fix="call the model once first")
-        if tensor.is_meta:
-            got = f"'{name}' on the meta device, which holds no values"
-            fix = "make the model on a real device, or call model.to_empty(device=...) and load a state_dict"
-            raise InputError("model", got=got, allowed="parameters with values", fix=fix)
         if tensor.is_inference() and tensor.requires_grad:
             got = f"a parameter '{name}' that was made in inference mode and requires grad"
             fix = "make or load the model outside torch.inference_mode()"
             raise InputError("model", got=got, allowed="parameters that torch.export can take", fix=fix)
+
+
+def require_values(model: nn.Module) -> None:
+    """Refuse a model that can't compute, since it is on the meta device.
+
+    Raises:
+        InputError: naming the first such parameter or buffer.
+    """
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_meta:
+            raise InputError(
+                "model",
+                got=f"'{name}' on the meta device, which holds no values",
+                allowed="parameters with values",
+                fix="make the model on a real device, or call model.to_empty(device=...) and load a state_dict",
+            )
