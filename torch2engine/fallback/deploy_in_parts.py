@@ -82,22 +82,25 @@ class _Arguments:
     Args: as for `deploy`.
     """
 
+    # The model and its sample:
     model: Any
     sample_input: Any
     dynamic_axes: Mapping[str, Any] | None
-    precision: str | Precision
-    calibration: Iterable[Any] | None
     profiles: Sequence[Any] | None
     examples: Any  # any iterable; a tuple after `with_recording`
-    tolerance: Tolerances | None
-    runtime: Runtime
-    config: BuildConfig
-    runtime_config: RuntimeConfig
-    cache: Cache
-    cache_key: str | None
-    progress: Progress
     preprocess: Preprocess | Mapping[str, Preprocess] | None
     live_parameters: Sequence[str]
+    # Of every part, too:
+    precision: str | Precision
+    runtime: Runtime
+    config: BuildConfig
+    cache: Cache
+    progress: Progress
+    # Of the whole alone:
+    calibration: Iterable[Any] | None
+    tolerance: Tolerances | None
+    runtime_config: RuntimeConfig
+    cache_key: str | None
     fallback: bool | str
 
     @property
