@@ -239,6 +239,14 @@ def executions(address: str, name: str) -> tuple[int, int]:
     return statistics.inference_stats.success.count, statistics.execution_count
 
 
+def server_version(address: str) -> str:
+    """The version that the server names."""
+    from tritonclient import grpc
+
+    with grpc.InferenceServerClient(address) as client:
+        return str(client.get_server_metadata().version)
+
+
 def refusals(address: str) -> dict[str, str]:
     """What the server says to requests that no profile or signature allows; the next good one is answered."""
     from tritonclient import grpc, utils
@@ -285,6 +293,7 @@ def measure(evidence: Evidence, arguments: argparse.Namespace) -> None:
                 evidence.figure(f"triton.{model.name}.rate", found.rate)
                 evidence.figure(f"triton.{model.name}.largest_error", found.largest_error)
             said = refusals(address)
+            evidence.samples["server"] = server_version(address)
         evidence.samples["refusals"] = said
         evidence.figure("triton.wrong", wrong)
         evidence.figure("triton.refused", len(said))
