@@ -65,6 +65,7 @@ class FakeCuda:
 
     def __init__(self) -> None:
         self.copies: list[int] = []
+        self.allocated: list[int] = []
         self.page_locked: list[Any] = []
 
     def stream(self) -> FakeStream:
@@ -74,6 +75,7 @@ class FakeCuda:
         return FakeEvent()
 
     def memory(self, size_bytes: int) -> FakeMemory:
+        self.allocated.append(size_bytes)
         return FakeMemory(size_bytes)
 
     def pinned(self, size_bytes: int) -> npt.NDArray[np.uint8]:
@@ -91,19 +93,22 @@ class FakeCuda:
 
 
 class FakeContext:
-    """y = 2 x, float32."""
+    """y = 2 x, float32; further outputs are 3 x, 4 x and so on, and further inputs of one shape are added to each."""
 
     is_worn = False
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine = engine
         self._shape: tuple[int, ...] = ()
+        self._inputs = 0
         self._addresses: Sequence[int] = ()
         self._on_demand: Callable[[], None] | None = None
 
     def set_shapes(self, profile: int, shapes: Sequence[Sequence[int]], stream: int) -> list[tuple[int, ...]]:
         self._shape = tuple(shapes[0])
-        return [(-1, *self._shape[1:])] if self._engine.is_data_dependent else [self._shape]
+        self._inputs = len(shapes)
+        made = (-1, *self._shape[1:]) if self._engine.is_data_dependent else self._shape
+        return [made] * len(self._engine.outputs)
 
     def memory_bytes(self) -> int:
         return 16
@@ -129,7 +134,7 @@ class FakeContext:
                 output.error = error
                 return
             output.shape = self._shape
-            self._addresses = [self._addresses[0], output.memory.address]
+            self._addresses = [*self._addresses[: self._inputs], output.memory.address]
 
         self._on_demand = ask
         return {names[0]: output}
@@ -143,16 +148,16 @@ class FakeContext:
             if self._addresses is before:
                 raise t2e.BuildError("enqueue", got="planted")
         size = int(np.prod(self._shape)) * 4
-        x = bytes_at(self._addresses[0], size).view(np.float32)
-        bytes_at(self._addresses[1], size).view(np.float32)[:] = x * 2
+        x, *others = (bytes_at(address, size).view(np.float32) for address in self._addresses[: self._inputs])
+        for factor, address in enumerate(self._addresses[self._inputs :], 2):
+            bytes_at(address, size).view(np.float32)[:] = x * factor + sum(others)
 
 
 class FakeEngine:
     """Makes contexts, and counts what they do."""
 
-    outputs = (TensorSpec("y", "float32", ("n", 8)),)
-
-    def __init__(self) -> None:
+    def __init__(self, outputs: Sequence[str]) -> None:
+        self.outputs = tuple(TensorSpec(name, "float32", ("n", 8)) for name in outputs)
         self.is_data_dependent = False
         self.refusal = ""
         self.enqueues = 0
@@ -191,8 +196,8 @@ def capture(context: Any, addresses: Sequence[int], stream: int, event: int, gpu
 class Bench:
     """An executor with its fakes."""
 
-    def __init__(self, allocation: str = "reuse", **config: Any) -> None:
-        self.engine = FakeEngine()
+    def __init__(self, allocation: str = "reuse", outputs: Sequence[str] = ("y",), **config: Any) -> None:
+        self.engine = FakeEngine(outputs)
         self.cuda = FakeCuda()
         self.executor = ArrayStreamExecutor(
             cast("Engine", self.engine),
@@ -203,20 +208,31 @@ class Bench:
         )
 
     def call(self, x: Floats, out: dict[str, Any] | None = None) -> Floats:
-        """One call from start to end."""
+        """One call from start to end, with its only result."""
+        (result,) = self.results([x], out)
+        return result
+
+    def results(
+        self, arrays: Sequence[Floats], out: dict[str, Any] | None = None, direct: Sequence[int] = ()
+    ) -> list[Floats]:
+        """One call from start to end; `direct` are the inputs that are not staged."""
         cuda = cast("Cuda", self.cuda)
         staging = StagingBuffers(cuda, blocking=False)
-        inputs = make_layout([x.nbytes])
+        inputs = make_layout([array.nbytes for array in arrays])
         staging.reserve(inputs.total, 0)
-        staging.inputs[: x.nbytes] = x.reshape(-1).view(np.uint8)
-        pending = PendingCall(CheckedCall((x,), (x.shape,), 0), staging, out or {}, perf_counter(), inputs)
+        for index, (offset, array) in enumerate(zip(inputs.offsets, arrays, strict=True)):
+            if index not in direct:
+                staging.inputs[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+        checked = CheckedCall(tuple(arrays), tuple(array.shape for array in arrays), 0)
+        pending = PendingCall(checked, staging, out or {}, perf_counter(), inputs, frozenset(direct))
         with self.executor.lock:
             self.executor.run(pending)
-        (result,) = pending.results
-        if result.staged is None:
-            assert result.target is not None
-            return result.target
-        return result.staged.view(np.float32).reshape(result.shape)
+        found: list[Floats] = []
+        for result in pending.results:
+            staged = result.target if result.staged is None else result.staged.view(np.float32).reshape(result.shape)
+            assert staged is not None
+            found.append(staged)
+        return found
 
 
 def rows(count: int) -> Floats:
@@ -241,6 +257,37 @@ def test_calls_of_many_shapes_are_right(
     bench.executor.close()
     with pytest.raises(t2e.InputError, match="a call after close"):
         bench.call(rows(3))
+
+
+@pytest.mark.parametrize("allocation", ["max", "reuse", "exact"])
+def test_outputs_lie_beside_each_other(allocation: str) -> None:
+    """Each has its own place, in a larger call and in a smaller one after it, staged or in the caller's array."""
+    bench = Bench(allocation, ("y", "z", "w"), cuda_graphs=False)
+    for count in (70, 3):
+        z = np.zeros((count, 8), np.float32)
+        bench.cuda.page_locked.append(z)
+        found = bench.results([rows(count)], {"z": z})
+        assert all(np.array_equal(one, factor * rows(count)) for factor, one in enumerate(found, 2))
+        assert (len(found), found[1] is z) == (3, True)
+
+
+@pytest.mark.parametrize("direct", [(), (1,), (0, 2), (0, 1, 2)], ids=str)
+def test_inputs_lie_beside_each_other(direct: Sequence[int]) -> None:
+    """Each is read from its own place, whether it was staged or is page-locked itself."""
+    bench = Bench(cuda_graphs=False)
+    for count in (70, 3):
+        x = rows(count)
+        (found,) = bench.results([x, 10 * x, 100 * x], direct=direct)
+        assert np.array_equal(found, 112 * x)
+
+
+def test_memory_grows_by_half_where_calls_grow_by_a_row() -> None:
+    """Few allocations, since each ends all CUDA graphs; and none is larger than half beyond what is needed."""
+    bench = Bench(cuda_graphs=False)
+    for count in range(1, 200):
+        bench.call(rows(count))
+    assert len(bench.cuda.allocated) < 50
+    assert max(bench.cuda.allocated) <= 199 * 8 * 4 * 1.5
 
 
 @pytest.mark.parametrize("is_data_dependent", [False, True])
