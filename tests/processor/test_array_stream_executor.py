@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, cast
@@ -44,39 +45,46 @@ class FakeStream:
 
     handle = 7
 
-    def __init__(self) -> None:
-        self.waits = 0
+    def __init__(self, log: list[Any]) -> None:
+        self._log = log
 
     def wait(self) -> None:
-        self.waits += 1
+        self._log.append("wait")
 
 
 class FakeEvent:
-    """An event that notes nothing."""
+    """An event that notes when it is recorded."""
+
+    def __init__(self, log: list[Any]) -> None:
+        self._log = log
 
     def record(self, stream: FakeStream) -> None:
-        pass
+        self._log.append(self)
 
 
 class FakeCuda:
-    """A device without a GPU; `copies` has the bytes of every copy out."""
+    """A device without a GPU; `copies` has the bytes of every copy out, `log` the order of work and events."""
 
     index = 0
 
     def __init__(self) -> None:
         self.copies: list[int] = []
         self.allocated: list[int] = []
+        self.memories: weakref.WeakSet[FakeMemory] = weakref.WeakSet()
+        self.log: list[Any] = []
         self.page_locked: list[Any] = []
 
     def stream(self) -> FakeStream:
-        return FakeStream()
+        return FakeStream(self.log)
 
     def event(self, blocking: bool = False) -> FakeEvent:
-        return FakeEvent()
+        return FakeEvent(self.log)
 
     def memory(self, size_bytes: int) -> FakeMemory:
         self.allocated.append(size_bytes)
-        return FakeMemory(size_bytes)
+        memory = FakeMemory(size_bytes)
+        self.memories.add(memory)
+        return memory
 
     def pinned(self, size_bytes: int) -> npt.NDArray[np.uint8]:
         return np.zeros(size_bytes, np.uint8)
@@ -85,9 +93,11 @@ class FakeCuda:
         return any(array is one for one in self.page_locked)
 
     def copy_in(self, address: int, source: npt.NDArray[np.uint8], stream: FakeStream) -> None:
+        self.log.append("copy in")
         bytes_at(address, source.nbytes)[:] = source
 
     def copy_out(self, target: npt.NDArray[np.uint8], address: int, stream: FakeStream) -> None:
+        self.log.append("copy out")
         self.copies.append(target.nbytes)
         target[:] = bytes_at(address, target.nbytes)
 
@@ -141,7 +151,7 @@ class FakeContext:
 
     def enqueue(self, stream: int) -> None:
         assert stream == FakeStream.handle
-        self._engine.enqueues += 1
+        self._engine.log.append("run")
         if self._on_demand is not None:
             before = self._addresses
             self._on_demand()
@@ -160,7 +170,7 @@ class FakeEngine:
         self.outputs = tuple(TensorSpec(name, "float32", ("n", 8)) for name in outputs)
         self.is_data_dependent = False
         self.refusal = ""
-        self.enqueues = 0
+        self.log: list[Any] = []
         self.contexts = 0
 
     def make_context(self) -> FakeContext:
@@ -199,6 +209,7 @@ class Bench:
     def __init__(self, allocation: str = "reuse", outputs: Sequence[str] = ("y",), **config: Any) -> None:
         self.engine = FakeEngine(outputs)
         self.cuda = FakeCuda()
+        self.engine.log = self.cuda.log
         self.executor = ArrayStreamExecutor(
             cast("Engine", self.engine),
             cast("Cuda", self.cuda),
@@ -217,7 +228,7 @@ class Bench:
     ) -> list[Floats]:
         """One call from start to end; `direct` are the inputs that are not staged."""
         cuda = cast("Cuda", self.cuda)
-        staging = StagingBuffers(cuda, blocking=False)
+        self.staging = staging = StagingBuffers(cuda, blocking=False)
         inputs = make_layout([array.nbytes for array in arrays])
         staging.reserve(inputs.total, 0)
         for index, (offset, array) in enumerate(zip(inputs.offsets, arrays, strict=True)):
@@ -284,10 +295,49 @@ def test_inputs_lie_beside_each_other(direct: Sequence[int]) -> None:
 def test_memory_grows_by_half_where_calls_grow_by_a_row() -> None:
     """Few allocations, since each ends all CUDA graphs; and none is larger than half beyond what is needed."""
     bench = Bench(cuda_graphs=False)
-    for count in range(1, 200):
+    for count in range(1, 250):
         bench.call(rows(count))
+        assert max(bench.cuda.allocated) <= 1.5 * count * 8 * 4 + 256
     assert len(bench.cuda.allocated) < 50
-    assert max(bench.cuda.allocated) <= 199 * 8 * 4 * 1.5
+
+
+def test_events_frame_the_parts_of_a_call() -> None:
+    """Timings are the times between them, and the last one says that the caller's arrays are free."""
+    bench = Bench(cuda_graphs=False)
+    bench.call(rows(3))
+    bench.cuda.log.clear()
+    bench.call(rows(3))
+    at = bench.staging
+    assert bench.cuda.log == [at.begun, "copy in", at.ready, "run", at.computed, "copy out", at.done]
+
+
+@pytest.mark.parametrize("is_data_dependent", [False, True])
+def test_closed_executor_has_waited_and_holds_no_memory(is_data_dependent: bool) -> None:
+    """Running work ends first; closing again is nothing."""
+    bench = Bench(cuda_graphs=False)
+    bench.engine.is_data_dependent = is_data_dependent
+    bench.call(rows(3))
+    bench.cuda.log.clear()
+    bench.executor.close()
+    assert bench.cuda.log[:1] == ["wait"]
+    assert sum(memory.size_bytes for memory in bench.cuda.memories) == 0
+
+
+def test_call_that_fails_waits_for_what_it_has_begun_and_loses_its_context(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's arrays are free when the error comes, and a context that failed is not used again."""
+    bench = Bench(cuda_graphs=False)
+    bench.call(rows(3))
+
+    def fail(*_: Any) -> None:
+        raise t2e.BuildError("enqueue", got="planted")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeContext, "enqueue", fail)
+        with pytest.raises(t2e.BuildError, match="planted"):
+            bench.call(rows(3))
+    assert bench.cuda.log[-1] == "wait"
+    assert np.array_equal(bench.call(rows(3)), rows(3) * 2)
+    assert bench.engine.contexts == 2
 
 
 @pytest.mark.parametrize("is_data_dependent", [False, True])
