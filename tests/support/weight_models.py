@@ -151,9 +151,9 @@ MODELS: dict[str, Maker] = {
     "folded": lambda: (Folded(), torch.randn(8, 1, 2, 4)),
     "alone": lambda: (Alone(), torch.randn(8, 3)),
     "resnet": lambda: (networks.ResNet(), torch.randn(8, 1, 16, 16)),
-    "vit": lambda: (networks.Vit(), torch.randn(8, 1, 8, 8)),
+    "vit": lambda: (networks.Vit(depth=2), torch.randn(8, 1, 8, 8)),
     "lstm": lambda: (networks.Lstm(), torch.randn(8, 8, 8)),
-    "llama": lambda: (networks.Llama(), torch.randn(8, 8, 8)),
+    "llama": lambda: (networks.Llama(depth=2), torch.randn(8, 8, 8)),
     "gru": lambda: (_Last(nn.GRU(6, 5, 2, batch_first=True, bidirectional=True)), torch.randn(8, 4, 6)),
     "transformer": lambda: (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(8, 5, 8)),
 }
@@ -163,13 +163,13 @@ def tiny(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """Real architectures at toy sizes."""
     import transformers
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     ids = torch.randint(0, 30, (8, 6))
     if name == "bert":
         config = transformers.BertConfig(vocab_size=30, max_position_embeddings=16, **sizes)
         return transformers.BertModel(config), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if name == "gpt2":
-        config = transformers.GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=2, n_head=2, use_cache=False)
+        config = transformers.GPT2Config(vocab_size=30, n_positions=16, n_embd=16, n_layer=1, n_head=2, use_cache=False)
         return transformers.GPT2LMHeadModel(config), {"input_ids": ids}
     config = transformers.LlamaConfig(vocab_size=30, num_key_value_heads=2, use_cache=False, **sizes)
     return transformers.LlamaForCausalLM(config), {"input_ids": ids}
