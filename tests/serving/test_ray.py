@@ -11,7 +11,7 @@ import io
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import torch2engine as t2e
 from benchmarks import scale, scale_worker, serve_client
 from benchmarks.evidence import Evidence
 from tests.serving.dies_once import DiesOnce
+from tests.serving.id_rows import images, with_images
 from tests.support.deploy_models import engine, nested
 from torch2engine.serving.ray import Predictor, predict
 from torch2engine.serving.ray_serve import deployment
@@ -35,16 +36,6 @@ REQUESTS = 1000
 DRAINED = 200
 ROWS = 10_000
 BLOCKS = 7  # their ends are not those of batches
-
-
-def images(ids: Any) -> Any:
-    """(n, 6) float32: other values for every id."""
-    return np.sin(ids[:, None] * np.arange(1, 7), dtype=np.float32)
-
-
-def with_images(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows as a decoder gives them."""
-    return {"id": batch["id"], "x": images(batch["id"].astype(np.float32))}
 
 
 @pytest.fixture(scope="module")
