@@ -11,6 +11,7 @@ from tests.support.models import Function, answer, exported
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.errors import ExportError, UnsupportedOperatorError
 from torch2engine.core.spec import Axis
+from torch2engine.exporter.sizes.size_tensors import _quotient
 
 AXES = {"x": {1: Axis("n", 3, 8, 12)}}
 
@@ -112,3 +113,20 @@ def test_number_that_is_no_expression_of_sizes_is_refused(function: Any) -> None
     # torch 2.11 refuses such a slice while it traces; torch 2.13 gives it a size of its own.
     with pytest.raises((UnsupportedOperatorError, ExportError), match=r"depends on (a tensor's )?values"):
         exported(Function(function), torch.randn(2, 8, 3), AXES)
+
+
+@pytest.mark.parametrize(
+    ("dividend", "divisor", "mode", "wanted"),
+    [
+        (7, 2, "trunc", 3),
+        (0, 2, "trunc", 0),
+        (-7, 2, "trunc", None),
+        (7, -2, "trunc", None),
+        (-7, 2, "floor", -4),
+    ],
+)
+def test_rounding_towards_zero_is_followed_where_no_number_is_negative(
+    dividend: int, divisor: int, mode: str, wanted: int | None
+) -> None:
+    """Python's own division rounds down, which is another number below zero."""
+    assert _quotient(dividend, divisor, mode) == wanted
