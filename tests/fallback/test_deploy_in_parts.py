@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support.fallback_models import FourObstacles, ThreeObstacles, line_with
+from torch2engine.fallback import deploy_in_parts as room
 
 AXES = {"x": {0: t2e.Axis("batch", 5, 7, 9)}}
 
@@ -202,3 +205,9 @@ def test_model_that_is_one_engine_stays_one() -> None:
     """Fallback changes nothing where it is not needed."""
     module = t2e.deploy(nn.Linear(4, 2), torch.rand(3, 4), runtime="onnxruntime", fallback=True)
     assert isinstance(module, t2e.ORTModule)
+
+
+def test_every_argument_of_deploy_is_known_where_parts_are_deployed() -> None:
+    """An option that deploy() gets, and the fallback lacks, would fail at once instead of being left out."""
+    known = {field.name for field in fields(vars(room)["_Arguments"])}
+    assert known == set(inspect.signature(t2e.deploy).parameters)
