@@ -240,6 +240,17 @@ def test_only_warm_shapes_are_handed_over() -> None:
     assert len(house.engine.made) == 2
 
 
+def test_dropped_contexts_leave_room_for_as_many() -> None:
+    """Two shapes take turns with a context each, before and after."""
+    house = House(max_contexts=2)
+    house.call(5)
+    house.call(4)
+    house.pool.drop_contexts()
+    for rows in (5, 4, 5, 4):
+        house.call(rows)
+    assert (house.holders(), len(house.engine.made)) == ([5, 4], 4)
+
+
 def test_close_gives_everything_back() -> None:
     """Contexts, shapes and memory go; without their contexts, shapes and memory may stay."""
     house = House()
