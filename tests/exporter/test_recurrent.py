@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ import torch
 from torch import nn
 
 from tests.support.models import error_of, exported, graph_of, line_of
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.build import build
+from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import ExportError
 from torch2engine.core.spec import Axis
@@ -42,12 +45,18 @@ LAYERS = {
 }
 
 
+@functools.cache
+def exported_layer(layer: str) -> tuple[nn.Module, OnnxArtifact, list[ParityCase]]:
+    """A layer with its export, for both axes dynamic."""
+    torch.manual_seed(0)
+    model = LAYERS[layer]()
+    return model, *exported(model, torch.randn(2, 5, 3), {"input": {0: BATCH, 1: TIME}})
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_layer_is_right_at_every_length(layer: str) -> None:
     """One node for each layer; the answers and the last states are PyTorch's."""
-    torch.manual_seed(0)
-    model = LAYERS[layer]()
-    artifact, examples = exported(model, torch.randn(2, 5, 3), {"input": {0: BATCH, 1: TIME}})
+    model, artifact, examples = exported_layer(layer)
     nodes = [node.op_type for node in graph_of(artifact).node if node.op_type in ("LSTM", "GRU", "RNN", "Loop", "Scan")]
     assert nodes == [layer[:4].strip(", ").upper()[: 4 if layer.startswith("lstm") else 3]] * model.num_layers
     assert error_of(artifact, examples) < 1e-5
@@ -66,7 +75,7 @@ def test_states_come_in_and_go_out(layer: nn.Module, states: int) -> None:
 @pytest.mark.parametrize("layer", ["lstm, two layers, both directions", "gru", "rnn"])
 def test_layer_builds(layer: str) -> None:
     """TensorRT-RTX makes an engine of it, with both axes dynamic."""
-    artifact, _ = exported(LAYERS[layer](), torch.randn(2, 5, 3), {"input": {0: BATCH, 1: TIME}})
+    _, artifact, _ = exported_layer(layer)
     engine = build(artifact, config=BuildConfig(flavour="tensorrt_rtx"), cache=False)
     assert [axis.name for axis in engine.signature.axes] == ["batch", "time"]
 
