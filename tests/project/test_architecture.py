@@ -66,9 +66,15 @@ def texts_of_decisions(file: str) -> set[str]:
     return {value for value in constants if isinstance(value, str)}
 
 
+@cache
+def markable_nodes(file: str) -> list[ast.AST]:
+    """The nodes of a file that a mark may be."""
+    return [node for node in ast.walk(tree_of(file)) if isinstance(node, (ast.Constant, ast.Attribute))]
+
+
 def files_with(mark: Mark) -> set[str]:
     """The package's files in which a mark stands."""
-    return {file for file in FILES if any(map(mark, ast.walk(tree_of(file))))}
+    return {file for file in FILES if any(map(mark, markable_nodes(file)))}
 
 
 # What an existing example of each kind of change leaves in the code: fp8, the ONNX Runtime backend, named tuples, the

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.paths import PACKAGE, REPOSITORY
+from tests.support.source_trees import nodes_of, tree_of
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 TESTS = sorted((REPOSITORY / "tests").rglob("test_*.py"))
@@ -37,7 +38,7 @@ def dotted(node: ast.AST) -> str:
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
     """Line and full name of everything that is imported, by statement or by importlib with a literal name."""
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -49,7 +50,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def functions(tree: ast.AST) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
     """Every function and method."""
-    return (node for node in ast.walk(tree) if isinstance(node, FunctionNode))
+    return (node for node in nodes_of(tree) if isinstance(node, FunctionNode))
 
 
 def lines_of(node: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
@@ -76,30 +77,30 @@ def instance_dicts_are_touched_with_a_reason(name: str, text: str) -> Iterator[s
 
 def functions_are_short(name: str, text: str) -> Iterator[str]:
     """A function has at most 60 lines, its docstring not counted."""
-    for node in functions(ast.parse(text)):
+    for node in functions(tree_of(text)):
         if lines_of(node) > MOST_FUNCTION_LINES:
             yield f"line {node.lineno}: {node.name} has {lines_of(node)} lines, at most {MOST_FUNCTION_LINES}"
 
 
 def tensorrt_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
     """Only trt/library.py imports TensorRT."""
-    for line, module in imported(ast.parse(text)):
+    for line, module in imported(tree_of(text)):
         if module.partition(".")[0].startswith("tensorrt") and name != "library.py":
             yield f"line {line}: imports {module}, which only library.py may"
 
 
 def pycuda_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
     """Only processor/cuda.py imports pycuda."""
-    for line, module in imported(ast.parse(text)):
+    for line, module in imported(tree_of(text)):
         if module.partition(".")[0] == "pycuda" and name != "cuda.py":
             yield f"line {line}: imports {module}, which only cuda.py may"
 
 
 def nothing_is_printed(name: str, text: str) -> Iterator[str]:
     """No print(), and only cli/terminal.py writes to sys.stdout or sys.stderr; anyone may ask for isatty()."""
-    tree = ast.parse(text)
-    asked = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node.attr == "isatty"}
-    for node in ast.walk(tree):
+    tree = tree_of(text)
+    asked = {id(node.value) for node in nodes_of(tree) if isinstance(node, ast.Attribute) and node.attr == "isatty"}
+    for node in nodes_of(tree):
         if id(node) in asked:
             continue
         if isinstance(node, ast.Call) and dotted(node.func) == "print":
@@ -113,8 +114,8 @@ def environment_is_used_in_declared_places(name: str, text: str) -> Iterator[str
     read = {"os.environ", "os.environb", "os.getenv"}
     write = {"os.putenv", "os.unsetenv"}
     forbidden = {"config.py": write, "tf32.py": set[str](), "ort_session.py": write}.get(name, read | write)
-    tree = ast.parse(text)
-    for node in ast.walk(tree):
+    tree = tree_of(text)
+    for node in nodes_of(tree):
         used = dotted(node) if isinstance(node, ast.Attribute) else ""
         if used in forbidden:
             yield f"line {node.lineno}: uses {used}"
@@ -128,7 +129,7 @@ def environment_is_used_in_declared_places(name: str, text: str) -> Iterator[str
 
 def pickle_is_no_format(name: str, text: str) -> Iterator[str]:
     """Nothing is read or written by pickle; torch.load takes weights only."""
-    for node in ast.walk(ast.parse(text)):
+    for node in nodes_of(tree_of(text)):
         if not isinstance(node, ast.Call):
             continue
         called = dotted(node.func)
@@ -152,7 +153,7 @@ def ignores_have_reasons(name: str, text: str) -> Iterator[str]:
 
 def module_docstring_tells_the_job(name: str, text: str) -> Iterator[str]:
     """A module says in more than one line what enters, what leaves and why it is a room of its own."""
-    docstring = ast.get_docstring(ast.parse(text)) or ""
+    docstring = ast.get_docstring(tree_of(text)) or ""
     if "\n" not in docstring:
         yield "module docstring is missing or one line only"
     elif not ("Enters" in docstring and "Leaves" in docstring):
@@ -161,12 +162,12 @@ def module_docstring_tells_the_job(name: str, text: str) -> Iterator[str]:
 
 def promises_are_made_and_nothing_is_skipped(name: str, text: str) -> Iterator[str]:
     """A test states its promise in one line, and is never skipped or expected to fail."""
-    tree = ast.parse(text)
+    tree = tree_of(text)
     for node in functions(tree):
         promise = ast.get_docstring(node) or ""
         if node.name.startswith("test_") and (not promise or "\n" in promise):
             yield f"line {node.lineno}: {node.name} has no one-line docstring"
-    for node in ast.walk(tree):
+    for node in nodes_of(tree):
         words = dotted(node).split(".") if isinstance(node, ast.Attribute) else []
         if words[-1:] and words[-1] in ("skip", "skipif", "skipIf", "importorskip", "xfail"):
             yield f"line {node.lineno}: {'.'.join(words)}"

@@ -103,7 +103,9 @@ class Road:
 
     def _place(self, name: str) -> Place | None:
         """Where in the package a full name leads."""
-        module = next((module for module in self.rooms if name.startswith(f"{module}.")), None)
+        words = name.split(".")
+        prefixes = (".".join(words[:length]) for length in range(1, len(words)))
+        module = next((prefix for prefix in prefixes if prefix in self.rooms), None)
         if module is None:
             return None
         inside = name.removeprefix(f"{module}.").partition(".")[0]
