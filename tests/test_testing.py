@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from tests.support.paths import REPOSITORY
+from tests.support.run_scripts import run_scripts
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.core.pytree import Inputs
@@ -363,18 +361,13 @@ def test_pytest_shows_the_callers_line_and_the_table(tmp_path: Path) -> None:
             """
         )
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", tmp_path, suite],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=REPOSITORY,
-    )
-    assert ">       assert_parity(torch.relu, torch.abs, -torch.ones(3))" in done.stdout, done.stdout
-    assert ">       assert_parity_on_each(torch.relu, torch.abs, [-torch.ones(3)])" in done.stdout
-    assert "E       reference vs candidate: FAILED, 0 of 1 outputs passed" in done.stdout
-    assert "torch2engine/testing.py" not in done.stdout
-    assert "2 failed" in done.stdout
+    options = ["-p", "no:cacheprovider", "-c", "/dev/null", "--rootdir", str(tmp_path)]
+    (done,) = run_scripts([["-m", "pytest", *options, str(suite)]])
+    assert ">       assert_parity(torch.relu, torch.abs, -torch.ones(3))" in done.out, done.out
+    assert ">       assert_parity_on_each(torch.relu, torch.abs, [-torch.ones(3)])" in done.out
+    assert "E       reference vs candidate: FAILED, 0 of 1 outputs passed" in done.out
+    assert "torch2engine/testing.py" not in done.out
+    assert "2 failed" in done.out
 
 
 def test_parity_needs_no_torch(run_python: Callable[[str], Any]) -> None:

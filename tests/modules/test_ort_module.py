@@ -103,18 +103,18 @@ print(json.dumps(answers))
 
 @pytest.fixture
 def saved(tmp_path: Path) -> str:
-    """A line that names a saved module's folder: to load one takes a process a quarter of the time of a deploy."""
+    """A line that names a saved module's folder: no code that deploys one need run in a test's process."""
     return f"folder = {str(mlp()[1].save(tmp_path / 'model.t2e'))!r}\n"
 
 
-def test_fork_after_the_first_call_is_refused(run_python: Run, saved: str) -> None:
+def test_fork_after_the_first_call_is_refused(run_fork: Run, saved: str) -> None:
     """A fork can't use its parent's session and says so; a module that was not called before, or a copy, works."""
     text = (
         "DeviceError ORTModule: got a call in the fork CHILD of process PARENT, which called it "
         "first; expected the process that first called it, since ONNX Runtime's threads do not "
         "survive a fork; start workers with the 'spawn' method, or fork before the first call"
     )
-    assert run_python(saved + FORK) == ["right", text, "right", "right"]
+    assert run_fork(saved + FORK) == ["right", text, "right", "right"]
 
 
 FORK_AMID_OPENING = """
@@ -154,9 +154,9 @@ os.waitpid(child, 0)
 """
 
 
-def test_fork_while_a_thread_opens_the_session_is_refused(run_python: Run, saved: str) -> None:
+def test_fork_while_a_thread_opens_the_session_is_refused(run_fork: Run, saved: str) -> None:
     """A fork does not wait for a lock that a thread of its parent held: it is refused at once."""
-    assert run_python(saved + FORK_AMID_OPENING) == "DeviceError"
+    assert run_fork(saved + FORK_AMID_OPENING) == "DeviceError"
 
 
 def test_spawned_process_answers() -> None:
@@ -411,18 +411,18 @@ print(json.dumps([imported, answer]))
 """
 
 
-def test_result_classes_are_found_again_in_a_fresh_process(tmp_path: Path, run_python: Run) -> None:
+def test_result_classes_are_found_again_in_a_fresh_process(tmp_path: Path, run_fork: Run) -> None:
     """A loaded module finds the result types that the program has imported, and needs no other code of the model."""
     path = nested()[1].save(tmp_path / "model.t2e")
     fields = ["again", "kind", "nothing", "states", "sum", "table"]
     code = LOADED.format(path='sys.path.insert(0, "."); import tests.support.deploy_models', folder=str(path))
-    assert run_python(code) == [True, ["tests.support.deploy_models", "Scores", fields]]
+    assert run_fork(code) == [True, ["tests.support.deploy_models", "Scores", fields]]
 
 
-def test_result_class_that_is_not_imported_is_named(tmp_path: Path, run_python: Run) -> None:
+def test_result_class_that_is_not_imported_is_named(tmp_path: Path, run_fork: Run) -> None:
     """Where the model's code is not imported, the error names the class and the import; a manifest imports nothing."""
     path = nested()[1].save(tmp_path / "model.t2e")
-    assert run_python(LOADED.format(path='sys.path.insert(0, ".")', folder=str(path))) == [
+    assert run_fork(LOADED.format(path='sys.path.insert(0, ".")', folder=str(path))) == [
         False,
         "type 'tests.support.deploy_models:Scores': got no such class here (module 'tests.support.deploy_models' is "
         "not imported, and a manifest may not import it); expected the model's own types, in which results are "
