@@ -91,6 +91,7 @@ def test_page_shows_every_section(tmp_path: Path) -> None:
     ):
         assert expected in words
     assert any(word.startswith("FAILED: relative L2 is 0.5") for word in words)
+    assert any("3 MiB working memory" in word for word in words)
 
 
 def test_page_shows_times_and_rates_of_calls(tmp_path: Path) -> None:

@@ -98,15 +98,16 @@ def test_comparison_of_nearly_equal_operands_is_a_tie() -> None:
 
 
 def test_rounding_at_a_boundary_is_a_tie() -> None:
-    """A value beside the boundary may be rounded either way, by one."""
+    """A value beside the boundary of truncating or of rounding may go either way, by one; no other one may."""
     exact = np.linspace(0.1, 90.1, 31)
-    exact[3] = 9.999
+    exact[[3, 5, 9]] = 9.999, 20.001, 30.4995
     reference = np.trunc(exact).astype(np.int64)
     candidate = reference.copy()
-    candidate[3] = 10
+    candidate[[3, 5, 9]] = 10, 19, 31
     candidate[7] += 2
+    candidate[11] += 1
     ties = near_ties(reference, candidate, IntegerChoice("rounding", ("x",)), {"x": exact}, 1e-4)
-    assert np.flatnonzero(ties).tolist() == [3]
+    assert np.flatnonzero(ties).tolist() == [3, 5, 9]
 
 
 def test_operands_of_another_form_excuse_nothing() -> None:

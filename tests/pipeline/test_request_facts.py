@@ -302,6 +302,7 @@ def test_attribute_that_tells_nothing_is_refused_by_name() -> None:
     model.missing = object()
     after = facts_of_model(model)
     assert before is not None and after is not None
+    assert incomparable_attribute(model) == ""
     model.head.rows = [iter([1, 2])]
     assert facts_of_model(model) is None
     assert incomparable_attribute(model) == (
