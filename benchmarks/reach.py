@@ -26,6 +26,7 @@ from benchmarks.reach_recorder import CHILD_PROCESS, PACKAGE
 
 __all__ = ["FAR", "PASSED", "ReachMap", "RecordedTest", "lines_that_show", "moved_lines", "test_files"]
 
+RECORDER = Path(__file__).with_name("reach_recorder.py")
 # Tests of the project itself, and tests of what this machine may lack.
 LEFT_OUT = {"gpu", "gpu2", "project"}
 # Exit statuses of pytest.
@@ -221,8 +222,8 @@ def imported_modules(source: str) -> set[str]:
 
 
 def digest(path: Path) -> str:
-    """A hash of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """A hash of a file, and of the recorder: one that records more has to see every test again."""
+    return hashlib.sha256(RECORDER.read_bytes() + path.read_bytes()).hexdigest()
 
 
 def as_bits(records: Iterable[Mapping[str, Iterable[int]]]) -> dict[str, int]:
