@@ -357,12 +357,13 @@ def test_model_of_half_weights_and_float32_inputs_is_right() -> None:
 TELEMETRY = """
 import json, os, tempfile
 from pathlib import Path
+RELU = '<ir_version: 10, opset_import: ["" : 20]> graph (float[b,4] x) => (float[b,4] y) { y = Relu(x) }'
 home = tempfile.mkdtemp()
 os.environ.update(HOME=home, XDG_CACHE_HOME=home, XDG_CONFIG_HOME=home, XDG_DATA_HOME=home)
 os.environ.pop("ORT_DISABLE_TELEMETRY", None)
 if {is_imported_before}:
     import onnxruntime
-from tests.support import onnx_models
+import onnx.parser
 from torch2engine.onnx_graph import ort_session as file
 calls = []
 
@@ -374,7 +375,8 @@ if {is_imported_before}:
     watched(onnxruntime, "disable_telemetry_events")
     watched(onnxruntime, "InferenceSession")
 with tempfile.TemporaryDirectory() as folder:
-    model = onnx_models.relu(Path(folder))
+    model = Path(folder, "model.onnx")
+    onnx.save(onnx.parser.parse_model(RELU), model)
     file.OrtSession(model), file.OrtSession(model)
 print(json.dumps([calls, os.listdir(home), os.environ.get("ORT_DISABLE_TELEMETRY")]))
 """
