@@ -229,7 +229,7 @@ def test_torchrun_evaluates_through_tensorrt(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1"]
     done = subprocess.run(
         [*torchrun, str(REPOSITORY / "examples" / "evaluate_ranks.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(REPOSITORY), os.environ.get("PYTHONPATH", "")))},
         capture_output=True,
         text=True,
         timeout=240,

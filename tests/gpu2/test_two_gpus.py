@@ -167,7 +167,7 @@ def test_ranks_of_torchrun_share_the_images(repository: Path) -> None:
     """A rank for each GPU, by NCCL: rank 0 builds, both answer, and the example compares the gathered answers."""
     done = subprocess.run(
         [sys.executable, str(repository / "examples" / "evaluate_ranks.py")],
-        env={**os.environ, "PYTHONPATH": str(repository)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(repository), os.environ.get("PYTHONPATH", "")))},
         capture_output=True,
         text=True,
         timeout=240,
