@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,12 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path: Path) -> Iterator[Hub]:
+    before = set(threading.enumerate())
     with local_hub(tmp_path / "hub") as (endpoint, asked):
         yield Hub(tmp_path / "hub", endpoint, asked)
+    # One more would keep the random numbers of other tests from going back; that of tqdm draws none.
+    others = [thread for thread in threading.enumerate() if type(thread).__module__ != "tqdm._monitor"]
+    assert set(others) <= before
 
 
 def test_engine_travels_as_its_exported_model(hub: Hub, tmp_path: Path) -> None:

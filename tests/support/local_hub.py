@@ -29,6 +29,11 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:  # the name is the base class's
         """Say nothing."""
 
+    def end_headers(self) -> None:
+        """End the connection after the answer, since the thread of an open one would outlive the Hub."""
+        self.send_header("Connection", "close")
+        super().end_headers()
+
     def do_HEAD(self) -> None:
         self._resolve(with_body=False)
 
@@ -119,12 +124,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
 
+class _Server(ThreadingHTTPServer):
+    """A server whose end waits for the threads of its requests."""
+
+    daemon_threads = False
+
+
 @contextmanager
 def local_hub(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """A Hub over a folder: its address, and the requests that came."""
+    """A Hub over a folder: its address, and the requests that came. No thread is left afterwards."""
     asked: list[str] = []
     handler = type("Handler", (_Handler,), {"folder": folder, "asked": asked})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with _Server(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
