@@ -124,7 +124,8 @@ def test_page_shows_times_and_rates_of_calls(tmp_path: Path) -> None:
 def test_page_draws_the_errors_of_the_elements(tmp_path: Path) -> None:
     """A column for each power of ten, with its count for the pointer."""
     text = report().to_html(tmp_path / "report.html").read_text(encoding="utf-8")
-    assert 'title="below 1e-9: 4"' in text  # the first comparison's elements are equal
+    # The first comparison's elements are equal.
+    assert '<i style="height:100.0%" title="below 1e-9: 4"></i><i style="height:0.0%" title="1e-9 to 1e-8: 0">' in text
     assert 'title="1e-1 to 1e0: 3"' in text  # the second one's are off by half of their own value
 
 

@@ -37,6 +37,12 @@ def test_counts_add_up_to_the_elements_that_are_finite() -> None:
     assert sum(row(reference, candidate).error_decades) == reference.size - 5
 
 
+def test_one_element_is_its_own_unit() -> None:
+    """A scalar's error is relative to itself."""
+    counts = dict(zip(("below", *ERROR_DECADES), row(np.array([2.0]), np.array([2.15])).error_decades, strict=True))
+    assert counts[-2] == 1
+
+
 def test_integers_and_zeros_have_no_such_counts() -> None:
     """There is no unit for their errors."""
     assert row(np.arange(5), np.arange(5)).error_decades == ()
