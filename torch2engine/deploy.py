@@ -25,14 +25,14 @@ from torch2engine.fallback.deploy_in_parts import with_fallback
 from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.pipeline.accept import attach_report, make_ort_module, make_verified_trt_module, store_engine
+from torch2engine.pipeline.accept import attach_report, make_ort_module, make_verified_trt_module, store_in_cache
 from torch2engine.pipeline.deploy_options import DeployOptions, Model
 from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
-from torch2engine.precision.validate import require_nonempty_calibration
+from torch2engine.precision.validate import refuse_exhausted_iterator
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -176,31 +176,32 @@ def deploy(
     >>> module(torch.rand(5, 3, 64, 64)).shape
     torch.Size([5, 10])
     """
-    # A Recording gives what was left out; the examples are read, once. Then options are checked, and "auto" is decided.
+    # A Recording gives what was left out. The examples are read here, once.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
+    # Checks the options, refuses missing libraries, decides "auto", and takes the model out of torch's wrappers.
     request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
     engine_cache = resolve_cache(cache, cache_key)  # None where nothing is cached; also checks cache_key
-    report = ReportBuilder(progress)
+    report = ReportBuilder(progress)  # collects comparisons, notes, and the seconds of each phase
     earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # it searches nothing yet
-    with undisturbed(request.model):  # eval mode, no autocast, exact float32, no other thread; then all is as before
+    with undisturbed(request.model):  # eval mode, exact float32; other threads' calls of it wait; then all is as before
         with report.phase("capture"):
-            captured = request.capture()  # runs the model on the sample, and checks sample, axes and profiles
+            captured = request.capture()  # calls the model several times; checks sample, axes, profiles, tolerance
             report.add_notes(captured.notes)
         if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
             return reused_module  # it has been compared with the model, and has its report
-        calibration_data = require_nonempty_calibration(calibration)  # the same data; no item of an iterator is lost
+        calibration_data = refuse_exhausted_iterator(calibration)  # gives the same data; a list is not read yet
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
             captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes that follow from others
         with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # for find_by_graph
-            own_and_requested = (captured.precision, request.precision.lowest_type)
+            own_and_requested = (captured.precision, request.precision.lowest_type)  # candidates will compute in these
             reference_answers = answer_parity_cases(captured, sensitivity_precisions=own_and_requested)
         if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
             return reused_module
     with report.phase("check"):
         report.add_parity(reference_answers.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
-    # For "fp32" and "tf32" the artifact stays as it is, and the comparison above counts.
-    lowered = request.lower_and_compare(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
+    # Lowers to a requested low precision that the graph lacks, or to that of its quantisers. Then it compares again.
+    lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
     if request.runtime == "onnxruntime":
         return attach_report(make_ort_module(lowered, request, report), report)
     with report.phase("build"), torch.cuda.device(captured.target_gpu):
@@ -208,9 +209,9 @@ def deploy(
         engine = load_or_build(
             lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
         )
-    with engine:  # holds the lock of a new build; an error in the body removes an engine that came from the cache
+    with engine:  # holds the lock of a new build; an engine that came from the cache is removed if the body fails
         trt_module = make_verified_trt_module(engine, lowered, request, captured.target_gpu, report)
-        store_engine(engine, trt_module, request)  # into the cache; nothing else stores it
+        store_in_cache(engine, trt_module, request)  # with the module's weights and kernels, where these are not cached
         earlier_engines.record_for_later(engine.cache_key)  # so that both searches find it
     attach_report(trt_module, report)
     trt_module.trim()  # gives back the contexts and CUDA graphs of the comparison

@@ -30,7 +30,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.pipeline import earlier_engines as room
-from torch2engine.pipeline.accept import store_engine
+from torch2engine.pipeline.accept import store_in_cache
 from torch2engine.pipeline.earlier_engines import EarlierEngines
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
@@ -192,7 +192,7 @@ class Earlier:
                 return "graph", earlier
         key = hash_facts({"engine": 1})
         module: Any = SimpleNamespace(compiled=lambda: self.engine)
-        store_engine(PendingEngine(self.engine, self.cache, key), module, request)
+        store_in_cache(PendingEngine(self.engine, self.cache, key), module, request)
         lowered: Any = SimpleNamespace(outcome=None, reports=(), notes=("lowered",))
         precision: Any = SimpleNamespace(report=None, notes=("verified",))
         report.add_lowering(lowered)

@@ -52,7 +52,7 @@ def module_of_export(
 ) -> ORTModule:
     """What follows the export in `deploy(..., runtime="onnxruntime")`."""
     report = ReportBuilder()
-    lowered = request.lower_and_compare(artifact, cases, calibration, report)
+    lowered = request.lower_if_needed(artifact, cases, calibration, report)
     module = make_ort_module(lowered, request, report)
     module.report = report.build(module.precision)
     return module

@@ -34,7 +34,7 @@ __all__ = [
     "attach_report",
     "make_ort_module",
     "make_verified_trt_module",
-    "store_engine",
+    "store_in_cache",
 ]
 
 M = TypeVar("M", TRTModule, ORTModule)
@@ -193,7 +193,7 @@ def attach_report(module: M, report: ReportBuilder) -> M:
     return module
 
 
-def store_engine(engine: PendingEngine, module: TRTModule, request: DeployRequest) -> None:
+def store_in_cache(engine: PendingEngine, module: TRTModule, request: DeployRequest) -> None:
     """Store an accepted engine in the cache, with the kernels that TensorRT-RTX has compiled meanwhile.
 
     Args:

@@ -25,8 +25,8 @@ from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.precision.lower import lower
 from torch2engine.precision.validate import (
     needed_lowering,
+    refuse_exhausted_iterator,
     require_lowering_tools,
-    require_nonempty_calibration,
     require_precision_of_live_parameters,
     validated_precision,
 )
@@ -73,7 +73,7 @@ def export(
     ('batch', 10)
     """
     options = BuildConfig(refittable=refittable, mutations=mutations)
-    calibration = require_nonempty_calibration(calibration)
+    calibration = refuse_exhausted_iterator(calibration)
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
     require_lowering_tools(requested, model)

@@ -131,17 +131,17 @@ class DeployRequest:
         Bounds.of(self.tolerance, captured.precision).check_names(names)
         return captured
 
-    def lower_and_compare(
+    def lower_if_needed(
         self,
         artifact: OnnxArtifact,
         parity_cases: Sequence[ParityCase],
         calibration: Iterable[Any] | None,
         report: ReportBuilder,
     ) -> LoweredModel:
-        """Lower an exported model to the requested precision, and compare it with the model on ONNX Runtime.
+        """Lower an exported graph if it needs that, and compare it with the model again, on ONNX Runtime.
 
         Args:
-            artifact: the exported model; it stays as it is where it computes in the requested precision already.
+            artifact: the exported model; it stays as it is where `needed_lowering` gives a precision of float32.
             parity_cases, calibration: as for `torch2engine.precision.lower.lower`.
             report: takes the phase "precision", the comparisons, the notes, and which nodes are lowered.
 

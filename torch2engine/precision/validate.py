@@ -36,10 +36,10 @@ from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = [
     "needed_lowering",
+    "refuse_exhausted_iterator",
     "require_lowered_nodes",
     "require_lowering_tools",
     "require_no_float64",
-    "require_nonempty_calibration",
     "require_precision_of_live_parameters",
     "require_refittable_precision",
     "validated_precision",
@@ -65,8 +65,8 @@ def validated_precision(
     return validated
 
 
-def require_nonempty_calibration(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
-    """Refuse an empty iterator early, before the steps that take long.
+def refuse_exhausted_iterator(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
+    """Refuse an iterator that has no item left, before the steps that take long. No other data are read yet.
 
     Returns:
         the same data. An iterator without a known length has given its first item, which the result gives first again.
