@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Mapping
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,32 @@ def test_failure_leaves_nothing(tmp_path: Path) -> None:
     assert "artifact '" in refusal(t2e.ArtifactError, model, models, "m")
     assert "artifact '" in refusal(t2e.ArtifactError, model, models, "kept", 2)
     assert sorted(models.rglob("*")) == before
+
+
+def test_failure_leaves_the_configuration_to_another_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two exports of one new model: the first fails while the second writes its version, which needs config.pbtxt."""
+    models = tmp_path / "models"
+    model = mlp()[1]._artifact
+    first_writes, second_writes = threading.Event(), threading.Event()
+    copy_files = t2e.OnnxArtifact.copy_files
+
+    def copy_in_turn(artifact: t2e.OnnxArtifact, folder: Path, names: Sequence[str]) -> None:
+        if threading.current_thread() is first:
+            first_writes.set()
+            assert second_writes.wait(60)
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+        second_writes.set()
+        first.join(60)
+        copy_files(artifact, folder, names)
+
+    failures: list[str] = []
+    first = threading.Thread(target=lambda: failures.append(refusal(t2e.ArtifactError, model, models, "m")))
+    monkeypatch.setattr(t2e.OnnxArtifact, "copy_files", copy_in_turn)
+    first.start()
+    assert first_writes.wait(60)
+    folder = t2e.export_triton(model, models, "m", 2)
+    assert "No space left on device" in failures[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["2", "config.pbtxt"]
 
 
 def test_file_systems_without_hard_links_are_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,8 +206,8 @@ def _make_staging(path: Path) -> tuple[Path, int]:
     """Make a folder beside `path` and lock it until the descriptor is closed or the process dies."""
     while True:
         staging = path.with_name(f"{_staging_prefix(path)}{secrets.token_hex(8)}")
-        staging.mkdir()
         with contextlib.suppress(FileNotFoundError):
+            staging.mkdir(parents=True)  # another process may have removed an empty parent
             descriptor = _open_folder(staging)
             with contextlib.suppress(OSError):  # without locks, no process removes leftovers
                 fcntl.flock(descriptor, fcntl.LOCK_EX)

@@ -7,6 +7,7 @@ Separate from `triton_config` because this writes files. Triton itself is not ne
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
@@ -85,10 +86,17 @@ def export_triton(
     target = Path(repository) / name
     if os.path.lexists(target / str(version)):
         _refuse_to_replace(target / str(version))
+
+    def write(folder: Path) -> None:
+        _put_config(target, text)
+        _write_version(folder, models, files)
+
     with disk_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
-        with _configured(target, text):
-            put_folder(target / str(version), lambda folder: _write_version(folder, models, files), _NOTHING_THERE)
+        try:
+            put_folder(target / str(version), write, _NOTHING_THERE)
+        except BaseException:
+            _take_config_back(target, text)
+            raise
     return target
 
 
@@ -177,24 +185,39 @@ def _several(got: str, allowed: str, fix: str) -> InputError:
     return InputError("artifact", got=got, allowed=allowed, fix=fix)
 
 
-@contextlib.contextmanager
-def _configured(target: Path, text: str) -> Generator[None]:
-    """Put the configuration there before a version, so that no server guesses one; a failure takes it back.
+def _put_config(target: Path, text: str) -> None:
+    """Put the configuration there before a version, so that no server guesses one.
+
+    The version's own unfinished folder lies in `target` meanwhile, and shows other exports that somebody needs the
+    configuration.
 
     Raises:
         ArtifactError: another configuration is there.
     """
-    is_new = _write_new(target / CONFIG, text.encode())
-    if not is_new:
-        _check_config(target, text)
+    with _locked(target):
+        if not _write_new(target / CONFIG, text.encode()):
+            _check_config(target, text)
+
+
+def _take_config_back(target: Path, text: str) -> None:
+    """Remove the configuration of a model without versions. It stays if anything else lies beside it."""
+    with contextlib.suppress(OSError), _locked(target):  # the failure itself is what the caller shall see
+        config = target / CONFIG
+        if os.listdir(target) == [CONFIG] and config.read_bytes() == text.encode():
+            config.unlink()
+        target.rmdir()
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Generator[None]:
+    """Keep other exports of this model from writing or removing its configuration meanwhile."""
+    descriptor = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    except BaseException:
-        if is_new:
-            (target / CONFIG).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # another export has put a version there
-                target.rmdir()
-        raise
+    finally:
+        os.close(descriptor)
 
 
 def _write_new(path: Path, data: bytes) -> bool:
