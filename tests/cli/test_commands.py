@@ -16,6 +16,7 @@ import torch
 import torch2engine as t2e
 from tests.cli.conftest import run_command
 from torch2engine.cli.app import cli
+from torch2engine.cli.arguments import read_model
 from torch2engine.cli.outcome import EXIT_CODES
 from torch2engine.modules.deploy_report import DeployReport
 
@@ -81,6 +82,45 @@ def test_check_tells_a_good_model_from_a_spoilt_one() -> None:
     assert "FAILED: relative L2" in spoilt.out
     rows = run_command(*(word.replace("make", "spoilt") for word in words), "--json").data["parity"]["rows"]
     assert {row["passed"] for row in rows} == {False}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["check net.t2e {} --sample 8x3x32x32", "diagnose net.t2e {} --sample 8x3x32x32", "bench net.t2e --model {}"],
+    ids=["check", "diagnose", "bench"],
+)
+def test_random_weights_of_the_model_are_named_where_answers_differ(words: str) -> None:
+    """A function that draws weights can't give the candidate's, and the advice says what can; others get none."""
+    advice = (
+        "load the candidate's weights in 'net.py:drawn', e.g. by model.load_state_dict(torch.load('weights.pt')); it "
+        "draws random ones: a second call changed 2 of 2 tensors, first '0.weight'"
+    )
+    drawn = run_command(*words.format("net.py:drawn").split())
+    assert (drawn.code, advice in drawn.out + drawn.err) == (1, True)
+    data = run_command(*words.format("net.py:drawn").split(), "--json").data
+    assert advice in (data["error"]["fix"] if "error" in data else data["advice"])
+    spoilt = run_command(*words.format("net.py:spoilt").split())
+    assert (spoilt.code, "draws random ones" in spoilt.out + spoilt.err) == (1, False)
+
+
+def test_model_that_is_not_trained_has_the_same_weights_in_every_command() -> None:
+    """So an engine of random weights can be checked by the function that drew them, to try the tool."""
+    torch.manual_seed(5)
+    first = read_model("net.py:drawn").state_dict()
+    torch.manual_seed(6)
+    torch.testing.assert_close(read_model("net.py:drawn").state_dict(), first, rtol=0, atol=0)
+
+
+def test_difference_is_shown_where_the_model_can_be_made_only_once(workspace: Path) -> None:
+    """The search for random weights calls the user's function again, and an error of that hides nothing."""
+    (workspace / "once.py").write_text(
+        "import pathlib\nfrom net import drawn\n\n"
+        "def make():\n    pathlib.Path('once.lock').touch(exist_ok=False)\n    return drawn()\n",
+        encoding="utf-8",
+    )
+    ended = run_command("check", "net.t2e", "once.py:make", "--sample", "8x3x32x32")
+    assert (ended.code, ended.err, "advice" in ended.out) == (1, "", False)
+    assert "FAILED: relative L2" in ended.out
 
 
 def test_check_takes_an_onnx_file_as_the_reference() -> None:

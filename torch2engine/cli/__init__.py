@@ -10,6 +10,7 @@ Enters: the arguments of a command. Leaves: text or JSON, and an exit code. Sepa
     arguments   texts like net.py:make and 8x3x64x64 become models, samples and axes
     candidates  a path becomes a deployed module
     commands    deploy, build, check, compare, run, bench and inspect, as functions
+    random_weights  advice where answers differ because a model's weights are drawn anew
     cache       the commands on the engine cache
     doctor/     examines the machine; it needs the standard library alone
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -46,15 +47,22 @@ _SIZE = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<size>\d+)")
 _RANDOM_DTYPES = ("float32", "float16", "bfloat16", "float64", "uint8")
 
 
-def read_model(text: str) -> nn.Module:
+def read_model(text: str, seed: int = RANDOM_SEED) -> nn.Module:
     """Import the model that a text like `net.py:make` or `package.net:Net` names; call what makes one.
+
+    The random generators of PyTorch, NumPy and Python are seeded before, as those of a new process. So a model that is
+    not trained yet has the same weights in every command.
 
     Args:
         text: a module or a file, and in it an nn.Module, or a class or function that returns one without arguments.
+        seed: of the generators.
 
     Raises:
         InputError: there is no such thing, or it gives no nn.Module.
     """
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
     found = _find(text)
     model: object = found if isinstance(found, nn.Module) or not callable(found) else found()
     if not isinstance(model, nn.Module):

@@ -7,7 +7,7 @@ file does the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ from torch2engine.cli.candidates import (
     with_cli_options,
 )
 from torch2engine.cli.outcome import FAILED, PASSED, Outcome
+from torch2engine.cli.random_weights import advice_on_random_weights
 from torch2engine.core.config import BuildConfig, Runtime, Tolerance
-from torch2engine.core.errors import ArtifactError, InputError, InstallationError
+from torch2engine.core.errors import ArtifactError, InputError, InstallationError, ParityError
 from torch2engine.core.finding import Finding
 from torch2engine.core.precisions import DEFAULT_PRECISION, Float32PrecisionName, PrecisionName
 from torch2engine.core.spec import Signature
@@ -161,7 +162,7 @@ def check(
     inputs = read_sample(sample)
     module = open_candidate(candidate, read_file_axes(axes), runtime, bounds.precision)
     report = compare_with_model(model, module, inputs, precision=bounds.precision, tolerance=bounds.tolerance)
-    return _parity_outcome(report)
+    return _parity_outcome(report, "" if report.passed else advice_on_random_weights(reference, model))
 
 
 def diagnose_model(
@@ -177,7 +178,8 @@ def diagnose_model(
     inputs = read_sample(sample)
     module = open_candidate(candidate, (), runtime)
     diagnosis = diagnose(model, module, inputs, tolerance=BoundOptions(None, rel_l2, max_rel).tolerance)
-    return Outcome(str(diagnosis), diagnosis.to_json(), PASSED if diagnosis.passed else FAILED)
+    advice = "" if diagnosis.passed else advice_on_random_weights(model_spec, model)
+    return _comparison_outcome(str(diagnosis), diagnosis.to_json(), diagnosis.passed, advice)
 
 
 def compare(
@@ -237,7 +239,13 @@ def bench(
     reference = None if model is None else read_model(model)
     if reference is not None and module.device is not None:
         reference = reference.to(module.device)
-    report = module.benchmark(reference, sizes=[read_sizes(sizes)] if sizes else None, rounds=rounds)
+    try:
+        report = module.benchmark(reference, sizes=[read_sizes(sizes)] if sizes else None, rounds=rounds)
+    except ParityError as error:
+        if model is None or reference is None:
+            raise
+        replace(error.report, advice=advice_on_random_weights(model, reference)).raise_if_failed()
+        raise
     rates = [f"{row.candidate}, {row.case}: {1e6 / row.bottleneck_us:.0f} calls per second" for row in report.rows]
     return Outcome("\n".join([str(report), *rates]), report.to_json())
 
@@ -248,8 +256,14 @@ def inspect(path: Path) -> Outcome:
     return Outcome(_content_text(content), _content_facts(content))
 
 
-def _parity_outcome(report: ParityReport) -> Outcome:
-    return Outcome(str(report), {"parity": report.to_json()}, PASSED if report.passed else FAILED)
+def _parity_outcome(report: ParityReport, advice: str = "") -> Outcome:
+    return _comparison_outcome(str(report), {"parity": report.to_json()}, report.passed, advice)
+
+
+def _comparison_outcome(text: str, data: dict[str, Any], passed: bool, advice: str) -> Outcome:
+    if advice:
+        text, data = f"{text}\nadvice: {advice}", {**data, "advice": advice}
+    return Outcome(text, data, PASSED if passed else FAILED)
 
 
 def _runtime_for(path: Path, runtime: Any) -> Any:
