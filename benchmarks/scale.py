@@ -2,16 +2,17 @@
 
     python -m benchmarks.scale --gpus 2 --out DIR
 
-Enters: one or two GPUs, pycuda, Ray. Leaves: scale.json or scale_2gpu.json. ResNet-50 in half precision takes images of
-bytes and scales them in the graph. Every way runs in turn, round after round, on images that lie in memory: in its own
-for the plain loop, in Ray's object store for Ray Data. Every answer is compared, by its image's number, with the answer
-of one plain loop on one GPU. Two processes that share nothing are the host's ceiling. `--dry-run` runs all that on the
-CPU with a small model and ONNX Runtime.
+Enters: one or two GPUs, pycuda, Ray. Leaves: scale.json, and scale_2gpu.json where there are two: its rounds have those
+of one GPU among them. ResNet-50 in half precision takes images of bytes and scales them in the graph. Every way runs in
+turn, round after round, on images that lie in memory: in its own for the plain loop, in Ray's object store for Ray
+Data. Every answer is compared, by its image's number, with the answer of one plain loop on one GPU. Two processes that
+share nothing are the host's ceiling. `--dry-run` runs all that on the CPU with a small model and ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
 import shutil
@@ -42,7 +43,8 @@ COVERS = ("core", "trt", "artifact", "processor", "serving")
 SCALING = t2e.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TILES = 7  # colours on each side of an image
 BLOCK_ROWS = 1024
-CONNECTIONS = 64  # of the load on Ray Serve
+CONNECTIONS = 64  # of the load on each replica of Ray Serve
+CEILING_SHARE = 1 / 3  # of the time of a way: the host's ceiling is only stated
 STORE_BYTES = 512 << 20  # of Ray's object store, besides the images
 LEAD_S = 2.0  # of Ray Data's answers before the clock starts; as long as half the time at most
 SPARE_S = 30.0  # of a run, in Ray's input, so that it never runs dry
@@ -254,8 +256,19 @@ def _store(image_bytes: int) -> dict[str, Any]:
     return place
 
 
-def serve_figures(evidence: Evidence, options: argparse.Namespace, artifact: str, folder: Path) -> None:
-    """Ray Serve with a replica a GPU: the rate of a closed loop, and the latency at half of it, one image a request."""
+def serve_figures(evidence: Evidence, replicas: int, seconds: float, artifact: str, folder: Path) -> None:
+    """Ray Serve with a replica a GPU: the rate of a closed loop, and the latency at half of it, one image a request.
+
+    Args:
+        evidence: takes the figures; those of two replicas end in "_2gpu".
+        replicas: how many.
+        seconds: of each of the two loads.
+        artifact: a folder.
+        folder: of images.npy and reference.npy.
+
+    Raises:
+        RuntimeError: an answer was wrong or missing.
+    """
     import ray.serve
 
     from torch2engine.serving.ray_serve import deployment
@@ -263,9 +276,10 @@ def serve_figures(evidence: Evidence, options: argparse.Namespace, artifact: str
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    connections = replicas * CONNECTIONS
     quiet = {"enable_access_log": False}
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
-    ray.serve.run(deployment(artifact, replicas=options.gpus))
+    ray.serve.run(deployment(artifact, replicas=replicas))
     files = [str(folder / name) for name in ("images.npy", "reference.npy")]
 
     def load(*numbers: float) -> dict[str, float]:
@@ -276,18 +290,21 @@ def serve_figures(evidence: Evidence, options: argparse.Namespace, artifact: str
         return found
 
     try:
-        load(options.serve_seconds / 3, CONNECTIONS)  # warm
-        closed = load(options.serve_seconds, CONNECTIONS)
-        opened = load(options.serve_seconds, 4 * CONNECTIONS, closed["rate"] / 2)
+        load(seconds / 3, connections)  # warm
+        closed = load(seconds, connections)
+        opened = load(seconds, 4 * connections, closed["rate"] / 2)
     finally:
         ray.serve.shutdown()
-    evidence.figure("serve.rate", closed["rate"])
-    evidence.figure("serve.load", opened["rate"])
+    suffix = "" if replicas == 1 else f"_{replicas}gpu"
+    evidence.figure(f"serve.rate{suffix}", closed["rate"])
+    evidence.figure(f"serve.load{suffix}", opened["rate"])
     for name in ("p50_ms", "p99_ms"):
-        evidence.figure(f"serve.{name}", opened[name])
+        evidence.figure(f"serve.{name}{suffix}", opened[name])
     for name in ("wrong", "failed"):
-        evidence.figure(f"serve.{name}", closed[name] + opened[name])
-    evidence.samples["serve"] = {"connections": CONNECTIONS, "closed": closed, "open": opened}
+        evidence.figure(f"serve.{name}{suffix}", closed[name] + opened[name])
+    if replicas == 2:
+        evidence.figure("serve.efficiency_2gpu", closed["rate"] / (2 * evidence.figures["serve.rate"]))
+    evidence.samples[f"serve{suffix}"] = {"connections": connections, "closed": closed, "open": opened}
     evidence.write_draft()
     if closed["wrong"] + opened["wrong"] + closed["failed"] + opened["failed"]:
         raise RuntimeError("Ray Serve's answers were wrong or missing")
@@ -336,8 +353,9 @@ def measure(evidence: Evidence, options: argparse.Namespace, workers: Sequence[W
     tallies = {name: Tally() for name in ("plain.1", "ray.1", "plain.2", "independent.2", "ray.2")}
 
     def plain(count: int, shared: bool) -> list[dict[str, float]]:
+        long = seconds if shared else CEILING_SHARE * seconds
         for rank, worker in enumerate(workers[:count]):
-            worker.begin("run", seconds=seconds, rank=rank if shared else 0, ranks=count if shared else 1)
+            worker.begin("run", seconds=long, rank=rank if shared else 0, ranks=count if shared else 1)
         return [worker.answer() for worker in workers[:count]]
 
     def rayed(count: int) -> list[dict[str, float]]:
@@ -367,9 +385,15 @@ def measure(evidence: Evidence, options: argparse.Namespace, workers: Sequence[W
         raise RuntimeError(f"{wrong} answers were wrong")
 
 
+def write_one_gpu(evidence: Evidence, path: Path) -> None:
+    """Write what a run on two GPUs found on one of them as evidence of its own."""
+    one = copy.copy(evidence)
+    one.figures = {name: value for name, value in evidence.figures.items() if not name.endswith("2gpu")}
+    one.samples = {name: value for name, value in evidence.samples.items() if not name.endswith("2gpu")}
+    one.write(path)
+
+
 def body(evidence: Evidence, options: argparse.Namespace) -> None:
-    if options.serve_seconds is None:
-        options.serve_seconds = 20.0 if options.gpus == 1 else 0.0  # two GPUs take the time for their rates
     side = 28 if options.dry_run else 224
     os.environ["PYTHONPATH"] = os.pathsep.join([str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])])
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # Ray's ports are this host's own
@@ -400,7 +424,10 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
         evidence.samples["store"] = ray_way.store
         measure(evidence, options, workers, ray_way)
         if options.serve_seconds:
-            serve_figures(evidence, options, artifact, folder)
+            for replicas in range(1, options.gpus + 1):
+                serve_figures(evidence, replicas, options.serve_seconds, artifact, folder)
+    if options.gpus == 2:
+        write_one_gpu(evidence, options.out / "scale.json")
 
 
 def main() -> None:
@@ -410,7 +437,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="in which every way has its turn")
     parser.add_argument("--images", type=int, default=8192, help="different ones")
     parser.add_argument("--limit", type=float, default=530.0, help="seconds; no round begins that would end later")
-    parser.add_argument("--serve-seconds", type=float, default=None, help="of each load on Ray Serve; 20 on one GPU")
+    parser.add_argument("--serve-seconds", type=float, default=15.0, help="of each load on Ray Serve; 0 for none")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a small model and ONNX Runtime")
     options = parser.parse_args()
     name = "scale" if options.gpus == 1 else "scale_2gpu"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import io
+import json
 import os
 import socket
 import threading
@@ -108,7 +109,9 @@ def test_killed_actor_loses_nothing(dataset: Any, folder: str, wanted: Any, tmp_
 
 
 @torch.no_grad()
-def test_benchmark_of_scale_compares_every_answer(session: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_of_scale_compares_every_answer(
+    session: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Its dry run times the plain loop and Ray Data on the CPU, finds nothing wrong, and would find a wrong answer."""
     monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"])  # it adds to it
     monkeypatch.setattr(scale, "SPARE_S", 1.0)  # or the input would be thousands of blocks
@@ -121,6 +124,10 @@ def test_benchmark_of_scale_compares_every_answer(session: None, monkeypatch: py
     assert figures["ray.ratio_to_plain_1gpu"] == pytest.approx(
         figures["ray.rate_1gpu"] / figures["plain.rate_1gpu"], 1e-2
     )
+    evidence.figure("plain.rate_2gpu", 1.0)
+    scale.write_one_gpu(evidence, tmp_path / "scale.json")
+    one = json.loads((tmp_path / "scale.json").read_text())["figures"]
+    assert set(evidence.figures) - set(one) == {"plain.rate_2gpu"}
     answers = np.random.default_rng(0).normal(size=(300, 16))
     assert scale_worker.count_wrong(answers, answers) == 0
     assert scale_worker.count_wrong(answers[::-1], answers) == 300
