@@ -148,9 +148,10 @@ def deploy_submodules(
 ) -> DeployedSubmodules:
     """Deploy submodules of a model or a pipeline, and let the engines answer in their places.
 
-    Your own code runs twice: in PyTorch, while the calls of the submodules are recorded, and with the engines. Sizes
-    that varied between calls become axes. Each submodule is compared on its recorded inputs, and then the whole result
-    is. The second run draws the random numbers of the first.
+    Your own code runs twice without gradients: in PyTorch, while the calls of the submodules are recorded, and with the
+    engines. Sizes that varied between calls become axes. Each submodule is compared on its recorded inputs, and then
+    the whole result is. The second run draws the random numbers of the first. Later, PyTorch answers calls of a
+    submodule whose inputs require gradients, with one warning.
 
     Args:
         owner: a model, or an object with modules as attributes, such as a pipeline of diffusers.
@@ -168,19 +169,19 @@ def deploy_submodules(
         ParityError: a submodule, or the whole result, is not what PyTorch gives; nothing is replaced then.
         Torch2EngineError: as `deploy`.
 
-    >>> with torch.no_grad(), t2e.deploy_submodules(model, lambda: model(sample), ["head"], runtime="onnxruntime"):
+    >>> with t2e.deploy_submodules(model, lambda: model(sample), ["head"], runtime="onnxruntime"):
     ...     model(sample).shape  # the engine answers for model.head
     torch.Size([8, 10])
     """
     chosen = choose_submodules(owner, patterns)
-    with restored_random_state(), ExitStack() as hooks:
+    with restored_random_state(), torch.no_grad(), ExitStack() as hooks:
         recordings = {name: hooks.enter_context(record(module)) for name, module in chosen.items()}
         before = call()
     notes = [f"'{name}' was never called, and is as it was" for name, one in recordings.items() if not one.was_called]
     modules = {name: _deploy_recorded(one, options) for name, one in recordings.items() if one.was_called}
     deployed = DeployedSubmodules.swap_in(chosen, modules)
     try:
-        with restored_random_state():
+        with restored_random_state(), torch.no_grad():
             after = call()
         parity = [compare_results(before, after, _bounds_of(modules, call_tolerance)).raise_if_failed()]
     except BaseException:

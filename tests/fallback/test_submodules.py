@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -137,6 +139,28 @@ def test_refit_takes_the_weights_that_the_submodules_have_now() -> None:
         assert refit.parity is not None
         engine = image_of(pipeline, 3)
     torch.testing.assert_close(engine, image_of(pipeline, 3))
+
+
+def test_pipeline_is_deployed_with_gradients_enabled_and_keeps_them() -> None:
+    """A call whose inputs require gradients is PyTorch's, with one warning; all other calls are the engines'."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), Decoder()).eval()
+    x = torch.rand(2, 3, 4)
+    expected = model(x)
+    deployed = t2e.deploy_submodules(model, lambda: model(x), ["1"], runtime="onnxruntime")
+    assert inspect.signature(model[1].forward) == inspect.signature(Decoder().forward)
+    with pytest.warns(UserWarning, match="gradients are needed, so PyTorch itself answers"):
+        answer = model(x)
+    assert torch.equal(answer, expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x).sum().backward()
+        from_engine = model[1](model[0](x).detach())
+    assert not from_engine.requires_grad  # which PyTorch's answer would, as the parameters do
+    torch.testing.assert_close(from_engine, expected.detach())
+    assert model[0].weight.grad is not None
+    deployed.restore()
+    assert torch.equal(model(x), expected)
 
 
 def test_pattern_that_names_nothing_is_refused() -> None:

@@ -39,7 +39,8 @@ def unwrap(model: Any) -> nn.Module:
     _check_tensors(inner)
     if getattr(inner, "_t2e_deployed", False):
         raise InputError("model", got=kind_of(inner), allowed="a PyTorch module", fix="pass what it was deployed from")
-    if getattr(getattr(inner.forward, "__self__", None), "_t2e_deployed", False):
+    answering = (inner.forward, getattr(inner.forward, "__self__", None))
+    if any(getattr(one, "_t2e_deployed", False) for one in answering):
         got = f"{kind_of(inner)} whose calls an engine answers"
         fix = "call restore() of its DeployedSubmodules first; for new weights call their refit()"
         raise InputError("model", got=got, allowed="a module that answers by itself", fix=fix)

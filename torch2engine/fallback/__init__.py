@@ -6,6 +6,7 @@ account of the rest. Separate because the stages below know whole models only, a
 A *part* is a group of operators that one engine answers.
 
     graph_compiler   one graph of torch.compile, and what is called in its place
+    inference_only   leaves calls that need gradients to PyTorch
     functional_graph whether a graph writes into its inputs, and its form without writes
     view_results     results that are views, which PyTorch makes
     partition        a graph cut into parts around the operators that no engine takes

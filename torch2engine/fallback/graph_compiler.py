@@ -31,6 +31,7 @@ from torch2engine.fallback.functional_graph import (
     written_placeholders,
 )
 from torch2engine.fallback.graph_layout import GraphLayout, read_layout
+from torch2engine.fallback.inference_only import InferenceOnly, needs_gradients
 from torch2engine.fallback.part_call import DeployPart
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner, reason_for_pytorch
 from torch2engine.fallback.partition import PartitionedGraph
@@ -38,14 +39,8 @@ from torch2engine.fallback.size_versions import Sizes, TooManySizesError, Versio
 from torch2engine.fallback.tracking_engines import TrackingEngines
 from torch2engine.fallback.view_results import ViewResults, shares_memory
 from torch2engine.modules.explanation import GraphPartRecord, Obstacle
-from torch2engine.pipeline.user_warning import warn_user
 
 __all__ = ["GraphCompiler"]
-
-_WANTS_GRADS = (
-    "gradients are needed, so PyTorch itself answers, since engines only infer; call the model under torch.no_grad() "
-    "or torch.inference_mode() to run it in engines"
-)
 
 
 class GraphCompiler:
@@ -74,15 +69,15 @@ class GraphCompiler:
         written = written_placeholders(graph_module.graph)
         placeholders = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
         is_weight = [_is_registered(node) and node.name not in written for node in placeholders]
-        if _needs_gradients(example_inputs):
-            return _OnlyInference(graph_module, graph_module)  # dynamo compiles another graph for calls without
+        if needs_gradients(example_inputs):
+            return InferenceOnly(graph_module, graph_module)  # dynamo compiles another graph for calls without
         if any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda")):
             return self._in_pytorch(graph_module, "autocast is on around the call; turn it on inside forward instead")
         if written or (has_writes(graph_module.graph) and shares_memory(graph_module.graph)):
             answer = self._functional(graph_module, example_inputs, is_weight)
         else:
             answer = self._in_engines(graph_module, is_weight)
-        return _OnlyInference(graph_module, answer)
+        return InferenceOnly(answer, graph_module)
 
     def _functional(
         self, graph_module: fx.GraphModule, example_inputs: Sequence[Any], is_weight: Sequence[bool]
@@ -209,27 +204,6 @@ class _GraphInEngines:
                 return self._runner
 
 
-class _OnlyInference:
-    """Answers inference by engines, and calls that need gradients by PyTorch, with one warning."""
-
-    def __init__(self, graph_module: fx.GraphModule, answer: Callable[..., Any]) -> None:
-        self._graph_module = graph_module
-        self._answer = answer
-        self._has_warned = False
-
-    def __call__(self, *values: Any) -> Any:
-        if not _needs_gradients(values):
-            return self._answer(*values)
-        if not self._has_warned:
-            self._has_warned = True
-            warn_user(_WANTS_GRADS)
-        return self._graph_module(*values)
-
-
 def _is_registered(node: fx.Node) -> bool:
     """Whether dynamo knows a placeholder as a parameter or buffer of a module, which it passes at every call."""
     return "_dynamo_static_input_type" in node.meta.get("tensor_dict", {})
-
-
-def _needs_gradients(values: Sequence[Any]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(x, torch.Tensor) and x.requires_grad for x in values)

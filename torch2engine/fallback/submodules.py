@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import update_wrapper
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.json_rules import TEXT, Items, SchemaError
 from torch2engine.core.package import public
 from torch2engine.core.wording import did_you_mean, kind_of
+from torch2engine.fallback.inference_only import InferenceOnly
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.weight_sync import Refit
 from torch2engine.parity.parity_report import ParityReport
@@ -47,7 +49,8 @@ class _Swap:
         self._submodule = submodule
         self._has_own = "forward" in vars(submodule)
         self._own = vars(submodule).get("forward")
-        submodule.forward = module.forward  # a method; a module would become a child and change the state_dict
+        answer = InferenceOnly(module.forward, submodule.forward)  # a module would be a child, and in the state_dict
+        submodule.forward = update_wrapper(answer, submodule.forward, updated=())  # pipelines read its signature
 
     def undo(self) -> None:
         """Put the forward back that was there."""
@@ -61,7 +64,8 @@ class _Swap:
 class DeployedSubmodules:
     """Submodules whose calls engines answer; made by `deploy_submodules` and `load_submodules`.
 
-    A submodule stays in its place with its attributes, parameters and hooks. Only its forward is the engine's.
+    A submodule stays in its place with its attributes, parameters and hooks. Only its forward is the engine's. A call
+    with inputs that require gradients, while these are enabled, is PyTorch's, with one warning.
 
     Args:
         modules: name -> the deployed module that answers.
