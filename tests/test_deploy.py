@@ -518,7 +518,7 @@ def test_split_is_proved_when_deploying() -> None:
         "axis 'width' is never split: its entries may influence each other: Conv (module 'conv', at test_deploy.py:"
     )
     assert width.endswith(") slides its kernel over the entries")
-    assert module._out_of_range._proofs.proved == {"batch"}
+    assert module._out_of_range._proof_record.proved == {"batch"}
     close(module(sample(11, 6, 8)), model(sample(11, 6, 8)))
     with pytest.raises(t2e.ShapeError) as caught:
         module(torch.zeros(2, 6, 40))

@@ -135,7 +135,7 @@ def test_threads_on_streams_of_their_own_split_right(engines: Engines) -> None:
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(work, (EVEN, UNEVEN, THREE, EVEN)))
     assert sum(subject.wrong(result, x) for result, x in answers) == 0
-    assert subject.module._out_of_range._proofs.proved == {"n"}
+    assert subject.module._out_of_range._proof_record.proved == {"n"}
 
 
 class Reader(nn.Module):
@@ -274,7 +274,7 @@ def test_pitfall_33_split_without_a_proof_is_refused_in_a_capture(
     assert "the engine is not on the GPU yet" in attempt(subject.module, x)
     assert subject.wrong(subject.module(inside), inside) == 0
     assert UNPROVED in attempt(subject.module, x)
-    assert subject.module._out_of_range._proofs.proved == set()
+    assert subject.module._out_of_range._proof_record.proved == set()
     assert subject.wrong(subject.module(inside), inside) == 0
     _check_usable(subject, x)
 

@@ -288,7 +288,7 @@ def test_split_and_copies_go_together() -> None:
     module(sample(20, 6))
     twin = copy.deepcopy(module)
     assert twin.runtime_config == SPLIT
-    assert twin._out_of_range._proofs.proved == set()
+    assert twin._out_of_range._proof_record.proved == set()
     close(twin(sample(20, 6)), model(sample(20, 6)))
 
 
@@ -573,7 +573,7 @@ def test_what_is_wrong_besides_the_size_is_refused_as_ever(what: str, policy: st
     reference = Untouchable() if policy == "eager" else None
     module = fresh(RuntimeConfig(out_of_range=policy), reference)
     assert refusal(kind, module, make()).startswith(text)
-    assert module._out_of_range._proofs.proved == set()
+    assert module._out_of_range._proof_record.proved == set()
 
 
 class Untouchable(nn.Module):

@@ -23,7 +23,7 @@ _FIRST_OPSET = 10  # before it, Slice has no inputs for its bounds
 
 
 @dataclass(frozen=True)
-class _Product:
+class _WeightedSum:
     """The sum of products with a constant weight that a node computes.
 
     Args:
@@ -68,12 +68,12 @@ def split_long_sums(model: Any, folder: Path) -> Any | None:
     cut = ir.from_proto(model)
     if cut.opset_imports.get("", 0) < _FIRST_OPSET:
         return None
-    products: list[tuple[Any, _Product]] = [
-        (node, product) for node in cut.graph.all_nodes() if (product := _long_product(node))
+    long_sums: list[tuple[Any, _WeightedSum]] = [
+        (node, long_sum) for node in cut.graph.all_nodes() if (long_sum := _long_sum(node))
     ]
-    for node, product in products:
-        _split(node, product)
-    return ir.to_proto(cut) if products else None
+    for node, long_sum in long_sums:
+        _split(node, long_sum)
+    return ir.to_proto(cut) if long_sums else None
 
 
 def _has_long_weight(model: Any) -> bool:
@@ -88,13 +88,15 @@ def _has_long_weight(model: Any) -> bool:
     )
 
 
-def _long_product(node: Any) -> _Product | None:
+def _long_sum(node: Any) -> _WeightedSum | None:
     """Read a node that sums more than `LONGEST_SUM` products; None for every other node."""
     if node.domain not in ("", "ai.onnx") or node.op_type not in _READERS:
         return None
     shape = _float_constant(node.inputs[1])
-    product = None if shape is None else _READERS[node.op_type](node, shape)
-    return product if product is not None and product.terms > LONGEST_SUM and product.size > 1 else None
+    weighted_sum = None if shape is None else _READERS[node.op_type](node, shape)
+    if weighted_sum is None or weighted_sum.terms <= LONGEST_SUM or weighted_sum.size <= 1:
+        return None
+    return weighted_sum
 
 
 def _float_constant(value: Any) -> Sequence[int] | None:
@@ -106,39 +108,39 @@ def _float_constant(value: Any) -> Sequence[int] | None:
     return tuple(value.const_value.shape) if value.const_value.dtype == ir.DataType.FLOAT else None
 
 
-def _read_convolution(node: Any, weight: Sequence[int]) -> _Product | None:
+def _read_convolution(node: Any, weight: Sequence[int]) -> _WeightedSum | None:
     if node.attributes.get_int("group", 1) != 1:
         return None
-    return _Product(data_axis=1, weight_axis=1, size=weight[1], terms=math.prod(weight[1:]))
+    return _WeightedSum(data_axis=1, weight_axis=1, size=weight[1], terms=math.prod(weight[1:]))
 
 
-def _read_matrix_product(node: Any, weight: Sequence[int]) -> _Product | None:
+def _read_matrix_product(node: Any, weight: Sequence[int]) -> _WeightedSum | None:
     del node
     if len(weight) < 2:
         return None
-    return _Product(data_axis=-1, weight_axis=-2, size=weight[-2], terms=weight[-2])
+    return _WeightedSum(data_axis=-1, weight_axis=-2, size=weight[-2], terms=weight[-2])
 
 
-def _read_gemm(node: Any, weight: Sequence[int]) -> _Product:
+def _read_gemm(node: Any, weight: Sequence[int]) -> _WeightedSum:
     data_axis = 0 if node.attributes.get_int("transA", 0) else 1
     weight_axis = 1 if node.attributes.get_int("transB", 0) else 0
-    return _Product(data_axis, weight_axis, size=weight[weight_axis], terms=weight[weight_axis])
+    return _WeightedSum(data_axis, weight_axis, size=weight[weight_axis], terms=weight[weight_axis])
 
 
 # {operator: what reads its sum from the node and the shape of its weight}
 _READERS = {"Conv": _read_convolution, "MatMul": _read_matrix_product, "Gemm": _read_gemm}
 
 
-def _split(node: Any, product: _Product) -> None:
+def _split(node: Any, long_sum: _WeightedSum) -> None:
     """Put the sum of the pieces in a node's place; the first piece adds what the node adds, such as a bias."""
     import onnx_ir as ir
     from onnx_ir import tape
 
     record = tape.Tape()
     total: Any = None
-    for index, (start, end) in enumerate(product.ranges()):
-        data = _slice(record, node.inputs[0], product.data_axis, start, end)
-        weight = _slice(record, node.inputs[1], product.weight_axis, start, end)
+    for index, (start, end) in enumerate(long_sum.ranges()):
+        data = _slice(record, node.inputs[0], long_sum.data_axis, start, end)
+        weight = _slice(record, node.inputs[1], long_sum.weight_axis, start, end)
         added: list[Any] = list(node.inputs[2:]) if index == 0 else []
         piece = record.op(node.op_type, [data, weight, *added], attributes=node.attributes)
         total = piece if total is None else record.op("Add", [total, piece])

@@ -121,11 +121,11 @@ class OutOfRange:
     def __init__(self, policy: str, reference: nn.Module | None) -> None:
         self.policy = policy
         self.reference = reference
-        self._proofs = _ProofRecord()
+        self._proof_record = _ProofRecord()
 
     def forget(self) -> None:
         """Discard all proofs, because the weights have changed. Running calls keep the old ones."""
-        self._proofs = _ProofRecord()
+        self._proof_record = _ProofRecord()
 
     def has_other_reference(self, model: nn.Module) -> bool:
         """Tell whether there is a reference, and it is not this model."""
@@ -158,16 +158,16 @@ class OutOfRange:
             InputError: a CUDA graph is being captured.
         """
         with torch.no_grad():
-            memory = self._proofs
+            proof_record = self._proof_record
             if self.policy == "eager":
-                return self._eager(memory, runner, leaves, error)
+                return self._eager(proof_record, runner, leaves, error)
             try:
                 cut = choose_cut(runner, sizes)
             except Unsplittable as reason:
                 raise _with_reason(error, f"it can't be split: {reason}") from reason
-            if cut.axis not in memory.proved:
+            if cut.axis not in proof_record.proved:
                 _refuse_capture(leaves, "a call that has yet to prove that it can be split")
-                if failure := memory.find_influence(runner, [(cut, leaves)]):
+                if failure := proof_record.find_influence(runner, [(cut, leaves)]):
                     raise _influence(failure, error.fix)
             return split(runner, cut, leaves)
 
@@ -183,7 +183,7 @@ class OutOfRange:
             InputError: no axis can be split, or none can be proved.
             ParityError: none was proved: entries along an axis influence each other.
         """
-        memory = self._proofs
+        proof_record = self._proof_record
         notes: list[str] = []
         errors: list[ParityError] = []
         proved = False
@@ -194,7 +194,7 @@ class OutOfRange:
                 notes.append(f"axis '{axis.name}' is never split: {reason}")
                 continue
             with torch.no_grad():
-                failure = memory.find_influence(runner, proofs, tolerance)
+                failure = proof_record.find_influence(runner, proofs, tolerance)
             if failure:
                 errors.append(_influence(failure, "leave out out_of_range='split'"))
                 notes.append(f"axis '{axis.name}' is never split: {errors[-1].got}")
@@ -216,7 +216,7 @@ class OutOfRange:
         )
 
     def _eager(
-        self, memory: _ProofRecord, runner: InRangeRunner, leaves: Sequence[torch.Tensor], error: ShapeError
+        self, proof_record: _ProofRecord, runner: InRangeRunner, leaves: Sequence[torch.Tensor], error: ShapeError
     ) -> dict[str, torch.Tensor]:
         """Let the PyTorch module answer."""
         reference = self.reference
@@ -227,7 +227,7 @@ class OutOfRange:
         _refuse_capture(leaves, "a call that PyTorch answers")
         device = leaves[0].device
         _check_device(reference, device)
-        memory.warn_once(error)
+        proof_record.warn_once(error)
         signature = runner.signature
         inputs = [leaf.to(torch_dtype(spec.dtype)) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
         try:

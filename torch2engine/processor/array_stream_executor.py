@@ -325,8 +325,8 @@ class ArrayStreamExecutor:
             self.pool.drop_context(prepared)  # A capture that failed half-way may have left it unusable.
             if not isinstance(error, NotCapturable):
                 raise
-            was_last_attempt = self._captures.count_failure()
-            if was_last_attempt:
+            self._captures.count_failure()
+            if not self._captures.is_enabled:
                 _logger.warning("Processor answers without CUDA graphs from now on: %s", error)
         return self.pool.prepare(prepared, self.stream.handle)
 

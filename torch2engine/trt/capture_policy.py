@@ -80,13 +80,11 @@ class CapturePolicy:
         self._paused_until = now + _PAUSE_SECONDS
         return False
 
-    def count_failure(self) -> bool:
-        """Count a failed capture; after the last attempt nothing is captured any more, and the answer is True."""
+    def count_failure(self) -> None:
+        """Count a failed capture; after the last attempt `is_enabled` is False, and nothing is captured any more."""
         self._attempts_left -= 1
-        if self._attempts_left:
-            return False
-        self.is_enabled = False
-        return True
+        if self._attempts_left == 0:
+            self.is_enabled = False
 
 
 def no_thread_may_synchronize() -> bool:

@@ -110,7 +110,7 @@ class StreamExecutor:
             key = (*addresses, *[output.data_ptr() for output in outputs])
             graph = prepared.graphs.by_addresses.get(key)
             if graph is None:
-                return self._execute_without_graph(prepared, inputs, outputs, key, handle)
+                return self._execute_at_new_addresses(prepared, inputs, outputs, key, handle)
             try:
                 graph.launch(handle)
             except BuildError:
@@ -144,9 +144,9 @@ class StreamExecutor:
         """Let the caller's stream wait for the side stream; so it may free inputs and temporaries as its own."""
         caller.wait_event(self._work_done)
 
-    # Ways to compute where no CUDA graph for these very addresses exists.
+    # Ways to compute at addresses that have no CUDA graph yet.
 
-    def _execute_without_graph(
+    def _execute_at_new_addresses(
         self,
         prepared: PreparedTensors,
         inputs: Sequence[torch.Tensor],
@@ -154,7 +154,7 @@ class StreamExecutor:
         key: tuple[int, ...],
         handle: int,
     ) -> list[torch.Tensor]:
-        """Make a CUDA graph for these addresses, use one with static buffers, or enqueue: whichever is faster."""
+        """Make a CUDA graph for these addresses, use one with static buffers, or enqueue: whatever pays."""
         if not outputs:  # There was no context yet, so the outputs' shapes were unknown.
             self._prepare(prepared, handle)
             outputs = prepared.outputs.for_next_call()
@@ -293,8 +293,8 @@ class StreamExecutor:
         """Start afresh after a capture that failed; after the last attempt go on without graphs, and say so."""
         self._work_done.synchronize()
         self.pool.drop_context(prepared)
-        was_last_attempt = self._captures.count_failure()
-        if was_last_attempt:
+        self._captures.count_failure()
+        if not self._captures.is_enabled:
             warnings.warn(
                 f"TRTModule answers without CUDA graphs from now on: {reason}; RuntimeConfig(cuda_graphs=False) says "
                 "so beforehand",
