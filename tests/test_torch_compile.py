@@ -16,8 +16,8 @@ import torch2engine as t2e
 from tests.support.fallback_models import FourObstacles, line_with
 from torch2engine.fallback import tracking_engines
 from torch2engine.fallback.compile_options import CompileOptions
-from torch2engine.fallback.explanation import RunRecord
 from torch2engine.fallback.graph_compiler import GraphCompiler
+from torch2engine.fallback.run_record import RunRecord
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.torch_compile import _compiler
 

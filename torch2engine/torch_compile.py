@@ -25,8 +25,8 @@ from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.pytree import as_inputs
 from torch2engine.deploy import deploy
 from torch2engine.fallback.compile_options import CompileOptions
-from torch2engine.fallback.explanation import RunRecord, time_calls
 from torch2engine.fallback.graph_compiler import GraphCompiler
+from torch2engine.fallback.run_record import RunRecord, time_calls
 from torch2engine.fallback.submodules import DeployedSubmodules, choose_submodules, without_swap
 from torch2engine.fallback.whole_call import compare_results
 from torch2engine.modules.deployed import DeployedModule, runtime_kind

@@ -23,7 +23,7 @@ from torch2engine.capture.live_parameters import (
 from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 
 
 class Net(nn.Module):

@@ -13,8 +13,8 @@ import pytest
 from tests.cli.conftest import run_command
 from tests.support.broken_environments import Environment, compiled, compiled_driver
 from tests.support.paths import REPOSITORY
+from torch2engine.cli.doctor.doctor_finding import DoctorFinding
 from torch2engine.cli.doctor.examination import findings_of
-from torch2engine.cli.doctor.finding import Finding
 from torch2engine.cli.doctor.machine import Machine, examine_machine
 from torch2engine.cli.doctor.packages import REQUIRED
 from torch2engine.cli.doctor.surroundings import check_surroundings
@@ -360,7 +360,7 @@ def test_doctor_runs_without_click(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "click", None)
     monkeypatch.delitem(sys.modules, "torch2engine.cli.app", raising=False)
     machine = Machine({"version": "3.9.0", "system": "Linux", "machine": "x86_64"}, {}, {}, *_nothing())
-    finding = Finding(name="python-old", severity="fault", found="Python 3.9.0", why="it is old", cure="renew it")
+    finding = DoctorFinding(name="python-old", severity="fault", found="Python 3.9.0", why="it is old", cure="renew it")
     monkeypatch.setattr("torch2engine.cli.doctor.examination.examine_machine", lambda _: machine)
     monkeypatch.setattr("torch2engine.cli.doctor.examination.findings_of", lambda _: [finding])
     text = run_command("doctor")

@@ -21,8 +21,8 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RUNTIMES
 from torch2engine.core.errors import DeviceError, DtypeError, InputError, RefitError, ShapeError
 from torch2engine.modules.backend import Backend, RefittableBackend, WeightsGuard
+from torch2engine.modules.backend_table import BACKENDS, BackendEntry
 from torch2engine.modules.deployed import DeployedModule, prove_split_axes
-from torch2engine.modules.load import BACKENDS, BackendEntry
 
 
 class NumpyBackend:
@@ -143,7 +143,7 @@ def test_third_backend_is_copied_saved_and_loaded(module: NumpyModule, tmp_path:
         close(twin(sample(5, 6)), model(sample(5, 6)))
     path = module.save(tmp_path / "model.t2e")
     with pytest.MonkeyPatch.context() as patch:
-        table = importlib.import_module("torch2engine.modules.load")
+        table = importlib.import_module("torch2engine.modules.backend_table")
         patch.setattr(table, "BACKENDS", {"numpy": BackendEntry(OnnxArtifact, __name__, "NumpyModule"), **BACKENDS})
         loaded = t2e.load(path)
     assert type(loaded) is NumpyModule

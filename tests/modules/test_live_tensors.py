@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.modules.live_tensors import TAKEN_NAMES, require_free_names
 from torch2engine.serving.array_runner import OrtRunner
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper
 import torch2engine as t2e
 from tests.support.deploy_models import engine, mlp
 from tests.support.sample_artifacts import HARDWARE, fresh_engine
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree
 from torch2engine.serving.triton_config import config_text
 

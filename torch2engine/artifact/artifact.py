@@ -38,7 +38,7 @@ from torch2engine.artifact.saved_folder import (
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.json_rules import is_object
-from torch2engine.core.live_parameters import decode_value, encode_value
+from torch2engine.core.live_parameter_data import decode_value, encode_value
 from torch2engine.core.pytree import container_classes
 from torch2engine.core.spec import Profile, Signature
 

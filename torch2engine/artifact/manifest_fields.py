@@ -33,7 +33,7 @@ from torch2engine.core.json_rules import (
     plain,
     word,
 )
-from torch2engine.core.live_parameters import check_live_values
+from torch2engine.core.live_parameter_data import check_live_values
 from torch2engine.core.precisions import MODEL_PRECISIONS
 from torch2engine.core.spec import PROFILE_JSON, SIGNATURE_JSON, Profile, Signature
 

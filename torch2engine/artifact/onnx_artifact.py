@@ -15,7 +15,7 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.manifest_fields import ManifestFields
 from torch2engine.artifact.model_graph import is_model_file
 from torch2engine.artifact.saved_folder import ONNX, WEIGHTS
-from torch2engine.core.live_parameters import encode_value
+from torch2engine.core.live_parameter_data import encode_value
 from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
 

@@ -19,7 +19,7 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.model_state import version_of
 from torch2engine.capture.torch_types import check_tensor, torch_dtype
 from torch2engine.core.errors import ExportError, InputError
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.core.spec import TensorSpec
 from torch2engine.core.wording import did_you_mean, kind_of
 

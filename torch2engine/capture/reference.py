@@ -18,7 +18,7 @@ from torch2engine.capture.live_parameters import live_values_in_place
 from torch2engine.capture.parameter_writes import ParameterWrites, parameter_writes_undone
 from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, InputError
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.core.pytree import Flat, Key, argument_at, assign, flatten, unflatten
 from torch2engine.core.spec import Effect, Parameter, Preprocess, Signature, Tree
 

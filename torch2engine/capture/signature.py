@@ -24,7 +24,7 @@ from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.torch_types import COMPUTED_DTYPES, check_tensor, dtype_name
 from torch2engine.capture.unwrap import require_values
 from torch2engine.core.errors import ExportError, InputError
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
 from torch2engine.core.preprocess import by_input
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, unique_names

@@ -4,6 +4,6 @@ Enters: values and structures from anywhere. Leaves: frozen values that check th
 because it needs no torch, no ONNX and no TensorRT.
 
 Public: `config`, `constants`, `dtypes`, `errors`, `finding`, `foreign_files`, `fork_safe_lock`, `json_rules`,
-`live_parameters`, `loggers`, `package`, `precisions`, `preprocess`, `profile_sizes`, `progress`, `pytree`,
+`live_parameter_data`, `loggers`, `package`, `precisions`, `preprocess`, `profile_sizes`, `progress`, `pytree`,
 `size_expression`, `spec`, `tf32`, `version`, `wording`. The other files belong to this folder alone.
 """

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from torch2engine.core.json_rules import SchemaError, field_error
-from torch2engine.core.live_parameters import check_live_inputs
+from torch2engine.core.live_parameter_data import check_live_inputs
 from torch2engine.core.size_expression import parse_size_expression
 from torch2engine.core.structure import TREE_JSON
 

@@ -24,7 +24,7 @@ from torch2engine.core.json_rules import (
     integer,
     plain,
 )
-from torch2engine.core.live_parameters import LIVE_JSON, LiveParameter
+from torch2engine.core.live_parameter_data import LIVE_JSON, LiveParameter
 from torch2engine.core.package import public
 from torch2engine.core.preprocess import PREPROCESS_JSON, Preprocess
 from torch2engine.core.signature_rules import check_signature, check_sizes

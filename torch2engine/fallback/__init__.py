@@ -24,8 +24,8 @@ A *part* is a group of operators that one engine answers.
     program_file     torch's program as a file; program_check refuses a file that is no plain data
     submodules       deployed submodules of a pipeline; whole_call compares what the pipeline returns
     compile_options  the options of torch.compile's backend
-    explanation      what runs where, and why
+    run_record       what runs where, and why
 
-Public: `compile_options`, `deploy_in_parts`, `explanation`, `graph_compiler`, `parts_module`, `submodules`,
+Public: `compile_options`, `deploy_in_parts`, `graph_compiler`, `parts_module`, `run_record`, `submodules`,
 `whole_call`. The other files belong to this folder alone.
 """

@@ -28,7 +28,6 @@ from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import operator_of, source_of
-from torch2engine.fallback.explanation import RunRecord
 from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout, fake_value, result_names
 from torch2engine.fallback.measured_cost import find_slow_parts
@@ -36,6 +35,7 @@ from torch2engine.fallback.part_call import DeployPart
 from torch2engine.fallback.part_runner import PartRunner, reason_for_pytorch
 from torch2engine.fallback.partition import PartitionedGraph
 from torch2engine.fallback.program_file import read_program
+from torch2engine.fallback.run_record import RunRecord
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine, SavedPart
 from torch2engine.fallback.size_versions import TooManySizesError
 from torch2engine.modules.deployed import DeployedModule, current_artifact_of

@@ -23,7 +23,6 @@ from torch2engine.core.wording import first_line, quote
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import DeployableGraph, lines_of, operators_in
-from torch2engine.fallback.explanation import RunRecord, obstacle_of_break
 from torch2engine.fallback.functional_graph import (
     compile_functional_form,
     dispatch_modes_off,
@@ -35,6 +34,7 @@ from torch2engine.fallback.inference_only import InferenceOnly, needs_gradients
 from torch2engine.fallback.part_call import DeployPart
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner, reason_for_pytorch
 from torch2engine.fallback.partition import PartitionedGraph
+from torch2engine.fallback.run_record import RunRecord, obstacle_of_break
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
 from torch2engine.fallback.tracking_engines import TrackingEngines
 from torch2engine.fallback.view_results import ViewResults, shares_memory

@@ -14,9 +14,9 @@ import torch
 from torch import fx
 
 from torch2engine.fallback.deployable_graph import lines_of, operators_in
-from torch2engine.fallback.explanation import RunRecord
 from torch2engine.fallback.graph_layout import GraphLayout, UnknownSizeError
 from torch2engine.fallback.part_call import LeftInPyTorch
+from torch2engine.fallback.run_record import RunRecord
 from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
 __all__ = ["OperatorsRefused", "PartEngines", "PartRunner", "reason_for_pytorch"]

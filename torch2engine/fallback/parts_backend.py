@@ -16,9 +16,9 @@ from torch2engine.artifact.saved_folder import PROGRAM, WEIGHTS
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.fork_safe_lock import ForkSafeLock
-from torch2engine.fallback.explanation import RunRecord
 from torch2engine.fallback.parts_session import PartsSession
 from torch2engine.fallback.program_file import replace_tensors
+from torch2engine.fallback.run_record import RunRecord
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.trt.library import PRODUCT_NAMES
 

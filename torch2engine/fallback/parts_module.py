@@ -20,8 +20,8 @@ from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
-from torch2engine.fallback.explanation import time_calls
 from torch2engine.fallback.parts_backend import PartsBackend
+from torch2engine.fallback.run_record import time_calls
 from torch2engine.fallback.saved_cut import SavedCut
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule

@@ -19,12 +19,12 @@ from torch2engine.artifact.saved_folder import CUT, PROGRAM
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError
 from torch2engine.fallback.deployable_graph import operator_of, source_of
-from torch2engine.fallback.explanation import RunRecord, synchronized_seconds
 from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout, result_names
 from torch2engine.fallback.part_runner import PartRunner
 from torch2engine.fallback.partition import repeat_cut
 from torch2engine.fallback.program_file import read_program
+from torch2engine.fallback.run_record import RunRecord, synchronized_seconds
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine
 from torch2engine.fallback.size_versions import Version
 from torch2engine.modules.deployed import DeployedModule, current_artifact_of

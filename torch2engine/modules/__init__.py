@@ -1,9 +1,10 @@
 """Deployed modules: one nn.Module face over a backend, with weight sync, out-of-range policy and benchmark.
 
 Enters: an artifact. Leaves: a module that is called like the model. Separate because every backend keeps the same
-contract: `deployed` is the face, `backend` the contract, `trt` and `onnxruntime` the backends, `load` their table.
+contract: `deployed` is the face, `backend` the contract, `trt` and `onnxruntime` the backends, and
+`backend_table` lists them.
 
-Public: `backend`, `deploy_report`, `deployed`, `explanation`, `judge`, `live_tensors`, `load`, `made_inputs`,
+Public: `backend`, `backend_table`, `deploy_report`, `deployed`, `explanation`, `judge`, `live_tensors`, `made_inputs`,
 `onnxruntime.ort_module`, `timing`, `trt.trt_backend`, `trt.trt_module`, `weight_sync`. The other files belong to this
 folder alone.
 """

@@ -1,7 +1,7 @@
 """The contract between a deployed module and the backend that computes for it.
 
 Enters: checked inputs inside a profile, or new weights. Leaves: outputs, or a typed error. Separate because a further
-backend is one folder that keeps this contract, and one row in `torch2engine.modules.load`.
+backend is one folder that keeps this contract, and one row in `torch2engine.modules.backend_table`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.capture.live_parameters import saved_live_values
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.errors import DeviceError, DtypeError, InputError, ShapeError
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.core.spec import TensorSpec
 from torch2engine.modules.parameterless import ParameterlessModule
 

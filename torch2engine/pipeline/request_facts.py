@@ -23,7 +23,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.core.config import Precision, Tolerance, Tolerances
 from torch2engine.core.errors import InputError
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.pipeline.model_attributes import ModelAttributes
 from torch2engine.pipeline.request import DeployRequest
 

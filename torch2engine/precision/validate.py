@@ -19,7 +19,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, check_tolerance, require_instance
 from torch2engine.core.errors import InputError, InstallationError, PrecisionError
-from torch2engine.core.live_parameters import LiveParameter
+from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.core.precisions import (
     CAST_PRECISIONS,
     FLOAT32_PRECISIONS,

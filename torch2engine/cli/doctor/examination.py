@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from torch2engine.cli.doctor.finding import Finding
+from torch2engine.cli.doctor.doctor_finding import DoctorFinding
 from torch2engine.cli.doctor.flavours import check_flavours
 from torch2engine.cli.doctor.gpus import check_driver
 from torch2engine.cli.doctor.machine import Machine, examine_machine
@@ -41,13 +41,13 @@ def examine() -> Outcome:
     return Outcome(_text(machine, findings), data, FAILED if broken else PASSED)
 
 
-def findings_of(machine: Machine) -> list[Finding]:
+def findings_of(machine: Machine) -> list[DoctorFinding]:
     """Everything that the checks find, the worst first."""
     found = list(_all_checks(machine))
     return sorted(found, key=lambda finding: _SEVERITIES.index(finding.severity))
 
 
-def _all_checks(machine: Machine) -> Iterator[Finding]:
+def _all_checks(machine: Machine) -> Iterator[DoctorFinding]:
     yield from check_driver(machine)
     yield from check_packages(machine)
     yield from check_flavours(machine)
@@ -58,7 +58,7 @@ def _versions(machine: Machine) -> Mapping[str, str]:
     return {name: machine.version_of(name) for name in _SHOWN if machine.version_of(name)}
 
 
-def _text(machine: Machine, findings: Sequence[Finding]) -> str:
+def _text(machine: Machine, findings: Sequence[DoctorFinding]) -> str:
     python = machine.python
     gpus = [f"{name} (compute capability {major}.{minor})" for name, (major, minor) in machine.driver.gpus]
     counts = {word: sum(finding.severity == word for finding in findings) for word in _SEVERITIES}

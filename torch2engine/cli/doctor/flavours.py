@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch2engine.cli.doctor.finding import Finding, fault
+from torch2engine.cli.doctor.doctor_finding import DoctorFinding, fault
 from torch2engine.cli.doctor.loader import LoaderError, read_loader_error
 from torch2engine.cli.doctor.machine import Imported, Machine, release
 
@@ -58,7 +58,7 @@ FLAVOURS = (
 )
 
 
-def check_flavours(machine: Machine) -> Iterator[Finding]:
+def check_flavours(machine: Machine) -> Iterator[DoctorFinding]:
     """Look at each flavour, whether it is installed or left over."""
     present = [flavour for flavour in FLAVOURS if not _is_absent(machine, flavour)]
     if not present:
@@ -74,8 +74,8 @@ def _is_absent(machine: Machine, flavour: Flavour) -> bool:
     return machine.imports[flavour.module].is_absent(flavour.module) and not flavour.distributions(machine)
 
 
-def _no_flavour(machine: Machine) -> Finding:
-    return Finding(
+def _no_flavour(machine: Machine) -> DoctorFinding:
+    return DoctorFinding(
         name="no-tensorrt",
         severity="warning" if machine.driver.gpus else "note",
         found="neither TensorRT nor TensorRT-RTX is installed",
@@ -84,14 +84,14 @@ def _no_flavour(machine: Machine) -> Finding:
     )
 
 
-def _check_wheels(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
+def _check_wheels(machine: Machine, flavour: Flavour) -> Iterator[DoctorFinding]:
     """Wheels of one flavour for two CUDA versions, or of two versions."""
     wheels = flavour.distributions(machine)
     parts_of_names = {part for name in wheels for part in name.split("-")}
     cudas = sorted(part for part in parts_of_names if part.startswith("cu") and part[2:].isdigit())
     if len(cudas) > 1:
         kept = f"{flavour.package}-cu12" if machine.driver.cuda[0] == 12 else f"{flavour.package}-cu13"
-        yield Finding(
+        yield DoctorFinding(
             name="wheels-for-two-cudas",
             severity="fault",
             found=f"wheels of {flavour.title} for {' and '.join(cudas)}",
@@ -103,7 +103,7 @@ def _check_wheels(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
     if len(set(parts.values())) > 1:
         newest = max(parts.values(), key=release)
         listed = ", ".join(f"{name} {version}" for name, version in sorted(parts.items()))
-        yield Finding(
+        yield DoctorFinding(
             name="wheels-of-two-versions",
             severity="fault",
             found=listed,
@@ -112,7 +112,7 @@ def _check_wheels(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
         )
 
 
-def _check_import(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
+def _check_import(machine: Machine, flavour: Flavour) -> Iterator[DoctorFinding]:
     module = machine.imports[flavour.module]
     reinstall = f"pip install --force-reinstall --no-cache-dir --extra-index-url {_NVIDIA_INDEX} {flavour.package}"
     loader = read_loader_error(module.error)
@@ -142,7 +142,7 @@ def _check_import(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
         )
 
 
-def _loader_finding(machine: Machine, flavour: Flavour, loader: LoaderError, reinstall: str) -> Finding:
+def _loader_finding(machine: Machine, flavour: Flavour, loader: LoaderError, reinstall: str) -> DoctorFinding:
     title = flavour.title
     foreign = _libraries(machine.folders_of("LD_LIBRARY_PATH"), flavour)
     if loader.kind == "symbol" and foreign:
@@ -181,7 +181,7 @@ def _loader_finding(machine: Machine, flavour: Flavour, loader: LoaderError, rei
     return fault(name, found, why, cure)
 
 
-def _missing_library(machine: Machine, flavour: Flavour, loader: LoaderError, reinstall: str) -> Finding:
+def _missing_library(machine: Machine, flavour: Flavour, loader: LoaderError, reinstall: str) -> DoctorFinding:
     """A library that the loader does not find: the driver's, one of another major version, or none at all."""
     if loader.library.startswith("libcuda.so"):
         return fault(
@@ -208,12 +208,12 @@ def _missing_library(machine: Machine, flavour: Flavour, loader: LoaderError, re
     )
 
 
-def _check_loader_path(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
+def _check_loader_path(machine: Machine, flavour: Flavour) -> Iterator[DoctorFinding]:
     """A second TensorRT, which the loader finds before the wheel's."""
     found = _libraries(machine.folders_of("LD_LIBRARY_PATH"), flavour)
     wheels = _libraries(_wheel_folders(machine), flavour)
     if found and wheels and machine.imports[flavour.module].works:
-        yield Finding(
+        yield DoctorFinding(
             name="two-libraries",
             severity="warning",
             found=f"{found[0]} by LD_LIBRARY_PATH, and {wheels[0]} of the wheel",
@@ -222,7 +222,7 @@ def _check_loader_path(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
         )
 
 
-def _check_gpus(machine: Machine, flavour: Flavour) -> Iterator[Finding]:
+def _check_gpus(machine: Machine, flavour: Flavour) -> Iterator[DoctorFinding]:
     """A driver or a GPU that this version does not run on."""
     version = _version(machine, flavour)
     driver = machine.driver

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch2engine.cli.doctor.finding import Finding, fault
+from torch2engine.cli.doctor.doctor_finding import DoctorFinding, fault
 from torch2engine.cli.doctor.machine import Machine
 
 __all__ = ["check_driver"]
@@ -67,7 +67,7 @@ _START_FAILURES = {
 }
 
 
-def check_driver(machine: Machine) -> Iterator[Finding]:
+def check_driver(machine: Machine) -> Iterator[DoctorFinding]:
     """Look at the driver and at what hides its GPUs."""
     driver = machine.driver
     if not driver.has_library:
@@ -83,16 +83,16 @@ def check_driver(machine: Machine) -> Iterator[Finding]:
         yield fault(failure.name, found, failure.why, failure.cure)
 
 
-def _no_library(machine: Machine) -> Finding:
+def _no_library(machine: Machine) -> DoctorFinding:
     if _KERNEL_MODULE.is_dir():
-        return Finding(
+        return DoctorFinding(
             name="driver-library-missing",
             severity="fault",
             found=f"the driver's kernel module, but not its library ({machine.driver.error})",
             why="no program can use the GPU; a container that was started without it looks like this",
             cure="start the container with `--gpus all`, or install the driver's user-space package",
         )
-    return Finding(
+    return DoctorFinding(
         name="no-driver",
         severity="note",
         found="no NVIDIA driver",
@@ -101,17 +101,17 @@ def _no_library(machine: Machine) -> Finding:
     )
 
 
-def _no_gpu(machine: Machine) -> Finding:
+def _no_gpu(machine: Machine) -> DoctorFinding:
     visible = machine.environment.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return Finding(
+        return DoctorFinding(
             name="gpu-hidden",
             severity="warning",
             found=f"CUDA_VISIBLE_DEVICES='{visible}' hides every GPU",
             why="CUDA programs in this shell see no GPU",
             cure="unset CUDA_VISIBLE_DEVICES",
         )
-    return Finding(
+    return DoctorFinding(
         name="no-gpu",
         severity="warning",
         found="a driver without a GPU",

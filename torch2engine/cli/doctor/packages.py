@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch2engine.cli.doctor.finding import Finding, fault
+from torch2engine.cli.doctor.doctor_finding import DoctorFinding, fault
 from torch2engine.cli.doctor.loader import read_loader_error
 from torch2engine.cli.doctor.machine import Imported, Machine, release
 
@@ -33,7 +33,7 @@ _TORCH_BUILDS = (((13, 0), "130"), ((12, 8), "128"), ((12, 6), "126"))
 _MODELOPT = ((0, 47), (0, 48))
 
 
-def check_packages(machine: Machine) -> Iterator[Finding]:
+def check_packages(machine: Machine) -> Iterator[DoctorFinding]:
     """Look at what torch2engine imports, and at known bad pairs."""
     for name, oldest in REQUIRED.items():
         yield from _check_required(machine, name, oldest)
@@ -44,7 +44,7 @@ def check_packages(machine: Machine) -> Iterator[Finding]:
     yield from _check_pycuda(machine)
 
 
-def _check_required(machine: Machine, name: str, oldest: str) -> Iterator[Finding]:
+def _check_required(machine: Machine, name: str, oldest: str) -> Iterator[DoctorFinding]:
     module = machine.imports[name]
     why = f"torch2engine needs {name} {oldest} or later"
     requirement = f"'{name}>={oldest}'"
@@ -69,7 +69,7 @@ def _check_required(machine: Machine, name: str, oldest: str) -> Iterator[Findin
         yield fault(f"{name}-old", found, why, f"pip install --upgrade {requirement}")
 
 
-def _check_broken(name: str, module: Imported, requirement: str, why: str) -> Iterator[Finding]:
+def _check_broken(name: str, module: Imported, requirement: str, why: str) -> Iterator[DoctorFinding]:
     cure = f"pip install --force-reinstall --no-cache-dir {requirement}"
     loader = read_loader_error(module.error)
     if module.missing is not None:
@@ -88,7 +88,7 @@ def _shadow(machine: Machine, module: Imported) -> Path | None:
     return next((Path(file.name) for file in files if file.resolve().parent == here), None)
 
 
-def _check_torch_build(machine: Machine) -> Iterator[Finding]:
+def _check_torch_build(machine: Machine) -> Iterator[DoctorFinding]:
     """A PyTorch for the CPU beside a GPU, one for CUDA without a GPU, or one for other GPUs or a newer driver."""
     torch = machine.imports["torch"]
     built_for = torch.facts.get("cuda")
@@ -101,7 +101,7 @@ def _check_torch_build(machine: Machine) -> Iterator[Finding]:
             _cure_with_cuda(machine),
         )
     elif built_for and not driver.has_library:
-        yield Finding(
+        yield DoctorFinding(
             name="torch-cuda-build",
             severity="note",
             found=f"torch {torch.version} for CUDA {built_for}, and no NVIDIA driver",
@@ -119,7 +119,7 @@ def _check_torch_build(machine: Machine) -> Iterator[Finding]:
         yield from _check_architectures(machine, torch)
 
 
-def _check_architectures(machine: Machine, torch: Imported) -> Iterator[Finding]:
+def _check_architectures(machine: Machine, torch: Imported) -> Iterator[DoctorFinding]:
     compiled = [str(word).partition("_")[2].rstrip("af") for word in torch.facts.get("architectures", ())]
     for name, (major, minor) in machine.driver.gpus:
         if compiled and not any(word[:-1] == str(major) and int(word[-1]) <= minor for word in compiled):
@@ -131,10 +131,10 @@ def _check_architectures(machine: Machine, torch: Imported) -> Iterator[Finding]
             )
 
 
-def _check_onnxruntime_pair(machine: Machine) -> Iterator[Finding]:
+def _check_onnxruntime_pair(machine: Machine) -> Iterator[DoctorFinding]:
     both = [name for name in ("onnxruntime", "onnxruntime-gpu") if machine.version_of(name)]
     if len(both) == 2:
-        yield Finding(
+        yield DoctorFinding(
             name="onnxruntime-twice",
             severity="warning",
             found="onnxruntime and onnxruntime-gpu are both installed",
@@ -143,11 +143,11 @@ def _check_onnxruntime_pair(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _check_modelopt(machine: Machine) -> Iterator[Finding]:
+def _check_modelopt(machine: Machine) -> Iterator[DoctorFinding]:
     version = machine.version_of("nvidia-modelopt")
     first, after = _MODELOPT
     if version and not first <= release(version) < after:
-        yield Finding(
+        yield DoctorFinding(
             name="modelopt-version",
             severity="warning",
             found=f"nvidia-modelopt {version}",
@@ -163,7 +163,7 @@ def _check_modelopt(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _check_pycuda(machine: Machine) -> Iterator[Finding]:
+def _check_pycuda(machine: Machine) -> Iterator[DoctorFinding]:
     module = machine.imports["pycuda.driver"]
     if module.error and machine.version_of("pycuda") and machine.driver.has_library:
         yield fault(

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch2engine.cli.doctor.finding import Finding
+from torch2engine.cli.doctor.doctor_finding import DoctorFinding
 from torch2engine.cli.doctor.machine import Machine, release
 
 __all__ = ["check_surroundings"]
@@ -20,7 +20,7 @@ _OLDEST_PYTHON = (3, 10)
 _ENOUGH_BYTES = 2 << 30
 
 
-def check_surroundings(machine: Machine, free_bytes: int | None = None) -> Iterator[Finding]:
+def check_surroundings(machine: Machine, free_bytes: int | None = None) -> Iterator[DoctorFinding]:
     """Look at everything around the packages.
 
     Args:
@@ -32,10 +32,10 @@ def check_surroundings(machine: Machine, free_bytes: int | None = None) -> Itera
     yield from _check_cache(machine, free_bytes)
 
 
-def _check_python(machine: Machine) -> Iterator[Finding]:
+def _check_python(machine: Machine) -> Iterator[DoctorFinding]:
     version = str(machine.python.get("version", ""))
     if release(version) < _OLDEST_PYTHON:
-        yield Finding(
+        yield DoctorFinding(
             name="python-old",
             severity="fault",
             found=f"Python {version}",
@@ -44,7 +44,7 @@ def _check_python(machine: Machine) -> Iterator[Finding]:
         )
     place = f"{machine.python.get('system')} {machine.python.get('machine')}"
     if place != "Linux x86_64":
-        yield Finding(
+        yield DoctorFinding(
             name="system-untested",
             severity="warning",
             found=place,
@@ -53,11 +53,11 @@ def _check_python(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _check_variables(machine: Machine) -> Iterator[Finding]:
+def _check_variables(machine: Machine) -> Iterator[DoctorFinding]:
     override = machine.environment.get("NVIDIA_TF32_OVERRIDE")
     if override is not None:
         effect = "switches TF32 off everywhere" if override == "0" else "lets every library use TF32"
-        yield Finding(
+        yield DoctorFinding(
             name="tf32-override",
             severity="warning",
             found=f"NVIDIA_TF32_OVERRIDE={override}",
@@ -65,7 +65,7 @@ def _check_variables(machine: Machine) -> Iterator[Finding]:
             cure="unset NVIDIA_TF32_OVERRIDE",
         )
     if machine.environment.get("CUDA_LAUNCH_BLOCKING") == "1":
-        yield Finding(
+        yield DoctorFinding(
             name="launch-blocking",
             severity="warning",
             found="CUDA_LAUNCH_BLOCKING=1",
@@ -74,11 +74,11 @@ def _check_variables(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def _check_cache(machine: Machine, free_bytes: int | None) -> Iterator[Finding]:
+def _check_cache(machine: Machine, free_bytes: int | None) -> Iterator[DoctorFinding]:
     folder = _cache_folder(machine)
     existing = next(place for place in (folder, *folder.parents) if place.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        yield Finding(
+        yield DoctorFinding(
             name="cache-read-only",
             severity="warning",
             found=f"nothing can be written to {existing}",
@@ -88,7 +88,7 @@ def _check_cache(machine: Machine, free_bytes: int | None) -> Iterator[Finding]:
         return
     engines = [place for place in folder.glob("engines-*") if place.stat().st_mode & stat.S_IWOTH]
     for place in engines:
-        yield Finding(
+        yield DoctorFinding(
             name="cache-open-to-all",
             severity="warning",
             found=f"everybody may write to {place}",
@@ -97,7 +97,7 @@ def _check_cache(machine: Machine, free_bytes: int | None) -> Iterator[Finding]:
         )
     free = shutil.disk_usage(existing).free if free_bytes is None else free_bytes
     if free < _ENOUGH_BYTES:
-        yield Finding(
+        yield DoctorFinding(
             name="disk-full",
             severity="warning",
             found=f"{free / 2**30:.1f} GiB free at {existing}",

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from torch2engine.core.json_rules import SchemaError
-from torch2engine.core.live_parameters import LiveParameter, check_live_values, encode_value
+from torch2engine.core.live_parameter_data import LiveParameter, check_live_values, encode_value
 from torch2engine.core.spec import SIGNATURE_JSON, Axis, InputWrite, Parameter, Signature, TensorSpec, Tree
 
 SCALE = TensorSpec("scale", "float16", (3,), live=LiveParameter("scale", "parameter"))

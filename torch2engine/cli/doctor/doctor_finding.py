@@ -8,13 +8,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-__all__ = ["Finding", "Severity", "fault"]
+__all__ = ["DoctorFinding", "Severity", "fault"]
 
 Severity = Literal["fault", "warning", "note"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class DoctorFinding:
     """Something that a user should know.
 
     Args:
@@ -40,6 +40,6 @@ class Finding:
         return "\n".join(lines)
 
 
-def fault(name: str, found: str, why: str, cure: str) -> Finding:
-    """A finding of severity "fault"; the arguments are those of `Finding`."""
-    return Finding(name=name, severity="fault", found=found, why=why, cure=cure)
+def fault(name: str, found: str, why: str, cure: str) -> DoctorFinding:
+    """A finding of severity "fault"; the arguments are those of `DoctorFinding`."""
+    return DoctorFinding(name=name, severity="fault", found=found, why=why, cure=cure)
