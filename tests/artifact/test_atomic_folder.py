@@ -265,6 +265,12 @@ def test_failed_save_leaves_no_trace(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["model.t2e"]
 
 
+def test_save_where_no_folder_can_be_is_an_artifact_error(tmp_path: Path) -> None:
+    """A file system that answers every new folder with "no such file" does not keep a save trying for ever."""
+    with pytest.raises(ArtifactError, match="No such file or directory"):
+        fresh_onnx(tmp_path / "fresh").save("/proc/model.t2e")
+
+
 def test_save_below_a_file_is_an_artifact_error(tmp_path: Path) -> None:
     """What the operating system refuses comes as an ArtifactError with its words."""
     (tmp_path / "file").touch()

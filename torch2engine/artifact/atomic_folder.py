@@ -204,17 +204,21 @@ def _staging_prefix(path: Path) -> str:
 
 def _make_staging(path: Path) -> tuple[Path, int]:
     """Make a folder beside `path` and lock it until the descriptor is closed or the process dies."""
-    while True:
+    for attempt in range(_ATTEMPTS):
         staging = path.with_name(f"{_staging_prefix(path)}{secrets.token_hex(8)}")
-        with contextlib.suppress(FileNotFoundError):
+        try:
             staging.mkdir(parents=True)  # another process may have removed an empty parent
             descriptor = _open_folder(staging)
-            with contextlib.suppress(OSError):  # without locks, no process removes leftovers
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            if staging.exists():
-                return staging, descriptor
-            os.close(descriptor)
-        # Another save removed it as abandoned before it was locked.
+        except FileNotFoundError:  # also where no folder can ever be, as in /proc
+            if attempt == _ATTEMPTS - 1:
+                raise
+            continue
+        with contextlib.suppress(OSError):  # without locks, no process removes leftovers
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if staging.exists():
+            return staging, descriptor
+        os.close(descriptor)  # another save removed the folder as abandoned before it was locked
+    raise OSError(errno.EBUSY, "other processes remove unfinished folders all the time", str(path))
 
 
 def remove_abandoned(path: Path) -> None:
