@@ -1,0 +1,193 @@
+// Answers one call by an engine that torch2engine saved, without Python and PyTorch.
+//
+//     run_engine MODEL.t2e FOLDER x=4,3,32,32 ...
+//
+// Enters: the saved engine, every input's shape, and FOLDER/NAME.bin with the input's numbers in C order.
+// Leaves: FOLDER/NAME.bin for every output, and a line "NAME DTYPE SHAPE" for each.
+
+#include <NvInferRuntime.h>
+#include <cuda_runtime_api.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fs = std::filesystem;
+namespace trt = nvinfer1;
+using Shapes = std::map<std::string, trt::Dims>;
+using Strings = std::map<std::string, std::string>;
+
+void require(bool holds, std::string const& message) {
+    if (!holds) throw std::runtime_error(message);
+}
+
+void check(cudaError_t status) { require(status == cudaSuccess, std::string("CUDA: ") + cudaGetErrorString(status)); }
+
+// Keeps the last error, since not every one is a failure: the first profile need not be the one that fits.
+struct Logger : trt::ILogger {
+    std::string last_error;
+    void log(Severity severity, char const* message) noexcept override {
+        if (severity <= Severity::kERROR) last_error = message;
+    }
+};
+
+using Memory = std::unique_ptr<void, decltype(&cudaFree)>;
+
+// On the GPU; not even an empty tensor has none, since TensorRT takes no null address.
+Memory allocate(std::size_t bytes) {
+    void* address = nullptr;
+    check(cudaMalloc(&address, bytes + 1));
+    return {address, &cudaFree};
+}
+
+struct Tensor {
+    std::string name;
+    bool is_input;
+    trt::Dims shape;
+    std::size_t bytes;
+    Memory memory;
+};
+
+std::vector<char> read_file(fs::path const& path) {
+    std::ifstream file(path, std::ios::binary);
+    require(file.good(), path.string() + ": got no file that can be read; expected one; write it or see its rights");
+    return {std::istreambuf_iterator<char>(file), {}};
+}
+
+// "x=4,3,32,32" -> the name and the shape; nothing after = is the shape of a single number.
+Shapes::value_type parse_shape(std::string const& argument) {
+    auto const end = argument.find('=');
+    require(end != std::string::npos && argument.find_first_not_of("0123456789,", end + 1) == std::string::npos,
+            "arguments: got " + argument + "; expected NAME=SIZES; write it as x=4,3");
+    trt::Dims shape{};
+    std::stringstream sizes(argument.substr(end + 1));
+    for (std::string size; std::getline(sizes, size, ',') && shape.nbDims < trt::Dims::MAX_DIMS; ++shape.nbDims)
+        shape.d[shape.nbDims] = std::stoll(size);
+    return {argument.substr(0, end), shape};
+}
+
+std::size_t bytes_of(trt::DataType type, trt::Dims const& shape) {
+    using Type = trt::DataType;
+    static std::map<Type, std::size_t> const sizes{{Type::kINT64, 8}, {Type::kFLOAT, 4}, {Type::kINT32, 4},
+                                                   {Type::kHALF, 2},  {Type::kBF16, 2},  {Type::kFP8, 1},
+                                                   {Type::kINT8, 1},  {Type::kUINT8, 1}, {Type::kBOOL, 1}};
+    std::size_t bytes = sizes.at(type);
+    for (int i = 0; i < shape.nbDims; ++i) {
+        require(shape.d[i] >= 0, "shapes: got none for a dynamic input; expected one for each; add NAME=SIZES");
+        bytes *= static_cast<std::size_t>(shape.d[i]);
+    }
+    return bytes;
+}
+
+// Tensor -> dtype, as numpy calls it; an error if this program's TensorRT-RTX can't read the plan beside the manifest.
+Strings read_dtypes(fs::path const& artifact) {
+    std::vector<char> const text = read_file(artifact / "manifest.json");
+    auto const manifest = nlohmann::json::parse(text.begin(), text.end());
+    require(manifest.at("format") == "torch2engine" && manifest.at("kind") == "engine",
+            artifact.string() + ": got another artifact; expected an engine; build one and save it");
+    int const version = getInferLibVersion();
+    std::ostringstream ours;
+    ours << "tensorrt_rtx " << version / 10000 << "." << version / 100 % 100 << "." << version % 100 << ".";
+    nlohmann::json const hardware = manifest.at("hardware");
+    std::string const flavour = hardware.at("flavour");
+    std::string const built = flavour + " " + hardware.at("flavour_version").get<std::string>();
+    require(built.rfind(ours.str(), 0) == 0, artifact.string() + ": got a plan of " + built + "; expected one of " +
+                                                 ours.str() + "*; build the engine or this program with the other");
+    Strings dtypes;
+    for (char const* side : {"inputs", "outputs"})
+        for (auto const& tensor : manifest.at("signature").at(side)) dtypes[tensor.at("name")] = tensor.at("dtype");
+    return dtypes;
+}
+
+std::unique_ptr<trt::IExecutionContext> make_context(trt::ICudaEngine& engine) {
+#ifdef TRT_MAJOR_RTX  // By default kernels change between calls. In version 1.6, shapes after the first are then wrong.
+    std::unique_ptr<trt::IRuntimeConfig> config(engine.createRuntimeConfig());
+    config->setDynamicShapesKernelSpecializationStrategy(trt::DynamicShapesKernelSpecializationStrategy::kNONE);
+    return std::unique_ptr<trt::IExecutionContext>(engine.createExecutionContext(config.get()));
+#else  // the headers of TensorRT have no such option
+    return std::unique_ptr<trt::IExecutionContext>(engine.createExecutionContext());
+#endif
+}
+
+// Take the first optimization profile that contains all shapes.
+bool set_shapes(trt::IExecutionContext& context, Shapes const& shapes, cudaStream_t stream) {
+    for (int profile = 0; profile < context.getEngine().getNbOptimizationProfiles(); ++profile) {
+        bool fits = context.setOptimizationProfileAsync(profile, stream);
+        for (auto const& [name, shape] : shapes) fits = fits && context.setInputShape(name.c_str(), shape);
+        if (fits) return true;
+    }
+    return false;
+}
+
+// Give every input and output its memory.
+std::vector<Tensor> bind(trt::ICudaEngine const& engine, trt::IExecutionContext& context) {
+    std::vector<Tensor> tensors;
+    for (int i = 0; i < engine.getNbIOTensors(); ++i) {
+        char const* name = engine.getIOTensorName(i);
+        trt::Dims const shape = context.getTensorShape(name);
+        std::size_t const bytes = bytes_of(engine.getTensorDataType(name), shape);
+        bool const is_input = engine.getTensorIOMode(name) == trt::TensorIOMode::kINPUT;
+        tensors.push_back({name, is_input, shape, bytes, allocate(bytes)});
+        require(context.setTensorAddress(name, tensors.back().memory.get()), std::string(name) + ": got no address");
+    }
+    return tensors;
+}
+
+void read_input(Tensor const& tensor, fs::path const& path) {
+    std::vector<char> const data = read_file(path);
+    require(data.size() == tensor.bytes, path.string() + ": got " + std::to_string(data.size()) + " bytes; expected " +
+                                             std::to_string(tensor.bytes) + "; compare dtype and shape");
+    check(cudaMemcpy(tensor.memory.get(), data.data(), tensor.bytes, cudaMemcpyHostToDevice));
+}
+
+void write_output(Tensor const& tensor, fs::path const& path) {
+    std::vector<char> data(tensor.bytes);
+    check(cudaMemcpy(data.data(), tensor.memory.get(), tensor.bytes, cudaMemcpyDeviceToHost));
+    std::ofstream file(path, std::ios::binary);
+    file.write(data.data(), static_cast<std::streamsize>(data.size())).flush();
+    require(file.good(), path.string() + ": got no file that can be written; expected one; see the folder's rights");
+}
+
+void run(fs::path const& artifact, fs::path const& folder, Shapes const& shapes, Logger& logger) {
+    Strings const dtypes = read_dtypes(artifact);
+    std::vector<char> const plan = read_file(artifact / "model.plan");
+    std::unique_ptr<trt::IRuntime> runtime(trt::createInferRuntime(logger));
+    std::unique_ptr<trt::ICudaEngine> engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
+    require(bool(engine), artifact.string() + ": got a plan that is refused; expected one for this GPU; build it here");
+    auto const context = make_context(*engine);
+    cudaStream_t const stream = cudaStreamPerThread;
+    require(set_shapes(*context, shapes, stream),
+            "shapes: got others than every profile; expected those of the manifest; pass NAME=SIZES for each input");
+    std::vector<Tensor> const tensors = bind(*engine, *context);
+    for (Tensor const& tensor : tensors)
+        if (tensor.is_input) read_input(tensor, folder / (tensor.name + ".bin"));
+    require(context->enqueueV3(stream), "the call: got an error of TensorRT-RTX");
+    check(cudaStreamSynchronize(stream));
+    for (Tensor const& tensor : tensors) {
+        if (tensor.is_input) continue;
+        write_output(tensor, folder / (tensor.name + ".bin"));
+        std::cout << tensor.name << " " << dtypes.at(tensor.name) << " ";
+        for (int i = 0; i < tensor.shape.nbDims; ++i) std::cout << (i ? "," : "") << tensor.shape.d[i];
+        std::cout << "\n";
+    }
+}
+
+int main(int count, char** arguments) {
+    Logger logger;
+    try {
+        require(count >= 3, "usage: run_engine MODEL.t2e FOLDER NAME=SIZES ...");
+        Shapes shapes;
+        for (int i = 3; i < count; ++i) shapes.insert(parse_shape(arguments[i]));
+        run(arguments[1], arguments[2], shapes, logger);
+    } catch (std::exception const& error) {
+        std::cerr << error.what() << "\n" << logger.last_error << "\n";
+        return 1;
+    }
+}
