@@ -76,6 +76,13 @@ def test_importing_trt_loads_no_tensorrt(run_python: Run) -> None:
     assert [name for name in names if is_heavy(name, ("tensorrt",))] == []
 
 
+def test_importing_deploy_loads_no_compiler_of_torch(run_python: Run) -> None:
+    """It takes a third of the time, and what deploy() finds in the cache or refuses needs no torch._dynamo."""
+    names = run_python("import json, sys, torch2engine.deploy; print(json.dumps(sorted(sys.modules)))")
+    assert "torch2engine.fallback.deploy_in_parts" in names
+    assert [name for name in names if name.startswith(("torch._dynamo", "torch._inductor"))] == []
+
+
 @pytest.mark.parametrize("name", torch2engine.__all__)
 def test_public_name_resolves_in_a_fresh_package(name: str) -> None:
     """Every name of `__all__` is found in its room and is listed by dir()."""

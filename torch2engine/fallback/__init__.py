@@ -8,6 +8,7 @@ A *part* is a group of operators that one engine answers.
     graph_compiler   one graph of torch.compile, and what is called in its place
     inference_only   leaves calls that need gradients to PyTorch
     functional_graph whether a graph writes into its inputs, and its form without writes
+    dispatch_modes   operators that no mode of PyTorch's dispatcher sees
     view_results     results that are views, which PyTorch makes
     partition        a graph cut into parts around the operators that no engine takes
     part_runner      answers one part by its engines, or by PyTorch

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +16,10 @@ from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import (
-    _disable_current_modes,  # pyright: ignore[reportPrivateUsage]  # there is no public one
-)
 
 from torch2engine.fallback.graph_layout import fake_value
 
-__all__ = ["compile_functional_form", "dispatch_modes_off", "has_writes", "written_placeholders"]
+__all__ = ["compile_functional_form", "has_writes", "written_placeholders"]
 
 # PyTorch's functions that update running statistics without a sign in autograd's version.
 _STATISTICS: dict[Any, str] = {functional.batch_norm: "training", functional.instance_norm: "use_input_stats"}
@@ -75,14 +71,3 @@ def compile_functional_form(
     compiled: Any = aot_autograd(fw_compiler=compile_graph, inference_compiler=compile_graph, decompositions=statistics)
     with sdpa_kernel(SDPBackend.MATH):  # a fused kernel is an operator of its own, without a form in ONNX
         return compiled(graph_module, list(example_inputs))
-
-
-@contextmanager
-def dispatch_modes_off() -> Generator[None]:
-    """Hide the operators of the body from every mode of PyTorch's dispatcher.
-
-    AOTAutograd watches the first call of a graph by such a mode (torch 2.13). A deploy in that call traces, and has
-    modes of its own, which must be the outermost.
-    """
-    with _disable_current_modes():
-        yield

@@ -23,9 +23,9 @@ from torch2engine.core.wording import first_line, quote
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import DeployableGraph, lines_of, operators_in
+from torch2engine.fallback.dispatch_modes import dispatch_modes_off
 from torch2engine.fallback.functional_graph import (
     compile_functional_form,
-    dispatch_modes_off,
     has_writes,
     written_placeholders,
 )

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch2engine.core.errors import BuildError, ExportError, InputError, ParityError, UnsupportedOperatorError
 from torch2engine.core.wording import first_line
 from torch2engine.fallback.deployable_graph import DeployableGraph
-from torch2engine.fallback.functional_graph import dispatch_modes_off
+from torch2engine.fallback.dispatch_modes import dispatch_modes_off
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
 from torch2engine.modules.deployed import DeployedModule
