@@ -64,6 +64,33 @@ def test_report_names_each_operator_in_pytorch_by_file_and_line(deployed: t2e.Pa
     assert [part.runs_in for part in explanation.parts] == ["ONNX Runtime"] * 3
 
 
+class Eigenvalues(nn.Module):
+    """Linear layers before and after an operator that no engine takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2), nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows [B, 8] → [B, 2]."""
+        rows = self.body(x)
+        values = torch.linalg.eigvalsh(rows.mT @ rows)
+        return self.head(rows * values)
+
+
+def test_axis_that_begins_at_one_is_answered_at_one() -> None:
+    """torch traces such an axis from 2 on; the parts hold for 1 as well, and engines answer it."""
+    torch.manual_seed(0)
+    model = Eigenvalues().eval()
+    axes = {"x": {0: t2e.Axis("batch", 1, 2, 4)}}
+    module = t2e.deploy(model, torch.rand(2, 8), axes, runtime="onnxruntime", fallback=True)
+    one = torch.rand(1, 8)
+    with torch.no_grad():
+        close(module(one), model(one))
+    assert [part.runs_in for part in module.explain(one).parts] == ["ONNX Runtime"] * 2
+
+
 class AmplifiedBasis(nn.Module):
     """Makes any rounding three thousand times larger, after an operator that no engine takes."""
 

@@ -239,7 +239,7 @@ def _make_module(
 ) -> PartsModule:
     """Cut a program around the operators that no engine takes, and deploy the parts."""
     captured = exported.captured
-    request = ProgramRequest(exported.program, device, deploy_part, arguments.only_faster)
+    request = ProgramRequest(exported.program, captured.signature, device, deploy_part, arguments.only_faster)
     cut = deploy_program(request, [case.inputs for case in exported.answers.parity_cases])
     refit_program = exported.weights if arguments.config.refittable else None
     artifact = write_parts_artifact(cut, captured.signature, captured.profiles, exported.precision, refit_program)

@@ -16,6 +16,7 @@ import sympy
 import torch
 from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
+from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.file_access import write_file
@@ -26,6 +27,7 @@ from torch2engine.artifact.saved_folder import CUT, PROGRAM, WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.spec import Profile, Signature
+from torch2engine.exporter.program import FunctionalProgram
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.fixed_engines import FixedEngines
@@ -50,12 +52,14 @@ class ProgramRequest:
 
     Args:
         program: the file of the whole program.
+        signature: of the whole call.
         device: where engines and program run.
         deploy_part: makes the engine of a part.
         only_faster: leave a part in PyTorch where PyTorch is faster.
     """
 
     program: bytes
+    signature: Signature
     device: torch.device
     deploy_part: DeployPart
     only_faster: bool = False
@@ -84,6 +88,7 @@ def deploy_program(request: ProgramRequest, calls: Sequence[Sequence[torch.Tenso
         calls: flat inputs, on any device; they are copied.
     """
     program = read_program(request.program, "in memory", request.device)
+    _allow_smallest_sizes(program, request.signature)
     _bound_value_dependent(program.graph_module.graph)
     record = RunRecord()
     deployer = _ProgramDeployer(request.deploy_part)
@@ -132,6 +137,22 @@ def _value_dependent(graph: fx.Graph) -> dict[str, Obstacle]:
         for node in graph.nodes
         if _free_sizes(node) and not any(map(_free_sizes, node.all_input_nodes))
     }
+
+
+def _allow_smallest_sizes(program: FunctionalProgram, signature: Signature) -> None:
+    """Let the axes begin where the call's axes do: torch traces from 2 on where an axis begins at 1.
+
+    Whether a part holds for 1 too is decided by its own comparisons, and by that of the whole.
+    """
+    least = {axis.name: axis.min for axis in signature.axes}
+    placeholders = {node.name: node for node in program.graph_module.graph.nodes if node.op == "placeholder"}
+    for name, spec in zip(program.inputs, signature.inputs, strict=True):
+        for size, dim in zip(fake_value(placeholders[name]).shape, spec.shape, strict=True):
+            if dim not in least or not isinstance(size, torch.SymInt) or not isinstance(size.node.expr, sympy.Symbol):
+                continue
+            ranges: dict[sympy.Symbol, Any] = cast("Any", size.node.shape_env).var_to_range
+            traced = ranges[size.node.expr]
+            ranges[size.node.expr] = ValueRanges(min(least[str(dim)], traced.lower), traced.upper)
 
 
 def _bound_value_dependent(graph: fx.Graph) -> None:
