@@ -12,7 +12,7 @@ import os
 import queue
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.evidence import REPOSITORY
 
-__all__ = ["Cores", "answer", "keep_to", "parser"]
+__all__ = ["Cores", "answer", "keep_to", "parser", "visible_devices"]
 
 TIMEOUT_S = 400
 
@@ -85,3 +85,14 @@ def keep_to(cores: str) -> None:
         numbers = [int(core) for core in cores.split(",")]
         os.sched_setaffinity(0, numbers)
         torch.set_num_threads(len(numbers))
+
+
+def visible_devices(environment: Mapping[str, str]) -> list[str]:
+    """The GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Args:
+        environment: of the process. What it lists is kept; without a list, GPUs have their numbers.
+    """
+    shown = environment.get("CUDA_VISIBLE_DEVICES", "")
+    named = [name.strip() for name in shown.split(",") if name.strip()]
+    return named or [str(index) for index in range(torch.cuda.device_count())]

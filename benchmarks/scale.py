@@ -34,6 +34,7 @@ from torch import nn
 
 import torch2engine as t2e
 from benchmarks import _script
+from benchmarks._worker import visible_devices
 from benchmarks.evidence import REPOSITORY, Evidence
 from benchmarks.scale_worker import BATCH, BOUND, Array, count_wrong
 
@@ -105,7 +106,7 @@ class Worker:
 
     def __init__(self, number: int, artifact: str, images: Path, dry_run: bool) -> None:
         command = [sys.executable, "-m", "benchmarks.scale_worker", artifact, str(images)]
-        seen = {} if dry_run else {"CUDA_VISIBLE_DEVICES": _visible_devices()[number]}
+        seen = {} if dry_run else {"CUDA_VISIBLE_DEVICES": visible_devices(os.environ)[number]}
         self._process = subprocess.Popen(
             command,
             cwd=REPOSITORY,
@@ -145,11 +146,6 @@ class Worker:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
-
-
-def _visible_devices() -> list[str]:
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return shown.split(",") if shown else [str(index) for index in range(torch.cuda.device_count())]
 
 
 @dataclass

@@ -13,16 +13,17 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence import REPOSITORY
+from benchmarks.zoo_places import Place
 from benchmarks.zoo_worker import try_model
 
-__all__ = ["METHODS", "ZooProcesses"]
+__all__ = ["METHODS", "Limit", "ZooProcesses", "ended", "receive_all"]
 
 METHODS = ("forkserver", "spawn")
 LONGEST_COMPLAINT = 600
@@ -42,53 +43,100 @@ class ZooProcesses:
         # multiprocessing looks after all its processes when it starts one. No other thread may do so meanwhile.
         self.lock = threading.Lock()
 
-    def ask(self, name: str, backend: str, models: str, cores: str, limit_s: float) -> dict[str, Any]:
+    def ask(self, name: str, backend: str, models: str, place: Place, limit_s: float) -> dict[str, Any]:
         """Try a model.
 
         Args:
             name: of the model.
             backend: "cpu" or "gpu".
             models: module with the entries.
-            cores: numbers of the CPU cores to use, with commas.
-            limit_s: seconds that it may take.
+            place: where it runs.
+            limit_s: seconds that it may take; as many again for a second try of a model that was refused.
 
         Returns:
-            its row; "outcome" is "timeout" after `limit_s`, or "crashed" if the process died.
+            its row; "outcome" is "timeout" after `limit_s`, or "crashed" if the process died. If that happens in a
+            second try, it is the outcome of "fallback".
         """
         with tempfile.TemporaryDirectory() as folder:
             prints = Path(folder) / "prints"
             receiver, sender = self.context.Pipe(duplex=False)
-            process = self.context.Process(target=try_model, args=(name, backend, models, cores, sender, prints))
+            process = self.context.Process(target=try_model, args=(name, backend, models, place, sender, prints))
             with self.lock:
                 process.start()
             sender.close()
             rows: list[dict[str, Any]] = [{"phase": "start", "outcome": "running", "seconds": {}}]
-            is_late = not _receive_all(receiver, rows, time.monotonic() + limit_s)
+            is_late = not receive_all(receiver, rows, Limit(limit_s))
             if is_late:
                 _end(process)
-                _receive_all(receiver, rows, None)
+                receive_all(receiver, rows, Limit(None))
             receiver.close()
             with self.lock:
                 process.join()
-            row = rows[-1]
-            if row["outcome"] != "running":
-                return row
             if is_late:
-                return {**row, "outcome": "timeout", "error": "", "message": f"no answer in {limit_s:g} s"}
-            return {**row, "outcome": "crashed", "error": f"exit {process.exitcode}", "message": _complaint(prints)}
+                return ended(rows[-1], "timeout", "", f"no answer in {limit_s:g} s")
+            return ended(rows[-1], "crashed", f"exit {process.exitcode}", _complaint(prints))
 
 
-def _receive_all(receiver: Connection, rows: list[dict[str, Any]], deadline: float | None) -> bool:
+def ended(row: dict[str, Any], outcome: str, error: str, message: str) -> dict[str, Any]:
+    """Give what a process was still trying its outcome.
+
+    Args:
+        row: the last one that the process sent.
+        outcome, error, message: of what had no end.
+
+    Returns:
+        the row of the model.
+    """
+    end = {"outcome": outcome, "error": error, "message": message}
+    if row["outcome"] == "running":
+        return {**row, **end}
+    if _is_second_try(row):
+        return {**row, "fallback": {**row["fallback"], **end}}
+    return row
+
+
+def _is_second_try(row: dict[str, Any]) -> bool:
+    """Tell whether a process was in a second try when it sent this row."""
+    return "fallback" in row and row["fallback"]["outcome"] == "running"
+
+
+class Limit:
+    """The time that a process has left.
+
+    Args:
+        limit_s: seconds for the first try, and as many from the moment at which a second one begins; None for no limit.
+        clock: seconds, from any start.
+    """
+
+    def __init__(self, limit_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        self._start = clock()
+        self._is_second_try = False
+
+    def begin_second_try(self) -> None:
+        """Give the second try its time, when it begins; later calls change nothing."""
+        if not self._is_second_try:
+            self._is_second_try = True
+            self._start = self._clock()
+
+    def left_s(self) -> float | None:
+        """The seconds that are left, at least 0; None for no limit."""
+        return None if self._limit_s is None else max(self._start + self._limit_s - self._clock(), 0.0)
+
+
+def receive_all(receiver: Connection, rows: list[dict[str, Any]], limit: Limit) -> bool:
     """Take a process's rows until it ends.
 
     Returns:
-        False if the deadline came first.
+        False if the limit came first.
     """
-    while receiver.poll(None if deadline is None else max(deadline - time.monotonic(), 0)):
+    while receiver.poll(limit.left_s()):
         try:
             rows.append(receiver.recv())
         except EOFError:
             return True
+        if _is_second_try(rows[-1]):
+            limit.begin_second_try()
     return False
 
 

@@ -6,7 +6,6 @@ that a process that is ended has said where it was. Apart because a model may cr
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import re
@@ -18,19 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 import torch2engine as t2e
 from benchmarks._worker import keep_to
 from benchmarks.evidence import REPOSITORY
+from benchmarks.zoo_fallback import FallbackRow, can_fall_back, outcome_of, try_again
+from benchmarks.zoo_places import Place, show_only
+from benchmarks.zoo_trial import ZooTrial
 from tests.zoo.entry import AbsentModelError, ZooEntry
-from torch2engine.capture.examples import with_examples
-from torch2engine.capture.signature import capture_call
-from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.core.errors import ParityError, Torch2EngineError
 from torch2engine.modules.deployed import artifact_of
-from torch2engine.modules.judge import judge
-from torch2engine.pipeline.reference_answers import answer_parity_cases
 
 __all__ = ["load_entries", "row_of", "try_model"]
 
@@ -49,11 +44,15 @@ class Row:
 
     Args:
         entry: the model.
-        send: takes the row whenever a phase begins.
+        send: takes the row whenever it changes.
     """
 
     def __init__(self, entry: ZooEntry, send: Callable[[dict[str, Any]], None]) -> None:
         self.phase = "make"
+        self.outcome = "running"
+        self.error = ""
+        self.message = ""
+        self.fallback: FallbackRow | None = None
         self.send = send
         self.seconds: dict[str, float] = {}
         self.axes = _described(entry)
@@ -62,23 +61,44 @@ class Row:
     def timed(self, phase: str) -> Generator[None]:
         """Take a phase's seconds, whether it fails or not."""
         self.phase = phase
-        self.send(self.to_json("running"))
+        self.send(self.to_json())
         start = time.perf_counter()
         try:
             yield
         finally:
             self.seconds[phase] = round(time.perf_counter() - start, 2)
 
-    def to_json(self, outcome: str, error: str = "", message: str = "") -> dict[str, Any]:
-        """The row with its outcome."""
-        return {
-            "outcome": outcome,
+    def end(self, outcome: str, error: Exception | None = None) -> None:
+        """Note what came of the model.
+
+        Args:
+            outcome: the word for it.
+            error: the one that it ended with.
+        """
+        self.outcome = outcome
+        self.error = "" if error is None or outcome == "absent" else type(error).__name__
+        self.message = "" if error is None else str(error)
+
+    def take_fallback(self, fallback: FallbackRow) -> None:
+        """Take over what came of a second try."""
+        self.fallback = fallback
+        self.send(self.to_json())
+
+    def to_json(self) -> dict[str, Any]:
+        """The row as it is now."""
+        row: dict[str, Any] = {
+            "outcome": self.outcome,
             "phase": self.phase,
-            "error": error,
-            "message": _without_paths(message)[:LONGEST_MESSAGE],
-            "seconds": self.seconds,
+            "error": self.error,
+            "message": _short(self.message),
+            "seconds": dict(self.seconds),
             "axes": self.axes,
         }
+        if self.fallback is not None:
+            fallback = self.fallback.to_json()
+            refused = {way: _short(message) for way, message in fallback["refused"].items()}
+            row["fallback"] = {**fallback, "message": _short(fallback["message"]), "refused": refused}
+        return row
 
 
 def _described(entry: ZooEntry) -> dict[str, list[int]]:
@@ -87,89 +107,66 @@ def _described(entry: ZooEntry) -> dict[str, list[int]]:
     return {name: [axis.min, int(axis.max or axis.min), axis.multiple_of] for name, axis in axes.items()}
 
 
-def _without_paths(message: str) -> str:
-    """A message without the places of this machine."""
-    return _SITE_PACKAGES.sub("", message.replace(f"{REPOSITORY}/", ""))
+def _short(message: str) -> str:
+    """The beginning of a message, without the places of this machine."""
+    return _SITE_PACKAGES.sub("", message.replace(f"{REPOSITORY}/", ""))[:LONGEST_MESSAGE]
 
 
 def row_of(entry: ZooEntry, backend: str, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Send a model down the road.
+    """Deploy a model; if that is refused, try it again in parts and by torch.compile.
 
     Args:
         entry: the model.
         backend: "cpu" or "gpu".
-        send: takes the row whenever a phase begins.
+        send: takes the row whenever it changes.
 
     Returns:
         "outcome": "passed", "refused" (a typed error), "wrong" (an answer beyond rounding), "untyped" or "absent".
-        "phase": where it ended. "error", "message": what was said. "seconds": of each phase.
+        "phase": where it ended. "error", "message": what was said. "seconds": of each phase. "fallback": what came of
+        the second try, where there was one.
     """
     row = Row(entry, send)
-    try:
-        with torch.no_grad():
-            _deploy(entry, backend, row)
-    except AbsentModelError as error:
-        return row.to_json("absent", message=str(error))
-    except ModuleNotFoundError as error:
-        outcome = "absent" if error.name in LIBRARIES else "untyped"
-        return row.to_json(outcome, type(error).__name__, str(error))
-    except ParityError as error:
-        return row.to_json("wrong", type(error).__name__, str(error))
-    except Torch2EngineError as error:
-        return row.to_json("refused", type(error).__name__, str(error))
-    except Exception as error:
-        return row.to_json("untyped", type(error).__name__, str(error))
-    return row.to_json("passed")
+    with torch.no_grad():
+        trial: ZooTrial | None = None
+        try:
+            with row.timed("make"):
+                trial = ZooTrial.make(entry, backend)
+            _deploy(trial, row)
+            row.end("passed")
+        except AbsentModelError as error:
+            row.end("absent", error)
+        except ModuleNotFoundError as error:
+            row.end("absent" if error.name in LIBRARIES else "untyped", error)
+        except Exception as error:
+            row.end(outcome_of(error), error)
+            if trial is not None and can_fall_back(error, row.phase):
+                try_again(trial, error, row.take_fallback)
+    return row.to_json()
 
 
-def _deploy(entry: ZooEntry, backend: str, row: Row) -> None:
+def _deploy(trial: ZooTrial, row: Row) -> None:
     """Deploy a model, compare it at sizes between, and build its engine where that is not done yet."""
-    device, runtime = ("cuda", "tensorrt") if backend == "gpu" else ("cpu", "onnxruntime")
-    with row.timed("make"):
-        model = entry.make().to(device)
-        sample, between = (_on(entry.sample(entry.sizes(which)), device) for which in ("opt", "between"))
-        ends = [_on(entry.sample(entry.sizes(which)), device) for which in ("min", "max")]
     with row.timed("deploy"):
-        examples = ends if entry.is_given_examples else None
-        module = t2e.deploy(model, sample, entry.axes, examples=examples, runtime=runtime, cache=False)
-    assert isinstance(module, (t2e.TRTModule, t2e.ORTModule)) and module.report is not None
+        module = trial.deploy()
+    assert module.report is not None
     row.seconds |= {f"deploy.{phase}": round(seconds, 2) for phase, seconds in module.report.seconds.items()}
     with row.timed("between"):
-        _compare(module, model, entry, sample, between)
-    if backend == "cpu":
+        trial.compare(module)
+    if trial.runtime == "onnxruntime":
         artifact = artifact_of(module)
-        assert isinstance(artifact, t2e.OnnxArtifact)  # nothing falls back to PyTorch here
+        assert isinstance(artifact, t2e.OnnxArtifact)  # nothing is left to PyTorch here
         with row.timed("build"):
             t2e.build(artifact, cache=False)
 
 
-def _compare(
-    module: t2e.TRTModule | t2e.ORTModule, model: nn.Module, entry: ZooEntry, sample: Any, between: Any
-) -> None:
-    """Compare a deployed module with its model at other sizes.
-
-    Raises:
-        ParityError: they differ.
-    """
-    with undisturbed(model):
-        captured = capture_call(model, sample, entry.axes)
-        captured = dataclasses.replace(captured, signature=module.signature)
-        answers = answer_parity_cases(with_examples(captured, [between]), sensitivity_precisions=(module.precision,))
-    judge(module, answers.parity_cases, notes=answers.notes).raise_if_failed()
-
-
-def _on(inputs: Mapping[str, Any], device: str) -> dict[str, Any]:
-    return {name: value.to(device) for name, value in inputs.items()}
-
-
-def try_model(name: str, backend: str, models: str, cores: str, sender: Connection, prints: Path) -> None:
+def try_model(name: str, backend: str, models: str, place: Place, sender: Connection, prints: Path) -> None:
     """Try one model: all that a process of a sweep does.
 
     Args:
         name: of the entry.
         backend: "cpu" or "gpu".
         models: module with the entries.
-        cores: numbers of the CPU cores to use, with commas.
+        place: where it runs.
         sender: takes the rows.
         prints: takes what the process prints.
     """
@@ -177,5 +174,6 @@ def try_model(name: str, backend: str, models: str, cores: str, sender: Connecti
     target = os.open(prints, os.O_WRONLY | os.O_CREAT)
     for stream in (1, 2):
         os.dup2(target, stream)
-    keep_to(cores)
+    show_only(place.gpu)
+    keep_to(place.cores)
     sender.send(row_of(load_entries(models)[name], backend, sender.send))

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from benchmarks import zoo_sweep, zoo_table
+from benchmarks._worker import visible_devices
 from benchmarks.evidence import Evidence, complaints
-from benchmarks.zoo_processes import ZooProcesses
+from benchmarks.zoo_places import Place, Places
+from benchmarks.zoo_processes import Limit, ZooProcesses, ended, receive_all
 from tests.support import tiny_zoo
 from tests.zoo.entry import ZooEntry
 from tests.zoo.models import EVERY, LISTS, RELATIVES, ZOO
@@ -62,7 +64,7 @@ def _fixed_sizes(shape: torch.Size, axes: Mapping[int, Any]) -> list[int]:
 def swept(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The evidence of a sweep over the tiny zoo."""
     path = tmp_path_factory.mktemp("zoo") / "zoo_cpu.json"
-    chosen = argparse.Namespace(history=[path], workers=2, backend="cpu", limit=300.0, models=TINY, start="forkserver")
+    chosen = argparse.Namespace(history=[path], workers=2, backend="cpu", limit=300.0, models=TINY, start=None)
     entries = {name: entry for name, entry in tiny_zoo.ZOO.items() if name != "never_ends"}
     zoo_sweep.sweep(entries, Evidence(), path, chosen, SHARED)
     return json.loads(path.read_text())
@@ -79,8 +81,22 @@ def test_sweep_records_what_came_of_each_model(swept: dict[str, Any]) -> None:
     assert (rows["branches"]["outcome"], rows["branches"]["error"]) == ("refused", "ExportError")
     assert rows["branches"]["phase"] == "deploy"
     assert "(at tests/support/tiny_zoo.py:" in rows["branches"]["message"]
-    assert (swept["figures"]["zoo.models"], swept["figures"]["zoo.pass_share"]) == (3, 0.3333)
+    assert (swept["figures"]["zoo.models"], swept["figures"]["zoo.pass_share"]) == (4, 0.25)
     assert swept["samples"]["waiting"] == []
+
+
+def test_refused_model_is_tried_in_parts_and_by_torch_compile(swept: dict[str, Any]) -> None:
+    """Its row says which way answers right, and the share of the time in engines; the figure counts it."""
+    rows = swept["samples"]["models"]
+    by_parts, by_compile = (rows[name]["fallback"] for name in ("eigenvalues", "branches"))
+    assert rows["eigenvalues"]["error"] == "UnsupportedOperatorError"
+    assert (by_parts["way"], by_parts["outcome"], by_parts["engines"]) == ("fallback=True", "passed", 1)
+    assert 0 < by_parts["engine_share"] < 1
+    assert (by_compile["way"], by_compile["outcome"], by_compile["engines"]) == ("torch.compile", "passed", 0)
+    assert by_compile["engine_share"] == 0  # each of its parts is one addition
+    assert "fallback" not in rows["linear"] and "fallback" not in rows["dies"]
+    assert swept["figures"]["zoo.pass_share_with_fallback"] == 0.75
+    assert (swept["figures"]["zoo.passed_with_fallback"], swept["figures"]["zoo.fallback_without_engine"]) == (2, 1)
 
 
 def test_sweep_that_is_cut_has_written_what_it_found(tmp_path: Path) -> None:
@@ -97,9 +113,51 @@ def test_sweep_that_is_cut_has_written_what_it_found(tmp_path: Path) -> None:
 def test_model_that_takes_too_long_is_ended() -> None:
     """It becomes a row of its own, and its process is gone."""
     before = multiprocessing.active_children()
-    row = ZooProcesses("forkserver", SHARED).ask("never_ends", "cpu", TINY, cores="", limit_s=0.5)
+    row = ZooProcesses("forkserver", SHARED).ask("never_ends", "cpu", TINY, Place(), limit_s=0.5)
     assert (row["outcome"], row["message"]) == ("timeout", "no answer in 0.5 s")
     assert multiprocessing.active_children() == before
+
+
+@pytest.mark.parametrize("second_try", ["running", None])
+def test_process_that_ends_early_leaves_what_it_was_trying(second_try: str | None) -> None:
+    """The first try keeps its outcome when the second one is cut."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    fallback = {} if second_try is None else {"fallback": {"way": "torch.compile", "outcome": second_try}}
+    sender.send({"outcome": "running"})
+    sender.send({"outcome": "refused" if fallback else "running", **fallback})
+    rows: list[dict[str, Any]] = []
+    assert not receive_all(receiver, rows, Limit(0))
+    row = ended(rows[-1], "timeout", "", "no answer in 0 s")
+    assert row["outcome"] == ("refused" if fallback else "timeout")
+    assert (row["fallback"] if fallback else row)["message"] == "no answer in 0 s"
+    sender.close()
+    assert receive_all(receiver, rows, Limit(0))
+
+
+def test_second_try_has_the_whole_limit_again() -> None:
+    """Its clock starts when it begins, and only then: a second row of it gives no third limit."""
+    clock = iter([0.0, 9.0, 11.0, 12.0, 20.0])
+    limit = Limit(10.0, lambda: next(clock))  # begins at 0
+    assert limit.left_s() == 1.0  # at 9
+    limit.begin_second_try()  # at 11
+    assert limit.left_s() == 9.0  # at 12
+    limit.begin_second_try()
+    assert limit.left_s() == 1.0  # at 20
+    assert Limit(None).left_s() is None
+
+
+def test_processes_of_a_sweep_take_turns_on_the_gpus() -> None:
+    """Each GPU that the sweep may use has as many processes as the next, by the name that the environment gives it."""
+    gpus = visible_devices({"CUDA_VISIBLE_DEVICES": "3, GPU-5f"})
+    places = Places(2, gpus)
+    seen: list[str] = []
+    for _ in range(4):
+        with places.share() as place:
+            seen.append(place.gpu)
+    assert gpus == ["3", "GPU-5f"]
+    assert Counter(seen) == dict.fromkeys(gpus[: places.count], 4 // places.count)
+    with Places(1).share() as place:
+        assert place.gpu == ""
 
 
 def test_absent_model_counts_neither_way() -> None:
@@ -111,6 +169,9 @@ def test_absent_model_counts_neither_way() -> None:
         "zoo.models": 7,
         "zoo.passed": 2,
         "zoo.pass_share": 2 / 7,
+        "zoo.pass_share_with_fallback": 2 / 7,
+        "zoo.passed_with_fallback": 0,
+        "zoo.fallback_without_engine": 0,
         "zoo.refused": 1,
         "zoo.wrong": 1,
         "zoo.untyped": 2,
@@ -146,7 +207,7 @@ def test_seconds_come_from_the_last_run_that_a_model_passed(tmp_path: Path) -> N
 
 
 def evidence_of(**outcomes: str) -> dict[str, Any]:
-    """The content of an evidence file in which each of these models has its outcome."""
+    """The content of an evidence file in which each of these models has its outcome, and "parts" a second try."""
     rows = {
         model: {
             "family": "plain",
@@ -156,6 +217,8 @@ def evidence_of(**outcomes: str) -> dict[str, Any]:
         }
         for model, outcome in outcomes.items()
     }
+    if "parts" in rows:
+        rows["parts"]["fallback"] = {"way": "torch.compile", "outcome": "passed", "engine_share": 0.304, "engines": 2}
     return {
         "versions": {"torch": "2.11.0", "tensorrt_rtx": "1.6.1"},
         "figures": zoo_sweep.figures_of(rows),
@@ -165,20 +228,26 @@ def evidence_of(**outcomes: str) -> dict[str, Any]:
 
 def test_table_has_every_model_with_its_reason() -> None:
     """A column for each backend; what one of them did not try is told apart from what failed."""
-    found = {"zoo_cpu": evidence_of(a="passed", b="refused"), "zoo_gpu": evidence_of(a="passed")}
+    found = {"zoo_cpu": evidence_of(a="passed", parts="refused"), "zoo_gpu": evidence_of(a="passed")}
     text = zoo_table.generate(found)
     assert "**CPU** (torch 2.11.0, tensorrt_rtx 1.6.1): " in text
-    assert "1 of 2 pass, 50.0%." in text
+    assert "1 of 2 pass, 50.0%; 2 with a second try, 100.0%." in text
     assert text.endswith(
         "\n## plain\n"
-        "\n| model | axes | CPU | GPU | reason |\n|---|---|---|---|---|\n"
-        "| `a` | batch 1..4, height 32..64 by 8 | passed | passed |  |\n"
-        "| `b` | batch 1..4, height 32..64 by 8 | refused | – | a\\|loop |\n"
+        "\n| model | axes | CPU | GPU | reason | second try |\n|---|---|---|---|---|---|\n"
+        "| `a` | batch 1..4, height 32..64 by 8 | passed | passed |  |  |\n"
+        "| `parts` | batch 1..4, height 32..64 by 8 | refused | – | a\\|loop | CPU: `torch.compile`, 30% |\n"
     )
 
 
+def test_table_without_evidence_claims_nothing() -> None:
+    """The page says that no run is recorded, and has no table."""
+    text = zoo_table.generate({})
+    assert "No run is recorded yet" in text
+    assert "|" not in text
+
+
 def test_document_says_what_the_evidence_says(repository: Path) -> None:
-    """docs/models.md is the one that the committed JSON gives; without JSON there is none."""
+    """docs/models.md is the one that the committed JSON gives."""
     found = zoo_table.read(repository / "benchmarks" / "results")
-    assert zoo_table.DOCUMENT.exists() == bool(found)
-    assert not found or zoo_table.DOCUMENT.read_text(encoding="utf-8") == zoo_table.generate(found)
+    assert zoo_table.DOCUMENT.read_text(encoding="utf-8") == zoo_table.generate(found)

@@ -1,4 +1,4 @@
-"""Models in the form of the zoo: one becomes an engine, one can have none, one ends its process, one never ends.
+"""Models in the form of the zoo: one becomes an engine, two are refused, one ends its process, one never ends.
 
 Enters: nothing. Leaves: `ZOO`. Apart because the processes of the sweep load it by name.
 """
@@ -23,6 +23,18 @@ class Branches(nn.Module):
         return x + 1 if x.sum() > 0 else x - 1
 
 
+class Eigenvalues(nn.Module):
+    """No engine takes its last operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4), nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = self.body(x)
+        return torch.linalg.eigvalsh(rows.mT @ rows)
+
+
 def _die() -> nn.Module:
     os._exit(7)
 
@@ -35,6 +47,7 @@ def _wait_for_ever() -> nn.Module:
 ZOO = {
     "linear": ZooEntry("plain", lambda: nn.Linear(3, 2), floats("batch", 3, name="input"), {"input": {0: BATCH}}),
     "branches": ZooEntry("plain", Branches, floats("batch", 3), {"x": {0: BATCH}}),
+    "eigenvalues": ZooEntry("plain", Eigenvalues, floats("batch", 3), {"x": {0: BATCH}}),
     "dies": ZooEntry("plain", _die, floats("batch", 3), {"x": {0: BATCH}}),
     "never_ends": ZooEntry("plain", _wait_for_ever, floats("batch", 3), {"x": {0: BATCH}}),
 }

@@ -1,0 +1,122 @@
+"""A model of the zoo that deploy() refused, tried again: in parts, and by torch.compile.
+
+Enters: the trial, and the error that it ended with. Leaves: which way its answers are right, and the share of the time
+that is spent in engines. Separate because only the few models that are refused come here.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+import torch2engine as t2e
+from benchmarks.zoo_trial import ZooTrial
+from torch2engine.core.errors import ParityError, Torch2EngineError, UnsupportedOperatorError
+from torch2engine.modules.explanation import Explanation
+
+__all__ = ["COMPILE", "PARTS", "FallbackRow", "can_fall_back", "outcome_of", "try_again"]
+
+PARTS = "fallback=True"
+COMPILE = "torch.compile"
+
+
+@dataclass(frozen=True)
+class FallbackRow:
+    """What came of a second try.
+
+    Args:
+        way: `PARTS` or `COMPILE`; the last that was tried.
+        outcome: as of a row of the sweep; "running" before it has ended.
+        error, message: of a try that failed.
+        seconds: of each way.
+        refused: what was said of the ways before this one.
+        engine_share: the share of a call's time that is spent in engines, between 0 and 1; 0 before it is known.
+        parts: the number of parts, those in PyTorch among them.
+        engines: how many of these are engines.
+    """
+
+    way: str
+    outcome: str = "running"
+    error: str = ""
+    message: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict[str, float])
+    refused: Mapping[str, str] = field(default_factory=dict[str, str])
+    engine_share: float = 0.0
+    parts: int = 0
+    engines: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for the evidence."""
+        return {**asdict(self), "engine_share": round(self.engine_share, 4)}
+
+
+def can_fall_back(error: Exception, phase: str) -> bool:
+    """Tell whether a second try may answer a model.
+
+    Args:
+        error: the one that the model ended with.
+        phase: where it ended. An error after deploy() is about an engine that answers already.
+    """
+    return phase == "deploy" and isinstance(error, Torch2EngineError)
+
+
+def outcome_of(error: Exception) -> str:
+    """The word for an error: "wrong" for answers beyond rounding, "refused" for another typed error, or "untyped"."""
+    if isinstance(error, ParityError):
+        return "wrong"
+    return "refused" if isinstance(error, Torch2EngineError) else "untyped"
+
+
+def try_again(trial: ZooTrial, error: Exception, record: Callable[[FallbackRow], None]) -> None:
+    """Try a model in parts if operators were refused, and then by torch.compile; the first way that answers counts.
+
+    Args:
+        trial: the model.
+        error: what deploy() ended with.
+        record: takes the row whenever it changes.
+    """
+    ways = {PARTS: _in_parts, COMPILE: _compiled}
+    if not isinstance(error, UnsupportedOperatorError):  # deploy() itself says that parts don't help then
+        del ways[PARTS]
+    seconds: dict[str, float] = {}
+    refused: dict[str, str] = {}
+    for way, answer in ways.items():
+        row = FallbackRow(way, seconds=seconds, refused=refused)
+        record(row)
+        start = time.perf_counter()
+        try:
+            explanation = answer(trial)
+        except Exception as failure:
+            row = replace(row, outcome=outcome_of(failure), error=type(failure).__name__, message=str(failure))
+        else:
+            engines = sum(part.runs_in != "PyTorch" for part in explanation.parts)
+            share = explanation.engine_share
+            row = replace(row, outcome="passed", engine_share=share, parts=len(explanation.parts), engines=engines)
+        seconds[way] = round(time.perf_counter() - start, 2)
+        record(row)
+        if row.outcome == "passed":
+            return
+        refused[way] = row.message
+
+
+def _in_parts(trial: ZooTrial) -> Explanation:
+    """Deploy a model with fallback=True, and compare it at all sizes."""
+    module = trial.deploy(fallback=True)
+    trial.compare(module)
+    return module.explain(trial.sample)
+
+
+def _compiled(trial: ZooTrial) -> Explanation:
+    """Compile a model, and compare it at all sizes. Its engines are built once for that and for the explanation."""
+    with tempfile.TemporaryDirectory() as cache:
+        options: dict[str, Any] = {"cache": cache}
+        explanation = t2e.explain(trial.model, t2e.Inputs(**trial.sample), options=options)
+        torch.compiler.reset()
+        compiled: Any = torch.compile(trial.model, backend=t2e.compile_backend, options=options)
+        trial.compare_compiled(compiled)
+    return explanation
