@@ -1,7 +1,8 @@
 """docs/models.md, made from the evidence of the zoo: `python -m benchmarks.zoo_table`, or with `--check`.
 
-Enters: `zoo_cpu.json`, `zoo_gpu.json`, or one of them. Leaves: a table of every model, its axes, what came of it, and
-why. Separate because the other tables are of figures, and this one is of reasons.
+Enters: `zoo_cpu.json` and `zoo_gpu.json`, as far as they exist. Leaves: a table of every model, its axes, what came of
+it, why, and which way it runs in parts; or a page that says that nothing is measured. Separate because the other tables
+are of figures, and this one is of reasons.
 """
 
 from __future__ import annotations
@@ -37,9 +38,16 @@ Well-known architectures with random weights, each with the axes that its users 
 batch from 1 to 4. Each was compared at the least, the usual and the largest size of its axes, and at one between.
 
 """
+_NOTHING = """No run is recorded yet, so nothing is claimed here. `make zoo` and `make gpu-zoo` measure.
+"""
+_SECOND_TRY = """
+A model that `deploy` refused was tried again: with `fallback=True` if operators were the reason, and then by
+`torch.compile(backend="torch2engine")`. It was compared at the same sizes. The percentage is the share of a call's time
+that is spent in engines; see [What no engine takes](fallback.md).
+"""
 _COLUMNS = """
-| model | axes | {backends} | reason |
-|---|---|{rules}---|
+| model | axes | {backends} | reason | second try |
+|---|---|{rules}---|---|
 """
 
 
@@ -51,6 +59,8 @@ def read(results: Path) -> dict[str, Evidence]:
 
 def generate(found: Mapping[str, Evidence]) -> str:
     """Make the document from the content of the evidence files, by their names."""
+    if not found:
+        return _HEAD + _NOTHING
     sentences = [_sentence(name, evidence) for name, evidence in found.items()]
     columns = _COLUMNS.format(backends=" | ".join(_BACKENDS[name] for name in found), rules="---|" * len(found))
     rows = {name: evidence["samples"]["models"] for name, evidence in found.items()}
@@ -58,10 +68,10 @@ def generate(found: Mapping[str, Evidence]) -> str:
     for by_model in rows.values():
         for model, row in by_model.items():
             families.setdefault(row["family"], {}).setdefault(model, []).append(row)
-    parts = [_HEAD, "\n".join(f"- {sentence}" for sentence in sentences), "\n"]
+    parts = [_HEAD, "\n".join(f"- {sentence}" for sentence in sentences), "\n", _SECOND_TRY]
     for family, models in sorted(families.items()):
         parts += [f"\n## {family}\n", columns]
-        parts += [_line(model, [rows[name].get(model) for name in found]) for model in sorted(models)]
+        parts += [_line(model, {name: rows[name].get(model) for name in found}) for model in sorted(models)]
     return "".join(parts)
 
 
@@ -70,18 +80,29 @@ def _sentence(name: str, evidence: Evidence) -> str:
     with_what = ", ".join(
         f"{library} {versions[library]}" for library in ("torch", "tensorrt_rtx") if library in versions
     )
+    with_fallback = figures["zoo.passed"] + figures["zoo.passed_with_fallback"]
+    waiting = f" {figures['zoo.waiting']} were not tried." if figures["zoo.waiting"] else ""
     return (
         f"**{_BACKENDS[name]}** ({with_what}): {_SAID[name]}. "
-        f"{figures['zoo.passed']} of {figures['zoo.models']} pass, {figures['zoo.pass_share']:.1%}."
+        f"{figures['zoo.passed']} of {figures['zoo.models']} pass, {figures['zoo.pass_share']:.1%}; "
+        f"{with_fallback} with a second try, {figures['zoo.pass_share_with_fallback']:.1%}.{waiting}"
     )
 
 
-def _line(model: str, rows: list[Mapping[str, Any] | None]) -> str:
-    known = [row for row in rows if row is not None]
-    axes = ", ".join(_axis(axis, *limits) for axis, limits in known[0]["axes"].items())
-    marks = " | ".join(_NOT_TRIED if row is None else str(row["outcome"]) for row in rows)
-    reasons = [one_line_reason(row["message"]) for row in known if row["outcome"] != "passed"]
-    return f"| `{model}` | {axes} | {marks} | {reasons[0] if reasons else ''} |\n"
+def _line(model: str, rows: Mapping[str, Mapping[str, Any] | None]) -> str:
+    known = {name: row for name, row in rows.items() if row is not None}
+    axes = ", ".join(_axis(axis, *limits) for axis, limits in next(iter(known.values()))["axes"].items())
+    marks = " | ".join(str(known[name]["outcome"]) if name in known else _NOT_TRIED for name in rows)
+    reasons = [one_line_reason(row["message"]) for row in known.values() if row["outcome"] != "passed"]
+    again = {name: row["fallback"] for name, row in known.items() if "fallback" in row}
+    second_tries = "; ".join(f"{_BACKENDS[name]}: {_second_try(fallback)}" for name, fallback in again.items())
+    return f"| `{model}` | {axes} | {marks} | {reasons[0] if reasons else ''} | {second_tries} |\n"
+
+
+def _second_try(fallback: Mapping[str, Any]) -> str:
+    if fallback["outcome"] != "passed":
+        return f"`{fallback['way']}` {fallback['outcome']}"
+    return f"`{fallback['way']}`, {fallback['engine_share']:.0%}"
 
 
 def _axis(name: str, low: int, high: int, step: int) -> str:
@@ -95,10 +116,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--document", type=Path, default=DOCUMENT)
     chosen = parser.parse_args()
-    found = read(chosen.results)
-    if not found:
-        sys.exit(f"{chosen.results}: got no evidence of the zoo; run `make zoo` or `make gpu-zoo`")
-    made = generate(found)
+    made = generate(read(chosen.results))
     if not chosen.check:
         chosen.document.write_text(made, encoding="utf-8")
     elif not chosen.document.exists() or chosen.document.read_text(encoding="utf-8") != made:
