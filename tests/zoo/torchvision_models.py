@@ -1,4 +1,4 @@
-"""torchvision: classification, segmentation, video and optical flow.
+"""torchvision: classification, segmentation, video, optical flow and detection.
 
 Enters: nothing. Leaves: `TORCHVISION`, entries by name. torchvision is imported when a model is made. Apart because its
 models come from several modules of it.
@@ -31,6 +31,17 @@ class Final(nn.Module):
 
     def forward(self, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         return self.model(first, second, num_flow_updates=self.refinements)[-1]
+
+
+class Detections(nn.Module):
+    """A detector that takes its pictures in one tensor."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        return self.model(list(x))
 
 
 def _make(group: str, name: str, options: dict[str, Any]) -> nn.Module:
@@ -97,6 +108,33 @@ def _flow(name: str, refinements: int) -> ZooEntry:
     return ZooEntry("torchvision", make, inputs, {"first": few, "second": few})
 
 
+def _detector(name: str, **options: Any) -> ZooEntry:
+    """A detector of a few boxes, whose suppression depends on values."""
+    options = {"weights_backbone": None, "num_classes": 5, "min_size": 64, "max_size": 128, **options}
+
+    def make() -> nn.Module:
+        model = _make("detection", name, options)
+        _require_compiled_operators()
+        for layer in model.modules():
+            if isinstance(layer, nn.Conv2d) and layer.out_channels % 5 == 0:
+                nn.init.normal_(layer.weight, std=0.1)  # scores that differ; they are all the same without training
+        return Detections(model)
+
+    return ZooEntry("torchvision detection", make, pictures(64), {"x": {0: t2e.Axis("batch", 1, 2, 3)}})
+
+
+def _require_compiled_operators() -> None:
+    """Make sure that torchvision can suppress boxes.
+
+    Raises:
+        AbsentModelError: its compiled operators do not load beside this build of PyTorch.
+    """
+    try:
+        import_torchvision().ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
+    except (RuntimeError, NotImplementedError) as error:
+        raise AbsentModelError("torchvision's compiled operators do not load beside this build of torch") from error
+
+
 _FEW = t2e.Axis("batch", 1, 2, 3)
 _FRAMES = t2e.Axis("frames", 4, 8, 12, multiple_of=4)
 
@@ -124,4 +162,9 @@ TORCHVISION: dict[str, ZooEntry] = {
     "s3d": _video("s3d", 224, 16),
     "swin3d_t": _video("swin3d_t", 64, 4),
     "raft_small": _flow("raft_small", 2),
+    "retinanet": _detector("retinanet_resnet50_fpn", score_thresh=0.0, detections_per_img=10, topk_candidates=20),
+    "fcos": _detector("fcos_resnet50_fpn", score_thresh=0.0, detections_per_img=10, topk_candidates=20),
+    "faster_rcnn": _detector(
+        "fasterrcnn_mobilenet_v3_large_fpn", box_score_thresh=0.0, box_detections_per_img=10, rpn_post_nms_top_n_test=20
+    ),
 }
