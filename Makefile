@@ -16,7 +16,7 @@ UV_VERSION := 0.13.9
 PIP        := .venv/bin/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-torch check typing docs package changelog gpu-test gpu2-test bench operators attacks triton mutants zoo gpu-zoo evidence lock clean
+.PHONY: help demo test test-fast test-torch check typing docs package package-bare changelog gpu-test gpu2-test bench operators attacks triton mutants zoo gpu-zoo evidence lock clean
 .DELETE_ON_ERROR:
 
 help:
@@ -27,6 +27,7 @@ help:
 	@echo 'make check     ruff, pyright (strict), import rules'
 	@echo 'make docs      the documentation as HTML in build/docs, strictly'
 	@echo 'make package   wheel and sdist in dist/, installed in an environment of their own and tried there'
+	@echo 'make package-bare  the same without dependencies, so without torch  (PYTHON=python3.13 for another Python)'
 	@echo 'make changelog a section of CHANGELOG.md from changelog.d/, whose fragments it removes'
 	@echo 'make typing    mypy (strict) on a project of a user'
 	@echo 'make gpu-test  the tests that need a GPU; figures go to $$RESULTS/gpu-tests.json'
@@ -121,20 +122,31 @@ docs: build/docs-venv/stamp
 	@PYTHONPATH=. build/docs-venv/bin/towncrier build --draft --version 'Next release' --date unreleased \
 		> build/next-release.md 2> /dev/null
 	@PYTHONPATH=. build/docs-venv/bin/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@PYTHONPATH=. build/docs-venv/bin/python -m tests.support.html_links build/docs
 	@echo '· build/docs/index.html'
 
-# The sdist, and the wheel that is built from it. The smoke test runs isolated: it can import no file of the checkout.
+# The sdist, and the wheel that is built from it. Each is tried alone first, where the doctor must work; then the wheel
+# with its dependencies. The smoke tests run isolated: they can import no file of the checkout.
 build/package-venv/stamp: requirements/package.txt
 	@$(PYTHON) -m venv --clear build/package-venv
 	@build/package-venv/bin/python -m pip --disable-pip-version-check install -qq -r requirements/package.txt
 	@touch $@
 
-package: build/package-venv/stamp
-	@rm -rf dist build/lib build/bdist.* build/installed-venv
+package-bare: build/package-venv/stamp
+	@rm -rf dist build/lib build/bdist.* build/bare-venv
 	@build/package-venv/bin/python -m build --outdir dist . > build/package.log 2>&1 || { cat build/package.log; exit 1; }
 	@ls dist/*
+	@$(PYTHON) -m venv build/bare-venv
+	@for file in dist/*; do \
+		echo "· installing $$file alone into build/bare-venv"; \
+		build/bare-venv/bin/python -m pip --disable-pip-version-check install -qq --no-deps --force-reinstall "$$file" || exit 1; \
+		build/bare-venv/bin/python -I tests/support/bare_smoke.py || exit 1; \
+	done
+
+package: package-bare
+	@rm -rf build/installed-venv
 	@$(PYTHON) -m venv build/installed-venv
-	@echo '· installing the wheel into build/installed-venv'
+	@echo '· installing the wheel into build/installed-venv, with its dependencies'
 	@build/installed-venv/bin/python -m pip --disable-pip-version-check install -qq --constraint requirements/demo.txt \
 		"$$(ls $(CURDIR)/dist/*.whl)[cli]"
 	@build/installed-venv/bin/python -I tests/support/installed_smoke.py
