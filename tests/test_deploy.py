@@ -394,7 +394,7 @@ def test_flavour_that_is_missing_is_an_installation_error_before_any_work(monkey
     with pytest.raises(InstallationError) as caught:
         t2e.deploy(Counting(), sample(4, 6), config=BuildConfig(flavour="tensorrt"))
     assert str(caught.value).startswith("TensorRT: ")
-    assert "; `pip install torch2engine[tensorrt]`, or deploy with runtime='onnxruntime'" in str(caught.value)
+    assert "; `pip install 'torch2engine[tensorrt]'`, or deploy with runtime='onnxruntime'" in str(caught.value)
     assert Counting.calls == 0
 
 

@@ -263,7 +263,7 @@ def test_pitfall_28_library_that_cannot_be_opened_is_named_with_the_install_line
     text, exported = deployed([tmp_path], "tensorrt")
     assert text.startswith(f"TensorRT: got tensorrt that can't be loaded: '{reason}' (installed: tensorrt_rtx ")
     assert text.endswith(
-        "); expected an installed one; `pip install torch2engine[tensorrt]"
+        "); expected an installed one; `pip install 'torch2engine[tensorrt]'"
         "`, or deploy with runtime='onnxruntime' to run on the CPU"
     )
     assert not exported

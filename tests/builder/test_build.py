@@ -249,7 +249,7 @@ def test_flavour_that_is_missing_is_an_installation_error(tmp_path: Path) -> Non
             build(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, config=BuildConfig(flavour="tensorrt"))
     finally:
         sys.path.remove(str(tmp_path))
-    assert str(caught.value).endswith("); expected an installed one; `pip install torch2engine[tensorrt]`")
+    assert str(caught.value).endswith("); expected an installed one; `pip install 'torch2engine[tensorrt]'`")
 
 
 def test_source_of_another_kind_is_refused() -> None:

@@ -279,7 +279,7 @@ def test_missing_pycuda_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         cuda._import_pycuda()
     assert str(caught.value) == (
         "pycuda: got no such package; expected an installed pycuda; `pip install "
-        "torch2engine[processor]`, or on a host that only serves `pip install -r "
+        "'torch2engine[processor]'`, or on a host that only serves `pip install -r "
         "requirements/serving.txt`"
     )
 

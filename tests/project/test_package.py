@@ -100,3 +100,21 @@ def test_container_images_install_as_the_readme_says() -> None:
         assert copied == set(SOURCES)
     kept = re.findall(r"^!(\S+)$", (REPOSITORY / ".dockerignore").read_text(encoding="utf-8"), re.M)
     assert set(kept) == set(SOURCES)
+
+
+def test_extras_are_quoted_wherever_an_install_line_stands() -> None:
+    """zsh reads `[ ]` itself, so that an unquoted extra is an error there: pages, code and error texts quote it."""
+    folders = ("docs", "torch2engine", "examples", "tests", ".github")
+    files = [
+        path for name in folders for path in (REPOSITORY / name).rglob("*") if path.suffix in (".md", ".py", ".ipynb")
+    ]
+    bare = re.compile(r"(?<!['\"])\b(?:torch2engine|\.)\[[a-z{]")
+    texts = {path: path.read_text(encoding="utf-8") for path in [*files, *REPOSITORY.glob("*.md")]}
+    lines = {
+        str(path.relative_to(REPOSITORY)): line
+        for path, text in texts.items()
+        for line in text.splitlines()
+        if "pip install" in line and bare.search(line)
+    }
+    assert lines == {}
+    assert bare.search("pip install " + "torch2engine[rtx]")

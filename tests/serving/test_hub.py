@@ -123,5 +123,5 @@ def test_missing_client_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             call()
         assert str(caught.value) == (
             "Hugging Face Hub: got no module huggingface_hub; expected an installed huggingface_hub; "
-            "`pip install torch2engine[hub]`"
+            "`pip install 'torch2engine[hub]'`"
         )

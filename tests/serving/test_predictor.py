@@ -173,5 +173,5 @@ def test_missing_ray_is_told(folder: str, monkeypatch: pytest.MonkeyPatch) -> No
     """The text has the line that installs it."""
     monkeypatch.setitem(sys.modules, "ray.data", None)
     assert refusal(t2e.InstallationError, predict, None, folder) == (
-        "Ray: got no module ray.data; expected an installed Ray; `pip install torch2engine[ray]`"
+        "Ray: got no module ray.data; expected an installed Ray; `pip install 'torch2engine[ray]'`"
     )

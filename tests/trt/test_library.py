@@ -77,7 +77,7 @@ def test_find_names_the_extra_where_tensorrt_is_missing(tmp_path: Path) -> None:
     said = found(tmp_path, "tensorrt")
     version = importlib.metadata.version("tensorrt_rtx")
     assert said.startswith(f"TensorRT: got no such package (installed: tensorrt_rtx {version}, ")
-    assert said.endswith("); expected an installed one; `pip install torch2engine[tensorrt]`")
+    assert said.endswith("); expected an installed one; `pip install 'torch2engine[tensorrt]'`")
 
 
 def test_pitfall_28_loader_message_reaches_the_error(tmp_path: Path) -> None:
@@ -125,7 +125,7 @@ def test_find_names_both_flavours_where_neither_works(tmp_path: Path) -> None:
         "'tensorrt_rtx_bindings is broken' (installed: "
     )
     assert said.endswith(
-        "); expected an installed one; `pip install torch2engine[tensorrt]` or `pip install torch2engine[rtx]`"
+        "); expected an installed one; `pip install 'torch2engine[tensorrt]'` or `pip install 'torch2engine[rtx]'`"
     )
 
 

@@ -50,7 +50,8 @@ def _import_pycuda() -> Any:
         InstallationError: it is missing or broken; the message says how to install it.
     """
     fix = (
-        "`pip install torch2engine[processor]`, or on a host that only serves `pip install -r requirements/serving.txt`"
+        "`pip install 'torch2engine[processor]'`, "
+        "or on a host that only serves `pip install -r requirements/serving.txt`"
     )
     _load_curand()
     try:

@@ -129,7 +129,7 @@ def _import_hub() -> Any:
             "Hugging Face Hub",
             got=f"no module {error.name}",
             allowed="an installed huggingface_hub",
-            fix="`pip install torch2engine[hub]`",
+            fix="`pip install 'torch2engine[hub]'`",
         ) from error
 
 

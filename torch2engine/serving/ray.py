@@ -169,7 +169,7 @@ def import_ray(part: str) -> Any:
         return importlib.import_module(part)
     except ModuleNotFoundError as error:
         raise InstallationError(
-            "Ray", got=f"no module {error.name}", allowed="an installed Ray", fix="`pip install torch2engine[ray]`"
+            "Ray", got=f"no module {error.name}", allowed="an installed Ray", fix="`pip install 'torch2engine[ray]'`"
         ) from error
 
 

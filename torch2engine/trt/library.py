@@ -275,7 +275,7 @@ def find_tensorrt(flavour: str | None = None) -> TensorRT:
         " or ".join(PRODUCT_NAMES[name] for name in flavours),
         got=_describe_problems(problems),
         allowed="an installed one",
-        fix=" or ".join(f"`pip install torch2engine[{_EXTRAS[name]}]`" for name in flavours),
+        fix=" or ".join(f"`pip install 'torch2engine[{_EXTRAS[name]}]'`" for name in flavours),
     )
 
 
