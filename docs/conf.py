@@ -32,11 +32,7 @@ napoleon_google_docstring = True
 
 
 def relocated(text: str) -> str:
-    """Make links of a page at the top of the repository fit a page in docs/.
-
-    >>> relocated("[Speed](docs/speed.md#speed), [how](CONTRIBUTING.md), [tour](examples/tour.ipynb), [1](x)")
-    '[Speed](speed.md#speed), [how](contributing.md), [tour](../examples/tour.ipynb), [1](x)'
-    """
+    """Make links of a page at the top of the repository fit a page in docs/."""
 
     def fitted(link: re.Match[str]) -> str:
         path, mark, anchor = link[1].partition("#")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import runpy
 from pathlib import Path
 
 import pytest
 
 from tests.support.html_links import Site
+from tests.support.paths import REPOSITORY
 
 PAGE = '<h2 id="first-part">First</h2><img src="picture.svg"><a href="{}">link</a>'
 
@@ -44,3 +46,11 @@ def test_link_that_leads_somewhere_passes(link: str, tmp_path: Path) -> None:
 def test_link_that_leads_nowhere_is_named_with_the_reason(link: str, why: str, tmp_path: Path) -> None:
     """The page, the link as it is written, and what is wrong with it."""
     assert broken(tmp_path, link) == [f"index.html: {link} ({why})"]
+
+
+def test_links_of_an_included_page_fit_the_page_that_includes_it() -> None:
+    """A page becomes a page, another file is found from docs/, and what is no file of the repository stays."""
+    relocated = runpy.run_path(str(REPOSITORY / "docs" / "conf.py"))["relocated"]
+    text = "[a](docs/speed.md#speed) [b](CONTRIBUTING.md) [c](examples/tour.ipynb) `f[1](x)` [d](#part)"
+    found = "[a](speed.md#speed) [b](contributing.md) [c](../examples/tour.ipynb) `f[1](x)` [d](#part)"
+    assert relocated(text) == found
