@@ -678,5 +678,5 @@ def test_nothing_is_said_on_the_terminal(
 def test_divergence_prefers_the_whole_where_nothing_is_far() -> None:
     """On evenly spread values clipping loses more than rounding."""
     counts = np.full(2048, 100.0)
-    whole = calibrate_ranges._divergence(counts, 2048)
-    assert whole < calibrate_ranges._divergence(counts, 1024)
+    whole = calibrate_ranges._divergence(counts, 2048, 128)
+    assert whole < calibrate_ranges._divergence(counts, 1024, 128)

@@ -124,12 +124,11 @@ def _read_attention(softmax: Any) -> _Attention | None:
 
 def _has_kernel(attention: _Attention) -> bool:
     """Tell whether the fused kernel takes these types and sizes."""
-    import onnx_ir as ir
 
     operands = (attention.query, attention.key.source, attention.value)
     if any(one.shape is None or len(one.shape) != 4 for one in operands):
         return False
-    if any(one.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16) for one in operands):
+    if any(one.dtype not in cast_element_types() for one in operands):
         return False
     query = attention.query.shape
     value = attention.value.shape

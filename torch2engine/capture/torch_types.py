@@ -12,14 +12,17 @@ from functools import cache
 import torch
 
 from torch2engine.core.errors import DtypeError, InputError
+from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES
 
-__all__ = ["COMPUTED_DTYPES", "check_tensor", "dtype_name", "layout_name", "real_form", "torch_dtype"]
+__all__ = ["CAST_DTYPES", "COMPUTED_DTYPES", "check_tensor", "dtype_name", "layout_name", "real_form", "torch_dtype"]
 
 COMPUTED_DTYPES = (
     *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
 )
 """The dtypes that PyTorch itself computes in; it only stores and casts float8 and the wide unsigned integers."""
+CAST_DTYPES = frozenset(getattr(torch, PRECISION_TYPES[name].dtype) for name in CAST_PRECISIONS)
+"""The dtypes that whole graphs are cast to: float16 and bfloat16."""
 
 
 @cache

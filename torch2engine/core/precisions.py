@@ -91,10 +91,12 @@ class PrecisionType:
         onnxruntime_share: the share of rel_l2 and max_rel that ONNX Runtime may be off by default. It computes in true
             float32: of 70 models the worst is off by 8.8e-6 in rel_l2 and by 3.4e-5 in max_rel, while one cast too
             many, to float16, moves an answer by 2e-4 (benchmarks/trust.py, an H200's answers as the reference).
-        mismatch: likewise: share of integers that may differ where the graph does not show what they were chosen from.
+        mismatch: the field of the default `Tolerance` for integers: the share of them that may differ, where the graph
+            does not show what they were chosen from.
         sensitivity_factors: the default tolerance grows with the model's own sensitivity, times these.
         rounding: half a unit in the last place, relative to the number; for integers, to the largest number of a row.
         smallest: values up to this may count as 0: the least normal number of a narrow type, 0 for a wide one.
+        has_one_step: whether all numbers of a row are multiples of one step, as in integer types.
         inspector_words: regular expression of the type in TensorRT's engine inspector; "" if it never appears there.
             TensorRT 11 and RTX say "Half"; TensorRT 10 may say "Channel major FP16 format where channel % 8 == 0". See
             https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/api/migration/tensorrt-10x-to-11x-IEngineInspector.html
@@ -120,6 +122,7 @@ class PrecisionType:
     onnxruntime_share: float = 1.0
     mismatch: float = 0.0
     smallest: float = 0.0
+    has_one_step: bool = False
     largest_kept: float = math.inf
     inspector_words: str = ""
     other_onnx_types: tuple[str, ...] = ()
@@ -128,11 +131,6 @@ class PrecisionType:
     folds_batch_norm: bool = True
     package: str = ""
     module: str = ""
-
-    @property
-    def has_one_step(self) -> bool:
-        """Whether all numbers of a row are multiples of one step, as in integer types."""
-        return self.dtype.startswith("int")
 
     @property
     def has_headroom(self) -> bool:
@@ -226,6 +224,7 @@ _ROWS = (
         mismatch=2e-2,
         sensitivity_factors=SensitivityFactors(onnxruntime=1.0, tensorrt=1.0, tensorrt_rtx=1.0),
         rounding=0.5 / 127,
+        has_one_step=True,
         smallest=1e-3,
         inspector_words=r"\bInt8|INT8",
         other_onnx_types=("UINT8",),
@@ -273,6 +272,7 @@ _ROWS = (
         mismatch=2e-2,
         sensitivity_factors=SensitivityFactors(onnxruntime=1.0, tensorrt=1.0, tensorrt_rtx=1.0),
         rounding=0.5 / 7,
+        has_one_step=True,
         smallest=1e-3,
     ),
 )

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
-from torch2engine.onnx_graph.tensor_types import tensor_types
+from torch2engine.onnx_graph.tensor_types import cast_element_types, tensor_types
 
 __all__ = ["ChoiceReader", "IntegerChoice"]
 
@@ -98,7 +98,7 @@ def _find_choices(model: Any) -> dict[str, IntegerChoice]:
 def _floating_tensors(model: Any) -> set[str]:
     from onnx import TensorProto
 
-    floating = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+    floating = {TensorProto.FLOAT, TensorProto.DOUBLE, *cast_element_types()}
     return {name for name, element_type in tensor_types(model).items() if element_type in floating}
 
 

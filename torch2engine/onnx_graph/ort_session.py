@@ -21,7 +21,8 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError, InputError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.core.wording import quote
 from torch2engine.onnx_graph.model_file import save_model
-from torch2engine.onnx_graph.strict_rounding import DTYPE_ATTRIBUTES, round_strictly
+from torch2engine.onnx_graph.strict_rounding import round_strictly
+from torch2engine.onnx_graph.tensor_types import DTYPE_ATTRIBUTES, cast_element_types
 from torch2engine.onnx_graph.walk import walk_graphs, walk_tensors
 
 __all__ = ["OrtSession", "element_dtypes", "import_onnxruntime", "optimizer_level"]
@@ -121,13 +122,13 @@ def element_dtypes(path: Path) -> frozenset[str]:
     Raises:
         ArtifactError: not an ONNX model.
     """
-    return _dtypes_of(_parse(path, with_weights=False))
+    return _names_of(_element_types(_parse(path, with_weights=False).graph))
 
 
-def _dtypes_of(model: Any) -> frozenset[str]:
+def _names_of(element_types: Iterable[int]) -> frozenset[str]:
     import onnx
 
-    return frozenset(onnx.TensorProto.DataType.Name(element_type) for element_type in _element_types(model.graph))
+    return frozenset(onnx.TensorProto.DataType.Name(element_type) for element_type in element_types)
 
 
 def _cast(array: NDArray[Any], source: type[np.generic], target: type[np.generic]) -> NDArray[Any]:
@@ -207,8 +208,9 @@ def _make_readable(path: Path, scratch: Path, as_it_is: bool) -> _ReadableModel:
         ArtifactError: not an ONNX model.
     """
     model = _parse(path, with_weights=False)
-    dtypes = _dtypes_of(model)
-    if as_it_is or not dtypes & {"FLOAT16", "BFLOAT16"}:
+    element_types = _element_types(model.graph)
+    dtypes = _names_of(element_types)
+    if as_it_is or element_types.isdisjoint(cast_element_types()):
         return _ReadableModel(path, dtypes)
     half_inputs = _half_values(model.graph.input)
     half_outputs = _half_values(model.graph.output)

@@ -12,12 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from torch2engine.onnx_graph.tensor_types import cast_element_types, tensor_types, without_weight_values
+from torch2engine.onnx_graph.tensor_types import (
+    DTYPE_ATTRIBUTES,
+    cast_element_types,
+    tensor_types,
+    without_weight_values,
+)
 from torch2engine.onnx_graph.walk import subgraphs
 
-__all__ = ["DTYPE_ATTRIBUTES", "EXACT_OPS", "round_strictly"]
-
-DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")  # attributes whose value is an element type
+__all__ = ["EXACT_OPS", "round_strictly"]
 
 # These operators only move or choose values, which are rounded already.
 EXACT_OPS = frozenset(

@@ -13,6 +13,7 @@ from torch2engine.core.precisions import CAST_PRECISIONS, DEFAULT_PRECISION, PRE
 from torch2engine.onnx_graph.walk import walk_graphs, walk_model_nodes, walk_model_tensors
 
 __all__ = [
+    "DTYPE_ATTRIBUTES",
     "cast_element_types",
     "element_type",
     "float32_tensors",
@@ -24,8 +25,9 @@ __all__ = [
 
 # A constant of this size may be a shape, whose value the inference needs.
 _SMALL_BYTES = 1024
+DTYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
+"""Attributes of nodes whose value is an element type."""
 # These operators compute nothing in the type of their results.
-_TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype")
 _CONVERSIONS = ("Cast", "Constant", "DequantizeLinear", "Identity", "QuantizeLinear")
 
 
@@ -66,7 +68,7 @@ def mentions_type(model: Any, element_types: Collection[int]) -> bool:
         any(value.type.tensor_type.elem_type in element_types for value in values)
         or any(tensor.data_type in element_types for tensor in walk_model_tensors(model))
         or any(
-            attribute.name in _TYPE_ATTRIBUTES and attribute.i in element_types
+            attribute.name in DTYPE_ATTRIBUTES and attribute.i in element_types
             for node in walk_model_nodes(model)
             for attribute in node.attribute
         )

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from torch2engine.capture.torch_types import dtype_name, torch_dtype
+from torch2engine.capture.torch_types import CAST_DTYPES, dtype_name, torch_dtype
 from torch2engine.core.config import Budget, Precision, RuntimeConfig
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import LOW_PRECISIONS, QUANTIZED_PRECISIONS, quoted
@@ -136,12 +136,11 @@ def _tensors_of_item(signature: Signature, item: Any, number: int, live: Sequenc
 
 
 def named_arrays(signature: Signature, leaves: Sequence[torch.Tensor]) -> dict[str, NDArray[Any]]:
-    """Copy tensors to arrays on the CPU by input name; 16-bit floats become float32, for numpy has no bfloat16."""
+    """Copy tensors to arrays on the CPU by input name; those of a half type become float32."""
     arrays: dict[str, NDArray[Any]] = {}
     for spec, leaf in zip(signature.inputs, leaves, strict=True):
         on_cpu = leaf.detach().cpu()
-        is_16_bit_float = on_cpu.dtype in (torch.float16, torch.bfloat16)
-        arrays[spec.name] = np.ascontiguousarray((on_cpu.float() if is_16_bit_float else on_cpu).numpy())
+        arrays[spec.name] = np.ascontiguousarray((on_cpu.float() if on_cpu.dtype in CAST_DTYPES else on_cpu).numpy())
     return arrays
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from torch2engine.capture.torch_types import dtype_name
+from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
+from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import RefitError
 from torch2engine.onnx_graph.model_file import load_model
 
@@ -79,11 +80,12 @@ def _name_of_original(name: str, known: Container[str]) -> str:
 
 
 def _tensor(tensor: Any) -> torch.Tensor:
-    from onnx import TensorProto, numpy_helper
+    from onnx import numpy_helper
 
     array: Any = numpy_helper.to_array(tensor)
-    if tensor.data_type == TensorProto.BFLOAT16:
-        return torch.from_numpy(array.view("int16").copy()).view(torch.bfloat16)
+    name = str(array.dtype.name)
+    if name in NOT_IN_NUMPY:  # torch takes their bits as integers
+        return torch.from_numpy(array.view(f"int{8 * array.itemsize}").copy()).view(torch_dtype(name))
     return torch.from_numpy(array.copy())
 
 

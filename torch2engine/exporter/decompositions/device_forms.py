@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torch2engine.capture.torch_types import CAST_DTYPES
+
 __all__ = ["DEVICE_FORMS", "rms_norm"]
 
 _BILINEAR = 0
@@ -29,7 +31,7 @@ def _fused_rms_norm(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, eps: float | None
 ) -> tuple[Tensor, Tensor]:
     """`_fused_rms_norm`: the result, and one over the root."""
-    wide = x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+    wide = x.to(torch.float32) if x.dtype in CAST_DTYPES else x
     dims = list(range(-len(normalized_shape), 0))
     smallest = torch.finfo(wide.dtype).eps if eps is None else eps
     scale = torch.rsqrt(wide.pow(2).mean(dims, keepdim=True) + smallest)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from torch2engine.capture.torch_types import CAST_DTYPES
+
 __all__ = ["NORMALIZING"]
 
 
@@ -34,7 +36,7 @@ def _native_layer_norm(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`native_layer_norm`: in float32 for the half types."""
-    wide = x.to(torch.float32) if x.dtype in (torch.float16, torch.bfloat16) else x
+    wide = x.to(torch.float32) if x.dtype in CAST_DTYPES else x
     dims = list(range(-len(normalized_shape), 0))
     mean = wide.mean(dims, keepdim=True)
     centered = wide - mean

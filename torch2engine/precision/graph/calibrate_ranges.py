@@ -24,17 +24,29 @@ from torch2engine.onnx_graph.model_file import save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.precision.graph.tensor_maxima import OBSERVED_PREFIX, answers_in_turn, observe_tensors
 
-__all__ = ["SMALLEST", "Range", "calibrate_ranges"]
+__all__ = ["SMALLEST", "Range", "RangeRule", "calibrate_ranges"]
 
 _BINS = 8192
 # Entropy compares shapes. With fewer values for each bin, entropy is mostly noise and clips far too much. A trained
 # ResNet with 6 values in a bin has a relative error of 0.31, but 0.010 by the largest value.
 _ENTROPY_BINS = 2048
 _VALUES_PER_BIN = 50
-# int8 without a sign: the levels to which a candidate range is rounded when its entropy is measured.
-_LEVELS = 128
 # Below this, float32 can hardly hold the scale, and a tensor counts as zero.
 SMALLEST = 1e-30
+
+
+@dataclass(frozen=True)
+class RangeRule:
+    """How the range of a tensor follows from its values.
+
+    Args:
+        method, percentile: as in `Precision`.
+        levels: the absolute values of the type; a candidate range is rounded to them when its entropy is measured.
+    """
+
+    method: str
+    percentile: float
+    levels: int
 
 
 @dataclass(frozen=True)
@@ -53,7 +65,7 @@ class Range:
 
 
 def calibrate_ranges(
-    model: Any, names: Sequence[str], batches: Iterable[Mapping[str, NDArray[Any]]], method: str, percentile: float
+    model: Any, names: Sequence[str], batches: Iterable[Mapping[str, NDArray[Any]]], rule: RangeRule
 ) -> dict[str, Range]:
     """Run the model on every batch, one after the other, and find the range of each tensor.
 
@@ -63,7 +75,7 @@ def calibrate_ranges(
         model: onnx.ModelProto in float32; its outputs are changed.
         names: tensors of the graph.
         batches: arrays by input name; read once; each may be of another size.
-        method, percentile: as in `Precision`.
+        rule: how a range follows from the values.
 
     Raises:
         InputError: no batch, or ONNX Runtime fails on one.
@@ -71,7 +83,7 @@ def calibrate_ranges(
     histograms = {name: _Histogram() for name in names}
     with scratch_folder() as folder:
         path = folder / "model.onnx"
-        observe_tensors(model, names, reduced=method == "max")
+        observe_tensors(model, names, reduced=rule.method == "max")
         save_model(model, path)
         session = OrtSession(path, as_it_is=True)
         is_empty = True
@@ -86,7 +98,7 @@ def calibrate_ranges(
             allowed="calibration data for int8 and fp8, an iterable of inputs in the form of sample_input",
             fix="pass e.g. calibration=[batch for batch in loader][:32]",
         )
-    return {name: histogram.range(method, percentile) for name, histogram in histograms.items()}
+    return {name: histogram.range(rule) for name, histogram in histograms.items()}
 
 
 class _Histogram:
@@ -122,17 +134,17 @@ class _Histogram:
         bins = np.minimum((sizes * (_BINS / self._top)).astype(np.int64), _BINS - 1)
         self._counts += np.bincount(bins, minlength=_BINS)
 
-    def range(self, method: str, percentile: float) -> Range:
-        """Choose the range by a method of `Precision`."""
+    def range(self, rule: RangeRule) -> Range:
+        """Choose the range."""
         if not self._is_finite:
             return Range(0.0, "is NaN or infinite on the calibration data")
         if self._is_empty:
             return Range(0.0, "is empty on all of the calibration data")
         if self._largest <= SMALLEST:
             return Range(0.0, "is zero on all of the calibration data")
-        if method == "max":
+        if rule.method == "max":
             return Range(self._largest)
-        threshold = self._percentile(percentile) if method == "percentile" else self._entropy()
+        threshold = self._percentile(rule.percentile) if rule.method == "percentile" else self._entropy(rule.levels)
         return Range(self._largest, by_max=True) if threshold is None else Range(min(threshold, self._largest))
 
     def _percentile(self, percentile: float) -> float | None:
@@ -143,8 +155,8 @@ class _Histogram:
         # The first bin contains zero: a range of that bin alone would clip everything else.
         return (index + 1) * self._top / _BINS if index else None
 
-    def _entropy(self) -> float | None:
-        """Find where clipping and rounding to `_LEVELS` levels lose the least information.
+    def _entropy(self, levels: int) -> float | None:
+        """Find where clipping and rounding to so many levels lose the least information.
 
         The loss is the Kullback-Leibler divergence.
         """
@@ -154,21 +166,21 @@ class _Histogram:
         padded = np.zeros(factor * math.ceil(used / factor), np.int64)
         padded[:used] = self._counts[:used]
         counts = padded.reshape(-1, factor).sum(1).astype(np.float64)
-        if np.count_nonzero(counts) < _LEVELS:
+        if np.count_nonzero(counts) < levels:
             return None
         counts[0] = counts[1]  # zeros cost nothing at any scale, but after a ReLU they would outweigh all other values
-        losses = {end: _divergence(counts, end) for end in [*range(_LEVELS, counts.size, 8), counts.size]}
+        losses = {end: _divergence(counts, end, levels) for end in [*range(levels, counts.size, 8), counts.size]}
         best_end = min(losses, key=losses.__getitem__)
         return best_end * factor * self._top / _BINS if math.isfinite(losses[best_end]) else None
 
 
-def _divergence(counts: NDArray[np.float64], end: int) -> float:
-    """Compute how much is lost if only the first `end` bins are represented."""
+def _divergence(counts: NDArray[np.float64], end: int, levels: int) -> float:
+    """Compute how much is lost if only the first `end` bins are represented, by so many levels."""
     inside = counts[:end]
     clipped = np.append(inside[:-1], counts[end - 1 :].sum())
-    level = np.arange(end) * _LEVELS // end
-    mass = np.bincount(level, inside, _LEVELS)
-    occupied_bins = np.bincount(level, clipped > 0, _LEVELS)
+    level = np.arange(end) * levels // end
+    mass = np.bincount(level, inside, levels)
+    occupied_bins = np.bincount(level, clipped > 0, levels)
     is_occupied = clipped > 0
     coarse: Any = (mass / np.maximum(occupied_bins, 1))[level][is_occupied]
     total = coarse.sum()

@@ -31,7 +31,7 @@ from torch2engine.core.precisions import (
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.tensor_types import float32_tensors
-from torch2engine.precision.graph.calibrate_ranges import calibrate_ranges
+from torch2engine.precision.graph.calibrate_ranges import RangeRule, calibrate_ranges
 from torch2engine.precision.graph.quantized_writer import QuantizedWriter, channel_axis
 
 __all__ = ["OWN_QUANTISATION_NOTE", "quantize"]
@@ -250,10 +250,12 @@ def _write_quantized(
     """Calibrate, and put Q and DQ around the products' inputs; returns notes."""
     if not products:
         return ["nothing is quantised: the model has no float32 convolution or matrix product with weights left for it"]
-    methods = PRECISION_TYPES[precision.dtype].quantization.methods
+    row = PRECISION_TYPES[precision.dtype]
+    methods = row.quantization.methods
     method = precision.method if precision.method in methods else methods[0]
+    rule = RangeRule(method, precision.percentile, levels=int(row.largest) + 1)
     names = list(dict.fromkeys(name for product in products for name in product.activations))
-    ranges = calibrate_ranges(load_model(source), names, batches, method, precision.percentile)
+    ranges = calibrate_ranges(load_model(source), names, batches, rule)
     by_max: list[Any] = []
     without_range: dict[str, list[Any]] = {}
     for product in products:
