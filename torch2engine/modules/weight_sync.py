@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from enum import Enum
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -71,6 +72,25 @@ class Refit:
         more = f" and {len(self.changed) - _SHOWN_PATHS} more" if len(self.changed) > _SHOWN_PATHS else ""
         parity = "not compared" if self.parity is None else f"parity {self.parity.verdict}"
         return f"Refit({len(self.changed)} changed{': ' if shown else ''}{shown}{more}; {self.seconds:.3f} s; {parity})"
+
+
+class _Comparison(Enum):
+    """When a refit compares the backend's answers with the model's."""
+
+    ALWAYS = "always"
+    IF_DUE = "if due"  # until a comparison has passed, and again after weights were found wrong
+    NEVER = "never"
+
+    @classmethod
+    def of(cls, verify: bool | None, has_examples: bool) -> _Comparison:
+        """Read `verify` of `DeployedModule.refit`; new examples are given to be compared on."""
+        if verify is None:
+            return cls.ALWAYS if has_examples else cls.IF_DUE
+        return cls.ALWAYS if verify else cls.NEVER
+
+    def is_required(self, is_due: bool) -> bool:
+        """Whether to compare now, given whether a comparison is due."""
+        return self is _Comparison.ALWAYS or (self is _Comparison.IF_DUE and is_due)
 
 
 @dataclass
@@ -161,12 +181,13 @@ class WeightSync:
         start = perf_counter()
         held = self.held_weights()
         check_tolerance(tolerance)
-        if (given := read_examples(examples)) is not None:
+        given = read_examples(examples)
+        comparison = _Comparison.of(verify, has_examples=given is not None)
+        if given is not None:
             samples = self._named_samples(given)
             with self._guard.lock:
                 held.samples = samples
-            verify = True if verify is None else verify
-        look = _FirstLook(needs_refit=True) if verify else self._first_look(held, model, unless_verified=verify is None)
+        look = self._first_look(held, model, comparison)
         if not look.needs_refit:
             return Refit((), perf_counter() - start)
         with process_state_lock(), self._guard.lock:  # in this order, which others take too
@@ -175,12 +196,12 @@ class WeightSync:
             new = take_snapshot(tensors, look.snapshot).fingerprints
             changed = tuple(path for path, number in new.items() if number != held.fingerprints.get(path))
             if changed or self._guard.fault:
-                comparison_due = not held.is_verified if verify is None else verify
-                weights = self._work_out(held.program, tensors, _device_of(live), check=verify is not False)
+                check = comparison is not _Comparison.NEVER
+                weights = self._work_out(held.program, tensors, _device_of(live), check)
                 self._commit_weights(held, weights, new, onnx_is_current)
-                held.is_comparison_due = comparison_due
+                held.is_comparison_due = comparison.is_required(is_due=not held.is_verified)
             self._out_of_range.set_reference(live)
-            compares = verify or (verify is None and held.is_comparison_due)
+            compares = comparison.is_required(held.is_comparison_due)
             parity = self._compare(infer, held, live, tolerance or held.tolerance) if compares else None
             return Refit(changed, perf_counter() - start, parity)
 
@@ -275,11 +296,11 @@ class WeightSync:
             fix="deploy the model again with that",
         )
 
-    def _first_look(self, held: _HeldWeights, model: nn.Module | None, unless_verified: bool) -> _FirstLook:
+    def _first_look(self, held: _HeldWeights, model: nn.Module | None, comparison: _Comparison) -> _FirstLook:
         """Find out whether a refit is needed, without the lock on the process's state."""
         with self._guard.lock:
             live = self._live_model(held, model)
-            if self._guard.fault or (unless_verified and held.is_comparison_due):
+            if self._guard.fault or comparison.is_required(held.is_comparison_due):
                 return _FirstLook(needs_refit=True)
             if self._out_of_range.has_other_reference(live):
                 return _FirstLook(needs_refit=True)

@@ -25,7 +25,6 @@ from torch2engine.core.config import (
     RuntimeConfig,
     Tolerances,
     require_choice,
-    require_instance,
 )
 from torch2engine.core.errors import InstallationError
 from torch2engine.modules.live_tensors import require_free_names
@@ -184,8 +183,6 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
         InstallationError: "tensorrt" without a usable TensorRT, GPU or CUDA build of PyTorch.
     """
     require_choice("runtime", runtime, RUNTIMES)
-    require_instance("config", config, BuildConfig)
-    require_instance("runtime_config", runtime_config, RuntimeConfig)
     if runtime == "onnxruntime":
         runtime_config.check_cpu("runtime='onnxruntime'")
         return runtime
