@@ -8,6 +8,7 @@ Where the rows between reading and writing are computed one by one, all of them 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import getitem
 from typing import Any, cast
@@ -53,7 +54,7 @@ class _MaskIndex:
 
 
 def write_masks_as_where(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """Replace writes at a mask; what can't be replaced stays.
+    """Replace writes at a mask; a write of rows that can't be computed one by one stays.
 
     Returns:
         the program itself if it takes no rows by a mask, else another one without writes.
@@ -63,13 +64,18 @@ def write_masks_as_where(program: torch.export.ExportedProgram) -> torch.export.
     functional = program.run_decompositions({})  # nothing but writes is decomposed
     graph = functional.graph_module.graph
     for node in list(graph.nodes):
-        if node.target == _ATEN.index_put.default:
-            _replace_index_put(graph, node)
-        elif node.target == _ATEN.index_add.default:
-            _replace_index_add(graph, node)
+        with suppress(_NotRowByRow):
+            if node.target == _ATEN.index_put.default:
+                _replace_index_put(graph, node)
+            elif node.target == _ATEN.index_add.default:
+                _replace_index_add(graph, node)
     graph.eliminate_dead_code()
     erase_value_checks(functional)
     return functional
+
+
+class _NotRowByRow(Exception):
+    """A value has rows that depend on one another, so that there are no rows for the places outside the mask."""
 
 
 def _replace_index_put(graph: fx.Graph, write: fx.Node) -> None:
@@ -79,8 +85,7 @@ def _replace_index_put(graph: fx.Graph, write: fx.Node) -> None:
         return
     with graph.inserting_before(write):
         rows = _AllRows(graph, write, index).of(value)
-        if rows is not None:
-            _replace_by_where(graph, write, index, rows, target)
+        _replace_by_where(graph, write, index, rows, target)
 
 
 def _replace_index_add(graph: fx.Graph, add: fx.Node) -> None:
@@ -92,8 +97,7 @@ def _replace_index_add(graph: fx.Graph, add: fx.Node) -> None:
         return
     with graph.inserting_before(add):
         rows = _AllRows(graph, add, index).of(value)
-        if rows is not None:
-            _replace_by_where(graph, add, index, _add_node(graph, add, _ATEN.add.Tensor, (target, rows)), target)
+        _replace_by_where(graph, add, index, _add_node(graph, add, _ATEN.add.Tensor, (target, rows)), target)
 
 
 def _replace_by_where(graph: fx.Graph, write: fx.Node, index: _MaskIndex, rows: Any, target: Any) -> None:
@@ -166,7 +170,11 @@ class _AllRows:
         self.found: dict[fx.Node, Any] = {}
 
     def of(self, value: Any) -> Any:
-        """All rows of a value, or the value itself where it is the same for every row; None where there are none."""
+        """All rows of a value, or the value itself where it is the same for every row.
+
+        Raises:
+            _NotRowByRow: some operator does not compute each row by itself.
+        """
         if not isinstance(value, fx.Node):
             return value
         if value not in self.found:
@@ -176,37 +184,37 @@ class _AllRows:
     def _of_node(self, node: fx.Node) -> Any:
         tensor = node.meta["val"]
         if not isinstance(tensor, torch.Tensor):
-            return None
+            raise _NotRowByRow
         if node.target == _ATEN.index.Tensor:
             read = _mask_index(node)
             if read is not None and self._is_same_place(read):
                 return node.args[0]
-        if tensor.ndim <= self.index.trailing:
-            return None if _depends_on_chosen_rows(node) else node
-        if _is_pointwise(node.target):
+        if tensor.ndim <= self.index.trailing and not _depends_on_chosen_rows(node):
+            return node
+        if tensor.ndim > self.index.trailing and _is_pointwise(node.target):
             return self._computed(node)
-        is_by_rows = _BY_ROWS.get(node.target)
-        return self._computed_by_rows(node) if is_by_rows and is_by_rows(node, self.index.trailing) else None
+        computes_by_rows = _BY_ROWS.get(node.target)
+        if tensor.ndim > self.index.trailing and computes_by_rows and computes_by_rows(node, self.index.trailing):
+            return self._computed_by_rows(node)
+        raise _NotRowByRow
 
     def _is_same_place(self, read: _MaskIndex) -> bool:
         return read.leading == self.index.leading and _computes_the_same(read.mask, self.index.mask)
 
     def _computed(self, node: fx.Node) -> Any:
         """The node's operator on all rows of its arguments."""
-        arguments = [self.of(argument) for argument in node.args]
-        if any(new is None and old is not None for new, old in zip(arguments, node.args, strict=True)):
-            return None
         options = dict(node.kwargs)
         if any(isinstance(value, fx.Node) for value in options.values()):
-            return None
-        return _add_node(self.graph, node, node.target, tuple(arguments), options)
+            raise _NotRowByRow
+        arguments = [self.of(argument) for argument in node.args]
+        return _add_node(self.graph, node, node.target, arguments, options)
 
     def _computed_by_rows(self, node: fx.Node) -> Any:
         """The node's operator on all rows of its first argument; the others are weights and numbers."""
         first, *others = node.args
+        if any(isinstance(other, fx.Node) and _depends_on_chosen_rows(other) for other in others):
+            raise _NotRowByRow
         rows = self.of(first)
-        if rows is None or any(isinstance(other, fx.Node) and _depends_on_chosen_rows(other) for other in others):
-            return None
         return _add_node(self.graph, node, node.target, (rows, *others), dict(node.kwargs))
 
 
