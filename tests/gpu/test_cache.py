@@ -7,6 +7,7 @@ and compiled kernels need engines that run.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,27 @@ def test_second_deploy_takes_the_engine(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(AssertionError, match="built"):
         t2e.deploy(Tiny().cuda().eval(), tiny_inputs(), TINY_AXES, cache=False)
     assert len(cache.entries()) == 1
+
+
+def test_engine_of_another_version_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """load() refuses it, or builds it for this GPU once; the answers are the model's, and what is saved runs here."""
+    torch.manual_seed(0)
+    model = Tiny().cuda().eval()
+    engine = t2e.build(t2e.export(model, tiny_inputs(), TINY_AXES))
+    other = engine.replace(hardware=dataclasses.replace(engine.hardware, flavour_version="1.0.0.1"))
+    path = other.save(tmp_path / "model.t2e")
+    with pytest.raises(t2e.ArtifactError, match="load it with on_mismatch='rebuild'; or rebuild it here: "):
+        t2e.load(path)
+    with pytest.warns(UserWarning, match="building the engine of '.*' anew for this machine: got a plan of "):
+        module = t2e.load(path, runtime="tensorrt", on_mismatch="rebuild", cache=tmp_path / "cache")
+    t2e.testing.assert_parity(model, module, tiny_inputs(5))
+    saved = t2e.load(module.save(tmp_path / "here.t2e"), runtime="tensorrt")
+    monkeypatch.setattr(room, "compile_in_child", never)
+    with pytest.warns(UserWarning, match="anew"):
+        again = t2e.load(path, on_mismatch="rebuild", cache=tmp_path / "cache")
+    inputs = tiny_inputs(3)
+    for loaded in (saved, again):
+        assert torch.equal(loaded(*inputs)["logits"], module(*inputs)["logits"])
 
 
 def test_engine_that_parity_refuses_is_not_kept(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "BuildConfig",
     "Flavour",
     "Mutations",
+    "OnMismatch",
     "OutOfRangePolicy",
     "Output",
     "Precision",
@@ -62,6 +63,7 @@ Output: TypeAlias = Literal["fresh", "static"]
 Specialization: TypeAlias = Literal["none", "lazy", "eager"]
 OutOfRangePolicy: TypeAlias = Literal["error", "split", "eager"]
 Mutations: TypeAlias = Literal["refuse", "write_back"]
+OnMismatch: TypeAlias = Literal["error", "rebuild"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
 FLAVOURS: tuple[str, ...] = get_args(Flavour)
 

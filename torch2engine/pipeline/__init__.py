@@ -12,6 +12,7 @@ they are composed here and in `deploy`.
     reference_answers   the model's answers that every candidate is compared with
     report_builder  collects what deploy() finds
     load            the public step `load`: a saved folder as a module, with its report
+    rebuild         an engine that does not run here is built anew for this machine
     deploy_options  the types of deploy()'s options, for editors
     model_and_sample    both as the user gave them, or from a recording
     user_warning    a warning that points at the user's line

@@ -7,25 +7,29 @@ composes the artifact, the table of backends and the report.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
 
 import torch
 from torch import nn
 
 from torch2engine.artifact.artifact import Artifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.engine_cache import Cache
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import ONNX, REPORT
-from torch2engine.core.config import RUNTIMES, Runtime, RuntimeConfig, require_choice
+from torch2engine.core.config import RUNTIMES, OnMismatch, Runtime, RuntimeConfig, require_choice
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError, Torch2EngineError
+from torch2engine.core.progress import Progress
 from torch2engine.core.wording import quote
 from torch2engine.modules.backend_table import module_of_artifact
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.precision.graph.computed_precisions import PrecisionReport
 from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
+from torch2engine.trt.gpu import list_gpus
+from torch2engine.trt.library import find_tensorrt
 
 if TYPE_CHECKING:
     from torch2engine.modules.onnxruntime.ort_module import ORTModule
@@ -42,6 +46,9 @@ def load(
     reference: nn.Module | None = None,
     *,
     runtime: Literal["tensorrt"],
+    on_mismatch: OnMismatch = "error",
+    cache: Cache = None,
+    progress: Progress = None,
 ) -> TRTModule: ...
 @overload
 def load(
@@ -51,6 +58,9 @@ def load(
     reference: nn.Module | None = None,
     *,
     runtime: Literal["onnxruntime"],
+    on_mismatch: OnMismatch = "error",
+    cache: Cache = None,
+    progress: Progress = None,
 ) -> ORTModule: ...
 @overload
 def load(
@@ -59,6 +69,10 @@ def load(
     runtime_config: RuntimeConfig = RuntimeConfig(),
     reference: nn.Module | None = None,
     runtime: Runtime | None = None,
+    *,
+    on_mismatch: OnMismatch = "error",
+    cache: Cache = None,
+    progress: Progress = None,
 ) -> TRTModule | ORTModule: ...
 def load(
     path: str | Path,
@@ -66,6 +80,10 @@ def load(
     runtime_config: RuntimeConfig = RuntimeConfig(),
     reference: nn.Module | None = None,
     runtime: Runtime | None = None,
+    *,
+    on_mismatch: OnMismatch = "error",
+    cache: Cache = None,
+    progress: Progress = None,
 ) -> Any:
     """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`, one in parts as `PartsModule`.
 
@@ -76,6 +94,11 @@ def load(
         reference: the PyTorch module that answers under out_of_range="eager".
         runtime: what runs it. None takes the runtime that it was saved for. "onnxruntime" runs the model.onnx that lies
             beside an engine, on the CPU. "auto" does that only where the engine can't run, with one warning.
+        on_mismatch: what happens to an engine that does not run here: of another TensorRT, or for other GPUs. "error":
+            an ArtifactError. "rebuild": it is built anew from the model.onnx beside it, with one warning. The new
+            engine is not compared with the model, which is not here: `torch2engine.testing.assert_parity` does that.
+            Saving the module saves the new engine.
+        cache, progress: of such a build, as for `torch2engine.build`. With a cache, it is built once on a machine.
 
     Returns:
         the module. Its `report` is that of the deploy, if a deployed module was saved.
@@ -86,18 +109,34 @@ def load(
         DeviceError: `device` is a GPU for an exported model, or the CPU for an engine.
         InputError: a runtime that can't run it, options that it does not have, or a reference that is missing or has no
             use.
+        BuildError, UnsupportedOperatorError: the engine can't be built here.
 
     >>> loaded = t2e.load(module.save("model.t2e"))
     >>> torch.equal(loaded(sample), module(sample))
     True
     """
     require_choice("runtime", runtime, (None, *RUNTIMES))
+    require_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
     artifact = load_artifact(path, to_run=runtime != "onnxruntime")
     if isinstance(artifact, (EngineArtifact, PartsArtifact)) and runtime == "onnxruntime":
         artifact = artifact.exported()
     if runtime == "tensorrt":
         _require_engine(artifact, path)
+    rebuilds = on_mismatch == "rebuild"
+    if rebuilds and isinstance(artifact, EngineArtifact) and not _has_flavour(artifact):
+        why = f"{artifact.hardware.flavour} is not installed"
+        artifact = _rebuilt(artifact, path, why, device=device, cache=cache, progress=progress)
     try:
+        module = module_of_artifact(artifact, path, device, runtime_config, reference)
+    except ArtifactError as error:
+        if not isinstance(artifact, EngineArtifact) or ONNX not in artifact.files:
+            raise
+        if not rebuilds:
+            fix = f"load it with on_mismatch='rebuild'; or {error.fix}"
+            raise ArtifactError(
+                error.subject, got=error.got, allowed=error.allowed, fix=fix, path=error.path
+            ) from error
+        artifact = _rebuilt(artifact, path, f"got {error.got}", device=device, cache=cache, progress=progress)
         module = module_of_artifact(artifact, path, device, runtime_config, reference)
     except InstallationError as error:
         if ONNX not in artifact.files and not isinstance(artifact, PartsArtifact):
@@ -111,6 +150,31 @@ def load(
             raise InstallationError(error.subject, got=error.got, allowed=error.allowed, fix=fix) from error
     module.report = saved_report(artifact)
     return module
+
+
+def _has_flavour(artifact: EngineArtifact) -> bool:
+    """Whether the engine's TensorRT is installed; true where no GPU could run any engine."""
+    try:
+        find_tensorrt(artifact.hardware.flavour)
+    except InstallationError:
+        return not list_gpus()
+    return True
+
+
+def _rebuilt(
+    artifact: EngineArtifact,
+    path: str | Path,
+    why: str,
+    *,
+    device: torch.device | str | None,
+    cache: Cache,
+    progress: Progress,
+) -> EngineArtifact:
+    warn_user(f"building the engine of '{path}' anew for this machine: {why}")
+    # It loads onnx, which an engine that fits does without.
+    from torch2engine.pipeline.rebuild import rebuild
+
+    return rebuild(artifact, device, cache, progress)
 
 
 def _require_engine(artifact: OnnxArtifact | EngineArtifact | PartsArtifact, path: str | Path) -> None:
