@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.support.models import answer, exported
+from tests.support.models import answer, error_of, exported
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.errors import UnsupportedOperatorError
 from torch2engine.core.spec import Axis
@@ -30,6 +31,9 @@ CALLS: dict[str, Callable[[], torch.Tensor]] = {
     "cov with both": lambda: torch.cov(X, fweights=COUNTS, aweights=WEIGHTS),
     "corrcoef": lambda: torch.corrcoef(X),
     "corrcoef of a row": lambda: torch.corrcoef(X[0]),
+    "einsum": lambda: torch.einsum("ab,cb,cd->ad", X, X, X),
+    "einsum of a list": lambda: torch.einsum("ab,cb,cd", [X, X, X]),
+    "einsum of places": lambda: torch.einsum(X, [0, 1], X, [2, 1], X, [2, 3], [0, 3]),
     "gaussian_nll_loss": lambda: functional.gaussian_nll_loss(X, -X, X.abs(), full=True),
     "gaussian_nll_loss of rows": lambda: functional.gaussian_nll_loss(X, -X, X[:, 0].abs(), reduction="none"),
     "gaussian_nll_loss of a number": lambda: functional.gaussian_nll_loss(X, -X, 0.5, reduction="sum"),
@@ -72,6 +76,37 @@ def test_dynamic_function_is_right_at_every_size() -> None:
         assert len(found) == len(expected)
         for value, right in zip(found.values(), expected, strict=True):
             torch.testing.assert_close(torch.from_numpy(value), right, rtol=1e-4, atol=1e-5)
+
+
+def _read_sizes(equation: str, *operands: torch.Tensor, optimize: Any) -> tuple[list[tuple[int, ...]], str]:
+    """opt_einsum's `contract_path`: it makes numbers of all sizes."""
+    sizes = [[int(size) for size in operand.shape] for operand in operands]
+    assert optimize == "auto" and all(sizes)
+    return [(0, 1)] * (len(sizes) - 1), equation
+
+
+@pytest.fixture
+def _opt_einsum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's settings where opt_einsum is installed."""
+    settings: Any = torch.backends.opt_einsum
+    monkeypatch.setattr(settings.m, "_opt_einsum", SimpleNamespace(contract_path=_read_sizes))
+    settings.is_available.cache_clear()
+    monkeypatch.setattr(settings.m, "enabled", True)
+    monkeypatch.setattr(settings.m, "strategy", "auto")
+
+
+class _Contraction(nn.Module):
+    """Three tensors in one einsum."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ab,cb,cd->ad", x, x, x)
+
+
+@pytest.mark.usefixtures("_opt_einsum")
+def test_einsum_keeps_its_sizes_where_opt_einsum_is_installed() -> None:
+    """The order of the products is not chosen by sizes while a model is traced."""
+    artifact, cases = exported(_Contraction(), X, {"x": {0: Axis("n", 2, 4, 9)}})
+    assert error_of(artifact, cases) < 1e-5
 
 
 class _LeastSquares(nn.Module):

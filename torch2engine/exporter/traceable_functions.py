@@ -1,7 +1,8 @@
-"""PyTorch's functions that look into sizes or values as plain numbers, for models that are traced.
+"""PyTorch's functions that look into sizes, values or the device, for models that are traced.
 
 Enters: a model while it is traced. Leaves: nothing; meanwhile these functions are computed from others. Separate
-because torch would fix the axis that such a size follows, or refuse a check of values that no engine can make.
+because torch would fix the axis that such a size follows, refuse a check of values that no engine can make, or choose
+an operator that exists on a GPU alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import SymInt, Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from torch2engine.exporter.decompositions.device_forms import DEVICE_FUNCTIONS
 from torch2engine.exporter.decompositions.size_bounds import is_fixed
 
 __all__ = ["GradientError", "TraceableFunctions"]
@@ -129,6 +131,14 @@ def _kron(a: Tensor, b: Tensor) -> Tensor:
     return (left * right).reshape([one * other for one, other in zip(a.shape, b.shape, strict=True)])
 
 
+def _einsum(equation: str, *operands: Any, path: Any = None) -> Tensor:
+    """`einsum` from the left: PyTorch lets opt_einsum choose the order by the sizes, where that is installed."""
+    del path
+    tensors = operands if isinstance(operands[0], Tensor) else operands[0]
+    operator: Any = torch.ops.aten.einsum  # `torch.einsum` would ask opt_einsum
+    return operator(equation, tensors)
+
+
 def _multi_dot(tensors: Sequence[Tensor]) -> Tensor:
     """`linalg.multi_dot`: from the left, since the cheapest order depends on the sizes."""
     return functools.reduce(torch.matmul, tensors)
@@ -169,10 +179,12 @@ def _refuse_gradient(*args: Any, **options: Any) -> Tensor:
 
 
 _ALWAYS: Mapping[str, Callable[..., Any]] = {
+    **DEVICE_FUNCTIONS,
     "grad": _refuse_gradient,
     "backward": _refuse_gradient,
     "cov": _cov,
     "corrcoef": _corrcoef,
+    "einsum": _einsum,
     "gaussian_nll_loss": _gaussian_nll_loss,
     "linear_cross_entropy": _linear_cross_entropy,
 }

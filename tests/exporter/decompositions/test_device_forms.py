@@ -5,15 +5,19 @@ Enters: tensors on the CPU. Leaves: proof for the decompositions, which know no 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.support.models import error_of, exported, graph_of
 from torch2engine.exporter.decompositions.device_forms import DEVICE_FORMS
+from torch2engine.exporter.traceable_functions import TraceableFunctions
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(2, 3, 8, generator=GENERATOR)
@@ -101,3 +105,56 @@ def test_grid_sample_of_every_mode() -> None:
     """The ONNX graph answers as PyTorch does."""
     artifact, cases = exported(_Sampler(), (IMAGE, GRID))
     assert error_of(artifact, cases) <= 1e-5
+
+
+CELLS: dict[str, Callable[[], nn.Module]] = {
+    "gru": lambda: nn.GRUCell(8, 5),
+    "gru without bias": lambda: nn.GRUCell(8, 5, bias=False),
+    "lstm": lambda: nn.LSTMCell(8, 5),
+    "lstm without bias": lambda: nn.LSTMCell(8, 5, bias=False),
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_cell_computes_what_pytorchs_does(cell: str, dtype: torch.dtype) -> None:
+    """A batch, a single row, and states that are given."""
+    torch.manual_seed(0)
+    module = CELLS[cell]().to(dtype)
+    state = torch.randn(3, 5, dtype=dtype)
+    states = (state, -state) if isinstance(module, nn.LSTMCell) else state
+    x = X[0].to(dtype)
+    with torch.no_grad():
+        for args in ((x, states), (x,), (x[0],)):
+            with TraceableFunctions():
+                found = module(*args)
+            torch.testing.assert_close(found, module(*args))
+
+
+class _Operators(TorchDispatchMode):
+    """Notes the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note an operator, and run it."""
+        if func.namespace == "aten":
+            self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("cell", "gates"), [("gru", 3), ("lstm", 4)])
+def test_cell_on_a_gpu_has_the_operators_of_the_cpu(cell: str, gates: int) -> None:
+    """torch chooses them by the device of tensors without contents, also where no GPU is."""
+    operators: list[list[str]] = []
+    for device in ("cpu", "cuda"):
+        with FakeTensorMode(), torch.device(device), torch.no_grad():
+            state = torch.empty(3, 5)
+            weights = (torch.empty(gates * 5, 8), torch.empty(gates * 5, 5))
+            with TraceableFunctions(), _Operators() as noted:
+                getattr(torch, f"{cell}_cell")(torch.empty(3, 8), [state] * 2 if cell == "lstm" else state, *weights)
+        operators.append(noted.names)
+    assert operators[0] == operators[1]
+    assert len(operators[0]) > 10

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from torch2engine.capture.torch_types import CAST_DTYPES
 
-__all__ = ["DEVICE_FORMS", "rms_norm"]
+__all__ = ["DEVICE_FORMS", "DEVICE_FUNCTIONS", "rms_norm"]
 
 _BILINEAR = 0
 _ZEROS = 0
@@ -55,9 +56,48 @@ def _cudnn_grid_sampler(x: Tensor, grid: Tensor) -> Tensor:
     return _grid_sampler(x, grid, _BILINEAR, _ZEROS, True)
 
 
+def _gru_cell(
+    x: Tensor,
+    hidden: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> Tensor:
+    """`gru_cell`: on a GPU it would become `_thnn_fused_gru_cell`, which torch.export can't trace."""
+    reset_of_x, update_of_x, new_of_x = functional.linear(x, w_ih, b_ih).chunk(3, -1)
+    reset_of_hidden, update_of_hidden, new_of_hidden = functional.linear(hidden, w_hh, b_hh).chunk(3, -1)
+    reset = torch.sigmoid(reset_of_x + reset_of_hidden)
+    update = torch.sigmoid(update_of_x + update_of_hidden)
+    new = torch.tanh(new_of_x + reset * new_of_hidden)
+    return new + update * (hidden - new)
+
+
+def _lstm_cell(
+    x: Tensor,
+    states: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`lstm_cell`: on a GPU it would become `_thnn_fused_lstm_cell`."""
+    hidden, cell = states
+    gates = functional.linear(x, w_ih, b_ih) + functional.linear(hidden, w_hh, b_hh)
+    write, forget, new, read = gates.chunk(4, -1)
+    next_cell = torch.sigmoid(forget) * cell + torch.sigmoid(write) * torch.tanh(new)
+    return torch.sigmoid(read) * torch.tanh(next_cell), next_cell
+
+
+# Operators of these may stand in a program.
 DEVICE_FORMS: Mapping[str, Callable[..., Any]] = {
     "rms_norm": rms_norm,
     "_fused_rms_norm": _fused_rms_norm,
     "grid_sampler": _grid_sampler,
     "cudnn_grid_sampler": _cudnn_grid_sampler,
+}
+# Functions of PyTorch that must be replaced while a model is traced: afterwards the operator of the GPU stands there.
+DEVICE_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
+    "gru_cell": _gru_cell,
+    "lstm_cell": _lstm_cell,
 }
