@@ -42,7 +42,7 @@ class _Attention:
 
     Args:
         query, value: [batch, heads, length, size], as values of the graph.
-        key: likewise, with its axes in some order.
+        key: a value of the graph, with its axes in some order.
         mask: what is added to the scores; None if nothing is.
         scale: the factor of the scores.
         result: the value that holds the answer.

@@ -271,7 +271,7 @@ class _PlannedCase:
     Args:
         name: as in `ParityCase`.
         sizes: of every dynamic axis.
-        kind: likewise.
+        kind: as in `ParityCase`.
     """
 
     name: str

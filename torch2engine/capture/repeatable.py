@@ -55,14 +55,14 @@ def answer_repeatably(
 ) -> RepeatableAnswer:
     """Call the model on the sample, on another input and on the sample again; run inside `undisturbed`.
 
+    The values that these calls change in the model are found by comparison. No answer may depend on such a value:
+    neither on the value that an earlier call left, nor on another one. Afterwards the model is as it was before.
+
     Args:
         model: the module.
         sample: its inputs; the model gets clones of them.
         call_first: the model's first call on the sample.
         on_gpu: whether a tensor is on a GPU, where other inputs and other state may end the process's CUDA context.
-
-    What the calls change is found by value. Its answers must not depend on it: neither on what an earlier call left
-    there, nor on other values. The model is afterwards as it was before.
 
     Raises:
         ExportError: the model fails, or its answer depends on what earlier calls left in it; names the attributes.

@@ -111,7 +111,7 @@ class EngineCandidate:
 def make_verified_trt_module(
     engine: PendingEngine, lowered: LoweredModel, request: DeployRequest, gpu: torch.device, report: ReportBuilder
 ) -> TRTModule:
-    """Put the engine of a lowered model in the model's place, if it answers like the model, and in its precision.
+    """Make a module of a lowered model's engine, and require the model's answers and the requested precision.
 
     Args:
         engine: built now, or loaded from the cache.
@@ -134,7 +134,7 @@ def make_verified_trt_module(
 
 
 def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device, report: ReportBuilder) -> TRTModule:
-    """Put an engine in the model's place, if it answers like the model.
+    """Make a module of an engine, and require that it answers like the model.
 
     Args:
         candidate: the engine, and what it is compared with.
@@ -165,7 +165,7 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
 
 
 def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: ReportBuilder) -> ORTModule:
-    """Put an ONNX model in the model's place; its comparisons were made when it was checked and lowered.
+    """Make a module of an ONNX model, which was compared with the model when it was checked and lowered.
 
     Args:
         lowered: the ONNX model.

@@ -75,7 +75,8 @@ class EarlierEngines:
             captured: the model's call.
 
         Returns:
-            the engine in the model's place, accepted and with its report; None where nothing was found or searched.
+            a module of the engine, compared with the model and with its report; None where nothing was found or
+            searched.
         """
         cache = self._cache_for_key
         if cache is None:
@@ -179,7 +180,7 @@ class EarlierEngines:
         captured: CapturedCall,
         reference_answers: ReferenceAnswers,
     ) -> TRTModule | None:
-        """Put an earlier engine in the model's place if it answers like the model; else remove its record, and warn."""
+        """Make a module of an earlier engine; if it answers otherwise than the model, remove its record, and warn."""
         report = self._report.copy()
         report.add_reusable_findings(earlier.facts)
         try:

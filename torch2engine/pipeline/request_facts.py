@@ -120,8 +120,9 @@ def _tolerance_facts(tolerance: Tolerances | None) -> Any:
 def sample_facts(precision: Precision, inputs: Sequence[Sequence[torch.Tensor]]) -> list[Any] | None:
     """The facts that lowering takes from the sample and the examples, where there are no calibration data.
 
-    The ranges of "int8" and "fp8" follow from the sample's values. In half precision the sample only shows what may
-    overflow. So only the power of two of its largest value counts, and a new random sample of the same kind is equal.
+    The ranges of a quantised precision follow from the sample's values. In half precision the sample only shows what
+    may overflow. So only the power of two of its largest value counts, and a new random sample of the same kind is
+    equal.
     """
     if not precision.changes_graph:
         return None

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import InputError
+from torch2engine.core.precisions import QUANTIZED_PRECISIONS
 from torch2engine.onnx_graph.model_file import save_model
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.precision.graph.tensor_maxima import OBSERVED_PREFIX, answers_in_turn, observe_tensors
@@ -95,7 +96,8 @@ def calibrate_ranges(
         raise InputError(
             "calibration",
             got="no batch",
-            allowed="calibration data for int8 and fp8, an iterable of inputs in the form of sample_input",
+            allowed=f"calibration data for {' and '.join(QUANTIZED_PRECISIONS)}, an iterable of inputs in the form of "
+            "sample_input",
             fix="pass e.g. calibration=[batch for batch in loader][:32]",
         )
     return {name: histogram.range(rule) for name, histogram in histograms.items()}

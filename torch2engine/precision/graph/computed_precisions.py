@@ -24,7 +24,7 @@ class MultiplyAddNode:
         name: the node's.
         op: e.g. "Conv".
         module: its torch module's path.
-        precision: "fp32", "fp16", "bf16", "int8" or "fp8", as the graph has it.
+        precision: a name of the table of precisions, as the graph has it.
         multiply_adds: how many.
         engine: the precision in TensorRT's list of the engine's layers, "unknown" where it is not listed; "" without an
             engine. TF32 looks like "fp32".
@@ -59,7 +59,7 @@ class PrecisionReport:
     layers: Mapping[str, int] = field(default_factory=dict[str, int])
 
     def share(self, precision: str) -> float:
-        """Share of the multiply-adds in "fp32", "fp16", "bf16", "int8" or "fp8"; 0 for a model without any."""
+        """Share of the multiply-adds that are computed in this precision, e.g. "fp16"; 0 for a model without any."""
         total = total_multiply_adds(self.products)
         return (
             total_multiply_adds(node for node in self.products if node.computed_in == precision) / total

@@ -46,8 +46,8 @@ class Layer:
         name: TensorRT's.
         kind: TensorRT's word for it.
         nodes: names of the ONNX nodes in it, as far as TensorRT lists them.
-        precision: "fp32", "fp16", "bf16", "int8" or "fp8". For a convolution or matrix product it is the arithmetic;
-            else the widest type that the layer reads, or writes if it reads nothing; "" for one without such numbers.
+        precision: a name of the table of precisions. For a convolution or matrix product it is the arithmetic; else the
+            widest type that the layer reads, or writes if it reads nothing; "" for one without such numbers.
         multiplies: whether it computes a convolution or matrix product.
     """
 

@@ -36,10 +36,10 @@ class MixedPrecisionModel:
 
     Args:
         source: the float32 model.
-        precision: "fp16", "bf16", "int8" or "fp8". The last two use one scale for each tensor, which is enough to
-            compare modules.
+        precision: one of `LOW_PRECISIONS`. A quantised one uses one scale for each tensor, which is enough to compare
+            modules.
         float32_nodes: names of nodes that stay in float32 in every mixture.
-        maxima: largest absolute value by tensor, for "int8" and "fp8".
+        maxima: largest absolute value by tensor, for a quantised precision.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class _SwitchInserter:
         precision: the low precision.
         module_of_node: module by node name.
         modules: in the order of their switches.
-        maxima: largest absolute value by tensor, for "int8" and "fp8".
+        maxima: largest absolute value by tensor, for a quantised precision.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class PrecisionOutcome:
     Args:
         dtype: the requested precision, e.g. "fp16".
         nodes: nodes that compute with floating-point numbers.
-        low: those of them that compute in the low precision; for "int8" and "fp8" those with quantised inputs.
+        low: those of them that compute in the low precision; for a quantised one those with quantised inputs.
         kept: modules that stay in float32 by a rule, by request or to hold the budget.
         attempts: the graphs that a budget's search tried, a sentence each.
         errors: module path -> relative L2 error when it alone is low, largest first; None unless a search measured it.

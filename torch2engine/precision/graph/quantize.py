@@ -76,15 +76,15 @@ def quantize(
 ) -> tuple[str, ...]:
     """Write the quantised model.
 
-    "int8" and "fp8" quantise what enters convolutions and matrix products, symmetrically. Weights have a scale for each
-    channel, activations have one. `weights="int4"` rounds the weights of matrix products to the nearest, in blocks, and
-    needs no batch. A model that has Q/DQ nodes already is passed on as it is, except for int4.
+    A quantised precision quantises what enters convolutions and matrix products, symmetrically. Weights have a scale
+    for each channel, activations have one. `weights="int4"` rounds the weights of matrix products to the nearest, in
+    blocks, and needs no batch. A model that has Q/DQ nodes already is passed on as it is, except for int4.
 
     Args:
         source: a float32 ONNX model; external data lies beside it.
         target: the file to write, with the same names of inputs, outputs and nodes. Weights that protobuf can't hold go
             beside it. It appears whole or not at all.
-        precision: "int8" or "fp8", with the method and percentile that find ranges, or weights "int4".
+        precision: a quantised one, with the method and percentile that find ranges, or one of 4-bit weights.
         batches: arrays by input name, of any sizes; read once, one at a time.
         float32_nodes: names of nodes that stay in float32.
         flavour: "tensorrt" or "tensorrt_rtx", whose limits count; None for none.
@@ -95,7 +95,7 @@ def quantize(
     Raises:
         InputError: no batch, a batch that the model can't take, or a model of an opset below 21.
         UnsupportedOperatorError: a convolution that the flavour does not build in this type, before a batch is read.
-        InstallationError: "fp8" without ml_dtypes.
+        InstallationError: the library that packs numbers of this type is missing.
     """
     model = load_model(source)
     lowest = precision.lowest_type

@@ -45,7 +45,7 @@ class QuantizedWriter:
 
     Args:
         model: onnx.ModelProto, changed in place; call `finish` at the end.
-        precision: "int8", "fp8" or "int4".
+        precision: one of `QUANTIZED_PRECISIONS` or `WEIGHT_PRECISIONS`.
     """
 
     def __init__(self, model: Any, precision: str) -> None:
