@@ -89,16 +89,16 @@ def diagnose(
     arrays = {
         spec.name: leaf.detach().cpu().numpy() for spec, leaf in zip(artifact.signature.inputs, leaves, strict=True)
     }
-    search = _ModuleSearch(load_model(onnx_path), Bounds.of(tolerance, artifact.precision, runtime_kind(module)))
+    bounds = Bounds.of(tolerance, artifact.precision, runtime_kind(module))
     with scratch_folder() as folder:
         marked = folder / ONNX
-        values = search.run_onnxruntime(marked, arrays, calls)
-        differences = search.compare(values)
+        graph = _MatchedGraph.by_onnxruntime(load_model(onnx_path), marked, arrays, calls)
+        differences = graph.differences(graph.values, bounds)
         stage: Stage = "graph"
         if isinstance(module, TRTModule) and all(difference.parity.passed for difference in differences):
-            differences = search.compare(search.run_engine(marked, arrays, values, artifact, module))
+            differences = graph.differences(_engine_values(graph, marked, arrays, artifact, module), bounds)
             stage = "plan" if all(difference.parity.passed for difference in differences) else "engine"
-    first = search.first(differences)
+    first = graph.first(differences)
     return Diagnosis(parity, stage, first, differences, _command(first, arrays, artifact))
 
 
@@ -119,64 +119,51 @@ class _Match:
     computed_with: tuple[str, ...]
 
 
-class _ModuleSearch:
-    """Compares what modules return with the tensors of an ONNX graph that stand for it.
+@dataclass(frozen=True)
+class _MatchedGraph:
+    """An ONNX graph whose outputs stand for what modules return.
 
     Args:
-        model: ModelProto; it is changed when it runs.
-        bounds: when two tensors count as equal.
+        model: ModelProto with these outputs.
+        values: of the outputs by name, as ONNX Runtime gives them.
+        matches: which output stands for which module.
+        sources: the user's line by name of a tensor.
     """
 
-    def __init__(self, model: Any, bounds: Bounds) -> None:
-        self._model = model
-        self._bounds = bounds
-        self._sources = sources_of(model)
-        self._matches: Sequence[_Match] = ()
+    model: Any
+    values: Arrays
+    matches: Sequence[_Match]
+    sources: Mapping[str, str]
 
-    def run_onnxruntime(self, path: Path, arrays: Arrays, calls: Sequence[ModuleCall]) -> Arrays:
+    @classmethod
+    def by_onnxruntime(cls, model: Any, path: Path, arrays: Arrays, calls: Sequence[ModuleCall]) -> _MatchedGraph:
         """Let ONNX Runtime give every tensor that may stand for a module's output, and match them.
 
         Args:
+            model: ModelProto; these tensors become its outputs.
             path: of the file to write.
             arrays: the inputs by name.
             calls: of the modules.
         """
-        outputs = find_module_outputs(self._model)
-        declare_outputs(self._model, [name for names in outputs.values() for name in names])
-        save_model(self._model, path)
+        sources = sources_of(model)
+        outputs = find_module_outputs(model)
+        declare_outputs(model, [name for names in outputs.values() for name in names])
+        save_model(model, path)
         values = OrtSession(path)(arrays)
-        self._matches = _match(outputs, values, calls)
-        return values
+        return cls(model, values, _match(outputs, values, calls), sources)
 
-    def run_engine(
-        self, path: Path, arrays: Arrays, values: Arrays, artifact: Artifact, module: TRTModule[Any]
-    ) -> Arrays:
-        """Build an engine that gives every tensor that is compared, and run it.
+    def differences(self, values: Arrays, bounds: Bounds) -> tuple[ModuleDifference, ...]:
+        """Compare what every module returns with the tensor that stands for it.
 
         Args:
-            path: of the file to write.
-            arrays: the inputs by name. The engine takes their sizes alone.
-            values: the outputs by name, as ONNX Runtime gives them.
-            artifact: whose flavour and precision count.
-            module: whose device runs it.
+            values: of the outputs by name.
+            bounds: when two tensors count as equal.
         """
-        declare_outputs(self._model, (), values, arrays)
-        save_model(self._model, path)
-        flavour = artifact.hardware.flavour if isinstance(artifact, EngineArtifact) else None
-        is_float32 = artifact.precision in FLOAT32_PRECISIONS  # else the graph itself has the types
-        precision = cast("Float32PrecisionName", artifact.precision if is_float32 else DEFAULT_PRECISION)
-        engine = build(path, precision=precision, config=BuildConfig(flavour=cast("Flavour | None", flavour)))
-        leaves = [torch.from_numpy(arrays[spec.name]) for spec in engine.signature.inputs]
-        answers = answer_on_any_device(TRTModule(engine, device=module.device), leaves)
-        return {name: answer.float().cpu().numpy() for name, answer in answers.items()}
-
-    def compare(self, values: Mapping[str, NDArray[Any]]) -> tuple[ModuleDifference, ...]:
-        """Compare every module's output."""
         found: list[ModuleDifference] = []
-        for match in self._matches:
+        for match in self.matches:
             candidate = torch.from_numpy(values[match.tensor]).to(match.value.dtype)
-            row = compare({match.tensor: match.value}, {match.tensor: candidate}, self._bounds)[0]
-            source = self._sources.get(match.tensor, "")
+            row = compare({match.tensor: match.value}, {match.tensor: candidate}, bounds)[0]
+            source = self.sources.get(match.tensor, "")
             found.append(ModuleDifference(match.call.path, match.tensor, source, row, match.computed_with))
         return tuple(found)
 
@@ -185,7 +172,7 @@ class _ModuleSearch:
 
         A graph may compute a module's output in another way than PyTorch, and be right in the end.
         """
-        next_of = following(self._model, {difference.tensor for difference in differences})
+        next_of = following(self.model, {difference.tensor for difference in differences})
         wrong = {difference.tensor for difference in differences if not difference.parity.passed}
         for difference in differences:
             if difference.tensor in wrong:
@@ -193,6 +180,29 @@ class _ModuleSearch:
                 if not followers or followers & wrong:
                     return difference
         return None
+
+
+def _engine_values(
+    graph: _MatchedGraph, path: Path, arrays: Arrays, artifact: Artifact, module: TRTModule[Any]
+) -> Arrays:
+    """Build an engine that gives every output of a graph, and run it.
+
+    Args:
+        graph: its outputs get the types and sizes that its values have.
+        path: of the file to write.
+        arrays: the inputs by name. The engine takes their sizes alone.
+        artifact: whose flavour and precision count.
+        module: whose device runs it.
+    """
+    declare_outputs(graph.model, (), graph.values, arrays)
+    save_model(graph.model, path)
+    flavour = artifact.hardware.flavour if isinstance(artifact, EngineArtifact) else None
+    is_float32 = artifact.precision in FLOAT32_PRECISIONS  # else the graph itself has the types
+    precision = cast("Float32PrecisionName", artifact.precision if is_float32 else DEFAULT_PRECISION)
+    engine = build(path, precision=precision, config=BuildConfig(flavour=cast("Flavour | None", flavour)))
+    leaves = [torch.from_numpy(arrays[spec.name]) for spec in engine.signature.inputs]
+    answers = answer_on_any_device(TRTModule(engine, device=module.device), leaves)
+    return {name: answer.float().cpu().numpy() for name, answer in answers.items()}
 
 
 def _match(
