@@ -14,6 +14,8 @@ a builder may crash or hang, and must not take its caller along.
     importer_forms    respells what some importer of TensorRT misreads
     fused_attention   writes each half precision attention as one node
     long_sums         cuts float32 sums that TensorRT-RTX would round too much
+    single_group_norms  writes out group norms of one group, which TensorRT-RTX takes for instance norms
+    node_replacement  puts nodes in another one's place, as some of these do
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch2engine.builder.node_replacement import replace_node
 from torch2engine.onnx_graph.walk import walk_graphs
 
 __all__ = ["LONGEST_SUM", "split_long_sums"]
@@ -133,7 +134,6 @@ _READERS = {"Conv": _read_convolution, "MatMul": _read_matrix_product, "Gemm": _
 
 def _split(node: Any, long_sum: _WeightedSum) -> None:
     """Put the sum of the pieces in a node's place; the first piece adds what the node adds, such as a bias."""
-    import onnx_ir as ir
     from onnx_ir import tape
 
     record = tape.Tape()
@@ -144,12 +144,7 @@ def _split(node: Any, long_sum: _WeightedSum) -> None:
         added: list[Any] = list(node.inputs[2:]) if index == 0 else []
         piece = record.op(node.op_type, [data, weight, *added], attributes=node.attributes)
         total = piece if total is None else record.op("Add", [total, piece])
-    for index, new in enumerate(record.nodes):
-        new.name = f"{node.name}/sum_{index}"  # messages and reports find the module by the node's name
-    result = node.outputs[0]
-    total.shape = result.shape
-    total.type = result.type
-    ir.convenience.replace_nodes_and_values(node.graph, node, [node], record.nodes, [result], [total])
+    replace_node(node, record.nodes, total, "sum")
 
 
 def _slice(record: Any, value: Any, axis: int, start: int, end: int) -> Any:

@@ -15,6 +15,7 @@ from torch2engine.builder.byte_tensors import widen_bytes
 from torch2engine.builder.fused_attention import fuse_attention
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
+from torch2engine.builder.single_group_norms import write_out_single_group_norms
 
 __all__ = ["parser_input"]
 
@@ -22,7 +23,7 @@ __all__ = ["parser_input"]
 _Change: TypeAlias = Callable[[Any, Path], Any | None]
 
 _FOR_ALL: tuple[_Change, ...] = (importer_form, widen_bytes)
-_FOR_RTX: tuple[_Change, ...] = (fuse_attention, separate_activations)
+_FOR_RTX: tuple[_Change, ...] = (fuse_attention, separate_activations, write_out_single_group_norms)
 
 
 def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool) -> bytes | None:
