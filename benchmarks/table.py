@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import conclusions
 from benchmarks.evidence import REPOSITORY, complaints
 
 __all__ = ["REASONS", "between", "generate", "main", "origin_of", "read_evidence", "rewritten"]
@@ -330,16 +331,29 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
     """
     calls, models = read_evidence(results / "call_overhead.json"), read_evidence(results / "models.json")
     precisions, refits = read_evidence(results / "precision.json"), read_evidence(results / "refit.json")
-    parts = [_calls(calls)] if calls is not None else []
+    processor = read_evidence(results / "processor.json")
+    parts: list[list[str]] = []
+    sentences: list[str] = []
+    if calls is not None:
+        parts.append(_calls(calls))
+        sentences.append(conclusions.of_calls(calls["figures"]))
     if models is not None:
         parts.append(_Models(models, reasons).lines())
+        peers = {name: CANDIDATES[name] for name in COUNTERPARTS}
+        sentences += conclusions.of_models(models["figures"], TITLES, peers, COUNTERPARTS)
     if precisions is not None:
         parts.append(_precisions(precisions))
+        sentences.append(conclusions.of_precisions(precisions["figures"], FLOAT_TITLES, PRECISIONS))
     if refits is not None:
         parts.append(_refits(refits))
-    if (processor := read_evidence(results / "processor.json")) is not None:
+        sentences.append(conclusions.of_refits(refits["figures"], REFIT_TITLES))
+    if processor is not None:
         parts.append(_processor(processor))
-    return "\n\n".join("\n".join(part) for part in parts)
+        sentences.append(conclusions.of_processor(processor["figures"]))
+    if not parts:
+        return ""
+    summary = ["What the tables say:", "", *(f"- {sentence}" for sentence in sentences)]
+    return "\n\n".join("\n".join(part) for part in [summary, *parts])
 
 
 def between(page: str) -> str:
