@@ -6,7 +6,6 @@ that is spent in engines. Separate because only the few models that are refused 
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -14,10 +13,12 @@ from typing import Any
 
 import torch
 
-import torch2engine as t2e
 from benchmarks.zoo_trial import ZooTrial
 from torch2engine.core.errors import ParityError, Torch2EngineError, UnsupportedOperatorError
+from torch2engine.fallback.compile_options import CompileOptions
+from torch2engine.fallback.run_record import RunRecord, time_calls
 from torch2engine.modules.explanation import Explanation
+from torch2engine.torch_compile import make_compiler
 
 __all__ = ["COMPILE", "PARTS", "FallbackRow", "can_fall_back", "outcome_of", "try_again"]
 
@@ -101,7 +102,7 @@ def try_again(trial: ZooTrial, error: Exception, record: Callable[[FallbackRow],
         record(row)
         if row.outcome == "passed":
             return
-        refused[way] = row.message
+        refused = {**refused, way: row.message}
 
 
 def _in_parts(trial: ZooTrial) -> Explanation:
@@ -112,11 +113,9 @@ def _in_parts(trial: ZooTrial) -> Explanation:
 
 
 def _compiled(trial: ZooTrial) -> Explanation:
-    """Compile a model, and compare it at all sizes. Its engines are built once for that and for the explanation."""
-    with tempfile.TemporaryDirectory() as cache:
-        options: dict[str, Any] = {"cache": cache}
-        explanation = t2e.explain(trial.model, t2e.Inputs(**trial.sample), options=options)
-        torch.compiler.reset()
-        compiled: Any = torch.compile(trial.model, backend=t2e.compile_backend, options=options)
-        trial.compare_compiled(compiled)
+    """Compile a model by the backend "torch2engine" of torch.compile, and compare it at all sizes."""
+    record = RunRecord()
+    compiled: Any = torch.compile(trial.model, backend=make_compiler(CompileOptions(cache=False), record).compile)
+    explanation = time_calls(lambda: compiled(**trial.sample), record)
+    trial.compare_compiled(compiled)
     return explanation

@@ -51,7 +51,7 @@ class ZooProcesses:
             backend: "cpu" or "gpu".
             models: module with the entries.
             place: where it runs.
-            limit_s: seconds that it may take; as many again for a second try of a model that was refused.
+            limit_s: seconds that it may take. A second try of a model that was refused may take twice as many.
 
         Returns:
             its row; "outcome" is "timeout" after `limit_s`, or "crashed" if the process died. If that happens in a
@@ -65,7 +65,8 @@ class ZooProcesses:
                 process.start()
             sender.close()
             rows: list[dict[str, Any]] = [{"phase": "start", "outcome": "running", "seconds": {}}]
-            is_late = not receive_all(receiver, rows, Limit(limit_s))
+            limit = Limit(limit_s)
+            is_late = not receive_all(receiver, rows, limit)
             if is_late:
                 _end(process)
                 receive_all(receiver, rows, Limit(None))
@@ -73,7 +74,7 @@ class ZooProcesses:
             with self.lock:
                 process.join()
             if is_late:
-                return ended(rows[-1], "timeout", "", f"no answer in {limit_s:g} s")
+                return ended(rows[-1], "timeout", "", f"no answer in {limit.limit_s:g} s")
             return ended(rows[-1], "crashed", f"exit {process.exitcode}", _complaint(prints))
 
 
@@ -103,25 +104,30 @@ def _is_second_try(row: dict[str, Any]) -> bool:
 class Limit:
     """The time that a process has left.
 
+    Attributes:
+        limit_s: the seconds of the present try.
+
     Args:
-        limit_s: seconds for the first try, and as many from the moment at which a second one begins; None for no limit.
+        limit_s: seconds for the first try; None for no limit. A second one gets twice as many when it begins, since
+            torch.compile may make graphs of each size.
         clock: seconds, from any start.
     """
 
     def __init__(self, limit_s: float | None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._limit_s, self._clock = limit_s, clock
+        self.limit_s, self._clock = limit_s, clock
         self._start = clock()
         self._is_second_try = False
 
     def begin_second_try(self) -> None:
         """Give the second try its time, when it begins; later calls change nothing."""
-        if not self._is_second_try:
+        if self.limit_s is not None and not self._is_second_try:
             self._is_second_try = True
+            self.limit_s *= 2
             self._start = self._clock()
 
     def left_s(self) -> float | None:
         """The seconds that are left, at least 0; None for no limit."""
-        return None if self._limit_s is None else max(self._start + self._limit_s - self._clock(), 0.0)
+        return None if self.limit_s is None else max(self._start + self.limit_s - self._clock(), 0.0)
 
 
 def receive_all(receiver: Connection, rows: list[dict[str, Any]], limit: Limit) -> bool:

@@ -19,7 +19,7 @@ from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.run_record import RunRecord
 from torch2engine.modules.deployed import DeployedModule
-from torch2engine.torch_compile import _compiler
+from torch2engine.torch_compile import make_compiler
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ class Backend:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
         self.record = RunRecord()
         self.deployed: list[DeployedModule[Any]] = []
-        self._compiler = _compiler(CompileOptions.from_mapping(options), self.record)
+        self._compiler = make_compiler(CompileOptions.from_mapping(options), self.record)
         deploy = self._compiler._deploy_part
         monkeypatch.setattr(self._compiler, "_deploy_part", lambda *call: self._count(deploy(*call)))
 

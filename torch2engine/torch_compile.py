@@ -33,7 +33,7 @@ from torch2engine.modules.deployed import DeployedModule, runtime_kind
 from torch2engine.modules.explanation import Explanation
 from torch2engine.parity.bounds import Bounds
 
-__all__ = ["compile_backend", "deploy_submodules", "explain"]
+__all__ = ["compile_backend", "deploy_submodules", "explain", "make_compiler"]
 
 _RUNTIMES: dict[str, Literal["tensorrt", "onnxruntime"]] = {"cuda": "tensorrt", "cpu": "onnxruntime"}
 
@@ -69,7 +69,7 @@ def compile_backend(
     """
     if mode not in (None, "default"):
         raise InputError("mode", got=repr(mode), allowed="no mode", fix="pass options={...} instead")
-    return _compiler(CompileOptions.from_mapping(options), RunRecord()).compile(graph_module, example_inputs)
+    return make_compiler(CompileOptions.from_mapping(options), RunRecord()).compile(graph_module, example_inputs)
 
 
 def explain(
@@ -94,7 +94,7 @@ def explain(
     if isinstance(model, DeployedModule):
         return model.explain(sample_input)
     record = RunRecord()
-    compiler = _compiler(CompileOptions.from_mapping(options), record)
+    compiler = make_compiler(CompileOptions.from_mapping(options), record)
     inner: Any = unwrap(model) if isinstance(model, nn.Module) else getattr(model, "_torchdynamo_orig_callable", model)
     compiled = torch.compile(inner, backend=compiler.compile)
     sample = as_inputs(sample_input)
@@ -102,7 +102,13 @@ def explain(
         return time_calls(lambda: compiled(*sample.args, **sample.kwargs), record)
 
 
-def _compiler(options: CompileOptions, record: RunRecord) -> GraphCompiler:
+def make_compiler(options: CompileOptions, record: RunRecord) -> GraphCompiler:
+    """Make the compiler of the graphs of one model.
+
+    Args:
+        options: how graphs become engines.
+        record: takes what they find out, for an explanation.
+    """
     return GraphCompiler(options, partial(_deploy_part, options), record)
 
 

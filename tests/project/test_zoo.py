@@ -134,15 +134,15 @@ def test_process_that_ends_early_leaves_what_it_was_trying(second_try: str | Non
     assert receive_all(receiver, rows, Limit(0))
 
 
-def test_second_try_has_the_whole_limit_again() -> None:
-    """Its clock starts when it begins, and only then: a second row of it gives no third limit."""
+def test_second_try_has_twice_the_limit() -> None:
+    """Its clock starts when it begins, and only then: a second row of it gives no more time."""
     clock = iter([0.0, 9.0, 11.0, 12.0, 20.0])
     limit = Limit(10.0, lambda: next(clock))  # begins at 0
     assert limit.left_s() == 1.0  # at 9
     limit.begin_second_try()  # at 11
-    assert limit.left_s() == 9.0  # at 12
+    assert limit.left_s() == 19.0  # at 12
     limit.begin_second_try()
-    assert limit.left_s() == 1.0  # at 20
+    assert limit.left_s() == 11.0  # at 20
     assert Limit(None).left_s() is None
 
 

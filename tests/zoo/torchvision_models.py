@@ -34,14 +34,14 @@ class Final(nn.Module):
 
 
 class Detections(nn.Module):
-    """A detector that takes its pictures in one tensor."""
+    """A detector of one picture, which it resizes itself."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, x: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        return self.model(list(x))
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self.model(list(x))[0]
 
 
 def _make(group: str, name: str, options: dict[str, Any]) -> nn.Module:
@@ -109,7 +109,9 @@ def _flow(name: str, refinements: int) -> ZooEntry:
 
 
 def _detector(name: str, **options: Any) -> ZooEntry:
-    """A detector of a few boxes, whose suppression depends on values."""
+    """A detector of a few boxes, whose suppression depends on values. Its result has a dict for each picture, so that
+    no size is left free.
+    """
     options = {"weights_backbone": None, "num_classes": 5, "min_size": 64, "max_size": 128, **options}
 
     def make() -> nn.Module:
@@ -120,7 +122,7 @@ def _detector(name: str, **options: Any) -> ZooEntry:
                 nn.init.normal_(layer.weight, std=0.1)  # scores that differ; they are all the same without training
         return Detections(model)
 
-    return ZooEntry("torchvision detection", make, pictures(64), {"x": {0: t2e.Axis("batch", 1, 2, 3)}})
+    return ZooEntry("torchvision detection", make, floats(1, 3, 64, 64), {})
 
 
 def _require_compiled_operators() -> None:
