@@ -150,7 +150,10 @@ INPUTS = "an input (a, b) or an output (output); use one of these names"
             {"a": {0: Axis("n", 8, 8, 16)}},
             "axis 'n': got 4 in sample_input; expected 8..16; take a sample inside the range, or widen the Axis",
         ),
-        ({"a": {0: Axis("n", 8)}}, "axis 'n': got 4 in sample_input; expected at least min=8; give opt and max"),
+        (
+            {"a": {0: Axis("n", 8)}},
+            "axis 'n': got 4 in sample_input; expected at least min=8; take a larger sample, or lower min to 4",
+        ),
         (
             {"a": {0: Axis("n", 3, 6, 12, multiple_of=3)}},
             (
@@ -183,11 +186,17 @@ def test_axis_without_a_range_is_refused_for_a_sample_of_one(axis: Any) -> None:
     )
 
 
-def test_axis_of_an_empty_sample_is_refused() -> None:
-    """An engine can't answer empty axes, so an empty sample is none."""
+@pytest.mark.parametrize(
+    ("axis", "allowed"), [("n", "at least min=1"), (Axis("n", 1, 4, 8), "1..8")], ids=["named", "with a range"]
+)
+def test_axis_of_an_empty_sample_is_refused(axis: str | Axis, allowed: str) -> None:
+    """An engine can't answer empty axes, so an empty sample is none, and no other range would help."""
     with pytest.raises(DynamicAxisError) as error:
-        captured(DOUBLE, torch.ones(0, 3), {"x": {0: "n"}})
-    assert str(error.value) == "axis 'n': got 0 in sample_input; expected at least min=1; give opt and max"
+        captured(DOUBLE, torch.ones(0, 3), {"x": {0: axis}})
+    assert str(error.value) == (
+        f"axis 'n': got 0 in sample_input; expected {allowed}; take a sample that is not empty there, since an engine "
+        "can't answer empty axes; an empty cache can be one entry that a mask hides"
+    )
 
 
 def test_axis_of_a_scalar_is_refused() -> None:

@@ -367,7 +367,7 @@ def _complete_from_sample(axis: Axis, size: int) -> Axis:
             axis=axis.name,
             got=f"{size} in sample_input",
             allowed=f"at least min={axis.min}",
-            fix="give opt and max",
+            fix=_fix_for_sample(size, f"take a larger sample, or lower min to {size}"),
         )
     opt = axis.opt
     if opt is None:
@@ -384,7 +384,7 @@ def _check_sample_size(axis: Axis, resolved: Axis, size: int) -> None:
             axis=axis.name,
             got=f"{size} in sample_input",
             allowed=_describe_range(resolved),
-            fix="take a sample inside the range, or widen the Axis",
+            fix=_fix_for_sample(size, "take a sample inside the range, or widen the Axis"),
         )
     if axis.opt is None and axis.max is None and high == 1:
         raise DynamicAxisError(
@@ -394,6 +394,16 @@ def _check_sample_size(axis: Axis, resolved: Axis, size: int) -> None:
             allowed="a larger sample, since without opt and max the range ends at its size",
             fix=f"give a range, e.g. Axis({axis.name!r}, 1, 8, 32), or a larger sample",
         )
+
+
+def _fix_for_sample(size: int, fix: str) -> str:
+    """The fix for a sample outside an axis's range; no range holds the size 0."""
+    if size:
+        return fix
+    return (
+        "take a sample that is not empty there, since an engine can't answer empty axes; an empty cache can be one "
+        "entry that a mask hides"
+    )
 
 
 def _describe_range(axis: Axis) -> str:
