@@ -24,9 +24,9 @@ from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.reference_answers import ReferenceAnswers
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
+from torch2engine.precision.engine_precision import verify_engine_precision
 from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.lowered_parity import cast_case, parity_cases_for, tolerance_for
-from torch2engine.precision.verify import verify_engine_precision
 
 __all__ = [
     "EngineCandidate",

@@ -25,8 +25,8 @@ from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 if TYPE_CHECKING:
     from torch2engine.artifact.engine_artifact import EngineArtifact
     from torch2engine.modules.trt.trt_module import TRTModule
+    from torch2engine.precision.engine_precision import EnginePrecision
     from torch2engine.precision.lowered_model import LoweredModel
-    from torch2engine.precision.verify import EnginePrecision
 
 __all__ = ["ReportBuilder"]
 

@@ -8,11 +8,11 @@ reports on what that costs. Separate because every flavour of TensorRT computes 
 - `lower`: makes a lowered model within its tolerance or budget; `lower_graph` makes one, and `budget_search` others.
 - `lowered_parity`: the cases and the tolerance for the comparison of a lowered model.
 - `retype_weights`: keeps a refittable model's weight program in step with the lowered graph.
-- `precision_report`, `verify`, `module_sensitivity`: what a model computes in, whether an engine does so, and what a
-  low precision would cost each module.
+- `precision_report`, `engine_precision`, `module_sensitivity`: what a model computes in, whether an engine does so, and
+  what a low precision would cost each module.
 - `graph`: rewriting and measuring ONNX graphs, without torch.
 
-Public: `graph.computed_precisions`, `graph.engine_findings`, `graph.precision_outcome`, `lower`, `lowered_model`,
-`lowered_parity`, `module_sensitivity`, `precision_report`, `validate`, `verify`. The other files belong to this folder
-alone.
+Public: `engine_precision`, `graph.computed_precisions`, `graph.engine_findings`, `graph.precision_outcome`, `lower`,
+`lowered_model`, `lowered_parity`, `module_sensitivity`, `precision_report`, `validate`. The other files belong to this
+folder alone.
 """
