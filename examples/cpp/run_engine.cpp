@@ -162,6 +162,7 @@ void run(fs::path const& artifact, fs::path const& folder, Shapes const& shapes,
     std::unique_ptr<trt::ICudaEngine> engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
     require(bool(engine), artifact.string() + ": got a plan that is refused; expected one for this GPU; build it here");
     auto const context = make_context(*engine);
+    require(bool(context), artifact.string() + ": got no execution context; expected one; free memory of the GPU");
     cudaStream_t const stream = cudaStreamPerThread;
     require(set_shapes(*context, shapes, stream),
             "shapes: got others than every profile; expected those of the manifest; pass NAME=SIZES for each input");
