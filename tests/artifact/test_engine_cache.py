@@ -214,6 +214,7 @@ CHANGES: dict[str, Any] = {
     "precision": {"precision": "tf32"},
     "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
     "refittable": {"config": t2e.BuildConfig(refittable=True)},
+    "GPUs built for": {"config": t2e.BuildConfig(compute_capabilities=((8, 6),))},
     "TensorRT's version": {"world": flavour(version="1.6.2.1")},
     "GPU": {"world": gpu()},
     "GPU's name": {"world": gpu(name="NVIDIA H100"), "before": gpu()},

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -91,9 +92,36 @@ def test_build_sets_tf32_by_precision_alone(precision: str, allowed: bool) -> No
     builder = rt.api.Builder(rt.logger)
     flag = rt.api.BuilderFlag.TF32
     assert builder.create_builder_config().get_flag(flag)
-    request = SimpleNamespace(precision=precision, workspace_bytes=None, refittable=False)
+    request = SimpleNamespace(precision=precision, workspace_bytes=None, refittable=False, compute_capabilities=())
     build = plan_room._PlanBuild(rt, cast("Any", request), rt.log.mark())
     assert plan_room._configure(build, builder).get_flag(flag) is allowed
+
+
+def test_engine_is_built_for_named_gpus(tmp_path: Path) -> None:
+    """The plan is another one, says so after a cache and a save, and is refused on other GPUs."""
+    path = onnx_models.matmul(tmp_path)
+    config = BuildConfig(flavour="tensorrt_rtx", compute_capabilities=((7, 5), (8, 6)))
+    engines = [build(path, {"batch": (1, 8, 32)}, config=config, cache=tmp_path / "cache") for _ in range(2)]
+    usual = build(path, {"batch": (1, 8, 32)}, config=BuildConfig(flavour="tensorrt_rtx"), cache=tmp_path / "cache")
+    assert engines[0].plan_sha256 == engines[1].plan_sha256 != usual.plan_sha256
+    assert len(engines[0].read_plan()) > len(usual.read_plan())
+    assert usual.hardware.compute_capabilities == ()
+    for engine in (*engines, EngineArtifact.load(engines[0].save(tmp_path / "engine.t2e"))):
+        assert engine.hardware.compute_capabilities == ((7, 5), (8, 6))
+        engine.check_hardware(replace(engine.hardware, compute_capability=(8, 6)))
+        with pytest.raises(ArtifactError, match=r"compute capability 7\.5 or 8\.6; expected one for 9\.0"):
+            engine.check_hardware(replace(engine.hardware, compute_capability=(9, 0)))
+
+
+def test_gpus_that_nothing_is_built_for_are_refused(tmp_path: Path) -> None:
+    """With those that this TensorRT can build for."""
+    config = BuildConfig(flavour="tensorrt_rtx", compute_capabilities=((8, 6), (6, 1)))
+    with pytest.raises(InputError) as caught:
+        build(onnx_models.matmul(tmp_path), {"batch": (1, 8, 32)}, config=config)
+    assert str(caught.value) == (
+        f"BuildConfig.compute_capabilities: got (6, 1) with {TITLE}; expected those that it can build for: (7, 5), "
+        "(8, 0), (8, 6), (8, 9), (12, 0), (12, 1); pass some of these, or leave it out"
+    )
 
 
 @pytest.mark.parametrize("override", ["0", "1", None])

@@ -96,6 +96,19 @@ def test_options_that_the_cpu_lacks_are_named_together() -> None:
     )
 
 
+@pytest.mark.parametrize("value", [(8, 6), ("86",), ((8, 6, 0),), ((8.0, 6),), ((True, 6),), None, "86", 86])
+def test_compute_capabilities_are_pairs(value: Any) -> None:
+    """Of ints; a list of them is taken over, so that the caller can't change the config by it."""
+    with pytest.raises(InputError) as caught:
+        t2e.BuildConfig(compute_capabilities=value)
+    assert str(caught.value) == (
+        f"BuildConfig.compute_capabilities: got {value!r}; expected pairs of ints; e.g. "
+        "compute_capabilities=((8, 6), (8, 9))"
+    )
+    pairs: Any = [[8, 6]]
+    assert hash(t2e.BuildConfig(compute_capabilities=pairs)) == hash(t2e.BuildConfig(compute_capabilities=((8, 6),)))
+
+
 def test_config_of_another_class_is_refused() -> None:
     """BuildConfig and RuntimeConfig can't be taken for each other."""
     require_instance("config", t2e.BuildConfig(), t2e.BuildConfig)

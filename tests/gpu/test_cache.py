@@ -49,16 +49,21 @@ def test_second_deploy_takes_the_engine(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(cache.entries()) == 1
 
 
-def test_engine_of_another_version_is_built_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("elsewhere", ["version", "GPU"])
+def test_engine_of_other_hardware_is_built_anew(
+    elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """load() refuses it, or builds it for this GPU once; the answers are the model's, and what is saved runs here."""
     torch.manual_seed(0)
     model = Tiny().cuda().eval()
-    engine = t2e.build(t2e.export(model, tiny_inputs(), TINY_AXES))
-    other = engine.replace(hardware=dataclasses.replace(engine.hardware, flavour_version="1.0.0.1"))
-    path = other.save(tmp_path / "model.t2e")
+    config = t2e.BuildConfig(compute_capabilities=((7, 5),) if elsewhere == "GPU" else ())
+    engine = t2e.build(t2e.export(model, tiny_inputs(), TINY_AXES), config=config)
+    if elsewhere == "version":
+        engine = engine.replace(hardware=dataclasses.replace(engine.hardware, flavour_version="1.0.0.1"))
+    path = engine.save(tmp_path / "model.t2e")
     with pytest.raises(t2e.ArtifactError, match="load it with on_mismatch='rebuild'; or rebuild it here: "):
         t2e.load(path)
-    with pytest.warns(UserWarning, match="building the engine of '.*' anew for this machine: got a plan of "):
+    with pytest.warns(UserWarning, match="building the engine of '.*' anew for this machine: got a plan "):
         module = t2e.load(path, runtime="tensorrt", on_mismatch="rebuild", cache=tmp_path / "cache")
     t2e.testing.assert_parity(model, module, tiny_inputs(5))
     saved = t2e.load(module.save(tmp_path / "here.t2e"), runtime="tensorrt")

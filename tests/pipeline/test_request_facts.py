@@ -138,6 +138,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "tolerance": {"tolerance": LOOSE},
     "workspace": {"config": t2e.BuildConfig(workspace_bytes=1 << 28)},
     "refittable": {"config": t2e.BuildConfig(refittable=True)},
+    "GPUs built for": {"config": t2e.BuildConfig(compute_capabilities=((8, 6),))},
     "libraries": {"world": other_libraries},
     "torch2engine": {"world": torch2engine_of_tomorrow},
 }

@@ -210,6 +210,7 @@ def _build_engine(source: BuildSource, config: BuildConfig, on_progress: Progres
         log_level=logging.getLogger("torch2engine.tensorrt").getEffectiveLevel(),
         progress=on_progress is not None,
         refittable=config.refittable,
+        compute_capabilities=config.compute_capabilities,
     )
     with _ONE_BUILD_AT_A_TIME:
         facts = compile_in_child(request, Reporter("build", on_progress), config.time_limit_s)
@@ -220,6 +221,7 @@ def _build_engine(source: BuildSource, config: BuildConfig, on_progress: Progres
         gpu=facts.gpu,
         compute_capability=None if capability is None else (capability[0], capability[1]),
         driver=facts.driver,
+        compute_capabilities=config.compute_capabilities,
     )
     return _engine_artifact(source, owner, hardware)
 

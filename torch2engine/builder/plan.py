@@ -66,6 +66,7 @@ class PlanRequest:
         log_level: the lowest Python logging level of TensorRT's lines that are forwarded.
         progress: whether phases are reported.
         refittable: whether weights can be replaced later; needs a GPU.
+        compute_capabilities: the GPUs that the plan is for; empty for TensorRT's choice.
     """
 
     onnx_path: str
@@ -79,6 +80,7 @@ class PlanRequest:
     log_level: int = logging.WARNING
     progress: bool = False
     refittable: bool = False
+    compute_capabilities: Sequence[Sequence[int]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -311,6 +313,8 @@ def _configure(build: _PlanBuild, builder: Builder) -> IBuilderConfig:
         config.clear_flag(rt.api.BuilderFlag.TF32)  # builders start with it on
     if request.refittable:
         config.set_flag(rt.api.BuilderFlag.REFIT)
+    if request.compute_capabilities:
+        _set_compute_capabilities(build, config)
     # names, shapes and formats of every layer stay readable in the engine
     config.profiling_verbosity = rt.api.ProfilingVerbosity.DETAILED
     if request.workspace_bytes is not None:
@@ -325,6 +329,34 @@ def _configure(build: _PlanBuild, builder: Builder) -> IBuilderConfig:
                 log=build.log_lines(),
             )
     return config
+
+
+def _set_compute_capabilities(build: _PlanBuild, config: IBuilderConfig) -> None:
+    """Build for these GPUs.
+
+    Raises:
+        InputError: this TensorRT can't build for one of them.
+    """
+    rt = build.rt
+    wanted = build.request.compute_capabilities
+    known: dict[tuple[int, ...], Any] = {}
+    if rt.has("IBuilderConfig.set_compute_capability"):
+        numbers = {name.removeprefix("SM"): member for name, member in rt.api.ComputeCapability.__members__.items()}
+        known = {(int(text[:-1]), int(text[-1])): member for text, member in numbers.items() if text.isdigit()}
+    missing = [pair for pair in wanted if tuple(pair) not in known]
+    if missing:
+        raise InputError(
+            "BuildConfig.compute_capabilities",
+            got=f"{tuple(missing[0])} with {rt.title}",
+            allowed=f"those that it can build for: {', '.join(map(str, sorted(known))) or 'none but the present GPU'}",
+            fix="pass some of these, or leave it out"
+            if known
+            else "leave it out, or build with flavour='tensorrt_rtx'",
+        )
+    config.num_compute_capabilities = len(wanted)
+    for index, pair in enumerate(wanted):
+        taken = config.set_compute_capability(known[tuple(pair)], index)
+        build.check(taken, f"compute capability {tuple(pair)}")
 
 
 def _add_profile(

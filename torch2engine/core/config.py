@@ -130,6 +130,10 @@ def _is_bool(value: object) -> bool:
     return isinstance(value, bool)
 
 
+def _is_capability(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and [type(number) for number in cast("list[object]", value)] == [int, int]
+
+
 def check_tolerance(value: object) -> None:
     """Refuse a value that is not a Tolerance, a Mapping from outputs to tolerances, or None.
 
@@ -164,12 +168,16 @@ class BuildConfig:
         mutations: how a model that writes into its inputs is handled, such as one with a key-value cache. "refuse": an
             ExportError. "write_back": each call copies the new values into the caller's tensors, on the current stream
             after the engine. Where the model returns the very input, the caller's own tensor is returned.
+        compute_capabilities: the GPUs that a plan of TensorRT-RTX is built for, e.g. ``((7, 5), (8, 6))``; it runs on
+            no others. Empty is TensorRT-RTX's own choice: 8.0 and later in 1.6. None of these GPUs need be here. More
+            of them can make the plan larger: with (7, 5), that of a small network is 1.9 times as large. TensorRT
+            builds for the present GPU alone, and refuses this.
         time_limit_s: the longest that a build may take, in seconds; None for no limit. A builder process that is
             stopped, or hangs without computing, ends in a BuildError without it too.
 
     Raises:
-        InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, or a time
-            limit that is no positive number.
+        InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, compute
+            capabilities that are no pairs of ints, or a time limit that is no positive number.
 
     >>> config = t2e.BuildConfig(workspace_bytes=2**30, time_limit_s=600)
     >>> t2e.build(onnx, config=config)
@@ -180,6 +188,7 @@ class BuildConfig:
     workspace_bytes: int | None = None
     refittable: bool = False
     mutations: Mutations = "refuse"
+    compute_capabilities: tuple[tuple[int, int], ...] = ()
     time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
 
     def __post_init__(self) -> None:
@@ -192,6 +201,15 @@ class BuildConfig:
         )
         _require(_is_bool(self.refittable), "BuildConfig.refittable", self.refittable, "True or False")
         require_choice("BuildConfig.mutations", self.mutations, get_args(Mutations))
+        _require(
+            _is_list(self.compute_capabilities) and all(map(_is_capability, self.compute_capabilities)),
+            "BuildConfig.compute_capabilities",
+            self.compute_capabilities,
+            "pairs of ints",
+            "e.g. compute_capabilities=((8, 6), (8, 9))",
+        )
+        pairs = tuple((major, minor) for major, minor in self.compute_capabilities)
+        object.__setattr__(self, "compute_capabilities", pairs)  # a frozen value holds no list of the caller's
         if self.flavour is not None:
             require_choice("BuildConfig.flavour", self.flavour, FLAVOURS)
         _require(
