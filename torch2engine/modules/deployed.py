@@ -59,7 +59,7 @@ class HasForward(Protocol[P, R_co]):
 
 
 class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
-    """An artifact in the model's place. It is the same for every backend; its backend computes.
+    """A module that is called like the model that was deployed. It is the same for every backend; its backend computes.
 
     Args:
         artifact: what was built; its signature decides how the module is called.
@@ -490,6 +490,9 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         ranges = " | ".join(str(profile) for profile in self._artifact.profiles if profile.ranges)
         facts = "; ".join([*([ranges] if ranges else []), f"{self.precision}, device={self.device}"])
         return f"{type(self).__name__}({inputs} -> {outputs}; {facts})"
+
+
+# What the package's steps do with a module. These are functions, so that users find none of them among its methods.
 
 
 def require_artifact(subject: str, artifact: object, kind: type[Artifact]) -> None:

@@ -69,7 +69,7 @@ def compare_with_model(
         answers = answer_parity_cases(captured, sensitivity_precisions=(judged_as,))
     order = [matches[spec.name] for spec in candidate.signature.inputs]
     return _compare_cases(
-        "PyTorch", candidate, answers.parity_cases, order, JudgingRule(judged_as, tolerance, tuple(answers.notes))
+        "PyTorch", candidate, answers.parity_cases, order, _JudgingRule(judged_as, tolerance, tuple(answers.notes))
     )
 
 
@@ -112,12 +112,12 @@ def compare_modules(
     notes = _notes_on_integers(candidate) if inputs is None else ()
     candidate_order = list(range(len(candidate.signature.inputs)))
     return _compare_cases(
-        reference.runtime, candidate, answered, candidate_order, JudgingRule(judged_as, tolerance, notes)
+        reference.runtime, candidate, answered, candidate_order, _JudgingRule(judged_as, tolerance, notes)
     )
 
 
 @dataclass(frozen=True)
-class JudgingRule:
+class _JudgingRule:
     """The rule that decides whether answers count as equal.
 
     Args:
@@ -136,9 +136,12 @@ def _compare_cases(
     candidate: DeployedModule[Any],
     cases: Sequence[ParityCase],
     order: Sequence[int],
-    rule: JudgingRule,
+    rule: _JudgingRule,
 ) -> ParityReport:
-    """Run the candidate on each case, with the inputs in its own order, and compare."""
+    """Run the candidate on each case, with the inputs in its own order, and compare.
+
+    `judge` is for modules of the reference: it knows their near ties, and takes no other names, dtypes or devices.
+    """
     bounds = Bounds.of(rule.tolerance, rule.precision, runtime_kind(candidate))
     report = ParityReport((), f"{reference} vs {candidate.runtime}", bounds.tolerance, rule.notes)
     for case in cases:
