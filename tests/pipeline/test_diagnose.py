@@ -171,7 +171,7 @@ def test_diagnosis_is_printed_with_the_line_and_the_command(exported: t2e.OnnxAr
     moved_weight("blocks.1.mlp.2.weight")(None, model)
     found = t2e.diagnose(model, t2e.ORTModule(exported), X)
     head, first, *table, command = str(found).splitlines()
-    assert head == "the ONNX graph answers otherwise than the model, in ONNX Runtime too"
+    assert head == "the ONNX graph's answers differ from the model's, in ONNX Runtime too"
     assert first.startswith("first difference: module 'blocks.1.mlp.2' (")
     assert "test_diagnose.py:" in first
     assert table[0].split() == ["module", "tensor", "rel-l2", "max-abs", "verdict"]

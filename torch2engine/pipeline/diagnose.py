@@ -1,4 +1,4 @@
-"""A model and a deployed module that answers otherwise → the first torch module that is answered wrongly.
+"""A model and a deployed module whose answers differ → the first torch module that is wrong.
 
 Enters: the model, the module and an input. Leaves: a `Diagnosis`. Separate from `check`, which compares outputs alone:
 this compares what every module returns, by ONNX Runtime or by an engine whose outputs are marked.

@@ -19,7 +19,7 @@ Stage = Literal["none", "graph", "engine", "plan"]
 _SHOWN = 5
 _MEANING: dict[str, str] = {
     "none": "every output agrees with the model",
-    "graph": "the ONNX graph answers otherwise than the model, in ONNX Runtime too",
+    "graph": "the ONNX graph's answers differ from the model's, in ONNX Runtime too",
     "engine": "the ONNX graph is right, and an engine that TensorRT builds from it is not",
     "plan": "the ONNX graph is right, and so is an engine that returns every module's outputs: this plan holds other "
     "weights, or TensorRT's fusion of the modules is wrong",

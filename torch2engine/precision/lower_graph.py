@@ -116,7 +116,7 @@ class GraphLowering:
                     fix=did_you_mean(pattern, modules) or "name one of these, with * and ? for any letters",
                 )
             nodes = [node for node, module in self.module_of_node.items() if module in fitting]
-            reasons |= dict.fromkeys(nodes, "asked by keep_fp32")
+            reasons |= dict.fromkeys(nodes, "named in keep_fp32")
         return reasons
 
     def overflowing_nodes(self) -> dict[str, str]:
