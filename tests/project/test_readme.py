@@ -285,6 +285,28 @@ def test_results_of_the_gpu_suite_lie_where_the_makefile_puts_them() -> None:
     assert f"`{folder[1]}/{file[1]}`" in README.read_text(encoding="utf-8")
 
 
+def sentences(text: str) -> list[str]:
+    """The sentences of a page's prose: code and generated tables left out; a colon or semicolon ends one, too."""
+    prose = re.sub(r"^```.*?^```$|<!-- speed -->.*?<!-- /speed -->", "", text, flags=re.M | re.S)
+    prose = re.sub(r"`[^`]*`", "CODE", re.sub(r"\]\([^)]*\)", "]", prose))
+    parts = re.split(r"\n\s*\n|\n(?=[-*] |#)|\|", prose)
+    return [each for part in parts for each in re.split(r"(?<=[.!?:;])\s+", " ".join(part.split())) if each]
+
+
+@pytest.mark.parametrize("page", [README, *PAGES], ids=lambda page: page.stem)
+def test_sentences_of_the_pages_are_short_and_without_private_words(page: Path) -> None:
+    """At most 25 words each, so that people who are not native speakers can read them."""
+    found = sentences(page.read_text(encoding="utf-8"))
+    assert [each for each in found if len(each.split()) > 25] == []
+    assert [each for each in found if re.search(r"\b(road|judged?|judges|spared|told)\b", each)] == []
+
+
+def test_long_sentence_is_found() -> None:
+    """The count of words is not blind: lines are joined, code counts as one word, and a list's entries are apart."""
+    text = "One `two three` four\nfive. Six:\n\n- seven eight\n- nine\n```sh\nten eleven\n```\n"
+    assert sentences(text) == ["One CODE four five.", "Six:", "- seven eight", "- nine"]
+
+
 def test_named_functions_are_public() -> None:
     """Every `t2e.name` on the pages is a public name of the package."""
     text = "".join(page.read_text(encoding="utf-8") for page in (README, *PAGES))
