@@ -314,6 +314,12 @@ CASES: dict[str, tuple[Break, str, str]] = {
 }
 
 
+def test_broken_environments_are_many_and_of_many_kinds() -> None:
+    """At least 25 different findings are planted, each with a line that mends it."""
+    assert len({finding for _, finding, _ in CASES.values()}) >= 25
+    assert all(cure for _, _, cure in CASES.values())
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_cause_and_cure_are_named(name: str, tmp_path: Path, driver: Path) -> None:
     """Of one thing that is broken the doctor finds that thing and nothing else, with the line that mends it."""
