@@ -14,12 +14,12 @@ import pytest
 import torch2engine as t2e
 from tests.support.deploy_models import Mlp, mlp, sample
 from tests.support.parity_tables import TOLERANCE, table
+from torch2engine.core.computed_precisions import MultiplyAddNode, PrecisionReport
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
-from torch2engine.precision.graph.computed_precisions import MultiplyAddNode, PrecisionReport
 
 
 def test_text_has_precision_memory_phases_tables_and_notes() -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.support.parity_tables import table
+from torch2engine.core.computed_precisions import MultiplyAddNode, PrecisionReport
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
 from torch2engine.modules.benchmark import BenchmarkReport, BenchmarkRow, Timing
 from torch2engine.modules.deploy_report import DeployReport
-from torch2engine.precision.graph.computed_precisions import MultiplyAddNode, PrecisionReport
 
 EMPTY_TAGS = {"meta", "br"}
 

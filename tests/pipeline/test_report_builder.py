@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 
 from tests.support.parity_tables import table
+from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.errors import BuildError
 from torch2engine.core.finding import Finding
+from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.pipeline.report_builder import ReportBuilder
-from torch2engine.precision.graph.computed_precisions import PrecisionReport
-from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 
 def test_phases_measure_their_bodies_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 import torch2engine as t2e
 from tests.support.paths import SUPPORT
+from torch2engine.core.computed_precisions import MultiplyAddNode, PrecisionReport
 from torch2engine.precision.engine_precision import require_precision
-from torch2engine.precision.graph.computed_precisions import MultiplyAddNode, PrecisionReport
 from torch2engine.precision.graph.engine_layers import Layer, engine_precisions, read_layers
 
 INSPECTED = {path.stem: path for path in sorted((SUPPORT / "inspected").glob("*.json"))}

@@ -3,7 +3,8 @@
 Enters: values and structures from anywhere. Leaves: frozen values that check themselves, and typed errors. Separate
 because it needs no torch, no ONNX and no TensorRT.
 
-Public: `config`, `constants`, `dtypes`, `errors`, `finding`, `foreign_files`, `fork_safe_lock`, `json_rules`,
-`live_parameter_data`, `loggers`, `package`, `precisions`, `preprocess`, `profile_sizes`, `progress`, `pytree`,
-`size_expression`, `spec`, `tf32`, `version`, `wording`. The other files belong to this folder alone.
+Public: `computed_precisions`, `config`, `constants`, `dtypes`, `errors`, `finding`, `foreign_files`, `fork_safe_lock`,
+`json_rules`, `live_parameter_data`, `loggers`, `package`, `precision_outcome`, `precisions`, `preprocess`,
+`profile_sizes`, `progress`, `pytree`, `size_expression`, `spec`, `tf32`, `version`, `wording`. The other files belong
+to this folder alone.
 """

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
 from torch2engine.core.package import public
+from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.core.wording import quote
 from torch2engine.modules.report_page import report_page
 from torch2engine.parity.parity_report import ParityReport
 
 if TYPE_CHECKING:
     from torch2engine.modules.benchmark import BenchmarkReport
-    from torch2engine.precision.graph.computed_precisions import PrecisionReport
-    from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = ["DeployReport"]
 

@@ -12,6 +12,7 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.finding import Finding
 from torch2engine.core.version import __version__
 from torch2engine.parity.parity_report import ERROR_DECADES, OutputParity, ParityReport
@@ -19,7 +20,6 @@ from torch2engine.parity.parity_report import ERROR_DECADES, OutputParity, Parit
 if TYPE_CHECKING:
     from torch2engine.modules.benchmark import BenchmarkReport, BenchmarkRow
     from torch2engine.modules.deploy_report import DeployReport
-    from torch2engine.precision.graph.computed_precisions import PrecisionReport
 
 __all__ = ["report_page"]
 

@@ -29,6 +29,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.load_or_build import current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
+from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
@@ -36,7 +37,6 @@ from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 from torch2engine.pipeline.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts
 from torch2engine.pipeline.user_warning import warn_user
-from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = ["EarlierEngines"]
 

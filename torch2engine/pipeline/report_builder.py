@@ -13,14 +13,14 @@ from contextlib import contextmanager
 from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
+from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.finding import Finding
+from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
 from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.modules.deployed import artifact_of
 from torch2engine.parity.parity_report import ParityReport
-from torch2engine.precision.graph.computed_precisions import PrecisionReport
 from torch2engine.precision.graph.engine_findings import engine_findings
-from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 if TYPE_CHECKING:
     from torch2engine.artifact.engine_artifact import EngineArtifact

@@ -12,7 +12,6 @@ reports on what that costs. Separate because every flavour of TensorRT computes 
   what a low precision would cost each module.
 - `graph`: rewriting and measuring ONNX graphs, without torch.
 
-Public: `engine_precision`, `graph.computed_precisions`, `graph.engine_findings`, `graph.precision_outcome`, `lower`,
-`lowered_model`, `lowered_parity`, `module_sensitivity`, `precision_report`, `validate`. The other files belong to this
-folder alone.
+Public: `engine_precision`, `graph.engine_findings`, `lower`, `lowered_model`, `lowered_parity`, `module_sensitivity`,
+`precision_report`, `validate`. The other files belong to this folder alone.
 """

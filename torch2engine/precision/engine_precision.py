@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.errors import PrecisionError
-from torch2engine.core.precisions import LOW_PRECISIONS
-from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.precision.calibration import named_arrays
-from torch2engine.precision.graph.computed_precisions import (
+from torch2engine.core.computed_precisions import (
     UNKNOWN,
     MultiplyAddNode,
     PrecisionReport,
     total_multiply_adds,
 )
+from torch2engine.core.errors import PrecisionError
+from torch2engine.core.precisions import LOW_PRECISIONS
+from torch2engine.modules.trt.trt_module import TRTModule
+from torch2engine.precision.calibration import named_arrays
 from torch2engine.precision.precision_report import report_at_inputs
 
 __all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]

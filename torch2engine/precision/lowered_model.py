@@ -14,10 +14,10 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ParityError
+from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.calibration import CalibrationMetric
-from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = ["LoweredModel"]
 

@@ -16,12 +16,12 @@ from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
+from torch2engine.core.computed_precisions import table
 from torch2engine.core.config import Precision, require_choice
 from torch2engine.core.precisions import LOW_PRECISIONS, PrecisionName
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.precision.calibration import batch_tensors, check_calibration, named_arrays
-from torch2engine.precision.graph.computed_precisions import table
 from torch2engine.precision.graph.mixed_precision import MixedPrecisionModel
 from torch2engine.precision.graph.tensor_maxima import absolute_maxima
 

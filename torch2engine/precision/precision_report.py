@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.wording import kind_of
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.precision.calibration import named_arrays
-from torch2engine.precision.graph.computed_precisions import PrecisionReport
 from torch2engine.precision.graph.count_multiply_adds import count_multiply_adds
 from torch2engine.precision.graph.engine_layers import engine_precisions, read_layers
 

@@ -20,6 +20,7 @@ from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, check_tolerance, require_instance
 from torch2engine.core.errors import InputError, InstallationError, PrecisionError
 from torch2engine.core.live_parameter_data import LiveParameter
+from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.core.precisions import (
     CAST_PRECISIONS,
     FLOAT32_PRECISIONS,
@@ -32,7 +33,6 @@ from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.tensor_types import tensor_types
 from torch2engine.precision.calibration import check_calibration
-from torch2engine.precision.graph.precision_outcome import PrecisionOutcome
 
 __all__ = [
     "needed_lowering",

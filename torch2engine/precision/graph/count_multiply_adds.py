@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.artifact.scratch_folder import scratch_folder
+from torch2engine.core.computed_precisions import RECURRENT, MultiplyAddNode
 from torch2engine.core.precisions import DEFAULT_PRECISION, LOW_PRECISIONS, PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.tensor_types import tensor_types, without_weight_values
-from torch2engine.precision.graph.computed_precisions import RECURRENT, MultiplyAddNode
 
 __all__ = ["count_multiply_adds"]
 

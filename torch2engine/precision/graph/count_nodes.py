@@ -10,10 +10,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from torch2engine.core.precision_outcome import KeptModule, PrecisionOutcome
 from torch2engine.core.precisions import CAST_PRECISIONS, DEFAULT_PRECISION
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.tensor_types import cast_element_types, element_type, tensor_types
-from torch2engine.precision.graph.precision_outcome import KeptModule, PrecisionOutcome
 
 __all__ = ["count_nodes"]
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from torch2engine.core.computed_precisions import RECURRENT, UNKNOWN, MultiplyAddNode
 from torch2engine.core.precisions import PRECISION_TYPES
-from torch2engine.precision.graph.computed_precisions import RECURRENT, UNKNOWN, MultiplyAddNode
 
 __all__ = ["Layer", "Multiplies", "engine_precisions", "read_layers"]
 

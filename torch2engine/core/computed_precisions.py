@@ -1,7 +1,7 @@
 """How much of a model is computed in which precision, as data.
 
-Enters: counts. Leaves: shares, a table, JSON. Separate from `count_multiply_adds`, which needs ONNX. Deployed modules
-carry reports, and need no ONNX.
+Enters: counts. Leaves: shares, a table, JSON. Separate from the counting, which needs ONNX. Deployed modules carry
+reports, and need no ONNX.
 """
 
 from __future__ import annotations
