@@ -175,7 +175,7 @@ def deploy_submodules(
         ParityError: a submodule, or the whole result, is not what PyTorch gives; nothing is replaced then.
         Torch2EngineError: as `deploy`.
 
-    >>> with t2e.deploy_submodules(model, lambda: model(sample), ["head"], runtime="onnxruntime"):
+    >>> with t2e.deploy_submodules(model, lambda: model(sample), ["head"], runtime="onnxruntime"), torch.no_grad():
     ...     model(sample).shape  # the engine answers for model.head
     torch.Size([8, 10])
     """
