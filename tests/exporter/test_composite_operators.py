@@ -1,4 +1,4 @@
-"""torch.export loads its composite operators once for an export, and knows those that came later.
+"""torch.export looks for its composite operators once for an export, and knows those that came later.
 
 Enters: exports. Leaves: proof that the dispatcher is asked once, and that nothing stays behind.
 """
@@ -13,9 +13,10 @@ import torch
 from torch._export import utils
 
 from tests.support.models import BATCH, Function, answer, exported
-from torch2engine.exporter.composite_operators import composite_operators_loaded_once
+from torch2engine.exporter.composite_operators import composite_operators_found_once
 
 UTILS: Any = utils
+SEARCHES = ("_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace")
 DISPATCHER: Any = torch._C
 
 
@@ -29,25 +30,38 @@ def test_dispatcher_is_asked_once_for_an_export(monkeypatch: pytest.MonkeyPatch)
     assert asked == ["CompositeImplicitAutograd"]
 
 
-def test_torchs_own_loader_is_back_after_an_error() -> None:
-    """Exports that are not ours load the operators as they always do."""
-    before = UTILS._materialize_cpp_cia_ops
+def test_namespace_is_searched_once_for_an_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bare torch searches it for every decomposition, and for every table of decompositions."""
+    is_composite, asked = UTILS._is_preservable_cia_op, []
+    monkeypatch.setattr(
+        UTILS, "_is_preservable_cia_op", lambda operator: (asked.append(operator), is_composite(operator))[1]
+    )
+    exported(Function(lambda x, w: x * w), torch.randn(4, 3), {"x": BATCH})
+    assert len(asked) == len(set(asked)) > 100
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_torchs_own_search_is_back_after_an_error(search: str) -> None:
+    """Exports that are not ours look for the operators as they always do."""
+    before = getattr(UTILS, search)
 
     def fail_inside() -> None:
-        with composite_operators_loaded_once():
-            assert UTILS._materialize_cpp_cia_ops is not before
+        with composite_operators_found_once():
+            assert getattr(UTILS, search) is not before
             raise ValueError("inside")
 
     with pytest.raises(ValueError, match="inside"):
         fail_inside()
-    assert UTILS._materialize_cpp_cia_ops is before
+    assert getattr(UTILS, search) is before
 
 
-def test_torch_without_the_private_loader_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A torch that loads the operators otherwise does so as it always does."""
-    monkeypatch.delattr(UTILS, "_materialize_cpp_cia_ops")
-    with composite_operators_loaded_once():
-        assert not hasattr(UTILS, "_materialize_cpp_cia_ops")
+@pytest.mark.parametrize("search", SEARCHES)
+def test_torch_without_the_private_search_is_left_alone(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A torch that looks for the operators otherwise does so as it always does."""
+    monkeypatch.delattr(UTILS, search)
+    before = dict(vars(UTILS))
+    with composite_operators_found_once():
+        assert vars(UTILS) == before
 
 
 def test_composite_operator_that_is_defined_after_an_export_is_decomposed() -> None:

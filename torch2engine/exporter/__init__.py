@@ -16,7 +16,7 @@ The steps of the first, in this order:
   `trace_weights` for a model that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
 - `export_context`: what holds for the time of an export. `fake_quant` and `given_masks` keep the model's own quantisers
-  and the masks of nn.Transformer, `quiet_exporters` gives silence, and `composite_operators` and `cached_annotations`
+  and the masks of nn.Transformer, `quiet_exporters` gives silence, and `composite_operators` and `composite_kernels`
   save torch.export work that it repeats.
 - `torch_program`: facts about torch's program.
 

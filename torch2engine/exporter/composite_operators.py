@@ -1,7 +1,7 @@
-"""PyTorch's composite operators, loaded into `torch.ops` once for an export and not for every namespace.
+"""PyTorch's composite operators, looked for once for an export and not for every decomposition.
 
-Enters: nothing. Leaves: a context in which torch.export loads them at its first question only. Separate because it
-alone knows how torch.export loads them.
+Enters: nothing. Leaves: a context in which torch.export looks for them at its first question only. Separate because it
+alone knows how torch.export finds them.
 """
 
 from __future__ import annotations
@@ -12,28 +12,30 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["composite_operators_loaded_once"]
+__all__ = ["composite_operators_found_once"]
 
 _EXPORT_UTILS = "torch._export.utils"
-_LOADER = "_materialize_cpp_cia_ops"
+# The first loads the dispatcher's into `torch.ops`, the second finds those of a namespace there.
+_SEARCHES = ("_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace")
 
 
 @contextmanager
-def composite_operators_loaded_once() -> Generator[None]:
-    """Let torch.export load the dispatcher's composite operators once inside the body.
+def composite_operators_found_once() -> Generator[None]:
+    """Let torch.export look for composite operators once inside the body.
 
-    For every decomposition torch.export asks each namespace of `torch.ops` for its composite operators. Each time it
-    first loads those of all namespaces, 58 times for an export. That is a third of a small model's export (torch 2.13).
-    Operators of a library that is imported inside the body are loaded when they are used, and by the next export.
+    For every decomposition, and for every table of them, torch.export asks each namespace of `torch.ops` for its
+    composite operators. Each time it first loads those of all namespaces, 58 times for an export. That is a third of a
+    small model's export (torch 2.13). Operators of a library that is imported after the first question are loaded when
+    they are used, and by the next export.
     """
     try:
         utils: Any = importlib.import_module(_EXPORT_UTILS)
-        before = getattr(utils, _LOADER)
+        before = {name: getattr(utils, name) for name in _SEARCHES}
     except (ImportError, AttributeError):  # other versions
         yield
         return
-    setattr(utils, _LOADER, cache(before))
+    vars(utils).update({name: cache(search) for name, search in before.items()})
     try:
         yield
     finally:
-        setattr(utils, _LOADER, before)
+        vars(utils).update(before)

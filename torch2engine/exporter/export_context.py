@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
-from torch2engine.exporter.cached_annotations import cached_annotations
-from torch2engine.exporter.composite_operators import composite_operators_loaded_once
+from torch2engine.exporter.composite_kernels import composite_kernels_made_once
+from torch2engine.exporter.composite_operators import composite_operators_found_once
 from torch2engine.exporter.fake_quant import quantizers_as_operators
 from torch2engine.exporter.given_masks import masks_as_given
 from torch2engine.exporter.quiet_exporters import quiet_exporters
@@ -28,8 +28,8 @@ def export_context(model: nn.Module) -> Generator[str]:
         the precision of the model's own quantisers; "" for a model without them.
     """
     with (
-        composite_operators_loaded_once(),
-        cached_annotations(),
+        composite_operators_found_once(),
+        composite_kernels_made_once(),
         quiet_exporters(),
         masks_as_given(),
         quantizers_as_operators(model) as quantized_precision,
