@@ -234,6 +234,21 @@ def test_condition_that_one_of_its_axes_decides_is_tried_at_the_sizes_of_that_ax
     assert error.value.allowed == "sizes for which b*n != 3*n, which is wrong at b = 3"
 
 
+def two_of_three(x: torch.Tensor, w: Any) -> torch.Tensor:
+    """Answers something else where two of three axes agree, whatever the third is."""
+    return x if x.shape[0] * x.shape[2] == x.shape[1] * x.shape[2] else x * 2
+
+
+def test_condition_that_two_of_its_three_axes_decide_names_these_two() -> None:
+    """The third axis is no part of the sizes at which the model is wrong."""
+    axes = {"x": {0: Axis("b", 1, 2, 4), 1: Axis("n", 3, 6, 9), 2: Axis("c", 2, 5, 6)}}
+    with pytest.raises(DynamicAxisError) as error:
+        exported(Function(two_of_three), torch.randn(2, 6, 5), axes)
+    assert error.value.allowed == (
+        "sizes for which b*c != c*n, which is wrong at b = 3, n = 3 and 1 other combinations"
+    )
+
+
 def like_the_weight(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """Takes a short way where the size is the weight's."""
     return x * w if x.shape[1] == w.shape[0] else w * x
