@@ -242,9 +242,9 @@ def bench(
     try:
         report = module.benchmark(reference, sizes=[read_sizes(sizes)] if sizes else None, rounds=rounds)
     except ParityError as error:
-        if model is None or reference is None:
-            raise
-        replace(error.report, advice=advice_on_random_weights(model, reference)).raise_if_failed()
+        advice = "" if model is None or reference is None else advice_on_random_weights(model, reference)
+        if advice:
+            replace(error.report, advice=advice).raise_if_failed()
         raise
     rates = [f"{row.candidate}, {row.case}: {1e6 / row.bottleneck_us:.0f} calls per second" for row in report.rows]
     return Outcome("\n".join([str(report), *rates]), report.to_json())
