@@ -236,17 +236,17 @@ def test_failure_leaves_the_configuration_to_another_export(tmp_path: Path, monk
     def copy_in_turn(artifact: t2e.OnnxArtifact, folder: Path, names: Sequence[str]) -> None:
         if threading.current_thread() is first:
             first_writes.set()
-            assert second_writes.wait(60)
+            assert second_writes.wait(600)
             raise OSError(errno.ENOSPC, "No space left on device", str(folder))
         second_writes.set()
-        first.join(60)
+        first.join(600)
         copy_files(artifact, folder, names)
 
     failures: list[str] = []
     first = threading.Thread(target=lambda: failures.append(refusal(t2e.ArtifactError, model, models, "m")))
     monkeypatch.setattr(t2e.OnnxArtifact, "copy_files", copy_in_turn)
     first.start()
-    assert first_writes.wait(60)
+    assert first_writes.wait(600)
     folder = t2e.export_triton(model, models, "m", 2)
     assert "No space left on device" in failures[0]
     assert sorted(path.name for path in folder.iterdir()) == ["2", "config.pbtxt"]
