@@ -61,3 +61,19 @@ def test_half_turn_follows_a_dynamic_size() -> None:
     )
     artifact, cases = exported(model, torch.randn(2, 6), {"x": {1: Axis("n", 4, 6, 12)}})
     assert error_of(artifact, cases) == 0.0
+
+
+def test_strides_follow_memory() -> None:
+    """A transposed tensor is read in the order of its memory; torch.onnx reads contiguous ones rightly itself."""
+    as_strided = REARRANGING["as_strided"]
+    view = X.reshape(2, 2, 5).permute(2, 0, 1)
+    torch.testing.assert_close(as_strided(view, (3, 4), (5, 1), 2), view.as_strided((3, 4), (5, 1), 2))
+    assert as_strided(X, (3, 4), (5, 1)) is NotImplemented
+    assert as_strided(X[:, :3], (3, 4), (5, 1)) is NotImplemented  # parts of its memory are not in the tensor
+
+
+def test_overlapping_windows_of_a_transposed_tensor_follow_a_dynamic_size() -> None:
+    """As in attention over a sliding window, whose result parity found wrong before."""
+    model = Function(lambda x, w: x.transpose(0, 1).as_strided((x.shape[0], 5, 2, 4), (24, 4, 4, 1)) * 1.0)
+    artifact, cases = exported(model, torch.randn(2, 6, 4), {"x": {0: Axis("batch", 1, 2, 4)}})
+    assert error_of(artifact, cases) == 0.0

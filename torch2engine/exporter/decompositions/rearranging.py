@@ -1,16 +1,18 @@
-"""Rolling, cropping and dropping dimensions of any size.
+"""Rolling, cropping and dropping dimensions of any size, and views by strides.
 
 Enters: the arguments of one operator. Leaves: its result. Separate because torch.onnx writes these for sizes that are
-numbers, or lets TensorRT find a dimension of size 1 at run time.
+numbers or tensors in the order of memory, or lets TensorRT find a dimension of size 1 at run time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cmp_to_key
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from torch2engine.exporter.decompositions.size_bounds import is_fixed
 
@@ -74,10 +76,25 @@ def _pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float
     return x
 
 
+def _as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
+    """`as_strided` of a tensor whose dimensions have another order in memory, which strides follow."""
+    if x.is_contiguous():
+        return NotImplemented
+    order = sorted(range(x.dim()), key=cmp_to_key(lambda one, other: _compared(x.stride(other), x.stride(one))))
+    in_memory = x.permute(order)
+    return torch.as_strided(in_memory, size, stride, storage_offset) if in_memory.is_contiguous() else NotImplemented
+
+
+def _compared(one: Any, other: Any) -> int:
+    """1 or -1 for the larger or smaller of two strides; 0 where neither is for all sizes."""
+    return int(statically_known_true(one > other)) - int(statically_known_true(one < other))
+
+
 REARRANGING: Mapping[str, Callable[..., Any]] = {
     "roll": roll,
     "squeeze": _squeeze,
     "squeeze.dim": _squeeze,
     "squeeze.dims": _squeeze,
     "pad": _pad,
+    "as_strided": _as_strided,
 }
