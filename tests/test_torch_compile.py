@@ -102,6 +102,23 @@ def test_explanation_names_the_parts_and_their_share_of_the_time() -> None:
     assert [part.runs_in for part in t2e.explain(function, torch.rand(3, 4)).parts] == ["ONNX Runtime"]
 
 
+def test_function_that_torch_compile_leaves_to_python_is_explained_by_its_line() -> None:
+    """A branch inside a loop leaves no graph at all; the explanation names the branch."""
+
+    def repeat(x: torch.Tensor) -> torch.Tensor:
+        for _ in range(2):
+            if x.sum() > 0:
+                x = x.exp() * 2 + 1
+        return x
+
+    explanation = t2e.explain(repeat, torch.ones(3))
+    assert (list(explanation.parts), explanation.engine_share) == ([], 0.0)
+    (obstacle,) = explanation.obstacles
+    assert (obstacle.operator, obstacle.reason) == ("branch", "a Python branch on the value of a tensor")
+    assert obstacle.source == f"{__file__}:{repeat.__code__.co_firstlineno + 2}"
+    assert t2e.explain(lambda x: x, torch.ones(3)).obstacles == ()
+
+
 def test_new_weights_are_seen_however_they_were_written(backend: Callable[..., Backend]) -> None:
     """No way of writing weights leaves a stale answer: in place, through .data, by assignment, by load_state_dict."""
     model = small_model()

@@ -26,7 +26,7 @@ from torch2engine.core.pytree import as_inputs
 from torch2engine.deploy import deploy
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.graph_compiler import GraphCompiler
-from torch2engine.fallback.run_record import RunRecord, time_calls
+from torch2engine.fallback.run_record import RunRecord, obstacle_without_graph, time_calls
 from torch2engine.fallback.submodules import DeployedSubmodules, choose_submodules, without_swap
 from torch2engine.fallback.whole_call import compare_results
 from torch2engine.modules.deployed import DeployedModule, runtime_kind
@@ -99,7 +99,11 @@ def explain(
     compiled = torch.compile(inner, backend=compiler.compile)
     sample = as_inputs(sample_input)
     with torch.no_grad():
-        return time_calls(lambda: compiled(*sample.args, **sample.kwargs), record)
+        explanation = time_calls(lambda: compiled(*sample.args, **sample.kwargs), record)
+        if explanation.parts:
+            return explanation
+        obstacle = obstacle_without_graph(inner, sample)
+    return explanation if obstacle is None else replace(explanation, obstacles=[obstacle])
 
 
 def make_compiler(options: CompileOptions, record: RunRecord) -> GraphCompiler:

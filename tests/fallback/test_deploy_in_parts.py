@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from tests.support.fallback_models import FourObstacles, ThreeObstacles, line_with
+from tests.support.fallback_models import FourObstacles, Pyramid, ThreeObstacles, line_with
 from torch2engine.fallback import deploy_in_parts as room
 
 AXES = {"x": {0: t2e.Axis("batch", 5, 7, 9)}}
@@ -89,6 +89,34 @@ def test_axis_that_begins_at_one_is_answered_at_one() -> None:
     with torch.no_grad():
         close(module(one), model(one))
     assert [part.runs_in for part in module.explain(one).parts] == ["ONNX Runtime"] * 2
+
+
+def test_operators_of_every_kind_are_named_between_engines_for_every_size() -> None:
+    """A write, two results, complex numbers and a search stay in PyTorch; halved sizes are axes of the engines."""
+    torch.manual_seed(0)
+    model = Pyramid().eval()
+    height, width = t2e.Axis("height", 16, 32, 48), t2e.Axis("width", 16, 24, 48)
+    labels = torch.tensor([3, 1, 3, 2])
+    module = t2e.deploy(
+        model,
+        (torch.rand(4, 3, 32, 24), labels),
+        {"images": {2: height, 3: width}},
+        runtime="onnxruntime",
+        fallback=True,
+    )
+    assert isinstance(module, t2e.PartsModule)
+    assert {obstacle.source: obstacle.operator for obstacle in module.obstacles} == {
+        line_with("raise_by(x, 0.5)"): "torch2engine_test.raise_by",
+        line_with("positive, negative = split(x)"): "torch2engine_test.split",
+        line_with("spectrum = torch.fft.rfft("): "aten.fft_rfft",
+        line_with("return x * torch.view_as_real("): "aten.view_as_real",
+        line_with("found = labels.unique("): "aten._unique2",
+    }
+    for sides in ((16, 48), (47, 17)):
+        images = torch.rand(4, 3, *sides)
+        with torch.no_grad():
+            close(module(images, labels), model(images, labels))
+        assert [part.runs_in for part in module.explain((images, labels)).parts] == ["ONNX Runtime"] * 4
 
 
 class AmplifiedBasis(nn.Module):

@@ -7,11 +7,12 @@ the fallback of deploy() are tested on the same models, on the CPU and on a GPU.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-__all__ = ["FourObstacles", "ThreeObstacles", "line_with"]
+__all__ = ["FourObstacles", "Pyramid", "ThreeObstacles", "line_with"]
 
 
 class FourObstacles(nn.Module):
@@ -50,6 +51,59 @@ class ThreeObstacles(FourObstacles):
         scores = self.head(basis).sigmoid() * 3
         scores = scores[scores[:, 0] > 1.5]
         return self.head(scores).relu() + 2, found
+
+
+@torch.library.custom_op("torch2engine_test::raise_by", mutates_args={"x"})
+def raise_by(x: torch.Tensor, amount: float) -> None:
+    """An operator that no engine knows; it writes into its argument."""
+    x.add_(amount)
+
+
+@torch.library.custom_op("torch2engine_test::split", mutates_args=())
+def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """An operator that no engine knows, with two results."""
+    return x.clamp(min=0), x.clamp(max=0)
+
+
+@split.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), torch.empty_like(x)
+
+
+class Pyramid(nn.Module):
+    """Obstacles in a submodule, around features whose sizes are halves of the image's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.lower = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.mixer = Mixer()
+        self.head = nn.Conv2d(8, 4, 1)
+
+    def forward(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+        """Images [B, 3, H, W] and labels [B] → maps, rows and counts."""
+        features = self.down(images).relu()
+        low = self.mixer(self.lower(features).relu() * 2)
+        high = nn.functional.interpolate(low, size=features.shape[-2:]) + features
+        maps = self.head(high).sigmoid() * 2
+        found = labels.unique(return_counts=True)
+        return {"maps": maps, "rows": (maps[:, :, 0, 0].exp() + 1,), "labels": found}
+
+
+class Mixer(nn.Module):
+    """Three operators that no engine takes: one writes, one has two results, one computes complex numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Features [B, 8, H, W] → features."""
+        raise_by(x, 0.5)
+        x = self.linear(x).tanh() * 3
+        positive, negative = split(x)
+        x = (positive - negative).sqrt() + self.linear(negative)
+        spectrum = torch.fft.rfft(x.mean((2, 3)))
+        return x * torch.view_as_real(spectrum).square().sum((1, 2))[:, None, None, None].sqrt()
 
 
 def line_with(text: str) -> str:

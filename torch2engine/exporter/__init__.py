@@ -18,7 +18,7 @@ The steps of the first, in this order:
 - `export_context`: what holds for the time of an export. `fake_quant` and `given_masks` keep the model's own quantisers
   and the masks of nn.Transformer, `quiet_exporters` gives silence, and `composite_operators` and `composite_kernels`
   save torch.export work that it repeats.
-- `torch_program`: facts about torch's program.
+- `torch_program`: facts about torch's program; `free_sizes` finds the nodes whose sizes depend on values.
 
-Public: `export_onnx`, `program`. The other files belong to this folder alone.
+Public: `export_onnx`, `free_sizes`, `program`. The other files belong to this folder alone.
 """

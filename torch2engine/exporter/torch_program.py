@@ -11,14 +11,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
-import torch.utils._pytree as pytree
 from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.errors import UnsupportedNode
 from torch2engine.core.precisions import lowest_cast_precision
+from torch2engine.exporter.free_sizes import makes_free_size
 from torch2engine.exporter.onnx_names import module_path
 from torch2engine.exporter.operator_registry import reused_operator_registry
 
@@ -72,17 +71,8 @@ def value_dependent_nodes(program: torch.export.ExportedProgram) -> list[Unsuppo
     return [
         _unsupported(node, "the size of its result depends on values")
         for node in _nodes(program)
-        if node.users and _has_free_size(node) and not any(map(_has_free_size, node.all_input_nodes))
+        if node.users and makes_free_size(node)
     ]
-
-
-def _has_free_size(node: Any) -> bool:
-    """Whether a tensor that the node makes has a size that no input's shape decides.
-
-    A view's place in memory may depend on values, such as the place of one row.
-    """
-    values = pytree.tree_leaves(node.meta.get("val"))
-    return any(isinstance(value, torch.Tensor) and free_unbacked_symbols(value.shape) for value in values)
 
 
 def failed_node(

@@ -15,7 +15,6 @@ from typing import Any, cast
 import sympy
 import torch
 from torch import fx, nn
-from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils._sympy.value_ranges import ValueRanges
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
@@ -27,6 +26,7 @@ from torch2engine.artifact.saved_folder import CUT, PROGRAM, WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.spec import Profile, Signature
+from torch2engine.exporter.free_sizes import makes_free_size
 from torch2engine.exporter.program import FunctionalProgram
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import operator_of, source_of
@@ -135,7 +135,7 @@ def _value_dependent(graph: fx.Graph) -> dict[str, Obstacle]:
     return {
         node.name: Obstacle(operator_of(node), source_of(node), "the size of its result depends on values")
         for node in graph.nodes
-        if _free_sizes(node) and not any(map(_free_sizes, node.all_input_nodes))
+        if makes_free_size(node)
     }
 
 
@@ -168,11 +168,6 @@ def _bound_value_dependent(graph: fx.Graph) -> None:
             cast("Any", size.node.shape_env).constrain_symbol_range(
                 size.node.expr, compiler_min=0, compiler_max=node.args[1]
             )
-
-
-def _free_sizes(node: fx.Node) -> bool:
-    value = fake_value(node)
-    return isinstance(value, torch.Tensor) and bool(free_unbacked_symbols(value.shape))
 
 
 def write_parts_artifact(

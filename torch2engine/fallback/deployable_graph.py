@@ -15,7 +15,11 @@ from typing import cast
 import torch
 import torch.fx.traceback as node_metadata
 from torch import fx, nn
-from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  # no public name
+from torch._ops import (  # no public names
+    HigherOrderOperator,  # pyright: ignore[reportPrivateImportUsage]  # as above
+    OpOverload,  # pyright: ignore[reportPrivateImportUsage]  # as above
+    OpOverloadPacket,  # pyright: ignore[reportPrivateImportUsage]  # as above
+)
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.errors import UnsupportedNode
@@ -40,7 +44,9 @@ def source_of(node: fx.Node) -> str:
 def operator_of(node: fx.Node) -> str:
     """The operator of a node as PyTorch calls it, e.g. "aten.nonzero" or "conv2d"."""
     target = node.target
-    if isinstance(target, OpOverload):
+    if isinstance(target, HigherOrderOperator) and node.args and isinstance(node.args[0], OpOverload):
+        target = node.args[0]  # an operator that writes into its arguments, in a form without writes
+    if isinstance(target, (OpOverload, OpOverloadPacket)):
         return str(cast("object", target)).removesuffix(".default")
     return target if isinstance(target, str) else getattr(target, "__name__", str(target))
 

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 from torch.utils._sympy import interp
 from torch.utils._sympy.reference import PythonReferenceAnalysis
+from torch.utils._sympy.symbol import SymT, prefix_str, symbol_is_type
 
 __all__ = ["GraphLayout", "SizeRange", "UnknownSizeError", "fake_value", "is_tensor", "read_layout", "result_names"]
 
@@ -129,17 +130,43 @@ def read_layout(graph_module: fx.GraphModule, weights: Collection[str]) -> Graph
     nodes = [node for node in graph_module.graph.nodes if node.op == "placeholder"]
     live = {node.name: fake_value(node) for node in nodes if node.name not in weights}
     tensors = {name: value for name, value in live.items() if isinstance(value, torch.Tensor)}
+    shapes = {name: tuple(map(_plain_size, tensor.shape)) for name, tensor in tensors.items()}
+    axes = _axes_of_expressions(shapes)
     ranges: dict[sympy.Symbol, SizeRange] = {}
     for size in [size for tensor in tensors.values() for size in tensor.shape if isinstance(size, torch.SymInt)]:
         ranges |= {symbol: _range(size, symbol) for symbol in _symbols(_plain(size))}
+        if (axis := axes.get(_plain(size))) is not None:
+            ranges[axis] = _range(size, _plain(size))
     return GraphLayout(
         placeholders=tuple(node.name for node in nodes),
         weights=frozenset(weights),
-        tensors={name: tuple(map(_plain_size, tensor.shape)) for name, tensor in tensors.items()},
-        numbers={name: _plain(value) for name, value in live.items() if name not in tensors},
-        results=tuple(map(_result, results_of(graph_module.graph))),
+        tensors={name: tuple(_over_axes(size, axes) for size in shape) for name, shape in shapes.items()},
+        numbers={name: _over_axes(_plain(value), axes) for name, value in live.items() if name not in tensors},
+        results=tuple(_over_axes(_result(result), axes) for result in results_of(graph_module.graph)),
         ranges=ranges,
     )
+
+
+def _axes_of_expressions(shapes: Mapping[str, Sequence[Any]]) -> dict[Any, sympy.Symbol]:
+    """Find dimensions that follow from sizes which no tensor shows, such as half of an image's height.
+
+    Returns:
+        expression -> the symbol of an axis of its own.
+    """
+    shown = {size for shape in shapes.values() for size in shape if isinstance(size, sympy.Symbol)}
+    axes: dict[Any, sympy.Symbol] = {}
+    for name, shape in shapes.items():
+        for index, size in enumerate(shape):
+            if size not in axes and (hidden := _symbols(size) - shown):
+                depends_on_values = any(symbol_is_type(symbol, SymT.UNBACKED_INT) for symbol in hidden)
+                kind = prefix_str[SymT.UNBACKED_INT if depends_on_values else SymT.SIZE]
+                axes[size] = sympy.Symbol(f"{kind}_{name}_{index}", integer=True, positive=True)
+    return axes
+
+
+def _over_axes(number: Any, axes: Mapping[Any, sympy.Symbol]) -> Any:
+    """A symbolic number over the axes of the graph; any other value as it is."""
+    return cast("Any", number).xreplace(axes) if isinstance(number, sympy.Basic) else number
 
 
 def results_of(graph: fx.Graph) -> Sequence[Any]:
@@ -179,7 +206,7 @@ def _symbols(number: Any) -> set[sympy.Symbol]:
     return cast("set[sympy.Symbol]", number.free_symbols) if isinstance(number, sympy.Basic) else set()
 
 
-def _range(size: torch.SymInt, symbol: sympy.Symbol) -> SizeRange:
+def _range(size: torch.SymInt, symbol: Any) -> SizeRange:
     bounds = cast("Any", size.node.shape_env).bound_sympy(symbol)
     is_limited = bool(bounds.upper < _NO_LIMIT)
     return SizeRange(max(0, int(bounds.lower)), int(bounds.upper) if is_limited else None)

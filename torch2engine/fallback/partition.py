@@ -21,6 +21,7 @@ from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
 from torch.fx.passes.operator_support import OperatorSupportBase
 
+from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.graph_layout import fake_value, is_tensor, read_layout
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
 from torch2engine.fallback.run_record import RunRecord
@@ -78,14 +79,38 @@ class _EngineOperators(OperatorSupportBase):
             return False
         if node.target is operator.getitem:
             producer = node.args[0]
-            return (
-                isinstance(producer, fx.Node) and producer.op == "call_function" and producer.name not in self._refused
-            )
-        if not isinstance(node.target, OpOverload):
-            return False
-        value = fake_value(node)
-        results = cast("Sequence[Any]", value if isinstance(value, (tuple, list)) else (value,))
-        return all(isinstance(result, torch.Tensor) and not result.is_complex() for result in results)
+            return isinstance(producer, fx.Node) and self.is_node_supported(submodules, producer)
+        are_tensors = [isinstance(result, torch.Tensor) for result in _values_of(node)]
+        return bool(are_tensors) and all(are_tensors) and not _refusal_of_kind(node)
+
+
+def _refusal_of_kind(node: fx.Node) -> str:
+    """The reason for which no engine takes a node, whatever its operator's translation is; "" if there is none."""
+    tensors = [value for one in (node, *node.all_input_nodes) for value in _values_of(one)]
+    if any(isinstance(tensor, torch.Tensor) and tensor.is_complex() for tensor in tensors):
+        return "complex numbers, which are no inputs or outputs of an engine"
+    if isinstance(node.target, OpOverload):
+        return ""
+    is_operator = bool(node.args) and isinstance(node.args[0], OpOverload)
+    return "no ONNX function" if is_operator else "control flow, which only an engine of the whole model takes"
+
+
+def _values_of(node: fx.Node) -> Sequence[Any]:
+    value = fake_value(node)
+    return cast("Sequence[Any]", value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _refused_kinds(graph: fx.Graph) -> dict[str, Obstacle]:
+    """The operators on tensors that no engine takes, whatever their translation is."""
+    reasons = {
+        node: _refusal_of_kind(node)
+        for node in graph.nodes
+        if node.op == "call_function" and node.target is not operator.getitem
+        if any(isinstance(result, torch.Tensor) for result in _values_of(node))
+    }
+    return {
+        node.name: Obstacle(operator_of(node), source_of(node), reason) for node, reason in reasons.items() if reason
+    }
 
 
 @dataclass(frozen=True)
@@ -129,6 +154,7 @@ class PartitionedGraph:
         self._parts: dict[frozenset[str], _Part] = {}
         self._lock = threading.Lock()
         self._cut: fx.GraphModule | None = None
+        self.refuse(_refused_kinds(graph_module.graph))
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
         """Answer a call. The first calls cut the graph, until every part has an engine or a reason for having none."""

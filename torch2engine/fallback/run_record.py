@@ -14,13 +14,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import fx
+from torch._dynamo.eval_frame import remove_from_cache
+from torch._dynamo.exc import Unsupported
 
+from torch2engine.core.pytree import Inputs
+from torch2engine.fallback.deployable_graph import operators_in
 from torch2engine.modules.explanation import Explanation, GraphPartRecord, Obstacle
 
-__all__ = ["RunRecord", "obstacle_of_break", "synchronized_seconds", "time_calls"]
+__all__ = ["RunRecord", "obstacle_of_break", "obstacle_without_graph", "synchronized_seconds", "time_calls"]
 
 _OPERATOR = re.compile(r"`((?:aten|prims|torch)[\w.]+?)(?:\.default)?`")
-_BRANCH = "generic_jump"  # dynamo's name of a Python branch whose condition is a tensor
+_BRANCHES = ("generic_jump", "Data-dependent branching")  # dynamo's words for a Python branch on a tensor's value
 _TIMED_CALLS = 3
 
 
@@ -90,10 +95,46 @@ def obstacle_of_break(reason: Any) -> Obstacle | None:
     """
     if reason is None or not reason.graph_break:
         return None
-    frame = reason.user_stack[-1] if reason.user_stack else None
+    return _obstacle_at(str(reason.reason), reason.user_stack)
+
+
+def obstacle_without_graph(function: Callable[..., object], sample: Inputs) -> Obstacle | None:
+    """The place for which torch.compile left a whole function to Python, as it does for a break inside a loop.
+
+    Args:
+        function: of which torch.compile has made no graph; a module or a function.
+        sample: a call of it.
+
+    Returns:
+        None for a function without operators.
+    """
+    graphs: list[fx.Graph] = []
+
+    def keep(graph_module: fx.GraphModule, example_inputs: object) -> Callable[..., object]:
+        graphs.append(graph_module.graph)
+        return graph_module.forward
+
+    remove_from_cache(function)  # torch remembers that it gave this function up
+    try:
+        torch.compile(function, backend=keep, fullgraph=True)(*sample.args, **sample.kwargs)
+    except Unsupported as error:
+        return _obstacle_at(str(error.msg), error.real_stack)
+    except RuntimeError:  # torch has looked at no code of the user's
+        return None
+    reason = "torch.compile finds no graph, as with a break inside a loop; with fullgraph=True it finds one"
+    return Obstacle("graph break", "", reason) if any(map(operators_in, graphs)) else None
+
+
+def _obstacle_at(text: str, user_stack: Any) -> Obstacle:
+    """The obstacle of a graph break.
+
+    Args:
+        text: torch's reason.
+        user_stack: torch's frames of the user's code, from the outermost; or None.
+    """
+    frame = user_stack[-1] if user_stack else None
     source = f"{frame.filename}:{frame.lineno}" if frame is not None else ""
-    text = str(reason.reason)
-    if text.startswith(_BRANCH):
+    if text.startswith(_BRANCHES):
         return Obstacle("branch", source, "a Python branch on the value of a tensor")
     operator = _OPERATOR.search(text)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
