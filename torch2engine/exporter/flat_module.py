@@ -12,6 +12,7 @@ from torch import nn
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
+from torch2engine.exporter.known_values import KnownValues
 from torch2engine.exporter.recurrent import RecurrentLayersAsOperators
 from torch2engine.exporter.sizes.size_arguments import SymbolicSizeArguments
 from torch2engine.exporter.sizes.size_tensors import SizeTensors, note_integer_buffers, read_integer_buffers
@@ -49,6 +50,7 @@ class FlatModule(nn.Module):
             SymbolicSizeArguments(),
             TraceableFunctions(),
             TensorIndices() as indices,
+            KnownValues(),
         ):
             result = reference.flatten_answer(reference.trace(args, kwargs, inputs), args, kwargs, inputs)
         indices.require_no_lost_writes()
