@@ -1,4 +1,7 @@
-"""Patterns that TensorRT-RTX 1.6.1 fuses wrongly answer like PyTorch, since the builder is given another spelling."""
+"""What TensorRT-RTX 1.6.1 computes wrongly answers like PyTorch, since the builder is given another spelling.
+
+Models that PyTorch computes by operators of the GPU alone stand here too.
+"""
 
 from __future__ import annotations
 
@@ -53,3 +56,35 @@ def test_product_after_a_linear_layer_and_its_activation_is_right(
         for name, answer in module(x).items():
             error = (answer - expected[name]).norm() / expected[name].norm()
             assert error < bound, f"{name} at batch {batch}: {error:.2g}"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("sizes", [(31,), (5, 7)], ids=["sequence", "picture"])
+def test_group_norm_of_one_group_is_right(sizes: tuple[int, ...], precision: str) -> None:
+    """It is a norm over all channels, with and without weights; an instance norm is 20 % off."""
+    torch.manual_seed(0)
+    layer: type[nn.Module] = nn.Conv1d if len(sizes) == 1 else nn.Conv2d
+    options = {"kernel_size": 3, "padding": 1}
+    norms = [nn.GroupNorm(1, 24), layer(24, 8, **options), nn.GroupNorm(1, 8, affine=False)]
+    model = nn.Sequential(layer(4, 24, **options), *norms).cuda().eval()
+    module = t2e.deploy(
+        model, torch.randn(4, 4, *sizes, device="cuda"), {"input": BATCH["x"]}, precision=precision, cache=False
+    )
+    bound = 1e-5 if precision == "fp32" else 5e-3
+    for batch in (1, 7, 16):
+        x = torch.randn(batch, 4, *sizes, device="cuda")
+        with torch.no_grad():
+            expected = model(x)
+        error = (module(x) - expected).norm() / expected.norm()
+        assert error < bound, f"batch {batch}: {error:.2g}"
+
+
+@pytest.mark.parametrize("cell", [nn.GRUCell, nn.LSTMCell])
+def test_recurrent_cell_of_a_gpu_deploys(cell: type[nn.Module]) -> None:
+    """PyTorch has one operator for a whole cell on a GPU, which no export knows."""
+    torch.manual_seed(0)
+    model = cell(WIDTH, 16).cuda().eval()
+    x = torch.randn(4, WIDTH, device="cuda")
+    module = t2e.deploy(model, x, {"input": BATCH["x"]}, cache=False)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), model(x), rtol=1e-5, atol=1e-5)
