@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from tests.support.fallback_models import FourObstacles, ThreeObstacles, line_with
+from tests.support.fallback_models import FourObstacles, Pyramid, ThreeObstacles, line_with
 
 # torch 2.11 imports its own deprecated functions when it is reset
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
@@ -165,6 +165,35 @@ def test_model_in_parts_on_a_side_stream_under_autocast_answers_like_eager() -> 
             answer = module(x)
         torch.cuda.current_stream().wait_stream(stream)
         _close(answer, expected)
+
+
+def test_sizes_that_follow_from_an_images_height_are_axes_of_the_parts() -> None:
+    """Parts that get halves of the image's sides answer all of them; operators of every kind stay in PyTorch."""
+    torch.manual_seed(0)
+    model = Pyramid().cuda().eval()
+    labels = torch.tensor([3, 1, 3, 2], device="cuda")
+    axes = {"images": {2: t2e.Axis("height", 16, 32, 48), 3: t2e.Axis("width", 16, 24, 48)}}
+    module = t2e.deploy(model, (torch.rand(4, 3, 32, 24, device="cuda"), labels), axes, fallback=True)
+    assert isinstance(module, t2e.PartsModule)
+    left = {obstacle.operator for obstacle in module.obstacles}
+    assert {"torch2engine_test.raise_by", "torch2engine_test.split", "aten.fft_rfft", "aten._unique2"} <= left
+    for sides in ((16, 48), (47, 17)):
+        images = torch.rand(4, 3, *sides, device="cuda")
+        _close(module(images, labels), model(images, labels))
+
+
+def test_submodule_whose_inputs_require_gradients_is_answered_by_pytorch() -> None:
+    """A pipeline is deployed with gradients enabled, and training through it goes on as before."""
+    model = nn.Sequential(nn.Linear(16, 16).cuda(), _small()).eval()
+    x = torch.rand(4, 16, device="cuda")
+    with torch.enable_grad():
+        deployed = t2e.deploy_submodules(model, lambda: model(x), ["1"])
+        with pytest.warns(UserWarning, match="gradients are needed, so PyTorch itself answers"):
+            model(x).sum().backward()
+    assert model[0].weight.grad is not None
+    in_engine = model(x)
+    deployed.restore()
+    _close(in_engine, model(x))
 
 
 def test_submodules_of_a_pipeline_answer_on_the_gpu() -> None:

@@ -101,7 +101,7 @@ class Mixer(nn.Module):
         raise_by(x, 0.5)
         x = self.linear(x).tanh() * 3
         positive, negative = split(x)
-        x = (positive - negative).sqrt() + self.linear(negative)
+        x = (positive - negative + 1).sqrt() + self.linear(negative)
         spectrum = torch.fft.rfft(x.mean((2, 3)))
         return x * torch.view_as_real(spectrum).square().sum((1, 2))[:, None, None, None].sqrt()
 
