@@ -114,8 +114,9 @@ def test_model_that_is_not_trained_has_the_same_weights_in_every_command() -> No
 def test_difference_is_shown_where_the_model_can_be_made_only_once(workspace: Path) -> None:
     """The search for random weights calls the user's function again, and an error of that hides nothing."""
     (workspace / "once.py").write_text(
-        "import pathlib\nfrom net import drawn\n\n"
-        "def make():\n    pathlib.Path('once.lock').touch(exist_ok=False)\n    return drawn()\n",
+        "import pathlib\nimport runpy\n\n"
+        "def make():\n    pathlib.Path('once.lock').touch(exist_ok=False)\n"
+        "    return runpy.run_path('net.py')['drawn']()\n",
         encoding="utf-8",
     )
     ended = run_command("check", "net.t2e", "once.py:make", "--sample", "8x3x32x32")

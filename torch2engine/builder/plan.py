@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from torch2engine.core.wording import quote
 from torch2engine.trt.gpu import list_gpus, make_gpu_current
 from torch2engine.trt.library import (
     Builder,
+    ComputeCapability,
     IBuilderConfig,
     IHostMemory,
     INetworkDefinition,
@@ -339,19 +340,23 @@ def _set_compute_capabilities(build: _PlanBuild, config: IBuilderConfig) -> None
     """
     rt = build.rt
     wanted = build.request.compute_capabilities
-    known: dict[tuple[int, ...], Any] = {}
-    if rt.has("IBuilderConfig.set_compute_capability"):
-        numbers = {name.removeprefix("SM"): member for name, member in rt.api.ComputeCapability.__members__.items()}
-        known = {(int(text[:-1]), int(text[-1])): member for text, member in numbers.items() if text.isdigit()}
+    if not rt.is_rtx:
+        raise InputError(
+            "BuildConfig.compute_capabilities",
+            got=f"{tuple(wanted[0])} with {rt.title}",
+            allowed="those that it can build for: none but the present GPU",
+            fix="leave it out, or build with flavour='tensorrt_rtx'",
+        )
+    members: Mapping[str, ComputeCapability] = rt.api.ComputeCapability.__members__
+    digits = {name.removeprefix("SM"): member for name, member in members.items()}
+    known = {(int(text[:-1]), int(text[-1])): member for text, member in digits.items() if text.isdigit()}
     missing = [pair for pair in wanted if tuple(pair) not in known]
     if missing:
         raise InputError(
             "BuildConfig.compute_capabilities",
             got=f"{tuple(missing[0])} with {rt.title}",
-            allowed=f"those that it can build for: {', '.join(map(str, sorted(known))) or 'none but the present GPU'}",
-            fix="pass some of these, or leave it out"
-            if known
-            else "leave it out, or build with flavour='tensorrt_rtx'",
+            allowed=f"those that it can build for: {', '.join(map(str, sorted(known)))}",
+            fix="pass some of these, or leave it out",
         )
     config.num_compute_capabilities = len(wanted)
     for index, pair in enumerate(wanted):

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.eval_frame import remove_from_cache
-from torch._dynamo.exc import Unsupported
 
 from torch2engine.core.pytree import Inputs
 from torch2engine.fallback.deployable_graph import operators_in
@@ -108,6 +106,10 @@ def obstacle_without_graph(function: Callable[..., object], sample: Inputs) -> O
     Returns:
         None for a function without operators.
     """
+    # Only here: torch._dynamo takes a second to load, and every deploy() loads this file.
+    from torch._dynamo.eval_frame import remove_from_cache
+    from torch._dynamo.exc import Unsupported
+
     graphs: list[fx.Graph] = []
 
     def keep(graph_module: fx.GraphModule, example_inputs: object) -> Callable[..., object]:

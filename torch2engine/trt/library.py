@@ -34,6 +34,7 @@ __all__ = [
 
 # TensorRT's classes, for annotations alone. The bindings have no types, and are chosen only at run time.
 Builder: TypeAlias = Any
+ComputeCapability: TypeAlias = Any
 DataType: TypeAlias = Any
 Dims: TypeAlias = Any
 EngineInspector: TypeAlias = Any
