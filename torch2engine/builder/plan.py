@@ -349,7 +349,9 @@ def _set_compute_capabilities(build: _PlanBuild, config: IBuilderConfig) -> None
         )
     members: Mapping[str, ComputeCapability] = rt.api.ComputeCapability.__members__
     digits = {name.removeprefix("SM"): member for name, member in members.items()}
-    known = {(int(text[:-1]), int(text[-1])): member for text, member in digits.items() if text.isdigit()}
+    known: dict[tuple[int, ...], ComputeCapability] = {
+        (int(text[:-1]), int(text[-1])): member for text, member in digits.items() if text.isdigit()
+    }
     missing = [pair for pair in wanted if tuple(pair) not in known]
     if missing:
         raise InputError(
