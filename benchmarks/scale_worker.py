@@ -24,7 +24,7 @@ __all__ = ["BATCH", "DEPTH", "count_wrong"]
 BATCH = 32
 DEPTH = 4
 LEAD = 2 * DEPTH  # calls before the clock starts
-BOUND = 0.02  # relative L2 distance of a row from its reference
+BOUND = 0.008  # relative L2 distance of a row from its reference
 
 Array = np.ndarray[Any, Any]
 
