@@ -8,6 +8,7 @@
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -86,8 +87,13 @@ std::size_t bytes_of(trt::DataType type, trt::Dims const& shape) {
     return bytes;
 }
 
-// Tensor -> dtype, as numpy calls it; an error if this program's TensorRT-RTX can't read the plan beside the manifest.
-Strings read_dtypes(fs::path const& artifact) {
+struct Manifest {
+    Strings dtypes;  // of every tensor, as numpy calls them
+    std::string precision;
+};
+
+// An error if this program's TensorRT-RTX can't read the plan beside the manifest.
+Manifest read_manifest(fs::path const& artifact) {
     std::vector<char> const text = read_file(artifact / "manifest.json");
     auto const manifest = nlohmann::json::parse(text.begin(), text.end());
     require(manifest.at("format") == "torch2engine" && manifest.at("kind") == "engine",
@@ -100,10 +106,18 @@ Strings read_dtypes(fs::path const& artifact) {
     std::string const built = flavour + " " + hardware.at("flavour_version").get<std::string>();
     require(built.rfind(ours.str(), 0) == 0, artifact.string() + ": got a plan of " + built + "; expected one of " +
                                                  ours.str() + "*; build the engine or this program with the other");
-    Strings dtypes;
+    Manifest found{{}, manifest.at("precision")};
     for (char const* side : {"inputs", "outputs"})
-        for (auto const& tensor : manifest.at("signature").at(side)) dtypes[tensor.at("name")] = tensor.at("dtype");
-    return dtypes;
+        for (auto const& tensor : manifest.at("signature").at(side)) found.dtypes[tensor.at("name")] = tensor.at("dtype");
+    return found;
+}
+
+// TensorRT-RTX reads this variable at the build and for every context, and refuses a context with another value.
+void set_float32_arithmetic(std::string const& precision) {
+    if (precision == "tf32")
+        unsetenv("NVIDIA_TF32_OVERRIDE");
+    else
+        setenv("NVIDIA_TF32_OVERRIDE", "0", 1);
 }
 
 std::unique_ptr<trt::IExecutionContext> make_context(trt::ICudaEngine& engine) {
@@ -156,7 +170,8 @@ void write_output(Tensor const& tensor, fs::path const& path) {
 }
 
 void run(fs::path const& artifact, fs::path const& folder, Shapes const& shapes, Logger& logger) {
-    Strings const dtypes = read_dtypes(artifact);
+    Manifest const manifest = read_manifest(artifact);
+    set_float32_arithmetic(manifest.precision);
     std::vector<char> const plan = read_file(artifact / "model.plan");
     std::unique_ptr<trt::IRuntime> runtime(trt::createInferRuntime(logger));
     std::unique_ptr<trt::ICudaEngine> engine(runtime->deserializeCudaEngine(plan.data(), plan.size()));
@@ -174,7 +189,7 @@ void run(fs::path const& artifact, fs::path const& folder, Shapes const& shapes,
     for (Tensor const& tensor : tensors) {
         if (tensor.is_input) continue;
         write_output(tensor, folder / (tensor.name + ".bin"));
-        std::cout << tensor.name << " " << dtypes.at(tensor.name) << " ";
+        std::cout << tensor.name << " " << manifest.dtypes.at(tensor.name) << " ";
         for (int i = 0; i < tensor.shape.nbDims; ++i) std::cout << (i ? "," : "") << tensor.shape.d[i];
         std::cout << "\n";
     }
