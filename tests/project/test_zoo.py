@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import zoo_sweep, zoo_table
+from benchmarks import zoo_join, zoo_sweep, zoo_table
 from benchmarks._worker import visible_devices
 from benchmarks.evidence import Evidence, complaints
 from benchmarks.zoo_places import Place, Places
@@ -251,3 +251,27 @@ def test_document_says_what_the_evidence_says(repository: Path) -> None:
     """docs/models.md is the one that the committed JSON gives."""
     found = zoo_table.read(repository / "benchmarks" / "results")
     assert zoo_table.DOCUMENT.read_text(encoding="utf-8") == zoo_table.generate(found)
+
+
+def test_runs_over_parts_of_the_zoo_are_joined_if_they_are_of_one_tree() -> None:
+    """A run that was cut short and one over the rest count as one; another commit or a model tried twice does not."""
+
+    def run(models: Mapping[str, str], waiting: tuple[str, ...] = (), commit: str = "a") -> dict[str, Any]:
+        rows = {name: {"outcome": outcome, "seconds": {}} for name, outcome in models.items()}
+        same = dict.fromkeys(zoo_join.EQUAL, "same")
+        return {
+            **same,
+            "commit": commit,
+            "seconds": 2.0,
+            "samples": {"options": {}, "models": rows, "waiting": waiting},
+        }
+
+    cut = run({"net": "passed", "other": "refused"}, waiting=("last", "late"))
+    joined = zoo_join.join([cut, run({"last": "passed"})])
+    figures = joined["figures"]
+    assert (figures["zoo.models"], figures["zoo.pass_share"], figures["zoo.waiting"]) == (3, 0.6667, 1)
+    assert (joined["seconds"], joined["samples"]["waiting"]) == (4.0, ["late"])
+    with pytest.raises(ValueError, match="got others of commit"):
+        zoo_join.join([cut, run({"last": "passed"}, commit="b")])
+    with pytest.raises(ValueError, match="got 'net' twice"):
+        zoo_join.join([cut, run({"net": "passed"})])
