@@ -8,6 +8,7 @@
 #include <NvInferRuntime.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -31,7 +32,7 @@ void require(bool holds, std::string const& message) {
 
 void check(cudaError_t status) { require(status == cudaSuccess, std::string("CUDA: ") + cudaGetErrorString(status)); }
 
-// Keeps the last error, since not every one is a failure: the first profile need not be the one that fits.
+// Keeps the last error, for the message that this program ends with.
 struct Logger : trt::ILogger {
     std::string last_error;
     void log(Severity severity, char const* message) noexcept override {
@@ -108,7 +109,8 @@ Manifest read_manifest(fs::path const& artifact) {
                                                  ours.str() + "*; build the engine or this program with the other");
     Manifest found{{}, manifest.at("precision")};
     for (char const* side : {"inputs", "outputs"})
-        for (auto const& tensor : manifest.at("signature").at(side)) found.dtypes[tensor.at("name")] = tensor.at("dtype");
+        for (auto const& tensor : manifest.at("signature").at(side))
+            found.dtypes[tensor.at("name")] = tensor.at("dtype");
     return found;
 }
 
@@ -120,24 +122,40 @@ void set_float32_arithmetic(std::string const& precision) {
         setenv("NVIDIA_TF32_OVERRIDE", "0", 1);
 }
 
+// A context without working memory, which depends on the profile.
 std::unique_ptr<trt::IExecutionContext> make_context(trt::ICudaEngine& engine) {
+    auto const strategy = trt::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 #ifdef TRT_MAJOR_RTX  // By default kernels change between calls. In version 1.6, shapes after the first are then wrong.
     std::unique_ptr<trt::IRuntimeConfig> config(engine.createRuntimeConfig());
     config->setDynamicShapesKernelSpecializationStrategy(trt::DynamicShapesKernelSpecializationStrategy::kNONE);
+    config->setExecutionContextAllocationStrategy(strategy);
     return std::unique_ptr<trt::IExecutionContext>(engine.createExecutionContext(config.get()));
 #else  // the headers of TensorRT have no such option
-    return std::unique_ptr<trt::IExecutionContext>(engine.createExecutionContext());
+    return std::unique_ptr<trt::IExecutionContext>(engine.createExecutionContext(strategy));
 #endif
 }
 
-// Take the first optimization profile that contains all shapes.
-bool set_shapes(trt::IExecutionContext& context, Shapes const& shapes, cudaStream_t stream) {
-    for (int profile = 0; profile < context.getEngine().getNbOptimizationProfiles(); ++profile) {
-        bool fits = context.setOptimizationProfileAsync(profile, stream);
-        for (auto const& [name, shape] : shapes) fits = fits && context.setInputShape(name.c_str(), shape);
-        if (fits) return true;
+bool contains(trt::ICudaEngine const& engine, int profile, char const* name, trt::Dims const& shape) {
+    trt::Dims const built = engine.getTensorShape(name);
+    if (built.nbDims != shape.nbDims) return false;
+    trt::Dims const low = engine.getProfileShape(name, profile, trt::OptProfileSelector::kMIN);
+    trt::Dims const high = engine.getProfileShape(name, profile, trt::OptProfileSelector::kMAX);
+    for (int i = 0; i < shape.nbDims; ++i) {
+        bool const is_dynamic = built.d[i] == -1;
+        if (is_dynamic ? shape.d[i] < low.d[i] || shape.d[i] > high.d[i] : shape.d[i] != built.d[i]) return false;
     }
-    return false;
+    return true;
+}
+
+// The first optimization profile that contains all shapes; an error if there is none.
+int choose_profile(trt::ICudaEngine const& engine, Shapes const& shapes) {
+    for (int profile = 0; profile < engine.getNbOptimizationProfiles(); ++profile) {
+        bool fits = true;
+        for (auto const& [name, shape] : shapes) fits = fits && contains(engine, profile, name.c_str(), shape);
+        if (fits) return profile;
+    }
+    throw std::runtime_error(
+        "shapes: got others than every profile; expected those of the manifest; pass NAME=SIZES for each input");
 }
 
 // Give every input and output its memory.
@@ -179,8 +197,13 @@ void run(fs::path const& artifact, fs::path const& folder, Shapes const& shapes,
     auto const context = make_context(*engine);
     require(bool(context), artifact.string() + ": got no execution context; expected one; free memory of the GPU");
     cudaStream_t const stream = cudaStreamPerThread;
-    require(set_shapes(*context, shapes, stream),
-            "shapes: got others than every profile; expected those of the manifest; pass NAME=SIZES for each input");
+    int const profile = choose_profile(*engine, shapes);
+    require(profile == 0 || context->setOptimizationProfileAsync(profile, stream), "the profile: got an error");
+    for (auto const& [name, shape] : shapes)
+        require(context->setInputShape(name.c_str(), shape), name + ": got an error for its shape");
+    std::int64_t const bytes = engine->getDeviceMemorySizeForProfileV2(profile);
+    Memory const memory = allocate(static_cast<std::size_t>(bytes));
+    context->setDeviceMemoryV2(memory.get(), bytes);
     std::vector<Tensor> const tensors = bind(*engine, *context);
     for (Tensor const& tensor : tensors)
         if (tensor.is_input) read_input(tensor, folder / (tensor.name + ".bin"));
