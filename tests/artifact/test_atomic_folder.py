@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
@@ -269,6 +270,28 @@ def test_save_where_no_folder_can_be_is_an_artifact_error(tmp_path: Path) -> Non
     """A file system that answers every new folder with "no such file" does not keep a save trying for ever."""
     with pytest.raises(ArtifactError, match="No such file or directory"):
         fresh_onnx(tmp_path / "fresh").save("/proc/model.t2e")
+
+
+def test_unfinished_folder_that_is_removed_is_made_again_and_left_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another save may take it for abandoned before it is locked; no descriptor of it stays open."""
+    real_flock = atomic_folder.fcntl.flock
+    removed: list[Path] = []
+
+    def remove_once(descriptor: int, operation: int) -> None:
+        if not removed:
+            removed.append(next(tmp_path.glob(".model.t2e.torch2engine-saving-*")))
+            removed[0].rmdir()
+        real_flock(descriptor, operation)
+
+    artifact = fresh_onnx(tmp_path / "fresh")
+    monkeypatch.setattr(atomic_folder.fcntl, "flock", remove_once)
+    before = len(os.listdir("/proc/self/fd"))
+    artifact.save(tmp_path / "model.t2e")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(removed) == 1
+    assert load_artifact(tmp_path / "model.t2e").files == ("model.onnx", "model.onnx.data")
 
 
 def test_save_below_a_file_is_an_artifact_error(tmp_path: Path) -> None:

@@ -165,6 +165,18 @@ def test_what_can_not_be_measured_is_refused(candidates: list[str], options: dic
     assert calls == []
 
 
+def test_bottleneck_is_the_slower_of_host_and_device() -> None:
+    """Where nothing ran on a device, it is the host, also for calls of less than a microsecond."""
+    times: dict[str, tuple[float, float | None]] = {
+        "device": (5.0, 20.0),
+        "host": (30.0, 20.0),
+        "no device": (0.25, None),
+    }
+    timings = [Timing(host_us=host, host_p95_us=host, device_us=device) for host, device in times.values()]
+    rows = [BenchmarkRow(case="opt", candidate="module", timing=timing) for timing in timings]
+    assert [row.bottleneck_us for row in rows] == [20.0, 30.0, 0.25]
+
+
 def test_other_devices_are_refused() -> None:
     """There is no clock for a meta device, and none for a GPU that is not there."""
     with pytest.raises(DeviceError) as caught:
