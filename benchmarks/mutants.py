@@ -43,7 +43,7 @@ WANTED_SHARE = 0.9
 ON_A_GPU = (
     *("torch2engine/modules/trt/", "torch2engine/trt/cuda_graph.py", "torch2engine/trt/engine.py"),
     *("torch2engine/trt/engine_agreement.py", "torch2engine/trt/foreign_plan.py", "torch2engine/trt/live_engines.py"),
-    *("torch2engine/processor/cuda.py", "torch2engine/processor/processor_session.py"),
+    *("torch2engine/serving/processor/cuda.py", "torch2engine/serving/processor/processor_session.py"),
 )
 
 

@@ -38,7 +38,7 @@ from torch2engine.trt.engine import Engine
 
 __all__ = ["main"]
 
-COVERS = ("core", "trt", "artifact", "processor")  # of the package: what the figures depend on
+COVERS = ("core", "trt", "artifact", "serving/processor")  # of the package: what the figures depend on
 BATCHES = (1, 8, 32)
 PRECISION = "fp16"  # what the model computes in, and so its tolerance
 ARRAYS = 4  # asked in turn: more than a cache holds

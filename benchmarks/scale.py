@@ -40,7 +40,7 @@ from benchmarks.scale_worker import BATCH, BOUND, Array, count_wrong
 
 __all__ = ["main", "make_images"]
 
-COVERS = ("core", "trt", "artifact", "processor", "serving")
+COVERS = ("core", "trt", "artifact", "serving")
 SCALING = t2e.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TILES = 7  # colours on each side of an image
 BLOCK_ROWS = 1024

@@ -61,8 +61,8 @@ if TYPE_CHECKING:
     from torch2engine.pipeline.load import load
     from torch2engine.precision.module_sensitivity import sensitivity
     from torch2engine.precision.precision_report import precision_report
-    from torch2engine.processor.processor import Processor
     from torch2engine.serving.hub import from_hub, push_to_hub
+    from torch2engine.serving.processor.processor import Processor
     from torch2engine.serving.triton import export_triton
     from torch2engine.torch_compile import compile_backend, deploy_submodules, explain
 
@@ -149,7 +149,7 @@ _HOMES = {
     "ParityReport": "parity.parity_report",
     "precision_report": "precision.precision_report",
     "sensitivity": "precision.module_sensitivity",
-    "Processor": "processor.processor",
+    "Processor": "serving.processor.processor",
     "Axis": "core.spec",
     "Preprocess": "core.spec",
     "Profile": "core.spec",

@@ -28,9 +28,9 @@ from torch import nn
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Scale, Tiny, tiny_inputs
 from tests.gpu.scenarios import run_together
-from torch2engine.processor.arrays import check_call
-from torch2engine.processor.cuda import Cuda
-from torch2engine.processor.staging import PendingCall, Timings
+from torch2engine.serving.processor.arrays import check_call
+from torch2engine.serving.processor.cuda import Cuda
+from torch2engine.serving.processor.staging import PendingCall, Timings
 from torch2engine.trt.context import Context
 from torch2engine.trt.gpu import current_gpu_index
 

@@ -193,8 +193,8 @@ def test_each_file_of_a_folder_is_public_or_protected(folder: str) -> None:
 
 
 def _protected(rules: str, folder: str) -> set[str]:
-    """The files of a folder that the import rules protect."""
-    contract = re.search(
-        rf'name = "the inside of {folder}/ is its own"\n.*?protected_modules = \[(.*?)\]', rules, re.DOTALL
+    """The files of a folder, and of folders in it, that the import rules protect."""
+    contracts = re.findall(
+        rf'name = "the inside of {folder}/[\w/]* is its own"\n.*?protected_modules = \[(.*?)\]', rules, re.DOTALL
     )
-    return set(re.findall(rf"torch2engine\.{folder}\.([\w.]+)", contract[1])) if contract else set()
+    return set(re.findall(rf"torch2engine\.{folder}\.([\w.]+)", "".join(contracts)))

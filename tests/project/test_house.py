@@ -90,7 +90,7 @@ def tensorrt_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
 
 
 def pycuda_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
-    """Only processor/cuda.py imports pycuda."""
+    """Only serving/processor/cuda.py imports pycuda."""
     for line, module in imported(tree_of(text)):
         if module.partition(".")[0] == "pycuda" and name != "cuda.py":
             yield f"line {line}: imports {module}, which only cuda.py may"

@@ -23,8 +23,8 @@ from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.ort_session import OrtSession
-from torch2engine.processor.arrays import check_call, live_arrays
-from torch2engine.processor.processor import Processor
+from torch2engine.serving.processor.arrays import check_call, live_arrays
+from torch2engine.serving.processor.processor import Processor
 
 __all__ = ["Array", "ArrayRunner", "OrtRunner", "find_artifact", "open_runner"]
 

@@ -16,9 +16,9 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import InputError, ShapeError
-from torch2engine.processor.arrays import check_call, input_layout, live_arrays
-from torch2engine.processor.batches import Batches, plan_batches
 from torch2engine.serving.array_runner import Array, open_runner
+from torch2engine.serving.processor.arrays import check_call, input_layout, live_arrays
+from torch2engine.serving.processor.batches import Batches, plan_batches
 
 __all__ = ["BatchRunner", "rows_per_call"]
 

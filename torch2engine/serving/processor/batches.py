@@ -14,7 +14,7 @@ import numpy as np
 
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.spec import Profile, Signature
-from torch2engine.processor.arrays import Array, match_arguments, require_dtype
+from torch2engine.serving.processor.arrays import Array, match_arguments, require_dtype
 
 __all__ = ["Batches", "group_samples", "plan_batches", "stack_samples"]
 

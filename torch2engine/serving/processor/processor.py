@@ -26,11 +26,11 @@ from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of
-from torch2engine.processor.array_stream_executor import closed_error
-from torch2engine.processor.arrays import Array, check_call, input_layout, live_arrays, match_out
-from torch2engine.processor.batches import group_samples, plan_batches, stack_samples
-from torch2engine.processor.processor_session import ProcessorSession
-from torch2engine.processor.staging import PendingCall, Timings
+from torch2engine.serving.processor.array_stream_executor import closed_error
+from torch2engine.serving.processor.arrays import Array, check_call, input_layout, live_arrays, match_out
+from torch2engine.serving.processor.batches import group_samples, plan_batches, stack_samples
+from torch2engine.serving.processor.processor_session import ProcessorSession
+from torch2engine.serving.processor.staging import PendingCall, Timings
 from torch2engine.trt.gpu import current_gpu_index
 
 __all__ = ["Processor", "Timings"]

@@ -26,10 +26,10 @@ from tests.support.deploy_models import engine, mlp, nested, nested_inputs, pair
 from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
-from torch2engine.processor import arrays as _arrays
-from torch2engine.processor import cuda
-from torch2engine.processor import processor as _processor
-from torch2engine.processor.staging import Timings
+from torch2engine.serving.processor import arrays as _arrays
+from torch2engine.serving.processor import cuda
+from torch2engine.serving.processor import processor as _processor
+from torch2engine.serving.processor.staging import Timings
 
 X = np.zeros((4, 6), np.float32)
 A = np.zeros((4, 3), np.float32)

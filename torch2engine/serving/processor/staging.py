@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from torch2engine.processor.arrays import Array, CheckedCall, Shape
-from torch2engine.processor.cuda import Bytes, Cuda, Memory
+from torch2engine.serving.processor.arrays import Array, CheckedCall, Shape
+from torch2engine.serving.processor.cuda import Bytes, Cuda, Memory
 from torch2engine.trt.memory import ALIGNMENT_BYTES
 
 if TYPE_CHECKING:
-    from torch2engine.processor.array_stream_executor import ArrayStreamExecutor
+    from torch2engine.serving.processor.array_stream_executor import ArrayStreamExecutor
 
 __all__ = ["Layout", "PendingCall", "Result", "StagingBuffers", "Timings", "as_bytes", "make_layout"]
 

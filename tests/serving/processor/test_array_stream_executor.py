@@ -1,4 +1,4 @@
-"""`torch2engine.processor.array_stream_executor` with host memory as device, and an engine that doubles its input."""
+"""`serving.processor.array_stream_executor` with host memory as device, and an engine that doubles its input."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 import torch2engine as t2e
 from torch2engine.core.spec import TensorSpec
-from torch2engine.processor import array_stream_executor
-from torch2engine.processor.array_stream_executor import ArrayStreamExecutor, InitialBytes
-from torch2engine.processor.arrays import CheckedCall
-from torch2engine.processor.cuda import Cuda
-from torch2engine.processor.staging import PendingCall, StagingBuffers, make_layout
+from torch2engine.serving.processor import array_stream_executor
+from torch2engine.serving.processor.array_stream_executor import ArrayStreamExecutor, InitialBytes
+from torch2engine.serving.processor.arrays import CheckedCall
+from torch2engine.serving.processor.cuda import Cuda
+from torch2engine.serving.processor.staging import PendingCall, StagingBuffers, make_layout
 from torch2engine.trt.context import DataDependentOutput
 from torch2engine.trt.cuda_graph import NotCapturable
 from torch2engine.trt.engine import Engine

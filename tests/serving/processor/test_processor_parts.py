@@ -12,11 +12,11 @@ import pytest
 import torch2engine as t2e
 from tests.support.deploy_models import mlp, nested, pair
 from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
-from torch2engine.processor import host_copy as _copying
-from torch2engine.processor.arrays import input_layout
-from torch2engine.processor.batches import Batches, group_samples, plan_batches, stack_samples
-from torch2engine.processor.host_copy import HostCopier, split_copy
-from torch2engine.processor.staging import as_bytes, make_layout
+from torch2engine.serving.processor import host_copy as _copying
+from torch2engine.serving.processor.arrays import input_layout
+from torch2engine.serving.processor.batches import Batches, group_samples, plan_batches, stack_samples
+from torch2engine.serving.processor.host_copy import HostCopier, split_copy
+from torch2engine.serving.processor.staging import as_bytes, make_layout
 from torch2engine.trt.capture_policy import is_harmless
 
 BATCH = Axis("batch", 1, 4, 64)

@@ -17,11 +17,11 @@ import numpy as np
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.config import RuntimeConfig
-from torch2engine.processor.array_stream_executor import ArrayStreamExecutor, InitialBytes, closed_error
-from torch2engine.processor.arrays import Array, CheckedCall, numpy_dtype
-from torch2engine.processor.cuda import find_cuda
-from torch2engine.processor.host_copy import HostCopier
-from torch2engine.processor.staging import PendingCall, StagingBuffers, Timings, make_layout
+from torch2engine.serving.processor.array_stream_executor import ArrayStreamExecutor, InitialBytes, closed_error
+from torch2engine.serving.processor.arrays import Array, CheckedCall, numpy_dtype
+from torch2engine.serving.processor.cuda import find_cuda
+from torch2engine.serving.processor.host_copy import HostCopier
+from torch2engine.serving.processor.staging import PendingCall, StagingBuffers, Timings, make_layout
 from torch2engine.trt.context import Context
 from torch2engine.trt.engine import Engine
 from torch2engine.trt.gpu import relaxed_capture_mode
