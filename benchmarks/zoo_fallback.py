@@ -17,8 +17,8 @@ from benchmarks.zoo_trial import ZooTrial
 from torch2engine.core.errors import ParityError, Torch2EngineError, UnsupportedOperatorError
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.run_record import RunRecord, time_calls
+from torch2engine.fallback.torch_compile import make_compiler
 from torch2engine.modules.explanation import Explanation
-from torch2engine.torch_compile import make_compiler
 
 __all__ = ["COMPILE", "PARTS", "FallbackRow", "can_fall_back", "outcome_of", "try_again"]
 

@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from torch2engine.deploy import deploy
     from torch2engine.fallback.parts_module import PartsModule
     from torch2engine.fallback.submodules import DeployedSubmodules, load_submodules
+    from torch2engine.fallback.torch_compile import compile_backend, deploy_submodules, explain
     from torch2engine.modules.deploy_report import DeployReport
     from torch2engine.modules.explanation import Explanation
     from torch2engine.modules.onnxruntime.ort_module import ORTModule
@@ -64,7 +65,6 @@ if TYPE_CHECKING:
     from torch2engine.serving.hub import from_hub, push_to_hub
     from torch2engine.serving.processor.processor import Processor
     from torch2engine.serving.triton import export_triton
-    from torch2engine.torch_compile import compile_backend, deploy_submodules, explain
 
 __all__ = [
     "ArtifactError",
@@ -165,9 +165,9 @@ _HOMES = {
     "Inputs": "core.pytree",
     "Recording": "capture.recording",
     "record": "capture.recording",
-    "compile_backend": "torch_compile",
-    "deploy_submodules": "torch_compile",
-    "explain": "torch_compile",
+    "compile_backend": "fallback.torch_compile",
+    "deploy_submodules": "fallback.torch_compile",
+    "explain": "fallback.torch_compile",
 }
 
 

@@ -64,7 +64,7 @@ def test_wheel_declares_the_command_and_the_backend(distributions: tuple[Path, P
     entries = configparser.ConfigParser()
     entries.read_string(wheel.read(next(n for n in wheel.namelist() if n.endswith("entry_points.txt"))).decode())
     assert dict(entries["console_scripts"]) == {"torch2engine": "torch2engine.cli.entry:main"}
-    assert dict(entries["torch_dynamo_backends"]) == {"torch2engine": "torch2engine.torch_compile:compile_backend"}
+    assert dict(entries["torch_dynamo_backends"]) == {"torch2engine": "torch2engine:compile_backend"}
 
 
 def test_metadata_says_what_the_readme_says(distributions: tuple[Path, Path]) -> None:

@@ -5,6 +5,7 @@ account of the rest. Separate because the stages below know whole models only, a
 
 A *part* is a group of operators that one engine answers.
 
+    torch_compile    torch.compile's backend, explain() and deploy_submodules(): the one file that imports deploy()
     graph_compiler   one graph of torch.compile, and what is called in its place
     inference_only   leaves calls that need gradients to PyTorch
     functional_graph whether a graph writes into its inputs, and its form without writes
@@ -28,5 +29,5 @@ A *part* is a group of operators that one engine answers.
     run_record       what runs where, and why
 
 Public: `compile_options`, `deploy_in_parts`, `graph_compiler`, `parts_module`, `run_record`, `submodules`,
-`whole_call`. The other files belong to this folder alone.
+`torch_compile`, `whole_call`. The other files belong to this folder alone.
 """

@@ -1,7 +1,7 @@
 """Submodules of a model or a pipeline that engines answer in their place, until they are restored.
 
 Enters: deployed modules by the names of submodules. Leaves: `DeployedSubmodules`, which restores and saves them.
-Separate because this file deploys nothing: `torch2engine.torch_compile` does, or an earlier process did.
+Separate because this file deploys nothing: `torch_compile` does, or an earlier process did.
 """
 
 from __future__ import annotations

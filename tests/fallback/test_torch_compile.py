@@ -18,8 +18,8 @@ from torch2engine.fallback import tracking_engines
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.run_record import RunRecord
+from torch2engine.fallback.torch_compile import make_compiler
 from torch2engine.modules.deployed import DeployedModule
-from torch2engine.torch_compile import make_compiler
 
 
 @pytest.fixture(autouse=True)

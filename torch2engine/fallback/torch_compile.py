@@ -1,8 +1,8 @@
 """torch.compile(model, backend="torch2engine"), the explanation of what it did, and deploy() for parts of a pipeline.
 
 Enters: graphs from dynamo, a model with its inputs, or a pipeline with a call of it. Leaves: what answers in the place
-of graphs and submodules, or an `Explanation`. Separate because only these put deploy() and the folder `fallback`
-together, from above both.
+of graphs and submodules, or an `Explanation`. Separate because only these import deploy(), which imports other files
+of this folder.
 """
 
 from __future__ import annotations
