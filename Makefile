@@ -174,6 +174,7 @@ bench:
 	@$(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.trust --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.fallback --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.compile_backend --out $(RESULTS)
 
 # Needs no GPU.
 operators: .venv/stamp

@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.evidence import REPOSITORY
 from benchmarks.zoo_places import Place
-from benchmarks.zoo_worker import try_model
+from benchmarks.zoo_worker import TryEntry, row_of, try_model
 
 __all__ = ["METHODS", "Limit", "ZooProcesses", "ended", "receive_all"]
 
@@ -35,9 +35,11 @@ class ZooProcesses:
     Args:
         method: "forkserver" forks them from a server that has loaded modules; "spawn" starts each from nothing.
         preloaded: the modules that the server imports.
+        try_entry: what a process does with its model.
     """
 
-    def __init__(self, method: str, preloaded: Sequence[str]) -> None:
+    def __init__(self, method: str, preloaded: Sequence[str], try_entry: TryEntry = row_of) -> None:
+        self.try_entry = try_entry
         self.context: Any = multiprocessing.get_context(method)
         self.context.set_forkserver_preload(list(preloaded))
         # multiprocessing looks after all its processes when it starts one. No other thread may do so meanwhile.
@@ -60,7 +62,9 @@ class ZooProcesses:
         with tempfile.TemporaryDirectory() as folder:
             prints = Path(folder) / "prints"
             receiver, sender = self.context.Pipe(duplex=False)
-            process = self.context.Process(target=try_model, args=(name, backend, models, place, sender, prints))
+            process = self.context.Process(
+                target=try_model, args=(self.try_entry, name, backend, models, place, sender, prints)
+            )
             with self.lock:
                 process.start()
             sender.close()

@@ -16,8 +16,9 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from benchmarks._worker import visible_devices
 from benchmarks.evidence import REPOSITORY, Evidence
 from benchmarks.zoo_places import Places
 from benchmarks.zoo_processes import METHODS, ZooProcesses
-from benchmarks.zoo_worker import load_entries
+from benchmarks.zoo_worker import TryEntry, load_entries, row_of
 from tests.zoo.entry import ZooEntry
 
-__all__ = ["BACKENDS", "figures_of", "in_order", "seconds_of", "sweep"]
+__all__ = ["BACKENDS", "PRELOADED", "Study", "figures_of", "in_order", "seconds_of", "sweep"]
 
 PRELOADED = ("benchmarks.zoo_libraries",)
 STARTS = {"cpu": "forkserver", "gpu": "spawn"}  # a library that starts CUDA while it is imported can't be forked
@@ -82,6 +83,22 @@ def in_order(entries: Mapping[str, ZooEntry], seconds: Mapping[str, float]) -> l
     return sorted(entries, key=lambda name: (name in seconds, -seconds.get(name, 0.0), turn[name]))
 
 
+@dataclass(frozen=True)
+class Study:
+    """What a sweep asks of each model.
+
+    Args:
+        try_entry: gives the row of a model, in a process of its own.
+        figures_of: gives the figures of all rows, and of the number of models that wait.
+    """
+
+    try_entry: TryEntry
+    figures_of: Callable[[Mapping[str, Mapping[str, Any]], int], dict[str, float]]
+
+
+DEPLOYED = Study(row_of, figures_of)
+
+
 class Sweep:
     """A run over some models.
 
@@ -89,10 +106,12 @@ class Sweep:
         evidence: takes rows and figures.
         path: of the evidence file.
         names: the models in the order to try them.
+        study: what is asked of each.
     """
 
-    def __init__(self, evidence: Evidence, path: Path, names: Sequence[str]) -> None:
+    def __init__(self, evidence: Evidence, path: Path, names: Sequence[str], study: Study = DEPLOYED) -> None:
         self.evidence, self.path = evidence, path
+        self.study = study
         self.waiting = list(names)
         self.rows: dict[str, dict[str, Any]] = {}
         self.lock = threading.Lock()
@@ -102,7 +121,7 @@ class Sweep:
         with self.lock:
             self.rows[name] = {"family": family, **row}
             self.waiting.remove(name)
-            for figure, value in figures_of(self.rows, len(self.waiting)).items():
+            for figure, value in self.study.figures_of(self.rows, len(self.waiting)).items():
                 self.evidence.figure(figure, value)
             self.evidence.samples["models"] = dict(sorted(self.rows.items()))
             self.evidence.samples["waiting"] = self.waiting
@@ -119,6 +138,7 @@ def sweep(
     path: Path,
     chosen: argparse.Namespace,
     preloaded: Sequence[str],
+    study: Study = DEPLOYED,
 ) -> dict[str, dict[str, Any]]:
     """Try every model, and write the evidence after each.
 
@@ -128,14 +148,15 @@ def sweep(
         path: of the evidence file.
         chosen: the script's options.
         preloaded: modules that the processes share.
+        study: what is asked of each model.
 
     Returns:
         {model: its row}.
     """
     names = in_order(entries, seconds_of(chosen.history))
-    run = Sweep(evidence, path, names)
+    run = Sweep(evidence, path, names, study)
     places = Places(chosen.workers, visible_devices(os.environ) if chosen.backend == "gpu" else ())
-    processes = ZooProcesses(chosen.start or STARTS[chosen.backend], preloaded)
+    processes = ZooProcesses(chosen.start or STARTS[chosen.backend], preloaded, study.try_entry)
 
     def work(name: str) -> None:
         with places.share() as place:

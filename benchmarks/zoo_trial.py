@@ -7,7 +7,7 @@ module in parts and torch.compile's answers are all held against the model at th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,11 +102,12 @@ class ZooTrial:
             answers = _answers(captured, [self.between], module.precision)
         judge(module, answers.parity_cases, notes=answers.notes).raise_if_failed()
 
-    def compare_compiled(self, compiled: nn.Module) -> None:
-        """Compare what torch.compile made with the model at all sizes, within the bounds of a deployed module.
+    def compare_compiled(self, compiled: nn.Module, others: Sequence[Mapping[str, Any]] | None = None) -> None:
+        """Compare what torch.compile made with the model, within the bounds of a deployed module.
 
         Args:
             compiled: from torch.compile.
+            others: the inputs that follow the sample; None for inputs at the smallest and largest sizes, and between.
 
         Raises:
             ParityError: they differ.
@@ -114,7 +115,8 @@ class ZooTrial:
         """
         with undisturbed(self.model):
             captured = capture_call(self.model, self.sample, self.entry.axes)
-            answers = _answers(captured, [*self.ends, self.between], captured.precision)
+            examples = [*self.ends, self.between] if others is None else list(others)
+            answers = _answers(captured, examples, captured.precision)
         runtime = find_tensorrt().name if self.runtime == "tensorrt" else self.runtime
         bounds = Bounds.of(None, captured.precision, runtime)
         report = ParityReport((), "PyTorch vs torch.compile", bounds.tolerance, tuple(answers.notes))

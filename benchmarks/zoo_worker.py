@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -27,7 +27,11 @@ from benchmarks.zoo_trial import ZooTrial
 from tests.zoo.entry import AbsentModelError, ZooEntry
 from torch2engine.modules.deployed import artifact_of
 
-__all__ = ["load_entries", "row_of", "try_model"]
+__all__ = ["Row", "Send", "TryEntry", "load_entries", "row_of", "try_model"]
+
+Send: TypeAlias = "Callable[[dict[str, Any]], None]"
+TryEntry: TypeAlias = "Callable[[ZooEntry, str, Send], dict[str, Any]]"
+"""Tries a model on "cpu" or "gpu": sends its row whenever that changes, and returns the last one."""
 
 LONGEST_MESSAGE = 900
 LIBRARIES = ("timm", "torchvision", "transformers")
@@ -47,7 +51,7 @@ class Row:
         send: takes the row whenever it changes.
     """
 
-    def __init__(self, entry: ZooEntry, send: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, entry: ZooEntry, send: Send) -> None:
         self.phase = "make"
         self.outcome = "running"
         self.error = ""
@@ -78,6 +82,11 @@ class Row:
         self.outcome = outcome
         self.error = "" if error is None or outcome == "absent" else type(error).__name__
         self.message = "" if error is None else str(error)
+
+    def end_with(self, error: Exception) -> None:
+        """Note the error that the model ended with; "absent" where the installed libraries lack the model."""
+        lacks_library = isinstance(error, ModuleNotFoundError) and error.name in LIBRARIES
+        self.end("absent" if lacks_library or isinstance(error, AbsentModelError) else outcome_of(error), error)
 
     def take_fallback(self, fallback: FallbackRow) -> None:
         """Take over what came of a second try."""
@@ -112,7 +121,7 @@ def _short(message: str) -> str:
     return _SITE_PACKAGES.sub("", message.replace(f"{REPOSITORY}/", ""))[:LONGEST_MESSAGE]
 
 
-def row_of(entry: ZooEntry, backend: str, send: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def row_of(entry: ZooEntry, backend: str, send: Send) -> dict[str, Any]:
     """Deploy a model; if that is refused, try it again in parts and by torch.compile.
 
     Args:
@@ -133,12 +142,8 @@ def row_of(entry: ZooEntry, backend: str, send: Callable[[dict[str, Any]], None]
                 trial = ZooTrial.make(entry, backend)
             _deploy(trial, row)
             row.end("passed")
-        except AbsentModelError as error:
-            row.end("absent", error)
-        except ModuleNotFoundError as error:
-            row.end("absent" if error.name in LIBRARIES else "untyped", error)
         except Exception as error:
-            row.end(outcome_of(error), error)
+            row.end_with(error)
             if trial is not None and can_fall_back(error, row.phase):
                 try_again(trial, error, row.take_fallback)
     return row.to_json()
@@ -159,10 +164,13 @@ def _deploy(trial: ZooTrial, row: Row) -> None:
             t2e.build(artifact, cache=False)
 
 
-def try_model(name: str, backend: str, models: str, place: Place, sender: Connection, prints: Path) -> None:
+def try_model(
+    try_entry: TryEntry, name: str, backend: str, models: str, place: Place, sender: Connection, prints: Path
+) -> None:
     """Try one model: all that a process of a sweep does.
 
     Args:
+        try_entry: what is done with the model.
         name: of the entry.
         backend: "cpu" or "gpu".
         models: module with the entries.
@@ -176,4 +184,4 @@ def try_model(name: str, backend: str, models: str, place: Place, sender: Connec
         os.dup2(target, stream)
     show_only(place.gpu)
     keep_to(place.cores)
-    sender.send(row_of(load_entries(models)[name], backend, sender.send))
+    sender.send(try_entry(load_entries(models)[name], backend, sender.send))

@@ -23,7 +23,17 @@ from tests.support.benchmark_sheets import overhead, precisions, processor, publ
 from tests.support.paths import REPOSITORY
 from tests.support.run_scripts import Ended, run_scripts
 
-SCRIPTS = ("call_overhead", "models", "stress", "precision", "refit", "processor", "trust", "fallback")
+SCRIPTS = (
+    "call_overhead",
+    "models",
+    "stress",
+    "precision",
+    "refit",
+    "processor",
+    "trust",
+    "fallback",
+    "compile_backend",
+)
 
 # Evidence
 

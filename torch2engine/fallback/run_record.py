@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from torch2engine.core.pytree import Inputs
+from torch2engine.core.spec import Signature
 from torch2engine.fallback.deployable_graph import operators_in
 from torch2engine.modules.explanation import Explanation, GraphPartRecord, Obstacle
 
@@ -34,11 +35,13 @@ class RunRecord:
     Args:
         parts: of all graphs, in the order in which they were first called.
         obstacles: the places that no engine takes; each once.
+        engines: the signatures of all engines that torch.compile's graphs have deployed, in that order.
         is_timed: whether calls of parts are timed, which waits for the GPU before and after each.
     """
 
     parts: list[GraphPartRecord] = field(default_factory=list[GraphPartRecord])
     obstacles: dict[tuple[str, str], Obstacle] = field(default_factory=dict[tuple[str, str], Obstacle])
+    engines: list[Signature] = field(default_factory=list[Signature])
     is_timed: bool = False
 
     def add_obstacle(self, obstacle: Obstacle) -> None:

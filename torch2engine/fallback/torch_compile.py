@@ -113,13 +113,17 @@ def make_compiler(options: CompileOptions, record: RunRecord) -> GraphCompiler:
         options: how graphs become engines.
         record: takes what they find out, for an explanation.
     """
-    return GraphCompiler(options, partial(_deploy_part, options), record)
+    return GraphCompiler(options, partial(_deploy_part, options, record), record)
 
 
 def _deploy_part(
-    options: CompileOptions, part: nn.Module, tensors: Mapping[str, torch.Tensor], dynamic_axes: Mapping[str, Any]
+    options: CompileOptions,
+    record: RunRecord,
+    part: nn.Module,
+    tensors: Mapping[str, torch.Tensor],
+    dynamic_axes: Mapping[str, Any],
 ) -> DeployedModule[Any]:
-    """Deploy a graph where its tensors are.
+    """Deploy a graph where its tensors are, and note the engine in the record.
 
     Raises:
         InputError: on devices that the runtime does not have.
@@ -134,7 +138,7 @@ def _deploy_part(
         raise InputError(
             "tensors", got=f"device {names}", allowed=f"one that runtime={options.runtime!r} has", fix="move them there"
         )
-    return deploy(
+    module = deploy(
         part,
         tensors,
         dynamic_axes,
@@ -146,6 +150,8 @@ def _deploy_part(
         cache=options.cache,
         progress=None,
     )
+    record.engines.append(module.signature)
+    return module
 
 
 def deploy_submodules(
