@@ -23,7 +23,14 @@ from torch2engine.core.spec import Profile, Signature
 from torch2engine.onnx_graph.attention_blocks import AttentionBlock, find_attention_blocks
 from torch2engine.precision.graph.engine_layers import Layer, Multiplies, read_layers
 
-__all__ = ["engine_findings", "layer_findings", "precision_findings", "profile_findings"]
+__all__ = [
+    "attention_blocks_of",
+    "engine_findings",
+    "layer_findings",
+    "precision_findings",
+    "profile_findings",
+    "unfused_blocks",
+]
 
 _FAR_ABOVE_OPT = 8  # max as a multiple of opt
 _FAR_BELOW_OPT = 32  # opt as a multiple of min
@@ -49,7 +56,7 @@ def engine_findings(
         found += precision_findings(computed.products)
     entries = read_layers(layers)
     if entries:
-        found += layer_findings(entries, _attention_blocks(artifact))
+        found += layer_findings(entries, attention_blocks_of(artifact))
     return tuple(found)
 
 
@@ -178,8 +185,8 @@ def _moves(layers: Sequence[Layer]) -> Iterable[Finding]:
 
 def _unfused_attention(blocks: Sequence[AttentionBlock], layers: Sequence[Layer]) -> Iterable[Finding]:
     """Attention whose products are layers of their own."""
-    types = {name: layer.precision for layer in layers if layer.multiplies == Multiplies.SURELY for name in layer.nodes}
-    unfused = [block for block in blocks if types.keys() & {block.scores, block.result}]
+    types = _types_of_products(layers)
+    unfused = unfused_blocks(blocks, layers)
     if not unfused:
         return
     computed_in = {types[name] for block in unfused for name in (block.scores, block.result) if name in types}
@@ -195,7 +202,23 @@ def _unfused_attention(blocks: Sequence[AttentionBlock], layers: Sequence[Layer]
     )
 
 
-def _attention_blocks(artifact: EngineArtifact) -> tuple[AttentionBlock, ...]:
+def unfused_blocks(blocks: Sequence[AttentionBlock], layers: Sequence[Layer]) -> list[AttentionBlock]:
+    """Find the attention whose products are layers of their own.
+
+    Args:
+        blocks: the attention in the ONNX model that the engine was built from.
+        layers: of the engine.
+    """
+    types = _types_of_products(layers)
+    return [block for block in blocks if types.keys() & {block.scores, block.result}]
+
+
+def _types_of_products(layers: Sequence[Layer]) -> dict[str, str]:
+    """{node: the type that a layer of its own computes it in}, for matrix products and convolutions."""
+    return {name: layer.precision for layer in layers if layer.multiplies == Multiplies.SURELY for name in layer.nodes}
+
+
+def attention_blocks_of(artifact: EngineArtifact) -> tuple[AttentionBlock, ...]:
     """The attention in the ONNX model that the engine was built from; none where that model is not here."""
     path = artifact.verified_onnx_path
     if path is None:
