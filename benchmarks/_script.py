@@ -21,7 +21,7 @@ from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.trt import gpu
 
-__all__ = ["options", "parity", "record", "run"]
+__all__ = ["home", "options", "parity", "record", "run"]
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -31,6 +31,11 @@ def options(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder for the JSON")
     return parser
+
+
+def home() -> torch.device:
+    """Where models and inputs are made: the GPU, or the CPU where there is none."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def require_gpu() -> None:

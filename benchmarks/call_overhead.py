@@ -37,14 +37,14 @@ NO_GRAPHS = "_no_graphs"
 
 
 def tiny() -> nn.Module:
-    """64 → 128 → 128 → 16 in half precision, on the GPU."""
+    """64 → 128 → 128 → 16 in half precision."""
     layers = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 16))
-    return layers.half().cuda().eval()
+    return layers.half().to(_script.home()).eval()
 
 
 def rows(count: int) -> torch.Tensor:
     """An input of that many rows."""
-    return torch.randn(count, 64, dtype=torch.half, device="cuda")
+    return torch.randn(count, 64, dtype=torch.half, device=_script.home())
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The models that the benchmarks time: on the GPU, one dynamic batch axis.
+"""The models that the benchmarks time: one dynamic batch axis, on the GPU where there is one.
 
 Enters: nothing. Leaves: modules with random weights whose signal neither fades nor grows, and inputs at a batch size;
 `ENTRIES` in half precision, `FLOATS` and `REFITTED` in float32.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,10 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
+from benchmarks._script import home
 from benchmarks.call_overhead import rows, tiny
+from benchmarks.diffusion_unet import TEXT_WIDTH, DiffusionUnet
+from tests.zoo.torchvision_import import import_torchvision
 
 __all__ = ["BATCH", "ENTRIES", "FLOATS", "REFITTED", "Entry"]
 
@@ -44,49 +47,64 @@ class Entry:
 
 
 def _images(batch: int, dtype: torch.dtype = torch.half) -> dict[str, torch.Tensor]:
-    return {"x": torch.randn(batch, 3, 224, 224, dtype=dtype, device="cuda")}
+    return {"x": torch.randn(batch, 3, 224, 224, dtype=dtype, device=home())}
 
 
 def _texts(batch: int) -> dict[str, torch.Tensor]:
-    mask = torch.ones(batch, TOKENS, dtype=torch.long, device="cuda")
+    mask = torch.ones(batch, TOKENS, dtype=torch.long, device=home())
     mask[-1, TOKENS * 2 // 3 :] = 0
-    return {"input_ids": torch.randint(0, 1000, (batch, TOKENS), device="cuda"), "attention_mask": mask}
+    return {"input_ids": torch.randint(0, 1000, (batch, TOKENS), device=home()), "attention_mask": mask}
 
 
-def _series(batch: int) -> dict[str, torch.Tensor]:
-    return {"x": torch.randn(batch, 64, 256, device="cuda")}
+def _series(batch: int, dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
+    return {"x": torch.randn(batch, 64, 256, dtype=dtype, device=home())}
+
+
+def _settled(model: nn.Module, inputs: Mapping[str, torch.Tensor], dtype: torch.dtype) -> nn.Module:
+    """A model in inference mode, with convolutions of unit size.
+
+    It also gives ViT a head: torchvision's is all zero, and an answer of zeros says nothing.
+    """
+    from tests.gpu.models import settle
+
+    return settle(model.to(home()), *inputs.values()).to(dtype).eval()
 
 
 def _torchvision(name: str, dtype: torch.dtype = torch.half) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        import torchvision
-
-        # It also gives ViT a head: torchvision's is all zero, and an answer of zeros says nothing.
-        from tests.gpu.models import settle
-
-        model = getattr(torchvision.models, name)().cuda()
-        return settle(model, _images(2, torch.float32)["x"]).to(dtype).eval()
+        torchvision = import_torchvision()
+        return _settled(getattr(torchvision.models, name)(), _images(2, torch.float32), dtype)
 
     return make
 
 
-def _efficientnet() -> nn.Module:
+def _timm(name: str, **options: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        import_torchvision()
+        import timm
+
+        return _settled(timm.create_model(name, **options), _images(2, torch.float32), torch.half)
+
+    return make
+
+
+def _efficientnet(dtype: torch.dtype = torch.float32) -> nn.Module:
     """EfficientNet whose residual branches begin small, as is usual where a network is trained from scratch.
 
     At full size its gates multiply signals with themselves: inputs 2.3 times as large give answers 280 times as large.
     """
+    model = _torchvision("efficientnet_b0", torch.float32)()
     from torchvision.models.efficientnet import MBConv
 
-    model = _torchvision("efficientnet_b0", torch.float32)()
     for block in model.modules():
         if isinstance(block, MBConv) and block.use_res_connect:
             norms = [part for part in block.modules() if isinstance(part, nn.BatchNorm2d)]
             nn.init.constant_(norms[-1].weight, 0.2)
-    return model
+    return model.to(dtype)
 
 
 class _Encoder(nn.Module):
-    """BERT as tensors in, one tensor out."""
+    """A transformer as tensors in, one tensor out."""
 
     def __init__(self, bert: nn.Module) -> None:
         super().__init__()
@@ -99,7 +117,36 @@ class _Encoder(nn.Module):
 def _bert(dtype: torch.dtype = torch.half) -> nn.Module:
     import transformers
 
-    return _Encoder(transformers.BertModel(transformers.BertConfig()).cuda()).to(dtype).eval()
+    return _Encoder(transformers.BertModel(transformers.BertConfig()).to(home())).to(dtype).eval()
+
+
+def _llama() -> nn.Module:
+    """A decoder of LLaMA's form that reads a whole prompt: rotary positions, grouped heads, RMSNorm, SwiGLU."""
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=1024,
+        intermediate_size=2816,
+        num_hidden_layers=6,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        use_cache=False,
+    )
+    return _Encoder(transformers.LlamaModel(config).to(home())).half().eval()
+
+
+def _unet() -> nn.Module:
+    return _settled(DiffusionUnet(), _latents(2, torch.float32), torch.half)
+
+
+def _latents(batch: int, dtype: torch.dtype = torch.half) -> dict[str, torch.Tensor]:
+    """Noise of 32 x 32, steps of diffusion, and 77 tokens of text."""
+    return {
+        "sample": torch.randn(batch, 4, 32, 32, dtype=dtype, device=home()),
+        "timestep": torch.arange(1, batch + 1, device=home()) * 30,
+        "text": torch.randn(batch, 77, TEXT_WIDTH, dtype=dtype, device=home()),
+    }
 
 
 class _Lstm(nn.Module):
@@ -117,8 +164,16 @@ class _Lstm(nn.Module):
 ENTRIES = {
     "tiny": Entry(tiny, lambda batch: {"input": rows(batch)}),
     "resnet50": Entry(_torchvision("resnet50"), _images),
+    "convnext_tiny": Entry(_torchvision("convnext_tiny"), _images),
+    "efficientnet_b0": Entry(functools.partial(_efficientnet, torch.half), _images),
+    "mobilenet_v3": Entry(_torchvision("mobilenet_v3_large"), _images),
+    "swin_t": Entry(_torchvision("swin_t"), _images),
     "vit_b_16": Entry(_torchvision("vit_b_16"), _images),
+    "dinov2_s": Entry(_timm("vit_small_patch14_dinov2", img_size=224), _images),
     "bert": Entry(_bert, _texts),
+    "llama_6": Entry(_llama, _texts),
+    "unet": Entry(_unet, _latents),
+    "lstm": Entry(lambda: _Lstm().to(home()).half().eval(), functools.partial(_series, dtype=torch.half)),
 }
 
 _FEW = t2e.Axis("batch", 1, 8, 8)  # what is larger takes the judge on the CPU long
@@ -128,7 +183,7 @@ FLOATS = {
     "bert": Entry(functools.partial(_bert, torch.float32), _texts, _FEW),
     "convnext_tiny": Entry(_torchvision("convnext_tiny", torch.float32), _FLOAT_IMAGES, _FEW),
     "resnet50": Entry(_torchvision("resnet50", torch.float32), _FLOAT_IMAGES, _FEW),
-    "lstm": Entry(lambda: _Lstm().cuda().eval(), _series, _FEW),
+    "lstm": Entry(lambda: _Lstm().to(home()).eval(), _series, _FEW),
 }
 
 _FEWER = t2e.Axis("batch", 1, 2, 4)
