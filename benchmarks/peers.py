@@ -7,6 +7,7 @@ the last one. A peer that can't run says why; it is never left out without a wor
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from torch import nn
 from benchmarks.raw import RawEngine
 from torch2engine.core.tf32 import float32_arithmetic
 
-__all__ = ["COMPILED", "PEERS", "Peer", "eager", "eager_graph", "peer"]
+__all__ = ["COMPILED", "PEERS", "TORCH_TENSORRT", "Peer", "eager", "eager_graph", "peer", "torch_tensorrt"]
 
 Inputs = Mapping[str, torch.Tensor]
 
@@ -106,14 +107,48 @@ def raw(engine: RawEngine, inputs: Inputs) -> Peer:
     return Peer(context.enqueue, answer, side, kept=[context])
 
 
+def torch_tensorrt(model: nn.Module, inputs: Inputs) -> Callable[[bool], Peer]:
+    """Torch-TensorRT, specialised to this shape, on the same TensorRT-RTX.
+
+    Its C++ runtime is made for older versions of TensorRT-RTX, so this is its Python runtime.
+
+    Returns:
+        a function that gives the peer, with CUDA graphs or without. The mode holds for the whole process until the
+        peer is closed, so only one of the two may be open.
+    """
+    library: Any = importlib.import_module("torch_tensorrt")
+    arguments = tuple(inputs.values())
+    module = library.compile(
+        model,
+        ir="dynamo",
+        inputs=arguments,
+        use_explicit_typing=True,
+        min_block_size=1,
+        use_python_runtime=True,
+    )
+
+    def opened(has_graph: bool) -> Peer:
+        if not has_graph:
+            call = functools.partial(module, *arguments)
+            return Peer(call, call)
+        context = library.runtime.enable_cudagraphs(module)
+        call = functools.partial(context.__enter__(), *arguments)
+        return Peer(call, call, close=lambda: context.__exit__(None, None, None))
+
+    return opened
+
+
 COMPILED = {"compile": "default", "compile_reduce_overhead": "reduce-overhead"}
-PEERS = ("raw", "eager", "eager_graph", *COMPILED, "polygraphy")
+TORCH_TENSORRT = {"torch_tensorrt": False, "torch_tensorrt_graph": True}  # name -> whether with CUDA graphs
+PEERS = ("raw", "eager", "eager_graph", *COMPILED, *TORCH_TENSORRT, "polygraphy")
 
 
-def peer(name: str, model: nn.Module, engine: RawEngine, inputs: Inputs) -> Peer:
-    """Set up a peer by its name in `PEERS`."""
+def peer(name: str, model: nn.Module, engine: RawEngine | None, inputs: Inputs) -> Peer:
+    """Set up a peer by its name in `PEERS`; those of Torch-TensorRT come from `torch_tensorrt`."""
     if name in COMPILED:
         return compiled(model, inputs, COMPILED[name])
     if name in ("eager", "eager_graph"):
         return (eager if name == "eager" else eager_graph)(model, inputs)
+    if engine is None:
+        raise ValueError(f"{name} needs an engine")
     return (raw if name == "raw" else polygraphy)(engine, inputs)

@@ -30,20 +30,34 @@ _BARE = (
     "A bare replay, which looks at nothing: neither at shapes, dtypes, devices and streams, nor whether the input is "
     "the one that was captured."
 )
+_GRAPH = (
+    "The same kernel library, from another graph: its converters wrote one that TensorRT-RTX fuses better, or chooses "
+    "other kernels for."
+)
 REASONS: dict[str, str] = {
     "*.eager_graph.host_us": _BARE,
     "*.compile_reduce_overhead.device_us": _KERNELS,
     "*.compile.device_us": _KERNELS,
     "*.eager_graph.device_us": _KERNELS,
-    "vit_b_16.b32.eager.device_us": _KERNELS,
+    "*.eager.device_us": _KERNELS,
+    "*.torch_tensorrt.device_us": _GRAPH,
+    "*.torch_tensorrt_graph.device_us": _GRAPH,
 }
 
 START, END = "<!-- speed -->", "<!-- /speed -->"
 TITLES = {
     "tiny": "tiny MLP",
     "resnet50": "ResNet-50",
+    "convnext_tiny": "ConvNeXt-T",
+    "efficientnet_b0": "EfficientNet-B0",
+    "mobilenet_v3": "MobileNetV3-L",
+    "swin_t": "Swin-T",
     "vit_b_16": "ViT-B/16",
+    "dinov2_s": "DINOv2-S",
     "bert": "BERT-base, 128 tokens",
+    "llama_6": "LLaMA's form, 6 layers, 128 tokens",
+    "unet": "U-Net of a diffusion model",
+    "lstm": "LSTM, 2 layers, 64 steps",
 }
 FLOAT_TITLES = {
     "resnet50": "ResNet-50",
@@ -71,6 +85,8 @@ CANDIDATES = {
     "eager_graph": "eager in a CUDA graph",
     "compile": "torch.compile",
     "compile_reduce_overhead": "torch.compile, reduce-overhead",
+    "torch_tensorrt": "Torch-TensorRT",
+    "torch_tensorrt_graph": "Torch-TensorRT, CUDA graph",
     "polygraphy": "Polygraphy",
 }
 # Peer -> ours with the same promise: a result that lasts, or one that the next call overwrites.
@@ -79,7 +95,17 @@ COUNTERPARTS = {
     "eager_graph": "t2e_static_graph",
     "compile": "t2e_default",
     "compile_reduce_overhead": "t2e_static_graph",
+    "torch_tensorrt": "t2e_default",
+    "torch_tensorrt_graph": "t2e_default",
     "polygraphy": "t2e_default",
+}
+# Ratio of models.json -> what it compares with.
+RATIOS = {
+    "ratio_to_eager": "PyTorch eager",
+    "ratio_to_eager_graph": "eager in a CUDA graph",
+    "ratio_to_compile": "the faster mode of torch.compile",
+    "ratio_to_tt": "Torch-TensorRT",
+    "ratio_to_tt_graph": "Torch-TensorRT in its CUDA graph",
 }
 CALLS = (
     ("own_stream", "from a stream of one's own", "raw", "TensorRT's enqueue alone"),
@@ -243,17 +269,19 @@ class _Models:
         self.figures: Mapping[str, float] = evidence["figures"]
         self.left_out: Mapping[str, str] = evidence["samples"].get("left_out", {})
         self.notes: list[str] = []
+        self.slower: set[str] = set()  # models that a peer is faster with
 
     def lines(self) -> list[str]:
         found = sorted(
             {
                 (list(TITLES).index(match[1]), int(match[2]), match[1])
                 for name in self.figures
-                if (match := re.match(r"(\w+)\.b(\d+)\.", name))
+                if (match := re.match(r"(\w+)\.b(\d+)\.t2e_default\.host_us", name))
             }
         )
-        names = list(CANDIDATES)
-        cells = [["model, batch", *CANDIDATES.values()]]
+        known = {part for figure in (*self.figures, *self.left_out) for part in figure.split(".")[2:3]}
+        names = [name for name in CANDIDATES if name in known]
+        cells = [["model, batch", *(CANDIDATES[name] for name in names)]]
         for _, batch, model in found:
             prefix = f"{model}.b{batch}"
             cells.append([f"{TITLES[model]}, {batch}", *(self.cell(prefix, name) for name in names)])
@@ -269,7 +297,52 @@ class _Models:
             "its shapes, addresses and memory set beforehand. The other columns are called from the default stream and "
             "give results that last. A dash was not timed.",
             *(line for number, note in enumerate(self.notes, 1) for line in ("", f"({number}) {note}")),
+            *self.findings(),
+            *self.ratios(),
+            *self.failures(),
             *self.first_answer(),
+        ]
+
+    def findings(self) -> list[str]:
+        """What `explain` says of the engines that a peer is faster than."""
+        known: Mapping[str, list[str]] = self.evidence["samples"].get("findings", {})
+        lines: list[str] = []
+        for model in sorted(self.slower & set(known), key=list(TITLES).index):
+            said = "; ".join(finding.partition(". ")[0] for finding in known[model]) or "nothing that could be mended"
+            lines += ["", f"`explain` finds in the engine of {TITLES[model]}: {said}."]
+        return lines
+
+    def ratios(self) -> list[str]:
+        """Geometric means, and what has a figure of its own."""
+        lines: list[str] = []
+        cells = [["our GPU time over that of", "geometric mean", "largest", "cases"]]
+        for ratio, title in RATIOS.items():
+            if f"geomean.{ratio}" in self.figures:
+                values = [self.figures[f"{kind}.{ratio}"] for kind in ("geomean", "largest", "cases")]
+                cells.append([title, f"{values[0]:.2f}", f"{values[1]:.2f}", f"{values[2]:.0f}"])
+        if len(cells) > 1:
+            lines += ["", *_rows(cells)]
+        shares = {model: self.figures.get(f"{model}.fused_share") for model in TITLES}
+        named = [f"{TITLES[model]} {100 * share:.0f} %" for model, share in shares.items() if share is not None]
+        if named:
+            lines += ["", f"Attention that runs as one kernel, by TensorRT's inspector: {'; '.join(named)}."]
+        dynamic = self.figures.get("resnet50.dynamic_over_static")
+        if dynamic is not None:
+            lines += [
+                "",
+                f"A ResNet-50 for batches of 1 to 32 without sizes of their own takes at most {dynamic:.2f} times as "
+                "long as engines that were each built for one batch.",
+            ]
+        return lines
+
+    def failures(self) -> list[str]:
+        """The models that have no row, and why."""
+        errors: Mapping[str, str] = self.evidence["samples"].get("errors", {})
+        lost = {name: why for name, why in errors.items() if name.endswith(" engine")}
+        return [
+            line
+            for name, why in lost.items()
+            for line in ("", f"{TITLES[name.split()[0]]} was not timed: {why.strip().splitlines()[-1]}.")
         ]
 
     def cell(self, prefix: str, name: str) -> str:
@@ -291,6 +364,8 @@ class _Models:
         ours = self.figures[f"{prefix}.{COUNTERPARTS[name]}.{what}"]
         if self.figures[figure] >= ours:
             return ""
+        if what == "device_us":
+            self.slower.add(prefix.partition(".")[0])
         for pattern, reason in self.reasons.items():
             if fnmatch.fnmatchcase(figure, pattern):
                 return self.note(reason)

@@ -277,11 +277,39 @@ def test_table_has_every_figure_and_where_it_comes_from(tmp_path: Path) -> None:
     text = table.generate(published(tmp_path, overhead(), whole()))
     rows = [line for line in text.splitlines() if line.startswith("| ResNet-50")]
     ours, theirs = "100 / 40.0", "250 / 100"
-    assert rows == [f"| ResNet-50, {batch} | {' | '.join([ours] * 3 + [theirs] * 5)} |" for batch in (1, 8, 32)]
+    assert rows == [f"| ResNet-50, {batch} | {' | '.join([ours] * 3 + [theirs] * 7)} |" for batch in (1, 8, 32)]
     assert text.count("NVIDIA H200, TensorRT-RTX 1.6.1.120, torch 2.11.0, commit 01234567") == 2
     assert len([line for line in text.splitlines() if "| TensorRT's enqueue alone (" in line]) == 3
     assert "works in 31 MiB at batch 1, where its engine may need 132" in text
     assert "first answer 0.31 s after imports, 3.20 s without" in text
+
+
+def test_table_shows_ratios_fused_attention_and_models_without_a_row(tmp_path: Path) -> None:
+    """What the evidence says beside the times is on the page; a peer that nobody has looked for has no column."""
+    data = whole()
+    assert "geometric mean" not in table.generate(published(tmp_path, data))
+    ratios = {"geomean.ratio_to_tt_graph": 0.876, "largest.ratio_to_tt_graph": 1.04, "cases.ratio_to_tt_graph": 36}
+    data["figures"] |= {**ratios, "swin_t.fused_share": 0.5, "resnet50.dynamic_over_static": 1.083}
+    data["samples"]["errors"] = {"unet engine": "ended with 1\nBuildError: no kernel", "bert compile": "ended with 1"}
+    text = table.generate(published(tmp_path, data))
+    assert "| Torch-TensorRT in its CUDA graph | 0.88 | 1.04 | 36 |" in text
+    assert "by TensorRT's inspector: Swin-T 50 %." in text
+    assert "takes at most 1.08 times as long" in text
+    assert "U-Net of a diffusion model was not timed: BuildError: no kernel." in text
+    assert "BERT" not in text
+    data["figures"] = {name: value for name, value in data["figures"].items() if "torch_tensorrt" not in name}
+    assert "| Torch-TensorRT |" not in table.generate(published(tmp_path, data))
+
+
+def test_table_shows_what_explain_finds_where_a_peer_is_faster(tmp_path: Path) -> None:
+    """A loss stands beside what was found in the engine; an engine that nobody beats needs no words."""
+    found = ["reformats: 9 of 20 layers only move data. Each reads. Try: less", "small batch: 1 entry. Why. Try: more"]
+    data = whole(eager=50.0)
+    data["samples"]["findings"] = {"resnet50": found, "bert": ["wide profile: of 64. Why. Try: two"]}
+    text = table.generate(published(tmp_path, data), {"*": "it is"})
+    assert "`explain` finds in the engine of ResNet-50: reformats: 9 of 20 layers only move data; small batch: " in text
+    assert "wide profile" not in text
+    assert "`explain` finds" not in table.generate(published(tmp_path, {**whole(), "samples": data["samples"]}))
 
 
 def test_table_says_whether_batches_had_profiles_of_their_own(tmp_path: Path) -> None:
