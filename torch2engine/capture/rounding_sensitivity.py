@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import nn
@@ -132,20 +133,29 @@ class _Signs:
     """
 
     def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self._signs = torch.randint(0, 2, (_SIGNS,), generator=generator, device="cpu").mul_(2).sub_(1)
+        self._seed = seed
         self._lists: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
         self._start = 0
 
     def like(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Give a sign for each element; every call starts elsewhere in the list."""
+        """Give a sign for each element, a view of the list; every call starts elsewhere in it."""
         kind = (tensor.device, tensor.dtype)
         if kind not in self._lists:
-            self._lists[kind] = self._signs.to(tensor.device, tensor.dtype)
-        self._start = (self._start + _STRIDE) % _SIGNS
-        signs = self._lists[kind].roll(self._start)
-        repeats = -(-tensor.numel() // _SIGNS)
-        return signs.repeat(repeats)[: tensor.numel()].view(tensor.shape)
+            self._lists[kind] = _drawn_signs(self._seed).to(tensor.device, tensor.dtype)
+        signs = self._lists[kind]
+        self._start = (self._start - _STRIDE) % _SIGNS
+        end = self._start + tensor.numel()
+        if end > _SIGNS:
+            signs = signs.repeat(-(-end // _SIGNS))
+        return signs[self._start : end].view(tensor.shape)
+
+
+@cache
+def _drawn_signs(seed: int) -> torch.Tensor:
+    """The list of a seed, 1 and -1, drawn once: that takes longer than the answers of a small model."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randint(0, 2, (_SIGNS,), generator=generator, device="cpu")
+    return drawn.to(torch.int8).mul_(2).sub_(1)
 
 
 def _moved_weights(model: nn.Module, row: PrecisionType, signs: _Signs) -> dict[str, torch.Tensor]:
