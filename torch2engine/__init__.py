@@ -20,6 +20,8 @@ from torch2engine.core.version import __version__
 
 if TYPE_CHECKING:
     from torch2engine import testing
+    from torch2engine.artifact.bundle import bundle
+    from torch2engine.artifact.bundle_artifact import BundleArtifact
     from torch2engine.artifact.engine_artifact import EngineArtifact
     from torch2engine.artifact.engine_cache import EngineCache
     from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -72,6 +74,7 @@ __all__ = [
     "Budget",
     "BuildConfig",
     "BuildError",
+    "BundleArtifact",
     "DeployReport",
     "DeployedSubmodules",
     "DeviceError",
@@ -107,6 +110,7 @@ __all__ = [
     "UnsupportedOperatorError",
     "__version__",
     "build",
+    "bundle",
     "check",
     "compile_backend",
     "deploy",
@@ -127,6 +131,8 @@ __all__ = [
 
 # Public name -> the file it lives in; a name that is a file itself stands alone.
 _HOMES = {
+    "BundleArtifact": "artifact.bundle_artifact",
+    "bundle": "artifact.bundle",
     "EngineArtifact": "artifact.engine_artifact",
     "OnnxArtifact": "artifact.onnx_artifact",
     "PartsArtifact": "artifact.parts_artifact",

@@ -367,7 +367,10 @@ AGAIN = "save it again or restore it from a copy"
             _set("format_version", "1"),
             f"got manifest field format_version = '1'; expected an int of at least 1; {AGAIN}",
         ),
-        (_set("kind", "zip"), f"got manifest field kind = 'zip'; expected one of 'onnx', 'engine', 'parts'; {AGAIN}"),
+        (
+            _set("kind", "zip"),
+            f"got manifest field kind = 'zip'; expected one of 'onnx', 'engine', 'parts', 'bundle'; {AGAIN}",
+        ),
         (
             _set("signature", "inputs", 0, "dtype", "float33"),
             "got manifest field signature.inputs[0].dtype = 'float33'; expected a dtype as PyTorch "

@@ -13,6 +13,7 @@ import pytest
 from tests.support.sample_artifacts import HARDWARE, fresh_onnx, sealed
 from torch2engine.artifact import manifest_fields, onnx_artifact
 from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.bundle_artifact import BundleArtifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.manifest_fields import ManifestFields
@@ -58,6 +59,8 @@ def made_of(onnx: OnnxArtifact, folder: Path) -> Iterator[Artifact]:
     yield engine.without_onnx()
     yield engine.refitted(b"another plan", b"{}")
     yield EngineArtifact.from_manifest(engine.manifest(), {"model.plan": b"a plan"})
+    bundle = BundleArtifact.of_engines([engine])
+    yield from (bundle, bundle.exported(), *map(bundle.engine, bundle.plans))
     yield pickle.loads(pickle.dumps(engine))
 
 

@@ -263,3 +263,18 @@ def test_cache_lists_what_a_build_left_and_clears_it() -> None:
     assert [engine["size_bytes"] > 0 for engine in listed["engines"]] == [True]
     assert run_command("cache", "clear", "--json").data["freed_bytes"] == listed["total_bytes"]
     assert json.loads(run_command("cache", "list", "--json").out)["engines"] == []
+
+
+def test_bundle_shows_its_plans() -> None:
+    """The command bundles folders of one model; inspect shows every plan, and report that of this machine's."""
+    built = run_command("bundle", "bundle.t2e", "engine.t2e", "--json")
+    assert (built.code, built.err) == (0, "")
+    (name,) = built.data["plans"]
+    shown = run_command("inspect", "bundle.t2e").out.splitlines()
+    hardware = t2e.EngineArtifact.load("engine.t2e").hardware
+    assert shown[0] == "bundle in fp32"
+    assert f"plan {name}: built by tensorrt_rtx {hardware.flavour_version}, without a GPU" in shown
+    assert run_command("report", "bundle.t2e").out == run_command("report", "engine.t2e").out
+    refused = run_command("bundle", "bundle.t2e", "net.t2e")
+    assert (refused.code, refused.out) == (2, "")
+    assert "got an OnnxArtifact in 'net.t2e'; expected engines and bundles" in refused.err

@@ -63,6 +63,8 @@ def test_engine_travels_as_its_exported_model(hub: Hub, tmp_path: Path) -> None:
     assert {name: found.read(name) for name in found.files} == {
         name: engine.read(name) for name in ("model.onnx", "model.onnx.data")
     }
+    hub.push(t2e.bundle(tmp_path / "bundle.t2e", [engine]), "me/bundle")
+    assert hub.fetch("me/bundle").read("model.onnx") == engine.read("model.onnx")
 
 
 def test_all_files_are_of_one_commit(hub: Hub, tmp_path: Path) -> None:

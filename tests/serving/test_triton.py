@@ -177,6 +177,8 @@ def test_engines_for_several_gpus_are_one_model(tmp_path: Path) -> None:
     text = (folder / "config.pbtxt").read_text()
     assert 'cc_model_filenames [ { key: "9.0" value: "model_9.0.plan" } ]\n' in text
     assert text.endswith('cc_model_filenames [ { key: "8.0" value: "model_8.0.plan" } ]\n')
+    bundled = t2e.export_triton(t2e.bundle(tmp_path / "bundle.t2e", engines), tmp_path / "models", "bundled")
+    assert {path.name: path.read_bytes() for path in (bundled / "1").iterdir()} == files
     alone = t2e.export_triton(engines[0], tmp_path / "models", "alone")
     assert (alone / "1" / "model.plan").read_bytes() == b"h of an ONNX model"
     assert "cc_model_filenames" not in (alone / "config.pbtxt").read_text()

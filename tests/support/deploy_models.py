@@ -186,3 +186,10 @@ def engine() -> EngineArtifact:
     """`mlp` as a TensorRT-RTX engine, which needs a GPU only to run."""
     model = seeded(Mlp).eval()
     return t2e.build(t2e.export(model, sample(4, 6), BATCH), config=t2e.BuildConfig(flavour="tensorrt_rtx"))
+
+
+@functools.cache
+def engine_for(*capabilities: tuple[int, int]) -> EngineArtifact:
+    """`engine` for GPUs of these compute capabilities, from the same exported model."""
+    config = t2e.BuildConfig(flavour="tensorrt_rtx", compute_capabilities=capabilities)
+    return t2e.build(engine().exported(), config=config)

@@ -27,13 +27,13 @@ from torch2engine.artifact.manifest import (
 )
 from torch2engine.artifact.model_graph import check_graph, data_files_in
 from torch2engine.artifact.saved_folder import (
-    MAIN_FILE,
     REPORT,
     WEIGHTS,
     check_complete,
     check_kind,
     check_replaceable,
     read_saved_folder,
+    required_files,
 )
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
@@ -328,7 +328,7 @@ class Artifact:
         place = Path(folder).absolute()
         present = [name for name in self._known_files if (place / name).is_file()]
         present += data_files_in(place)
-        check_complete(present, (MAIN_FILE[fields.kind],), str(place))
+        check_complete(present, required_files(fields), str(place))
         self._fields = fields
         is_private = is_private and owner is not None
         self._artifact_files = ArtifactFiles(folder=place, owner=owner, names=present, is_private=is_private)
@@ -344,8 +344,12 @@ class Artifact:
                 raise ArtifactError(f"artifact '{_MEMORY}'", got=f"a file '{name}'", allowed=allowed, fix=_AS_IT_WAS)
             memory[name] = data if isinstance(data, bytes) else memoryview(data).cast("B").toreadonly()
         needed = [name for name in records if cls._is_needed(name)]
-        check_complete(memory, (MAIN_FILE[fields.kind], *needed), _MEMORY)
+        check_complete(memory, (*required_files(fields), *needed), _MEMORY)
         return cls.from_parts(fields, ArtifactFiles(memory=memory, records={name: records[name] for name in memory}))
+
+    def _refusal(self, got: str, allowed: str, fix: str) -> ArtifactError:
+        where = str(self._artifact_files)
+        return ArtifactError(f"artifact '{where}'", got=got, allowed=allowed, fix=fix, path=where)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}('{self._artifact_files}', precision={self.precision!r})"

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.hardware_fit import find_mismatch
 from torch2engine.artifact.manifest_fields import Hardware, ManifestFields
 from torch2engine.artifact.model_graph import is_model_file
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import ONNX, PLAN, REPORT, RUNTIME_CACHE, WEIGHTS
-from torch2engine.core.errors import ArtifactError
 from torch2engine.core.package import public
 from torch2engine.core.spec import Profile, Signature
 
@@ -150,12 +150,10 @@ class EngineArtifact(Artifact):
             ArtifactError: it is not here.
         """
         if ONNX not in self.files:
-            raise ArtifactError(
-                f"artifact '{self._artifact_files}'",
-                path=str(self._artifact_files),
-                got="an engine without its model.onnx",
-                allowed="one with it",
-                fix="save the module that deploy() gave before any refit, or deploy with runtime='onnxruntime'",
+            raise self._refusal(
+                "an engine without its model.onnx",
+                "one with it",
+                "save the module that deploy() gave before any refit, or deploy with runtime='onnxruntime'",
             )
         fields = dataclasses.replace(self._fields, kind=OnnxArtifact.kind, hardware=None)
         return OnnxArtifact.from_parts(
@@ -219,11 +217,7 @@ class EngineArtifact(Artifact):
         return artifact._with_files({PLAN: plan, WEIGHTS: weights})
 
     def check_hardware(self, current: Hardware) -> None:
-        """Refuse to run where TensorRT would refuse, before TensorRT reads a byte.
-
-        A plan belongs to the flavour and the major.minor.patch that built it. A TensorRT plan also belongs to its
-        compute capability. A TensorRT-RTX plan belongs to those it was built for, if they were recorded; otherwise
-        TensorRT-RTX decides. Other drivers and other GPUs of the same compute capability are fine.
+        """Refuse to run where TensorRT would refuse, before TensorRT reads a byte; by the rules of `find_mismatch`.
 
         Args:
             current: this process; without a GPU its compute capability is None and is not compared.
@@ -231,21 +225,13 @@ class EngineArtifact(Artifact):
         Raises:
             ArtifactError: naming both sides and the line that rebuilds the engine.
         """
-        built = self.hardware
-        if (built.flavour, _patch(built.flavour_version)) != (current.flavour, _patch(current.flavour_version)):
-            raise self._hardware_error(
-                f"a plan of {built.flavour} {built.flavour_version}",
-                f"one of {current.flavour} {current.flavour_version}, since a plan runs in its own version only",
-            )
-        fits = built.compute_capabilities
-        if not fits and built.flavour == "tensorrt" and built.compute_capability is not None:
-            fits = (built.compute_capability,)
-        if fits and current.compute_capability is not None and current.compute_capability not in fits:
-            gpu = f" ({current.gpu})" if current.gpu else ""
-            raise self._hardware_error(
-                f"a plan for compute capability {_dotted(fits)}",
-                f"one for {_dotted([current.compute_capability])}, that of this GPU{gpu}",
-            )
+        mismatch = find_mismatch(self.hardware, current)
+        if mismatch is None:
+            return
+        # An artifact in memory has no ONNX, and asking for its path would write it to disk.
+        onnx = self.onnx_path
+        fix = f"rebuild it here: t2e.build({str(onnx)!r}, ...)" if onnx else "deploy the model again on this machine"
+        raise self._refusal(mismatch.got, mismatch.allowed, fix)
 
     @classmethod
     def _is_pickled(cls, name: str) -> bool:
@@ -254,19 +240,3 @@ class EngineArtifact(Artifact):
     @classmethod
     def _is_needed(cls, name: str) -> bool:
         return name == PLAN
-
-    def _hardware_error(self, got: str, allowed: str) -> ArtifactError:
-        # An artifact in memory has no ONNX, and asking for its path would write it to disk.
-        onnx = self.onnx_path
-        fix = f"rebuild it here: t2e.build({str(onnx)!r}, ...)" if onnx else "deploy the model again on this machine"
-        where = str(self._artifact_files)
-        return ArtifactError(f"artifact '{where}'", got=got, allowed=allowed, fix=fix, path=where)
-
-
-def _patch(version: str) -> list[str]:
-    """major.minor.patch; TensorRT's fourth number is the build of the same library."""
-    return version.split(".")[:3]
-
-
-def _dotted(capabilities: Iterable[tuple[int, int]]) -> str:
-    return " or ".join(f"{major}.{minor}" for major, minor in capabilities)

@@ -86,6 +86,7 @@ class ArtifactFiles:
         self._memory = dict(memory or {})
         self._folder = folder
         self._complete_folder = None if self._memory else folder  # where all files lie
+        self._disk_names: dict[str, str] = {}  # the file's name in the folder, where it differs
         self._owners = (owner,)
         self._records = dict(records or {})
         self.is_private = is_private
@@ -114,7 +115,7 @@ class ArtifactFiles:
 
     def in_private_folder(self) -> ArtifactFiles:
         """Checked copies of all files where only this process writes; itself if this holds for its own files."""
-        if self.is_private and not self._memory:
+        if self.is_private and all(map(self._lies_in_place, self.names)):
             return self
         copy = self._private_copy()
         return ArtifactFiles(
@@ -126,7 +127,7 @@ class ArtifactFiles:
 
         Code that runs or hashes a file by its path takes this copy: another process may replace the original.
         """
-        lies_in_private = self.is_private and name not in self._memory
+        lies_in_private = self.is_private and self._lies_in_place(name)
         return (self._disk_folder if lies_in_private else self._private_copy().path) / name
 
     def _private_copy(self) -> ScratchFolder:
@@ -140,8 +141,12 @@ class ArtifactFiles:
             return self._copy
 
     def path(self, name: str) -> Path:
-        """Where one file lies. A file in memory is written to disk first, together with all others."""
-        return (self.folder if name in self._memory else self._disk_folder) / name
+        """Where one file lies by its name. Unless it lies so on the disk, a folder with all files is made first."""
+        return (self._disk_folder if self._lies_in_place(name) else self.folder) / name
+
+    def _lies_in_place(self, name: str) -> bool:
+        """Whether the file is on the disk under its own name."""
+        return name not in self._memory and name not in self._disk_names
 
     @property
     def _disk_folder(self) -> Path:
@@ -155,7 +160,7 @@ class ArtifactFiles:
 
     def _opened(self, name: str) -> OpenFile:
         with disk_errors(self._disk_folder, name):
-            return OpenFile(self._disk_folder / name)
+            return OpenFile(self._disk_folder / self._disk_names.get(name, name))
 
     def record(self, name: str) -> FileRecord:
         """The file's hash and size; hashed now if they are not known yet."""
@@ -264,7 +269,33 @@ class ArtifactFiles:
         )
         files._open = {name: file for name, file in self._open.items() if name not in changes}
         files._verified = self._verified - changes.keys()
+        files._set_disk_names({name: old for name, old in self._disk_names.items() if name not in changes})
         return files
+
+    def renamed(self, names: Mapping[str, str]) -> ArtifactFiles:
+        """Some of the files under other names; the bytes are shared, with their hashes.
+
+        Args:
+            names: each file's name here -> its new name. A file that is not named is left out.
+        """
+        files = ArtifactFiles(
+            folder=self._folder,
+            owner=self._owners,
+            names=[new for old, new in names.items() if old not in self._memory],
+            memory={new: self._memory[old] for old, new in names.items() if old in self._memory},
+            records={new: self._records[old] for old, new in names.items() if old in self._records},
+            is_private=self.is_private,
+        )
+        files._open = {new: self._open[old] for old, new in names.items() if old in self._open}
+        files._verified = {new for old, new in names.items() if old in self._verified}
+        on_disk = {new: self._disk_names.get(old, old) for old, new in names.items() if old not in self._memory}
+        files._set_disk_names({new: old for new, old in on_disk.items() if new != old})
+        return files
+
+    def _set_disk_names(self, names: dict[str, str]) -> None:
+        self._disk_names = names
+        if names:
+            self._complete_folder = None  # no folder has them all under their own names
 
     def take_records(self, other: ArtifactFiles) -> None:
         """Take over the known records of files that both hold, so that they are not hashed again."""
@@ -280,5 +311,5 @@ class ArtifactFiles:
             got = f"other bytes in '{name}' than were saved"
             allowed = f"bytes whose SHA-256 is {expected.sha256[:16]}…"
         folder = self._complete_folder if name in self._memory else self._folder
-        path = "" if folder is None else str(folder / name)
+        path = "" if folder is None else str(folder / self._disk_names.get(name, name))
         raise ArtifactError(f"artifact '{self}'", got=got, allowed=allowed, fix=fix, path=path)

@@ -9,6 +9,7 @@ artifacts without it still load. `Artifact` hands it on unchanged and may show i
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -39,10 +40,12 @@ from torch2engine.core.spec import PROFILE_JSON, SIGNATURE_JSON, Profile, Signat
 
 __all__ = [
     "FILE_NAME",
+    "BundledPlan",
     "Hardware",
     "ManifestFields",
     "check_fields",
     "decode_non_finite",
+    "differing_field",
     "encode_non_finite",
     "field_names",
 ]
@@ -50,7 +53,8 @@ __all__ = [
 # No separators, no leading dot, no drive: such a name can't leave the folder on any system.
 FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}")
 
-_KINDS = ("onnx", "engine", "parts")
+_KINDS = ("onnx", "engine", "parts", "bundle")
+_NOT_OF_THE_MODEL = ("kind", "hardware", "versions", "plans")  # what may differ between engines of one model
 _FITTING = "fields that fit together"
 _FIX = "correct that field"
 
@@ -78,6 +82,19 @@ class Hardware:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BundledPlan:
+    """One plan of a bundle.
+
+    Args:
+        hardware: flavour, versions and GPU of its build.
+        versions: library -> version, of what made it.
+    """
+
+    hardware: Hardware
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ManifestFields:
     """Everything that a manifest says apart from its files.
 
@@ -85,6 +102,7 @@ class ManifestFields:
         influences: {axis: the operator that lets its entries influence each other, or None}. None instead of the dict
             if nobody has analysed the ONNX graph.
         live_values: {input: value of the live parameter that feeds it, as text}. None without live parameters.
+        plans: {name: plan} of a bundle; its files have that name in front. None for any other kind.
 
     Raises:
         ArtifactError: the fields contradict each other or could not be read back.
@@ -98,9 +116,10 @@ class ManifestFields:
     hardware: Hardware | None = None
     influences: Mapping[str, str | None] | None = None
     live_values: Mapping[str, str] | None = None
+    plans: Mapping[str, BundledPlan] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("versions", "influences", "live_values"):
+        for name in ("versions", "influences", "live_values", "plans"):
             mapping = getattr(self, name)
             if mapping is not None:
                 object.__setattr__(self, name, MappingProxyType(dict(mapping)))
@@ -123,6 +142,12 @@ class ManifestFields:
     def from_json(cls, data: Mapping[str, Any]) -> ManifestFields:
         """Make fields of JSON values that `check_fields` has checked."""
         return _MANIFEST_JSON.decode(data)
+
+
+def differing_field(first: ManifestFields, second: ManifestFields) -> str | None:
+    """The first field in which two artifacts of one model may not differ and do; None without such a field."""
+    names = [field.name for field in dataclasses.fields(first) if field.name not in _NOT_OF_THE_MODEL]
+    return next((name for name in names if getattr(first, name) != getattr(second, name)), None)
 
 
 def field_names(manifest: Mapping[str, Any]) -> list[str]:
@@ -174,6 +199,11 @@ def _check_together(members: dict[str, Any], where: str) -> None:
         raise field_error(members["profiles"], "profiles", f"at least one, for the axes {', '.join(axes)}")
     if (members["kind"] == "engine") != ("hardware" in members):
         raise SchemaError('"hardware" that does not fit the kind', '"hardware" for an engine, none for any other kind')
+    if (members["kind"] == "bundle") != bool(members.get("plans")):
+        raise SchemaError('"plans" that do not fit the kind', "at least one for a bundle, none for any other kind")
+    for name in members.get("plans", ()):
+        if not FILE_NAME.fullmatch(name):
+            raise field_error(name, "plans", "names of letters, digits, '_', '.' and '-'")
 
 
 def _check_range(sizes: list[int], axis: dict[str, Any], where: str) -> None:
@@ -198,6 +228,7 @@ _HARDWARE_JSON = Object(
         "compute_capabilities": Items(_CAPABILITY),
     },
 )
+_PLAN_JSON = Object(BundledPlan, {"hardware": _HARDWARE_JSON, "versions": ByName(TEXT)})
 _MANIFEST_JSON = Object(
     ManifestFields,
     {
@@ -209,8 +240,9 @@ _MANIFEST_JSON = Object(
         "hardware": _HARDWARE_JSON,
         "influences": ByName(Optional(TEXT)),
         "live_values": ByName(plain(lambda value: isinstance(value, str), "a string")),
+        "plans": ByName(_PLAN_JSON),
     },
-    optional=("hardware", "influences", "live_values"),
+    optional=("hardware", "influences", "live_values", "plans"),
     check_whole=_check_together,
 )
 

@@ -14,7 +14,8 @@ A saved artifact is a folder::
         report.json         what deploy() found (if a deployed module was saved)
 
 A model in parts has other files: ``program.pt2``, ``cut.json``, and those of every part's engine, with the engine's
-name in front.
+name in front. A bundle has the files of an exported model, and for each plan ``NAME.model.plan`` and, where there are
+such, ``NAME.runtime.cache`` and ``NAME.report.json``.
 """
 
 from __future__ import annotations
@@ -45,7 +46,9 @@ __all__ = [
     "check_complete",
     "check_kind",
     "check_replaceable",
+    "plan_file",
     "read_saved_folder",
+    "required_files",
 ]
 
 ONNX = "model.onnx"
@@ -55,9 +58,19 @@ RUNTIME_CACHE = "runtime.cache"
 REPORT = "report.json"
 PROGRAM = "program.pt2"
 CUT = "cut.json"
-MAIN_FILE = {"onnx": ONNX, "engine": PLAN, "parts": PROGRAM}  # by kind: the file that every artifact has
+# by kind: the file that every artifact has
+MAIN_FILE = {"onnx": ONNX, "engine": PLAN, "parts": PROGRAM, "bundle": ONNX}
 
-_KIND_NAMES = {"onnx": "an ONNX model", "engine": "an engine", "parts": "a model in parts"}
+_KIND_NAMES = {"onnx": "an ONNX model", "engine": "an engine", "parts": "a model in parts", "bundle": "a bundle"}
+_OTHER_KIND_FIXES = {  # (found, expected) -> how to get there
+    ("onnx", "engine"): "build it first: t2e.build(...)",
+    (
+        "bundle",
+        "engine",
+    ): "take one of its engines: t2e.BundleArtifact.load(path).engine(name)",
+    ("bundle", "onnx"): "take its exported model: t2e.BundleArtifact.load(path).exported()",
+    ("engine", "bundle"): "make a bundle of it: t2e.bundle(path, [engine])",
+}
 _ATTEMPTS = 5
 
 
@@ -108,10 +121,20 @@ def _read_once(folder: Path, kind: str | None, preload: Collection[str]) -> tupl
     fields, records = parse_manifest(data, path)
     if kind is not None:
         check_kind(fields, kind, path)
-    check_complete(records, (MAIN_FILE[fields.kind],), path)
+    check_complete(records, required_files(fields), path)
     files = ArtifactFiles(folder=folder, names=records, records=records)
     files.verify({ONNX, *preload})
     return fields, files
+
+
+def plan_file(plan: str, name: str) -> str:
+    """The name in a bundle of a file that belongs to one plan, e.g. ``model.plan``."""
+    return f"{plan}.{name}"
+
+
+def required_files(fields: ManifestFields) -> tuple[str, ...]:
+    """The files that an artifact with these fields can't do without."""
+    return (MAIN_FILE[fields.kind], *(plan_file(plan, PLAN) for plan in fields.plans or ()))
 
 
 def check_kind(fields: ManifestFields, kind: str, path: str) -> None:
@@ -125,7 +148,7 @@ def check_kind(fields: ManifestFields, kind: str, path: str) -> None:
             f"artifact '{path}'",
             got=_KIND_NAMES[fields.kind],
             allowed=_KIND_NAMES[kind],
-            fix="build it first: t2e.build(...)" if kind == "engine" else "",
+            fix=_OTHER_KIND_FIXES.get((fields.kind, kind), ""),
             path=path,
         )
 

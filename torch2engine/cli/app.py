@@ -247,6 +247,18 @@ def bench_command(**options: Any) -> Outcome:
     return bench(**options)
 
 
+@_command(cli, "bundle", "bundle everywhere.t2e engine.t2e")
+@_several_options(
+    click.argument("output", type=_PATH),
+    click.argument("sources", type=_PATH, nargs=-1, required=True),
+)
+def bundle_command(**options: Any) -> Outcome:
+    """Put engines of one model for several GPUs, flavours or versions into one folder. It needs no GPU."""
+    from torch2engine.cli.commands import bundle_engines
+
+    return bundle_engines(**options)
+
+
 @_command(cli, "inspect", "inspect engine.t2e")
 @_several_options(click.argument("path", type=_PATH))
 def inspect_command(**options: Any) -> Outcome:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import onnx
 
+from torch2engine.artifact.bundle_artifact import BundleArtifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -32,7 +33,7 @@ __all__ = ["Content", "import_onnx", "is_candidate_path", "open_candidate", "rea
 _ENGINE_SUFFIXES = (".engine", ".plan", ".trt")
 
 Runtime = Literal["tensorrt", "onnxruntime"]
-Content = OnnxArtifact | EngineArtifact | PartsArtifact | PlanFile | Signature
+Content = OnnxArtifact | EngineArtifact | PartsArtifact | BundleArtifact | PlanFile | Signature
 """The content of a path: an artifact, an engine file of another tool, or the signature of an ONNX file."""
 
 

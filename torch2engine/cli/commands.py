@@ -14,8 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.bundle import bundle
+from torch2engine.artifact.bundle_artifact import BundleArtifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
+from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.plan_file import PlanFile
@@ -52,11 +56,13 @@ from torch2engine.pipeline.diagnose import diagnose
 from torch2engine.pipeline.load import saved_report
 from torch2engine.precision.graph.engine_findings import engine_findings
 from torch2engine.precision.precision_report import precision_report
+from torch2engine.trt.local_hardware import choose_engine
 
 __all__ = [
     "BoundOptions",
     "bench",
     "build_engine",
+    "bundle_engines",
     "check",
     "compare",
     "deploy_model",
@@ -67,7 +73,12 @@ __all__ = [
 ]
 
 
-_KINDS = {OnnxArtifact: "exported model", EngineArtifact: "engine", PartsArtifact: "model in parts"}
+_KINDS = {
+    OnnxArtifact: "exported model",
+    EngineArtifact: "engine",
+    PartsArtifact: "model in parts",
+    BundleArtifact: "bundle",
+}
 
 
 @dataclass(frozen=True)
@@ -202,6 +213,8 @@ def compare(
 def show_report(path: Path, output: Path | None, timed: bool) -> Outcome:
     """Show the report that lies in a saved folder, and the times of calls where they are asked for."""
     artifact = load_artifact(path)
+    if isinstance(artifact, BundleArtifact):
+        artifact = choose_engine(artifact)
     report = saved_report(artifact)
     benchmark = open_candidate(path, (), _runtime_for(path, None)).benchmark() if timed else None
     data = report.to_json()
@@ -248,6 +261,13 @@ def bench(
         raise
     rates = [f"{row.candidate}, {row.case}: {1e6 / row.bottleneck_us:.0f} calls per second" for row in report.rows]
     return Outcome("\n".join([str(report), *rates]), report.to_json())
+
+
+def bundle_engines(output: Path, sources: Sequence[Path]) -> Outcome:
+    """Put engines of one model into one folder."""
+    bundle(output, sources)
+    made = BundleArtifact.load(output)
+    return Outcome(f"{_content_text(made)}\nsaved to {output}", {**_content_facts(made), "saved": str(output)})
 
 
 def inspect(path: Path) -> Outcome:
@@ -308,15 +328,17 @@ def _content_facts(content: Content) -> dict[str, Any]:
     }
 
 
-def _findings_of(content: OnnxArtifact | EngineArtifact | PartsArtifact, share: Any) -> tuple[Finding, ...]:
+def _findings_of(content: Artifact, share: Any) -> tuple[Finding, ...]:
     """The findings that make an engine slow: those of its deploy, or those that show without a GPU."""
     if not isinstance(content, EngineArtifact):
         return ()
     return saved_report(content).findings or engine_findings(content, share)
 
 
-def _precision_share(content: OnnxArtifact | EngineArtifact | PartsArtifact) -> Any:
-    if isinstance(content, PartsArtifact):  # its engines have a share each
+def _precision_share(content: Artifact) -> Any:
+    if isinstance(content, BundleArtifact):
+        content = content.exported()
+    if not isinstance(content, (OnnxArtifact, EngineArtifact)):  # of a model in parts, each engine has a share
         return None
     try:
         return precision_report(content)
@@ -335,14 +357,24 @@ def _content_text(content: Content) -> str:
     lines = [f"{_KINDS[type(content)]} in {content.precision}"]
     lines += _tensor_lines(content.signature)
     lines += [f"profile {number}: {profile}" for number, profile in enumerate(content.profiles) if profile.ranges]
-    hardware = None if isinstance(content, OnnxArtifact) else content.hardware
-    if hardware is not None:
-        where = f" on {hardware.gpu}" if hardware.gpu else ", without a GPU"
-        lines.append(f"built by {hardware.flavour} {hardware.flavour_version}{where}")
+    lines += _hardware_lines(content)
     lines.append("made with " + ", ".join(f"{name} {version}" for name, version in sorted(content.versions.items())))
     share = _precision_share(content)
     lines += [] if share is None else [share.summary()]
     return "\n".join([*lines, *map(str, _findings_of(content, share))])
+
+
+def _hardware_lines(content: Artifact) -> list[str]:
+    """How each plan was built."""
+    if isinstance(content, BundleArtifact):
+        return [f"plan {name}: {_build_text(hardware)}" for name, hardware in content.plans.items()]
+    hardware = content.hardware if isinstance(content, (EngineArtifact, PartsArtifact)) else None
+    return [] if hardware is None else [_build_text(hardware)]
+
+
+def _build_text(hardware: Hardware) -> str:
+    where = f" on {hardware.gpu}" if hardware.gpu else ", without a GPU"
+    return f"built by {hardware.flavour} {hardware.flavour_version}{where}"
 
 
 def _tensor_lines(signature: Signature) -> list[str]:

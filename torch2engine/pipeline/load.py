@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from torch2engine.artifact.artifact import Artifact
+from torch2engine.artifact.bundle_artifact import BundleArtifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.engine_cache import Cache
 from torch2engine.artifact.load_artifact import load_artifact
@@ -30,6 +31,7 @@ from torch2engine.modules.deploy_report import DeployReport
 from torch2engine.pipeline.user_warning import warn_user
 from torch2engine.trt.gpu import list_gpus
 from torch2engine.trt.library import find_tensorrt
+from torch2engine.trt.local_hardware import choose_engine
 
 if TYPE_CHECKING:
     from torch2engine.modules.onnxruntime.ort_module import ORTModule
@@ -87,6 +89,8 @@ def load(
 ) -> Any:
     """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`, one in parts as `PartsModule`.
 
+    Of a bundle it takes the plan for the GPU; what the module saves is that engine alone.
+
     Args:
         path: the folder that `save` wrote.
         device: for an engine a CUDA device, by default PyTorch's current one; an exported model runs on the CPU.
@@ -118,11 +122,19 @@ def load(
     require_choice("runtime", runtime, (None, *RUNTIMES))
     require_choice("on_mismatch", on_mismatch, get_args(OnMismatch))
     artifact = load_artifact(path, to_run=runtime != "onnxruntime")
-    if isinstance(artifact, (EngineArtifact, PartsArtifact)) and runtime == "onnxruntime":
+    if runtime == "onnxruntime" and not isinstance(artifact, OnnxArtifact):
         artifact = artifact.exported()
     if runtime == "tensorrt":
         _require_engine(artifact, path)
     rebuilds = on_mismatch == "rebuild"
+    if isinstance(artifact, BundleArtifact):
+        try:
+            artifact = _engine_of_bundle(artifact, device)
+        except ArtifactError as error:
+            if not rebuilds:
+                raise
+            other = artifact.engine(next(iter(artifact.plans)))
+            artifact = _rebuilt(other, path, f"got {error.got}", device=device, cache=cache, progress=progress)
     if rebuilds and isinstance(artifact, EngineArtifact) and not _has_flavour(artifact):
         why = f"{artifact.hardware.flavour} is not installed"
         artifact = _rebuilt(artifact, path, why, device=device, cache=cache, progress=progress)
@@ -152,6 +164,18 @@ def load(
     return module
 
 
+def _engine_of_bundle(bundle: BundleArtifact, device: torch.device | str | None) -> EngineArtifact:
+    """The engine for the device.
+
+    Raises:
+        ArtifactError: no plan runs there.
+    """
+    index = None if device is None else torch.device(device).index
+    if index is None and torch.cuda.is_available():
+        index = torch.cuda.current_device()
+    return choose_engine(bundle, index)
+
+
 def _has_flavour(artifact: EngineArtifact) -> bool:
     """Whether the engine's TensorRT is installed; true where no GPU could run any engine."""
     try:
@@ -177,13 +201,15 @@ def _rebuilt(
     return rebuild(artifact, device, cache, progress)
 
 
-def _require_engine(artifact: OnnxArtifact | EngineArtifact | PartsArtifact, path: str | Path) -> None:
+def _require_engine(artifact: OnnxArtifact | EngineArtifact | PartsArtifact | BundleArtifact, path: str | Path) -> None:
     """Refuse to run with TensorRT what holds no engine of it.
 
     Raises:
         InputError: saying how to get one.
     """
-    if isinstance(artifact, EngineArtifact) or (isinstance(artifact, PartsArtifact) and artifact.hardware is not None):
+    if isinstance(artifact, (EngineArtifact, BundleArtifact)):
+        return
+    if isinstance(artifact, PartsArtifact) and artifact.hardware is not None:
         return
     in_parts = isinstance(artifact, PartsArtifact)
     raise InputError(

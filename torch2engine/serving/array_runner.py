@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
+from torch2engine.artifact.bundle_artifact import BundleArtifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -25,11 +26,13 @@ from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.serving.processor.arrays import check_call, live_arrays
 from torch2engine.serving.processor.processor import Processor
+from torch2engine.trt.local_hardware import choose_engine
 
-__all__ = ["Array", "ArrayRunner", "OrtRunner", "find_artifact", "open_runner"]
+__all__ = ["Array", "ArrayRunner", "OrtRunner", "Servable", "find_artifact", "open_runner"]
 
 Array = npt.NDArray[Any]
-Source = str | os.PathLike[str] | EngineArtifact | OnnxArtifact
+Servable = EngineArtifact | BundleArtifact | OnnxArtifact
+Source = str | os.PathLike[str] | Servable
 
 
 class ArrayRunner(Protocol):
@@ -85,14 +88,14 @@ class OrtRunner:
         """The session ends with its last reference."""
 
 
-def find_artifact(source: Any) -> EngineArtifact | OnnxArtifact:
+def find_artifact(source: Any) -> Servable:
     """The artifact of a folder, or the artifact itself.
 
     Raises:
         ArtifactError: no artifact is there, it is damaged, or it needs PyTorch.
         InputError: neither a path nor an artifact.
     """
-    if isinstance(source, (EngineArtifact, OnnxArtifact)):
+    if isinstance(source, (EngineArtifact, BundleArtifact, OnnxArtifact)):
         return source
     if isinstance(source, (str, Path)):
         found = load_artifact(source, to_run=True)
@@ -108,15 +111,15 @@ def find_artifact(source: Any) -> EngineArtifact | OnnxArtifact:
     raise InputError(
         "artifact",
         got=kind_of(source),
-        allowed="the path of a saved artifact, an EngineArtifact or an OnnxArtifact",
+        allowed="the path of a saved artifact, an EngineArtifact, a BundleArtifact or an OnnxArtifact",
         fix="pass the folder that save() wrote",
     )
 
 
-def open_runner(
-    artifact: EngineArtifact | OnnxArtifact, streams: int = 2, runtime_config: RuntimeConfig = RuntimeConfig()
-) -> ArrayRunner:
+def open_runner(artifact: Servable, streams: int = 2, runtime_config: RuntimeConfig = RuntimeConfig()) -> ArrayRunner:
     """Open an artifact: an engine on the first GPU that this process sees, an exported model on the CPU.
+
+    Of a bundle, the plan for that GPU is taken.
 
     Args:
         artifact: what to run.
@@ -125,6 +128,8 @@ def open_runner(
     Raises:
         Torch2EngineError: as `Processor`, or as ONNX Runtime refuses.
     """
+    if isinstance(artifact, BundleArtifact):
+        artifact = choose_engine(artifact, 0)
     if isinstance(artifact, EngineArtifact):
         return Processor(artifact, streams=streams, runtime_config=runtime_config)
     require_instance("runtime_config", runtime_config, RuntimeConfig)

@@ -11,12 +11,10 @@ from collections.abc import Generator, Mapping, Sequence
 
 import numpy as np
 
-from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import InputError, ShapeError
-from torch2engine.serving.array_runner import Array, open_runner
+from torch2engine.serving.array_runner import Array, Servable, open_runner
 from torch2engine.serving.processor.arrays import check_call, input_layout, live_arrays
 from torch2engine.serving.processor.batches import Batches, plan_batches
 
@@ -26,7 +24,7 @@ _WARMUP_CALLS = 3  # with cuda_graphs="auto", a Processor captures at the third 
 _STREAM_DEPTH = 4
 
 
-def rows_per_call(artifact: EngineArtifact | OnnxArtifact, batch_size: int | None = None) -> int:
+def rows_per_call(artifact: Servable, batch_size: int | None = None) -> int:
     """Rows that go together into one call of an artifact.
 
     Args:
@@ -39,7 +37,7 @@ def rows_per_call(artifact: EngineArtifact | OnnxArtifact, batch_size: int | Non
     return _plan_batches(artifact, batch_size).size
 
 
-def _plan_batches(artifact: EngineArtifact | OnnxArtifact, batch_size: int | None) -> Batches:
+def _plan_batches(artifact: Servable, batch_size: int | None) -> Batches:
     if batch_size is not None and (isinstance(batch_size, bool) or batch_size < 1):
         raise InputError("batch_size", got=repr(batch_size), allowed="an int of at least 1", fix="pass such a number")
     fix = "export it with dimension 0 of every input as one dynamic axis, or write a worker of your own on a Processor"
@@ -71,7 +69,7 @@ class BatchRunner:
 
     def __init__(
         self,
-        artifact: EngineArtifact | OnnxArtifact,
+        artifact: Servable,
         streams: int = 2,
         runtime_config: RuntimeConfig = RuntimeConfig(),
         batch_size: int | None = None,

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.file_access import OpenFile, read_file
 from torch2engine.artifact.files import disk_errors
 from torch2engine.artifact.manifest import LIMIT_BYTES, NAME, parse_manifest
@@ -60,7 +59,7 @@ def push_to_hub(
     """
     hub = _import_hub()
     found = find_artifact(artifact)
-    exported = (found.exported() if isinstance(found, EngineArtifact) else found).with_report(None)
+    exported = (found if isinstance(found, OnnxArtifact) else found.exported()).with_report(None)
     api = hub.HfApi(endpoint=endpoint, token=token)
     with tempfile.TemporaryDirectory() as scratch, _hub_errors(repository):
         folder = exported.save(Path(scratch) / "model.t2e")

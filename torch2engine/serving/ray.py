@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import InputError, InstallationError
 from torch2engine.core.wording import did_you_mean, kind_of
@@ -137,7 +137,7 @@ def predict(
         )
     found = find_artifact(artifact)
     source = actor_argument(artifact)
-    is_engine = isinstance(found, EngineArtifact)
+    is_engine = not isinstance(found, OnnxArtifact)
     options: dict[str, Any] = {"num_gpus": 1} if is_engine else {}
     if actors is None:
         actors = max(1, int(import_ray("ray").cluster_resources().get("GPU", 1))) if is_engine else 1

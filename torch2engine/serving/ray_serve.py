@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import InputError, Torch2EngineError
 from torch2engine.serving.array_runner import Array, Source, find_artifact
@@ -231,7 +231,7 @@ def deployment(
     serve = import_ray("ray.serve")
     found = find_artifact(artifact)
     rows = rows_per_call(found, batch_size)
-    actor_options = {"num_gpus": 1} if isinstance(found, EngineArtifact) else {}
+    actor_options = {} if isinstance(found, OnnxArtifact) else {"num_gpus": 1}
     options: dict[str, Any] = {
         "name": "torch2engine",
         "num_replicas": replicas,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn, cast
 
 from torch2engine.artifact.atomic_folder import Replacement, put_folder, sync_folder
+from torch2engine.artifact.bundle_artifact import BundleArtifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.file_access import read_file, write_file
 from torch2engine.artifact.files import disk_errors
@@ -26,7 +27,7 @@ from torch2engine.artifact.saved_folder import PLAN
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.wording import did_you_mean
 from torch2engine.onnx_graph.ort_session import element_dtypes, optimizer_level
-from torch2engine.serving.array_runner import Source, find_artifact
+from torch2engine.serving.array_runner import Servable, Source, find_artifact
 from torch2engine.serving.triton_config import BACKENDS, Scheduling, config_text, without_comments
 
 __all__ = ["export_triton"]
@@ -52,8 +53,8 @@ def export_triton(
     config.pbtxt says why.
 
     Args:
-        artifact: the folder that `save` wrote, an engine or an exported model. Several engines of one model, for GPUs
-            of different compute capabilities, are one model of Triton, which chooses by the GPU.
+        artifact: the folder that `save` wrote, an engine, a bundle or an exported model. Several engines of one model,
+            for GPUs of different compute capabilities, are one model of Triton, which chooses by the GPU.
         repository: Triton's ``--model-repository``; it is made if it is missing.
         name: of the model; clients give it.
         version: of the model, at least 1. Triton serves the highest one. A version that is there is never replaced.
@@ -75,7 +76,7 @@ def export_triton(
     """
     _check_arguments(name, version, instances, max_wait_s)
     sources = cast("Sequence[Source]", artifact) if isinstance(artifact, (list, tuple)) else [artifact]
-    found = [find_artifact(source) for source in sources]
+    found = [model for source in sources for model in _models_of(find_artifact(source), backend)]
     chosen = _choose_backend(found, backend)
     models = [_servable(one, chosen) for one in found]
     files = _plans_by_capability(models)
@@ -109,6 +110,16 @@ def _check_arguments(name: str, version: int, instances: int, max_wait_s: float)
             raise InputError(what, got=repr(value), allowed="an int of at least 1", fix="pass such a number")
     if not isinstance(cast("object", max_wait_s), (int, float)) or not 0 <= max_wait_s < float("inf"):
         raise InputError("max_wait_s", got=repr(max_wait_s), allowed="seconds, 0 or more", fix="pass such a number")
+
+
+def _models_of(found: Servable, backend: str | None) -> Sequence[EngineArtifact | OnnxArtifact]:
+    """The artifact itself; of a bundle the plans that Triton reads, or all where there are none to say why."""
+    if not isinstance(found, BundleArtifact):
+        return [found]
+    if backend == "onnxruntime":
+        return [found.exported()]
+    engines = [found.engine(name) for name in found.plans]
+    return [engine for engine in engines if engine.hardware.flavour == "tensorrt"] or engines[:1]
 
 
 def _choose_backend(found: Sequence[EngineArtifact | OnnxArtifact], backend: str | None) -> str:

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.core.tf32 import float32_arithmetic
@@ -33,6 +32,7 @@ from torch2engine.trt.library import (
     check_return_value,
     find_tensorrt,
 )
+from torch2engine.trt.local_hardware import hardware_of
 
 __all__ = ["Engine"]
 
@@ -62,15 +62,7 @@ class Engine:
         gpu = require_gpu(index)
         hardware = artifact.hardware
         rt = find_tensorrt(hardware.flavour)
-        artifact.check_hardware(
-            Hardware(
-                flavour=rt.name,
-                flavour_version=rt.version,
-                gpu=gpu.name,
-                compute_capability=gpu.compute_capability,
-                driver=gpu.driver,
-            )
-        )
+        artifact.check_hardware(hardware_of(rt, gpu))
         self.signature = artifact.signature
         self._precision = artifact.precision
         self._rt = rt

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, cast
 
+from torch2engine.artifact.bundle_artifact import BundleArtifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
@@ -32,6 +33,7 @@ from torch2engine.serving.processor.batches import group_samples, plan_batches, 
 from torch2engine.serving.processor.processor_session import ProcessorSession
 from torch2engine.serving.processor.staging import PendingCall, Timings
 from torch2engine.trt.gpu import current_gpu_index
+from torch2engine.trt.local_hardware import choose_engine
 
 __all__ = ["Processor", "Timings"]
 
@@ -51,7 +53,7 @@ class Processor:
     thread, else the first one that the process sees.
 
     Args:
-        source: the folder that `save` wrote, or the engine.
+        source: the folder that `save` wrote, or the engine; of a bundle, the plan for the GPU is taken.
         device: the GPU's number as CUDA counts the visible devices.
         streams: how many calls may run at the same time on the GPU. Each stream has its own contexts and device memory,
             which are made when so many calls first overlap.
@@ -80,7 +82,7 @@ class Processor:
 
     def __init__(
         self,
-        source: str | os.PathLike[str] | EngineArtifact,
+        source: str | os.PathLike[str] | EngineArtifact | BundleArtifact,
         device: int = 0,
         streams: int = 2,
         allocation: str = "max",
@@ -91,7 +93,7 @@ class Processor:
         _check_int("device", device, 0)
         _check_int("streams", streams, 1)
         _check_config(runtime_config)
-        self._take_options(_Options(_engine(source), streams, allocation, runtime_config), device)
+        self._take_options(_Options(_engine(source, device), streams, allocation, runtime_config), device)
         self._start()
 
     def _take_options(self, options: _Options, device: int | None) -> None:
@@ -379,7 +381,7 @@ def _from_pickle(options: _Options) -> Processor:
     return _not_started(options, None)
 
 
-def _engine(source: object) -> EngineArtifact:
+def _engine(source: object, device: int) -> EngineArtifact:
     """The engine, loaded if need be.
 
     Raises:
@@ -391,6 +393,8 @@ def _engine(source: object) -> EngineArtifact:
     if isinstance(source, (str, os.PathLike)):
         where = os.fspath(cast("os.PathLike[str]", source))
         found = load_artifact(where, to_run=True)
+    if isinstance(found, BundleArtifact):
+        found = choose_engine(found, device)
     if isinstance(found, (OnnxArtifact, PartsArtifact)):
         in_parts = isinstance(found, PartsArtifact)
         build = "" if in_parts else "build it with torch2engine.build(artifact), or "
