@@ -17,7 +17,7 @@ from torch._guards import CompileContext
 
 import torch2engine as t2e
 from benchmarks.zoo_trial import ZooTrial
-from benchmarks.zoo_worker import Row, Send
+from benchmarks.zoo_worker import Row, Send, shortened
 from tests.zoo.entry import ZooEntry
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.run_record import RunRecord, time_calls
@@ -82,6 +82,7 @@ class CompileCounts:
         parts_in_engines: of the parts that answer the sample.
         engine_share: the share of the time that the sample's call spends in engines, between 0 and 1.
         profiles: {axis: [min, opt, max]} of each engine; {} for an engine of one size.
+        reasons: why parts are in PyTorch.
     """
 
     graphs: int
@@ -93,6 +94,7 @@ class CompileCounts:
     parts_in_engines: int
     engine_share: float
     profiles: Sequence[Mapping[str, Sequence[int]]]
+    reasons: Sequence[str]
 
     def check(self) -> None:
         """Hold the counts against what the sizes need.
@@ -140,14 +142,14 @@ class CompileTrial:
         torch._dynamo.reset()
         compiled: Any = torch.compile(self._trial.model, backend=self._counting)
         inputs = [self._inputs(size) for size in self._sizes]
-        self._trial.compare_compiled(compiled, inputs)
+        calls = self._trial.compare_compiled(compiled, inputs)
         graphs, recompiles = self._counting.graphs, self._counting.recompiles
         engines = list(self._record.engines)
         parts = len(self._record.parts)
-        for one in inputs:
-            compiled(**one)
+        for call in calls:
+            call()
         late = self._counting.graphs - graphs + len(self._record.engines) - len(engines)
-        explanation = time_calls(lambda: compiled(**self._trial.sample), self._record)
+        explanation = time_calls(calls[0], self._record)
         return CompileCounts(
             graphs=graphs,
             recompiles=recompiles,
@@ -158,6 +160,7 @@ class CompileTrial:
             parts_in_engines=sum(part.runs_in != "PyTorch" for part in explanation.parts),
             engine_share=explanation.engine_share,
             profiles=[{axis.name: list(axis.range) for axis in signature.axes} for signature in engines],
+            reasons=[shortened(part.reason) for part in self._record.parts if part.reason],
         )
 
     def _inputs(self, size: int) -> dict[str, Any]:

@@ -7,8 +7,9 @@ module in parts and torch.compile's answers are all held against the model at th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -102,12 +103,17 @@ class ZooTrial:
             answers = _answers(captured, [self.between], module.precision)
         judge(module, answers.parity_cases, notes=answers.notes).raise_if_failed()
 
-    def compare_compiled(self, compiled: nn.Module, others: Sequence[Mapping[str, Any]] | None = None) -> None:
+    def compare_compiled(
+        self, compiled: nn.Module, others: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[Callable[[], object]]:
         """Compare what torch.compile made with the model, within the bounds of a deployed module.
 
         Args:
             compiled: from torch.compile.
             others: the inputs that follow the sample; None for inputs at the smallest and largest sizes, and between.
+
+        Returns:
+            functions that repeat the compared calls, in their order; the first is that of the sample.
 
         Raises:
             ParityError: they differ.
@@ -128,6 +134,7 @@ class ZooTrial:
             sensitivity = case.sensitivity.get(captured.precision)
             report = report.add(compare(case.outputs, found, bounds, case=case.name, sensitivity=sensitivity))
         report.raise_if_failed()
+        return [partial(candidate, case.inputs) for case in answers.parity_cases]
 
 
 def _answers(captured: CapturedCall, examples: list[Mapping[str, Any]], precision: str) -> ReferenceAnswers:

@@ -27,7 +27,7 @@ from benchmarks.zoo_trial import ZooTrial
 from tests.zoo.entry import AbsentModelError, ZooEntry
 from torch2engine.modules.deployed import artifact_of
 
-__all__ = ["Row", "Send", "TryEntry", "load_entries", "row_of", "try_model"]
+__all__ = ["Row", "Send", "TryEntry", "load_entries", "row_of", "shortened", "try_model"]
 
 Send: TypeAlias = "Callable[[dict[str, Any]], None]"
 TryEntry: TypeAlias = "Callable[[ZooEntry, str, Send], dict[str, Any]]"
@@ -99,14 +99,14 @@ class Row:
             "outcome": self.outcome,
             "phase": self.phase,
             "error": self.error,
-            "message": _short(self.message),
+            "message": shortened(self.message),
             "seconds": dict(self.seconds),
             "axes": self.axes,
         }
         if self.fallback is not None:
             fallback = self.fallback.to_json()
-            refused = {way: _short(message) for way, message in fallback["refused"].items()}
-            row["fallback"] = {**fallback, "message": _short(fallback["message"]), "refused": refused}
+            refused = {way: shortened(message) for way, message in fallback["refused"].items()}
+            row["fallback"] = {**fallback, "message": shortened(fallback["message"]), "refused": refused}
         return row
 
 
@@ -116,7 +116,7 @@ def _described(entry: ZooEntry) -> dict[str, list[int]]:
     return {name: [axis.min, int(axis.max or axis.min), axis.multiple_of] for name, axis in axes.items()}
 
 
-def _short(message: str) -> str:
+def shortened(message: str) -> str:
     """The beginning of a message, without the places of this machine."""
     return _SITE_PACKAGES.sub("", message.replace(f"{REPOSITORY}/", ""))[:LONGEST_MESSAGE]
 
