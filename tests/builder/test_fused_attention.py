@@ -95,6 +95,7 @@ def feeds_of(path: Path) -> dict[str, Any]:
         {"mask": ["batch", 2, 5, 7]},
         {"order": (0, 2, 3, 1)},
         {"factor": 0.5, "opset": 21},
+        {"opset": 23},
     ],
     ids=str,
 )
@@ -116,6 +117,7 @@ def test_attention_becomes_one_node_with_the_same_answers(tmp_path: Path, option
     [
         {"dtype": FLOAT},
         {"opset": 20},
+        {"opset": 24},
         {"size": 12},
         {"size": 264},
         {"factor": -1.0},
@@ -127,7 +129,7 @@ def test_attention_becomes_one_node_with_the_same_answers(tmp_path: Path, option
     ids=str,
 )
 def test_what_has_no_fused_kernel_stays(tmp_path: Path, options: dict[str, Any]) -> None:
-    """Types and sizes without a kernel, weights that somebody reads, and shapes that would broadcast the other way."""
+    """Types, sizes and opsets without a kernel, weights that somebody reads, shapes that broadcast the other way."""
     assert changed_by(fuse_attention, hand_made(tmp_path, **options)) is None
 
 

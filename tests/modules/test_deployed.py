@@ -25,6 +25,7 @@ from tests.support import deploy_models
 from tests.support.deploy_models import Batch, Scores, mlp, nested, nested_inputs, pair, sample
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.errors import ArtifactError, DeviceError, DtypeError, InputError, ShapeError
+from torch2engine.modules.deployed import artifact_of
 from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 
@@ -665,6 +666,13 @@ def test_module_of_no_artifact_is_refused_with_the_cure(kind: Any, given: object
     with pytest.raises(InputError) as caught:
         kind(given)
     assert str(caught.value) == message
+
+
+def test_package_reads_the_very_artifact_that_a_module_was_made_from() -> None:
+    """Diagnosis, reports and comparisons take it from there; another one would be about another graph."""
+    _, module = mlp()
+    assert artifact_of(ORTModule(artifact_of(module))) is artifact_of(module)
+    assert artifact_of(module).signature is module.signature
 
 
 def test_module_is_for_inference_from_the_start() -> None:
