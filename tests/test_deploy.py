@@ -582,6 +582,7 @@ def test_split_that_can_never_be_is_refused_when_deploying(what: str) -> None:
     )
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_eager_keeps_the_model_that_was_deployed() -> None:
     """The model below its wrapper answers outside, and only under this policy is it kept alive."""
     model = seeded(Mlp).eval()

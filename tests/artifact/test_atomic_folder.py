@@ -501,6 +501,7 @@ def test_another_save_leaves_the_old_artifact_until_it_is_checked(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.t2e", "new", "old"]
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_scratch_folder_goes_with_the_last_artifact(tmp_path: Path) -> None:
     """The folder lives as long as an artifact holds it, and no longer."""
     owner = scratch_folder()

@@ -111,6 +111,7 @@ def test_replaced_runtime_cache_survives_every_way_to_travel(tmp_path: Path) -> 
     assert again.files == ("model.onnx", "model.onnx.data", "model.plan", "runtime.cache")
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_replaced_runtime_cache_lies_beside_the_linked_plan(tmp_path: Path) -> None:
     """Who asks for a folder gets one with every file, its plan a second name of the first; it goes with the engine."""
     old = EngineArtifact.load(fresh_engine(tmp_path).save(tmp_path / "model.t2e"))
@@ -128,6 +129,7 @@ def test_replaced_runtime_cache_lies_beside_the_linked_plan(tmp_path: Path) -> N
     assert old.plan_path.exists()
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_replaced_runtime_cache_holds_the_scratch_folder(tmp_path: Path) -> None:
     """An engine whose first artifact is gone still has its plan."""
     owner = scratch_folder()

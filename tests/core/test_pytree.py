@@ -515,6 +515,7 @@ def test_bind_refuses_variadic_arguments_that_the_sample_left_out(
     )
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_pitfall_36_tensors_go_with_their_last_name() -> None:
     """Nothing that was taken apart or put together waits for the cyclic garbage collector: results are GPU memory."""
     gc.collect()

@@ -144,6 +144,7 @@ def test_engine_that_cannot_be_refitted_is_built_anew_with_one_warning(backend: 
         close(compiled(x), model(x))
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_layers_that_share_a_graph_keep_their_own_weights(
     backend: Callable[..., Backend], monkeypatch: pytest.MonkeyPatch
 ) -> None:

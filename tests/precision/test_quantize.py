@@ -348,14 +348,6 @@ def test_what_has_no_range_stays_in_float32(value: float, said: str, method: str
     assert nodes_of(tmp_path / "low.onnx", "QuantizeLinear") == []
 
 
-@pytest.fixture
-def quick_collection() -> Iterator[None]:
-    """gc.collect() looks through what the test makes, and not through all modules that other tests have imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
-
-
 @pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize("method", ["max", "percentile", "entropy"])
 def test_batches_are_streamed(method: str, nets: dict[str, Trained], tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ def anything(thing: Thing) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("quick_collection")
 def test_one_object_for_each_key_as_long_as_it_is_held() -> None:
     """Holders of one key share one object; other keys have others; the last holder takes it along."""
     table: LiveObjects[str, Thing] = LiveObjects()
