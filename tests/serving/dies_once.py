@@ -10,23 +10,23 @@ from typing import Any
 
 from torch2engine.serving.ray import Predictor
 
+FATAL_ROW = 5000
+
 
 class DiesOnce:
-    """Answers as `Predictor`; the first actor that sees a certain row kills its process.
+    """Answers as `Predictor`; the first actor that sees `FATAL_ROW` kills its process.
 
     Args:
-        marker: a file that says that it has happened.
-        row: the id of that row.
+        artifact: a folder; the file `killed` beside it says that it has happened.
         arguments: of the Predictor.
     """
 
-    def __init__(self, marker: str, row: int, **arguments: Any) -> None:
-        self._marker = Path(marker)
-        self._row = row
-        self._predictor = Predictor(**arguments)
+    def __init__(self, artifact: str, **arguments: Any) -> None:
+        self._marker = Path(artifact).parent / "killed"
+        self._predictor = Predictor(artifact, **arguments)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        if self._row in batch["id"] and not self._marker.exists():
+        if FATAL_ROW in batch["id"] and not self._marker.exists():
             self._marker.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
         return self._predictor(batch)
