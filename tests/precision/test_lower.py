@@ -24,9 +24,9 @@ BOUNDS = {"fp16": 1e-3, "bf16": 1e-2}
 LOW = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=[name for name in NAMES if name != "vit"])
 def subject(request: pytest.FixtureRequest) -> Trained:
-    """Each trained model."""
+    """Each trained model; "vit_overflow" has all of "vit"."""
     return trained(request.param)
 
 
@@ -101,7 +101,9 @@ def test_planted_overflow_is_found_and_named() -> None:
     assert modules == {f"{OVERFLOW}.wide", f"{OVERFLOW}.narrow"}
     assert all("which float16 can't hold with room to spare" in kept.reason for kept in told.kept)
     assert told.low >= 0.9 * told.nodes
-    assert lowering(deployed(trained("vit"), "fp16")).kept == ()
+    plain = deployed(trained("vit"), "fp16")
+    assert lowering(plain).kept == ()
+    assert error(plain, trained("vit")) <= BOUNDS["fp16"]
 
 
 class Late(nn.Module):

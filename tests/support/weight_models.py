@@ -151,9 +151,9 @@ MODELS: dict[str, Maker] = {
     "folded": lambda: (Folded(), torch.randn(8, 1, 2, 4)),
     "alone": lambda: (Alone(), torch.randn(8, 3)),
     "resnet": lambda: (networks.ResNet(), torch.randn(8, 1, 16, 16)),
-    "vit": lambda: (networks.Vit(depth=2), torch.randn(8, 1, 8, 8)),
+    "vit": lambda: (networks.Vit(depth=1), torch.randn(8, 1, 8, 8)),
     "lstm": lambda: (networks.Lstm(), torch.randn(8, 8, 8)),
-    "llama": lambda: (networks.Llama(depth=2), torch.randn(8, 8, 8)),
+    "llama": lambda: (networks.Llama(depth=1), torch.randn(8, 8, 8)),
     "gru": lambda: (_Last(nn.GRU(6, 5, 2, batch_first=True, bidirectional=True)), torch.randn(8, 4, 6)),
     "transformer": lambda: (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), torch.randn(8, 5, 8)),
 }
