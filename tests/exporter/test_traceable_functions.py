@@ -109,6 +109,27 @@ def test_einsum_keeps_its_sizes_where_opt_einsum_is_installed() -> None:
     assert error_of(artifact, cases) < 1e-5
 
 
+class _WritesIntoData(nn.Module):
+    """Writes through `.data` into numbers of its own and into a result, and reads a weight through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((6,), 3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        factors = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+        factors.data[0] = 7.0
+        y = x * factors
+        y.data[:, 1].mul_(2.0)
+        return y * self.scale.data
+
+
+def test_write_through_data_is_kept() -> None:
+    """torch itself takes such numbers out of its program, and ends in words about fake tensors."""
+    artifact, cases = exported(_WritesIntoData(), X, {"x": {0: Axis("n", 2, 4, 9)}})
+    assert error_of(artifact, cases) < 1e-6
+
+
 class _LeastSquares(nn.Module):
     """An operator whose results have a shape that depends on values."""
 

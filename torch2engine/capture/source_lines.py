@@ -15,7 +15,7 @@ import torch
 
 from torch2engine.core.package import PACKAGE_ROOT
 
-__all__ = ["innermost_user_frame", "user_source"]
+__all__ = ["current_user_line", "innermost_user_frame", "user_source"]
 
 # Frames in these folders are no lines that a user can change.
 _FOREIGN = (
@@ -28,6 +28,11 @@ _STDLIB = Path(sysconfig.get_paths()["stdlib"])
 def user_source(error: BaseException) -> str:
     """ "FILE:LINE" of the innermost frame that belongs neither to torch nor to torch2engine, or ""."""
     return innermost_user_frame([(f.filename, f.lineno) for f in traceback.extract_tb(error.__traceback__)])
+
+
+def current_user_line() -> str:
+    """ "FILE:LINE" of the user's call that is running, or ""."""
+    return innermost_user_frame([(frame.filename, frame.lineno) for frame in traceback.extract_stack()])
 
 
 def innermost_user_frame(frames: Sequence[tuple[str, int | None]]) -> str:

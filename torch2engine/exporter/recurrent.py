@@ -7,7 +7,6 @@ by step. Such a graph has the sample's length, and in some versions it is invali
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +16,7 @@ from onnxscript import opset22 as _typed_opset
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from torch2engine.capture.source_lines import innermost_user_frame
+from torch2engine.capture.source_lines import current_user_line
 from torch2engine.core.errors import ExportError
 
 __all__ = ["RecurrentLayersAsOperators", "recurrent_translations"]
@@ -67,7 +66,7 @@ def _packed() -> ExportError:
         got="a model that packs sequences by lengths that are values",
         allowed="padded sequences",
         fix="call the layer on the padded tensor, and take the last valid step with gather",
-        source=innermost_user_frame([(frame.filename, frame.lineno) for frame in traceback.extract_stack()]),
+        source=current_user_line(),
     )
 
 

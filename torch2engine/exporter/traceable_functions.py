@@ -1,8 +1,8 @@
-"""PyTorch's functions that look into sizes, values or the device, for models that are traced.
+"""PyTorch's functions that look into sizes, values, memory or the device, for models that are traced.
 
 Enters: a model while it is traced. Leaves: nothing; meanwhile these functions are computed from others. Separate
-because torch would fix the axis that such a size follows, refuse a check of values that no engine can make, or choose
-an operator that exists on a GPU alone.
+because torch would fix the axis that such a size follows, refuse a check of values that no engine can make, lose what
+is written through `.data`, or choose an operator that exists on a GPU alone.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from torch2engine.exporter.decompositions.device_forms import DEVICE_FUNCTIONS
+from torch2engine.exporter.decompositions.memory_layout import MEMORY_FUNCTIONS
 from torch2engine.exporter.decompositions.size_bounds import is_fixed
 
 __all__ = ["GradientError", "TraceableFunctions"]
@@ -33,6 +34,8 @@ class TraceableFunctions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace a function that torch could not trace; call any other."""
         options: Mapping[str, Any] = kwargs or {}
+        if func == _DATA_OF:
+            return args[0].detach()  # torch loses a write into `.data`; it keeps one into `detach()`
         name = getattr(func, "__name__", "")
         replacement = _ALWAYS.get(name)
         if replacement is None and name in _OF_SYMBOLIC_SIZES and _has_symbolic_size((args, options)):
@@ -178,8 +181,10 @@ def _refuse_gradient(*args: Any, **options: Any) -> Tensor:
     raise GradientError("a gradient in forward")
 
 
+_DATA_OF: Any = cast("Any", Tensor.data).__get__
 _ALWAYS: Mapping[str, Callable[..., Any]] = {
     **DEVICE_FUNCTIONS,
+    **MEMORY_FUNCTIONS,
     "grad": _refuse_gradient,
     "backward": _refuse_gradient,
     "cov": _cov,

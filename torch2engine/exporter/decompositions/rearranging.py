@@ -7,13 +7,12 @@ numbers or tensors in the order of memory, or lets TensorRT find a dimension of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cmp_to_key
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
+from torch2engine.exporter.decompositions.memory_layout import order_in_memory
 from torch2engine.exporter.decompositions.size_bounds import is_fixed
 
 __all__ = ["REARRANGING", "roll"]
@@ -78,16 +77,10 @@ def _pad(x: Tensor, padding: Sequence[int], mode: str = "constant", value: float
 
 def _as_strided(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor:
     """`as_strided` of a tensor whose dimensions have another order in memory, which strides follow."""
-    if x.is_contiguous():
+    order = order_in_memory(x)
+    if order is None or order == sorted(order):
         return NotImplemented
-    order = sorted(range(x.dim()), key=cmp_to_key(lambda one, other: _compared(x.stride(other), x.stride(one))))
-    in_memory = x.permute(order)
-    return torch.as_strided(in_memory, size, stride, storage_offset) if in_memory.is_contiguous() else NotImplemented
-
-
-def _compared(one: Any, other: Any) -> int:
-    """1 or -1 for the larger or smaller of two strides; 0 where neither is for all sizes."""
-    return int(statically_known_true(one > other)) - int(statically_known_true(one < other))
+    return torch.as_strided(x.permute(order), size, stride, storage_offset)
 
 
 REARRANGING: Mapping[str, Callable[..., Any]] = {
