@@ -35,7 +35,8 @@ def of_models(
         peers: names of other ways -> titles, those to compare with.
         counterparts: names of other ways -> ours with the same promise.
     """
-    cases = sorted(name.removesuffix(".eager.device_us") for name in figures if name.endswith(".eager.device_us"))
+    timed = [name.removesuffix(".eager.device_us") for name in figures if name.endswith(".eager.device_us")]
+    cases = sorted(case for case in timed if f"{case}.t2e_default.device_us" in figures)
     gains = {case: figures[f"{case}.eager.device_us"] / figures[f"{case}.t2e_default.device_us"] for case in cases}
     most, least = (choose(gains, key=lambda case: gains[case]) for choose in (max, min))
     sentences = [
@@ -47,7 +48,7 @@ def of_models(
         ratios = {
             case: figures[f"{case}.{counterparts[peer]}.device_us"] / figures[f"{case}.{peer}.device_us"]
             for case in cases
-            if f"{case}.{peer}.device_us" in figures
+            if f"{case}.{peer}.device_us" in figures and f"{case}.{counterparts[peer]}.device_us" in figures
         }
         behind = sorted((case for case in ratios if ratios[case] > 1), key=lambda case: -ratios[case])
         named = ", ".join(f"{_case(case, titles)} (we take {ratios[case]:.2f} times as long)" for case in behind)

@@ -86,8 +86,8 @@ def polygraphy(engine: RawEngine, inputs: Inputs) -> Peer:
     profile = engine.profile([inputs[spec.name].shape for spec in engine.artifact.signature.inputs])
     with float32_arithmetic(engine.artifact.precision):
         made = engine.check(plan.create_execution_context(config), "Polygraphy's context")
-    runner = TrtRunner(made, optimization_profile=profile or None)
-    runner.activate()
+        runner = TrtRunner(made, optimization_profile=profile or None)
+        runner.activate()  # it chooses the profile
     call = functools.partial(runner.infer, dict(inputs), check_inputs=False, copy_outputs_to_host=False)
     name = engine.artifact.signature.outputs[0].name
     return Peer(call, lambda: call()[name].clone(), close=runner.deactivate, kept=[plan, config])

@@ -22,11 +22,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.evidence import REPOSITORY
 
-__all__ = ["PREPARED", "REPORT", "Job", "run_jobs", "say", "wait_for_turn"]
+__all__ = ["PREPARED", "REPORT", "Job", "environment_of", "run_jobs", "say", "wait_for_turn"]
 
 PREPARED = "@prepared"
 REPORT = "@report "
@@ -65,6 +66,25 @@ class Job:
     command: Sequence[str]
     place: str = ""
     environment: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+def environment_of(device: str, threads: int, library: Path | None = None) -> dict[str, str]:
+    """A job's environment on one GPU.
+
+    Args:
+        device: as CUDA_VISIBLE_DEVICES names it.
+        threads: of each pool that computes or compiles on the CPU.
+        library: a folder of packages for this job alone.
+    """
+    found = {
+        "CUDA_VISIBLE_DEVICES": device,
+        "OMP_NUM_THREADS": str(threads),
+        "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
+    }
+    if library is not None:
+        paths = (str(library.expanduser().resolve()), os.environ.get("PYTHONPATH", ""))
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    return found
 
 
 class JobError(Exception):

@@ -41,7 +41,9 @@ class RawContext:
         self.context = context
         self.inputs = tuple(inputs)
         profile = engine.profile([tensor.shape for tensor in inputs])
-        check(context.set_optimization_profile_async(profile, stream.cuda_stream), f"profile {profile}")
+        with float32_arithmetic(engine.artifact.precision):
+            done = context.set_optimization_profile_async(profile, stream.cuda_stream)
+        check(done, f"profile {profile}")
         for spec, tensor in zip(signature.inputs, inputs, strict=True):
             check(context.set_input_shape(spec.name, tuple(tensor.shape)), f"shape of '{spec.name}'")
         self.memory_bytes = int(context.update_device_memory_size_for_shapes())

@@ -276,7 +276,7 @@ class _Models:
             {
                 (list(TITLES).index(match[1]), int(match[2]), match[1])
                 for name in self.figures
-                if (match := re.match(r"(\w+)\.b(\d+)\.t2e_default\.host_us", name))
+                if (match := re.match(r"(\w+)\.b(\d+)\.\w+\.host_us", name))
             }
         )
         known = {part for figure in (*self.figures, *self.left_out) for part in figure.split(".")[2:3]}
@@ -299,7 +299,6 @@ class _Models:
             *(line for number, note in enumerate(self.notes, 1) for line in ("", f"({number}) {note}")),
             *self.findings(),
             *self.ratios(),
-            *self.failures(),
             *self.first_answer(),
         ]
 
@@ -335,16 +334,6 @@ class _Models:
             ]
         return lines
 
-    def failures(self) -> list[str]:
-        """The models that have no row, and why."""
-        errors: Mapping[str, str] = self.evidence["samples"].get("errors", {})
-        lost = {name: why for name, why in errors.items() if name.endswith(" engine")}
-        return [
-            line
-            for name, why in lost.items()
-            for line in ("", f"{TITLES[name.split()[0]]} was not timed: {why.strip().splitlines()[-1]}.")
-        ]
-
     def cell(self, prefix: str, name: str) -> str:
         figure = f"{prefix}.{name}"
         if f"{figure}.host_us" not in self.figures:
@@ -361,8 +350,8 @@ class _Models:
         if name not in COUNTERPARTS:
             return ""
         figure = f"{prefix}.{name}.{what}"
-        ours = self.figures[f"{prefix}.{COUNTERPARTS[name]}.{what}"]
-        if self.figures[figure] >= ours:
+        ours = self.figures.get(f"{prefix}.{COUNTERPARTS[name]}.{what}")
+        if ours is None or self.figures[figure] >= ours:
             return ""
         if what == "device_us":
             self.slower.add(prefix.partition(".")[0])

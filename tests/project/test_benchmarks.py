@@ -284,21 +284,34 @@ def test_table_has_every_figure_and_where_it_comes_from(tmp_path: Path) -> None:
     assert "first answer 0.31 s after imports, 3.20 s without" in text
 
 
-def test_table_shows_ratios_fused_attention_and_models_without_a_row(tmp_path: Path) -> None:
+def test_table_shows_ratios_and_fused_attention(tmp_path: Path) -> None:
     """What the evidence says beside the times is on the page; a peer that nobody has looked for has no column."""
     data = whole()
     assert "geometric mean" not in table.generate(published(tmp_path, data))
     ratios = {"geomean.ratio_to_tt_graph": 0.876, "largest.ratio_to_tt_graph": 1.04, "cases.ratio_to_tt_graph": 36}
     data["figures"] |= {**ratios, "swin_t.fused_share": 0.5, "resnet50.dynamic_over_static": 1.083}
-    data["samples"]["errors"] = {"unet engine": "ended with 1\nBuildError: no kernel", "bert compile": "ended with 1"}
     text = table.generate(published(tmp_path, data))
     assert "| Torch-TensorRT in its CUDA graph | 0.88 | 1.04 | 36 |" in text
     assert "by TensorRT's inspector: Swin-T 50 %." in text
     assert "takes at most 1.08 times as long" in text
-    assert "U-Net of a diffusion model was not timed: BuildError: no kernel." in text
-    assert "BERT" not in text
     data["figures"] = {name: value for name, value in data["figures"].items() if "torch_tensorrt" not in name}
     assert "| Torch-TensorRT |" not in table.generate(published(tmp_path, data))
+
+
+def test_table_has_a_row_where_ours_is_missing(tmp_path: Path) -> None:
+    """An engine that failed or was wrong is shown with its reason beside the peers, which then beat nobody."""
+    data = whole(eager=1.0)
+    why = "wrong: ParityError: relative L2 is 0.0754"
+    for batch in (1, 8, 32):
+        for name in ("t2e_default", "t2e_static_graph"):
+            data["samples"].setdefault("left_out", {})[f"resnet50.b{batch}.{name}"] = why
+            for what in ("host_us", "device_us"):
+                del data["figures"][f"resnet50.b{batch}.{name}.{what}"]
+    parts = table._Models(data, {}).lines()  # pyright: ignore[reportPrivateUsage]
+    text = "\n".join(parts)
+    assert text.count("| ResNet-50, ") == 3
+    assert f"\n(1) torch2engine: {why}\n" in text
+    assert "| – (1) | – (2) | 100 / 40.0 | 1.0 / 0.4 |" in text
 
 
 def test_table_shows_what_explain_finds_where_a_peer_is_faster(tmp_path: Path) -> None:

@@ -26,11 +26,11 @@ OPTIONS = argparse.Namespace(
 
 
 def test_each_model_has_a_process_for_each_kind_on_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compilers begin first, and only the processes of Torch-TensorRT see its folder."""
+    """Ours begins first, and only the processes of Torch-TensorRT see its folder."""
     monkeypatch.setenv("PYTHONPATH", "here")
     options = argparse.Namespace(**{**vars(OPTIONS), "torch_tensorrt": tmp_path})
     jobs = jobs_of(options, ["3", "5"])
-    kinds = ("compile", "engine", "torch_tensorrt")
+    kinds = ("engine", "compile", "torch_tensorrt")
     assert [job.name for job in jobs] == [
         *(f"{model} {kind}" for kind in kinds for model in options.models),
         "resnet50 sizes",
@@ -39,7 +39,19 @@ def test_each_model_has_a_process_for_each_kind_on_one_gpu(tmp_path: Path, monke
     assert all(job.environment["CUDA_VISIBLE_DEVICES"] == job.place for job in jobs)
     paths = {job.name: job.environment["PYTHONPATH"] for job in jobs if "PYTHONPATH" in job.environment}
     assert paths == {f"{model} torch_tensorrt": f"{tmp_path}{os.pathsep}here" for model in options.models}
-    assert "--peers=compile,compile_reduce_overhead" in jobs[0].command
+    assert "--peers=compile,compile_reduce_overhead" in jobs[2].command
+
+
+def test_slow_compilers_have_a_process_for_each_batch_and_begin_first() -> None:
+    """Their minutes pass side by side; one that fails is missing at its batch alone."""
+    options = argparse.Namespace(**{**vars(OPTIONS), "models": ["tiny", "swin_t"]})
+    jobs = jobs_of(options, ["0", "1"])
+    assert [job.name for job in jobs[:3]] == ["swin_t compile 1", "swin_t compile 8", "tiny engine"]
+    assert [job.place for job in jobs[:3]] == ["1", "1", "0"]
+    assert "--batches=8" in jobs[1].command
+    results = Results(Evidence())
+    results.fail("swin_t compile 8", "not ready", options.batches)
+    assert sorted(results.evidence.samples["left_out"]) == ["swin_t.b8.compile", "swin_t.b8.compile_reduce_overhead"]
 
 
 def test_kind_without_a_peer_has_no_process() -> None:
@@ -55,7 +67,9 @@ def test_reports_are_gathered_with_their_ratios(tmp_path: Path) -> None:
     times = {"bert.b1.t2e_default.device_us": 5.0, "bert.b1.eager.device_us": 20.0}
     results.take(Job("bert engine", []), {"figures": times, "samples": {"calls_per_round": {"bert.b1": {"eager": 9}}}})
     results.take(Job("bert compile", []), {"samples": {"calls_per_round": {"bert.b1": {"compile": 7}}}})
-    results.take(Job("bert compile", []), {"left_out": {"bert.b8.compile": "can't run: no"}, "wrong": "bert: 2 of 9"})
+    results.take(
+        Job("bert compile", []), {"left_out": {"bert.b8.compile": "can't run: no"}, "wrong": {"bert.b8": "2 of 9"}}
+    )
     assert draft.exists()
     assert results.evidence.figures == {
         **times,
@@ -66,7 +80,7 @@ def test_reports_are_gathered_with_their_ratios(tmp_path: Path) -> None:
     }
     assert results.evidence.samples["calls_per_round"] == {"bert.b1": {"eager": 9, "compile": 7}}
     assert results.evidence.samples["left_out"] == {"bert.b8.compile": "can't run: no"}
-    assert results.wrong == ["bert: 2 of 9"]
+    assert results.evidence.samples["wrong"] == {"bert.b8": "2 of 9"}
 
 
 def test_failed_process_says_what_is_missing_for_it() -> None:
