@@ -184,10 +184,10 @@ class Run:
                 candidate.close()
 
     def sizes(self) -> None:
-        """One engine with one profile for all batches, beside one for each batch whose sizes are all fixed."""
+        """One engine for all batches, with profiles by themselves, beside one for each batch of fixed size."""
         axis = self.entry.batch
         dynamic = t2e.TRTModule(
-            t2e.build(t2e.export(self.model, self.entry.inputs(axis.opt), self.entry.axes()), [{axis.name: axis.range}])
+            t2e.build(t2e.export(self.model, self.entry.inputs(axis.opt), self.entry.axes(), profiles="auto"))
         )
         candidates: dict[int, dict[str, Peer]] = {}
         for batch, inputs in self.inputs.items():

@@ -16,7 +16,7 @@ from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.builder.load_or_build import load_or_build
 from torch2engine.capture.recording import Recording
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.core.config import BuildConfig, Precision, Runtime, RuntimeConfig, Tolerances
+from torch2engine.core.config import BuildConfig, Precision, Profiles, Runtime, RuntimeConfig, Tolerances
 from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
@@ -91,7 +91,7 @@ def deploy(
     *,
     precision: PrecisionName | Precision = "fp32",
     calibration: Iterable[Any] | None = None,
-    profiles: Sequence[Any] | None = None,
+    profiles: Profiles | None = None,
     examples: Iterable[Any] | None = None,
     tolerance: Tolerances | None = None,
     runtime: Runtime = "tensorrt",
@@ -121,7 +121,9 @@ def deploy(
         calibration: inputs in the form of sample_input, for these four precisions; they show how large values become.
             Read once, one at a time. By default the examples, else the sample at min, opt and max.
         profiles: a list of ``{"batch": (min, opt, max)}``. A call uses the narrowest profile that contains its sizes.
-            By default there is one profile, made from the axes.
+            By default there is one profile, made from the axes. "auto" adds one for the sample's sizes, and
+            for those of each example or recorded call; without examples, for the axes' min, opt and max. TensorRT-RTX's
+            kernels for a single size are faster.
         examples: real inputs at other sizes, each in the form of sample_input, on any device. The engine is compared on
             them and on the sample, instead of inputs that are invented from the sample. Invented inputs may be invalid
             where integers or masks depend on sizes or on each other. Read once. Notes in the report name the ends of

@@ -211,13 +211,21 @@ def test_axis_of_a_scalar_is_refused() -> None:
 @pytest.mark.parametrize(
     ("profiles", "axes", "text"),
     [
-        ({"n": (1, 2, 3)}, {0: "n"}, "profiles: got a dict; expected a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
+        (
+            {"n": (1, 2, 3)},
+            {0: "n"},
+            "profiles: got a dict; expected a list of dicts or 'auto'; e.g. [{'batch': (1, 8, 32)}]",
+        ),
         (
             Profile({"n": (1, 2, 3)}),
             {0: "n"},
-            "profiles: got a Profile; expected a list of dicts; e.g. [{'batch': (1, 8, 32)}]",
+            "profiles: got a Profile; expected a list of dicts or 'auto'; e.g. [{'batch': (1, 8, 32)}]",
         ),
-        ([(1, 2, 3)], {0: "n"}, "profiles: got a tuple; expected a list of dicts; e.g. [{'batch': (1, 8, 32)}]"),
+        (
+            [(1, 2, 3)],
+            {0: "n"},
+            "profiles: got a tuple; expected a list of dicts or 'auto'; e.g. [{'batch': (1, 8, 32)}]",
+        ),
         ([{"m": (1, 2, 3)}], {0: "n"}, "profiles: got no axis named 'm'; expected one of n; use one of these names"),
         (
             [{"m": (1, 2, 3)}],

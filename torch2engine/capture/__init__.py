@@ -12,6 +12,7 @@ this is the only stage that runs the user's model.
 - `device_asserts`, `host_trial`: invented inputs run on the CPU before they may end a GPU's context.
 - `invented_inputs`: the sample at other sizes, and random values like it, as plausible as possible.
 - `examples`: real inputs at other sizes, which the caller may give instead.
+- `own_profiles`: an optimization profile for each size that the user names.
 - `recording`: the sample, the axes and the examples of calls that the user's own code makes.
 - `live_parameters`: parameters and buffers that become inputs, and their values.
 - `module_calls`: what each module of the model returned in one call.

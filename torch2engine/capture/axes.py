@@ -331,7 +331,7 @@ def _ranges_of_profiles(profiles: Any, axes: Sequence[str]) -> list[dict[str, tu
 
 def _not_a_profile(value: Any) -> DynamicAxisError:
     return DynamicAxisError(
-        "profiles", got=kind_of(value), allowed="a list of dicts", fix="e.g. [{'batch': (1, 8, 32)}]"
+        "profiles", got=kind_of(value), allowed="a list of dicts or 'auto'", fix="e.g. [{'batch': (1, 8, 32)}]"
     )
 
 

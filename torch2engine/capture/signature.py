@@ -19,10 +19,12 @@ from torch2engine.capture.call_effects import answer_with_effects
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.examples import with_examples
 from torch2engine.capture.live_parameters import live_tensors
+from torch2engine.capture.own_profiles import OWN_PROFILES, with_own_profiles
 from torch2engine.capture.reference import Reference
 from torch2engine.capture.repeatable import answer_repeatably
 from torch2engine.capture.torch_types import COMPUTED_DTYPES, check_tensor, dtype_name
 from torch2engine.capture.unwrap import require_values
+from torch2engine.core.config import Profiles
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.live_parameter_data import LiveParameter
 from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
@@ -45,7 +47,7 @@ def capture_call(
     model: nn.Module,
     sample_input: Any,
     dynamic_axes: Mapping[str, Any] | None = None,
-    profiles: Sequence[Any] | None = None,
+    profiles: Profiles | None = None,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
     examples: Sequence[Any] | None = None,
     mutations: str = "refuse",
@@ -60,7 +62,7 @@ def capture_call(
         sample_input: a Tensor; a tuple or list of positionals; a Mapping of keywords; `Inputs`.
         dynamic_axes: {input: {dimension: name or Axis}} or {input: [dimension, ...]}; entries for outputs are passed
             on to export, which checks them.
-        profiles: {axis name: (min, opt, max)} dicts; by default one, from the axes.
+        profiles: {axis name: (min, opt, max)} dicts; by default one, from the axes. "auto" adds those of single sizes.
         preprocess: the steps from an input of bytes to the model's input; for several inputs, by name.
         examples: real inputs at other sizes, from `read_examples`.
         mutations: what becomes of a model that writes into its inputs, as `BuildConfig.mutations`.
@@ -94,7 +96,7 @@ def capture_call(
     given = len(sample.names) - len(live_parameters)
     shapes = {name: tuple(tensor.shape) for name, tensor in zip(sample.names[:given], sample.tensors, strict=False)}
     requested = parse_dynamic_axes(dynamic_axes or {}, shapes, output_names)
-    axes = resolve_axes(requested.inputs, shapes, profiles)
+    axes = resolve_axes(requested.inputs, shapes, None if profiles == OWN_PROFILES else profiles)
     inputs = _input_specs(sample, steps, axes, requested, live_parameters)
     outputs = tuple(
         TensorSpec(name, dtype_name(tensor.dtype), tuple(tensor.shape))
@@ -118,7 +120,8 @@ def capture_call(
         notes=answer.notes,
         trial=answer.trial,
     )
-    return with_examples(captured, examples)
+    captured = with_examples(captured, examples)
+    return with_own_profiles(captured) if profiles == OWN_PROFILES else captured
 
 
 def _input_specs(

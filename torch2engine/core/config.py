@@ -43,6 +43,7 @@ __all__ = [
     "OutOfRangePolicy",
     "Output",
     "Precision",
+    "Profiles",
     "Runtime",
     "RuntimeConfig",
     "Specialization",
@@ -62,6 +63,7 @@ Flavour: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
 Output: TypeAlias = Literal["fresh", "static"]
 Specialization: TypeAlias = Literal["none", "lazy", "eager"]
 OutOfRangePolicy: TypeAlias = Literal["error", "split", "eager"]
+Profiles: TypeAlias = Sequence[Any] | Literal["auto"]  # {axis name: (min, opt, max)} each
 Mutations: TypeAlias = Literal["refuse", "write_back"]
 OnMismatch: TypeAlias = Literal["error", "rebuild"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)

@@ -23,7 +23,15 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.core.config import BuildConfig, Precision, Runtime, RuntimeConfig, Tolerances, require_choice
+from torch2engine.core.config import (
+    BuildConfig,
+    Precision,
+    Profiles,
+    Runtime,
+    RuntimeConfig,
+    Tolerances,
+    require_choice,
+)
 from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, UnsupportedOperatorError
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.progress import Progress
@@ -86,7 +94,7 @@ class _Arguments:
     model: Any
     sample_input: Any
     dynamic_axes: Mapping[str, Any] | None
-    profiles: Sequence[Any] | None
+    profiles: Profiles | None
     examples: Any  # any iterable; a tuple after `with_recording`
     preprocess: Preprocess | Mapping[str, Preprocess] | None
     live_parameters: Sequence[str]

@@ -13,7 +13,7 @@ from torch import nn
 from typing_extensions import TypeVar
 
 from torch2engine.artifact.engine_cache import Cache
-from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerances
+from torch2engine.core.config import BuildConfig, Precision, Profiles, RuntimeConfig, Tolerances
 from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
@@ -28,7 +28,7 @@ class DeployOptions(TypedDict, total=False):
 
     precision: PrecisionName | Precision
     calibration: Iterable[Any] | None
-    profiles: Sequence[Any] | None
+    profiles: Profiles | None
     examples: Iterable[Any] | None
     tolerance: Tolerances | None
     config: BuildConfig

@@ -16,7 +16,7 @@ from torch2engine.capture.live_parameters import find_live_parameters
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.config import BuildConfig, Mutations, Precision, RuntimeConfig
+from torch2engine.core.config import BuildConfig, Mutations, Precision, Profiles, RuntimeConfig
 from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export_onnx import export_onnx
@@ -43,7 +43,7 @@ def export(
     *,
     precision: PrecisionName | Precision = "fp32",
     calibration: Iterable[Any] | None = None,
-    profiles: Sequence[Any] | None = None,
+    profiles: Profiles | None = None,
     refittable: bool = False,
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None,
     mutations: Mutations = "refuse",

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch2engine.capture.examples import read_examples
 from torch2engine.capture.recording import Recording
+from torch2engine.core.config import Profiles
 from torch2engine.core.spec import Preprocess
 
 __all__ = ["ModelAndSample"]
@@ -31,7 +32,7 @@ class ModelAndSample:
     model: Any
     sample_input: Any = None
     dynamic_axes: Mapping[str, Any] | None = None
-    profiles: Sequence[Any] | None = None
+    profiles: Profiles | None = None
     preprocess: Preprocess | Mapping[str, Preprocess] | None = None
     examples: tuple[Any, ...] | None = None
     live_parameters: Sequence[str] = ()
@@ -42,7 +43,7 @@ class ModelAndSample:
         model: Any,
         sample_input: Any,
         dynamic_axes: Mapping[str, Any] | None,
-        profiles: Sequence[Any] | None,
+        profiles: Profiles | None,
         preprocess: Preprocess | Mapping[str, Preprocess] | None,
         examples: Iterable[Any] | None,
         live_parameters: Sequence[str] = (),
