@@ -46,7 +46,7 @@ from torch2engine.core.errors import (
     Torch2EngineError,
 )
 from torch2engine.modules.deploy_report import DeployReport
-from torch2engine.modules.deployed import prove_split_axes
+from torch2engine.modules.module_access import prove_split_axes
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.trt.gpu import CUDA_LIBRARIES
 

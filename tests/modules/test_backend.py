@@ -22,7 +22,8 @@ from torch2engine.core.config import RUNTIMES
 from torch2engine.core.errors import DeviceError, DtypeError, InputError, RefitError, ShapeError
 from torch2engine.modules.backend import Backend, RefittableBackend, WeightsGuard
 from torch2engine.modules.backend_table import BACKENDS, BackendEntry
-from torch2engine.modules.deployed import DeployedModule, prove_split_axes
+from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.module_access import prove_split_axes
 
 
 class NumpyBackend:

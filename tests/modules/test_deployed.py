@@ -25,7 +25,7 @@ from tests.support import deploy_models
 from tests.support.deploy_models import Batch, Scores, mlp, nested, nested_inputs, pair, sample
 from torch2engine.capture.torch_types import dtype_name, torch_dtype
 from torch2engine.core.errors import ArtifactError, DeviceError, DtypeError, InputError, ShapeError
-from torch2engine.modules.deployed import artifact_of
+from torch2engine.modules.module_access import artifact_of
 from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 

@@ -26,7 +26,7 @@ from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DtypeError, InputError, ParityError, ShapeError
 from torch2engine.core.spec import Axis, Parameter, Profile, Signature, TensorSpec, Tree
 from torch2engine.modules.backend import WeightsGuard
-from torch2engine.modules.deployed import prove_split_axes
+from torch2engine.modules.module_access import prove_split_axes
 from torch2engine.modules.onnxruntime.ort_backend import OnnxRuntimeBackend
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.split import Unsplittable, halves

@@ -27,7 +27,7 @@ from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WeightProgram
-from torch2engine.modules.deployed import attach_model
+from torch2engine.modules.module_access import attach_model
 from torch2engine.modules.weight_sync import Refit
 from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.request import DeployRequest

@@ -14,7 +14,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support.deploy_models import sample
 from torch2engine.core.spec import InputWrite, Signature, TensorSpec
-from torch2engine.modules.deployed import prove_split_axes
+from torch2engine.modules.module_access import prove_split_axes
 from torch2engine.modules.write_back import WriteBack
 
 WRITE_BACK = t2e.BuildConfig(mutations="write_back")

@@ -36,13 +36,14 @@ from torch2engine.artifact.saved_folder import (
     required_files,
 )
 from torch2engine.artifact.scratch_folder import scratch_folder
-from torch2engine.core.errors import ArtifactError
+from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.json_rules import is_object
 from torch2engine.core.live_parameter_data import decode_value, encode_value
 from torch2engine.core.pytree import container_classes
 from torch2engine.core.spec import Profile, Signature
+from torch2engine.core.wording import kind_of, with_article
 
-__all__ = ["Artifact"]
+__all__ = ["Artifact", "require_artifact"]
 
 _MEMORY = "in memory"
 _AS_IT_WAS = "pass what manifest() and read() gave, as it was"
@@ -369,3 +370,21 @@ class Artifact:
         # A pickle imports the result's classes, as it does with everything in it; a manifest may not.
         classes = container_classes(self.signature.output)
         return self._from_memory, (manifest, {name: wrap(data) for name, data in contents.items()}, classes)
+
+
+def require_artifact(subject: str, artifact: object, kind: type[Artifact]) -> None:
+    """Refuse what is no artifact of the kind that a module runs.
+
+    Raises:
+        InputError: showing how to load one.
+    """
+    if isinstance(artifact, kind):
+        return
+    is_path = isinstance(artifact, (str, Path))
+    load = f"torch2engine.load({str(artifact)!r})" if is_path else f"torch2engine.{kind.__name__}.load(path)"
+    raise InputError(
+        subject,
+        got=f"{str(artifact)!r}" if is_path else kind_of(artifact),
+        allowed=with_article(kind.__name__),
+        fix=f"use the module that {load} gives" if is_path else f"read one with {load}",
+    )

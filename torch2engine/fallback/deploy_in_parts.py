@@ -42,8 +42,8 @@ from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.part_call import DeployPart
 from torch2engine.fallback.parts_module import PartsModule
 from torch2engine.fallback.program_file import write_program
-from torch2engine.modules.deployed import attach_model
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
+from torch2engine.modules.module_access import attach_model
 from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder

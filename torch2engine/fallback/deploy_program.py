@@ -40,8 +40,9 @@ from torch2engine.fallback.program_file import read_program
 from torch2engine.fallback.run_record import RunRecord
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine, SavedPart
 from torch2engine.fallback.size_versions import TooManySizesError
-from torch2engine.modules.deployed import DeployedModule, current_artifact_of
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.explanation import Obstacle
+from torch2engine.modules.module_access import current_artifact_of
 
 __all__ = ["DeployedProgram", "ProgramRequest", "deploy_program", "write_parts_artifact"]
 

@@ -27,7 +27,8 @@ from torch2engine.fallback.program_file import read_program
 from torch2engine.fallback.run_record import RunRecord, synchronized_seconds
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine
 from torch2engine.fallback.size_versions import Version
-from torch2engine.modules.deployed import DeployedModule, current_artifact_of
+from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.module_access import current_artifact_of
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 

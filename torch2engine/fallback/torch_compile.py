@@ -29,8 +29,9 @@ from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.run_record import RunRecord, obstacle_without_graph, time_calls
 from torch2engine.fallback.submodules import DeployedSubmodules, choose_submodules, without_swap
 from torch2engine.fallback.whole_call import compare_results
-from torch2engine.modules.deployed import DeployedModule, runtime_kind
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.explanation import Explanation
+from torch2engine.modules.module_access import runtime_kind
 from torch2engine.parity.bounds import Bounds
 
 __all__ = ["compile_backend", "deploy_submodules", "explain", "make_compiler"]

@@ -1,10 +1,10 @@
 """Deployed modules: one nn.Module face over a backend, with weight sync, out-of-range policy and benchmark.
 
 Enters: an artifact. Leaves: a module that is called like the model. Separate because every backend keeps the same
-contract: `deployed` is the face, `backend` the contract, `trt` and `onnxruntime` the backends, and
-`backend_table` lists them.
+contract: `deployed` is the face, `module_access` what the package's own steps do with it, `backend` the contract, `trt`
+and `onnxruntime` the backends, and `backend_table` lists them.
 
 Public: `backend`, `backend_table`, `deploy_report`, `deployed`, `explanation`, `judge`, `live_tensors`, `made_inputs`,
-`onnxruntime.ort_module`, `timing`, `trt.trt_backend`, `trt.trt_module`, `weight_sync`. The other files belong to this
-folder alone.
+`module_access`, `onnxruntime.ort_module`, `timing`, `trt.trt_backend`, `trt.trt_module`, `weight_sync`. The other files
+belong to this folder alone.
 """

@@ -16,13 +16,12 @@ from torch import nn
 from typing_extensions import TypeVar as TypeVarWithDefault  # torch depends on it
 
 from torch2engine.artifact.artifact import Artifact
-from torch2engine.capture.live_parameters import encode_live_values, live_tensors
+from torch2engine.capture.live_parameters import encode_live_values
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.pytree import as_inputs, bind, unflatten
 from torch2engine.core.spec import Signature
-from torch2engine.core.wording import kind_of, with_article
 from torch2engine.modules.backend import Backend, WeightsGuard
 from torch2engine.modules.benchmark import BenchmarkReport, benchmark, device_of
 from torch2engine.modules.call_checks import check_devices, check_tensors
@@ -36,7 +35,7 @@ from torch2engine.modules.module_state import artifact_of_state, state_of_artifa
 from torch2engine.modules.out_of_range import OutOfRange, checked_reference
 from torch2engine.modules.parameterless import ParameterlessModule
 from torch2engine.modules.split import InRangeRunner
-from torch2engine.modules.weight_sync import NamedInputs, Refit, WeightSync
+from torch2engine.modules.weight_sync import Refit, WeightSync
 from torch2engine.modules.write_back import WriteBack
 
 B = TypeVar("B", bound=Backend)
@@ -46,7 +45,7 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 M = TypeVar("M", bound="DeployedModule[Any]")
 
-__all__ = ["DeployedModule", "attach_model", "prove_split_axes", "share_live_parameters"]
+__all__ = ["DeployedModule"]
 
 _compiler: Any = torch.compiler  # its disable() has no types
 _PARTS = ("_backend", "_live", "_out_of_range", "_weight_sync", "_write_back")  # are made anew for a copy
@@ -490,107 +489,3 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         ranges = " | ".join(str(profile) for profile in self._artifact.profiles if profile.ranges)
         facts = "; ".join([*([ranges] if ranges else []), f"{self.precision}, device={self.device}"])
         return f"{type(self).__name__}({inputs} -> {outputs}; {facts})"
-
-
-# What the package's steps do with a module. These are functions, so that users find none of them among its methods.
-
-
-def require_artifact(subject: str, artifact: object, kind: type[Artifact]) -> None:
-    """Refuse what is no artifact of the kind that a module runs.
-
-    Raises:
-        InputError: showing how to load one.
-    """
-    if isinstance(artifact, kind):
-        return
-    is_path = isinstance(artifact, (str, Path))
-    load = f"torch2engine.load({str(artifact)!r})" if is_path else f"torch2engine.{kind.__name__}.load(path)"
-    raise InputError(
-        subject,
-        got=f"{str(artifact)!r}" if is_path else kind_of(artifact),
-        allowed=with_article(kind.__name__),
-        fix=f"use the module that {load} gives" if is_path else f"read one with {load}",
-    )
-
-
-def attach_model(
-    module: DeployedModule[Any],
-    model: nn.Module,
-    samples: NamedInputs,
-    tolerance: Tolerances | None,
-    onnx_is_current: bool = True,
-) -> bool:
-    """Make a model the source of a module's later refits, and give the module its weights now.
-
-    Args:
-        module: of an artifact that can be refitted.
-        model: the one that was deployed; it is not kept alive.
-        samples: inputs by the name of their case, to verify refits on; copied to the CPU.
-        tolerance: when answers count as equal; None means the precision's.
-        onnx_is_current: whether the artifact's ONNX was exported from this model just now. It was not for an engine
-            from the cache, whose plan and ONNX are both of an earlier deploy.
-
-    Returns:
-        whether the module held other weights.
-
-    Raises:
-        RefitError: a weight of the engine does not follow from the model.
-    """
-    sync = module._weight_sync  # pyright: ignore[reportPrivateUsage]  # the same file
-    return sync.attach_model(module.infer, model, samples, tolerance, onnx_is_current)
-
-
-def runtime_kind(module: DeployedModule[Any]) -> str:
-    """Name the runtime whose rounding a module's answers have, in the words of `sensitivity_factor`."""
-    return module._backend.runtime_kind  # pyright: ignore[reportPrivateUsage]  # the same file
-
-
-def artifact_of(module: DeployedModule[Any]) -> Artifact:
-    """Give the artifact that a module was made from."""
-    return module._artifact  # pyright: ignore[reportPrivateUsage]  # the same file
-
-
-def current_artifact_of(module: DeployedModule[Any]) -> Artifact:
-    """Give the artifact of a module with everything that calls and refits have added, as `save` writes it.
-
-    Raises:
-        RefitError: its weights were found wrong.
-    """
-    with module._weight_sync.weights_locked():  # pyright: ignore[reportPrivateUsage]  # the same file
-        return module._current_artifact()  # pyright: ignore[reportPrivateUsage]  # the same file
-
-
-def share_live_parameters(module: DeployedModule[Any], model: nn.Module) -> None:
-    """Give a module's live parameters the values of a model's, and their memory where that is on the same device.
-
-    Args:
-        module: made for this model.
-        model: the one that was deployed; it is not kept alive, but memory that it shares is.
-    """
-    live = module._live  # pyright: ignore[reportPrivateUsage]  # the same file
-    if live is not None:
-        device = module.device or torch.device("cpu")
-        live.share(live_tensors(model, module.signature.live_parameters), device)
-
-
-def prove_split_axes(
-    module: DeployedModule[Any], calls: Sequence[Sequence[torch.Tensor]], tolerance: Tolerances | None = None
-) -> tuple[str, ...]:
-    """Prove which axes may be split now, instead of in the first call that is too large.
-
-    Args:
-        module: if its out_of_range is not "split", there is nothing to prove.
-        calls: flat inputs as for `infer`, inside the profiles, on any device.
-        tolerance: when the answers in chunks count as equal to the whole; by default that of the precision.
-
-    Returns:
-        a sentence on every axis; nothing under another policy.
-
-    Raises:
-        InputError: no axis can be split or proved.
-        ParityError: entries along the only axes that could be split influence each other.
-    """
-    if module.runtime_config.out_of_range != "split":
-        return ()
-    own_calls = [[leaf.to(module.device) for leaf in call] for call in calls]
-    return module._prove_split_axes(own_calls, tolerance)  # pyright: ignore[reportPrivateUsage]  # the same file

@@ -16,7 +16,8 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances, check_tolerance
 from torch2engine.core.errors import ParityError
 from torch2engine.core.precisions import PRECISION_TYPES
-from torch2engine.modules.deployed import DeployedModule, runtime_kind
+from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.module_access import runtime_kind
 from torch2engine.modules.replace_near_ties import NearTies
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.modules.deployed import DeployedModule, artifact_of
+from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.module_access import artifact_of
 from torch2engine.onnx_graph.integer_choices import ChoiceReader
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.near_ties import near_ties

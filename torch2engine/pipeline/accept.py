@@ -17,8 +17,8 @@ from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.load_or_build import PendingEngine
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
-from torch2engine.modules.deployed import attach_model, prove_split_axes, share_live_parameters
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
+from torch2engine.modules.module_access import attach_model, prove_split_axes, share_live_parameters
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.reference_answers import ReferenceAnswers

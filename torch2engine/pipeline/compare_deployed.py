@@ -24,8 +24,9 @@ from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.deployed import DeployedModule, artifact_of, runtime_kind
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.made_inputs import corner_sizes, random_cases
+from torch2engine.modules.module_access import artifact_of, runtime_kind
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport

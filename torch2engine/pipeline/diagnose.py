@@ -30,8 +30,9 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import BuildConfig, Flavour, Tolerance
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.precisions import DEFAULT_PRECISION, FLOAT32_PRECISIONS, Float32PrecisionName
-from torch2engine.modules.deployed import DeployedModule, artifact_of, runtime_kind
+from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.judge import judge
+from torch2engine.modules.module_access import artifact_of, runtime_kind
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.module_outputs import declare_outputs, find_module_outputs, following, sources_of

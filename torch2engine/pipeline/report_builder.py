@@ -18,7 +18,7 @@ from torch2engine.core.finding import Finding
 from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
 from torch2engine.modules.deploy_report import DeployReport
-from torch2engine.modules.deployed import artifact_of
+from torch2engine.modules.module_access import artifact_of
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.graph.engine_findings import engine_findings
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 
+from torch2engine.artifact.artifact import require_artifact
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
 from torch2engine.core.pytree import unflatten
 from torch2engine.modules.backend import WeightsGuard
-from torch2engine.modules.deployed import DeployedModule, Model_co, require_artifact
+from torch2engine.modules.deployed import DeployedModule, Model_co
 from torch2engine.modules.made_inputs import zeros
 from torch2engine.modules.torch_state import tracing_state
 from torch2engine.modules.trt.trt_backend import TensorRTBackend
