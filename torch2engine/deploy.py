@@ -28,6 +28,7 @@ from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import attach_report, make_ort_module, make_verified_trt_module, store_in_cache
 from torch2engine.pipeline.deploy_options import DeployOptions, Model
 from torch2engine.pipeline.earlier_engines import EarlierEngines
+from torch2engine.pipeline.graph_check import GraphCheck
 from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
@@ -200,8 +201,8 @@ def deploy(
             reference_answers = answer_parity_cases(captured, sensitivity_precisions=own_and_requested)
         if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
             return reused_module
-    with report.phase("check"):
-        report.add_parity(reference_answers.compare(ORTModule(onnx_artifact), request.tolerance).raise_if_failed())
+    graph_check = GraphCheck.for_request(request, lambda: ORTModule(onnx_artifact), reference_answers)
+    graph_check.require_equal_answers(report)  # in the small cases; an engine is compared in all of them
     # Lowers to a requested low precision that the graph lacks, or to that of its quantisers. Then it compares again.
     lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
     if request.runtime == "onnxruntime":
@@ -211,7 +212,7 @@ def deploy(
         engine = load_or_build(
             lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
         )
-    with engine:  # holds the lock of a new build; an engine that came from the cache is removed if the body fails
+    with engine, graph_check.blaming_the_graph():  # a new build's lock; an engine of the cache goes if the body fails
         trt_module = make_verified_trt_module(engine, lowered, request, captured.target_gpu, report)
         store_in_cache(engine, trt_module, request)  # with the module's weights and kernels, where these are not cached
         earlier_engines.record_for_later(engine.cache_key)  # so that both searches find it

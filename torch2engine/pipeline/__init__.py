@@ -10,6 +10,7 @@ they are composed here and in `deploy`.
     accept          a module takes the model's place only if it answers like the model
     earlier_engines the engine of an earlier deploy is found again; request_facts says by which facts
     reference_answers   the model's answers that every candidate is compared with
+    graph_check     the exported ONNX graph is compared with them before anything is built from it
     report_builder  collects what deploy() finds
     load            the public step `load`: a saved folder as a module, with its report
     rebuild         an engine that does not run here is built anew for this machine
@@ -18,6 +19,6 @@ they are composed here and in `deploy`.
     user_warning    a warning that points at the user's line
 
 Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
-`load`, `model_and_sample`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other files belong to
-this folder alone.
+`graph_check`, `load`, `model_and_sample`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other
+files belong to this folder alone.
 """
