@@ -168,6 +168,7 @@ bench:
 	@mkdir -p $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.call_overhead --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.models --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.deploy --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.stress --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)

@@ -26,6 +26,7 @@ from tests.support.run_scripts import Ended, run_scripts
 SCRIPTS = (
     "call_overhead",
     "models",
+    "deploy",
     "stress",
     "precision",
     "refit",

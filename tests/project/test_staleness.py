@@ -89,7 +89,18 @@ def test_evidence_that_covers_nothing_is_refused(covers: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "script",
-    ["attacks", "call_overhead", "models", "stress", "precision", "refit", "processor", "triton_server", "trust"],
+    [
+        "attacks",
+        "call_overhead",
+        "models",
+        "deploy",
+        "stress",
+        "precision",
+        "refit",
+        "processor",
+        "triton_server",
+        "trust",
+    ],
 )
 def test_every_benchmark_says_what_it_covers(script: str) -> None:
     """Each names folders of the package that exist."""
