@@ -6,6 +6,7 @@ which of its rules are exact.
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def optimize(model: Any, rewrite: bool) -> None:
 
 @contextmanager
 def exact_rewrites() -> Generator[bool]:
-    """Leave out the rewrite rules that treat a constant near 0 as 0, or near 1 as 1.
+    """Leave out the rewrite rules that treat a constant near 0 as 0, or near 1 as 1; make the others quick.
 
     onnxscript 0.7 drops `+ 1e-8`, without which a norm of zeros divides by zero.
 
@@ -47,8 +48,42 @@ def exact_rewrites() -> Generator[bool]:
     except (ImportError, AttributeError):  # other versions
         yield False
         return
-    rewriter._DEFAULT_REWRITE_RULES = tuple(rule for rule in all_rules if id(rule) not in inexact)
+    rewriter._DEFAULT_REWRITE_RULES = tuple(_node_first(rule) for rule in all_rules if id(rule) not in inexact)
     try:
         yield True
     finally:
         rewriter._DEFAULT_REWRITE_RULES = all_rules
+
+
+class _NodeFirst:
+    """The matcher of a rule whose pattern ends in several nodes.
+
+    For every node, onnxscript 0.7 lists the whole graph before it compares the node with the first of them. In a graph
+    of 2,000 nodes that took half of an export.
+
+    Args:
+        matcher: onnxscript's.
+        operator: the type of the first node in which the pattern ends.
+    """
+
+    def __init__(self, matcher: Any, operator: str) -> None:
+        self._matcher = matcher
+        self._operator = operator
+
+    def match(self, model: Any, graph: Any, node: Any, **options: Any) -> Any:
+        """What the matcher finds; None for a node of another operator."""
+        return self._matcher.match(model, graph, node, **options) if node.op_type == self._operator else None
+
+
+def _node_first(rule: Any) -> Any:
+    """The rule, or one that finds the same matches without a list of the graph for every node."""
+    try:
+        pattern = rule._matcher.pattern
+        identifier = None if pattern.has_single_output_node else pattern.output_nodes[0].op_identifier()
+    except AttributeError:  # other versions
+        return rule
+    if identifier is None:
+        return rule
+    quick = copy.copy(rule)
+    quick._matcher = _NodeFirst(rule._matcher, identifier[1])
+    return quick
