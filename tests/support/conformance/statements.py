@@ -28,12 +28,8 @@ class Walker(Expressions):
             if self.learning == self.learnt:
                 break
         self.mentioned = set()
-        for _ in range(_LONGEST_SEARCH):
-            before = len(self.mentioned)
-            self._restart(keep=True)
-            self._everything(live_only=True)
-            if len(self.mentioned) == before:
-                break
+        self._restart(keep=True)
+        self._everything(live_only=True)
         self.found.problems.update(note for ref, note in self.poured.items() if ref in self.touched)
         return self.found
 
@@ -46,11 +42,11 @@ class Walker(Expressions):
             self.module, self.function = module, None
             self.block(module.tree.body, self.module_scope(module.name))
         walked: set[Function] = set()
-        while waiting := self.defined - walked:
+        # A function that is walked may be the first that names another, which waits until then.
+        while waiting := [f for f in self.defined - walked if not live_only or self._is_live(f.node.name)]:
             for function in sorted(waiting, key=lambda each: each.node.lineno):
                 walked.add(function)
-                if not live_only or self._is_live(function.node.name):
-                    self._inside(function)
+                self._inside(function)
 
     def _is_live(self, name: str) -> bool:
         # A private function that the source names nowhere is called from outside, as torch calls Module._apply.
