@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.support.float32_switches import SWITCHES
+from tests.support.float32_switches import SWITCHES, TURNS
 from tests.support.models import captured, exported
 from torch2engine.capture.undisturbed import undisturbed
 
@@ -26,55 +26,10 @@ def test_callers_autocast_does_not_leak_in() -> None:
     assert artifact.precision == "fp32"
 
 
-TURNS: dict[str, Callable[[], None]] = {
-    "nothing": lambda: None,
-    "old matmul": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
-    "old conv": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
-    "high": lambda: torch.set_float32_matmul_precision("high"),
-    "medium": lambda: torch.set_float32_matmul_precision("medium"),
-    "new matmul": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
-    "new conv": lambda: setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee"),
-    "new rnn": lambda: setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee"),
-    "new all": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
-    "new cpu": lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
-}
-
-
-OLD: dict[str, Callable[[], Any]] = {
-    "float32_matmul_precision": torch.get_float32_matmul_precision,
-    "matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
-    "cudnn.allow_tf32": lambda: torch.backends.cudnn.allow_tf32,
-}
-
-
-def old_switches() -> dict[str, Any]:
-    """What the older switches say, which may be that they can't tell."""
-    said: dict[str, Any] = {}
-    for name, read in OLD.items():
-        try:
-            said[name] = read()
-        except RuntimeError:
-            said[name] = "mixed"
-    return said
-
-
-def turn_and_look(turn: str) -> list[Any]:
-    """The switches as a user turned them, inside, and afterwards; in a process of its own."""
-
-    def look() -> list[Any]:
-        return [{name: read() for name, read in SWITCHES.items()}, old_switches()]
-
-    TURNS[turn]()
-    before = look()
-    with undisturbed(nn.Linear(2, 2)):
-        inside = [read() for read in SWITCHES.values()]
-    return [before, inside, look()]
-
-
 LOOK = """
 import json
 from multiprocessing import get_context
-from tests.capture.test_process_state import TURNS, turn_and_look
+from tests.support.float32_switches import TURNS, turn_and_look
 with get_context("fork").Pool(1, maxtasksperchild=1) as pool:  # a fresh process for each, since torch remembers
     print(json.dumps(dict(zip(TURNS, pool.map(turn_and_look, TURNS, chunksize=1)))))
 """
