@@ -15,7 +15,7 @@ import itertools
 import json
 import random
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ class Fleet:
         max_batch: rows that go together.
         window_s: how long the first request of a batch waits for others.
         request_s: of a request in a replica's one Python thread.
-        way_s: of a request to a replica and back, through the router and the network.
+        way_s: of a request to a replica and back, through the router and the network; the median.
+        way_spread_s: how much longer than that it takes, or shorter, one for each equal share of the requests.
         between_failures_s: of one replica, on average; 0 for never.
         restart_s: until a replica that died answers again.
     """
@@ -53,6 +54,7 @@ class Fleet:
     window_s: float = WINDOW_S
     request_s: float = 0.0
     way_s: float = 0.0
+    way_spread_s: Sequence[float] = (0.0,)
     between_failures_s: float = 0.0
     restart_s: float = 0.0
 
@@ -194,9 +196,10 @@ class _Simulation:
         self._rows.append(len(rows))
         for came in rows:
             replica.held.remove(came)
-            self._seconds.append(now - came + self._fleet.way_s)
+            way_s = max(0.0, self._fleet.way_s + self._random.choice(self._fleet.way_spread_s))
+            self._seconds.append(now - came + way_s)
             self._open -= 1
-            again = self._next_request(now + self._fleet.way_s)
+            again = self._next_request(now + way_s)
             if again is not None:
                 self.add_request(again)
         if replica.batches == CONCURRENT_BATCHES - 1:
@@ -259,8 +262,9 @@ def batch_seconds(figures: Mapping[str, float]) -> Callable[[int], float]:
 def compare_with_run(evidence: Evidence, serve: Mapping[str, Any], batch_s: Callable[[int], float]) -> None:
     """Simulate the measured load of Ray Serve on one host, and record how far off the prediction is.
 
-    A request's time in a replica comes from the closed loop's rate, which it limits, and its way through the router
-    from the median of the open loop. The open loop's rate and its slowest hundredth are predicted.
+    A request's time in a replica comes from the closed loop's rate, which it limits. Its way through the router comes
+    from the median of the open loop, and how ways differ from the quiet load, in which no request waits for another.
+    The open loop's rate and its slowest hundredth are predicted.
 
     Args:
         evidence: takes the figures.
@@ -270,9 +274,12 @@ def compare_with_run(evidence: Evidence, serve: Mapping[str, Any], batch_s: Call
     opened: Mapping[str, float] = serve["open"]
     requests = int(opened["requests"])
     rate = float(serve["closed"]["rate"]) / 2
+    quiet_s = np.asarray(serve["quiet"]["spread_ms"]) / 1e3
+    spread_s = (quiet_s - np.median(quiet_s)).tolist()
     fleet = Fleet(1, batch_s, request_s=1 / serve["closed"]["rate"])
     median_ms = simulate_open(fleet, rate, requests).quantile_ms(0.5)
-    fleet = replace(fleet, way_s=max(0.0, opened["p50_ms"] - median_ms) / 1e3)
+    way_s = max(0.0, opened["p50_ms"] - median_ms) / 1e3
+    fleet = replace(fleet, way_s=way_s, way_spread_s=spread_s)
     outcome = simulate_open(fleet, rate, requests)
     found = {"rate": outcome.rate, "p99_ms": outcome.quantile_ms(0.99)}
     for name, value in found.items():

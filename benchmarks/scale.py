@@ -45,6 +45,7 @@ SCALING = t2e.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TILES = 7  # colours on each side of an image
 BLOCK_ROWS = 1024
 CONNECTIONS = 64  # of the load on each replica of Ray Serve
+QUIET_SHARE = 0.1  # of the closed loop's rate: so few requests rarely wait for each other
 CEILING_SHARE = 1 / 3  # of the time of a way: the host's ceiling is only stated
 STORE_BYTES = 512 << 20  # of Ray's object store, besides the images
 LEAD_S = 2.0  # of Ray Data's answers before the clock starts; as long as half the time at most
@@ -255,10 +256,12 @@ def _store(image_bytes: int) -> dict[str, Any]:
 def serve_figures(evidence: Evidence, replicas: int, seconds: float, artifact: str, folder: Path) -> None:
     """Ray Serve with a replica a GPU: the rate of a closed loop, and the latency at half of it, one image a request.
 
+    A quiet load, a tenth of that rate, shows how far the latencies lie apart where no request waits for another.
+
     Args:
         evidence: takes the figures; those of two replicas end in "_2gpu".
         replicas: how many.
-        seconds: of each of the two loads.
+        seconds: of each of the three loads.
         artifact: a folder.
         folder: of images.npy and reference.npy.
 
@@ -278,31 +281,33 @@ def serve_figures(evidence: Evidence, replicas: int, seconds: float, artifact: s
     ray.serve.run(deployment(artifact, replicas=replicas))
     files = [str(folder / name) for name in ("images.npy", "reference.npy")]
 
-    def load(*numbers: float) -> dict[str, float]:
+    def load(*numbers: float) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.serve_client", f"http://127.0.0.1:{port}/", *files]
         words = [*command, *map(str, numbers)]
         done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=True)
-        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
         return found
 
+    suffix = "" if replicas == 1 else f"_{replicas}gpu"
     try:
         load(seconds / 3, connections)  # warm
         closed = load(seconds, connections)
+        evidence.figure(f"serve.rate{suffix}", closed["rate"])
+        evidence.write_draft()
+        quiet = load(seconds, 4 * connections, closed["rate"] * QUIET_SHARE)
         opened = load(seconds, 4 * connections, closed["rate"] / 2)
     finally:
         ray.serve.shutdown()
-    suffix = "" if replicas == 1 else f"_{replicas}gpu"
-    evidence.figure(f"serve.rate{suffix}", closed["rate"])
     evidence.figure(f"serve.load{suffix}", opened["rate"])
     for name in ("p50_ms", "p99_ms"):
         evidence.figure(f"serve.{name}{suffix}", opened[name])
     for name in ("wrong", "failed"):
-        evidence.figure(f"serve.{name}{suffix}", closed[name] + opened[name])
+        evidence.figure(f"serve.{name}{suffix}", closed[name] + quiet[name] + opened[name])
     if replicas == 2:
         evidence.figure("serve.efficiency_2gpu", closed["rate"] / (2 * evidence.figures["serve.rate"]))
-    evidence.samples[f"serve{suffix}"] = {"connections": connections, "closed": closed, "open": opened}
+    evidence.samples[f"serve{suffix}"] = {"closed": closed, "quiet": quiet, "open": opened}
     evidence.write_draft()
-    if closed["wrong"] + opened["wrong"] + closed["failed"] + opened["failed"]:
+    if evidence.figures[f"serve.wrong{suffix}"] or evidence.figures[f"serve.failed{suffix}"]:
         raise RuntimeError("Ray Serve's answers were wrong or missing")
 
 

@@ -21,7 +21,9 @@ import numpy as np
 
 from benchmarks.scale_worker import Array, count_wrong
 
-__all__ = ["send_load"]
+__all__ = ["SPREAD", "send_load"]
+
+SPREAD = 200  # latencies that stand for all of a load, each for as large a share
 
 
 class Client:
@@ -86,7 +88,7 @@ async def _open_loop(client: Client, seconds: float, rate: float) -> None:
 
 async def send_load(
     url: str, rows: Array, reference: Array, seconds: float, connections: int, rate: float = 0.0
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Send requests of one row each for some time.
 
     Args:
@@ -107,6 +109,7 @@ async def send_load(
         "rate": len(milliseconds) / took,
         "p50_ms": float(np.quantile(milliseconds, 0.5)),
         "p99_ms": float(np.quantile(milliseconds, 0.99)),
+        "spread_ms": np.quantile(milliseconds, (np.arange(SPREAD) + 0.5) / SPREAD).round(4).tolist(),
         "wrong": client.wrong,
         "failed": client.failed,
     }

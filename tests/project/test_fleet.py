@@ -66,9 +66,14 @@ def test_replicas_that_die_lose_no_request() -> None:
 def test_comparison_with_a_run_finds_how_far_off_it_is() -> None:
     """A run that is the simulation's own is met, its way found; one with slower ends is not."""
     rate = 2000.0
-    own = simulate_open(Fleet(1, by_rows, request_s=1 / rate, way_s=0.02), rate / 2, 20_000, seed=7)
+    spread_s = [0.0] * 90 + [0.03] * 10
+    host = Fleet(1, by_rows, request_s=1 / rate, way_s=0.02, way_spread_s=spread_s)
+    own = simulate_open(host, rate / 2, 20_000, seed=7)
+    quiet = simulate_open(host, rate / 10, 5000, seed=8)
+    assert own.quantile_ms(0.99) > own.quantile_ms(0.5) + 25
     opened = {"requests": 20_000, "rate": own.rate, "p50_ms": own.quantile_ms(0.5), "p99_ms": own.quantile_ms(0.99)}
-    serve = {"connections": 64, "closed": {"rate": rate}, "open": opened}
+    spread_ms = [quiet.quantile_ms((place + 0.5) / 200) for place in range(200)]
+    serve = {"closed": {"rate": rate}, "quiet": {"spread_ms": spread_ms}, "open": opened}
     evidence = Evidence()
     compare_with_run(evidence, serve, by_rows)
     assert evidence.figures["simulation.way_ms"] == pytest.approx(20, rel=0.05)
