@@ -88,6 +88,18 @@ def test_bundle_grows_in_its_place(both: Path, tmp_path: Path) -> None:
     assert list(BundleArtifact.load(both).plans) == [A10_PLAN, H200_PLAN, "tensorrt-10.16.1.11-NVIDIA-L4"]
 
 
+def test_plan_for_many_gpus_lies_beside_that_of_one(tmp_path: Path) -> None:
+    """Both were built on the same GPU; the manifest says which is which."""
+    portable = replace(HARDWARE, hardware_compatibility="ampere_plus")
+    engines = [
+        engine_of(tmp_path / "h200"),
+        fresh_engine(tmp_path / "many", hardware=portable, plan=b"a portable plan"),
+    ]
+    loaded = BundleArtifact.load(bundle(tmp_path / "both.t2e", engines))
+    assert loaded.plans == {H200_PLAN: HARDWARE, f"{H200_PLAN}-ampere_plus": portable}
+    assert loaded.engine_for([A10]).read_plan() == b"a portable plan of an ONNX model"
+
+
 def test_plan_is_left_out_as_the_error_says(both: Path, tmp_path: Path) -> None:
     """Two plans for one GPU are refused, and the way that the message names leaves one of them out."""
     newer = fresh_engine(tmp_path / "newer", hardware=A10, plan=b"a newer plan")

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from torch2engine.artifact.hardware_fit import choose_plan, describe_target, find_mismatch
+from torch2engine.artifact.hardware_fit import Mismatch, choose_plan, describe_target, find_mismatch
 from torch2engine.artifact.manifest_fields import Hardware
 
 RTX = Hardware(flavour="tensorrt_rtx", flavour_version="1.6.1.120")
@@ -16,6 +16,8 @@ RTX_8_6 = replace(RTX, compute_capabilities=((8, 6),))
 TRT_H200 = replace(RTX_H200, flavour="tensorrt", flavour_version="10.16.1.11")
 TRT_A10 = replace(TRT_H200, gpu="NVIDIA A10", compute_capability=(8, 6))
 TRT_3090 = replace(TRT_A10, gpu="NVIDIA GeForce RTX 3090")
+
+TRT_AMPERE_PLUS = replace(TRT_H200, hardware_compatibility="ampere_plus")
 
 PLANS = {
     "any": RTX,
@@ -76,12 +78,25 @@ def test_chosen_plan_never_mismatches() -> None:
         assert name in fitting if fitting else name is None
 
 
+def test_plan_for_ampere_and_later_runs_on_all_of_them_and_comes_last() -> None:
+    """It is taken where TensorRT has no plan for the GPU itself, and refused before Ampere."""
+    plans = {**PLANS, "portable": TRT_AMPERE_PLUS}
+    assert choose_plan(plans, [trt_on("NVIDIA L4", 8, 9)]) == "portable"
+    assert choose_plan(plans, [trt_on("NVIDIA H100", 9, 0)]) == "trt h200"
+    assert choose_plan(plans, [trt_on("NVIDIA A100", 8, 0)]) == "portable"
+    assert find_mismatch(TRT_AMPERE_PLUS, replace(TRT_H200, gpu=None, compute_capability=None)) is None
+    assert find_mismatch(TRT_AMPERE_PLUS, trt_on("NVIDIA T4", 7, 5)) == Mismatch(
+        "a plan for compute capability 8.0 and later", "one for 7.5, that of this GPU (NVIDIA T4)"
+    )
+
+
 @pytest.mark.parametrize(
     ("built", "text"),
     [
         (RTX_AMPERE, "compute capability 8.0 or 8.6"),
         (TRT_H200, "NVIDIA H200"),
         (RTX, "GPUs that it does not name"),
+        (TRT_AMPERE_PLUS, "compute capability 8.0 and later"),
     ],
 )
 def test_target_is_described(built: Hardware, text: str) -> None:

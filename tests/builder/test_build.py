@@ -10,7 +10,7 @@ import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -92,9 +92,31 @@ def test_build_sets_tf32_by_precision_alone(precision: str, allowed: bool) -> No
     builder = rt.api.Builder(rt.logger)
     flag = rt.api.BuilderFlag.TF32
     assert builder.create_builder_config().get_flag(flag)
-    request = SimpleNamespace(precision=precision, workspace_bytes=None, refittable=False, compute_capabilities=())
-    build = plan_room._PlanBuild(rt, cast("Any", request), rt.log.mark())
+    build = plan_room._PlanBuild(rt, plan_request(precision=precision), rt.log.mark())
     assert plan_room._configure(build, builder).get_flag(flag) is allowed
+
+
+def plan_request(**changes: Any) -> Any:
+    """What a builder's config is made of."""
+    plain = {"precision": "fp32", "workspace_bytes": None, "refittable": False, "compute_capabilities": ()}
+    return SimpleNamespace(**{**plain, "hardware_compatibility": None, **changes})
+
+
+@pytest.mark.parametrize("level", ["same_compute_capability", "ampere_plus"])
+def test_hardware_compatibility_that_is_not_taken_is_an_error(level: str) -> None:
+    """TensorRT-RTX is refused before it is asked. What a builder's config ignores, as RTX's does, is noticed."""
+    rt = find_tensorrt("tensorrt_rtx")
+    request = plan_request(hardware_compatibility=level)
+    builder = rt.api.Builder(rt.logger)
+    with pytest.raises(InputError) as refused:
+        plan_room._configure(plan_room._PlanBuild(rt, request, rt.log.mark()), builder)
+    assert str(refused.value) == (
+        f"BuildConfig.hardware_compatibility: got {level!r} with {TITLE}; expected None: its plans run on several "
+        "GPUs anyway; leave it out, or name GPUs in compute_capabilities"
+    )
+    with pytest.raises(BuildError, match=f"got {level!r}, which {TITLE} does not take; expected a level") as ignored:
+        plan_room._configure(plan_room._PlanBuild(replace(rt, is_rtx=False), request, rt.log.mark()), builder)
+    assert "setHardwareCompatibilityLevel() is unsupported" in str(ignored.value.log)
 
 
 def test_engine_is_built_for_named_gpus(tmp_path: Path) -> None:

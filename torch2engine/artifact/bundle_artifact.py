@@ -186,7 +186,8 @@ def _plan_name(built: Hardware) -> str:
         target = "-".join(f"{major}.{minor}" for major, minor in sorted(built.compute_capabilities))
     else:
         target = re.sub(r"[^A-Za-z0-9]+", "-", built.gpu or "any").strip("-")
-    return f"{built.flavour}-{built.flavour_version}-{target}"[:180]
+    level = f"-{built.hardware_compatibility}" if built.hardware_compatibility else ""
+    return f"{built.flavour}-{built.flavour_version}-{target}"[:180] + level
 
 
 def _described(built: Hardware) -> str:

@@ -13,10 +13,12 @@ from torch2engine.artifact.manifest_fields import Hardware
 
 __all__ = ["Mismatch", "choose_plan", "describe_target", "find_mismatch"]
 
-# How well a plan fits that runs: it was built on this GPU; for its compute capability; or TensorRT-RTX decides.
+# How well a plan fits that runs: it was built on this GPU; for its compute capability; for many; TensorRT-RTX decides.
 _THIS_GPU = 0
 _THIS_CAPABILITY = 1
-_UNKNOWN = 2
+_PORTABLE = 2
+_UNKNOWN = 3
+_AMPERE = (8, 0)
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,9 @@ def find_mismatch(built: Hardware, current: Hardware) -> Mismatch | None:
     """Find what keeps a plan from running.
 
     A plan belongs to the flavour and the major.minor.patch that built it. A TensorRT plan also belongs to its compute
-    capability. A TensorRT-RTX plan belongs to those it was built for, if they were recorded; otherwise TensorRT-RTX
-    decides. Other drivers and other GPUs of the same compute capability are fine.
+    capability, unless it was built for all from 8.0 on. A TensorRT-RTX plan belongs to those it was built for, if they
+    were recorded; otherwise TensorRT-RTX decides. Other drivers and other GPUs of the same compute capability are
+    fine.
 
     Args:
         built: the plan's.
@@ -48,24 +51,33 @@ def find_mismatch(built: Hardware, current: Hardware) -> Mismatch | None:
             f"a plan of {built.flavour} {built.flavour_version}",
             f"one of {current.flavour} {current.flavour_version}, since a plan runs in its own version only",
         )
+    if built.hardware_compatibility == "ampere_plus":
+        return _find_older_gpu(current)
     fits = built.compute_capabilities
     if not fits and built.flavour == "tensorrt" and built.compute_capability is not None:
         fits = (built.compute_capability,)
     if fits and current.compute_capability is not None and current.compute_capability not in fits:
-        gpu = f" ({current.gpu})" if current.gpu else ""
-        return Mismatch(
-            f"a plan for compute capability {_dotted(fits)}",
-            f"one for {_dotted([current.compute_capability])}, that of this GPU{gpu}",
-        )
+        return _other_gpu(_dotted(fits), current.compute_capability, current.gpu)
     return None
+
+
+def _find_older_gpu(current: Hardware) -> Mismatch | None:
+    if current.compute_capability is None or current.compute_capability >= _AMPERE:
+        return None
+    return _other_gpu("8.0 and later", current.compute_capability, current.gpu)
+
+
+def _other_gpu(fits: str, capability: tuple[int, int], gpu: str | None) -> Mismatch:
+    name = f" ({gpu})" if gpu else ""
+    return Mismatch(f"a plan for compute capability {fits}", f"one for {_dotted([capability])}, that of this GPU{name}")
 
 
 def choose_plan(plans: Mapping[str, Hardware], current: Sequence[Hardware]) -> str | None:
     """Choose the plan that fits best.
 
-    One that was built on a GPU of this name comes first, then one for its compute capability, then one of which only
-    TensorRT-RTX knows whether it runs. Among equals, the first flavour of `current` counts, then the plan for the
-    fewest GPUs, then the name.
+    One that was built on a GPU of this name comes first, then one for its compute capability, then one for all GPUs
+    from 8.0 on. The last is one of which only TensorRT-RTX knows whether it runs. Among equals, the first flavour of
+    `current` counts, then the plan for the fewest GPUs, then the name.
 
     Args:
         plans: name -> the hardware of its build.
@@ -85,12 +97,16 @@ def choose_plan(plans: Mapping[str, Hardware], current: Sequence[Hardware]) -> s
 
 def describe_target(built: Hardware) -> str:
     """The GPUs that a plan is for, in words."""
+    if built.hardware_compatibility == "ampere_plus":
+        return "compute capability 8.0 and later"
     if built.compute_capabilities:
         return f"compute capability {_dotted(built.compute_capabilities)}"
     return built.gpu or "GPUs that it does not name"
 
 
 def _fit(built: Hardware, current: Hardware) -> int:
+    if built.hardware_compatibility == "ampere_plus":
+        return _PORTABLE
     if built.compute_capabilities:
         return _THIS_CAPABILITY
     if built.gpu is not None and built.gpu == current.gpu:

@@ -15,9 +15,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_args
 
-from torch2engine.core.config import FLAVOURS
+from torch2engine.core.config import FLAVOURS, HardwareCompatibility
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.json_rules import (
     TEXT,
@@ -71,6 +71,7 @@ class Hardware:
         driver: the driver's version.
         compute_capabilities: those that the plan was built for, if there are others than the present GPU's; else
             empty.
+        hardware_compatibility: a word of `BuildConfig`, if the plan was built for other GPUs of TensorRT, too.
     """
 
     flavour: str
@@ -79,6 +80,7 @@ class Hardware:
     compute_capability: tuple[int, int] | None = None
     driver: str | None = None
     compute_capabilities: tuple[tuple[int, int], ...] = ()
+    hardware_compatibility: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,7 +228,9 @@ _HARDWARE_JSON = Object(
         "compute_capability": Optional(_CAPABILITY),
         "driver": Optional(TEXT),
         "compute_capabilities": Items(_CAPABILITY),
+        "hardware_compatibility": word(get_args(HardwareCompatibility)),
     },
+    optional=("hardware_compatibility",),
 )
 _PLAN_JSON = Object(BundledPlan, {"hardware": _HARDWARE_JSON, "versions": ByName(TEXT)})
 _MANIFEST_JSON = Object(

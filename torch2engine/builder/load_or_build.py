@@ -211,6 +211,7 @@ def _build_engine(source: BuildSource, config: BuildConfig, on_progress: Progres
         progress=on_progress is not None,
         refittable=config.refittable,
         compute_capabilities=config.compute_capabilities,
+        hardware_compatibility=config.hardware_compatibility,
     )
     with _ONE_BUILD_AT_A_TIME:
         facts = compile_in_child(request, Reporter("build", on_progress), config.time_limit_s)
@@ -222,6 +223,7 @@ def _build_engine(source: BuildSource, config: BuildConfig, on_progress: Progres
         compute_capability=None if capability is None else (capability[0], capability[1]),
         driver=facts.driver,
         compute_capabilities=config.compute_capabilities,
+        hardware_compatibility=config.hardware_compatibility,
     )
     return _engine_artifact(source, owner, hardware)
 

@@ -68,6 +68,7 @@ class PlanRequest:
         progress: whether phases are reported.
         refittable: whether weights can be replaced later; needs a GPU.
         compute_capabilities: the GPUs that the plan is for; empty for TensorRT's choice.
+        hardware_compatibility: as in `BuildConfig`.
     """
 
     onnx_path: str
@@ -82,6 +83,7 @@ class PlanRequest:
     progress: bool = False
     refittable: bool = False
     compute_capabilities: Sequence[Sequence[int]] = ()
+    hardware_compatibility: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -316,6 +318,8 @@ def _configure(build: _PlanBuild, builder: Builder) -> IBuilderConfig:
         config.set_flag(rt.api.BuilderFlag.REFIT)
     if request.compute_capabilities:
         _set_compute_capabilities(build, config)
+    if request.hardware_compatibility is not None:
+        _set_hardware_compatibility(build, config, request.hardware_compatibility)
     # names, shapes and formats of every layer stay readable in the engine
     config.profiling_verbosity = rt.api.ProfilingVerbosity.DETAILED
     if request.workspace_bytes is not None:
@@ -364,6 +368,34 @@ def _set_compute_capabilities(build: _PlanBuild, config: IBuilderConfig) -> None
     for index, pair in enumerate(wanted):
         taken = config.set_compute_capability(known[tuple(pair)], index)
         build.check(taken, f"compute capability {tuple(pair)}")
+
+
+def _set_hardware_compatibility(build: _PlanBuild, config: IBuilderConfig, level: str) -> None:
+    """Build for other GPUs as well.
+
+    Raises:
+        InputError: this TensorRT says otherwise which GPUs a plan is for.
+        BuildError: it does not take the level.
+    """
+    rt = build.rt
+    if rt.is_rtx:
+        raise InputError(
+            "BuildConfig.hardware_compatibility",
+            got=f"{level!r} with {rt.title}",
+            allowed="None: its plans run on several GPUs anyway",
+            fix="leave it out, or name GPUs in compute_capabilities",
+        )
+    levels = rt.api.HardwareCompatibilityLevel
+    names = {"same_compute_capability": levels.SAME_COMPUTE_CAPABILITY, "ampere_plus": levels.AMPERE_PLUS}
+    config.hardware_compatibility_level = names[level]
+    if config.hardware_compatibility_level != names[level]:
+        raise BuildError(
+            "BuildConfig.hardware_compatibility",
+            got=f"{level!r}, which {rt.title} does not take",
+            allowed="a level that it supports",
+            fix="leave it out, and build a plan on each GPU",
+            log=build.log_lines(),
+        )
 
 
 def _add_profile(

@@ -65,6 +65,7 @@ Specialization: TypeAlias = Literal["none", "lazy", "eager"]
 OutOfRangePolicy: TypeAlias = Literal["error", "split", "eager"]
 Profiles: TypeAlias = Sequence[Any] | Literal["auto"]  # {axis name: (min, opt, max)} each
 Mutations: TypeAlias = Literal["refuse", "write_back"]
+HardwareCompatibility: TypeAlias = Literal["same_compute_capability", "ampere_plus"]
 OnMismatch: TypeAlias = Literal["error", "rebuild"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
 FLAVOURS: tuple[str, ...] = get_args(Flavour)
@@ -174,6 +175,10 @@ class BuildConfig:
             no others. Empty is TensorRT-RTX's own choice: 8.0 and later in 1.6. None of these GPUs need be here. More
             of them can make the plan larger: with (7, 5), that of a small network is 1.9 times as large. TensorRT
             builds for the present GPU alone, and refuses this.
+        hardware_compatibility: other GPUs that a plan of TensorRT is to run on. "same_compute_capability": every GPU
+            of the present one's compute capability, with fewer multiprocessors too. "ampere_plus": every GPU from 8.0
+            on. Such a plan leaves out kernels that need more than the least of these GPUs has, so calls may take
+            longer; build a plan for each GPU where time counts. TensorRT-RTX has `compute_capabilities` instead.
         time_limit_s: the longest that a build may take, in seconds; None for no limit. A builder process that is
             stopped, or hangs without computing, ends in a BuildError without it too.
 
@@ -191,6 +196,7 @@ class BuildConfig:
     refittable: bool = False
     mutations: Mutations = "refuse"
     compute_capabilities: tuple[tuple[int, int], ...] = ()
+    hardware_compatibility: HardwareCompatibility | None = None
     time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
 
     def __post_init__(self) -> None:
@@ -203,6 +209,8 @@ class BuildConfig:
         )
         _require(_is_bool(self.refittable), "BuildConfig.refittable", self.refittable, "True or False")
         require_choice("BuildConfig.mutations", self.mutations, get_args(Mutations))
+        levels = (None, *get_args(HardwareCompatibility))
+        require_choice("BuildConfig.hardware_compatibility", self.hardware_compatibility, levels)
         _require(
             _is_list(self.compute_capabilities) and all(map(_is_capability, self.compute_capabilities)),
             "BuildConfig.compute_capabilities",
