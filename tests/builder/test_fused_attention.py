@@ -18,7 +18,7 @@ from torch.nn import functional as F
 import torch2engine as t2e
 from tests.builder.builder_input import changed_by
 from tests.support import onnx_models
-from torch2engine.builder.fused_attention import fuse_attention
+from torch2engine.builder.fused_attention import attention_obstacles, fuse_attention
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 BATCH = t2e.Axis("batch", 1, 2, 8)
@@ -181,6 +181,35 @@ def test_key_that_is_swapped_in_three_dimensions_is_recognised(tmp_path: Path) -
     assert changed_by(fuse_attention, key_in_three_dimensions(tmp_path, is_swapped_back=False)) is None
 
 
+@pytest.mark.parametrize(
+    ("folded", "unfolded", "count"),
+    [((6, 5, 16), (3, 2, 16, 5), 1), ((-1, 5, 16), (3, 2, 16, 5), 1), ((6, 5, 16), (2, 3, 16, 5), 0)],
+)
+def test_key_of_constant_sizes_is_recognised(
+    tmp_path: Path, folded: tuple[int, ...], unfolded: tuple[int, ...], count: int
+) -> None:
+    """The form of an export without dynamic axes; other sizes behind the Transpose would mix batch and heads."""
+    queries = [*unfolded[:2], 7, 16]
+    nodes = [
+        helper.make_node("Reshape", ["key", "folded"], ["matrices"]),
+        helper.make_node("Transpose", ["matrices"], ["turned"], perm=(0, 2, 1)),
+        helper.make_node("Reshape", ["turned", "unfolded"], ["swapped"]),
+        helper.make_node("MatMul", ["query", "swapped"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1),
+        helper.make_node("MatMul", ["weights", "value"], ["y"], name="attention"),
+    ]
+    inputs: dict[str, Any] = {"query": (HALF, queries), "key": (HALF, [3, 2, 5, 16])}
+    inputs["value"] = (HALF, [*unfolded[:2], 5, 16])
+    shapes = {"folded": np.array(folded), "unfolded": np.array(unfolded)}
+    path = onnx_models.save(tmp_path / "static.onnx", nodes, inputs, {"y": (HALF, queries)}, shapes, opset=22)
+    found = changed_by(fuse_attention, path)
+    assert (found is not None) == bool(count)
+    if found is not None:
+        assert len(attention_nodes(found)) == count
+        feeds = feeds_of(path)
+        np.testing.assert_allclose(answers(found, feeds), answers(path.read_bytes(), feeds), rtol=2e-2, atol=2e-3)
+
+
 class Heads(nn.Module):
     """Attention as PyTorch's users write it: without a mask, with a boolean one, and causal with shared heads."""
 
@@ -220,3 +249,23 @@ def test_attention_without_a_fused_kernel_is_built_in_parts(tmp_path: Path) -> N
     tensors = {name: (FLOAT, ["batch", 2, 4, 16]) for name in ("query", "key", "value")}
     path = onnx_models.save(tmp_path / "float.onnx", nodes, tensors, {"y": (FLOAT, ["batch", 2, 4, 16])}, opset=23)
     assert t2e.build(path, {"batch": (1, 2, 4)}).plan_buffer()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({}, None),
+        ({"dtype": FLOAT}, "it is not in float16 or bfloat16, for which alone there are fused kernels"),
+        ({"opset": 20}, "the graph is not in one of the opsets 21 to 23"),
+        ({"size": 12}, "its heads have 12 entries; fused kernels take 16 to 256, in multiples of 8"),
+        ({"axis": 1}, "its softmax runs along another axis than the last of four"),
+        ({"returns_weights": True}, "something else than the product with the values reads its weights"),
+        ({"mask": ["other", 1, 1, 7]}, "its mask has a shape that may not stretch to that of the scores"),
+        ({"key_batch": "other"}, "its query, key and value differ in batch or heads"),
+    ],
+    ids=str,
+)
+def test_obstacle_is_named(tmp_path: Path, options: dict[str, Any], reason: str | None) -> None:
+    """What deploy() and `inspect` say of attention that has no fused kernel."""
+    found = attention_obstacles(onnx.load(str(hand_made(tmp_path, **options))), tmp_path)
+    assert [text.partition(", or the number")[0] for text in found.values()] == ([] if reason is None else [reason])

@@ -18,6 +18,7 @@ from tests.cli.conftest import run_command
 from torch2engine.cli.app import cli
 from torch2engine.cli.arguments import read_model
 from torch2engine.cli.outcome import EXIT_CODES
+from torch2engine.core.computed_precisions import AttentionOutcome, MultiplyAddNode, PrecisionReport
 from torch2engine.modules.deploy_report import DeployReport
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -138,6 +139,29 @@ def test_bound_of_the_user_judges() -> None:
     """--rel-l2 and --max-rel take the place of the precision's tolerance."""
     words = ("check", "net.onnx", "net.py:spoilt", "--sample", "8x3x32x32", "--axis", "batch=1:8:32")
     assert run_command(*words, "--rel-l2", "0.2", "--max-rel", "0.5").code == 0
+
+
+def test_inspect_tells_precision_and_memory_by_module(workspace: Path) -> None:
+    """Of the graph where no GPU has read the engine's layers, which a line says; of the engine where deploy() did."""
+    described = run_command("inspect", "engine.t2e").out
+    assert "layers: read where an engine runs" in described
+    assert re.search(r"^memory: plan \d+\.\d MiB$", described, re.MULTILINE)
+    assert re.search(r"^0 +fp32 +1 +55,296$", described, re.MULTILINE)
+    computed = PrecisionReport(
+        (MultiplyAddNode("n", "Conv", "0", "fp16", 7, "fp16"),),
+        {"fp16": 1},
+        {"0": {"fp16": 1}},
+        (AttentionOutcome("block", False, "its heads have 12 entries"),),
+    )
+    report = DeployReport(parity=(), seconds={}, precision="fp16", memory_bytes=2**20, computed=computed)
+    t2e.EngineArtifact.load("engine.t2e").with_report(report.to_json()).save(workspace / "reported.t2e")
+    described = run_command("inspect", "reported.t2e").out
+    assert "layers: read where" not in described
+    assert "working memory 1.0 MiB at its deploy" in described
+    assert re.search(r"^0 +fp16 +fp16 +1 +7$", described, re.MULTILINE)
+    assert "attention: 0 of 1 in fused kernels; not that of 'block': its heads have 12 entries" in described
+    data = run_command("inspect", "reported.t2e", "--json").data
+    assert (data["has_engine_layers"], data["memory_bytes"]) == (True, 2**20)
 
 
 def test_engine_file_is_described_without_a_gpu() -> None:

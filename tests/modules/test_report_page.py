@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.parity_tables import table
-from torch2engine.core.computed_precisions import MultiplyAddNode, PrecisionReport
+from torch2engine.core.computed_precisions import AttentionOutcome, MultiplyAddNode, PrecisionReport
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
 from torch2engine.modules.benchmark import BenchmarkReport, BenchmarkRow, Timing
 from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.modules.explanation import GraphPartRecord
 
 EMPTY_TAGS = {"meta", "br"}
 
@@ -55,7 +56,17 @@ def report() -> DeployReport:
         precision="fp16",
         memory_bytes=3 * 2**20,
         notes=("the model writes into <x> & 'y'",),
-        computed=PrecisionReport(products, {"fp16": 3}),
+        computed=PrecisionReport(
+            products,
+            {"fp16": 3},
+            {"head": {"fp16": 2}, "stem<0>": {"fp32": 1}},
+            (AttentionOutcome("head", True), AttentionOutcome("stem<0>", False, "12 entries & more")),
+        ),
+        model_bytes=5 * 2**20,
+        parts=(
+            GraphPartRecord("TensorRT-RTX", 9, "net.py:1-9", modules=("head", "stem<0>")),
+            GraphPartRecord("PyTorch", 3, "net.py:10", "aten.eig: no <ONNX> function"),
+        ),
         findings=(Finding(name="wide profile", measured="1..64 & more", why="It <matters>", suggestion="two of them"),),
     )
 
@@ -83,6 +94,12 @@ def test_page_shows_every_section(tmp_path: Path) -> None:
         "head",
         "stem<0>",
         "10 in fp32",
+        "2 in fp16",
+        "'head', 'stem<0>'",
+        "aten.eig: no <ONNX> function",
+        "attention: 1 of 2 in fused kernels; not that of 'stem<0>': 12 entries & more",
+        "plan, with weights and kernels: 5.0 MiB",
+        "working memory of the execution contexts: 3.0 MiB",
         "the model writes into <x> & 'y'",
         "wide profile",
         "1..64 & more.",
@@ -147,7 +164,15 @@ def test_page_follows_the_screen(tmp_path: Path) -> None:
     text = report().to_html(tmp_path / "report.html").read_text(encoding="utf-8")
     assert "@media (prefers-color-scheme: dark)" in text
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in text
-    assert text.count("<table>") == text.count('<div class="scroll"><table>') == 4
+    assert text.count("<table>") == text.count('<div class="scroll"><table>') == 5
+
+
+def test_whole_engine_has_a_sentence_and_no_table_of_parts(tmp_path: Path) -> None:
+    """A table of one row would say less."""
+    whole = replace(report(), parts=(GraphPartRecord("TensorRT-RTX", 0, ""),))
+    words = Page(whole.to_html(tmp_path / "report.html").read_text(encoding="utf-8")).words
+    assert "TensorRT-RTX runs the whole model." in words
+    assert "runs in" not in words
 
 
 def test_page_of_a_module_without_a_report_says_so(tmp_path: Path) -> None:

@@ -171,7 +171,14 @@ class Earlier:
         if self.failure is not None:
             raise self.failure
         self.accepted.append(candidate)
-        return SimpleNamespace(precision="fp32", memory_bytes=7, report=None, trim=lambda: None)
+        return SimpleNamespace(
+            precision="fp32",
+            memory_bytes=7,
+            runtime="TensorRT-RTX",
+            report=None,
+            trim=lambda: None,
+            _artifact=self.engine,
+        )
 
     def deploy(self, cache_key: str | None) -> tuple[str, Any]:
         """How an engine was found, "" for not at all, and the module; what was not found is remembered."""

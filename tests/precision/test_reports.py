@@ -97,7 +97,7 @@ def test_inferred_shapes_are_those_of_a_run(name: str, precision: str) -> None:
         for name in (*node.input, node.output[0])
         if name
     ]
-    seen = counting._observed_shapes(path, sorted(set(names)), given)
+    seen = counting.observed_shapes(path, sorted(set(names)), given)
     known = [name for name in seen if name in inferred]
     assert {name: inferred[name] for name in known} == {name: seen[name] for name in known}
     assert len(known) >= len(seen) - 2

@@ -124,6 +124,11 @@ class EngineArtifact(Artifact):
         return self._artifact_files.path(PLAN)
 
     @property
+    def model_bytes(self) -> int:
+        """The size of ``model.plan``."""
+        return self.plan_path.stat().st_size
+
+    @property
     def onnx_path(self) -> Path | None:
         """``model.onnx`` that the plan was built from; None if it is not here."""
         return self._artifact_files.path(ONNX) if ONNX in self.files else None

@@ -83,6 +83,11 @@ class OnnxArtifact(Artifact):
         return self.folder / ONNX
 
     @property
+    def model_bytes(self) -> int:
+        """The size of ``model.onnx`` with its external data."""
+        return sum((self.folder / name).stat().st_size for name in self.files if is_model_file(name))
+
+    @property
     def verified_onnx_path(self) -> Path:
         """The path of a checked ``model.onnx`` that only this process can write to."""
         return self._artifact_files.verified_path(ONNX)

@@ -19,6 +19,6 @@ a builder may crash or hang, and must not take its caller along.
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys
 
-Public: `build`, `load_or_build`, `onnx_file`, `onnx_fingerprint`, `source`. The other files belong to
-this folder alone.
+Public: `build`, `fused_attention`, `load_or_build`, `onnx_file`, `onnx_fingerprint`, `source`. The other files belong
+to this folder alone.
 """

@@ -17,7 +17,7 @@ import numpy as np
 from torch2engine.onnx_graph.tensor_types import cast_element_types, mentions_type
 from torch2engine.onnx_graph.walk import operators_of
 
-__all__ = ["fuse_attention"]
+__all__ = ["attention_obstacles", "fuse_attention"]
 
 _OPERATORS = ("MatMul", "Softmax")
 _FIRST_OPSET = 21  # from here to the opset of Attention, no operator changed its meaning
@@ -26,6 +26,7 @@ _ATTENTION_IR_VERSION = 11
 _HEAD_SIZES = range(16, 257, 8)
 _UNKNOWN_SIZE = "unk__"  # how ONNX's shape inference begins the name of a size that it does not know
 _AS_IT_IS = [0, 1, 2, 3]
+_WIDE = "it is not in float16 or bfloat16, for which alone there are fused kernels"
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,16 @@ def fuse_attention(model: Any, folder: Path) -> Any | None:
     Returns:
         another ModelProto; None where no attention can be fused.
     """
-    if not operators_of(model).issuperset(_OPERATORS) or not mentions_type(model, cast_element_types()):
+    if not _may_hold_attention(model):
         return None
-    import onnx  # only here: onnx and onnx_ir take long to load
-    import onnx_ir
+    import onnx_ir  # only here: it takes long to load
 
     ir: Any = onnx_ir
-    shape_inference: Any = onnx.shape_inference
-    _forget_inferred_sizes(model)
-    fused = ir.from_proto(shape_inference.infer_shapes(model, data_prop=True))
-    if not _FIRST_OPSET <= fused.opset_imports.get("", 0) <= _ATTENTION_OPSET:
+    fused = _read_graph(model, folder)
+    if not _has_usable_opset(fused):
         return None
-    ir.external_data.set_base_dir(fused.graph, folder)
-    found = [attention for node in fused.graph if (attention := _read_attention(node))]
+    read = [_read_attention(node) for node in fused.graph if _is(node, "Softmax")]
+    found = [attention for attention in read if isinstance(attention, _Attention)]
     for attention in found:
         _write(attention)
     if not found:
@@ -86,6 +84,48 @@ def fuse_attention(model: Any, folder: Path) -> Any | None:
     fused.opset_imports[""] = _ATTENTION_OPSET
     fused.ir_version = max(fused.ir_version, _ATTENTION_IR_VERSION)
     return ir.to_proto(fused)
+
+
+def attention_obstacles(model: Any, folder: Path) -> dict[str, str]:
+    """Tell which softmaxes stand in no attention that can be fused, and why.
+
+    Args:
+        model: a ModelProto; it loses the shapes that name unknown sizes.
+        folder: where its external data lie.
+
+    Returns:
+        the name of the softmax -> what is in the way.
+    """
+    names = [node.name for node in model.graph.node if node.op_type == "Softmax"]
+    if not _may_hold_attention(model):
+        return dict.fromkeys(names, _WIDE)
+    graph = _read_graph(model, folder)
+    if not _has_usable_opset(graph):
+        return dict.fromkeys(names, f"the graph is not in one of the opsets {_FIRST_OPSET} to {_ATTENTION_OPSET}")
+    read = {node.name: _read_attention(node) for node in graph.graph if _is(node, "Softmax")}
+    return {name: obstacle for name, obstacle in read.items() if isinstance(obstacle, str)}
+
+
+def _may_hold_attention(model: Any) -> bool:
+    """Whether a model has the operators of attention, and a type that the fused kernel takes."""
+    return operators_of(model).issuperset(_OPERATORS) and mentions_type(model, cast_element_types())
+
+
+def _read_graph(model: Any, folder: Path) -> Any:
+    """Read a model for changes, with all shapes that ONNX can infer."""
+    import onnx  # only here: onnx and onnx_ir take long to load
+    import onnx_ir
+
+    ir: Any = onnx_ir
+    shape_inference: Any = onnx.shape_inference
+    _forget_inferred_sizes(model)
+    graph = ir.from_proto(shape_inference.infer_shapes(model, data_prop=True))
+    ir.external_data.set_base_dir(graph.graph, folder)
+    return graph
+
+
+def _has_usable_opset(model: Any) -> bool:
+    return _FIRST_OPSET <= model.opset_imports.get("", 0) <= _ATTENTION_OPSET
 
 
 def _forget_inferred_sizes(proto: Any) -> None:
@@ -99,47 +139,51 @@ def _forget_inferred_sizes(proto: Any) -> None:
     proto.graph.value_info.extend(kept)
 
 
-def _read_attention(softmax: Any) -> _Attention | None:
-    """Read the attention around a softmax; None for another softmax, or one that has no fused kernel."""
-    if not _is(softmax, "Softmax") or softmax.attributes.get_int("axis", -1) not in (-1, 3):
-        return None
+def _read_attention(softmax: Any) -> _Attention | str:
+    """Read the attention around a softmax; for one that has no fused kernel, what is in the way."""
+    if softmax.attributes.get_int("axis", -1) not in (-1, 3):
+        return "its softmax runs along another axis than the last of four"
     weights = softmax.outputs[0]
     product = _only_user(weights)
     if not _is(product, "MatMul") or product.inputs[0] is not weights:
-        return None
+        return "something else than the product with the values reads its weights"
     scores, mask = _take_mask(softmax.inputs[0])
     scores, factor = _take_scale(scores)
     first = _producer(scores, "MatMul")
     if first is None:
-        return None
+        return "something else than a scale and a mask stands before its softmax"
     query, query_factor = _take_scale(first.inputs[0])
     key, key_factor = _take_key(first.inputs[1])
     if key is None:
-        return None
+        return "its key comes from no transpose of the last two axes that its product alone reads"
     value = product.inputs[1]
     scale = factor * query_factor * key_factor
     attention = _Attention(query, key, value, mask, scale, product.outputs[0])
-    return attention if _has_kernel(attention) else None
+    return _obstacle_in_shapes(attention) or attention
 
 
-def _has_kernel(attention: _Attention) -> bool:
-    """Tell whether the fused kernel takes these types and sizes."""
-
+def _obstacle_in_shapes(attention: _Attention) -> str:
+    """What in its types and sizes the fused kernel does not take; "" where it takes all."""
     operands = (attention.query, attention.key.source, attention.value)
-    if any(one.shape is None or len(one.shape) != 4 for one in operands):
-        return False
     if any(one.dtype not in cast_element_types() for one in operands):
-        return False
+        return _WIDE
+    if any(one.shape is None or len(one.shape) != 4 for one in operands):
+        return "its query, key or value has no four dimensions: batch, heads, length and size"
     query = attention.query.shape
     value = attention.value.shape
     key = [attention.key.source.shape[axis] for axis in attention.key.order]
-    has_same_heads = query[0] == key[0] == value[0] and query[1] == key[1] == value[1] and isinstance(query[1], int)
+    if not (query[0] == key[0] == value[0] and query[1] == key[1] == value[1] and isinstance(query[1], int)):
+        return "its query, key and value differ in batch or heads, or the number of heads is not fixed"
     sizes = {query[3], key[3], value[3]}
-    has_head_size = len(sizes) == 1 and all(isinstance(size, int) and size in _HEAD_SIZES for size in sizes)
-    if not has_same_heads or not has_head_size or not attention.scale > 0:
-        return False
+    if len(sizes) != 1 or not all(isinstance(size, int) and size in _HEAD_SIZES for size in sizes):
+        listed = ", ".join(sorted(map(str, sizes)))
+        return f"its heads have {listed} entries; fused kernels take 16 to 256, in multiples of 8"
+    if not attention.scale > 0:
+        return "its scale is not a positive number"
     scores = [query[0], query[1], query[2], key[2]]
-    return attention.mask is None or _stretches(attention.mask.shape, scores)
+    if attention.mask is not None and not _stretches(attention.mask.shape, scores):
+        return "its mask has a shape that may not stretch to that of the scores"
+    return ""
 
 
 def _stretches(shape: Sequence[Any] | None, target: Sequence[Any]) -> bool:
@@ -205,11 +249,21 @@ def _reshaped(value: Any) -> _Key | None:
     if fold is None or swap is None or unfold is None or list(swap.attributes.get_ints("perm", [])) != [0, 2, 1]:
         return None
     key = fold.inputs[0]
+    if _is_static_swap(key, _numbers(fold.inputs[1]), _numbers(unfold.inputs[1])):
+        return _Key(key, _AS_IT_IS)
     length = (2,)
     size = (3,)
     if _sizes(fold.inputs[1], key) == [(-1,), length, size] and _sizes(unfold.inputs[1], key) == [(0, 1), size, length]:
         return _Key(key, _AS_IT_IS)
     return None
+
+
+def _is_static_swap(key: Any, folded: Sequence[int], unfolded: Sequence[int]) -> bool:
+    """Whether constant shapes fold [batch, heads] of a key into one axis, and unfold them behind the Transpose."""
+    if key.shape is None or len(key.shape) != 4 or not all(isinstance(size, int) for size in key.shape):
+        return False
+    batch, heads, length, size = key.shape
+    return list(folded)[1:] == [length, size] and list(unfolded) == [batch, heads, size, length]
 
 
 def _sizes(shape: Any, tensor: Any) -> list[tuple[int, ...]]:

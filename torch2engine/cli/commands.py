@@ -7,7 +7,7 @@ file does the work.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ from torch2engine.cli.candidates import (
 )
 from torch2engine.cli.outcome import FAILED, PASSED, Outcome
 from torch2engine.cli.random_weights import advice_on_random_weights
+from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.config import BuildConfig, Runtime, Tolerance
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError, ParityError
 from torch2engine.core.finding import Finding
@@ -73,6 +74,10 @@ __all__ = [
 ]
 
 
+_LAYERS_UNKNOWN = (
+    "layers: read where an engine runs; deploy() or torch2engine.precision_report on its GPU tells precision and fused "
+    "attention of each layer, and save() keeps what deploy() found"
+)
 _KINDS = {
     OnnxArtifact: "exported model",
     EngineArtifact: "engine",
@@ -321,9 +326,14 @@ def _content_facts(content: Content) -> dict[str, Any]:
         return {"inputs": [str(spec) for spec in content.inputs], "outputs": [str(spec) for spec in content.outputs]}
     facts = content.manifest()
     share = _precision_share(content)
+    report = saved_report(content)
     return {
         **facts,
         "computed": None if share is None else share.to_json(),
+        "has_engine_layers": share is not None and share.has_engine,
+        "memory_bytes": report.memory_bytes,
+        "model_bytes": content.model_bytes if isinstance(content, (OnnxArtifact, EngineArtifact)) else None,
+        "parts": [asdict(part) for part in report.parts],
         "findings": [finding.to_json() for finding in _findings_of(content, share)],
     }
 
@@ -335,11 +345,14 @@ def _findings_of(content: Artifact, share: Any) -> tuple[Finding, ...]:
     return saved_report(content).findings or engine_findings(content, share)
 
 
-def _precision_share(content: Artifact) -> Any:
+def _precision_share(content: Artifact) -> PrecisionReport | None:
+    """What TensorRT said of the engine's layers at its deploy, or else what the graph has."""
     if isinstance(content, BundleArtifact):
         content = content.exported()
     if not isinstance(content, (OnnxArtifact, EngineArtifact)):  # of a model in parts, each engine has a share
         return None
+    if isinstance(content, EngineArtifact) and (measured := saved_report(content).computed) is not None:
+        return measured
     try:
         return precision_report(content)
     except ArtifactError:  # an engine without its ONNX
@@ -360,7 +373,10 @@ def _content_text(content: Content) -> str:
     lines += _hardware_lines(content)
     lines.append("made with " + ", ".join(f"{name} {version}" for name, version in sorted(content.versions.items())))
     share = _precision_share(content)
-    lines += [] if share is None else [share.summary()]
+    lines += _memory_lines(content)
+    lines += [] if share is None else [str(share)]
+    if isinstance(content, EngineArtifact) and not (share is not None and share.has_engine):
+        lines.append(_LAYERS_UNKNOWN)
     return "\n".join([*lines, *map(str, _findings_of(content, share))])
 
 
@@ -375,6 +391,18 @@ def _hardware_lines(content: Artifact) -> list[str]:
 def _build_text(hardware: Hardware) -> str:
     where = f" on {hardware.gpu}" if hardware.gpu else ", without a GPU"
     return f"built by {hardware.flavour} {hardware.flavour_version}{where}"
+
+
+def _memory_lines(content: Artifact) -> list[str]:
+    """The size of the model, and the working memory that deploy() measured."""
+    if isinstance(content, PartsArtifact):
+        return [f"part {number}: {part.summary()}" for number, part in enumerate(saved_report(content).parts)]
+    if not isinstance(content, (OnnxArtifact, EngineArtifact)):  # a bundle has a plan for each GPU
+        return []
+    name = "plan" if isinstance(content, EngineArtifact) else "ONNX model"
+    working = saved_report(content).memory_bytes
+    measured = f", working memory {working / 2**20:.1f} MiB at its deploy" if working else ""
+    return [f"memory: {name} {content.model_bytes / 2**20:.1f} MiB{measured}"]
 
 
 def _tensor_lines(signature: Signature) -> list[str]:

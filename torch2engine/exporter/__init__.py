@@ -20,5 +20,5 @@ The steps of the first, in this order:
   save torch.export work that it repeats.
 - `torch_program`: facts about torch's program; `free_sizes` finds the nodes whose sizes depend on values.
 
-Public: `export_onnx`, `free_sizes`, `program`. The other files belong to this folder alone.
+Public: `export_onnx`, `flat_module`, `free_sizes`, `program`. The other files belong to this folder alone.
 """

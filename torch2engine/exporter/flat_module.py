@@ -19,7 +19,7 @@ from torch2engine.exporter.sizes.size_tensors import SizeTensors, note_integer_b
 from torch2engine.exporter.tensor_indices import TensorIndices
 from torch2engine.exporter.traceable_functions import TraceableFunctions
 
-__all__ = ["FLAT_MODULE_PREFIX", "FlatModule"]
+__all__ = ["FLAT_MODULE_PREFIX", "FlatModule", "module_path"]
 
 FLAT_MODULE_PREFIX = "model."  # before the path of every parameter and module of the user's model
 
@@ -70,3 +70,8 @@ class FlatModule(nn.Module):
                 fix="don't look at torch.compiler.is_exporting() and the like in forward",
             )
         return tuple(result.leaves)
+
+
+def module_path(scope: str) -> str:
+    """The path of a scope as in named_modules(); torch has scopes of its own, which are ""."""
+    return scope.removeprefix(FLAT_MODULE_PREFIX) if scope.startswith(FLAT_MODULE_PREFIX) else ""

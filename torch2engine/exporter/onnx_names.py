@@ -19,10 +19,10 @@ from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.constants import MODULE_KEY, SOURCE_KEY
 from torch2engine.core.package import PACKAGE_ROOT
 from torch2engine.core.preprocess import ORIGIN
-from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
+from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX, module_path
 from torch2engine.onnx_graph.node_origins import NodeOrigin
 
-__all__ = ["drop_saturation", "module_path", "name_axes", "name_tensors", "record_origins"]
+__all__ = ["drop_saturation", "name_axes", "name_tensors", "record_origins"]
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+)')
 
@@ -182,8 +182,3 @@ def _inherit_origin(node: Any) -> None:
             for key in (MODULE_KEY, SOURCE_KEY):
                 node.metadata_props.setdefault(key, neighbour.metadata_props[key])
             return
-
-
-def module_path(scope: str) -> str:
-    """The path of a scope as in named_modules(); torch has scopes of its own, which are ""."""
-    return scope.removeprefix(FLAT_MODULE_PREFIX) if scope.startswith(FLAT_MODULE_PREFIX) else ""

@@ -17,8 +17,8 @@ from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.capture.torch_types import dtype_name
 from torch2engine.core.errors import UnsupportedNode
 from torch2engine.core.precisions import lowest_cast_precision
+from torch2engine.exporter.flat_module import module_path
 from torch2engine.exporter.free_sizes import makes_free_size
-from torch2engine.exporter.onnx_names import module_path
 from torch2engine.exporter.operator_registry import reused_operator_registry
 
 __all__ = ["failed_node", "has_mixed_norm", "lowest_precision", "value_dependent_nodes", "without_onnx_form"]

@@ -40,7 +40,7 @@ from torch2engine.exporter.program import FunctionalProgram, export_functional_p
 from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program, write_parts_artifact
 from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.part_call import DeployPart
-from torch2engine.fallback.parts_module import PartsModule
+from torch2engine.fallback.parts_module import PartsModule, placement_of
 from torch2engine.fallback.program_file import write_program
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
 from torch2engine.modules.module_access import attach_model
@@ -196,7 +196,7 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: _Arguments) -> Any:
     if arguments.only_faster and captured.sample[0].device.type == device.type:
         with undisturbed(model):
             report.add_notes([check_whole(lambda: module.infer(sample), lambda: captured.reference(sample), device)])
-    module.report = report.build(exported.precision)
+    module.report = report.build(exported.precision, parts=placement_of(module, device))
     return module
 
 

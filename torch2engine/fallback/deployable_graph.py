@@ -23,10 +23,11 @@ from torch._ops import (  # no public names
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.errors import UnsupportedNode
+from torch2engine.exporter.flat_module import module_path
 from torch2engine.fallback.graph_layout import GraphLayout, is_tensor, results_of
-from torch2engine.modules.explanation import Obstacle
+from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
-__all__ = ["DeployableGraph", "lines_of", "operator_of", "operators_in", "source_of"]
+__all__ = ["DeployableGraph", "operator_of", "operators_in", "part_record", "source_of"]
 
 # A frame of this file is a node's number in its graph, for as long as the stages of deploy() work on the graph.
 _MARK = "torch2engine-node"
@@ -56,9 +57,21 @@ def operators_in(graph: fx.Graph) -> int:
     return sum(node.op in _CALLS and is_tensor(node) for node in graph.nodes)
 
 
-def lines_of(graph: fx.Graph) -> str:
-    """The user's lines from the first to the last operator of a graph, e.g. "model.py:12-20"."""
-    sources = [source_of(node) for node in graph.nodes if node.op in _CALLS]
+def part_record(nodes: Iterable[fx.Node], runs_in: str = "", reason: str = "") -> GraphPartRecord:
+    """Describe some nodes of a graph: how many operators, the user's lines, the torch modules.
+
+    Args:
+        nodes: in the graph's order.
+        runs_in, reason: as for `GraphPartRecord`.
+    """
+    calls = [node for node in nodes if node.op in _CALLS]
+    operators = [node for node in calls if is_tensor(node)]
+    return GraphPartRecord(runs_in, len(operators), _lines_of(calls), reason, modules=_modules_of(operators))
+
+
+def _lines_of(calls: Iterable[fx.Node]) -> str:
+    """The user's lines from the first to the last operator, e.g. "model.py:12-20"."""
+    sources = [source_of(node) for node in calls]
     places = [source.rpartition(":") for source in sources if source]
     if not places:
         return ""
@@ -67,6 +80,13 @@ def lines_of(graph: fx.Graph) -> str:
     lines = f"{min(numbers)}-{max(numbers)}" if len(set(numbers)) > 1 else str(numbers[0])
     more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
     return f"{Path(files[0]).name}:{lines}{more}"
+
+
+def _modules_of(operators: Iterable[fx.Node]) -> tuple[str, ...]:
+    """The paths of the torch modules of operators, each once, as far as torch.export knows them."""
+    stacks = [node.meta.get("nn_module_stack") for node in operators]
+    paths = [module_path(str(list(stack.values())[-1][0])) for stack in stacks if stack]
+    return tuple(dict.fromkeys(filter(None, paths)))
 
 
 class DeployableGraph(nn.Module):

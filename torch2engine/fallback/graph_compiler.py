@@ -22,7 +22,7 @@ from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.wording import first_line, quote
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.compile_options import CompileOptions
-from torch2engine.fallback.deployable_graph import DeployableGraph, lines_of, operators_in
+from torch2engine.fallback.deployable_graph import DeployableGraph, part_record
 from torch2engine.fallback.dispatch_modes import dispatch_modes_off
 from torch2engine.fallback.functional_graph import (
     compile_functional_form,
@@ -38,7 +38,7 @@ from torch2engine.fallback.run_record import RunRecord, obstacle_of_break
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
 from torch2engine.fallback.tracking_engines import TrackingEngines
 from torch2engine.fallback.view_results import ViewResults, shares_memory
-from torch2engine.modules.explanation import GraphPartRecord, Obstacle
+from torch2engine.modules.explanation import Obstacle
 
 __all__ = ["GraphCompiler"]
 
@@ -108,8 +108,7 @@ class GraphCompiler:
         return PartRunner(graph_module, layout, engines, self._record, refusal)
 
     def _in_pytorch(self, graph_module: fx.GraphModule, reason: str) -> Callable[..., Any]:
-        graph = graph_module.graph
-        part = GraphPartRecord("PyTorch", operators_in(graph), lines_of(graph), reason)
+        part = part_record(graph_module.graph.nodes, "PyTorch", reason)
         self._record.parts.append(part)
 
         def answer(*values: Any) -> Any:

@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
-from torch2engine.fallback.deployable_graph import lines_of, operators_in
+from torch2engine.fallback.deployable_graph import operators_in, part_record
 from torch2engine.fallback.graph_layout import GraphLayout, UnknownSizeError
 from torch2engine.fallback.part_call import LeftInPyTorch
 from torch2engine.fallback.run_record import RunRecord
-from torch2engine.modules.explanation import GraphPartRecord, Obstacle
+from torch2engine.modules.explanation import Obstacle
 
 __all__ = ["OperatorsRefused", "PartEngines", "PartRunner", "reason_for_pytorch"]
 
@@ -77,7 +77,7 @@ class PartRunner:
         self._record = record
         self.engines = engines
         self.refusal = refusal
-        self._part = GraphPartRecord("", operators_in(graph_module.graph), lines_of(graph_module.graph))
+        self.part = part_record(graph_module.graph.nodes)
 
     def __call__(self, *values: Any) -> tuple[Any, ...]:
         """Answer a call.
@@ -85,7 +85,7 @@ class PartRunner:
         Raises:
             OperatorsRefused: at the first call, if refused operators are the reason for having no engine.
         """
-        with self._record.timed(self._part):
+        with self._record.timed(self.part):
             if not self.refusal:
                 weights, tensors = self.layout.split(values)
                 try:
@@ -116,7 +116,7 @@ class PartRunner:
 
     def _record_place(self, reason: str, runs_in: str) -> None:
         """Write into the record where the graph runs, when that is new."""
-        part = self._part
+        part = self.part
         if not part.runs_in:
             self._record.parts.append(part)
         if runs_in != part.runs_in:

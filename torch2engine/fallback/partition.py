@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -21,18 +21,19 @@ from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
 from torch.fx.passes.operator_support import OperatorSupportBase
 
-from torch2engine.fallback.deployable_graph import operator_of, source_of
+from torch2engine.fallback.deployable_graph import operator_of, part_record, source_of
 from torch2engine.fallback.graph_layout import fake_value, is_tensor, read_layout
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
 from torch2engine.fallback.run_record import RunRecord
-from torch2engine.modules.explanation import Obstacle
+from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
-__all__ = ["CutPart", "MakeRunner", "PartitionedGraph", "repeat_cut"]
+__all__ = ["CutPart", "MakeRunner", "PartitionedGraph", "placement", "repeat_cut"]
 
 MakeRunner = Callable[[fx.GraphModule, Any], PartRunner]
 """A part with its layout → what answers it."""
 
 _PREFIX = "part_"
+_TOO_FEW = "too few operators for an engine of their own"
 
 
 class _RefusedInPart(Exception):
@@ -264,3 +265,28 @@ def repeat_cut(
         name = f"{_PREFIX}{number}"
         setattr(cut, name, _make_part(cut.get_submodule(name), weights, partial(make_runner, number)))
     return cut
+
+
+def placement(cut: fx.GraphModule, obstacles: Iterable[Obstacle]) -> list[GraphPartRecord]:
+    """What runs where in a cut graph, in the order of its operators.
+
+    Args:
+        cut: its parts have answered a call.
+        obstacles: the operators that no engine takes.
+    """
+    reasons = {(place.operator, place.source): f"{place.operator}: {place.reason}" for place in obstacles}
+
+    def in_pytorch(nodes: Sequence[fx.Node]) -> GraphPartRecord:
+        found = dict.fromkeys(reasons.get((operator_of(node), source_of(node)), "") for node in nodes)
+        return part_record(nodes, "PyTorch", "; ".join(filter(None, found)) or _TOO_FEW)
+
+    records: list[GraphPartRecord] = []
+    between: list[fx.Node] = []  # since the last part
+    for node in cut.graph.nodes:
+        part = cut.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(part, _Part):
+            between.append(node)
+            continue
+        records += [in_pytorch(between), part.runner.part]
+        between = []
+    return [record for record in (*records, in_pytorch(between)) if record.operators]

@@ -25,12 +25,12 @@ from torch2engine.fallback.run_record import time_calls
 from torch2engine.fallback.saved_cut import SavedCut
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.explanation import Explanation, Obstacle
+from torch2engine.modules.explanation import Explanation, GraphPartRecord, Obstacle
 
 if TYPE_CHECKING:
     from torch2engine.modules.deploy_report import DeployReport
 
-__all__ = ["PartsModule"]
+__all__ = ["PartsModule", "placement_of"]
 
 P = TypeVar("P", bound="PartsModule")
 
@@ -132,3 +132,8 @@ class PartsModule(DeployedModule[PartsBackend]):
         )
         times = {place: 1e6 * one for place, one in seconds.items()}
         return tuple(replace(one, microseconds=times.get((one.operator, one.source))) for one in self.obstacles)
+
+
+def placement_of(module: PartsModule, device: torch.device) -> list[GraphPartRecord]:
+    """What runs where in a module that has answered a call on this device."""
+    return module._backend.bind(device).placement(module.obstacles)  # pyright: ignore[reportPrivateUsage]  # same file

@@ -22,12 +22,13 @@ from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout, result_names
 from torch2engine.fallback.part_runner import PartRunner
-from torch2engine.fallback.partition import repeat_cut
+from torch2engine.fallback.partition import placement, repeat_cut
 from torch2engine.fallback.program_file import read_program
 from torch2engine.fallback.run_record import RunRecord, synchronized_seconds
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine
 from torch2engine.fallback.size_versions import Version
 from torch2engine.modules.deployed import DeployedModule
+from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 from torch2engine.modules.module_access import current_artifact_of
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
@@ -136,6 +137,14 @@ class PartsSession:
             timer.seconds.clear()
             timer.run(*values)
         return timer.seconds
+
+    def placement(self, obstacles: Sequence[Obstacle]) -> list[GraphPartRecord]:
+        """What runs where, in the order of the operators.
+
+        Args:
+            obstacles: the operators that no engine takes.
+        """
+        return placement(self._graph, obstacles)
 
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Give new weights to all engines and to the operators in PyTorch.

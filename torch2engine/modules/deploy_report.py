@@ -7,7 +7,7 @@ JSON. Separate because every deployed module carries one, and none of them makes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ from torch2engine.core.finding import Finding
 from torch2engine.core.package import public
 from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.core.wording import quote
+from torch2engine.modules.explanation import GraphPartRecord
 from torch2engine.modules.report_page import report_page
 from torch2engine.parity.parity_report import ParityReport
 
@@ -39,12 +40,14 @@ class DeployReport:
         seconds: wall time per phase, in order.
         precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
+        model_bytes: the size of the engine's plan, or of the ONNX model for ONNX Runtime, with the weights in it.
         notes: sentences for the user.
         lowering: how the ONNX graph came to a low precision; None where it was not changed.
-        computed: the precisions that a lowered engine computes in, as TensorRT reports them for its layers. None in
-            float32 and for ONNX Runtime.
+        computed: the precision of each product and which attention is fused, as TensorRT reports them for the engine's
+            layers; for ONNX Runtime as the graph has them. None where that is not known.
         findings: what makes the engine slower than it could be, as far as it shows without a call. `explain` has those
             that must be measured, too.
+        parts: what runs where, in order: one whole engine, or engines and what stays in PyTorch.
 
     >>> report = module.report
     >>> report.precision, [parity.passed for parity in report.parity], list(report.seconds)
@@ -59,6 +62,8 @@ class DeployReport:
     lowering: PrecisionOutcome | None = None
     computed: PrecisionReport | None = None
     findings: tuple[Finding, ...] = ()
+    model_bytes: int = 0
+    parts: tuple[GraphPartRecord, ...] = ()
 
     @classmethod
     def of_nothing(cls, precision: str) -> DeployReport:
@@ -92,12 +97,15 @@ class DeployReport:
         memory = f", {self.memory_bytes / 2**20:.0f} MiB working memory" if self.memory_bytes else ""
         lines = [f"{self.precision}{memory}; {phases or self.verdict}"]
         lines += [] if self.lowering is None else [str(self.lowering)]
-        lines += [] if self.computed is None else [f"engine: {self.computed.summary()}"]
+        if self.computed is not None and self.computed.has_engine:
+            lines += [f"engine: {self.computed.summary()}", *filter(None, [self.computed.attention_summary()])]
         lines += map(str, self.parity)
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), *map(str, self.findings)])
 
     def to_html(self, path: str | Path, title: str = "", benchmark: BenchmarkReport | None = None) -> Path:
-        """Write the report as one page for a browser, which needs no network: phases, parity, precision, notes.
+        """Write the report as one page for a browser, which needs no network.
+
+        It shows phases, parity, what runs where, precision and attention by torch module, memory, findings and notes.
 
         Args:
             path: the file to write.
@@ -130,10 +138,12 @@ class DeployReport:
             "seconds": dict(self.seconds),
             "precision": self.precision,
             "memory_bytes": self.memory_bytes,
+            "model_bytes": self.model_bytes,
             "notes": list(self.notes),
             "lowering": None if self.lowering is None else self.lowering.to_json(),
             "computed": None if self.computed is None else self.computed.to_json(),
             "findings": [finding.to_json() for finding in self.findings],
+            "parts": [asdict(part) for part in self.parts],
         }
 
     @classmethod
@@ -154,5 +164,8 @@ class DeployReport:
             notes=tuple(map(str, data["notes"])),
             lowering=lowering,
             computed=computed,
-            findings=tuple(map(Finding.from_json, data.get("findings", ()))),  # older reports have none
+            # older reports lack these three
+            findings=tuple(map(Finding.from_json, data.get("findings", ()))),
+            model_bytes=int(data.get("model_bytes", 0)),
+            parts=tuple(map(GraphPartRecord.from_json, data.get("parts", ()))),
         )

@@ -6,7 +6,7 @@ Separate because whole engines, models in parts and graphs of torch.compile are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ class GraphPartRecord:
         reason: why it stays in PyTorch, or "".
         seconds: the time of its calls while calls were timed.
         calls: the number of these calls.
+        modules: paths of the torch modules that it computes, each once; none where that is not known.
     """
 
     runs_in: str
@@ -59,6 +60,26 @@ class GraphPartRecord:
     reason: str = ""
     seconds: float = 0.0
     calls: int = 0
+    modules: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The place, the number of operators and the reason in a line."""
+        lines = f" of {self.source}" if self.source else ""
+        reason = f": {self.reason}" if self.reason else ""
+        return f"{self.operators} operators{lines} in {self.runs_in}{reason}"
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GraphPartRecord:
+        """Read what `dataclasses.asdict` gave."""
+        return cls(
+            runs_in=str(data["runs_in"]),
+            operators=int(data["operators"]),
+            source=str(data["source"]),
+            reason=str(data["reason"]),
+            seconds=float(data["seconds"]),
+            calls=int(data["calls"]),
+            modules=tuple(map(str, data["modules"])),
+        )
 
 
 @public

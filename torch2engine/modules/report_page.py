@@ -12,14 +12,16 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from torch2engine.core.computed_precisions import PrecisionReport
+from torch2engine.core.computed_precisions import PrecisionReport, named_modules
 from torch2engine.core.finding import Finding
 from torch2engine.core.version import __version__
+from torch2engine.modules.report_drawings import icicle, memory_bar, placement_strip
 from torch2engine.parity.parity_report import ERROR_DECADES, OutputParity, ParityReport
 
 if TYPE_CHECKING:
     from torch2engine.modules.benchmark import BenchmarkReport, BenchmarkRow
     from torch2engine.modules.deploy_report import DeployReport
+    from torch2engine.modules.explanation import GraphPartRecord
 
 __all__ = ["report_page"]
 
@@ -27,9 +29,9 @@ _SHOWN_MODULES = 60
 
 _STYLE = """
 :root { color-scheme: light dark; --back: #ffffff; --text: #1c2128; --soft: #59636e; --line: #d1d9e0; --good: #1a7f37;
-  --bad: #cf222e; --weak: #9a6700; --bar: #54aeff; }
+  --bad: #cf222e; --weak: #9a6700; --bar: #54aeff; --edge: #ffffff; }
 @media (prefers-color-scheme: dark) { :root { --back: #0d1117; --text: #e6edf3; --soft: #9198a1; --line: #3d444d;
-  --good: #3fb950; --bad: #f85149; --weak: #d29922; --bar: #1f6feb; } }
+  --good: #3fb950; --bad: #f85149; --weak: #d29922; --bar: #1f6feb; --edge: #0d1117; } }
 body { margin: 0 auto; max-width: 68rem; padding: 1rem; background: var(--back); color: var(--text);
   font: 15px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.4rem; } h2 { font-size: 1.1rem; margin-top: 2rem; border-bottom: 1px solid var(--line); }
@@ -44,6 +46,15 @@ td.wide { white-space: normal; min-width: 12rem; } .soft { color: var(--soft); }
 .columns i { flex: 1; background: var(--bar); min-height: 1px; }
 .parts { display: flex; height: 1rem; min-width: 14rem; } .parts i { background: var(--bar); }
 dt { font-weight: 600; } dd { margin: 0 0 .8rem; overflow-wrap: anywhere; }
+.drawing text { font: 12px system-ui, sans-serif; fill: var(--text); } .drawing { display: block; margin: .5rem 0; }
+.legend span { white-space: nowrap; margin-right: 1rem; } .edge { fill: none; stroke: var(--edge); }
+.type-0 { fill: #bf8700; } .type-1 { fill: #bc4c00; } .type-2 { fill: #218bff; } .type-3 { fill: #2da44e; }
+.type-4 { fill: #bf3989; } .type-5 { fill: #8250df; } .type-6 { fill: #cf222e; }
+.type-other, .in-pytorch, .open { fill: #8c959f; } .in-engine { fill: #2da44e; }
+.size-0 { fill: #218bff; } .size-1 { fill: #bf8700; }
+.drawing rect, .legend rect { fill-opacity: .5; } .drawing .fused, .drawing .unfused { fill-opacity: 1; }
+.drawing .edge { fill: none; }
+.fused { fill: var(--good); } .unfused { fill: var(--bad); }
 .parts i:nth-child(2) { opacity: .55; } .parts i:nth-child(n+3) { opacity: .3; }
 """
 
@@ -60,7 +71,9 @@ def report_page(report: DeployReport, title: str = "", benchmark: BenchmarkRepor
         _section("Phases", _phases(report.seconds)),
         "" if benchmark is None else _section("Time of a call", _times(benchmark)),
         *(_section(parity.subject, _comparison(parity)) for parity in report.parity),
+        _section("What runs where", _placement(report.parts)),
         _section("Precision", _precision(report)),
+        _section("Memory", _memory(report)),
         _section("Findings", _findings(report.findings)),
         _section("Notes", _list(report.notes)),
     ]
@@ -205,7 +218,41 @@ def _precision(report: DeployReport) -> str:
     text = f"<pre class='scroll'>{escape(str(report.lowering))}</pre>\n" if report.lowering is not None else ""
     if report.computed is None:
         return text
-    return f"{text}<p>{escape(report.computed.summary())}</p>\n{_modules(report.computed)}"
+    drawing = icicle(report.computed)
+    words = "Each box is a torch module, as wide as its share of the multiply-adds; a line below it marks attention."
+    explained = f'<p class="soft">{words}</p>\n{drawing}' if drawing else ""
+    sentences = filter(None, [report.computed.summary(), report.computed.attention_summary()])
+    return text + _list(tuple(sentences)) + explained + _modules(report.computed)
+
+
+def _placement(parts: Sequence[GraphPartRecord]) -> str:
+    """One sentence for a whole engine; else the parts as a strip and as a table."""
+    if len(parts) == 1 and parts[0].runs_in != "PyTorch":
+        return f"<p>{escape(parts[0].runs_in)} runs the whole model.</p>\n"
+    rows = [
+        (
+            _cell(str(number)),
+            _cell(part.runs_in),
+            _cell(str(part.operators)),
+            _cell(part.source, "soft"),
+            _cell(named_modules(part.modules) if part.modules else "-", "wide"),
+            _cell(part.reason or "-", "wide"),
+        )
+        for number, part in enumerate(parts)
+    ]
+    head = ("part", "runs in", "operators", "lines", "modules", "reason")
+    return placement_strip(parts) + _table(head, rows) if rows else ""
+
+
+def _memory(report: DeployReport) -> str:
+    """The sizes of the model and of what an engine works in."""
+    is_engine = report.memory_bytes > 0
+    model = "plan, with weights and kernels" if is_engine else "ONNX model, with weights"
+    sizes = [(model, report.model_bytes), ("working memory of the execution contexts", report.memory_bytes)]
+    if not report.model_bytes:
+        return ""
+    items = [f"{name}: {size / 2**20:,.1f} MiB" for name, size in sizes if size]
+    return memory_bar(sizes) + _list(items)
 
 
 def _modules(computed: PrecisionReport) -> str:
@@ -215,6 +262,7 @@ def _modules(computed: PrecisionReport) -> str:
         by_precision = sums.setdefault(node.module or "(model)", {})
         by_precision[node.computed_in] = by_precision.get(node.computed_in, 0) + node.multiply_adds
     ordered = sorted(sums.items(), key=lambda item: -sum(item[1].values()))
+    counts = computed.layers_of_modules  # without an engine there are none
     most = max((sum(parts.values()) for parts in sums.values()), default=0) or 1
     rows = [
         (
@@ -226,12 +274,13 @@ def _modules(computed: PrecisionReport) -> str:
                 for precision, count in parts.items()
             )
             + "</div></td>",
+            _cell(", ".join(f"{count} in {name}" for name, count in counts.get(module, {}).items()) or "-", "soft"),
         )
         for module, parts in ordered[:_SHOWN_MODULES]
     ]
     left = len(ordered) - _SHOWN_MODULES
     more = f'<p class="soft">and {left} smaller modules</p>\n' if left > 0 else ""
-    return _table(("module", "multiply-adds", ""), rows) + more if rows else ""
+    return _table(("module", "multiply-adds", "", "layers"), rows) + more if rows else ""
 
 
 def _findings(findings: Sequence[Finding]) -> str:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.load_or_build import PendingEngine
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
+from torch2engine.modules.explanation import GraphPartRecord
 from torch2engine.modules.judge import ENGINE_REPEATS, judge
-from torch2engine.modules.module_access import attach_model, prove_split_axes, share_live_parameters
+from torch2engine.modules.module_access import artifact_of, attach_model, prove_split_axes, share_live_parameters
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.reference_answers import ReferenceAnswers
@@ -27,6 +29,7 @@ from torch2engine.pipeline.request import DeployRequest
 from torch2engine.precision.engine_precision import verify_engine_precision
 from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.lowered_parity import cast_case, parity_cases_for, tolerance_for
+from torch2engine.precision.precision_report import report_at_opt
 
 __all__ = [
     "EngineCandidate",
@@ -179,6 +182,8 @@ def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: Repor
         samples = [(case.name, case.inputs) for case in lowered.parity_cases]
         attach_model(module, request.model, samples, lowered.refit_tolerance)
     report.add_notes(prove_split_axes(module, [case.inputs for case in lowered.parity_cases], request.tolerance))
+    onnx_path = lowered.artifact.verified_onnx_path
+    report.add_precision_report(report_at_opt(module, onnx_path, lowered.parity_cases, may_run=False))
     return module
 
 
@@ -189,7 +194,9 @@ def attach_report(module: M, report: ReportBuilder) -> M:
         the module.
     """
     memory_bytes = 0 if isinstance(module, ORTModule) else module.memory_bytes
-    module.report = report.build(module.precision, memory_bytes)
+    artifact = cast("EngineArtifact | OnnxArtifact", artifact_of(module))
+    whole = GraphPartRecord(module.runtime, 0, "")
+    module.report = report.build(module.precision, memory_bytes, artifact.model_bytes, [whole])
     return module
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from torch2engine.core.computed_precisions import PrecisionReport
@@ -18,6 +19,7 @@ from torch2engine.core.finding import Finding
 from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
 from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.modules.explanation import GraphPartRecord
 from torch2engine.modules.module_access import artifact_of
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.graph.engine_findings import engine_findings
@@ -118,6 +120,10 @@ class ReportBuilder:
         self._computed = engine_precision.report
         self._add_engine_notes(engine_precision.notes)
 
+    def add_precision_report(self, report: PrecisionReport) -> None:
+        """Add the precisions that a graph is computed in where no engine is built."""
+        self._computed = report
+
     def add_engine_findings(self, module: TRTModule) -> None:
         """Add what makes an engine slower than it could be. Its precisions must be known by then."""
         self._findings = engine_findings(cast("EngineArtifact", artifact_of(module)), self._computed, module.layers())
@@ -154,20 +160,26 @@ class ReportBuilder:
         """Give a builder with the same findings, for an attempt that may fail."""
         return copy(self)
 
-    def build(self, precision: str, memory_bytes: int = 0) -> DeployReport:
+    def build(
+        self, precision: str, memory_bytes: int = 0, model_bytes: int = 0, parts: Iterable[GraphPartRecord] = ()
+    ) -> DeployReport:
         """Give the report of everything so far.
 
         Args:
             precision: the arithmetic that answers.
             memory_bytes: device memory that the engine works in.
+            model_bytes: the size of the plan or of the ONNX model.
+            parts: what runs where.
         """
         return DeployReport(
             parity=self._parity,
             seconds=dict(self._seconds),
             precision=precision,
             memory_bytes=memory_bytes,
+            model_bytes=model_bytes,
             notes=self._notes,
             lowering=self._lowering,
             computed=self._computed,
             findings=self._findings,
+            parts=tuple(replace(part) for part in parts),  # copies, since a running model goes on writing into its own
         )

@@ -19,8 +19,7 @@ from torch2engine.core.computed_precisions import (
 from torch2engine.core.errors import PrecisionError
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.precision.calibration import named_arrays
-from torch2engine.precision.precision_report import report_at_inputs
+from torch2engine.precision.precision_report import report_at_opt
 
 __all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]
 
@@ -36,7 +35,7 @@ class EnginePrecision:
     """The precisions that an engine computes in.
 
     Args:
-        report: the account; None for a graph in float32.
+        report: the account; None for an engine without its ONNX model.
         notes: sentences for the user.
     """
 
@@ -56,11 +55,11 @@ def verify_engine_precision(module: TRTModule, precision: str, cases: Sequence[P
         PrecisionError: as `require_precision`.
     """
     onnx_path = module._artifact.verified_onnx_path  # pyright: ignore[reportPrivateUsage]  # a step that composes it
-    if precision not in LOW_PRECISIONS or onnx_path is None:
+    if onnx_path is None:
         return EnginePrecision(None)
-    case = next((case for case in cases if case.kind == "opt"), cases[0])
-    report = report_at_inputs(module, onnx_path, named_arrays(module.signature, case.inputs))
-    return EnginePrecision(report, require_precision(report, precision, module.runtime))
+    is_low = precision in LOW_PRECISIONS
+    report = report_at_opt(module, onnx_path, cases, may_run=is_low)
+    return EnginePrecision(report, require_precision(report, precision, module.runtime) if is_low else ())
 
 
 def require_precision(report: PrecisionReport, precision: str, runtime: str) -> tuple[str, ...]:

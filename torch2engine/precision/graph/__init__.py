@@ -8,5 +8,6 @@ Enters: ONNX models. Leaves: ONNX models and figures. Separate because none of i
 - `mixed_precision`: runs a model with any of its modules in a low type.
 - `count_nodes`: which nodes are low.
 - `count_multiply_adds`, `engine_layers`: what the arithmetic of a graph and of an engine is.
+- `attention_outcomes`: which attention is fused, and why other attention is not.
 - `engine_findings`: what makes an engine slower than it could be, as far as it shows without a call.
 """

@@ -7,7 +7,7 @@ number of nodes, says how much is low. A network spends its time in convolutions
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.onnx_graph.ort_session import OrtSession
 from torch2engine.onnx_graph.tensor_types import tensor_types, without_weight_values
 
-__all__ = ["count_multiply_adds"]
+__all__ = ["count_in_model", "count_multiply_adds", "observed_shapes"]
 
 _SHAPE_PREFIX = "torch2engine.shape/"
 _MULTIPLYING_OPS = ("Conv", "ConvTranspose", "Einsum", "Gemm", "MatMul", *RECURRENT)
@@ -37,12 +37,27 @@ def count_multiply_adds(source: Path, inputs: Mapping[str, NDArray[Any]]) -> tup
         source: the model.
         inputs: arrays by name, float32 where the model takes float16 or bfloat16; their sizes decide the counts.
     """
-    model = load_model(source)
+    shapes = {name: array.shape for name, array in inputs.items()}
+    return count_in_model(load_model(source), shapes, lambda names: observed_shapes(source, names, inputs))
+
+
+def count_in_model(
+    model: Any, input_shapes: Mapping[str, Shape], observe: Callable[[Sequence[str]], Mapping[str, Shape]] | None = None
+) -> tuple[MultiplyAddNode, ...]:
+    """Count as `count_multiply_adds`, in a model that was read already.
+
+    Args:
+        model: a ModelProto, with or without weights.
+        input_shapes: by name.
+        observe: gives the shapes of tensors that depend on values; None counts 0 there.
+    """
     nodes = [node for node in model.graph.node if node.op_type in _MULTIPLYING_OPS]
     names = sorted({name for node in nodes for name in (*node.input, node.output[0]) if name})
-    shapes = _inferred_shapes(model, {name: array.shape for name, array in inputs.items()})
-    if unknown := [name for name in names if name not in shapes]:
-        shapes |= _observed_shapes(source, unknown, inputs)
+    shapes: dict[str, Shape] = {**_inferred_shapes(model, input_shapes)}
+    unknown = [name for name in names if name not in shapes]
+    if unknown and observe is not None:
+        shapes |= observe(unknown)
+        unknown = []
     module_of_node = node_modules(model)
     precision_of_tensor = _tensor_precisions(model)
     return tuple(
@@ -50,8 +65,10 @@ def count_multiply_adds(source: Path, inputs: Mapping[str, NDArray[Any]]) -> tup
             name=node.name,
             op=node.op_type,
             module=module_of_node[node.name],
-            precision=precision_of_tensor[node.input[0]],
-            multiply_adds=_count(node, [shapes.get(name, ()) for name in node.input], shapes.get(node.output[0], ())),
+            precision=precision_of_tensor.get(node.input[0], DEFAULT_PRECISION),
+            multiply_adds=0
+            if not {*node.input, node.output[0]}.isdisjoint(unknown)
+            else _count(node, [shapes.get(name, ()) for name in node.input], shapes.get(node.output[0], ())),
         )
         for node in nodes
     )
@@ -80,7 +97,7 @@ def _inferred_shapes(model: Any, input_shapes: Mapping[str, Shape]) -> dict[str,
     return shapes
 
 
-def _observed_shapes(
+def observed_shapes(
     source: Path, names: Sequence[str], inputs: Mapping[str, NDArray[Any]]
 ) -> dict[str, tuple[int, ...]]:
     """Run the model to see shapes that depend on values."""

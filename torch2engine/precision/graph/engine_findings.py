@@ -15,6 +15,7 @@ from torch2engine.core.computed_precisions import (
     UNKNOWN,
     MultiplyAddNode,
     PrecisionReport,
+    named_modules,
     total_multiply_adds,
 )
 from torch2engine.core.finding import Finding
@@ -38,7 +39,6 @@ _LEAST_ISLAND = 0.01  # share of the multiply-adds
 _MOVES_DATA = re.compile(r"reformat|reshape|cast|copy|shuffle|transpose|permute", re.IGNORECASE)
 _MOST_MOVES = 0.25  # share of the layers
 _FEWEST_MOVES = 8
-_SHOWN = 4
 
 
 def engine_findings(
@@ -135,7 +135,7 @@ def _precision_not_taken(nodes: Sequence[MultiplyAddNode]) -> Iterable[Finding]:
     others = [node for node in nodes if node.precision != DEFAULT_PRECISION and _is_computed_otherwise(node)]
     if not others:
         return
-    modules = _modules(node.module for node in others)
+    modules = named_modules(node.module for node in others)
     words = sorted({f"{node.precision} in {node.engine}" for node in others})
     yield Finding(
         name="precision not taken",
@@ -162,7 +162,7 @@ def _float32_islands(nodes: Sequence[MultiplyAddNode]) -> Iterable[Finding]:
     yield Finding(
         name="float32 islands",
         measured=f"{len(islands)} of {len(nodes)} products, with {_share(islands, nodes)} of the multiply-adds, are in "
-        f"float32: {_modules(node.module for node in islands)}",
+        f"float32: {named_modules(node.module for node in islands)}",
         why="Float32 products are the slowest, and each change of type is a copy",
         suggestion="calibration=[...] with real inputs, a larger budget, or another precision; keep_fp32 names modules "
         "that stay on purpose",
@@ -194,7 +194,7 @@ def _unfused_attention(blocks: Sequence[AttentionBlock], layers: Sequence[Layer]
     yield Finding(
         name="unfused attention",
         measured=f"separate products in {', '.join(sorted(computed_in))} compute {len(unfused)} of {len(blocks)} "
-        f"attention blocks: {_modules(block.module for block in unfused)}",
+        f"attention blocks: {named_modules(block.module for block in unfused)}",
         why="The scores, length times length for each head, go through memory several times",
         suggestion="precision='fp16' or 'bf16': fused kernels exist for half precision"
         if is_wide
@@ -230,10 +230,3 @@ def attention_blocks_of(artifact: EngineArtifact) -> tuple[AttentionBlock, ...]:
 
 def _share(some: Sequence[MultiplyAddNode], nodes: Sequence[MultiplyAddNode]) -> str:
     return f"{100 * total_multiply_adds(some) / (total_multiply_adds(nodes) or 1):.1f} %"
-
-
-def _modules(paths: Iterable[str]) -> str:
-    """The first few modules, and how many more there are."""
-    names = list(dict.fromkeys(f"'{path}'" if path else "(model)" for path in paths))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

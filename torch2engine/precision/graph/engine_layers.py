@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from torch2engine.core.computed_precisions import RECURRENT, UNKNOWN, MultiplyAddNode
+from torch2engine.core.computed_precisions import RECURRENT, UNKNOWN, WITHOUT_FLOATS, MultiplyAddNode
 from torch2engine.core.precisions import PRECISION_TYPES
 
-__all__ = ["Layer", "Multiplies", "engine_precisions", "read_layers"]
+__all__ = ["Layer", "Multiplies", "engine_precisions", "layers_of_modules", "read_layers"]
 
 # Unit or record separators stand between the entries, and the last may end with a remark ("__gemm_from_conv1x1").
 _ENTRY = re.compile(r"[\x1e\x1f]|(?=\[ONNX Layer: )")
@@ -100,6 +100,21 @@ def engine_precisions(layers: Sequence[Layer], nodes: Sequence[MultiplyAddNode])
             precisions = {layer.precision for layer in candidates} | nameless_precisions
         found[node.name] = _widest(precisions) or UNKNOWN
     return found
+
+
+def layers_of_modules(layers: Sequence[Layer], module_of_node: Mapping[str, str]) -> dict[str, dict[str, int]]:
+    """Count the layers of each torch module by precision; a layer of several modules counts in each.
+
+    Args:
+        layers: of the engine; those that list no node of the graph are left out.
+        module_of_node: the torch module's path of every node of the graph.
+    """
+    counts: dict[str, Counter[str]] = {}
+    for layer in layers:
+        for module in {module_of_node[name] for name in layer.nodes if name in module_of_node}:
+            counts.setdefault(module, Counter())[layer.precision or WITHOUT_FLOATS] += 1
+    ordered = dict.fromkeys(module_of_node.values())  # as in the graph
+    return {module: dict(sorted(counts[module].items())) for module in ordered if module in counts}
 
 
 def _layer(entry: Mapping[str, Any]) -> Layer:
