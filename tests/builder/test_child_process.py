@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import onnx_models
-from torch2engine.builder import child_watch
+from torch2engine.builder import child_process, child_watch
 from torch2engine.builder.build import build
 from torch2engine.builder.child_process import compile_in_child
 from torch2engine.builder.child_watch import ChildWatch
@@ -187,6 +187,7 @@ def test_stopped_child_is_ended_and_named(
 ) -> None:
     """SIGSTOP would let its parent wait for ever."""
     monkeypatch.setattr(child_watch, "_STOPPED_LIMIT_S", 0.0)
+    monkeypatch.setattr(child_process, "_POLL_MS", 10)
     error = failure(request_for("import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)"))
     assert re.fullmatch(
         r"TensorRT build: got a builder process \d+ that is stopped \(by SIGSTOP or a debugger\), for 0 s in the phase "
@@ -253,8 +254,9 @@ def test_time_limit_ends_a_build_that_still_reports(sleeper: int) -> None:
     )
 
 
-def test_time_limit_is_an_option_and_no_part_of_the_key(tmp_path: Path) -> None:
+def test_time_limit_is_an_option_and_no_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It decides whether there is an engine, not which."""
+    monkeypatch.setattr(child_process, "_POLL_MS", 10)
     with pytest.raises(BuildError, match="no plan after 1e-06 s"):
         build(onnx_models.relu(tmp_path), {"batch": (1, 8, 32)}, config=BuildConfig(time_limit_s=1e-6))
     assert build_environment(BuildConfig(time_limit_s=1.0)) == build_environment(BuildConfig())
