@@ -41,6 +41,7 @@ COVERS = (
     "precision",
 )  # of the package: what the figures depend on
 ORDER = ("engine", "compile", "torch_tensorrt", "sizes")
+DEFAULT_MODE = "compile"  # of torch.compile
 # What takes a minute or more for each batch begins first, and has a process for each.
 SLOW = (
     ("swin_t", "compile"),
@@ -61,6 +62,7 @@ class Results:
     def __init__(self, evidence: Evidence) -> None:
         self.evidence = evidence
         self.wrong: dict[str, str] = evidence.samples.setdefault("wrong", {})
+        self.left_out: dict[str, str] = evidence.samples.setdefault("left_out", {})
 
     def take(self, job: Job, report: Mapping[str, Any]) -> None:
         """Take over a report, and write the draft."""
@@ -70,7 +72,7 @@ class Results:
             merged = self.evidence.samples.setdefault(name, {})
             for key, value in values.items():
                 merged[key] = {**merged.get(key, {}), **value} if isinstance(value, dict) else value
-        self.evidence.samples.setdefault("left_out", {}).update(report.get("left_out", {}))
+        self.left_out.update(report.get("left_out", {}))
         self.wrong.update(report.get("wrong", {}))
         self.summarise()
         self.evidence.write_draft()
@@ -88,12 +90,11 @@ class Results:
         self.evidence.samples.setdefault("errors", {})[name] = why
         last_words = why.strip().splitlines()
         brief = f"can't run: {last_words[0]}: {last_words[-1]}"[:300]
-        left_out = self.evidence.samples.setdefault("left_out", {})
         for batch in batches:
             for candidate in (*(OURS if kind == "engine" else ()), *KINDS[kind]):
                 figure = f"{model}.b{batch}.{candidate}"
                 if f"{figure}.host_us" not in self.evidence.figures:
-                    left_out.setdefault(figure, brief)
+                    self.left_out.setdefault(figure, brief)
 
 
 def jobs_of(options: argparse.Namespace, devices: Sequence[str]) -> list[Job]:
@@ -106,7 +107,7 @@ def jobs_of(options: argparse.Namespace, devices: Sequence[str]) -> list[Job]:
     others = [(model, kind) for kind in ORDER for model in options.models if (model, kind) not in SLOW]
     jobs: list[Job] = []
     for model, kind in [pair for pair in SLOW if pair[0] in options.models] + others:
-        has_peers = any(name in options.peers for name in KINDS[kind])
+        has_peers = bool(_peers(options, model, kind))
         if (kind == "sizes" and model != SIZED) or (kind in ("compile", "torch_tensorrt") and not has_peers):
             continue
         place = devices[options.models.index(model) % len(devices)]
@@ -117,13 +118,19 @@ def jobs_of(options: argparse.Namespace, devices: Sequence[str]) -> list[Job]:
     return jobs
 
 
+def _peers(options: argparse.Namespace, model: str, kind: str) -> list[str]:
+    """The peers that are timed for a model by the processes of one kind."""
+    skipped = () if model in options.default_mode else (DEFAULT_MODE,)
+    return [name for name in KINDS[kind] if name in options.peers and name not in skipped]
+
+
 def _job(
     options: argparse.Namespace, model: str, kind: str, place: str, batches: Sequence[int], suffix: str = ""
 ) -> Job:
     words = {
         "--model": model,
         "--kind": kind,
-        "--peers": ",".join(name for name in KINDS[kind] if name in options.peers),
+        "--peers": ",".join(_peers(options, model, kind)),
         "--batches": ",".join(map(str, batches)),
         "--rounds": options.rounds,
         "--starts": options.starts,
@@ -138,6 +145,11 @@ def _job(
 def body(evidence: Evidence, options: argparse.Namespace) -> None:
     evidence.samples["own_profiles"] = True
     results = Results(evidence)
+    for model in set(options.models) - set(options.default_mode):
+        for batch in options.batches:
+            results.left_out[f"{model}.b{batch}.{DEFAULT_MODE}"] = (
+                "not timed: its compiler takes long, see --default-mode"
+            )
     jobs = jobs_of(options, visible_devices(os.environ))
     failures = run_jobs(jobs, options.workers, options.prepare, options.limit, results.take)
     for name, why in failures.items():
@@ -167,6 +179,12 @@ def main() -> None:
     parser.add_argument("--models", type=listed(tuple(ENTRIES)), default=",".join(ENTRIES), help="which models")
     parser.add_argument("--batches", type=listed(), default="1,8,32", help="batch sizes, within 1..32")
     parser.add_argument("--peers", type=listed(PEERS), default=",".join(PEERS), help="whom to time beside TRTModule")
+    parser.add_argument(
+        "--default-mode",
+        type=listed(tuple(ENTRIES)),
+        default=",".join(ENTRIES),
+        help="models that torch.compile is also timed for in its default mode; in reduce-overhead it is for all",
+    )
     parser.add_argument("--torch-tensorrt", type=Path, help="folder with Torch-TensorRT, for its processes alone")
     parser.add_argument("--workers", type=int, default=12, help="processes that prepare at the same time")
     parser.add_argument("--prepare", type=float, default=900, help="seconds for all of them to prepare")

@@ -18,6 +18,7 @@ OPTIONS = argparse.Namespace(
     models=["resnet50", "bert"],
     batches=[1, 8],
     peers=list(PEERS),
+    default_mode=list(zoo.ENTRIES),
     torch_tensorrt=None,
     workers=4,
     rounds=7,
@@ -54,6 +55,14 @@ def test_slow_compilers_have_a_process_for_each_batch_and_begin_first() -> None:
     assert sorted(results.evidence.samples["left_out"]) == ["swin_t.b8.compile", "swin_t.b8.compile_reduce_overhead"]
 
 
+def test_default_mode_is_compiled_for_the_named_models_alone() -> None:
+    """The mode that is fair beside a CUDA graph is timed for all."""
+    options = argparse.Namespace(**{**vars(OPTIONS), "default_mode": ["bert"]})
+    commands = {job.name: job.command for job in jobs_of(options, ["0"])}
+    assert "--peers=compile_reduce_overhead" in commands["resnet50 compile"]
+    assert "--peers=compile,compile_reduce_overhead" in commands["bert compile"]
+
+
 def test_kind_without_a_peer_has_no_process() -> None:
     """Who leaves a compiler out does not wait for it."""
     options = argparse.Namespace(**{**vars(OPTIONS), "peers": ["eager"], "models": ["bert"]})
@@ -87,7 +96,7 @@ def test_failed_process_says_what_is_missing_for_it() -> None:
     """Each figure that it would have given has the reason; those that are there, or have one, keep theirs."""
     results = Results(Evidence())
     results.evidence.figure("bert.b1.compile.host_us", 3)
-    results.evidence.samples["left_out"] = {"bert.b8.compile": "wrong: ParityError"}
+    results.left_out["bert.b8.compile"] = "wrong: ParityError"
     results.fail("bert compile", "ended with -11\nTraceback\nRuntimeError: illegal access", [1, 8])
     reason = "can't run: ended with -11: RuntimeError: illegal access"
     assert results.evidence.samples["left_out"] == {
