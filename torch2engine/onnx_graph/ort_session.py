@@ -30,9 +30,16 @@ __all__ = ["OrtSession", "element_dtypes", "import_onnxruntime", "optimizer_leve
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
 _UNKNOWN = re.compile(r"No Op registered for (?P<op>[\w.]+)|error: (?P<function>[\w.:]+)\(-?\d+\) is not a registered")
 _ERRORS_ONLY = 3
-# Prefixes of element types. The optimiser breaks graphs with these types (1.32): it drops a Relu before an E4M3
-# QuantizeLinear. In float16 it makes a ResNet in fp8 wrong by .84 instead of .04, and an MLP with int4 weights by 1.
-_BROKEN_BY_OPTIMIZER = ("FLOAT8", "INT4", "UINT4")
+# Prefix of an element type -> the highest level of the optimiser that leaves graphs with it right; the lowest first.
+# It breaks graphs of few bits (1.32): it drops a Relu before an E4M3 QuantizeLinear. In float16 it makes a ResNet in
+# fp8 wrong by .84 instead of .04, and an MLP with int4 weights by 1. Above ENABLE_EXTENDED the process crashes on half
+# attention (MatmulTransposeFusion, 1.30 and 1.32).
+_BROKEN_BY_OPTIMIZER = {
+    "FLOAT8": "DISABLE_ALL",
+    "INT4": "DISABLE_ALL",
+    "UINT4": "DISABLE_ALL",
+    "FLOAT16": "ENABLE_EXTENDED",
+}
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 
 
@@ -110,10 +117,10 @@ def optimizer_level(dtypes: Collection[str]) -> str:
     >>> optimizer_level({"FLOAT"}), optimizer_level({"FLOAT", "FLOAT16"}), optimizer_level({"FLOAT16", "INT4"})
     ('ENABLE_ALL', 'ENABLE_EXTENDED', 'DISABLE_ALL')
     """
-    if any(dtype.startswith(_BROKEN_BY_OPTIMIZER) for dtype in dtypes):
-        return "DISABLE_ALL"
-    # Above this level the process crashes on half attention (MatmulTransposeFusion, 1.30 and 1.32).
-    return "ENABLE_EXTENDED" if "FLOAT16" in dtypes else "ENABLE_ALL"
+    for prefix, level in _BROKEN_BY_OPTIMIZER.items():
+        if any(dtype.startswith(prefix) for dtype in dtypes):
+            return level
+    return "ENABLE_ALL"
 
 
 def element_dtypes(path: Path) -> frozenset[str]:
