@@ -75,6 +75,30 @@ def test_engine_of_other_hardware_is_built_anew(
         assert torch.equal(loaded(*inputs)["logits"], module(*inputs)["logits"])
 
 
+def test_bundle_gives_the_engine_of_this_gpu(tmp_path: Path) -> None:
+    """To load() and to a Processor, beside a plan for another GPU; where that is the only one, it is built anew."""
+    torch.manual_seed(0)
+    model = Tiny().cuda().eval()
+    exported = t2e.export(model, tiny_inputs(), TINY_AXES)
+    turing = t2e.build(exported, config=t2e.BuildConfig(compute_capabilities=((7, 5),)))
+    both = t2e.bundle(tmp_path / "both.t2e", [turing, t2e.build(exported)])
+    module = t2e.load(both, runtime="tensorrt")
+    t2e.testing.assert_parity(model, module, tiny_inputs(5))
+    inputs = tiny_inputs(3)
+    expected = module(*inputs)["logits"].cpu()
+    names = [spec.name for spec in exported.signature.call_inputs]
+    with t2e.Processor(both) as processor:
+        arrays = {name: tensor.cpu().numpy() for name, tensor in zip(names, inputs, strict=True)}
+        answers = processor.infer(arrays)
+    assert torch.equal(torch.from_numpy(answers["logits"]), expected)
+    alone = t2e.bundle(tmp_path / "turing.t2e", [turing])
+    with pytest.raises(t2e.ArtifactError, match=r"got plans of tensorrt_rtx .* for compute capability 7\.5; expected"):
+        t2e.load(alone)
+    with pytest.warns(UserWarning, match="anew for this machine: got plans of tensorrt_rtx"):
+        rebuilt = t2e.load(alone, on_mismatch="rebuild", cache=tmp_path / "cache")
+    t2e.testing.assert_parity(model, rebuilt, tiny_inputs(5))
+
+
 def test_engine_that_parity_refuses_is_not_kept(tmp_path: Path) -> None:
     """Neither the one that was built, nor one that was found."""
     torch.manual_seed(0)

@@ -23,7 +23,8 @@ __all__ = ["Predictor", "actor_argument", "import_ray", "predict"]
 # Ray keeps larger constructor arguments in the object store, and an actor can't restart once they are lost there.
 _MOST_ARGUMENT_BYTES = 100_000
 _CALLS_PER_BATCH = 8
-_TASKS_PER_ACTOR = 4
+_BATCHES_AT_A_TIME = 2  # of an actor: Ray's work for one overlaps the engine's for the other
+_TASKS_PER_ACTOR = 2 * _BATCHES_AT_A_TIME
 
 
 class Predictor:
@@ -144,7 +145,7 @@ def predict(
     options["compute"] = data.ActorPoolStrategy(
         size=actors,
         max_tasks_in_flight_per_actor=_TASKS_PER_ACTOR,
-        max_concurrent_calls_per_actor=2,
+        max_concurrent_calls_per_actor=_BATCHES_AT_A_TIME,
         enable_true_multi_threading=True,
     )
     arguments = {"columns": columns, "keep": keep, "streams": streams, "runtime_config": runtime_config}
