@@ -11,12 +11,15 @@ import torch
 from tests.support.deploy_models import Mlp
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.config import Tolerance
+from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.core.errors import ParityError
+from torch2engine.core.precisions import PrecisionName
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.graph_check import GraphCheck, cases_before_build
+from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.reference_answers import ReferenceAnswers
+from torch2engine.pipeline.request import DeployRequest
 
 
 def case(name: str, batch: int, model: Mlp | None = None) -> ParityCase:
@@ -36,7 +39,7 @@ def chosen(*sizes: tuple[str, int]) -> list[str]:
 
 
 def test_graph_is_compared_up_to_opt_before_a_build() -> None:
-    """What is larger than the first profile's opt waits for the engine."""
+    """What is larger than opt waits for the engine."""
     assert chosen(("min", 1), ("opt", 8), ("max", 32), ("random", 17)) == ["min", "opt"]
     assert chosen(("min", 1), ("opt", 8), ("max", 9), ("random", 5)) == ["min", "opt", "random"]
 
@@ -47,6 +50,13 @@ def test_profiles_do_not_repeat_sizes_of_a_graph() -> None:
     others = [(f"profile {n} {kind}", size) for n, size in ((1, 1), (2, 8), (3, 32)) for kind in ("min", "random")]
     kept = ["profile 0 min", "profile 0 opt", "profile 1 random", "profile 2 random"]
     assert chosen(*first, *others) == kept
+
+
+def test_profiles_of_one_size_do_not_hide_that_an_axis_is_dynamic() -> None:
+    """A first profile for one size alone leaves the graph's other sizes to be compared."""
+    single = [("profile 0 min", 1), ("profile 0 random", 1)]
+    wide = [("profile 1 min", 2), ("profile 1 opt", 4), ("profile 1 max", 32), ("profile 1 random", 17)]
+    assert chosen(*single, *wide) == ["profile 0 min", "profile 0 random", "profile 1 min", "profile 1 opt"]
 
 
 def test_opt_may_be_the_smallest_or_the_largest_size() -> None:
@@ -68,6 +78,34 @@ def answers(model: Mlp) -> list[ParityCase]:
 
 def graph_check(exported: OnnxArtifact, cases: Sequence[ParityCase], engine_follows: bool = True) -> GraphCheck:
     return GraphCheck(lambda: ORTModule(exported), ReferenceAnswers(cases, ("a note",)), None, engine_follows)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "precision", "expected"),
+    [
+        ("tensorrt", "fp32", True),
+        ("tensorrt", "fp16", True),
+        ("onnxruntime", "fp32", False),
+        ("tensorrt", "int8", False),
+        ("tensorrt", "fp8", False),
+    ],
+)
+def test_no_case_is_left_to_an_engine_that_skips_it(
+    runtime: str, precision: PrecisionName, expected: bool, model: Mlp, exported: OnnxArtifact
+) -> None:
+    """A quantised engine is not compared in random cases, so its graph is, at all sizes."""
+    request = DeployRequest(
+        model=model,
+        given=ModelAndSample.of(model, torch.ones(4, 6), None, None, None, None, ()),
+        precision=Precision(precision),
+        has_calibration=False,
+        tolerance=None,
+        runtime=runtime,
+        config=BuildConfig(),
+        runtime_config=RuntimeConfig(),
+    )
+    check = GraphCheck.for_request(request, lambda: ORTModule(exported), ReferenceAnswers(answers(model), ()))
+    assert check.engine_follows is expected
 
 
 def test_report_says_what_waits_for_the_engine(model: Mlp, exported: OnnxArtifact) -> None:

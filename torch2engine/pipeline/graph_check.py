@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ParityError
+from torch2engine.core.precisions import QUANTIZED_PRECISIONS
 from torch2engine.modules.judge import judge
 from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.parity.parity_report import ParityReport
@@ -23,8 +24,6 @@ from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
 
 __all__ = ["GraphCheck", "cases_before_build"]
-
-_UP_TO_OPT = ("min", "opt")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class GraphCheck:
             nothing is held in memory during a build.
         answers: the model's.
         tolerance: when answers count as equal; None for the default of the graph's precision.
-        engine_follows: whether an engine is built and compared in every case; else the graph itself will answer calls.
+        engine_follows: whether an engine is built and compared in every case; else the graph is.
     """
 
     open_graph: Callable[[], ORTModule]
@@ -48,8 +47,11 @@ class GraphCheck:
     def for_request(
         cls, request: DeployRequest, open_graph: Callable[[], ORTModule], answers: ReferenceAnswers
     ) -> GraphCheck:
-        """The check of a deploy: an engine follows unless ONNX Runtime is to answer calls."""
-        return cls(open_graph, answers, request.tolerance, engine_follows=request.runtime != "onnxruntime")
+        """The check of a deploy. A quantised engine is not compared in random cases, so its graph is in every case."""
+        precisions = (request.precision.dtype, open_graph().precision)
+        is_quantised = any(precision in QUANTIZED_PRECISIONS for precision in precisions)
+        engine_follows = request.runtime != "onnxruntime" and not is_quantised
+        return cls(open_graph, answers, request.tolerance, engine_follows)
 
     def require_equal_answers(self, report: ReportBuilder) -> None:
         """Compare the graph in the cases that are due before a build.
@@ -97,17 +99,15 @@ class GraphCheck:
 def cases_before_build(cases: Sequence[ParityCase]) -> list[ParityCase]:
     """Choose the cases in which a graph is compared before an engine is built from it.
 
-    Real inputs all count. Of the invented ones, those count that are no larger than the first profile's opt, and of
-    several with the same sizes the first: profiles do not change a graph.
+    Real inputs all count. Of the invented ones, those count that are no larger than the smallest opt, and of several
+    with the same sizes the first: profiles do not change a graph. Profiles of one size have a min and no opt.
 
     Args:
         cases: from `make_parity_cases`, in its order.
     """
-    limit = math.inf
-    for case in cases:
-        if case.kind not in _UP_TO_OPT:
-            break
-        limit = _elements(case)
+    opts = [_elements(case) for case in cases if case.kind == "opt"]
+    mins = [_elements(case) for case in cases if case.kind == "min"]  # also the opt of a profile that begins with it
+    limit = min(opts or mins, default=math.inf)
     kept: list[ParityCase] = []
     seen: set[tuple[bool, tuple[tuple[int, ...], ...]]] = set()
     for case in cases:
