@@ -23,7 +23,7 @@ PLANS = {
     "any": RTX,
     "rtx h200": RTX_H200,
     "rtx ampere": RTX_AMPERE,
-    "rtx 8.6": RTX_8_6,
+    "rtx only 8.6": RTX_8_6,
     "rtx old": replace(RTX_8_6, flavour_version="1.5.0.1"),
     "trt h200": TRT_H200,
     "trt a10": TRT_A10,
@@ -46,7 +46,7 @@ def trt_on(gpu: str, *capability: int) -> Hardware:
     [
         ([rtx_on("NVIDIA H200", 9, 0)], "rtx h200"),
         ([rtx_on("NVIDIA H100", 9, 0)], "rtx h200"),
-        ([rtx_on("NVIDIA A10", 8, 6)], "rtx 8.6"),
+        ([rtx_on("NVIDIA A10", 8, 6)], "rtx only 8.6"),
         ([rtx_on("NVIDIA A100", 8, 0)], "rtx ampere"),
         ([rtx_on("NVIDIA L4", 8, 9)], "any"),
         ([trt_on("NVIDIA A10", 8, 6)], "trt a10"),
