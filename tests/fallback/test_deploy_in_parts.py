@@ -48,6 +48,38 @@ def test_model_in_parts_answers_like_the_model(deployed: t2e.PartsModule, model:
         close(deployed(x), model(x))
 
 
+def test_fast_path_answers_what_the_checked_one_does(
+    deployed: t2e.PartsModule, model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shape that was answered before needs no check; all else goes through every check, as at the first call."""
+    x = torch.rand(6, 3, 8, 8)
+    deployed(x)
+    checked: list[Any] = []
+    whole = type(deployed)._check_call
+    monkeypatch.setattr(type(deployed), "_check_call", lambda self, leaves: checked.append(whole(self, leaves)))
+    again = torch.rand(6, 3, 8, 8)
+    with torch.no_grad():
+        close(deployed(again), model(again))
+        assert not checked
+        parts = deployed(again.clone().requires_grad_())
+        assert not any(part.requires_grad for part in parts)
+        assert not checked
+        strided = torch.rand(6, 8, 8, 3).permute(0, 3, 1, 2)
+        close(deployed(strided), model(strided))
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = deployed(again)
+        close(cast, model(again))
+    assert len(checked) == 2
+    with pytest.raises(t2e.InputError, match="requires grad"):
+        deployed(again.clone().requires_grad_())
+    with pytest.raises(t2e.DtypeError):
+        deployed(again.double())
+    with pytest.raises(t2e.ShapeError):
+        deployed(torch.rand(10, 3, 8, 8))
+    with pytest.raises(t2e.InputError):
+        deployed(again, again)
+
+
 def test_report_names_each_operator_in_pytorch_by_file_and_line(deployed: t2e.PartsModule) -> None:
     """The three obstacles are listed, and nothing else is; all parts between them run in engines."""
     places = {obstacle.source: obstacle.operator for obstacle in deployed.obstacles}

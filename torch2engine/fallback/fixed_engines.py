@@ -6,7 +6,8 @@ Enters: the weights and the live tensors of a call. Leaves: the part's tensors, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,25 @@ from torch2engine.modules.deployed import DeployedModule
 
 __all__ = ["FixedEngines"]
 
+_MOST_KNOWN = 256  # shapes; with sizes that depend on values there may be any number
+
+
+@dataclass(frozen=True)
+class _KnownCall:
+    """What answers calls at shapes that were answered before.
+
+    Args:
+        module: the engine.
+        order: where each input of the engine is among the part's live tensors.
+    """
+
+    module: DeployedModule[Any]
+    order: tuple[int, ...]
+
+    def answer(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Answer a call."""
+        return tuple(self.module.infer([tensors[index] for index in self.order]).values())
+
 
 class FixedEngines:
     """The engines of one part.
@@ -44,6 +64,21 @@ class FixedEngines:
         self._graph_module = graph_module
         self._layout = layout
         self._deploy_part = deploy_part
+        self._slots = [layout.placeholders.index(name) for name in layout.tensors]
+        self._known: dict[tuple[torch.Size, ...], _KnownCall] = {}
+
+    def answer_known(self, values: Sequence[Any]) -> tuple[torch.Tensor, ...] | None:
+        """Answer a call at shapes that were answered before, in a few microseconds.
+
+        Args:
+            values: of all placeholders.
+
+        Returns:
+            the part's tensors; None for other shapes.
+        """
+        tensors = [values[slot] for slot in self._slots]
+        known = self._known.get(tuple([tensor.shape for tensor in tensors]))
+        return None if known is None else known.answer(tensors)
 
     def __call__(self, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """Answer a call.
@@ -62,7 +97,17 @@ class FixedEngines:
             call = PartCall(self._graph_module, self._layout, weights, tensors)
             module = find_or_deploy(self.versions, call, self._deploy_part)
         self.runtime = module.runtime
-        return answer_part(module, tensors)
+        outputs = answer_part(module, tensors)
+        self._remember(module, tensors)
+        return outputs
+
+    def _remember(self, module: DeployedModule[Any], tensors: Mapping[str, torch.Tensor]) -> None:
+        """Let later calls at these shapes find their engine at once."""
+        if len(self._known) >= _MOST_KNOWN:
+            self._known = {}
+        names = list(tensors)
+        order = tuple(names.index(spec.name) for spec in module.signature.inputs)
+        self._known[tuple(tensor.shape for tensor in tensors.values())] = _KnownCall(module, order)
 
     def refit(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Give every engine new weights, without a comparison.

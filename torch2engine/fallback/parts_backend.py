@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -20,6 +21,8 @@ from torch2engine.fallback.parts_session import PartsSession
 from torch2engine.fallback.program_file import replace_tensors
 from torch2engine.fallback.run_record import RunRecord
 from torch2engine.modules.backend import WeightsGuard
+from torch2engine.modules.direct_call import DirectCall
+from torch2engine.modules.torch_state import dual_level, modes
 from torch2engine.trt.library import PRODUCT_NAMES
 
 __all__ = ["PartsBackend"]
@@ -45,6 +48,7 @@ class PartsBackend:
         self.title = f"{'ONNX Runtime' if hardware is None else PRODUCT_NAMES[hardware.flavour]} and PyTorch"
         self.device_type = "cuda" if hardware is not None or (device is not None and device.type == "cuda") else "cpu"
         self.device = torch.device("cpu") if self.device_type == "cpu" else device
+        self.direct_call = DirectCall.of(artifact.signature)
         self.weights_incomplete = False
         self._guard = guard
         self._runtime_config = runtime_config
@@ -81,6 +85,24 @@ class PartsBackend:
                 self.device = self._live.device
             return self._live
 
+    def try_fast_path(self, leaves: Sequence[Any]) -> list[torch.Tensor] | None:
+        """Answer inputs that need no cast, copy or refusal, at shapes that were answered before; else None.
+
+        Args:
+            leaves: one value for each input; a caller may have passed anything.
+        """
+        live = self._live
+        version = self._weights_version
+        if live is None or version % 2 or self.weights_incomplete or self._guard.fault:
+            return None
+        if torch.is_autocast_enabled(self.device_type) or dual_level() >= 0 or modes():
+            return None
+        if not live.is_plain_call(leaves):
+            return None
+        with torch.no_grad():
+            outputs = live.run(leaves)
+        return outputs if version == self._weights_version else None
+
     def run(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
         device = inputs[0].device
         live = self.bind(device)
@@ -95,6 +117,7 @@ class PartsBackend:
             else:
                 outputs = live.run(inputs)
             if version == self._weights_version:  # otherwise some parts had old weights and some had new ones
+                live.remember(inputs)
                 return outputs
 
     def current_artifact(self) -> PartsArtifact:

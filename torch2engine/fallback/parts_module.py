@@ -20,12 +20,14 @@ from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
+from torch2engine.core.pytree import unflatten
 from torch2engine.fallback.parts_backend import PartsBackend
 from torch2engine.fallback.run_record import time_calls
 from torch2engine.fallback.saved_cut import SavedCut
 from torch2engine.modules.backend import WeightsGuard
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.explanation import Explanation, GraphPartRecord, Obstacle
+from torch2engine.modules.torch_state import tracing_state
 
 if TYPE_CHECKING:
     from torch2engine.modules.deploy_report import DeployReport
@@ -69,6 +71,20 @@ class PartsModule(DeployedModule[PartsBackend]):
         super().__init__(artifact, report, runtime_config, reference, device)
         if self._backend.runtime_kind == "onnxruntime":
             runtime_config.check_cpu(type(self).__name__)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        # The fast path: each check here is an attribute or one C function.
+        if torch.compiler.is_dynamo_compiling() or tracing_state() is not None:
+            return super().forward(*args, **kwargs)
+        if self._weight_sync.tracked is not None or self._write_back is not None:
+            return super().forward(*args, **kwargs)
+        backend = self._backend
+        outputs = backend.try_fast_path(backend.direct_call.leaves(args, kwargs))
+        if outputs is None:
+            return super().forward(*args, **kwargs)
+        return outputs[0] if backend.direct_call.returns_tensor else unflatten(self.signature.output, outputs)
+
+    forward.__doc__ = DeployedModule.forward.__doc__
 
     def _make_backend(
         self, artifact: PartsArtifact, guard: WeightsGuard, device: torch.device | str | None

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn import Parameter
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import CUT, PROGRAM
+from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError
 from torch2engine.fallback.deployable_graph import operator_of, source_of
@@ -34,6 +36,8 @@ from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 
 __all__ = ["PartsSession"]
+
+_MOST_ANSWERED = 256
 
 
 class PartsSession:
@@ -58,6 +62,8 @@ class PartsSession:
         self._modules: dict[str, DeployedModule[Any]] = {}
         self._built_from: dict[str, OnnxArtifact | EngineArtifact] = {}
         self._parts: list[FixedEngines] = []
+        self._dtypes = [torch_dtype(spec.dtype) for spec in artifact.signature.inputs]
+        self._answered: set[tuple[torch.Size, ...]] = set()
         where = f"{artifact}"
         cut = SavedCut.from_json(artifact.read(CUT), where)
         self._program = read_program(artifact.read(PROGRAM), where, device)
@@ -87,6 +93,7 @@ class PartsSession:
                 fix="save it again or restore it from a copy",
                 path=where,
             ) from error
+        self._answer: Any = self._graph.forward  # without the hooks of a module, which nobody has set here
         self._place_weights(self._program.tensors)
 
     def _load(self, artifact: PartsArtifact, engine: SavedEngine) -> DeployedModule[Any]:
@@ -110,16 +117,50 @@ class PartsSession:
         self._taken = frozenset(memory_of(tensor) for tensor in tensors.values())
         self._values: list[Any] = [tensors.get(name) for name in names]  # last: one assignment changes all weights
 
+    def is_plain_call(self, leaves: Sequence[Any]) -> bool:
+        """Whether inputs need no cast, copy or refusal, and have shapes that were answered before.
+
+        Every check of the call contract is in here, in its cheapest form.
+
+        Args:
+            leaves: whatever the caller passed.
+        """
+        grad = torch.is_grad_enabled()
+        shapes: list[torch.Size] = []
+        try:
+            for leaf, dtype in zip(leaves, self._dtypes, strict=True):
+                # Other classes are no tensors, or subclasses with a meaning of their own.
+                if type(leaf) is not torch.Tensor and type(leaf) is not Parameter:
+                    return False
+                if leaf.dtype is not dtype or leaf.device != self.device or (grad and leaf.requires_grad):
+                    return False
+                if leaf.is_neg() or not leaf.is_contiguous() or not leaf.data_ptr():
+                    return False
+                shapes.append(leaf.shape)
+        except (RuntimeError, ValueError):  # a stand-in without memory, another layout, another number of inputs
+            return False
+        return tuple(shapes) in self._answered
+
+    def remember(self, inputs: Sequence[torch.Tensor]) -> None:
+        """Let later calls at the shapes of these inputs be plain ones."""
+        if len(self._answered) >= _MOST_ANSWERED:
+            self._answered = set()
+        self._answered.add(tuple([tensor.shape for tensor in inputs]))
+
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Answer flat inputs on the device with fresh tensors."""
         values = list(self._values)
         for slot, tensor in zip(self._slots, inputs, strict=True):
             values[slot] = tensor
-        taken = {*self._taken, *map(memory_of, inputs)}
+        in_use = [memory_of(tensor) for tensor in inputs]
         fresh: list[torch.Tensor] = []
-        for output in self._graph(*values):
-            fresh.append(output.clone() if memory_of(output) in taken else output)
-            taken.add(memory_of(fresh[-1]))
+        for output in self._answer(*values):
+            memory = memory_of(output)
+            if memory in in_use or memory in self._taken:
+                output = output.clone()
+                memory = memory_of(output)
+            in_use.append(memory)
+            fresh.append(output)
         return fresh
 
     def time_operators(self, inputs: Sequence[torch.Tensor]) -> dict[tuple[str, str], float]:

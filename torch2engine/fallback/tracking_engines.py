@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,6 +81,9 @@ class TrackingEngines:
         self._weight_sets: list[_WeightSet] = []
         self._lock = threading.RLock()
         self._has_warned = False
+
+    def answer_known(self, values: Sequence[Any]) -> None:
+        """Answer no call: the weights may have changed, which only a whole call sees."""
 
     def __call__(self, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """Answer a call.

@@ -4,7 +4,7 @@ Enters: an artifact. Leaves: a module that is called like the model. Separate be
 contract: `deployed` is the face, `module_access` what the package's own steps do with it, `backend` the contract, `trt`
 and `onnxruntime` the backends, and `backend_table` lists them.
 
-Public: `backend`, `backend_table`, `deploy_report`, `deployed`, `explanation`, `judge`, `live_tensors`, `made_inputs`,
-`module_access`, `onnxruntime.ort_module`, `timing`, `trt.trt_backend`, `trt.trt_module`, `weight_sync`. The other files
-belong to this folder alone.
+Public: `backend`, `backend_table`, `deploy_report`, `deployed`, `direct_call`, `explanation`, `judge`, `live_tensors`,
+`made_inputs`, `module_access`, `onnxruntime.ort_module`, `timing`, `torch_state`, `trt.trt_backend`, `trt.trt_module`,
+`weight_sync`. The other files belong to this folder alone.
 """

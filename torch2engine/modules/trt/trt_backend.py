@@ -21,7 +21,7 @@ from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError, InstallationError, RefitError
 from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.modules.backend import WeightsGuard
-from torch2engine.modules.trt.direct_call import DirectCall
+from torch2engine.modules.direct_call import DirectCall
 from torch2engine.modules.trt.engine_session import EngineSession, not_prepared
 from torch2engine.trt.library import PRODUCT_NAMES
 

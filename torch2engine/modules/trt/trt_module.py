@@ -6,7 +6,7 @@ only a TensorRT engine offers these: a fast path for calls, devices, kernels and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -123,6 +123,17 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
         return outputs[0] if direct_call.returns_tensor else unflatten(backend.artifact.signature.output, outputs)
 
     forward.__doc__ = DeployedModule.forward.__doc__
+
+    def infer(self, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+        session = self._backend.session
+        if session is None or torch.compiler.is_dynamo_compiling() or tracing_state() is not None:
+            return super().infer(leaves)
+        outputs = session.try_fast_path(leaves)
+        if outputs is None:
+            return super().infer(leaves)
+        return {spec.name: output for spec, output in zip(self._artifact.signature.outputs, outputs, strict=True)}
+
+    infer.__doc__ = DeployedModule.infer.__doc__
 
     def bind(self: T, device: torch.device | str | None = None) -> T:
         """Deserialise the engine now rather than on the first call.

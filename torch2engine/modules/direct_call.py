@@ -1,7 +1,7 @@
 """A call whose arguments already are the flat inputs → these inputs, without matching of structures.
 
-Enters: a signature once, then the arguments of every call. Leaves: flat inputs in the signature's order. Separate from
-`trt_module` so that the fast path decides only once which calls need no matching.
+Enters: a signature once, then the arguments of every call. Leaves: flat inputs in the signature's order. Separate
+because a fast path decides only once which calls need no matching.
 """
 
 from __future__ import annotations
