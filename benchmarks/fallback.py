@@ -86,7 +86,7 @@ class Backbone(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.body(x).mean((2, 3))
-        return self.head(torch.linalg.qr(features).Q.abs())
+        return self.head(torch.linalg.qr(features.mT @ features).Q.abs())  # square, whatever the batch
 
 
 def models(device: torch.device) -> dict[str, tuple[nn.Module, torch.Tensor]]:
