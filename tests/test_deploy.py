@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import re
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
@@ -795,3 +796,35 @@ def test_mask_that_hides_the_start_deploys_at_every_length() -> None:
     hidden[:, :2] = True
     axes = {name: {1: t2e.Axis("n", 1, 6, 12)} for name in ("x", "hidden")}
     assert reported(deploy(Sequences(), (torch.randn(2, 6, 8), hidden), axes)).passed
+
+
+# Progress
+
+
+def test_nothing_that_takes_long_runs_between_phases() -> None:
+    """Some phase is open, and its seconds are drawn, in all but a small part of deploy()."""
+    calls_in_phases = 0
+    calls_between = 0
+    open_phases: list[str] = []
+
+    def note(phase: str, step: int, steps: int, seconds: float) -> None:
+        if step == 0 and phase not in open_phases:
+            open_phases.append(phase)
+        if step >= steps and phase in open_phases:
+            del open_phases[open_phases.index(phase) :]
+
+    def count(frame: object, event: str, argument: object) -> None:  # a clock that no load of the machine moves
+        nonlocal calls_in_phases, calls_between
+        if event == "call":
+            calls_in_phases += bool(open_phases)
+            calls_between += not open_phases
+
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    t2e.deploy(model, torch.ones(2, 4), runtime="onnxruntime", cache=False)  # loads the libraries
+    sys.setprofile(count)
+    try:
+        t2e.deploy(model, torch.ones(2, 4), runtime="onnxruntime", cache=False, progress=note)
+    finally:
+        sys.setprofile(None)
+    assert not open_phases
+    assert calls_between < 0.05 * calls_in_phases

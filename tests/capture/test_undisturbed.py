@@ -462,6 +462,7 @@ def test_no_other_thread_draws_a_number_twice() -> None:
     ("module", "is_helper"),
     [
         ("tqdm._monitor", True),
+        ("rich.live", True),
         ("multiprocessing.resource_sharer", True),
         ("torch.utils.data._utils.pin_memory", True),
         ("multiprocessing.pool", False),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 
@@ -134,3 +135,16 @@ def test_bar_closes_what_lies_in_a_phase_that_ends() -> None:
     bar("inner", 0, 2, 0.0)
     bar("middle", 2, 2, 0.0)
     assert [task.description for task in bar.shown.tasks] == ["outer"]
+
+
+def test_bar_shows_that_a_phase_without_steps_goes_on() -> None:
+    """An export of a minute reports nothing inside; its seconds are redrawn all the same, four times a second."""
+    clock = [0.0]
+    console, drawn = terminal()
+    bar = _Bar(console, lambda: clock[-1])
+    bar("export", 0, 1, 0.0)
+    for now in (1.0, 4.0, 59.0):
+        clock.append(now)
+        console.print(bar.shown)
+    assert re.findall(r"0:00:\d\d", drawn.getvalue()) == ["0:00:01", "0:00:04", "0:00:59"]
+    assert bar.shown.live.auto_refresh and bar.shown.live.refresh_per_second >= 1

@@ -30,7 +30,7 @@ __all__ = ["exact_arithmetic", "process_state_lock", "restored_random_state"]
 _LOCK = ForkSafeLock(reentrant=True)
 # Their threads watch progress bars, files and debuggers, and draw no random numbers.
 _HELPERS = (  # modules and packages whose threads run none of the user's code
-    *("IPython", "debugpy", "ipykernel", "pydevd", "torch2engine", "tornado", "tqdm", "zmq"),
+    *("IPython", "debugpy", "ipykernel", "pydevd", "rich", "torch2engine", "tornado", "tqdm", "zmq"),
     *("multiprocessing.queues", "multiprocessing.resource_sharer", "torch.utils.data._utils.pin_memory"),
 )
 _FLOAT32_SWITCHES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")

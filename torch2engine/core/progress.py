@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, cast
 
 from torch2engine.core.errors import BuildError, InputError
 
 __all__ = ["Progress", "ProgressCallback", "Reporter", "is_shown", "reporting"]
+
+
+_REDRAWN_PER_SECOND = 4
 
 
 class ProgressCallback(Protocol):
@@ -101,9 +104,16 @@ class Reporter:
 
 
 class _Bar:
-    """A rich bar per open phase, indented by nesting, the outermost with the estimated time left."""
+    """A rich bar per open phase, indented by nesting, the outermost with the estimated time left.
 
-    def __init__(self, console: Any = None) -> None:
+    A thread of rich redraws the seconds of open phases, so that a phase without steps is seen to go on.
+
+    Args:
+        console: of rich, where it draws; None for standard error.
+        clock: gives seconds; None for the time since the process began.
+    """
+
+    def __init__(self, console: Any = None, clock: Callable[[], float] | None = None) -> None:
         # rich is loaded only for a bar
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -116,6 +126,8 @@ class _Bar:
             TimeRemainingColumn(),
             console=console,
             transient=True,
+            refresh_per_second=_REDRAWN_PER_SECOND,
+            get_time=clock,
             redirect_stdout=False,  # what the user's model prints stays where it goes
         )
         self._open: list[_Phase] = []
