@@ -1,4 +1,4 @@
-"""A model of the zoo that deploy() refused, tried again: in parts, and by torch.compile.
+"""A model of the zoo that deploy() refused, tried again: in parts, by torch.compile, and submodule by submodule.
 
 Enters: the trial, and the error that it ended with. Leaves: which way its answers are right, and the share of the time
 that is spent in engines. Separate because only the few models that are refused come here.
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.zoo_submodules import answer_in_submodules
 from benchmarks.zoo_trial import ZooTrial
 from torch2engine.core.errors import ParityError, Torch2EngineError, UnsupportedOperatorError
 from torch2engine.fallback.compile_options import CompileOptions
@@ -20,10 +21,11 @@ from torch2engine.fallback.run_record import RunRecord, time_calls
 from torch2engine.fallback.torch_compile import make_compiler
 from torch2engine.modules.explanation import Explanation
 
-__all__ = ["COMPILE", "PARTS", "FallbackRow", "can_fall_back", "outcome_of", "try_again"]
+__all__ = ["COMPILE", "PARTS", "SUBMODULES", "FallbackRow", "can_fall_back", "outcome_of", "try_again"]
 
 PARTS = "fallback=True"
 COMPILE = "torch.compile"
+SUBMODULES = "deploy_submodules"
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class FallbackRow:
     """What came of a second try.
 
     Args:
-        way: `PARTS` or `COMPILE`; the last that was tried.
+        way: `PARTS`, `COMPILE` or `SUBMODULES`; the last that was tried.
         outcome: as of a row of the sweep; "running" before it has ended.
         error, message: of a try that failed.
         seconds: of each way.
@@ -74,14 +76,16 @@ def outcome_of(error: Exception) -> str:
 
 
 def try_again(trial: ZooTrial, error: Exception, record: Callable[[FallbackRow], None]) -> None:
-    """Try a model in parts if operators were refused, and then by torch.compile; the first way that answers counts.
+    """Try a model in parts if operators were refused, then by torch.compile, then submodule by submodule.
+
+    The first way that answers counts.
 
     Args:
         trial: the model.
         error: what deploy() ended with.
         record: takes the row whenever it changes.
     """
-    ways = {PARTS: _in_parts, COMPILE: _compiled}
+    ways = {PARTS: _in_parts, COMPILE: _compiled, SUBMODULES: _in_submodules}
     if not isinstance(error, UnsupportedOperatorError):  # deploy() itself says that parts don't help then
         del ways[PARTS]
     seconds: dict[str, float] = {}
@@ -119,3 +123,9 @@ def _compiled(trial: ZooTrial) -> Explanation:
     explanation = time_calls(lambda: compiled(**trial.sample), record)
     trial.compare_compiled(compiled)
     return explanation
+
+
+def _in_submodules(trial: ZooTrial) -> Explanation:
+    """Deploy what an engine answers of a model, and compare it with the same model in PyTorch at all sizes."""
+    swapped = ZooTrial.make(trial.entry, "gpu" if trial.runtime == "tensorrt" else "cpu")
+    return answer_in_submodules(swapped, trial)

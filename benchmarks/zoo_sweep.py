@@ -38,7 +38,7 @@ BACKENDS = tuple(STARTS)
 COVERS = (
     "torch2engine",
     "tests/zoo",
-    *(f"benchmarks/zoo_{name}.py" for name in ("sweep", "worker", "trial", "fallback")),
+    *(f"benchmarks/zoo_{name}.py" for name in ("sweep", "worker", "trial", "fallback", "submodules")),
 )
 HISTORIES = tuple(REPOSITORY / "benchmarks" / "results" / f"zoo_{backend}.json" for backend in BACKENDS)
 LIMIT_S = 120.0

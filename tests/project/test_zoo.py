@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import zoo_join, zoo_sweep, zoo_table
 from benchmarks._worker import visible_devices
 from benchmarks.evidence import Evidence, complaints
 from benchmarks.zoo_places import Place, Places
 from benchmarks.zoo_processes import Limit, ZooProcesses, ended, receive_all
+from benchmarks.zoo_submodules import answer_in_submodules
+from benchmarks.zoo_trial import ZooTrial
 from tests.support import tiny_zoo
-from tests.zoo.entry import ZooEntry
+from tests.zoo.entry import BATCH, ZooEntry, floats
 from tests.zoo.models import EVERY, LISTS, RELATIVES, ZOO
 
 TINY = "tests.support.tiny_zoo"
@@ -97,6 +100,38 @@ def test_refused_model_is_tried_in_parts_and_by_torch_compile(swept: dict[str, A
     assert "fallback" not in rows["linear"] and "fallback" not in rows["dies"]
     assert swept["figures"]["zoo.pass_share_with_fallback"] == 0.75
     assert (swept["figures"]["zoo.passed_with_fallback"], swept["figures"]["zoo.fallback_without_engine"]) == (2, 1)
+
+
+class Tail(nn.Module):
+    """Its way depends on a value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x + 1 if x.sum() > 0 else x - 1)
+
+
+class BodyAndTail(nn.Module):
+    """Two submodules, of which an engine takes the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.tail = Tail()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.tail(self.body(x))
+
+
+def test_engines_answer_the_submodules_that_they_take() -> None:
+    """The others stay in PyTorch, the whole is compared, and the time in engines is known."""
+    entry = ZooEntry("plain", BodyAndTail, floats("batch", 3), {"x": {0: BATCH}})
+    with torch.no_grad():
+        explanation = answer_in_submodules(ZooTrial.make(entry, "cpu"), ZooTrial.make(entry, "cpu"))
+    assert [(part.source, part.runs_in) for part in explanation.parts] == [("body", "ONNX Runtime")]
+    assert 0 < explanation.engine_share < 1
 
 
 def test_sweep_that_is_cut_has_written_what_it_found(tmp_path: Path) -> None:
