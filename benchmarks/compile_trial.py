@@ -33,7 +33,7 @@ __all__ = [
     "compile_row_of",
 ]
 
-BATCH_SIZES = (8, 13, 3, 1, 20, 5, 17, 2, 11, 4, 19, 7, 14, 6, 10, 16, 9, 12, 15, 18)
+BATCH_SIZES = (8, 20, 3, 1, 13, 5, 17, 2, 11, 4, 19, 7, 14, 6, 10, 16, 9, 12, 15, 18)
 ENGINES_OF_A_PART = 5  # an engine holds up to a power of two: 2, 4, 8, 16 and 32 hold every size
 
 Compile = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
