@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 import pickle
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.support.fallback_models import FourObstacles, Pyramid, ThreeObstacles, line_with
 from torch2engine.fallback import deploy_in_parts as room
+from torch2engine.modules.deploy_report import DeployReport
 
 AXES = {"x": {0: t2e.Axis("batch", 5, 7, 9)}}
 
@@ -109,6 +111,19 @@ class Eigenvalues(nn.Module):
         rows = self.body(x)
         values = torch.linalg.eigvalsh(rows.mT @ rows)
         return self.head(rows * values)
+
+
+def test_report_tells_what_runs_where_in_order(deployed: t2e.PartsModule) -> None:
+    """Engines with their torch modules, and what PyTorch runs between them, with the reason; saved, too."""
+    parts = deployed.report.parts
+    assert {part.runs_in for part in parts} == {"ONNX Runtime", "PyTorch"}
+    assert all(part.operators and part.source for part in parts)
+    assert all(bool(part.reason) == (part.runs_in == "PyTorch") for part in parts)
+    assert any(part.modules for part in parts if part.runs_in == "ONNX Runtime")
+    first, *_ = deployed.obstacles
+    assert any(f"{first.operator}: {first.reason}" in part.reason for part in parts)
+    again = DeployReport.from_json(json.loads(json.dumps(deployed.report.to_json())), None, None)
+    assert again.parts == parts
 
 
 def test_axis_that_begins_at_one_is_answered_at_one() -> None:
