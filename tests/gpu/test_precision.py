@@ -241,6 +241,34 @@ def test_half_model_is_verified_too() -> None:
     assert module.report.computed.share("fp16") == 1.0
 
 
+@pytest.mark.parametrize("axes", [None, {"x": BATCH}], ids=["static", "dynamic"])
+def test_attention_is_fused_with_and_without_dynamic_axes(axes: dict[str, Any] | None) -> None:
+    """In float16 one kernel computes it; in float32 none does, and the report says why. Layers are told by module."""
+    torch.manual_seed(0)
+    model = SelfAttention().cuda().eval()
+    x = torch.randn(8, 32, 64, device="cuda")
+    half = t2e.deploy(model, x, axes, precision="fp16").report.computed
+    assert half is not None
+    assert [(one.module, one.is_fused, one.reason) for one in half.attention] == [("", True, "")]
+    assert half.layers_of_modules
+    wide = t2e.deploy(model, x, axes).report.computed
+    assert wide is not None
+    assert (wide.share("fp32"), [one.is_fused for one in wide.attention]) == (1.0, [False])
+    assert wide.attention[0].reason == "it is not in float16 or bfloat16, for which alone there are fused kernels"
+
+
+class SelfAttention(nn.Module):
+    """Attention with two heads of 32 entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (layer(x).unflatten(-1, (2, 32)).transpose(1, 2) for layer in self.project)
+        return nn.functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+
+
 def test_report_of_an_engine_travels(tmp_path: Path) -> None:
     """Asked again of a saved engine the layers say the same; the report survives pickling."""
     model, inputs = made("bert")
