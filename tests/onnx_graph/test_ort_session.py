@@ -39,6 +39,12 @@ def test_answers_are_by_name_and_fresh(tmp_path: Path) -> None:
     assert first["y"].tolist() == [[0, 2, 0, 4]]
 
 
+def test_idle_threads_do_not_spin(tmp_path: Path) -> None:
+    """A session leaves the cores to others when no call runs: a deploy opens several, beside a training's processes."""
+    options = OrtSession(onnx_models.relu(tmp_path))._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+
+
 def test_inputs_that_the_graph_does_not_read_may_be_given(tmp_path: Path) -> None:
     """Whoever calls by the signature need not know what the graph kept."""
     assert list(OrtSession(onnx_models.relu(tmp_path))({"x": np.ones((2, 4), np.float32), "mask": np.ones(3)})) == ["y"]

@@ -30,6 +30,8 @@ __all__ = ["OrtSession", "element_dtypes", "import_onnxruntime", "optimizer_leve
 _NODE = re.compile(r"implementation for (?P<op>[\w.]+)\(\d+\) node with name '(?P<name>[^']*)'")
 _UNKNOWN = re.compile(r"No Op registered for (?P<op>[\w.]+)|error: (?P<function>[\w.:]+)\(-?\d+\) is not a registered")
 _ERRORS_ONLY = 3
+# Threads that wait for work in a loop take a core each, for milliseconds after a session opens and after each call.
+_SPINNING = "session.intra_op.allow_spinning"
 # Prefix of an element type -> the highest level of the optimiser that leaves graphs with it right; the lowest first.
 # It breaks graphs of few bits (1.32): it drops a Relu before an E4M3 QuantizeLinear. In float16 it makes a ResNet in
 # fp8 wrong by .84 instead of .04, and an MLP with int4 weights by 1. Above ENABLE_EXTENDED the process crashes on half
@@ -62,6 +64,7 @@ class OrtSession:
         ort = import_onnxruntime()
         options = ort.SessionOptions()
         options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry(_SPINNING, "0")
         # An open session needs none of its files any more (Linux: what it has mapped stays).
         with scratch_folder() as scratch:
             readable = _make_readable(path, scratch, as_it_is)
