@@ -12,7 +12,7 @@ from torch2engine.capture.own_profiles import MOST_PROFILES
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.spec import Axis, Profile
-from torch2engine.modules.deployed import artifact_of
+from torch2engine.modules.module_access import artifact_of
 
 ROWS = Axis("rows", 1, 4, 32)
 
