@@ -31,7 +31,7 @@ import torch2engine as t2e
 from benchmarks import _script
 from benchmarks.evidence import REPOSITORY
 from benchmarks.peers import COMPILED, TORCH_TENSORRT, Peer, peer, torch_tensorrt
-from benchmarks.phased_jobs import say, wait_for_turn
+from benchmarks.phased_jobs import say, say_done, wait_for_turn
 from benchmarks.raw import RawEngine
 from benchmarks.zoo import ENTRIES, Entry
 from torch2engine.artifact.engine_artifact import EngineArtifact
@@ -368,6 +368,7 @@ def main() -> None:
         except ParityError as error:
             say({"wrong": {f"{options.model} {options.kind}": str(error)}})
             raise
+    say_done()
 
 
 if __name__ == "__main__":

@@ -4,8 +4,9 @@ Enters: commands. Leaves: what each reported, and why another one failed. Apart 
 CPU cores, while only one process at a time may be timed on a GPU, and nobody else may work then.
 
 A job prints `PREPARED` when it is ready, and waits for a line on its standard input; then it is timed. For each thing
-that it has found, before or after, it prints a line that begins with `REPORT` and holds JSON. What else it prints is
-ignored.
+that it has found, before or after, it prints a line that begins with `REPORT` and holds JSON. With `DONE` it asks to be
+ended at once: libraries take seconds to end in order, and meanwhile the next job would have to wait. What else it
+prints is ignored.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from typing import IO, Any
 
 from benchmarks.evidence import REPOSITORY
 
-__all__ = ["PREPARED", "REPORT", "Job", "environment_of", "run_jobs", "say", "wait_for_turn"]
+__all__ = ["DONE", "PREPARED", "REPORT", "Job", "environment_of", "run_jobs", "say", "say_done", "wait_for_turn"]
 
 PREPARED = "@prepared"
+DONE = "@done"
 REPORT = "@report "
 _GO = "go"
 _SHOWN = 1500  # characters of a failed job's last words
@@ -49,6 +51,11 @@ def wait_for_turn() -> None:
 def say(report: Mapping[str, Any]) -> None:
     """In a job: report something, as JSON values."""
     print(f"\n{REPORT}{json.dumps(report)}", flush=True)
+
+
+def say_done() -> None:
+    """In a job: say that all is reported. The process is killed now."""
+    print(f"\n{DONE}", flush=True)
 
 
 @dataclass(frozen=True)
@@ -190,9 +197,10 @@ class _Run:
             with suppress(BrokenPipeError):  # it has ended meanwhile: its status says how
                 process.stdin.write(f"{_GO}\n")
                 process.stdin.flush()
-            for _ in self._lines(job, process):
-                pass
-            if process.wait():
+            is_done = any(line.strip() == DONE for line in self._lines(job, process))
+            if is_done:
+                _kill(process)
+            if process.wait() and not is_done:
                 raise JobError(f"ended with {process.returncode}")
 
     def _lines(self, job: Job, process: subprocess.Popen[str]) -> Iterator[str]:

@@ -82,3 +82,10 @@ def test_job_that_does_not_end_is_ended() -> None:
     reports, failures = ran(job("hangs", before="say(found=1)", after="time.sleep(600)"), time_s=1)
     assert failures == {"hangs": "no end 1 s after its turn came"}
     assert reports == [("hangs", {"found": 1})]
+
+
+def test_job_that_is_done_is_not_waited_for() -> None:
+    """Its libraries may take long to end, or crash meanwhile: all that it has found is reported by then."""
+    reports, failures = ran(job("slow end", after='say(found=1); print("@done", flush=True); time.sleep(600)'))
+    assert failures == {}
+    assert reports == [("slow end", {"found": 1})]
