@@ -33,6 +33,7 @@ from benchmarks.processor_stress import Array, only
 from benchmarks.tutorial import Tutorial
 from benchmarks.zoo import BATCH, ENTRIES
 from torch2engine.core.errors import ParityError
+from torch2engine.core.select_profile import select_profile
 from torch2engine.modules.benchmark import measure
 from torch2engine.trt.engine import Engine
 
@@ -177,7 +178,7 @@ class Bench:
 
     def profile(self, batch: int) -> int:
         """Whose kernels a Processor uses for a batch."""
-        return self.artifact.signature.select_profile(self.artifact.profiles, {BATCH.name: batch})
+        return select_profile(self.artifact.signature, self.artifact.profiles, {BATCH.name: batch})
 
     def engine_ms(self, batch: int, kernels: str = "none") -> float:
         """Of the engine alone, as a Processor uses it."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.trt.library import check_return_value, find_tensorrt
 
@@ -86,7 +87,7 @@ class RawEngine:
     def profile(self, shapes: Sequence[Sequence[int]]) -> int:
         """The profile that TRTModule uses for these shapes of the inputs."""
         signature, profiles = self.artifact.signature, self.artifact.profiles
-        return signature.select_profile(profiles, signature.resolve(shapes)) if profiles else 0
+        return select_profile(signature, profiles, signature.resolve(shapes)) if profiles else 0
 
     def check(self, value: Any, what: str) -> Any:
         """Refuse the None or False by which TensorRT says that something failed."""

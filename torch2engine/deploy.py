@@ -1,7 +1,7 @@
-"""All steps from a module to an engine, in order: capture, export, check, lower, build, accept.
+"""All steps from a module to an engine, in order: capture, export, reference, check, precision, build, parity.
 
 Enters: a live module and a sample. Leaves: a deployed module that was compared with it. Separate because this function
-is the list of the steps; the folders below hold the steps themselves.
+is the list of the steps; the folders hold the steps themselves. The report has the seconds of each under these names.
 """
 
 from __future__ import annotations
@@ -138,8 +138,9 @@ def deploy(
         runtime_config: how the deployed module answers. Under out_of_range="eager" the module keeps `model`. Under
             "split" deploy proves that an axis can be split. ONNX Runtime has out_of_range only.
         cache: True keeps the engine in the user's cache folder. A later deploy with the same arguments exports the
-            model; if the graph is the same, it compares the stored engine with the model and skips all other steps. A
-            folder or an `EngineCache` for another place; False for none.
+            model; if the graph is the same, it compares the stored engine with the model and skips all other steps.
+            With calibration data it skips only the build. A folder or an `EngineCache` for another place; False for
+            none.
         cache_key: a text of your own that lets a later deploy skip the export too. It is your promise that the model's
             code and the calibration data are the same. Weights, whatever else the model's attributes reach, and all
             other arguments are still compared, and so are the answers of engine and model. An attribute that can't be
@@ -172,6 +173,7 @@ def deploy(
         ParityError: ONNX Runtime or the engine differs from the model by more than the tolerance, before or after the
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
             the table.
+        RefitError: an engine of the cache does not take the model's weights.
 
     >>> module = t2e.deploy(model, sample, axes, runtime="onnxruntime")
     >>> module
@@ -179,43 +181,61 @@ def deploy(
     >>> module(torch.rand(5, 3, 64, 64)).shape
     torch.Size([5, 10])
     """
-    # A Recording gives what was left out. The examples are read here, once.
+    # Collects arguments; a Recording gives the sample, axes and examples that were left out. It reads the examples, and
+    # checks nothing else: `request.capture` checks the sample.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
-    # Checks the options, refuses missing libraries, decides "auto", and takes the model out of torch's wrappers.
+    # Checks the other options without a call of the model, and refuses missing libraries. It chooses the runtime for
+    # "auto", and unwraps the model from DataParallel and torch.compile.
     request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
-    engine_cache = resolve_cache(cache, cache_key)  # None where nothing is cached; also checks cache_key
-    report = ReportBuilder(progress)  # collects comparisons, notes, and the seconds of each phase
-    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # it searches nothing yet
-    with undisturbed(request.model):  # eval mode, exact float32; other threads' calls of it wait; then all is as before
+    engine_cache = resolve_cache(cache, cache_key)  # None if caching is off or no folder can be used; checks cache_key
+    report = ReportBuilder(progress)  # collects comparisons, notes and seconds; `phase` times its body, shows progress
+    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # keeps these; it searches further below
+    # Inside: eval mode, exact float32, and calls of the model by other threads wait. Afterwards all is as it was. A
+    # model that has written into its parameters, which can't be undone, is an ExportError.
+    with undisturbed(request.model):
         with report.phase("capture"):
-            captured = request.capture()  # calls the model several times; checks sample, axes, profiles, tolerance
+            # Calls the model several times. Checks sample, axes, profiles, live parameters and the names in tolerance.
+            captured = request.capture()
             report.add_notes(captured.notes)
+        # The engine of an earlier deploy with this cache_key, compared with the model, with its report. None without a
+        # cache_key or such an engine; also, with a warning, if its answers are not the model's.
         if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
-            return reused_module  # it has been compared with the model, and has its report
-        calibration_data = refuse_exhausted_iterator(calibration)  # gives the same data; a list is not read yet
+            return reused_module
+        # InputError, before the slow export, for an iterator that was read to its end. All other data are read later.
+        calibration_data = refuse_exhausted_iterator(calibration)
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
-            captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes that follow from others
-        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):  # for find_by_graph
-            own_and_requested = (captured.precision, request.precision.lowest_type)  # candidates will compute in these
-            reference_answers = answer_parity_cases(captured, sensitivity_precisions=own_and_requested)
+            captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes such as "past + new"
+        # The model's answers to all parity cases, and how far rounding in these precisions moves them. A thread hashes
+        # the ONNX files meanwhile.
+        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
+            reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
+        # Likewise the engine of the same graph; there is no search with calibration data, which may be others.
         if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
             return reused_module
-    graph_check = GraphCheck.for_request(request, lambda: ORTModule(onnx_artifact), reference_answers)
-    graph_check.require_equal_answers(report)  # in the small cases; an engine is compared in all of them
-    # Lowers to a requested low precision that the graph lacks, or to that of its quantisers. Then it compares again.
+    # ParityError unless the graph answers like the model, on ONNX Runtime. If an engine follows that is compared in all
+    # cases, only the examples and the small cases count here; before int8 and fp8, and without TensorRT, all cases do.
+    graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
+    graph_check.require_equal_answers(report)
+    # The graph in the requested low precision, or in that of the model's own quantisers; then it is compared again. A
+    # graph that needs neither stays as it is.
     lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
     if request.runtime == "onnxruntime":
-        return attach_report(make_ort_module(lowered, request, report), report)
+        return attach_report(make_ort_module(lowered, request, report), report)  # its graph was compared above
     with report.phase("build"), torch.cuda.device(captured.target_gpu):
         torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
-        engine = load_or_build(
+        pending_engine = load_or_build(
             lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
         )
-    with engine, graph_check.blaming_the_graph():  # a new build's lock; an engine of the cache goes if the body fails
-        trt_module = make_verified_trt_module(engine, lowered, request, captured.target_gpu, report)
-        store_in_cache(engine, trt_module, request)  # with the module's weights and kernels, where these are not cached
-        earlier_engines.record_for_later(engine.cache_key)  # so that both searches find it
-    attach_report(trt_module, report)
-    trt_module.trim()  # gives back the contexts and CUDA graphs of the comparison
+    # Until the block ends, processes that need the same new engine wait for it. If it fails, an engine that came from
+    # the cache is removed there, unless the user's input or installation is the cause. After a ParityError the graph is
+    # compared in the cases that it skipped; if it is wrong there, the error names the graph, not the engine.
+    with pending_engine, graph_check.naming_the_culprit():
+        # Compares the engine in all cases, a quantised one in all but random ones; then checks the engine's precisions.
+        trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
+        # With the module's weights; with newly compiled kernels only under kernel_specialization="none".
+        store_in_cache(pending_engine, trt_module, request)
+        earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above
+    attach_report(trt_module, report)  # sets trt_module.report
+    trt_module.trim()  # gives back the contexts and CUDA graphs of the comparison; the engine stays
     return trt_module

@@ -69,7 +69,7 @@ def test_engine_of_a_bundle_is_the_one_that_went_in(both: Path, tmp_path: Path) 
     assert engine.onnx_path == both / "model.onnx"
     assert engine.plan_path.read_bytes() == engine.read_plan()
     assert engine.plan_path.name == "model.plan"
-    assert engine.verified_onnx_path is not None and engine.verified_onnx_path.parent != both
+    assert engine.checked_onnx_path is not None and engine.checked_onnx_path.parent != both
     assert engine.with_runtime_cache(b"").files == ("model.onnx", "model.onnx.data", "model.plan", "report.json")
     assert loaded.exported().manifest() == fresh_onnx(tmp_path / "onnx").manifest()
 

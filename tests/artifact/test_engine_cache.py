@@ -453,7 +453,7 @@ def test_waiting_can_be_cancelled(tmp_path: Path) -> None:
         told: list[str] = []
         with (
             pytest.raises(ZeroDivisionError),
-            judge.cache.building(pending_engine.cache_key, lambda: told.append("waits") or 1 / 0),
+            judge.cache.building(pending_engine.engine_key, lambda: told.append("waits") or 1 / 0),
         ):
             pass
         assert told == ["waits"]

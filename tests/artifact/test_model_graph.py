@@ -21,6 +21,7 @@ from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import Parameter, Profile, Signature, TensorSpec, Tree
 from torch2engine.onnx_graph.ort_session import OrtSession
 
@@ -77,7 +78,7 @@ def test_data_files_of_any_name_travel_with_the_model(tmp_path: Path, places: di
         OnnxArtifact.from_manifest(loaded.manifest(), given),
     ):
         assert one.files == names
-        answer = OrtSession(one.verified_onnx_path)({"x": X})["y"]
+        answer = OrtSession(one.checked_onnx_path)({"x": X})["y"]
         np.testing.assert_array_equal(answer, X + sum(range(1, len(places) + 1)))
     (path / next(iter(places.values()))).write_bytes(bytes(12))
     with pytest.raises(ArtifactError, match="other bytes in"):
@@ -320,7 +321,7 @@ def test_every_changed_field_is_refused_or_cant_mislead_a_call(saved: dict[str, 
             signature = loaded.signature
             sizes = loaded.profiles[0].sizes(0)
             assert signature.resolve([spec.sized(sizes) for spec in signature.inputs]) == sizes
-            assert loaded.profiles[signature.select_profile(loaded.profiles, sizes)].contains(sizes)
+            assert loaded.profiles[select_profile(signature, loaded.profiles, sizes)].contains(sizes)
             assert signature.output.leaves() + len(signature.effects) == len(signature.outputs)
     assert refused > 400
     assert {place for place in free if not place.startswith(("versions", "hardware"))} <= FREE

@@ -68,7 +68,7 @@ def test_build_and_cache_key_are_of_what_was_loaded(
     assert engine_fingerprint(loaded) == engine_fingerprint(old) != engine_fingerprint(new)
     engine = t2e.build(loaded)
     assert engine.read("model.onnx") == old.read("model.onnx") != new.read("model.onnx")
-    assert loaded.verified_onnx_path.read_bytes() == old.read("model.onnx")
+    assert loaded.checked_onnx_path.read_bytes() == old.read("model.onnx")
 
 
 def test_files_stay_readable_when_another_process_saves(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_files_stay_readable_when_another_process_saves(tmp_path: Path) -> None:
     loaded = OnnxArtifact.load(path)
     fresh_onnx(tmp_path / "two", "new").save(path)
     assert loaded.read("model.onnx") == onnx_bytes("old")
-    assert loaded.verified_onnx_path.read_bytes() == onnx_bytes("old")
+    assert loaded.checked_onnx_path.read_bytes() == onnx_bytes("old")
     assert OnnxArtifact.load(loaded.save(tmp_path / "copy.t2e")).read("model.onnx") == onnx_bytes("old")
 
 
@@ -87,7 +87,7 @@ def test_file_that_is_written_to_after_loading_is_refused_by_name(tmp_path: Path
     loaded = OnnxArtifact.load(path)
     with (path / "model.onnx").open("r+b") as file:
         file.write(b"new")
-    for use in (lambda: loaded.verified_onnx_path, lambda: loaded.read("model.onnx")):
+    for use in (lambda: loaded.checked_onnx_path, lambda: loaded.read("model.onnx")):
         with pytest.raises(ArtifactError, match=r"other bytes in 'model.onnx' than were saved.*load it again"):
             use()
 
@@ -114,7 +114,7 @@ def test_artifact_of_a_users_folder_is_copied_before_it_is_used_by_path(tmp_path
     )
     artifact = OnnxArtifact(tmp_path, signature=SIGNATURE, profiles=PROFILES, precision="fp32")
     before = engine_fingerprint(artifact)
-    data = artifact.verified_onnx_path.with_name("model.onnx.data").read_bytes()
+    data = artifact.checked_onnx_path.with_name("model.onnx.data").read_bytes()
     (tmp_path / "model.onnx.data").write_bytes(bytes(len(data)))
     assert engine_fingerprint(artifact) == before
-    assert artifact.verified_onnx_path.with_name("model.onnx.data").read_bytes() == data
+    assert artifact.checked_onnx_path.with_name("model.onnx.data").read_bytes() == data

@@ -11,6 +11,7 @@ import torch2engine as t2e
 from torch2engine.capture.own_profiles import MOST_PROFILES
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import Axis, Profile
 from torch2engine.modules.module_access import artifact_of
 
@@ -72,6 +73,6 @@ def test_auto_reaches_the_module_and_its_calls_choose_them() -> None:
     profiles = artifact_of(module).profiles
     assert profiles == (Profile({"rows": (1, 4, 32)}), *of_rows(4, 1, 32))
     for index, rows in enumerate((4, 1, 32), start=1):
-        assert module.signature.select_profile(profiles, {"rows": rows}) == index
+        assert select_profile(module.signature, profiles, {"rows": rows}) == index
     compared = {case.case for report in module.report.parity for case in report.rows}
     assert {"profile 1 min", "profile 2 min", "profile 3 min"} <= compared

@@ -29,6 +29,7 @@ import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Tiny, settle, tiny_inputs
 from tests.gpu.scenarios import AXES, MOST_ROWS, WIDTH, Engines, prepared_shapes
 from tests.support.paths import REPOSITORY
+from torch2engine.core.select_profile import select_profile
 from torch2engine.trt.engine import Engine
 
 pytestmark = pytest.mark.xdist_group("plans")
@@ -150,8 +151,8 @@ def test_profiles_and_streams_alternate(ranges: list[tuple[int, int, int]], grap
     prepared = prepared_shapes(module)
     assert {one.profile for one in prepared} == set(range(len(ranges)))
     for one in prepared:
-        assert one.profile == module.signature.select_profile(
-            module._artifact.profiles, {"batch": int(one.shapes[0][0])}
+        assert one.profile == select_profile(
+            module.signature, module._artifact.profiles, {"batch": int(one.shapes[0][0])}
         )
 
 

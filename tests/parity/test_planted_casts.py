@@ -47,7 +47,7 @@ def exported() -> tuple[nn.Module, torch.Tensor, OnnxArtifact]:
 
 def with_cast(artifact: OnnxArtifact, name: str, low: int, folder: Path) -> OnnxArtifact:
     """The artifact with a Cast to a low type and back between a tensor and those who read it."""
-    model = load_model(artifact.verified_onnx_path)
+    model = load_model(artifact.checked_onnx_path)
     nodes = list(model.graph.node)
     place = next((place + 1 for place, node in enumerate(nodes) if name in node.output), 0)
     for node in nodes:
@@ -64,7 +64,7 @@ def with_cast(artifact: OnnxArtifact, name: str, low: int, folder: Path) -> Onnx
 
 def computed_tensors(artifact: OnnxArtifact) -> list[str]:
     """The input, and the float32 tensors that are computed and read; views and transposes of them don't count."""
-    model = load_model(artifact.verified_onnx_path)
+    model = load_model(artifact.checked_onnx_path)
     float32 = float32_tensors(model)
     computed = [name for node in model.graph.node if node.op_type not in EXACT_OPS for name in node.output]
     read = {name for node in model.graph.node for name in node.input}

@@ -134,7 +134,7 @@ class EngineArtifact(Artifact):
         return self._artifact_files.path(ONNX) if ONNX in self.files else None
 
     @property
-    def verified_onnx_path(self) -> Path | None:
+    def checked_onnx_path(self) -> Path | None:
         """The path of a checked ``model.onnx`` that only this process can write to; None without it."""
         return self._artifact_files.verified_path(ONNX) if ONNX in self.files else None
 

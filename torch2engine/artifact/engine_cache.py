@@ -70,15 +70,15 @@ class CacheEntry:
 
 @dataclass(frozen=True)
 class RequestRecord:
-    """Facts about a cached engine that were found for one request.
+    """What was found out about a cached engine for one request.
 
     Args:
         engine_key: the key of the engine.
-        facts: JSON values.
+        findings: JSON values.
     """
 
     engine_key: str
-    facts: Mapping[str, Any]
+    findings: Mapping[str, Any]
 
 
 @public
@@ -165,16 +165,16 @@ class EngineCache:
         """Remove an entry; False if there is none."""
         return self._discard(self._folder / _checked(key))
 
-    def write_record(self, request_key: str, record: RequestRecord) -> None:
+    def write_record(self, record_key: str, record: RequestRecord) -> None:
         """Store facts about an engine for a request; the record is removed once the engine is gone.
 
         If that fails, the logger ``torch2engine.cache`` says so.
         """
         engine_key = _checked(record.engine_key)
-        path = self._record_path(request_key)
-        staging = path.with_name(f".{request_key}-{secrets.token_hex(8)}")
+        path = self._record_path(record_key)
+        staging = path.with_name(f".{record_key}-{secrets.token_hex(8)}")
         try:
-            data = canonical({"facts": encode_non_finite(record.facts), "engine": engine_key})
+            data = canonical({"facts": encode_non_finite(record.findings), "engine": engine_key})
             if not self._make_folder() or not _make_own_folder(path.parent):
                 return
             try:
@@ -185,10 +185,10 @@ class EngineCache:
         except (OSError, TypeError, ValueError) as error:
             _logger.warning("the engine cache '%s' can't keep a record: %s", self._folder, error)
 
-    def read_record(self, request_key: str) -> RequestRecord | None:
+    def read_record(self, record_key: str) -> RequestRecord | None:
         """Find the record of a request; None if there is none, or if it can't be read."""
         try:
-            path = self._record_path(request_key)
+            path = self._record_path(record_key)
             if not self._is_safe() or not is_own_folder(path.parent):
                 return None
             digest, _, data = read_file(path, LIMIT_BYTES).partition(b"\n")
@@ -200,18 +200,18 @@ class EngineCache:
         # No further check: the key holds the version of torch2engine, so the same version wrote it.
         return RequestRecord(record["engine"], decode_non_finite(record["facts"]))
 
-    def refresh_record(self, request_key: str) -> None:
+    def refresh_record(self, record_key: str) -> None:
         """Reset the age of a record, because it was used."""
         with contextlib.suppress(OSError):
-            os.utime(self._record_path(request_key))
+            os.utime(self._record_path(record_key))
 
-    def remove_record(self, request_key: str) -> None:
+    def remove_record(self, record_key: str) -> None:
         """Remove the record of a request, if there is one."""
         with contextlib.suppress(OSError):
-            self._record_path(request_key).unlink()
+            self._record_path(record_key).unlink()
 
-    def _record_path(self, request_key: str) -> Path:
-        return self._folder / _RECORDS_FOLDER / _checked(request_key)
+    def _record_path(self, record_key: str) -> Path:
+        return self._folder / _RECORDS_FOLDER / _checked(record_key)
 
     @contextlib.contextmanager
     def building(self, key: str, waiting: Callable[[], object] = lambda: None) -> Generator[None]:

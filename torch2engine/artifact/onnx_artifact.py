@@ -88,7 +88,7 @@ class OnnxArtifact(Artifact):
         return sum((self.folder / name).stat().st_size for name in self.files if is_model_file(name))
 
     @property
-    def verified_onnx_path(self) -> Path:
+    def checked_onnx_path(self) -> Path:
         """The path of a checked ``model.onnx`` that only this process can write to."""
         return self._artifact_files.verified_path(ONNX)
 

@@ -52,7 +52,7 @@ class PendingEngine:
     Args:
         artifact: the engine.
         cache: where it is stored; None for nowhere.
-        cache_key: its key there; "" without a cache.
+        engine_key: its key there; "" without a cache.
         cached_engine: what the cache has under this key; None for an engine that was built now.
         cleanup: runs when the body ends.
     """
@@ -61,12 +61,12 @@ class PendingEngine:
         self,
         artifact: EngineArtifact,
         cache: EngineCache | None = None,
-        cache_key: str = "",
+        engine_key: str = "",
         cached_engine: EngineArtifact | None = None,
         cleanup: ExitStack | None = None,
     ) -> None:
         self.artifact = artifact
-        self.cache_key = cache_key
+        self.engine_key = engine_key
         self._cache = cache
         self._cached_engine = cached_engine
         self._cleanup = cleanup or ExitStack()
@@ -93,7 +93,7 @@ class PendingEngine:
         if self._cache is None:
             return
         if not self._is_stored_as(engine):
-            self._cache.store(self.cache_key, engine)
+            self._cache.store(self.engine_key, engine)
 
     def _is_stored_as(self, engine: EngineArtifact) -> bool:
         """Whether the cache has the same model, with kernels for the same driver where there are kernels."""
@@ -199,7 +199,7 @@ def _with_matching_weights(source: BuildSource, config: BuildConfig) -> BuildSou
 def _build_engine(source: BuildSource, config: BuildConfig, on_progress: ProgressCallback | None) -> EngineArtifact:
     owner = scratch_folder()
     request = PlanRequest(
-        onnx_path=str(source.artifact.verified_onnx_path),
+        onnx_path=str(source.artifact.checked_onnx_path),
         plan_path=str(owner.path / "model.plan"),
         signature=source.signature,
         profiles=source.profiles or (Profile({}),),

@@ -33,7 +33,7 @@ def engine_fingerprint(artifact: OnnxArtifact, *, accepts_other_weights: bool = 
     Returns:
         SHA-256 by file name.
     """
-    model = onnx.load(str(artifact.verified_onnx_path), load_external_data=accepts_other_weights)
+    model = onnx.load(str(artifact.checked_onnx_path), load_external_data=accepts_other_weights)
     _clear_remarks(model)
     for function in model.functions:
         _clear_remarks(function)
@@ -53,7 +53,7 @@ def refittable_fingerprint(artifact: OnnxArtifact) -> dict[str, str]:
     Returns:
         SHA-256 by file name.
     """
-    model = onnx.load(str(artifact.verified_onnx_path))
+    model = onnx.load(str(artifact.checked_onnx_path))
     program = _clear_weight_values(model, artifact)
     return {WEIGHTS: hashlib.sha256(program).hexdigest(), ONNX: _hash_model(model)}
 

@@ -4,7 +4,7 @@ Enters: a module and a sample. Leaves: a captured call, and parity cases with th
 this is the only stage that runs the user's model.
 
 - `unwrap`: the user's module below torch.compile and DataParallel.
-- `undisturbed`, `process_state`: run a module without leaving a trace, in exact arithmetic.
+- `undisturbed`, `process_state`: run a module in exact arithmetic, without lasting side effects.
 - `signature`, `axes`: sample_input and dynamic_axes become a `captured_call`.
 - `reference`: the module as a function from flat inputs to named outputs.
 - `call_effects`: what a call changes in its arguments becomes outputs, or is refused.
@@ -20,7 +20,7 @@ this is the only stage that runs the user's model.
 - `rounding_sensitivity`: how far the reference's answers move by rounding alone.
 - `function_rounding`: functions such as the sigmoid, whose rounding the inputs' does not show.
 - `fingerprint`: whether weights have changed.
-- `weight_program`, `weight_operators`: how an ONNX graph's weights follow from the module's.
+- `weight_program`, `replayed_operators`: how an ONNX graph's weights follow from the module's.
 - `hashable_sizes`: symbolic sizes as keys of a model's own caches.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 

@@ -16,6 +16,7 @@ from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.torch_types import check_tensor, dtype_name, torch_dtype
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.pytree import Inputs, as_inputs, bind
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.core.wording import kind_of
 
@@ -102,7 +103,7 @@ def _bind_example(
         signature.check_dtype(spec, dtype_name(leaf.dtype))
     sizes = signature.resolve([leaf.shape for leaf in leaves])
     try:
-        signature.select_profile(profiles, sizes)
+        select_profile(signature, profiles, sizes)
     except ShapeError as error:
         error.fix = _fix_of_size(signature, profiles, error)
         raise
@@ -135,7 +136,7 @@ def notes_on_coverage(captured: CapturedCall, all_sizes: Sequence[Mapping[str, i
     notes: list[str] = []
     profiles = captured.profiles
     for index, profile in enumerate(profiles):
-        inside = [sizes for sizes in all_sizes if captured.signature.select_profile(profiles, sizes) == index]
+        inside = [sizes for sizes in all_sizes if select_profile(captured.signature, profiles, sizes) == index]
         name = f"profile {index}" if len(profiles) > 1 else "the profile"
         if not inside:
             notes.append(f"no example lies in {name} ({profile}), so nothing was compared there")

@@ -61,7 +61,7 @@ def exact_arithmetic() -> Generator[None]:
 def restored_random_state() -> Generator[None]:
     """Put the random generators of Python, NumPy, PyTorch's CPU and all GPUs back after the body.
 
-    They belong to the process. So they stay as they are where another thread may have drawn from them. Otherwise that
+    They belong to the whole process. Where another thread may have drawn from them, they are not put back, since that
     thread would draw the same numbers again.
     """
     python_state = random.getstate()

@@ -1,4 +1,4 @@
-"""Running a module without leaving a trace.
+"""Running a module without lasting side effects.
 
 Enters: a live module, in training or not. Leaves: the same module, bit for bit, after whatever ran in between in
 evaluation mode. Separate because deploy is called from training code and may not disturb it.
@@ -41,7 +41,7 @@ def undisturbed(model: nn.Module) -> Generator[None]:
                 with _calls_of_other_threads_wait(model), training_flags_off(model):
                     yield
             except Exception as error:
-                guarded.check(error)  # says more than an error that may follow from it
+                guarded.check(error)  # a clearer error than the one that it has led to
                 raise
             finally:
                 guarded.restore()

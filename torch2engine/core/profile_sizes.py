@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import Profile, Signature
 
 __all__ = ["exclusive_sizes", "profile_sizes", "selects_profile"]
@@ -18,7 +19,7 @@ _MOST_TRIED = 100_000
 
 def selects_profile(signature: Signature, profiles: Sequence[Profile], index: int, sizes: Mapping[str, int]) -> bool:
     """Whether a call of these sizes selects this profile."""
-    return profiles[index].contains(sizes) and signature.select_profile(profiles, sizes) == index
+    return profiles[index].contains(sizes) and select_profile(signature, profiles, sizes) == index
 
 
 def profile_sizes(signature: Signature, profiles: Sequence[Profile], index: int) -> list[dict[str, int]]:

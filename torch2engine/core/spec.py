@@ -429,46 +429,6 @@ class Signature:
                         f"pass {expected} there",
                     )
 
-    def select_profile(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int:
-        """Find the narrowest profile that holds these sizes, since its kernels are made for the fewest; of several the
-        first.
-
-        Raises:
-            ShapeError: no profile holds them; the message names the axis, its range and how to widen it.
-        """
-        fitting = [index for index, profile in enumerate(profiles) if profile.contains(sizes)]
-        if not fitting:
-            raise self._profile_error(profiles, sizes)
-        return fitting[0] if len(fitting) == 1 else min(fitting, key=lambda index: profiles[index].breadth)
-
-    def _profile_error(self, profiles: Sequence[Profile], sizes: Mapping[str, int]) -> ShapeError:
-        for name, size in sizes.items():
-            ranges = [profile.ranges[name] for profile in profiles]
-            if not any(low <= size <= high for low, _, high in ranges):
-                spec = next(s for s in self.inputs if name in s.shape)
-                low = min(r[0] for r in ranges)
-                opt = ranges[0][1]
-                high = max(r[2] for r in ranges)
-                allowed = " or ".join(dict.fromkeys(f"{r[0]}..{r[2]}" for r in ranges))
-                multiple = next((axis.multiple_of for axis in self.axes if axis.name == name), 1)
-                step = f", multiple_of={multiple}" if multiple > 1 else ""
-                return ShapeError(
-                    f"input '{spec.name}'",
-                    name=spec.name,
-                    got=f"{name} = {size}",
-                    allowed=allowed,
-                    fix=f"redeploy with Axis({name!r}, {min(low, size)}, {opt}, {max(high, size)}{step})"
-                    if size
-                    else "an engine can't answer empty axes",
-                )
-        got = ", ".join(f"{name} = {size}" for name, size in sizes.items())
-        return ShapeError(
-            "inputs",
-            got=got,
-            allowed="sizes that one profile allows together: " + " | ".join(map(str, profiles)),
-            fix="add a profile that holds them to profiles=",
-        )
-
     def _shape_error(self, spec: TensorSpec, shape: Iterable[int], got: str, fix: str = "") -> ShapeError:
         dims = ", ".join(map(str, spec.shape))
         return ShapeError(

@@ -62,7 +62,7 @@ def _rename_initializer(graph: Any, value: Any, name: str) -> None:
 
 
 def drop_saturation(graph: Any) -> None:
-    """Remove Clip behind QuantizeLinear, which saturates by itself; no flavour clips int8.
+    """Remove Clip behind QuantizeLinear, which saturates by itself. No TensorRT flavour has Clip for int8.
 
     Args:
         graph: onnx_ir.Graph, changed in place.

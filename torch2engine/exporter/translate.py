@@ -19,7 +19,7 @@ from torch2engine.capture.source_lines import user_source
 from torch2engine.core.errors import ExportError, UnsupportedOperatorError
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.wording import quote
-from torch2engine.exporter.batch_norm import batch_norm_translations
+from torch2engine.exporter.batch_norm_translation import batch_norm_translations
 from torch2engine.exporter.decompositions.table import exact_decompositions
 from torch2engine.exporter.masked_rows import write_masks_as_where
 from torch2engine.exporter.operator_registry import reused_operator_registry

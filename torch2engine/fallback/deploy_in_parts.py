@@ -145,7 +145,7 @@ def _refuse_live_parameters(patterns: object) -> None:
 
 
 def _deploy_in_parts(deploy: Callable[..., Any], arguments: _Arguments) -> Any:
-    """Deploy a model as one engine if that is possible; else leave the operators in PyTorch that no engine takes.
+    """Deploy a model as one engine if that is possible; else leave in PyTorch the operators that no engine takes.
 
     Args:
         deploy: the function of this name.

@@ -21,6 +21,7 @@ from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig, Tolerances, require_instance
 from torch2engine.core.errors import InputError, ShapeError
 from torch2engine.core.pytree import as_inputs, bind, unflatten
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import Signature
 from torch2engine.modules.backend import Backend, WeightsGuard
 from torch2engine.modules.benchmark import BenchmarkReport, benchmark, device_of
@@ -253,7 +254,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         signature = backend.artifact.signature
         sizes = signature.resolve([leaf.shape for leaf in leaves])
         try:
-            profile = signature.select_profile(backend.artifact.profiles, sizes)
+            profile = select_profile(signature, backend.artifact.profiles, sizes)
         except ShapeError as error:
             if self._runtime_config.out_of_range == "error":
                 raise
@@ -356,7 +357,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         """
         leaves = self._leaves_to_explain(sample_input)
         signature = self.signature
-        signature.select_profile(self._artifact.profiles, signature.resolve([leaf.shape for leaf in leaves]))
+        select_profile(signature, self._artifact.profiles, signature.resolve([leaf.shape for leaf in leaves]))
         return explain_calls(self, leaves)
 
     def _leaves_to_explain(self, sample_input: Any) -> Sequence[torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from torch2engine.core.select_profile import select_profile
 from torch2engine.modules.call_findings import (
     call_us,
     converted_inputs,
@@ -101,5 +102,5 @@ def _room_for_copies(module: DeployedModule[Any], sizes: dict[str, int]) -> tupl
     if len(first) != 1 or mentions != len(shapes):
         return axis, 1
     profiles = module._artifact.profiles  # pyright: ignore[reportPrivateUsage]  # the same folder
-    largest = profiles[signature.select_profile(profiles, sizes)].ranges[axis][2]
+    largest = profiles[select_profile(signature, profiles, sizes)].ranges[axis][2]
     return axis, min(_MOST_COPIES, largest // sizes[axis])

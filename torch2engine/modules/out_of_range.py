@@ -23,6 +23,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import RuntimeConfig, Tolerances
 from torch2engine.core.errors import DeviceError, ExportError, InputError, ParityError, ShapeError
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import TensorSpec
 from torch2engine.modules.split import (
     Cut,
@@ -258,7 +259,7 @@ def _proofs(runner: InRangeRunner, axis: str, calls: Sequence[Sequence[torch.Ten
     narrow: Unsplittable | None = None
     for leaves in calls:
         sizes = runner.signature.resolve([leaf.shape for leaf in leaves])
-        runner.signature.select_profile(runner.profiles, sizes)  # which refuses sizes outside
+        select_profile(runner.signature, runner.profiles, sizes)  # which refuses sizes outside
         # Not the profile that answers, since one of a single size allows no sums.
         ranges = [profile.ranges[axis] for profile in runner.profiles if profile.contains(sizes)]
         low, _, high = min(ranges, key=lambda one: (one[0], -one[2]))

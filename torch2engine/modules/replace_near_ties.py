@@ -51,7 +51,7 @@ class NearTies:
     @cached_property
     def _reader(self) -> ChoiceReader | None:
         path: Path | None = getattr(
-            self._artifact, "verified_onnx_path", None
+            self._artifact, "checked_onnx_path", None
         )  # an engine may have come without its model
         return None if path is None else ChoiceReader(path)
 

@@ -38,7 +38,7 @@ def compare(
 
     Args:
         reference, candidate: outputs by name: numpy arrays or torch tensors, of any shape, dtype and device. They are
-            only read; from other memory than the host's, they are copied block by block.
+            only read. Those on a GPU are copied block by block.
         tolerance: the bounds; its docstring is the rule. `Bounds` may allow for the sensitivity as well.
         case: the call's name, e.g. "max".
         sensitivity: how far rounding alone moves each element of the reference, by output, as in

@@ -182,7 +182,7 @@ def make_ort_module(lowered: LoweredModel, request: DeployRequest, report: Repor
         samples = [(case.name, case.inputs) for case in lowered.parity_cases]
         attach_model(module, request.model, samples, lowered.refit_tolerance)
     report.add_notes(prove_split_axes(module, [case.inputs for case in lowered.parity_cases], request.tolerance))
-    onnx_path = lowered.artifact.verified_onnx_path
+    onnx_path = lowered.artifact.checked_onnx_path
     report.add_precision_report(report_at_opt(module, onnx_path, lowered.parity_cases, may_run=False))
     return module
 

@@ -76,7 +76,7 @@ def diagnose(
     """
     model = unwrap(model)
     artifact = artifact_of(module)
-    onnx_path = artifact.verified_onnx_path if isinstance(artifact, OnnxArtifact | EngineArtifact) else None
+    onnx_path = artifact.checked_onnx_path if isinstance(artifact, OnnxArtifact | EngineArtifact) else None
     if onnx_path is None:
         raise ArtifactError(f"{artifact!r}", got=f"no {ONNX}", allowed="a module with it", fix="deploy the model again")
     with undisturbed(model), torch.no_grad():

@@ -75,8 +75,8 @@ class EarlierEngines:
             captured: the model's call.
 
         Returns:
-            a module of the engine, compared with the model and with its report; None where nothing was found or
-            searched.
+            a module of the engine, compared with the model and with its report. None if nothing is searched or found;
+            also, with a warning, if the engine's answers differ from the model's.
         """
         cache = self._cache_for_key
         if cache is None:
@@ -92,8 +92,7 @@ class EarlierEngines:
             return None
         captured = captured.with_axes_and_profiles_of(earlier.engine)
         with self._report.phase("reference"):
-            precisions = (captured.precision, self._request.precision.lowest_type)
-            reference_answers = answer_parity_cases(captured, sensitivity_precisions=precisions)
+            reference_answers = answer_parity_cases(captured, self._request.sensitivity_precisions(captured))
         return self._accept(cache, earlier, captured, reference_answers)
 
     @contextmanager
@@ -153,7 +152,9 @@ class EarlierEngines:
             return hash_facts({**request_facts(self._request, captured), **facts})
 
     def _find(self, cache: EngineCache, facts: Mapping[str, Any], captured: CapturedCall) -> _EarlierEngine | None:
-        """The engine that was recorded for a request with these facts, if it runs here as it is.
+        """The engine that was recorded for a request with these facts.
+
+        None also for an engine of another driver, or without the kernels that the request needs.
 
         The key of this search is added to those of `record_for_later`.
         """
@@ -170,8 +171,8 @@ class EarlierEngines:
             self._request.runtime_config.kernel_specialization == "none" and engine.hardware.flavour == "tensorrt_rtx"
         )
         if needs_kernels and not engine.read_runtime_cache():
-            return None  # all steps together compile kernels and store them
-        return _EarlierEngine(record_key, engine, record.facts)
+            return None  # a deploy that takes every step compiles and stores them
+        return _EarlierEngine(record_key, engine, record.findings)
 
     def _accept(
         self,
@@ -180,9 +181,9 @@ class EarlierEngines:
         captured: CapturedCall,
         reference_answers: ReferenceAnswers,
     ) -> TRTModule | None:
-        """Make a module of an earlier engine; if it answers otherwise than the model, remove its record, and warn."""
+        """Make a module of an earlier engine. If its answers differ from the model's, warn and remove its record."""
         report = self._report.copy()
-        report.add_reusable_findings(earlier.facts)
+        report.add_reusable_findings(earlier.findings)
         try:
             with report.phase("parity"):
                 candidate = EngineCandidate.of_earlier_deploy(
@@ -211,17 +212,17 @@ class _EarlierEngine:
     Args:
         record_key: of the cache's record that led to it.
         engine: with its ONNX model.
-        facts: the `reusable_findings` of the earlier deploy's report.
+        findings: the `reusable_findings` of the earlier deploy's report.
     """
 
     record_key: str
     engine: EngineArtifact
-    facts: Mapping[str, Any]
+    findings: Mapping[str, Any]
 
     @property
     def lowered_to(self) -> str | None:
         """The precision that the graph was lowered to; None where it was not lowered."""
-        outcome = self.facts["outcome"]
+        outcome = self.findings["outcome"]
         return None if outcome is None else PrecisionOutcome.from_json(outcome).dtype
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ParityError
@@ -44,17 +45,18 @@ class GraphCheck:
     engine_follows: bool
 
     @classmethod
-    def for_request(
-        cls, request: DeployRequest, open_graph: Callable[[], ORTModule], answers: ReferenceAnswers
-    ) -> GraphCheck:
-        """The check of a deploy. A quantised engine is not compared in random cases, so its graph is in every case."""
-        precisions = (request.precision.dtype, open_graph().precision)
+    def for_request(cls, request: DeployRequest, exported: OnnxArtifact, answers: ReferenceAnswers) -> GraphCheck:
+        """The check of a deploy.
+
+        A quantised engine is not compared in random cases, so its graph is compared in all cases.
+        """
+        precisions = (request.precision.dtype, exported.precision)
         is_quantised = any(precision in QUANTIZED_PRECISIONS for precision in precisions)
         engine_follows = request.runtime != "onnxruntime" and not is_quantised
-        return cls(open_graph, answers, request.tolerance, engine_follows)
+        return cls(lambda: ORTModule(exported), answers, request.tolerance, engine_follows)
 
     def require_equal_answers(self, report: ReportBuilder) -> None:
-        """Compare the graph in the cases that are due before a build.
+        """Compare the graph now: in all cases, or in `cases_before_build` if an engine follows.
 
         Args:
             report: takes the phase "check" and the comparison.
@@ -66,13 +68,13 @@ class GraphCheck:
             report.add_parity(self.compare().raise_if_failed())
 
     def compare(self) -> ParityReport:
-        """Compare the graph in the cases that are due before a build; call `raise_if_failed` of the report."""
+        """Compare the graph as `require_equal_answers` does; call `raise_if_failed` of the report."""
         names = ", ".join(f"'{case.name}'" for case in self._left_out)
         note = [f"compared on the engine alone: {names}"] if names else []
         return judge(self.open_graph(), self._cases, self.tolerance, [*self.answers.notes, *note])
 
     @contextmanager
-    def blaming_the_graph(self) -> Generator[None]:
+    def naming_the_culprit(self) -> Generator[None]:
         """Compare the graph in the other cases if an engine fails in the block, so that the error names the culprit.
 
         Raises:

@@ -46,7 +46,9 @@ class ReferenceAnswers:
 
 
 def answer_parity_cases(captured: CapturedCall, sensitivity_precisions: Sequence[str]) -> ReferenceAnswers:
-    """Run the model on every parity case, and again with moved inputs and weights; call it inside `undisturbed`.
+    """Run the model on every parity case, and again with inputs and weights that are changed by rounding.
+
+    Call it inside `undisturbed`.
 
     Args:
         captured: the model's call.

@@ -95,7 +95,7 @@ class ReportBuilder:
 
     @property
     def progress(self) -> ProgressCallback | None:
-        """Takes the steps inside the phase that is open then; None if nobody sees them."""
+        """The callback for steps inside the phase that is open when it is called; None if no progress is shown."""
         return self._forward if is_shown(self._progress) else None
 
     def _forward(self, phase: str, step: int, steps: int, seconds: float, /) -> object:
@@ -142,14 +142,14 @@ class ReportBuilder:
             "findings": [finding.to_json() for finding in self._findings],
         }
 
-    def add_reusable_findings(self, facts: Mapping[str, Any]) -> None:
+    def add_reusable_findings(self, findings: Mapping[str, Any]) -> None:
         """Add the `reusable_findings` of an earlier deploy."""
-        outcome = facts["outcome"]
-        computed = facts["computed"]
+        outcome = findings["outcome"]
+        computed = findings["computed"]
         self._lowering = None if outcome is None else PrecisionOutcome.from_json(outcome)
         self._computed = None if computed is None else PrecisionReport.from_json(computed)
-        self._add_engine_notes(facts["notes"])
-        self._findings = tuple(map(Finding.from_json, facts.get("findings", ())))  # older records have none
+        self._add_engine_notes(findings["notes"])
+        self._findings = tuple(map(Finding.from_json, findings.get("findings", ())))  # older records have none
 
     def _add_engine_notes(self, notes: Iterable[str]) -> None:
         sentences = tuple(notes)

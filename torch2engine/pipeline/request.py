@@ -161,6 +161,10 @@ class DeployRequest:
             report.add_lowering(lowered)
         return lowered
 
+    def sensitivity_precisions(self, captured: CapturedCall) -> tuple[str, str]:
+        """The precisions in which candidates will compute: the model's own, and the lowest that is requested."""
+        return captured.precision, self.precision.lowest_type
+
     @property
     def flavour(self) -> str | None:
         """The TensorRT that builds: "tensorrt" or "tensorrt_rtx"; None where ONNX Runtime answers."""

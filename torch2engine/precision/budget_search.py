@@ -135,7 +135,7 @@ class BudgetSearch:
     def _mixed_precision_model(self) -> MixedPrecisionModel:
         lowering = self._lowering
         return MixedPrecisionModel(
-            lowering.artifact.verified_onnx_path,
+            lowering.artifact.checked_onnx_path,
             lowering.precision.dtype,
             tuple(self._float32_reasons),
             lowering.tensor_maxima,

@@ -54,7 +54,7 @@ def verify_engine_precision(module: TRTModule, precision: str, cases: Sequence[P
     Raises:
         PrecisionError: as `require_precision`.
     """
-    onnx_path = module._artifact.verified_onnx_path  # pyright: ignore[reportPrivateUsage]  # a step that composes it
+    onnx_path = module._artifact.checked_onnx_path  # pyright: ignore[reportPrivateUsage]  # a step that composes it
     if onnx_path is None:
         return EnginePrecision(None)
     is_low = precision in LOW_PRECISIONS

@@ -81,7 +81,7 @@ def _require_float32_model(artifact: OnnxArtifact, precision: Precision) -> None
 
 def _lower_within_budget(lowering: GraphLowering) -> LoweredModel:
     float32_reasons = lowering.requested_float32_nodes()
-    require_no_float64(lowering.artifact.verified_onnx_path, lowering.precision)
+    require_no_float64(lowering.artifact.checked_onnx_path, lowering.precision)
     for node, reason in lowering.overflowing_nodes().items():
         float32_reasons.setdefault(node, reason)
     lowered = lowering.make(float32_reasons)

@@ -81,7 +81,7 @@ class GraphLowering:
         self.metric = metric_of_budget(precision.budget, artifact.signature, calibration, self._live)
         self.tolerance = _UNBOUNDED if self.metric is not None else tolerance_for(precision, tolerance)
         self.judged_as = precision.lowest_type
-        self.module_of_node = node_modules(load_model(artifact.verified_onnx_path))
+        self.module_of_node = node_modules(load_model(artifact.checked_onnx_path))
         self._calibration = calibration
         self._flavour = flavour
         self._report = report
@@ -95,7 +95,7 @@ class GraphLowering:
     @cached_property
     def tensor_maxima(self) -> dict[str, float]:
         """The largest absolute value of every float32 tensor on the calibration data, which is read for it once."""
-        return absolute_maxima(self.artifact.verified_onnx_path, self.batches())
+        return absolute_maxima(self.artifact.checked_onnx_path, self.batches())
 
     def requested_float32_nodes(self) -> dict[str, str]:
         """Find the nodes that `keep_fp32` names, and those of `preprocess`: node name -> reason.
@@ -127,7 +127,7 @@ class GraphLowering:
         if self.precision.dtype not in CAST_PRECISIONS:
             return {}
         row = PRECISION_TYPES[self.precision.dtype]
-        largest_of_node = nodes_out_of_range(self.artifact.verified_onnx_path, row.name, self.tensor_maxima)
+        largest_of_node = nodes_out_of_range(self.artifact.checked_onnx_path, row.name, self.tensor_maxima)
         largest_of_module: dict[str, float] = {}
         for node, largest in largest_of_node.items():
             module = self.module_of_node[node]
@@ -174,7 +174,7 @@ class GraphLowering:
     def _write_graph(self, target: Path, float32_reasons: Mapping[str, str]) -> tuple[str, ...]:
         """Quantise the graph, cast it, or both; returns notes."""
         precision = self.precision
-        source = self.artifact.verified_onnx_path
+        source = self.artifact.checked_onnx_path
         notes: tuple[str, ...] = ()
         if precision.is_quantized:
             # Only weights have four bits, so a node that is too large for float16 may have them too.
@@ -191,5 +191,5 @@ class GraphLowering:
         """Write how the lowered graph's weights follow from the module's, if the model is refittable."""
         if WEIGHTS in self.artifact.files:
             program = WeightProgram.from_json(self.artifact.read(WEIGHTS))
-            lowered = retype_weight_program(program, self.artifact.verified_onnx_path, onnx_path)
+            lowered = retype_weight_program(program, self.artifact.checked_onnx_path, onnx_path)
             write_file(onnx_path.with_name(WEIGHTS), lowered.to_json())

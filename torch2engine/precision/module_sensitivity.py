@@ -84,6 +84,6 @@ def sensitivity(
     batches = [named_arrays(signature, batch_tensors(signature, batch)) for batch in calibration or ()]
     if not batches:
         batches = [named_arrays(signature, case.inputs) for case in cases if case.kind != "random"]
-    maxima = absolute_maxima(artifact.verified_onnx_path, batches)
-    with MixedPrecisionModel(artifact.verified_onnx_path, dtype, (), maxima) as mixed_model:
+    maxima = absolute_maxima(artifact.checked_onnx_path, batches)
+    with MixedPrecisionModel(artifact.checked_onnx_path, dtype, (), maxima) as mixed_model:
         return Sensitivity(dtype, mixed_model.module_errors(batches))

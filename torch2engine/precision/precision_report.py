@@ -62,7 +62,7 @@ def precision_report(deployed: DeployedModule[Any] | OnnxArtifact | EngineArtifa
             allowed="a deployed module or an artifact",
             fix="deploy the model first",
         )
-    onnx_path = artifact.verified_onnx_path
+    onnx_path = artifact.checked_onnx_path
     if onnx_path is None:
         raise ArtifactError(
             "precision_report",

@@ -64,7 +64,7 @@ class OrtRunner:
         self._signature: Signature = artifact.signature
         self._profiles: Sequence[Profile] = artifact.profiles
         self._live_arrays = live_arrays(artifact)
-        self._session = OrtSession(artifact.verified_onnx_path)
+        self._session = OrtSession(artifact.checked_onnx_path)
 
     def infer(self, inputs: Any) -> OrderedDict[str, Array]:
         """Answer one call; arguments and errors are those of `Processor.infer`.

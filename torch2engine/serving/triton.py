@@ -82,7 +82,7 @@ def export_triton(
     files = _plans_by_capability(models)
     optimizer = "ENABLE_ALL"
     if isinstance(models[0], OnnxArtifact):
-        optimizer = optimizer_level(element_dtypes(models[0].verified_onnx_path))
+        optimizer = optimizer_level(element_dtypes(models[0].checked_onnx_path))
     text = config_text(models[0], name, chosen, Scheduling(instances, max_wait_s), files, optimizer)
     target = Path(repository) / name
     if os.path.lexists(target / str(version)):

@@ -119,7 +119,7 @@ class OnnxRuntimeBackend:
         # float32 holds a bfloat16 exactly, and numpy has none.
         arrays = {name: _array(tensor) for name, tensor in weights.items()}
         with disk_errors(owner.path):
-            replace_weights(old.verified_onnx_path, owner.path / "model.onnx", arrays)
+            replace_weights(old.checked_onnx_path, owner.path / "model.onnx", arrays)
             write_file(owner.path / WEIGHTS, program.to_json())
         return partial(self._commit_weights, old.replace(folder=owner.path, owner=owner))
 
@@ -137,7 +137,7 @@ class OnnxRuntimeBackend:
             if self._opened is None:
                 self._opening_process = os.getpid()  # once more: `close` may have been called meanwhile
                 artifact = self.artifact  # held, with its files, while the session reads them
-                self._opened = _OpenSession(OrtSession(artifact.verified_onnx_path), os.getpid())
+                self._opened = _OpenSession(OrtSession(artifact.checked_onnx_path), os.getpid())
             return self._opened
 
 

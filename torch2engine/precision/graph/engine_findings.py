@@ -220,7 +220,7 @@ def _types_of_products(layers: Sequence[Layer]) -> dict[str, str]:
 
 def attention_blocks_of(artifact: EngineArtifact) -> tuple[AttentionBlock, ...]:
     """The attention in the ONNX model that the engine was built from; none where that model is not here."""
-    path = artifact.verified_onnx_path
+    path = artifact.checked_onnx_path
     if path is None:
         return ()
     import onnx  # only here: a saved engine may be read without it

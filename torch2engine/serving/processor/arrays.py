@@ -18,6 +18,7 @@ from torch2engine.artifact.artifact import Artifact
 from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import DtypeError, InputError, InstallationError, ShapeError
 from torch2engine.core.pytree import LeafKind, bind
+from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.core.wording import did_you_mean, kind_of
 
@@ -172,7 +173,7 @@ def check_call(
     arrays = [require_dtype(signature, spec, leaf) for spec, leaf in zip(signature.inputs, leaves, strict=True)]
     shapes = tuple(array.shape for array in arrays)
     sizes = signature.resolve(shapes)
-    profile = signature.select_profile(profiles, sizes) if profiles else 0
+    profile = select_profile(signature, profiles, sizes) if profiles else 0
     return CheckedCall(tuple(arrays), shapes, profile)
 
 
@@ -262,6 +263,6 @@ def input_layout(
     full = {**(profiles[0].sizes(1) if profiles else {}), **sizes}
     shapes = [spec.sized(full) for spec in signature.inputs]
     if profiles:
-        signature.select_profile(profiles, signature.resolve(shapes))
+        select_profile(signature, profiles, signature.resolve(shapes))
     pairs = zip(signature.inputs, shapes, strict=True)
     return {spec.name: (numpy_dtype(spec), shape) for spec, shape in pairs if spec.live is None}
