@@ -6,8 +6,8 @@ Separate because these are no methods: users would find them among those of the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,11 +18,16 @@ from torch2engine.core.config import Tolerances
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.weight_sync import NamedInputs
 
+if TYPE_CHECKING:
+    from torch2engine.modules.trt.trt_module import TRTModule
+
 __all__ = [
     "artifact_of",
     "attach_model",
     "current_artifact_of",
+    "keep_capture",
     "prove_split_axes",
+    "release_capture",
     "runtime_kind",
     "share_live_parameters",
 ]
@@ -73,6 +78,27 @@ def current_artifact_of(module: DeployedModule[Any]) -> Artifact:
     """
     with module._weight_sync.weights_locked():  # pyright: ignore[reportPrivateUsage]  # for steps, not for users
         return module._current_artifact()  # pyright: ignore[reportPrivateUsage]  # for steps, not for users
+
+
+def keep_capture(module: TRTModule[Any], capture_id: int, stream: int, wait: Callable[[], object]) -> None:
+    """Count a module's calls in a capture as the package's own, which no refit is refused for.
+
+    Args:
+        module: called in the capture, or not.
+        capture_id: of the capture, which has ended.
+        stream: handle of the capturing stream, on which no further call comes.
+        wait: waits for the work of the CUDA graph. It must not hold the graph.
+    """
+    session = module._backend.session  # pyright: ignore[reportPrivateUsage]  # for steps, not for users
+    if session is not None:
+        session.keep_capture(capture_id, stream, wait)
+
+
+def release_capture(module: TRTModule[Any], capture_id: int) -> None:
+    """Wait for the work of a CUDA graph that is launched no more, and let go of the module's contexts in it."""
+    session = module._backend.session  # pyright: ignore[reportPrivateUsage]  # for steps, not for users
+    if session is not None:
+        session.release_capture(capture_id)
 
 
 def share_live_parameters(module: DeployedModule[Any], model: nn.Module) -> None:

@@ -1,8 +1,8 @@
-"""One inference as a CUDA graph: captured once, launched again and again at the same addresses.
+"""Work as a CUDA graph: captured once, launched again and again at the same addresses.
 
-Enters: an execution context with its addresses, and a stream. Leaves: a `CudaGraph`. Separate because it speaks to the
-driver itself. PyTorch's CUDAGraph puts the device's random generator into a capturing state, in which another thread
-can't draw random numbers. And a serving process has no PyTorch.
+Enters: an execution context with its addresses, or other work, and a stream. Leaves: a `CudaGraph`. Separate because it
+speaks to the driver itself. PyTorch's CUDAGraph puts the device's random generator into a capturing state, in which
+another thread can't draw random numbers. And a serving process has no PyTorch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -19,10 +20,11 @@ from torch2engine.core.errors import BuildError, Torch2EngineError
 from torch2engine.trt.context import Context
 from torch2engine.trt.gpu import load_driver, make_gpu_current
 
-__all__ = ["CudaGraph", "DedicatedStream", "NotCapturable", "capture_inference"]
+__all__ = ["CudaGraph", "DedicatedStream", "NotCapturable", "WorkEvent", "capture_inference", "collector_waits"]
 
-# CUstream_flags, CUstreamCaptureMode, CUevent_record_flags and CUresult of cuda.h (CUDA 12 and 13)
+# CUstream_flags, CUevent_flags, CUstreamCaptureMode, CUevent_record_flags and CUresult of cuda.h (CUDA 12 and 13)
 _NON_BLOCKING = 1
+_WITHOUT_TIMING = 2
 _THREAD_LOCAL = 1
 _EXTERNAL = 1
 _INVALID_CONTEXT = 201
@@ -64,6 +66,69 @@ class DedicatedStream:
             _driver().cuStreamDestroy_v2(self._handle)  # once its work is through
 
 
+class WorkEvent:
+    """A point in the work of a stream, by the stream's handle: PyTorch's own events take streams that cost 7 µs.
+
+    Args:
+        gpu_index: the device's number; it is the current one.
+
+    Raises:
+        BuildError: the driver refuses.
+    """
+
+    def __init__(self, gpu_index: int) -> None:
+        self._handle = ctypes.c_void_p()
+        self._gpu_index = gpu_index
+        self._process = os.getpid()
+        driver = _driver()
+        self._record = driver.cuEventRecord
+        self._wait = driver.cuStreamWaitEvent
+        self._synchronize = driver.cuEventSynchronize
+        self._call(driver.cuEventCreate, ctypes.byref(self._handle), _WITHOUT_TIMING)
+
+    def record(self, stream: int) -> None:
+        """Put the event behind all work that a stream has now; an earlier record no longer counts."""
+        self._call(self._record, self._handle, stream)
+
+    def let_wait(self, stream: int) -> None:
+        """Let later work of a stream wait for the event, if it was recorded."""
+        self._call(self._wait, stream, self._handle, 0)
+
+    def synchronize(self) -> None:
+        """Wait for the event, if it was recorded."""
+        self._call(self._synchronize, self._handle)
+
+    def _call(self, function: Any, *arguments: Any) -> None:
+        status = function(*arguments)
+        if status == _INVALID_CONTEXT:  # a thread that has not used CUDA yet
+            make_gpu_current(self._gpu_index)
+            status = function(*arguments)
+        if status:
+            raise BuildError(
+                "CUDA event",
+                got=_error(status),
+                allowed="one that works",
+                fix="see with `nvidia-smi` whether the GPU is usable",
+            )
+
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        # The default argument is there even when Python has cleared the globals of this file, at its end.
+        if not is_finalizing() and self._handle and os.getpid() == self._process:
+            _driver().cuEventDestroy_v2(self._handle)
+
+
+@contextmanager
+def collector_waits() -> Generator[None]:
+    """Keep the garbage collector from running: destructors may do what a capture forbids."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def capture_inference(context: Context, addresses: Sequence[int], stream: int, event: int, gpu_index: int) -> CudaGraph:
     """Capture one inference at these addresses.
 
@@ -80,22 +145,17 @@ def capture_inference(context: Context, addresses: Sequence[int], stream: int, e
         NotCapturable: TensorRT or the driver refused.
         BuildError: TensorRT refuses an address.
     """
-    collecting = gc.isenabled()
-    gc.disable()  # Destructors may do what a capture forbids.
-    try:
+    with collector_waits():
         if reason := context.why_not_capturable(stream):
             raise NotCapturable(reason)
         context.bind(addresses)
         return CudaGraph(context.enqueue, stream, event, gpu_index)
-    finally:
-        if collecting:
-            gc.enable()
 
 
 class CudaGraph:
-    """A captured inference.
+    """Captured work, such as an inference.
 
-    It holds no reference to the memory and the context that it was captured with. Launches of one graph run one after
+    It holds no reference to the memory and the contexts that it was captured with. Launches of one graph run one after
     the other. Not thread-safe.
 
     Args:
@@ -133,7 +193,7 @@ class CudaGraph:
             driver.cuGraphDestroy(template)
 
     def launch(self, stream: int) -> None:
-        """Run the inference on a stream.
+        """Run the work on a stream.
 
         Args:
             stream: its handle; 0 for the legacy default stream of the device, which is then the current one.
@@ -178,7 +238,12 @@ def _driver() -> ctypes.CDLL:
         "cuStreamDestroy_v2": (handle,),
         "cuStreamBeginCapture_v2": (handle, ctypes.c_int),
         "cuStreamEndCapture": (handle, ctypes.POINTER(handle)),
+        "cuEventCreate": (ctypes.POINTER(handle), ctypes.c_uint),
+        "cuEventRecord": (handle, handle),
         "cuEventRecordWithFlags": (handle, handle, ctypes.c_uint),
+        "cuEventSynchronize": (handle,),
+        "cuEventDestroy_v2": (handle,),
+        "cuStreamWaitEvent": (handle, handle, ctypes.c_uint),
         "cuGraphInstantiateWithFlags": (ctypes.POINTER(handle), handle, ctypes.c_ulonglong),
         "cuGraphLaunch": (handle, handle),
         "cuGraphDestroy": (handle,),

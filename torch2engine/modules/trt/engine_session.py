@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,6 +50,19 @@ def not_prepared(what: str, fix: str = "call the module once with these shapes r
         "(RuntimeConfig.contexts must have room for every shape in it)",
         fix=fix,
     )
+
+
+@dataclass(frozen=True)
+class _KeptCapture:
+    """The contexts of one CUDA graph that this package has captured around calls.
+
+    Args:
+        prepared: the contexts.
+        wait: waits for the graph's work.
+    """
+
+    prepared: list[PreparedTensors]
+    wait: Callable[[], object]
 
 
 class _StreamCache:
@@ -94,6 +108,7 @@ class EngineSession:
         self._streams = _StreamCache(device)
         # The contexts of the user's CUDA graphs. Nothing else uses them as long as the session lives.
         self._user_captures: dict[tuple[int, int, _Shapes], PreparedTensors] = {}
+        self._kept_captures: dict[int, _KeptCapture] = {}
         self.weights_incomplete = False  # by a refit that failed half-way
         self._dtypes = [torch_dtype(spec.dtype) for spec in artifact.signature.inputs]
         with torch.cuda.device(device):
@@ -197,7 +212,7 @@ class EngineSession:
         key = (capture_id, handle, shapes)
         prepared = self._user_captures.get(key)
         if prepared is None:
-            prepared = self._user_captures[key] = self._take_prepared(shapes)
+            prepared = self._user_captures[key] = self._take_prepared(shapes, handle)
         context = prepared.context
         assert context is not None, "only shapes with a context are handed over"
         if reason := context.why_not_capturable(handle):
@@ -210,13 +225,14 @@ class EngineSession:
         context.enqueue(handle)
         return outputs
 
-    def _take_prepared(self, shapes: _Shapes) -> PreparedTensors:
-        """Take a context at these shapes from an executor.
+    def _take_prepared(self, shapes: _Shapes, handle: int) -> PreparedTensors:
+        """Take a context at these shapes from an executor, that of the capturing stream if it has one.
 
         Raises:
             InputError: no ordinary call has left such a context, or it can't be captured.
         """
-        executors = list(self._executors.values())
+        own = [self._executors[handle]] if handle in self._executors else []
+        executors = [*own, *(one for one in self._executors.values() if one not in own)]
         for executor in executors:
             prepared = executor.pool.prepared.get(shapes)
             if prepared is not None and prepared.outputs.data_dependent:
@@ -227,6 +243,30 @@ class EngineSession:
                 return prepared
         sizes = ", ".join(str(list(shape)) for shape in shapes)
         raise not_prepared(f"at shapes {sizes} that no ordinary call since the last capture prepared")
+
+    def keep_capture(self, capture_id: int, handle: int, wait: Callable[[], object]) -> None:
+        """Count the calls in a capture as the package's own, not as the user's, until `release_capture`.
+
+        The executor of the capturing stream is closed, since no further call comes on that stream.
+
+        Args:
+            capture_id: as `find_capture_id` gave it; the capture has ended.
+            handle: of the capturing stream.
+            wait: waits for the graph's work. It must not hold the graph.
+        """
+        with self._lock, torch.cuda.device(self.device), relaxed_capture_mode():
+            keys = [key for key in self._user_captures if key[0] == capture_id]
+            self._kept_captures[capture_id] = _KeptCapture([self._user_captures.pop(key) for key in keys], wait)
+            executor = self._executors.pop(handle, None)
+            if executor is not None:
+                executor.close()
+
+    def release_capture(self, capture_id: int) -> None:
+        """Wait for a graph that `keep_capture` was told of, and let go of its contexts; it must not be launched."""
+        with self._lock, torch.cuda.device(self.device), relaxed_capture_mode():
+            kept = self._kept_captures.pop(capture_id, None)
+            if kept is not None:
+                _let_go(kept)
 
     def check_refittable(self) -> None:
         """Refuse a refit that would crash the process later on.
@@ -308,6 +348,9 @@ class EngineSession:
             for handle in list(self._executors):
                 self._executors[handle].close()
                 del self._executors[handle]  # one by one: if a wait is interrupted, the others are still known
+            for kept in self._kept_captures.values():
+                _let_go(kept)
+            self._kept_captures.clear()
             for prepared in self._user_captures.values():
                 prepared.forget_context()
             self._user_captures.clear()
@@ -321,3 +364,10 @@ class EngineSession:
             self._close()
             # Here, because TensorRT makes its own device current when the last session lets the engine go.
             del self.engine
+
+
+def _let_go(kept: _KeptCapture) -> None:
+    """Wait for a graph's work, and forget the contexts that it works with."""
+    kept.wait()
+    for prepared in kept.prepared:
+        prepared.forget_context()
