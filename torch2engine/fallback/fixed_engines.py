@@ -43,8 +43,9 @@ class _KnownCall:
     order: tuple[int, ...]
 
     def answer(self, tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Answer a call."""
-        return tuple(self.module.infer([tensors[index] for index in self.order]).values())
+        """Answer a call. An operator in PyTorch may have left other strides, which are no fast call of an engine."""
+        ordered = [tensors[index] for index in self.order]
+        return tuple(self.module.infer_flat([one if one.is_contiguous() else one.contiguous() for one in ordered]))
 
 
 class FixedEngines:

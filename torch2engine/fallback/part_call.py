@@ -84,7 +84,7 @@ def answer_part(module: DeployedModule[Any], tensors: Mapping[str, torch.Tensor]
         module: of `find_or_deploy`.
         tensors: by placeholder.
     """
-    return list(module.infer([tensors[spec.name] for spec in module.signature.inputs]).values())
+    return module.infer_flat([tensors[spec.name] for spec in module.signature.inputs])
 
 
 def find_or_deploy(

@@ -243,6 +243,13 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         self._check_call(leaves)
         return self._compute(leaves)
 
+    def infer_flat(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Answer as `infer`, with the outputs in the signature's order.
+
+        Args, Raises: as for `infer`.
+        """
+        return list(self.infer(leaves).values())
+
     def _check_call(self, leaves: Sequence[torch.Tensor]) -> None:
         backend = self._backend
         check_tensors(backend.artifact.signature, leaves)

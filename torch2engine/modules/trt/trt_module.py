@@ -125,15 +125,25 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
     forward.__doc__ = DeployedModule.forward.__doc__
 
     def infer(self, leaves: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-        session = self._backend.session
-        if session is None or torch.compiler.is_dynamo_compiling() or tracing_state() is not None:
-            return super().infer(leaves)
-        outputs = session.try_fast_path(leaves)
+        outputs = self._infer_fast(leaves)
         if outputs is None:
             return super().infer(leaves)
         return {spec.name: output for spec, output in zip(self._artifact.signature.outputs, outputs, strict=True)}
 
     infer.__doc__ = DeployedModule.infer.__doc__
+
+    def infer_flat(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = self._infer_fast(leaves)
+        return list(super().infer(leaves).values()) if outputs is None else outputs
+
+    infer_flat.__doc__ = DeployedModule.infer_flat.__doc__
+
+    def _infer_fast(self, leaves: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """Answer flat inputs that need no cast, copy or refusal, at shapes that were answered before; else None."""
+        session = self._backend.session
+        if session is None or torch.compiler.is_dynamo_compiling() or tracing_state() is not None:
+            return None
+        return session.try_fast_path(leaves)
 
     def bind(self: T, device: torch.device | str | None = None) -> T:
         """Deserialise the engine now rather than on the first call.
