@@ -3,14 +3,18 @@
     python -m benchmarks.fallback --out DIR
 
 Enters: a GPU. Leaves: fallback.json. `boundary_us` is the time of a model in parts, less that of its engines alone and
-of its operators in PyTorch alone, for each part. `worst_ratio_to_eager` is over all models that fallback="faster" does
-not refuse; the others stand in the samples, with the measured reason.
+of its operators in PyTorch alone, for each part. Its operators are PyTorch's own, which the default configuration holds
+in one CUDA graph with the engines, so that it may be below 0. `boundary_no_graphs_us` is the same without any CUDA
+graph. `boundary_custom_us` is that of a model with a custom operator, which the default configuration calls between the
+engines, and `boundary_custom_graphs_us` with `cuda_graphs=True`. `worst_ratio_to_eager` is over all models that
+fallback="faster" does not refuse; the others stand in the samples, with the measured reason.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -48,13 +52,16 @@ def block(width: int = WIDTH) -> nn.Module:
 class Chain(nn.Module):
     """Parts of an engine, with an operator between them that no engine takes."""
 
-    def __init__(self, parts: int, make: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, parts: int, make: Callable[[], nn.Module], between: Callable[[torch.Tensor], torch.Tensor] = pass_on
+    ) -> None:
         super().__init__()
         self.parts = nn.ModuleList(make() for _ in range(parts))
+        self.between = between
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for part in self.parts:
-            x = pass_on(part(x))
+            x = self.between(part(x))
         return x
 
 
@@ -114,32 +121,40 @@ def microseconds(timing: Timing) -> float:
 
 def boundary(evidence: Evidence, device: torch.device, rounds: int) -> None:
     """Measure what a part costs beside its engine and the operators around it."""
-    model, x = models(device)["chain"]
-    module = deploy(model, x, fallback=True)
-    explanation = module.explain(x)
-    if [part.runs_in == "PyTorch" for part in explanation.parts] != [False] * PARTS:
-        raise AssertionError(f"expected {PARTS} engines: {explanation}")
-    engines = [deploy(part, x) for part in model.parts]  # type: ignore[union-attr]  # a ModuleList
-
-    def run_engines() -> None:
-        for engine in engines:
-            engine(x)
-
-    def run_operators() -> None:
-        for _ in range(PARTS):
-            pass_on(x)
-
-    calls = {
-        "parts": lambda: module(x),
-        "eager": lambda: model(x),
-        "engines": run_engines,
-        "operators": run_operators,
+    custom, x = models(device)["chain"]
+    own = Chain(PARTS, block, torch.special.bessel_j0).to(device).eval()
+    own.load_state_dict(custom.state_dict())
+    plans: dict[str, tuple[nn.Module, dict[str, Any]]] = {"parts": (own, {}), "custom": (custom, {})}
+    if device.type == "cuda":
+        plans["no_graphs"] = own, {"runtime_config": t2e.RuntimeConfig(cuda_graphs=False)}
+        plans["custom_graphs"] = custom, {"runtime_config": t2e.RuntimeConfig(cuda_graphs=True)}
+    modules = {name: in_parts(model, x, options) for name, (model, options) in plans.items()}
+    engines = [deploy(part, x) for part in custom.parts]  # type: ignore[union-attr]  # a ModuleList
+    calls: dict[str, Callable[[], object]] = {name: partial(module, x) for name, module in modules.items()}
+    calls |= {
+        "eager": partial(own, x),
+        "engines": lambda: [engine(x) for engine in engines],
+        "operators": lambda: [own.between(x) for _ in range(PARTS)],
+        "custom_operators": lambda: [custom.between(x) for _ in range(PARTS)],
     }
     timings = measure(calls, device=device, rounds=rounds)
     for name, timing in timings.items():
         _script.record(evidence, f"fallback.chain.{name}", timing)
-    rest = microseconds(timings["engines"]) + microseconds(timings["operators"])
-    evidence.figure("boundary_us", (microseconds(timings["parts"]) - rest) / PARTS)
+    for name, (model, _) in plans.items():
+        operators = "operators" if model is own else "custom_operators"
+        rest = microseconds(timings["engines"]) + microseconds(timings[operators])
+        cost = (microseconds(timings[name]) - rest) / PARTS
+        evidence.figure("boundary_us" if name == "parts" else f"boundary_{name}_us", cost)
+
+
+def in_parts(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> Any:
+    """The model in parts, each of them an engine, after a comparison."""
+    module = deploy(model, x, fallback=True, **options)
+    explanation = module.explain(x)
+    if [part.runs_in == "PyTorch" for part in explanation.parts] != [False] * PARTS:
+        raise AssertionError(f"expected {PARTS} engines: {explanation}")
+    torch.testing.assert_close(module(x), model(x), rtol=1e-3, atol=1e-4)
+    return module
 
 
 def ratios(evidence: Evidence, device: torch.device, rounds: int) -> None:
