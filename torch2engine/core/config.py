@@ -249,7 +249,7 @@ class RuntimeConfig:
 
             - "auto": where it pays. Nothing is captured while another Python thread might wait for the whole device,
               because CUDA forbids that wait during a capture.
-            - True: from the second call of every shape on.
+            - True: from the second call of every shape on. A graph of a model in parts then takes custom operators too.
             - False: never.
         output: who owns the results.
 

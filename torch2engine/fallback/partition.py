@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import operator
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -27,7 +27,7 @@ from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
 from torch2engine.fallback.run_record import RunRecord
 from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
-__all__ = ["CutPart", "MakeRunner", "PartitionedGraph", "placement", "repeat_cut"]
+__all__ = ["CutPart", "MakeRunner", "PartitionedGraph", "operators_in_pytorch", "placement", "repeat_cut"]
 
 MakeRunner = Callable[[fx.GraphModule, Any], PartRunner]
 """A part with its layout → what answers it."""
@@ -66,6 +66,8 @@ class _Part(nn.Module):
             named = {self._node_names[number]: obstacle for number, obstacle in refused.obstacles.items()}
             raise _RefusedInPart(named) from refused
         return results if self._returns_tuple else results[0]
+
+    __call__ = forward  # without the hooks of a module, which nobody has set here
 
 
 class _EngineOperators(OperatorSupportBase):
@@ -290,3 +292,17 @@ def placement(cut: fx.GraphModule, obstacles: Iterable[Obstacle]) -> list[GraphP
         records += [in_pytorch(between), part.runner.part]
         between = []
     return [record for record in (*records, in_pytorch(between)) if record.operators]
+
+
+def operators_in_pytorch(cut: fx.GraphModule) -> Iterator[fx.Node]:
+    """The operators of a cut graph that PyTorch runs: those outside of all parts, and those of parts without an engine.
+
+    Args:
+        cut: of `repeat_cut`.
+    """
+    for node in cut.graph.nodes:
+        part = cut.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if part is None and node.op == "call_function":
+            yield node
+        elif isinstance(part, _Part) and part.runner.refusal:
+            yield from (one for one in part.runner.graph_module.graph.nodes if one.op == "call_function")

@@ -100,7 +100,7 @@ class PartsBackend:
         if not live.is_plain_call(leaves):
             return None
         with torch.no_grad():
-            outputs = live.run(leaves)
+            outputs = live.answer(leaves)
         return outputs if version == self._weights_version else None
 
     def run(self, inputs: Sequence[torch.Tensor], profile: int) -> list[torch.Tensor]:
@@ -113,12 +113,18 @@ class PartsBackend:
                     continue
             if torch.is_autocast_enabled(device.type):
                 with torch.autocast(device.type, enabled=False):
-                    outputs = live.run(inputs)
+                    outputs = live.answer(inputs)
             else:
-                outputs = live.run(inputs)
+                outputs = live.answer(inputs)
             if version == self._weights_version:  # otherwise some parts had old weights and some had new ones
                 live.remember(inputs)
                 return outputs
+
+    def trim(self) -> None:
+        """Wait for calls in flight and give back working memory, contexts and CUDA graphs."""
+        live = self._live
+        if live is not None:
+            live.trim()
 
     def current_artifact(self) -> PartsArtifact:
         with self._lock:

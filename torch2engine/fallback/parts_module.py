@@ -125,6 +125,14 @@ class PartsModule(DeployedModule[PartsBackend]):
         artifact = self._artifact
         return SavedCut.from_json(artifact.read(CUT), f"{artifact}").obstacles
 
+    def trim(self) -> None:
+        """Wait for calls in flight and give back the engines' working memory and contexts, and CUDA graphs.
+
+        The engines stay; the next calls of each shape are slower. CUDA graphs of your own that hold calls of this
+        module must not be launched any more. Where ONNX Runtime answers, there is nothing to give back.
+        """
+        self._backend.trim()
+
     def explain(self, sample_input: Any = None) -> Explanation:
         """Say what runs where, with the share of the time of each part in calls with this input.
 

@@ -6,7 +6,9 @@ because locks, processes and saving mean nothing here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -20,15 +22,17 @@ from torch2engine.artifact.saved_folder import CUT, PROGRAM
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError
+from torch2engine.fallback.capturable import reason_against_capture
 from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout, result_names
 from torch2engine.fallback.part_runner import PartRunner
-from torch2engine.fallback.partition import placement, repeat_cut
+from torch2engine.fallback.partition import operators_in_pytorch, placement, repeat_cut
 from torch2engine.fallback.program_file import read_program
 from torch2engine.fallback.run_record import RunRecord, synchronized_seconds
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine
 from torch2engine.fallback.size_versions import Version
+from torch2engine.fallback.whole_graph import WholeGraphs
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 from torch2engine.modules.module_access import current_artifact_of
@@ -36,6 +40,8 @@ from torch2engine.modules.onnxruntime.ort_module import ORTModule
 from torch2engine.modules.trt.trt_module import TRTModule
 
 __all__ = ["PartsSession"]
+
+_logger = logging.getLogger(__name__)
 
 _MOST_ANSWERED = 256
 
@@ -59,6 +65,7 @@ class PartsSession:
     ) -> None:
         self.device = device
         self._runtime_config = runtime_config
+        self._record = record
         self._modules: dict[str, DeployedModule[Any]] = {}
         self._built_from: dict[str, OnnxArtifact | EngineArtifact] = {}
         self._parts: list[FixedEngines] = []
@@ -93,8 +100,22 @@ class PartsSession:
                 fix="save it again or restore it from a copy",
                 path=where,
             ) from error
-        self._answer: Any = self._graph.forward  # without the hooks of a module, which nobody has set here
+        self._call_graph: Any = self._graph.forward  # without the hooks of a module, which nobody has set here
         self._place_weights(self._program.tensors)
+        self._whole_graphs = self._make_whole_graphs()
+
+    def _make_whole_graphs(self) -> WholeGraphs | None:
+        """What captures whole calls; None where no CUDA graph may hold one, or the user wants none."""
+        graphs = self._runtime_config.cuda_graphs
+        modules = [version.value for part in self._parts for version in part.versions.made()]
+        engines = [module for module in modules if isinstance(module, TRTModule)]
+        if graphs is False or not engines:
+            return None
+        reason = reason_against_capture(operators_in_pytorch(self._graph), is_forced=graphs is True)
+        if not reason:
+            return WholeGraphs(self.device, self._runtime_config, engines)
+        _logger.info("no CUDA graph holds a whole call: %s", reason)
+        return None
 
     def _load(self, artifact: PartsArtifact, engine: SavedEngine) -> DeployedModule[Any]:
         built = artifact.engine(engine.name)
@@ -147,14 +168,20 @@ class PartsSession:
             self._answered = set()
         self._answered.add(tuple([tensor.shape for tensor in inputs]))
 
+    def answer(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Answer flat inputs on the device, by one CUDA graph where there is one, else part by part."""
+        if self._whole_graphs is None or self._record.is_timed:
+            return self.run(inputs)
+        return self._whole_graphs.answer(inputs, self.run)
+
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Answer flat inputs on the device with fresh tensors."""
+        """Answer flat inputs on the device with fresh tensors, part by part."""
         values = list(self._values)
         for slot, tensor in zip(self._slots, inputs, strict=True):
             values[slot] = tensor
         in_use = [memory_of(tensor) for tensor in inputs]
         fresh: list[torch.Tensor] = []
-        for output in self._answer(*values):
+        for output in self._call_graph(*values):
             memory = memory_of(output)
             if memory in in_use or memory in self._taken:
                 output = output.clone()
@@ -199,9 +226,20 @@ class PartsSession:
         program = self._program
         merged = {**self._weights, **weights}
         placeholders = {**program.constants, **{name: merged[path] for name, path in program.weights.items()}}
-        for part in self._parts:
-            part.refit(placeholders)
-        self._place_weights(merged)
+        with self._without_whole_graphs():
+            for part in self._parts:
+                part.refit(placeholders)
+            self._place_weights(merged)
+
+    def trim(self) -> None:
+        """Wait for calls in flight and give back the engines' working memory and contexts, and all CUDA graphs."""
+        with self._without_whole_graphs():
+            for module in self._modules.values():
+                if isinstance(module, TRTModule):
+                    module.trim()
+
+    def _without_whole_graphs(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._whole_graphs is None else self._whole_graphs.suspended()
 
     def changed_engines(self) -> dict[str, OnnxArtifact | EngineArtifact]:
         """The artifacts of engines to which calls and refits have added something, by name."""
