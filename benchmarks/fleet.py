@@ -4,7 +4,8 @@
 
 Enters: the measured time of a call at each batch size, and of a request's way through a replica. Leaves: the rate and
 the latencies that requests would see. Where scale.json is among the results, its run of Ray Serve on one host is
-simulated too, and simulation.json says how far off that is. Apart from the benchmarks because nothing here is timed.
+simulated too, from that file alone, and simulation.json says how far off that is. Apart from the benchmarks because
+nothing here is timed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import heapq
 import itertools
 import json
 import random
+import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,9 +29,12 @@ from benchmarks.evidence import REPOSITORY, Evidence
 __all__ = ["Fleet", "Outcome", "batch_seconds", "compare_with_run", "simulate_closed", "simulate_open"]
 
 RESULTS = REPOSITORY / "benchmarks" / "results"
-BATCHES = (1, 8, 32)  # that the Processor was timed at
-CONCURRENT_BATCHES = 2  # of a replica of Ray Serve: one is staged while the other computes
+TIMED_BATCH = re.compile(r"(?:batch|infer)\.b(\d+)\.ms")  # of scale.json or processor.json
 WINDOW_S = 0.005
+MOST_VARIATION = 4.0  # that is looked for, of a request's time in the thread
+PASSES = 2  # what the closed loop tells of the thread depends on the way, and the way on the thread
+FITTED = 8_000  # requests of each run that is fitted to a measured one
+SIMULATED = 20_000  # of the prediction
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class Fleet:
         batch_s: rows of a call -> its seconds; a replica has one engine.
         max_batch: rows that go together.
         window_s: how long the first request of a batch waits for others.
-        request_s: of a request in a replica's one Python thread.
+        request_s: of a request in a replica's one Python thread, on average.
+        request_variation: the standard deviation of that time, as a share of it; gamma-distributed.
         way_s: of a request to a replica and back, through the router and the network; the median.
         way_spread_s: how much longer than that it takes, or shorter, one for each equal share of the requests.
         between_failures_s: of one replica, on average; 0 for never.
@@ -53,6 +59,7 @@ class Fleet:
     max_batch: int = 32
     window_s: float = WINDOW_S
     request_s: float = 0.0
+    request_variation: float = 0.0
     way_s: float = 0.0
     way_spread_s: Sequence[float] = (0.0,)
     between_failures_s: float = 0.0
@@ -98,7 +105,6 @@ class _Replica:
     is_up: bool = True
     thread_free: float = 0.0
     engine_free: float = 0.0
-    batches: int = 0
     window: int = 0
     queue: deque[float] = field(default_factory=deque[float])
     held: list[float] = field(default_factory=list[float])
@@ -147,6 +153,12 @@ class _Simulation:
     def _time_to_failure(self) -> float:
         return self._random.expovariate(1 / self._fleet.between_failures_s)
 
+    def _request_time(self) -> float:
+        variance = self._fleet.request_variation**2
+        if not variance or not self._fleet.request_s:
+            return self._fleet.request_s
+        return self._random.gammavariate(1 / variance, self._fleet.request_s * variance)
+
     def _route(self, came: float, now: float) -> None:
         up = [replica for replica in self._replicas if replica.is_up]
         if not up:  # the router keeps it until a replica is there again
@@ -155,7 +167,7 @@ class _Simulation:
         choice = self._random.sample(up, min(2, len(up)))
         replica = min(choice, key=lambda one: len(one.held))
         replica.held.append(came)
-        replica.thread_free = max(now, replica.thread_free) + self._fleet.request_s
+        replica.thread_free = max(now, replica.thread_free) + self._request_time()
         life = replica.life
         self._at(replica.thread_free, lambda later: self._queue(replica, life, came, later))
 
@@ -166,9 +178,10 @@ class _Simulation:
         self._gather(replica, now, is_first=len(replica.queue) == 1)
 
     def _gather(self, replica: _Replica, now: float, is_first: bool) -> None:
-        """Start a batch if it is full; else let its window begin with its first request."""
-        if replica.batches >= CONCURRENT_BATCHES or not replica.queue:
-            return
+        """Start a batch if it is full; else let its window begin with its first request.
+
+        Ray Serve (2.60) closes batches though earlier ones still wait for the engine, and so does this.
+        """
         if len(replica.queue) >= self._fleet.max_batch:
             self._start(replica, now)
         elif is_first:
@@ -177,22 +190,21 @@ class _Simulation:
             self._at(now + self._fleet.window_s, lambda later: self._close(replica, life, window, later))
 
     def _close(self, replica: _Replica, life: int, window: int, now: float) -> None:
-        if (replica.life, replica.window) == (life, window) and replica.batches < CONCURRENT_BATCHES and replica.queue:
+        if (replica.life, replica.window) == (life, window) and replica.queue:
             self._start(replica, now)
 
     def _start(self, replica: _Replica, now: float) -> None:
         rows = [replica.queue.popleft() for _ in range(min(self._fleet.max_batch, len(replica.queue)))]
-        replica.batches += 1
         replica.window += 1
         replica.engine_free = max(now, replica.engine_free) + self._fleet.batch_s(len(rows))
         life = replica.life
         self._at(replica.engine_free, lambda later: self._answer(replica, life, rows, later))
-        self._gather(replica, now, is_first=True)
+        if replica.queue:
+            self._gather(replica, now, is_first=True)
 
     def _answer(self, replica: _Replica, life: int, rows: list[float], now: float) -> None:
         if replica.life != life:
             return
-        replica.batches -= 1
         self._rows.append(len(rows))
         for came in rows:
             replica.held.remove(came)
@@ -202,8 +214,6 @@ class _Simulation:
             again = self._next_request(now + way_s)
             if again is not None:
                 self.add_request(again)
-        if replica.batches == CONCURRENT_BATCHES - 1:
-            self._gather(replica, now, is_first=True)
 
     def _fail(self, replica: _Replica, now: float) -> None:
         """A replica dies; its clients send what it had once more."""
@@ -211,7 +221,6 @@ class _Simulation:
         self._repeated += len(lost)
         replica.life += 1
         replica.is_up = False
-        replica.batches = 0
         replica.queue = deque()
         replica.held = []
         for came in lost:
@@ -254,17 +263,20 @@ def simulate_closed(fleet: Fleet, connections: int, requests: int, seed: int = 0
 
 
 def batch_seconds(figures: Mapping[str, float]) -> Callable[[int], float]:
-    """Rows of a call -> its seconds, between those that the Processor was timed at (processor.json)."""
-    seconds = [figures[f"infer.b{size}.ms"] / 1e3 for size in BATCHES]
-    return lambda rows: float(np.interp(rows, BATCHES, seconds))
+    """Rows of a call -> its seconds, between those that were timed: in scale.json, or in processor.json."""
+    timed = {int(found[1]): ms / 1e3 for name, ms in figures.items() if (found := TIMED_BATCH.fullmatch(name))}
+    rows = sorted(timed)
+    seconds = [timed[count] for count in rows]
+    return lambda count: float(np.interp(count, rows, seconds))
 
 
 def compare_with_run(evidence: Evidence, serve: Mapping[str, Any], batch_s: Callable[[int], float]) -> None:
     """Simulate the measured load of Ray Serve on one host, and record how far off the prediction is.
 
-    A request's time in a replica comes from the closed loop's rate, which it limits. Its way through the router comes
-    from the median of the open loop, and how ways differ from the quiet load, in which no request waits for another.
-    The open loop's rate and its slowest hundredth are predicted.
+    A request's time in a replica comes from the closed loop: its mean from the rate, which it limits, and its variation
+    from how far the latencies lie apart. Its way through the router comes from the median of the open loop, and how
+    ways differ from the quiet load, in which hardly a request waits for another. The open loop's rate and its slowest
+    hundredth are predicted.
 
     Args:
         evidence: takes the figures.
@@ -274,19 +286,50 @@ def compare_with_run(evidence: Evidence, serve: Mapping[str, Any], batch_s: Call
     opened: Mapping[str, float] = serve["open"]
     requests = int(opened["requests"])
     rate = float(serve["closed"]["rate"]) / 2
-    quiet_s = np.asarray(serve["quiet"]["spread_ms"]) / 1e3
-    spread_s = (quiet_s - np.median(quiet_s)).tolist()
     fleet = Fleet(1, batch_s, request_s=1 / serve["closed"]["rate"])
-    median_ms = simulate_open(fleet, rate, requests).quantile_ms(0.5)
-    way_s = max(0.0, opened["p50_ms"] - median_ms) / 1e3
-    fleet = replace(fleet, way_s=way_s, way_spread_s=spread_s)
-    outcome = simulate_open(fleet, rate, requests)
-    found = {"rate": outcome.rate, "p99_ms": outcome.quantile_ms(0.99)}
+    for _ in range(PASSES):
+        fleet = replace(fleet, request_variation=_find_variation(fleet, serve["closed"]))
+        fleet = replace(fleet, way_s=0.0, way_spread_s=(0.0,))
+        fleet = replace(fleet, way_spread_s=_find_spread_s(fleet, serve["quiet"]))
+        median_ms = simulate_open(fleet, rate, FITTED).quantile_ms(0.5)
+        fleet = replace(fleet, way_s=max(0.0, opened["p50_ms"] - median_ms) / 1e3)
+    outcome = simulate_open(fleet, rate, SIMULATED)
+    found = {"rate": simulate_open(fleet, rate, requests).rate, "p99_ms": outcome.quantile_ms(0.99)}
     for name, value in found.items():
         evidence.figure(f"simulation.{name}", value)
         evidence.figure(f"simulation.measured_{name}", opened[name])
     evidence.figure("simulation.way_ms", fleet.way_s * 1e3)
+    evidence.figure("simulation.request_variation", fleet.request_variation)
     evidence.figure("simulation.error", max(abs(found[name] / opened[name] - 1) for name in found))
+
+
+def _find_variation(fleet: Fleet, closed: Mapping[str, Any]) -> float:
+    """How much a request's time in the thread varies, so that the latencies of a closed loop lie as far apart.
+
+    A latency there is the sum of the times of all requests in front, and hides what single ones have in common.
+    """
+    wanted = _relative_spread(closed["spread_ms"])
+    low, high = 0.0, MOST_VARIATION
+    while high - low > 0.02:
+        middle = (low + high) / 2
+        tried = replace(fleet, request_variation=middle)
+        found = _relative_spread(simulate_closed(tried, int(closed["connections"]), FITTED).seconds)
+        low, high = (middle, high) if found < wanted else (low, middle)
+    return low
+
+
+def _relative_spread(latencies: Sequence[float]) -> float:
+    early, median, late = np.quantile(latencies, (0.25, 0.5, 0.75))  # ends are longer where ways differ
+    return float((late - early) / median)
+
+
+def _find_spread_s(fleet: Fleet, quiet: Mapping[str, Any]) -> list[float]:
+    """How ways differ: what the thread and the batches leave unexplained of a quiet load's latencies."""
+    measured_s = np.asarray(quiet["spread_ms"]) / 1e3
+    shares = (np.arange(len(measured_s)) + 0.5) / len(measured_s)
+    simulated_s = np.quantile(simulate_open(fleet, float(quiet["rate"]), FITTED).seconds, shares)
+    found: list[float] = ((measured_s - np.median(measured_s)) - (simulated_s - np.median(simulated_s))).tolist()
+    return found
 
 
 def main() -> None:
@@ -319,8 +362,8 @@ def main() -> None:
     scale = options.results / "scale.json"
     if scale.exists():
         measured = json.loads(scale.read_text())
-        evidence = Evidence(measured["covers"])
-        compare_with_run(evidence, measured["samples"]["serve"], batch_seconds(figures))
+        evidence = Evidence([*measured["covers"], "benchmarks/fleet.py"])
+        compare_with_run(evidence, measured["samples"]["serve"], batch_seconds(measured["figures"]))
         evidence.write(options.results / "simulation.json")
         print(f"error of the prediction of {scale.name}: {evidence.figures['simulation.error']:.1%}")
 

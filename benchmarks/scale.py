@@ -45,6 +45,8 @@ SCALING = t2e.Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 TILES = 7  # colours on each side of an image
 BLOCK_ROWS = 1024
 CONNECTIONS = 64  # of the load on each replica of Ray Serve
+TAIL_ROUNDS = 3  # of the loads whose slowest hundredth counts: one stall of the host then does not decide it
+TAIL_SHARE = 2 / TAIL_ROUNDS  # of the closed loop's time, for each round
 QUIET_SHARE = 0.1  # of the closed loop's rate: so few requests rarely wait for each other
 CEILING_SHARE = 1 / 3  # of the time of a way: the host's ceiling is only stated
 STORE_BYTES = 512 << 20  # of Ray's object store, besides the images
@@ -142,7 +144,7 @@ class Worker:
         return self.answer()
 
     def close(self) -> None:
-        """End the process."""
+        """End the process; a second time does nothing."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait()
@@ -253,15 +255,26 @@ def _store(image_bytes: int) -> dict[str, Any]:
     return place
 
 
+def median_load(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What several loads of one kind found: of each figure and each latency the median, and all requests."""
+    found: dict[str, Any] = {
+        name: statistics.median(one[name] for one in rounds) for name in ("rate", "p50_ms", "p99_ms")
+    }
+    found["requests"] = sum(one["requests"] for one in rounds)
+    found["spread_ms"] = np.median([one["spread_ms"] for one in rounds], axis=0).tolist()
+    return found
+
+
 def serve_figures(evidence: Evidence, replicas: int, seconds: float, artifact: str, folder: Path) -> None:
     """Ray Serve with a replica a GPU: the rate of a closed loop, and the latency at half of it, one image a request.
 
-    A quiet load, a tenth of that rate, shows how far the latencies lie apart where no request waits for another.
+    A quiet load, a tenth of that rate, shows how far the latencies lie apart where no request waits for another. Both
+    are the medians of several rounds.
 
     Args:
         evidence: takes the figures; those of two replicas end in "_2gpu".
         replicas: how many.
-        seconds: of each of the three loads.
+        seconds: of the closed loop; the other two take twice as long.
         artifact: a folder.
         folder: of images.npy and reference.npy.
 
@@ -281,31 +294,38 @@ def serve_figures(evidence: Evidence, replicas: int, seconds: float, artifact: s
     ray.serve.run(deployment(artifact, replicas=replicas))
     files = [str(folder / name) for name in ("images.npy", "reference.npy")]
 
-    def load(*numbers: float) -> dict[str, Any]:
+    suffix = "" if replicas == 1 else f"_{replicas}gpu"
+    samples: dict[str, Any] = evidence.samples.setdefault(f"serve{suffix}", {})
+
+    def load(name: str, *numbers: float) -> dict[str, Any]:
         command = [sys.executable, "-m", "benchmarks.serve_client", f"http://127.0.0.1:{port}/", *files]
         words = [*command, *map(str, numbers)]
         done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=True)
         found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        samples[name] = {"connections": int(numbers[1]), **found}
+        evidence.write_draft()
         return found
 
-    suffix = "" if replicas == 1 else f"_{replicas}gpu"
     try:
-        load(seconds / 3, connections)  # warm
-        closed = load(seconds, connections)
+        load("warm", seconds / 3, connections)
+        closed = load("closed", seconds, connections)
         evidence.figure(f"serve.rate{suffix}", closed["rate"])
-        evidence.write_draft()
-        quiet = load(seconds, 4 * connections, closed["rate"] * QUIET_SHARE)
-        opened = load(seconds, 4 * connections, closed["rate"] / 2)
+        load("warm_open", seconds / 3, 4 * connections, closed["rate"] / 2)  # with batches of other sizes
+        for number in range(TAIL_ROUNDS):
+            load(f"quiet.{number}", seconds * TAIL_SHARE, 4 * connections, closed["rate"] * QUIET_SHARE)
+            load(f"open.{number}", seconds * TAIL_SHARE, 4 * connections, closed["rate"] / 2)
     finally:
         ray.serve.shutdown()
+    for name in ("wrong", "failed"):
+        evidence.figure(f"serve.{name}{suffix}", sum(sample[name] for sample in samples.values()))
+    for name in ("quiet", "open"):
+        samples[name] = median_load([samples[f"{name}.{number}"] for number in range(TAIL_ROUNDS)])
+    opened = samples["open"]
     evidence.figure(f"serve.load{suffix}", opened["rate"])
     for name in ("p50_ms", "p99_ms"):
         evidence.figure(f"serve.{name}{suffix}", opened[name])
-    for name in ("wrong", "failed"):
-        evidence.figure(f"serve.{name}{suffix}", closed[name] + quiet[name] + opened[name])
     if replicas == 2:
         evidence.figure("serve.efficiency_2gpu", closed["rate"] / (2 * evidence.figures["serve.rate"]))
-    evidence.samples[f"serve{suffix}"] = {"closed": closed, "quiet": quiet, "open": opened}
     evidence.write_draft()
     if evidence.figures[f"serve.wrong{suffix}"] or evidence.figures[f"serve.failed{suffix}"]:
         raise RuntimeError("Ray Serve's answers were wrong or missing")
@@ -423,7 +443,11 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
         del images
         print(f"Ray after {evidence.elapsed_s:.0f} s", flush=True)
         evidence.samples["store"] = ray_way.store
+        for rows, milliseconds in workers[0].ask("time_batches").items():
+            evidence.figure(f"batch.b{rows}.ms", milliseconds)
         measure(evidence, options, workers, ray_way)
+        for worker in workers:
+            worker.close()  # Ray Serve has the GPUs for itself
         if options.serve_seconds:
             for replicas in range(1, options.gpus + 1):
                 serve_figures(evidence, replicas, options.serve_seconds, artifact, folder)

@@ -10,6 +10,7 @@ of its own, and none of them needs torch.
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -19,11 +20,13 @@ import numpy as np
 
 from torch2engine.serving.array_runner import find_artifact, open_runner
 
-__all__ = ["BATCH", "DEPTH", "count_wrong"]
+__all__ = ["BATCH", "DEPTH", "TIMED_ROWS", "count_wrong"]
 
 BATCH = 32
 DEPTH = 4
 LEAD = 2 * DEPTH  # calls before the clock starts
+TIMED_ROWS = (1, 2, 4, 8, 16, BATCH)
+TIMED_CALLS = 100  # with each number of rows
 BOUND = 0.008  # relative L2 distance of a row from its reference
 
 Array = np.ndarray[Any, Any]
@@ -67,6 +70,19 @@ class Loop:
         self._reference = np.load(path)
         return {"images": len(self._reference)}
 
+    def time_batches(self) -> dict[str, float]:
+        """Rows of a lone call -> its median time in milliseconds, from numpy to numpy, as a server answers a batch."""
+        found: dict[str, float] = {}
+        for rows in TIMED_ROWS:
+            times: list[float] = []
+            for number in range(LEAD + TIMED_CALLS):
+                first = number * rows % (len(self._images) - rows + 1)
+                began = time.perf_counter()
+                for _ in self._runner.infer_stream([self._images[first : first + rows]], DEPTH):
+                    times.append(time.perf_counter() - began)
+            found[str(rows)] = statistics.median(times[LEAD:]) * 1e3
+        return found
+
     def run(self, seconds: float, rank: int, ranks: int) -> dict[str, float]:
         """Answer for some time, and compare every answer with the reference.
 
@@ -103,7 +119,12 @@ class Loop:
 
 def main(artifact: str, images: str) -> None:
     loop = Loop(artifact, images)
-    commands = {"write_reference": loop.write_reference, "read_reference": loop.read_reference, "run": loop.run}
+    commands = {
+        "write_reference": loop.write_reference,
+        "read_reference": loop.read_reference,
+        "time_batches": loop.time_batches,
+        "run": loop.run,
+    }
     print(json.dumps({"images": len(loop._images)}), flush=True)
     for line in sys.stdin:
         words = json.loads(line)

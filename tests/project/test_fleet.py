@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import fleet, fleet_table, table
 from benchmarks.evidence import Evidence
-from benchmarks.fleet import Fleet, compare_with_run, simulate_closed, simulate_open
+from benchmarks.fleet import Fleet, Outcome, compare_with_run, simulate_closed, simulate_open
 
 RESULTS = fleet.RESULTS
 
@@ -63,23 +63,60 @@ def test_replicas_that_die_lose_no_request() -> None:
     assert len(alone.seconds) == 2000
 
 
-def test_comparison_with_a_run_finds_how_far_off_it_is() -> None:
-    """A run that is the simulation's own is met, its way found; one with slower ends is not."""
+def measured_on(host: Fleet, rate: float) -> dict[str, dict[str, object]]:
+    """What loads on a simulated host find, in the form of scale.json."""
+    closed = simulate_closed(host, 64, 20_000, seed=6)
+    opened = simulate_open(host, closed.rate / 2, 20_000, seed=7)
+    quiet = simulate_open(host, closed.rate / 10, 5000, seed=8)
+    assert closed.rate == pytest.approx(rate, rel=0.1)
+
+    def told(outcome: Outcome) -> dict[str, object]:
+        spread_ms = [outcome.quantile_ms((place + 0.5) / 200) for place in range(200)]
+        quantiles = {"p50_ms": outcome.quantile_ms(0.5), "p99_ms": outcome.quantile_ms(0.99)}
+        return {"requests": 20_000, "rate": outcome.rate, "spread_ms": spread_ms, "connections": 64, **quantiles}
+
+    return {"closed": told(closed), "quiet": told(quiet), "open": told(opened)}
+
+
+@pytest.mark.parametrize(("variation", "late_s"), [(0.0, 0.03), (1.5, 0.0)])
+def test_comparison_with_a_run_finds_how_far_off_it_is(variation: float, late_s: float) -> None:
+    """A run that is the simulation's own is met, with its way and its thread; one with slower ends is not."""
     rate = 2000.0
-    spread_s = [0.0] * 90 + [0.03] * 10
-    host = Fleet(1, by_rows, request_s=1 / rate, way_s=0.02, way_spread_s=spread_s)
-    own = simulate_open(host, rate / 2, 20_000, seed=7)
-    quiet = simulate_open(host, rate / 10, 5000, seed=8)
-    assert own.quantile_ms(0.99) > own.quantile_ms(0.5) + 25
-    opened = {"requests": 20_000, "rate": own.rate, "p50_ms": own.quantile_ms(0.5), "p99_ms": own.quantile_ms(0.99)}
-    spread_ms = [quiet.quantile_ms((place + 0.5) / 200) for place in range(200)]
-    serve = {"closed": {"rate": rate}, "quiet": {"spread_ms": spread_ms}, "open": opened}
+    spread_s = [0.0] * 90 + [late_s] * 10
+    host = Fleet(1, by_rows, request_s=1 / rate, request_variation=variation, way_s=0.02, way_spread_s=spread_s)
+    serve = measured_on(host, rate)
     evidence = Evidence()
     compare_with_run(evidence, serve, by_rows)
     assert evidence.figures["simulation.way_ms"] == pytest.approx(20, rel=0.05)
+    assert evidence.figures["simulation.request_variation"] == pytest.approx(variation, abs=0.25)
     assert evidence.figures["simulation.error"] < 0.05
-    compare_with_run(evidence, {**serve, "open": {**opened, "p99_ms": 2 * own.quantile_ms(0.99)}}, by_rows)
-    assert evidence.figures["simulation.error"] == pytest.approx(0.5, abs=0.02)
+    slower = {**serve["open"], "p99_ms": 2 * evidence.figures["simulation.measured_p99_ms"]}
+    compare_with_run(evidence, {**serve, "open": slower}, by_rows)
+    assert evidence.figures["simulation.error"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_thread_whose_times_vary_makes_requests_wait_longer() -> None:
+    """Without batches it is M/G/1: the mean wait grows with the square of the variation (Pollaczek and Khinchine)."""
+    request_s, share, variation = 1e-3, 0.5, 2.0
+    fleet = Fleet(1, lambda rows: 0.0, window_s=0.0, request_s=request_s, request_variation=variation)
+    found = simulate_open(fleet, share / request_s, 60_000)
+    expected = request_s * (1 + share * (1 + variation**2) / (2 * (1 - share)))
+    assert np.mean(found.seconds) == pytest.approx(expected, rel=0.1)
+
+
+def test_batches_are_closed_though_the_engine_is_busy() -> None:
+    """As Ray Serve does it: a slow engine gets the rows of one window each time, not all that have come meanwhile."""
+    found = simulate_open(Fleet(1, lambda rows: 0.02, window_s=0.005), 1000, 2000)
+    assert np.mean(found.rows) == pytest.approx(6, rel=0.1)
+    assert found.rate == pytest.approx(6 / 0.02, rel=0.1)
+
+
+def test_times_of_batches_come_from_either_evidence() -> None:
+    """Between the sizes that were timed they are interpolated; other figures are left alone."""
+    for name in ("batch.b{}.ms", "infer.b{}.ms"):
+        figures = {name.format(1): 1.0, name.format(9): 3.0, name.format(32): 4.0, "infer.b8.engine_ms": 9.0}
+        times = fleet.batch_seconds(figures)
+        assert [times(rows) for rows in (1, 5, 9, 32)] == pytest.approx([0.001, 0.002, 0.003, 0.004])
 
 
 def test_page_says_what_the_evidence_says(repository: Path) -> None:
