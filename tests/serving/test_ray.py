@@ -30,6 +30,7 @@ from benchmarks import scale, scale_worker, serve_client
 from benchmarks.evidence import Evidence
 from tests.serving.dies_once import DiesOnce
 from tests.serving.id_rows import images, with_images
+from tests.serving.meets_others import MeetsOthers
 from tests.support.deploy_models import engine, nested
 from torch2engine.serving.ray import Predictor, predict
 from torch2engine.serving.ray_serve import deployment
@@ -101,6 +102,15 @@ def test_two_actors_answer_as_the_plain_loop_though_one_is_killed(
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+def test_actor_answers_four_batches_at_a_time(
+    dataset: Any, folder: str, wanted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Ray builds and fetches the blocks of some, the engine has the others; each row keeps its own answer."""
+    monkeypatch.setattr("torch2engine.serving.ray.Predictor", MeetsOthers)
+    found = answers_by_id(predict(dataset, folder))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 @torch.no_grad()
 def test_benchmark_of_scale_compares_every_answer(
     session: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -117,6 +127,7 @@ def test_benchmark_of_scale_compares_every_answer(
     assert figures["ray.ratio_to_plain_1gpu"] == pytest.approx(
         figures["ray.rate_1gpu"] / figures["plain.rate_1gpu"], 1e-2
     )
+    assert {name for name in figures if name.startswith("batch.")} == {f"batch.b{n}.ms" for n in (1, 2, 4, 8, 16, 32)}
     evidence.figure("plain.rate_2gpu", 1.0)
     scale.write_one_gpu(evidence, tmp_path / "scale.json")
     one = json.loads((tmp_path / "scale.json").read_text())["figures"]
