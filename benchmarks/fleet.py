@@ -33,7 +33,7 @@ TIMED_BATCH = re.compile(r"(?:batch|infer)\.b(\d+)\.ms")  # of scale.json or pro
 WINDOW_S = 0.005
 MOST_VARIATION = 4.0  # that is looked for, of a request's time in the thread
 PASSES = 2  # what the closed loop tells of the thread depends on the way, and the way on the thread
-FITTED = 8_000  # requests of each run that is fitted to a measured one
+FITTED = 6_000  # requests of each run that is fitted to a measured one
 SIMULATED = 20_000  # of the prediction
 
 
@@ -274,9 +274,9 @@ def compare_with_run(evidence: Evidence, serve: Mapping[str, Any], batch_s: Call
     """Simulate the measured load of Ray Serve on one host, and record how far off the prediction is.
 
     A request's time in a replica comes from the closed loop: its mean from the rate, which it limits, and its variation
-    from how far the latencies lie apart. Its way through the router comes from the median of the open loop, and how
-    ways differ from the quiet load, in which hardly a request waits for another. The open loop's rate and its slowest
-    hundredth are predicted.
+    from how far the latencies lie apart, there and in the quiet load. Its way through the router comes from the median
+    of the open loop, and how ways differ from the quiet load, in which hardly a request waits for another. The open
+    loop's rate and its slowest hundredth are predicted.
 
     Args:
         evidence: takes the figures.
@@ -288,7 +288,7 @@ def compare_with_run(evidence: Evidence, serve: Mapping[str, Any], batch_s: Call
     rate = float(serve["closed"]["rate"]) / 2
     fleet = Fleet(1, batch_s, request_s=1 / serve["closed"]["rate"])
     for _ in range(PASSES):
-        fleet = replace(fleet, request_variation=_find_variation(fleet, serve["closed"]))
+        fleet = replace(fleet, request_variation=_find_variation(fleet, serve["closed"], serve["quiet"]))
         fleet = replace(fleet, way_s=0.0, way_spread_s=(0.0,))
         fleet = replace(fleet, way_spread_s=_find_spread_s(fleet, serve["quiet"]))
         median_ms = simulate_open(fleet, rate, FITTED).quantile_ms(0.5)
@@ -303,19 +303,33 @@ def compare_with_run(evidence: Evidence, serve: Mapping[str, Any], batch_s: Call
     evidence.figure("simulation.error", max(abs(found[name] / opened[name] - 1) for name in found))
 
 
-def _find_variation(fleet: Fleet, closed: Mapping[str, Any]) -> float:
-    """How much a request's time in the thread varies, so that the latencies of a closed loop lie as far apart.
+def _find_variation(fleet: Fleet, closed: Mapping[str, Any], quiet: Mapping[str, Any]) -> float:
+    """How much a request's time in the thread varies: no more than either load's latencies allow.
 
-    A latency there is the sum of the times of all requests in front, and hides what single ones have in common.
+    A latency of the closed loop is the sum of the times of all requests in front. They lie farther apart where the
+    load itself keeps the host from its work, and then the quiet load sets the limit.
     """
-    wanted = _relative_spread(closed["spread_ms"])
+    latest_s = _lateness(quiet["spread_ms"]) / 1e3
+    farthest = _relative_spread(closed["spread_ms"])
+
+    def is_allowed(variation: float) -> bool:
+        tried = replace(fleet, request_variation=variation)
+        in_loop = simulate_closed(tried, int(closed["connections"]), FITTED)
+        if _relative_spread(in_loop.seconds) >= farthest:
+            return False
+        alone = simulate_open(replace(tried, way_spread_s=(0.0,)), float(quiet["rate"]), FITTED)
+        return _lateness(alone.seconds) < latest_s
+
     low, high = 0.0, MOST_VARIATION
-    while high - low > 0.02:
+    while high - low > 0.05:
         middle = (low + high) / 2
-        tried = replace(fleet, request_variation=middle)
-        found = _relative_spread(simulate_closed(tried, int(closed["connections"]), FITTED).seconds)
-        low, high = (middle, high) if found < wanted else (low, middle)
+        low, high = (middle, high) if is_allowed(middle) else (low, middle)
     return low
+
+
+def _lateness(latencies: Sequence[float]) -> float:
+    median, late = np.quantile(latencies, (0.5, 0.95))
+    return float(late - median)
 
 
 def _relative_spread(latencies: Sequence[float]) -> float:

@@ -46,8 +46,8 @@ TILES = 7  # colours on each side of an image
 BLOCK_ROWS = 1024
 CONNECTIONS = 64  # of the load on each replica of Ray Serve
 TAIL_ROUNDS = 3  # of the loads whose slowest hundredth counts: one stall of the host then does not decide it
-TAIL_SHARE = 2 / TAIL_ROUNDS  # of the closed loop's time, for each round
-QUIET_SHARE = 0.1  # of the closed loop's rate: so few requests rarely wait for each other
+TAIL_SHARE = 0.5  # of the closed loop's time, for each round
+QUIET_SHARE = 0.2  # of the closed loop's rate: so few requests rarely wait for each other
 CEILING_SHARE = 1 / 3  # of the time of a way: the host's ceiling is only stated
 STORE_BYTES = 512 << 20  # of Ray's object store, besides the images
 LEAD_S = 2.0  # of Ray Data's answers before the clock starts; as long as half the time at most
@@ -265,16 +265,53 @@ def median_load(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+@dataclass(frozen=True)
+class Server:
+    """A server under load; what each load finds is kept at once.
+
+    Args:
+        url: where requests go.
+        folder: of images.npy and reference.npy.
+        evidence: whose draft is written after each load.
+        samples: of the evidence; load's name -> what it found.
+    """
+
+    url: str
+    folder: Path
+    evidence: Evidence
+    samples: dict[str, Any]
+
+    def load(self, name: str, seconds: float, connections: int, rate: float = 0.0) -> dict[str, Any]:
+        """Send requests from a process of their own, as `serve_client.send_load` does."""
+        files = [str(self.folder / file) for file in ("images.npy", "reference.npy")]
+        command = [sys.executable, "-m", "benchmarks.serve_client", self.url, *files]
+        words = [*command, str(seconds), str(connections), str(rate)]
+        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=True)
+        found: dict[str, Any] = {"connections": connections, **json.loads(done.stdout.splitlines()[-1])}
+        self.samples[name] = found
+        self.evidence.write_draft()
+        return found
+
+    def load_in_rounds(self, seconds: float, connections: int, closed_rate: float) -> None:
+        """The quiet and the open load, in turn; their medians stand in the samples beside the rounds."""
+        shares = {"quiet": QUIET_SHARE, "open": 0.5}
+        for number in range(TAIL_ROUNDS):
+            for name, share in shares.items():
+                self.load(f"{name}.{number}", seconds * TAIL_SHARE, 4 * connections, closed_rate * share)
+        for name in shares:
+            self.samples[name] = median_load([self.samples[f"{name}.{number}"] for number in range(TAIL_ROUNDS)])
+
+
 def serve_figures(evidence: Evidence, replicas: int, seconds: float, artifact: str, folder: Path) -> None:
     """Ray Serve with a replica a GPU: the rate of a closed loop, and the latency at half of it, one image a request.
 
-    A quiet load, a tenth of that rate, shows how far the latencies lie apart where no request waits for another. Both
+    A quiet load, a fifth of that rate, shows how far the latencies lie apart where no request waits for another. Both
     are the medians of several rounds.
 
     Args:
         evidence: takes the figures; those of two replicas end in "_2gpu".
         replicas: how many.
-        seconds: of the closed loop; the other two take twice as long.
+        seconds: of the closed loop; the other two take half as long again, in all their rounds.
         artifact: a folder.
         folder: of images.npy and reference.npy.
 
@@ -289,43 +326,25 @@ def serve_figures(evidence: Evidence, replicas: int, seconds: float, artifact: s
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     connections = replicas * CONNECTIONS
+    suffix = "" if replicas == 1 else f"_{replicas}gpu"
+    samples: dict[str, Any] = evidence.samples.setdefault(f"serve{suffix}", {})
+    server = Server(f"http://127.0.0.1:{port}/", folder, evidence, samples)
     quiet = {"enable_access_log": False}
     ray.serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=quiet)
     ray.serve.run(deployment(artifact, replicas=replicas))
-    files = [str(folder / name) for name in ("images.npy", "reference.npy")]
-
-    suffix = "" if replicas == 1 else f"_{replicas}gpu"
-    samples: dict[str, Any] = evidence.samples.setdefault(f"serve{suffix}", {})
-
-    def load(name: str, *numbers: float) -> dict[str, Any]:
-        command = [sys.executable, "-m", "benchmarks.serve_client", f"http://127.0.0.1:{port}/", *files]
-        words = [*command, *map(str, numbers)]
-        done = subprocess.run(words, cwd=REPOSITORY, capture_output=True, text=True, timeout=180, check=True)
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        samples[name] = {"connections": int(numbers[1]), **found}
-        evidence.write_draft()
-        return found
-
     try:
-        load("warm", seconds / 3, connections)
-        closed = load("closed", seconds, connections)
-        evidence.figure(f"serve.rate{suffix}", closed["rate"])
-        load("warm_open", seconds / 3, 4 * connections, closed["rate"] / 2)  # with batches of other sizes
-        for number in range(TAIL_ROUNDS):
-            load(f"quiet.{number}", seconds * TAIL_SHARE, 4 * connections, closed["rate"] * QUIET_SHARE)
-            load(f"open.{number}", seconds * TAIL_SHARE, 4 * connections, closed["rate"] / 2)
+        rate = server.load("closed", seconds, connections)["rate"]
+        evidence.figure(f"serve.rate{suffix}", rate)
+        server.load_in_rounds(seconds, connections, rate)
     finally:
         ray.serve.shutdown()
     for name in ("wrong", "failed"):
-        evidence.figure(f"serve.{name}{suffix}", sum(sample[name] for sample in samples.values()))
-    for name in ("quiet", "open"):
-        samples[name] = median_load([samples[f"{name}.{number}"] for number in range(TAIL_ROUNDS)])
-    opened = samples["open"]
-    evidence.figure(f"serve.load{suffix}", opened["rate"])
+        evidence.figure(f"serve.{name}{suffix}", sum(sample.get(name, 0) for sample in samples.values()))
+    evidence.figure(f"serve.load{suffix}", samples["open"]["rate"])
     for name in ("p50_ms", "p99_ms"):
-        evidence.figure(f"serve.{name}{suffix}", opened[name])
+        evidence.figure(f"serve.{name}{suffix}", samples["open"][name])
     if replicas == 2:
-        evidence.figure("serve.efficiency_2gpu", closed["rate"] / (2 * evidence.figures["serve.rate"]))
+        evidence.figure("serve.efficiency_2gpu", rate / (2 * evidence.figures["serve.rate"]))
     evidence.write_draft()
     if evidence.figures[f"serve.wrong{suffix}"] or evidence.figures[f"serve.failed{suffix}"]:
         raise RuntimeError("Ray Serve's answers were wrong or missing")
@@ -449,7 +468,7 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
         for worker in workers:
             worker.close()  # Ray Serve has the GPUs for itself
         if options.serve_seconds:
-            for replicas in range(1, options.gpus + 1):
+            for replicas in range(1, min(options.gpus, options.serve_replicas) + 1):
                 serve_figures(evidence, replicas, options.serve_seconds, artifact, folder)
     if options.gpus == 2:
         write_one_gpu(evidence, options.out / "scale.json")
@@ -463,6 +482,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8192, help="different ones")
     parser.add_argument("--limit", type=float, default=530.0, help="seconds; no round begins that would end later")
     parser.add_argument("--serve-seconds", type=float, default=15.0, help="of each load on Ray Serve; 0 for none")
+    parser.add_argument("--serve-replicas", type=int, choices=(1, 2), default=2, help="at most, each on a GPU")
     parser.add_argument("--dry-run", action="store_true", help="on the CPU, with a small model and ONNX Runtime")
     options = parser.parse_args()
     name = "scale" if options.gpus == 1 else "scale_2gpu"

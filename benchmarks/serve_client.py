@@ -24,6 +24,7 @@ from benchmarks.scale_worker import Array, count_wrong
 __all__ = ["SPREAD", "send_load"]
 
 SPREAD = 200  # latencies that stand for all of a load, each for as large a share
+LEAD_SHARE = 0.2  # of the seconds, before the clock starts: first requests open connections, and are late
 
 
 class Client:
@@ -38,15 +39,15 @@ class Client:
     def __init__(self, session: aiohttp.ClientSession, url: str, rows: Array, reference: Array) -> None:
         self._session, self._url, self._reference = session, url, reference
         self._bodies = [_npy(rows[index : index + 1]) for index in range(min(len(rows), 256))]
-        self._sent = 0
+        self.sent = 0
         self.seconds: list[float] = []
         self.wrong = 0
         self.failed = 0
 
     async def ask(self) -> None:
         """One request."""
-        index = self._sent % len(self._bodies)
-        self._sent += 1
+        index = self.sent % len(self._bodies)
+        self.sent += 1
         began = time.perf_counter()
         async with self._session.post(self._url, data=self._bodies[index]) as response:
             body = await response.read()
@@ -94,17 +95,20 @@ async def send_load(
     Args:
         url: of the server.
         rows, reference: what is sent in turn, and the right answers.
-        seconds: how long.
+        seconds: how long, after a lead whose answers are compared but not timed.
         connections: at most.
         rate: requests a second, at random times; 0 for as many as the connections get answered.
     """
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=connections)) as session:
         client = Client(session, url, rows, reference)
-        began = time.perf_counter()
-        await (_open_loop(client, seconds, rate) if rate else _closed_loop(client, seconds, connections))
-        took = time.perf_counter() - began
+        for duration in (LEAD_SHARE * seconds, seconds):
+            client.seconds.clear()
+            began = time.perf_counter()
+            await (_open_loop(client, duration, rate) if rate else _closed_loop(client, duration, connections))
+            took = time.perf_counter() - began
     milliseconds = np.sort(client.seconds) * 1e3
     return {
+        "sent": client.sent,  # with the lead
         "requests": len(milliseconds),
         "rate": len(milliseconds) / took,
         "p50_ms": float(np.quantile(milliseconds, 0.5)),

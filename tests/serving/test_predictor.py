@@ -14,6 +14,7 @@ import torch
 import torch2engine as t2e
 from tests.support.deploy_models import engine, hide_gpu, mlp
 from torch2engine.serving import batch_runner
+from torch2engine.serving.array_runner import OrtRunner
 from torch2engine.serving.batch_runner import BatchRunner
 from torch2engine.serving.ray import Predictor, predict
 
@@ -93,6 +94,21 @@ def test_calls_are_as_large_as_is_asked_for(folder: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(BatchRunner, "_padded_batches", noted)
     Predictor(folder, batch_size=3)({"x": rows(8)})
     assert sizes == [3, 3, 2]
+
+
+def test_batch_keeps_two_calls_under_way(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four batches at a time have eight, and no more page-locked memory than these; a lone caller's runner has four."""
+    depths: list[int] = []
+    original = OrtRunner.infer_stream
+
+    def noted(self: OrtRunner, items: Any, depth: int) -> Any:
+        depths.append(depth)
+        return original(self, items, depth)
+
+    monkeypatch.setattr(OrtRunner, "infer_stream", noted)
+    Predictor(folder)({"x": rows(8)})
+    BatchRunner(mlp()[1]._artifact)({"x": rows(8)})
+    assert depths == [2, 4]
 
 
 def test_columns_are_renamed_and_chosen(folder: str) -> None:

@@ -60,6 +60,7 @@ class BatchRunner:
         artifact: an engine, which runs on the first GPU that this process sees, or an exported model.
         streams, runtime_config: as for `Processor`.
         batch_size: rows of one call; None for the most that a profile allows.
+        depth: how many calls of one caller may be under way; each holds page-locked memory for its inputs and outputs.
 
     Raises:
         InputError: dimension 0 is not one axis of all inputs and outputs, its rows influence each other, or a wrong
@@ -73,11 +74,13 @@ class BatchRunner:
         streams: int = 2,
         runtime_config: RuntimeConfig = RuntimeConfig(),
         batch_size: int | None = None,
+        depth: int = _STREAM_DEPTH,
     ) -> None:
         self.signature = artifact.signature
         self._profiles = artifact.profiles
         self._live_arrays = live_arrays(artifact)
         self._batches = _plan_batches(artifact, batch_size)
+        self._depth = depth
         self._runner = open_runner(artifact, streams, runtime_config)
 
     @property
@@ -139,7 +142,7 @@ class BatchRunner:
             return self._no_rows()
         parts: dict[str, list[Array]] = {spec.name: [] for spec in self.signature.outputs}
         left = rows
-        for results in self._runner.infer_stream(self._padded_batches(columns, rows), _STREAM_DEPTH):
+        for results in self._runner.infer_stream(self._padded_batches(columns, rows), self._depth):
             count = min(left, self._batches.size)
             for name, array in results.items():
                 parts[name].append(array[:count])

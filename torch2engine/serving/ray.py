@@ -26,6 +26,7 @@ _CALLS_PER_BATCH = 8
 # Of an actor. From the end of one block to the start of the next, Ray (2.60) takes as long as several calls of an
 # engine. With two batches at a time it is often between blocks with both, and the engine waits.
 _BATCHES_AT_A_TIME = 4
+_DEPTH = 2  # calls under way of each batch: eight in all, which is enough, and their memory is page-locked
 _TASKS_PER_ACTOR = 2 * _BATCHES_AT_A_TIME
 
 
@@ -57,7 +58,7 @@ class Predictor:
         streams: int = 2,
         runtime_config: RuntimeConfig = RuntimeConfig(),
     ) -> None:
-        self._runner = BatchRunner(find_artifact(artifact), streams, runtime_config, batch_size)
+        self._runner = BatchRunner(find_artifact(artifact), streams, runtime_config, batch_size, _DEPTH)
         names = [spec.name for spec in self._runner.signature.call_inputs]
         given = dict(columns or {})
         for name in given:
@@ -113,8 +114,9 @@ def predict(
 ) -> Any:
     """Answer every row of a Ray Dataset, lazily, as `Dataset.map_batches` does.
 
-    Each actor answers four batches at a time, so that Ray's work for some overlaps the engine's for the others. Ray
-    makes an actor anew that dies, and repeats what it had not given back.
+    Each actor answers four batches at a time, so that Ray's work for some overlaps the engine's for the others. They
+    have eight calls under way, whose inputs and outputs lie in page-locked memory as well. Ray makes an actor anew that
+    dies, and repeats what it had not given back.
 
     Args:
         dataset: a ray.data.Dataset. Send bytes and let the graph scale them (`Preprocess`): uint8 is a quarter of
