@@ -1,7 +1,7 @@
 """A diffusion pipeline: its U-Net and its decoder run in engines, swapped in place and taken out again.
 
 Enters: a pipeline of small random modules. Leaves: images equal to PyTorch's with the engines, with other weights after
-a refit, and after it was restored. A pipeline of diffusers is used in the same way.
+a refit, and after it was restored. `stable_diffusion.py` does the same with a pipeline of diffusers.
 """
 
 from __future__ import annotations

@@ -123,6 +123,26 @@ def test_restored_pipeline_is_untouched_after_a_whole_call_that_differs() -> Non
     assert "forward" not in vars(pipeline.encoder)
 
 
+def test_submodule_whose_children_alone_are_called_names_them() -> None:
+    """A pipeline that calls a method of a module, as diffusers calls vae.decode(), hears what to name instead."""
+
+    class Autoencoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder, self.decoder = nn.Linear(2, 2), Decoder()
+
+        def decode(self, latent: torch.Tensor) -> torch.Tensor:
+            return self.decoder(latent)
+
+    pipeline = Pipeline()
+    pipeline.vae = Autoencoder().eval()
+    pipeline.components = [pipeline.vae]  # not a pipeline of diffusers, where this is a mapping
+    deployed = t2e.deploy_submodules(pipeline, lambda: pipeline.vae.decode(torch.ones(1, 2, 8)), ["vae"])
+    assert deployed.notes == ["'vae' was never called, and is as it was; name what is called in it: vae.decoder"]
+    assert not deployed.modules
+    assert not pipeline.vae.decoder._forward_pre_hooks
+
+
 def test_refit_takes_the_weights_that_the_submodules_have_now() -> None:
     """The reference keeps its own forward, so that no engine is compared with itself."""
     pipeline = Pipeline()

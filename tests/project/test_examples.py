@@ -21,6 +21,7 @@ from tests.support.run_scripts import ENVIRONMENT, run_scripts
 
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 QUICKSTART = "quickstart.py"
+STABLE_DIFFUSION = "stable_diffusion.py"  # tests/fallback/test_diffusers_pipeline.py runs it
 NAMES = [
     "budget.py",
     "ddp.py",
@@ -37,6 +38,7 @@ NAMES = [
     "qat.py",
     QUICKSTART,
     "serve_numpy.py",
+    STABLE_DIFFUSION,
 ]
 MOST_LINES = 60
 TOUR = REPOSITORY / "examples" / "tour.ipynb"
@@ -49,8 +51,8 @@ def without_numbers(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def outputs() -> Mapping[str, str]:
-    """What each example prints on a machine without a GPU, but for the quickstart; errors and warnings show."""
-    scripts = [path for path in EXAMPLES if path.name != QUICKSTART]
+    """What the examples print on a machine without a GPU, but for those run alone; errors and warnings show."""
+    scripts = [path for path in EXAMPLES if path.name not in (QUICKSTART, STABLE_DIFFUSION)]
     paths = [*scripts, TOUR]
     tour = ["-m", "tests.support.run_notebook", str(TOUR)]
     ended = run_scripts([*([str(path)] for path in scripts), tour])

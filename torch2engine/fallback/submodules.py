@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,14 @@ from torch2engine.modules.weight_sync import Refit
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.pipeline.load import load
 
-__all__ = ["DeployedSubmodules", "choose_submodules", "load_submodules", "without_swap"]
+__all__ = [
+    "DeployedSubmodules",
+    "choose_submodules",
+    "load_submodules",
+    "note_on_uncalled",
+    "noted_children",
+    "without_swap",
+]
 
 _LIST = "submodules.json"
 _FOLDER = "submodule-{}.t2e"
@@ -164,7 +172,8 @@ def all_submodules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
     if isinstance(owner, nn.Module):
         yield from _named_modules(owner)
         return
-    attributes: dict[str, Any] = {**getattr(owner, "components", {}), **vars(owner)}
+    components = getattr(owner, "components", None)  # where pipelines of diffusers list them
+    attributes: dict[str, Any] = {**(components if isinstance(components, Mapping) else {}), **vars(owner)}
     for attribute, value in attributes.items():
         if isinstance(value, nn.Module):
             yield attribute, value
@@ -208,6 +217,45 @@ def choose_submodules(owner: Any, patterns: Sequence[str]) -> dict[str, nn.Modul
 
 def _is_above(other: str, name: str) -> bool:
     return name.startswith(f"{other}.")
+
+
+@contextmanager
+def noted_children(chosen: Mapping[str, nn.Module]) -> Generator[dict[str, list[str]]]:
+    """Note which children of submodules are called.
+
+    Args:
+        chosen: submodules by name.
+
+    Yields:
+        {submodule: names of its called children, in the order of their first calls}; it grows with the calls.
+    """
+    called: dict[str, list[str]] = {name: [] for name in chosen}
+
+    def note(parent: str, child: str, *_: Any) -> None:
+        if child not in called[parent]:
+            called[parent].append(child)
+
+    hooks = [
+        child.register_forward_pre_hook(partial(note, parent, f"{parent}.{name}"))
+        for parent, module in chosen.items()
+        for name, child in module.named_children()
+    ]
+    try:
+        yield called
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def note_on_uncalled(name: str, called_children: Sequence[str]) -> str:
+    """What a user should know of a submodule that was never called itself.
+
+    Args:
+        name: of the submodule.
+        called_children: names of the submodules inside it that were called.
+    """
+    note = f"'{name}' was never called, and is as it was"
+    return f"{note}; name what is called in it: {', '.join(called_children)}" if called_children else note
 
 
 def load_submodules(

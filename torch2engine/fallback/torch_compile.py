@@ -27,7 +27,13 @@ from torch2engine.deploy import deploy
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.run_record import RunRecord, obstacle_without_graph, time_calls
-from torch2engine.fallback.submodules import DeployedSubmodules, choose_submodules, without_swap
+from torch2engine.fallback.submodules import (
+    DeployedSubmodules,
+    choose_submodules,
+    note_on_uncalled,
+    noted_children,
+    without_swap,
+)
 from torch2engine.fallback.whole_call import compare_results
 from torch2engine.modules.deployed import DeployedModule
 from torch2engine.modules.explanation import Explanation
@@ -193,8 +199,9 @@ def deploy_submodules(
     chosen = choose_submodules(owner, patterns)
     with restored_random_state(), torch.no_grad(), ExitStack() as hooks:
         recordings = {name: hooks.enter_context(record(module)) for name, module in chosen.items()}
+        called_children = hooks.enter_context(noted_children(chosen))
         before = call()
-    notes = [f"'{name}' was never called, and is as it was" for name, one in recordings.items() if not one.was_called]
+    notes = [note_on_uncalled(name, called_children[name]) for name, one in recordings.items() if not one.was_called]
     modules = {name: _deploy_recorded(one, options) for name, one in recordings.items() if one.was_called}
     deployed = DeployedSubmodules.swap_in(chosen, modules)
     try:
