@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -37,6 +38,7 @@ BATCH_SIZES = (8, 20, 3, 1, 13, 5, 17, 2, 11, 4, 19, 7, 14, 6, 10, 16, 9, 12, 15
 ENGINES_OF_A_PART = 5  # an engine holds up to a power of two: 2, 4, 8, 16 and 32 hold every size
 
 Compile = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
+Timed = Callable[[str], AbstractContextManager[None]]
 
 
 class ManyCompilationsError(Exception):
@@ -132,8 +134,11 @@ class CompileTrial:
         self._record = RunRecord()
         self._counting = CountingBackend(make_compiler(CompileOptions(cache=False), self._record).compile)
 
-    def run(self) -> CompileCounts:
+    def run(self, timed: Timed = lambda phase: nullcontext()) -> CompileCounts:
         """Call the model with all sizes, and compare every answer.
+
+        Args:
+            timed: makes a context that takes the seconds of a phase: "compile", "repeat" or "eager".
 
         Raises:
             ParityError: an answer is wrong.
@@ -142,18 +147,22 @@ class CompileTrial:
         torch._dynamo.reset()
         compiled: Any = torch.compile(self._trial.model, backend=self._counting)
         inputs = [self._inputs(size) for size in self._sizes]
-        calls = self._trial.compare_compiled(compiled, inputs)
+        with timed("compile"):
+            calls = self._trial.compare_compiled(compiled, inputs)
         graphs, recompiles = self._counting.graphs, self._counting.recompiles
         engines = list(self._record.engines)
         parts = len(self._record.parts)
-        for call in calls:
-            call()
-        late = self._counting.graphs - graphs + len(self._record.engines) - len(engines)
-        explanation = time_calls(calls[0], self._record)
+        with timed("repeat"):
+            for call in calls:
+                call()
+            late = self._counting.graphs - graphs + len(self._record.engines) - len(engines)
+            explanation = time_calls(calls[0], self._record)
+        with timed("eager"):
+            eager_recompiles = self._eager_recompiles(inputs)
         return CompileCounts(
             graphs=graphs,
             recompiles=recompiles,
-            eager_recompiles=self._eager_recompiles(inputs),
+            eager_recompiles=eager_recompiles,
             parts=parts,
             engines=len(engines),
             late=late,
@@ -205,17 +214,13 @@ def compile_row_of(entry: ZooEntry, backend: str, send: Send) -> dict[str, Any]:
     """
     row = Row(entry, send)
     counts: dict[str, Any] = {}
-    with torch.no_grad():
+    with row.tried():
+        with row.timed("make"):
+            trial = CompileTrial(entry, backend)
+        found = trial.run(row.timed)
+        counts = {"counts": found.to_json()}
         try:
-            with row.timed("make"):
-                trial = CompileTrial(entry, backend)
-            with row.timed("compile"):
-                found = trial.run()
-            counts = {"counts": found.to_json()}
             found.check()
-            row.end("passed")
         except ManyCompilationsError as error:
             row.end("recompiled", error)
-        except Exception as error:
-            row.end_with(error)
     return {**row.to_json(), **counts}

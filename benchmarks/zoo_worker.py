@@ -49,6 +49,9 @@ class Row:
     Args:
         entry: the model.
         send: takes the row whenever it changes.
+
+    Attributes:
+        failure: the error that ended the try; None without one.
     """
 
     def __init__(self, entry: ZooEntry, send: Send) -> None:
@@ -56,6 +59,7 @@ class Row:
         self.outcome = "running"
         self.error = ""
         self.message = ""
+        self.failure: Exception | None = None
         self.fallback: FallbackRow | None = None
         self.send = send
         self.seconds: dict[str, float] = {}
@@ -71,6 +75,21 @@ class Row:
             yield
         finally:
             self.seconds[phase] = round(time.perf_counter() - start, 2)
+
+    @contextmanager
+    def tried(self) -> Generator[None]:
+        """Try the model without gradients, and note what came of it: "passed" where nothing else was noted.
+
+        An error ends the try, and is kept as `failure`.
+        """
+        try:
+            with torch.no_grad():
+                yield
+        except Exception as error:
+            self.failure = error
+            self.end_with(error)
+        if self.outcome == "running":
+            self.end("passed")
 
     def end(self, outcome: str, error: Exception | None = None) -> None:
         """Note what came of the model.
@@ -135,17 +154,14 @@ def row_of(entry: ZooEntry, backend: str, send: Send) -> dict[str, Any]:
         the second try, where there was one.
     """
     row = Row(entry, send)
-    with torch.no_grad():
-        trial: ZooTrial | None = None
-        try:
-            with row.timed("make"):
-                trial = ZooTrial.make(entry, backend)
-            _deploy(trial, row)
-            row.end("passed")
-        except Exception as error:
-            row.end_with(error)
-            if trial is not None and can_fall_back(error, row.phase):
-                try_again(trial, error, row.take_fallback)
+    trial: ZooTrial | None = None
+    with row.tried():
+        with row.timed("make"):
+            trial = ZooTrial.make(entry, backend)
+        _deploy(trial, row)
+    if trial is not None and row.failure is not None and can_fall_back(row.failure, row.phase):
+        with torch.no_grad():
+            try_again(trial, row.failure, row.take_fallback)
     return row.to_json()
 
 
