@@ -35,6 +35,7 @@ class Tutorial:
         self, artifact: EngineArtifact, specialized: bool, choose: Callable[[tuple[int, ...]], int] | None = None
     ) -> None:
         self._choose = choose
+        self._precision = artifact.precision
         self._cuda: Any = importlib.import_module("pycuda.driver")
         self._primary = cuda.find(0)
         with self._primary:
@@ -45,7 +46,7 @@ class Tutorial:
             if self._rt.is_rtx and not specialized:
                 strategies = self._rt.api.DynamicShapesKernelSpecializationStrategy
                 config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
-            with float32_arithmetic(artifact.precision):
+            with float32_arithmetic(self._precision):
                 self._context = self._check(engine.create_execution_context(config), "execution context")
             self._engine = engine
             self._stream = self._cuda.Stream()
@@ -72,7 +73,8 @@ class Tutorial:
         if self._choose is not None:
             profile = self._choose(np.asarray(inputs[self._inputs[0]]).shape)
             if profile != context.active_optimization_profile:
-                self._check(context.set_optimization_profile_async(profile, stream.handle), f"profile {profile}")
+                with float32_arithmetic(self._precision):  # TensorRT-RTX reads the variable when a profile changes
+                    self._check(context.set_optimization_profile_async(profile, stream.handle), f"profile {profile}")
         for name in self._inputs:
             array = np.asarray(inputs[name])
             self._check(context.set_input_shape(name, array.shape), f"shape of '{name}'")

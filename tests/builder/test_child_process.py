@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,10 @@ from torch2engine.builder.child_watch import ChildWatch
 from torch2engine.builder.load_or_build import build_environment
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import make_build_source
+from torch2engine.core import progress
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import BuildError, InputError, InstallationError
+from torch2engine.core.progress import Reporter
 
 
 @pytest.fixture
@@ -174,6 +177,35 @@ def test_line_that_is_no_event_is_quoted(request_for: Callable[[str], PlanReques
     assert str(failure(request_for(code))) == (
         "TensorRT build: got b'{' from the builder process; expected an event in JSON; build again"
     )
+
+
+def test_step_that_runs_on_is_reported_again_and_can_be_cancelled(
+    request_for: Callable[[str], PlanRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A builder that waits for ever is ended by its caller, who hears of the innermost step again and again."""
+    code = """
+import json, os, signal
+phases = [["outer", 0, 2], ["inner", 0, 3], ["inner", 1, 3]]
+events = b"".join(json.dumps({"phase": phase}).encode() + b"\\n" for phase in phases)
+for number in range(3, 20):
+    try: os.write(number, events)
+    except OSError: pass
+signal.pause()
+"""
+    monkeypatch.setattr(child_process, "_POLL_MS", 1)
+    monkeypatch.setattr(progress, "_BEAT_S", 0.0)
+    threads: set[int] = set()
+    reports: list[tuple[str, int, int]] = []
+
+    def hear(phase: str, step: int, steps: int, seconds: float) -> bool:
+        threads.add(threading.get_ident())
+        reports.append((phase, step, steps))
+        return reports[-3:] != [("inner", 1, 3)] * 3
+
+    with pytest.raises(BuildError, match="got False from progress in 'inner'"):
+        compile_in_child(request_for(code), Reporter("build", hear))
+    assert reports[0] == ("outer", 0, 2)
+    assert threads == {threading.get_ident()}
 
 
 def test_signal_without_a_name_is_told_by_its_number(request_for: Callable[[str], PlanRequest]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from torch2engine.core.errors import InputError
-from torch2engine.core.progress import _Bar, reporting
+from torch2engine.core.progress import Heartbeat, _Bar, reporting
 
 
 def terminal() -> tuple[Console, io.StringIO]:
@@ -29,6 +29,35 @@ def test_reporting_hands_a_callable_through() -> None:
 
     with reporting(mine) as report:
         assert report is mine
+
+
+def test_heartbeat_repeats_the_innermost_open_step_once_a_second() -> None:
+    """Never the end of a phase, nothing before the first one and after the last, and no beat soon after a report."""
+    now = 0.0
+    heard: list[tuple[str, int, int]] = []
+    heartbeat = Heartbeat(lambda *report: heard.append(report), lambda: now)
+
+    def heard_after(seconds: float) -> list[tuple[str, int, int]]:
+        nonlocal now
+        now += seconds
+        heard.clear()
+        heartbeat.beat()
+        return list(heard)
+
+    assert heard_after(5.0) == []
+    heartbeat("outer", 0, 2)
+    assert heard_after(0.9) == []
+    heartbeat("inner", 1, 4)
+    assert heard_after(0.9) == []
+    assert heard_after(0.1) == [("inner", 1, 4)]
+    assert heard_after(0.5) == []
+    heartbeat("outer", 1, 2)  # the inner one goes on
+    assert heard_after(1.0) == [("inner", 1, 4)]
+    heartbeat("inner", 4, 4)
+    assert heard_after(1.0) == [("outer", 1, 2)]
+    heartbeat("inner", 0, 4)
+    heartbeat("outer", 2, 2)  # which takes the inner one along
+    assert heard_after(1.0) == []
 
 
 @pytest.mark.parametrize("nothing", [None, False])

@@ -30,9 +30,10 @@ from typing import IO, Any, NoReturn, cast
 
 from torch2engine.artifact.scratch_folder import temporary_folder_error
 from torch2engine.builder.child_watch import ChildWatch
-from torch2engine.builder.plan import PhaseReport, PlanFacts, PlanRequest, compile_plan
+from torch2engine.builder.plan import PlanFacts, PlanRequest, compile_plan
 from torch2engine.core import errors
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode
+from torch2engine.core.progress import Heartbeat, PhaseReport
 from torch2engine.core.tf32 import builder_environment
 
 __all__ = ["compile_in_child"]
@@ -64,7 +65,8 @@ def compile_in_child(request: PlanRequest, report: PhaseReport, time_limit_s: fl
 
     Args:
         request: what to build.
-        report: called in this thread; what it raises ends the build at once, as does Ctrl-C.
+        report: called in this thread, and while nothing else is reported once a second with the step that runs; what
+            it raises ends the build at once, as does Ctrl-C.
         time_limit_s: the longest that the child may take; None for no limit.
 
     Returns:
@@ -212,7 +214,8 @@ def _send_request(stdin: IO[bytes], request: PlanRequest) -> None:
 
 def _receive_facts(events: IO[bytes], report: PhaseReport, watch: ChildWatch) -> PlanFacts | None:
     """Handle the child's events until it sends its result; None if it ends without one."""
-    for line in _lines(events, watch):
+    heartbeat = Heartbeat(report)
+    for line in _lines(events, watch, heartbeat):
         try:
             event: dict[str, Any] = json.loads(line)
         except ValueError:
@@ -223,7 +226,7 @@ def _receive_facts(events: IO[bytes], report: PhaseReport, watch: ChildWatch) ->
             _logger.log(level, "%s", text)
         elif "phase" in event:
             watch.note_report(event["phase"][0])
-            report(*event["phase"])
+            heartbeat(*event["phase"])
         elif "error" in event:
             raise _decode(event["error"])
         else:
@@ -231,7 +234,7 @@ def _receive_facts(events: IO[bytes], report: PhaseReport, watch: ChildWatch) ->
     return None
 
 
-def _lines(stream: IO[bytes], watch: ChildWatch) -> Generator[bytes]:
+def _lines(stream: IO[bytes], watch: ChildWatch, heartbeat: Heartbeat) -> Generator[bytes]:
     """Give the whole lines of a pipe as they come. A process that dies in the middle of a line has not sent it."""
     poller = select.poll()
     poller.register(stream.fileno(), select.POLLIN)
@@ -239,6 +242,7 @@ def _lines(stream: IO[bytes], watch: ChildWatch) -> Generator[bytes]:
     while True:
         has_data = poller.poll(_POLL_MS)
         watch.check()
+        heartbeat.beat()
         if not has_data:
             continue
         part = os.read(stream.fileno(), 1 << 16)

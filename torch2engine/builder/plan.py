@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch2engine.builder.parser_input import parser_input
 from torch2engine.core.errors import BuildError, DynamicAxisError, InputError, InstallationError
 from torch2engine.core.precisions import PRECISION_TYPES
+from torch2engine.core.progress import PhaseReport
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.core.wording import quote
 from torch2engine.trt.gpu import list_gpus, make_gpu_current
@@ -36,10 +37,7 @@ from torch2engine.trt.library import (
 )
 from torch2engine.trt.memory import means_out_of_memory
 
-__all__ = ["PhaseReport", "PlanFacts", "PlanRequest", "compile_plan"]
-
-# (phase, steps done, steps in all): it begins with 0 steps done and ends with all; phases may be nested
-PhaseReport: TypeAlias = Callable[[str, int, int], None]
+__all__ = ["PlanFacts", "PlanRequest", "compile_plan"]
 
 _WORKSPACE = re.compile(r"workspace", re.IGNORECASE)
 # {a text in TensorRT's log: what the user can do}
@@ -131,6 +129,20 @@ class _PlanBuild:
     def log_lines(self, level: int = logging.WARNING) -> tuple[str, ...]:
         """TensorRT's lines since the build began, of this level and above."""
         return self.rt.log.lines(self.log_mark, level)
+
+    def require_taken(self, option: str, wanted: object, taken: object, allowed: str, fix: str) -> None:
+        """Compare what TensorRT has after an option was set with what it was set to: some setters give no answer.
+
+        Raises:
+            BuildError: it has something else.
+        """
+        if taken != wanted:
+            got = f"{wanted!r}, which {self.rt.title} does not take"
+            raise BuildError(f"BuildConfig.{option}", got=got, allowed=allowed, fix=fix, log=self.log_lines())
+
+    def unavailable(self, option: str, wanted: object, allowed: str, fix: str) -> InputError:
+        """The error for an option that this TensorRT does not have at all, or not with this value."""
+        return InputError(f"BuildConfig.{option}", got=f"{wanted!r} with {self.rt.title}", allowed=allowed, fix=fix)
 
 
 def compile_plan(request: PlanRequest, report: PhaseReport) -> PlanFacts:
@@ -323,17 +335,21 @@ def _configure(build: _PlanBuild, builder: Builder) -> IBuilderConfig:
     # names, shapes and formats of every layer stay readable in the engine
     config.profiling_verbosity = rt.api.ProfilingVerbosity.DETAILED
     if request.workspace_bytes is not None:
-        pool = rt.api.MemoryPoolType.WORKSPACE
-        config.set_memory_pool_limit(pool, request.workspace_bytes)
-        if config.get_memory_pool_limit(pool) != request.workspace_bytes:
-            raise BuildError(
-                "BuildConfig.workspace_bytes",
-                got=f"{request.workspace_bytes}, which TensorRT refuses",
-                allowed="bytes of device memory",
-                fix="give less than the GPU's memory",
-                log=build.log_lines(),
-            )
+        _set_workspace(build, config, request.workspace_bytes)
     return config
+
+
+def _set_workspace(build: _PlanBuild, config: IBuilderConfig, size: int) -> None:
+    """Bound the device memory that a layer may work in.
+
+    Raises:
+        BuildError: TensorRT does not take the size.
+    """
+    pool = build.rt.api.MemoryPoolType.WORKSPACE
+    config.set_memory_pool_limit(pool, size)
+    taken = config.get_memory_pool_limit(pool)
+    fix = "give less than the GPU's memory"
+    build.require_taken("workspace_bytes", size, taken, "bytes of device memory", fix)
 
 
 def _set_compute_capabilities(build: _PlanBuild, config: IBuilderConfig) -> None:
@@ -343,31 +359,24 @@ def _set_compute_capabilities(build: _PlanBuild, config: IBuilderConfig) -> None
         InputError: this TensorRT can't build for one of them.
     """
     rt = build.rt
-    wanted = build.request.compute_capabilities
+    wanted = [tuple(pair) for pair in build.request.compute_capabilities]
     if not rt.is_rtx:
-        raise InputError(
-            "BuildConfig.compute_capabilities",
-            got=f"{tuple(wanted[0])} with {rt.title}",
-            allowed="those that it can build for: none but the present GPU",
-            fix="leave it out, or build with flavour='tensorrt_rtx'",
-        )
+        allowed = "those that it can build for: none but the present GPU"
+        fix = "leave it out, or build with flavour='tensorrt_rtx'"
+        raise build.unavailable("compute_capabilities", wanted[0], allowed, fix)
     members: Mapping[str, ComputeCapability] = rt.api.ComputeCapability.__members__
     digits = {name.removeprefix("SM"): member for name, member in members.items()}
     known: dict[tuple[int, ...], ComputeCapability] = {
         (int(text[:-1]), int(text[-1])): member for text, member in digits.items() if text.isdigit()
     }
-    missing = [pair for pair in wanted if tuple(pair) not in known]
+    missing = [pair for pair in wanted if pair not in known]
     if missing:
-        raise InputError(
-            "BuildConfig.compute_capabilities",
-            got=f"{tuple(missing[0])} with {rt.title}",
-            allowed=f"those that it can build for: {', '.join(map(str, sorted(known)))}",
-            fix="pass some of these, or leave it out",
-        )
+        allowed = f"those that it can build for: {', '.join(map(str, sorted(known)))}"
+        raise build.unavailable("compute_capabilities", missing[0], allowed, "pass some of these, or leave it out")
     config.num_compute_capabilities = len(wanted)
     for index, pair in enumerate(wanted):
-        taken = config.set_compute_capability(known[tuple(pair)], index)
-        build.check(taken, f"compute capability {tuple(pair)}")
+        taken = config.set_compute_capability(known[pair], index)
+        build.check(taken, f"compute capability {pair}")
 
 
 def _set_hardware_compatibility(build: _PlanBuild, config: IBuilderConfig, level: str) -> None:
@@ -379,23 +388,15 @@ def _set_hardware_compatibility(build: _PlanBuild, config: IBuilderConfig, level
     """
     rt = build.rt
     if rt.is_rtx:
-        raise InputError(
-            "BuildConfig.hardware_compatibility",
-            got=f"{level!r} with {rt.title}",
-            allowed="None: its plans run on several GPUs anyway",
-            fix="leave it out, or name GPUs in compute_capabilities",
-        )
+        allowed = "None: its plans run on several GPUs anyway"
+        fix = "leave it out, or name GPUs in compute_capabilities"
+        raise build.unavailable("hardware_compatibility", level, allowed, fix)
     levels = rt.api.HardwareCompatibilityLevel
     names = {"same_compute_capability": levels.SAME_COMPUTE_CAPABILITY, "ampere_plus": levels.AMPERE_PLUS}
     config.hardware_compatibility_level = names[level]
-    if config.hardware_compatibility_level != names[level]:
-        raise BuildError(
-            "BuildConfig.hardware_compatibility",
-            got=f"{level!r}, which {rt.title} does not take",
-            allowed="a level that it supports",
-            fix="leave it out, and build a plan on each GPU",
-            log=build.log_lines(),
-        )
+    is_taken = config.hardware_compatibility_level == names[level]
+    fix = "leave it out, and build a plan on each GPU"
+    build.require_taken("hardware_compatibility", level, level if is_taken else None, "a level that it supports", fix)
 
 
 def _add_profile(

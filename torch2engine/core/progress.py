@@ -14,14 +14,20 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from torch2engine.core.errors import BuildError, InputError
 
-__all__ = ["Progress", "ProgressCallback", "Reporter", "is_shown", "reporting"]
+__all__ = ["Heartbeat", "PhaseReport", "Progress", "ProgressCallback", "Reporter", "is_shown", "reporting"]
 
 
 _REDRAWN_PER_SECOND = 4
+_BEAT_S = 1.0
+
+PhaseReport: TypeAlias = Callable[[str, int, int], None]
+"""Takes a phase, how many of its steps are done, and how many there are. What it raises ends the work."""
 
 
 class ProgressCallback(Protocol):
     """A callable that takes reports.
+
+    While TensorRT builds and no step ends, the last report comes again once a second, so that a build can be cancelled.
 
     Args:
         phase: the name of the work; a phase that begins before another one ends is inside it.
@@ -101,6 +107,33 @@ class Reporter:
                 allowed="another value, since False cancels",
                 fix="return None to go on",
             )
+
+
+class Heartbeat:
+    """Repeats the report of the step that runs, where nothing else is reported for a second.
+
+    Args:
+        report: takes the reports.
+        clock: seconds that never go back.
+    """
+
+    def __init__(self, report: PhaseReport, clock: Callable[[], float] = time.monotonic) -> None:
+        self._report = report
+        self._clock = clock
+        self._open: list[tuple[str, int, int]] = []  # the innermost phase last
+        self._last = clock()
+
+    def __call__(self, phase: str, step: int, steps: int) -> None:
+        """Hand a report on. A phase that ends takes those inside it along."""
+        at = next((index for index, one in enumerate(self._open) if one[0] == phase), len(self._open))
+        self._open[at:] = [] if step >= steps else [(phase, step, steps), *self._open[at + 1 :]]
+        self._last = self._clock()
+        self._report(phase, step, steps)
+
+    def beat(self) -> None:
+        """Repeat the report of the innermost open phase, if the last report is a second old."""
+        if self._open and self._clock() - self._last >= _BEAT_S:
+            self(*self._open[-1])
 
 
 class _Bar:
