@@ -1,6 +1,6 @@
 """A detector with non-maximum suppression: the network runs in engines, the suppression stays in PyTorch.
 
-Enters: a small random detector and an image. Leaves: boxes, scores and classes that are the model's own. How
+Enters: a small random detector and an image of bytes. Leaves: boxes, scores and classes that are the model's own. How
 many boxes are left depends on values, so no single engine takes the model; `fallback=True` cuts it into parts.
 """
 
@@ -11,7 +11,7 @@ from torch import nn
 
 import torch2engine as t2e
 
-device = "cuda" if torch.cuda.is_available() else "cpu"
+device, runtime = ("cuda", "tensorrt") if torch.cuda.is_available() else ("cpu", "onnxruntime")
 SIZE, STRIDE, CLASSES, BEST = 64, 8, 3, 20
 
 
@@ -49,11 +49,11 @@ class Detector(nn.Module):
 
 
 torch.manual_seed(0)
-model = Detector().to(device).eval()
-image = torch.rand(1, 3, SIZE, SIZE, device=device)
-module = t2e.deploy(model, image, runtime="tensorrt" if device == "cuda" else "onnxruntime", fallback=True)
-with torch.no_grad():
-    for answer, wanted in zip(module(image), model(image), strict=True):
-        torch.testing.assert_close(answer, wanted, rtol=1e-3, atol=1e-3)
+model = Detector().to(device).eval().requires_grad_(False)
+image = torch.randint(256, (1, SIZE, SIZE, 3), dtype=torch.uint8, device=device)
+module = t2e.deploy(model, image, runtime=runtime, fallback=True, preprocess=t2e.Preprocess(mean=0.5, std=0.25))
+expected = model((image.permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
+for answer, wanted in zip(module(image), expected, strict=True):
+    torch.testing.assert_close(answer, wanted, rtol=1e-3, atol=1e-3)
 assert 0 < len(wanted) < BEST  # some boxes are suppressed
 print(module.explain(image))

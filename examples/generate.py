@@ -16,8 +16,7 @@ torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def rotated(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
-    angles = at[:, None] * 10_000 ** -torch.linspace(0, 1, x.shape[-1] // 2)
-    left, right = x.chunk(2, -1)
+    left, right, angles = *x.chunk(2, -1), at[:, None] * 10_000 ** -torch.linspace(0, 1, x.shape[-1] // 2)
     return torch.cat([left * angles.cos() - right * angles.sin(), left * angles.sin() + right * angles.cos()], -1)
 
 
@@ -47,13 +46,14 @@ axes, profiles = {"tokens": {1: "new"}, "at": {0: "new"}}, [{"new": (1, 1, 1)}, 
 later = (prompt[:, :1], first[-1:] + 1, torch.randn_like(empty))  # an input of the decode profile
 runtime = "tensorrt" if empty.is_cuda else "onnxruntime"
 module = t2e.deploy(model, (prompt, first, empty), axes, profiles=profiles, examples=[later], runtime=runtime)
-answers: list[list[int]] = []
-for name, decoder in {module.runtime: module, "PyTorch eager": model}.items():
-    tokens, at, cache, start = [prompt], first, empty, time.perf_counter()
-    for _ in range(STEPS):
-        logits, cache = decoder(tokens[-1], at, cache)  # two buffers in turn, and no copy between them
-        tokens.append(logits.argmax(-1, keepdim=True))
-        at = at[-1:] + 1
-    answers.append(torch.cat(tokens[1:], 1)[0].tolist())
-    print(f"{name}: {len(answers[-1])} tokens, {STEPS / (time.perf_counter() - start):.0f} a second")
-assert answers[0] == answers[1]
+compiled = {"torch.compile": torch.compile(model)} if empty.is_cuda else {}
+answers: dict[str, list[int]] = {}
+for name, decoder in {module.runtime: module, "PyTorch eager": model, **compiled}.items():
+    for steps in (2, STEPS):  # torch.compile works in the first calls
+        tokens, at, cache, start = [prompt], first, empty, time.perf_counter()
+        for _ in range(steps):
+            logits, cache = decoder(tokens[-1], at, cache)  # two buffers in turn, and no copy between them
+            tokens, at = [*tokens, logits.argmax(-1, keepdim=True)], at[-1:] + 1
+        answers[name] = torch.cat(tokens[1:], 1)[0].tolist()
+    print(f"{name}: {len(answers[name])} tokens, {STEPS / (time.perf_counter() - start):.0f} a second")
+assert answers[module.runtime] == answers["PyTorch eager"]
