@@ -123,6 +123,36 @@ def test_restored_pipeline_is_untouched_after_a_whole_call_that_differs() -> Non
     assert "forward" not in vars(pipeline.encoder)
 
 
+def test_declared_axis_and_live_parameter_hold_for_the_submodule_of_the_call() -> None:
+    """Sizes reach beyond those of the calls, and what is written into the pipeline's own buffer holds at once."""
+
+    class Adapted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(8, 3)
+            self.register_buffer("lora_scale", torch.tensor(0.5))
+
+        def forward(self, latent: torch.Tensor) -> torch.Tensor:
+            return self.inner(latent) * self.lora_scale
+
+    pipeline = Pipeline()
+    pipeline.decoder.inner = Adapted().eval()
+    axes = {"latent": {1: t2e.Axis("length", 1, 3, 16)}}
+    with t2e.deploy_submodules(
+        pipeline,
+        lambda: pipeline(3),
+        ["decoder.inner"],
+        runtime="onnxruntime",
+        dynamic_axes=axes,
+        live_parameters=["lora_scale"],
+    ):
+        before = image_of(pipeline, 9)
+        pipeline.decoder.inner.lora_scale.fill_(2.0)
+        engine = image_of(pipeline, 9)
+    assert not torch.allclose(engine, before, atol=1e-2)
+    torch.testing.assert_close(engine, image_of(pipeline, 9))
+
+
 def test_submodule_whose_children_alone_are_called_names_them() -> None:
     """A pipeline that calls a method of a module, as diffusers calls vae.decode(), hears what to name instead."""
 

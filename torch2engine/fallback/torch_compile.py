@@ -182,7 +182,8 @@ def deploy_submodules(
             compared.
         patterns: names of submodules as in a shell, e.g. ``["unet", "vae.decoder"]`` or ``["layers.*"]``.
         call_tolerance: when the whole result counts as equal; by default that of the engines' precision.
-        options: as for `deploy`, for every submodule: precision, runtime, config, cache, fallback and so on.
+        options: as for `deploy`, for every submodule: precision, runtime, config, cache, fallback and so on. What
+            holds for one alone, such as dynamic_axes or live_parameters, belongs into a call for that submodule.
 
     Returns:
         what restores and saves them. As a context manager it restores them at the end.
