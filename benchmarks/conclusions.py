@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["of_calls", "of_models", "of_precisions", "of_processor", "of_refits"]
+__all__ = ["of_calls", "of_deploys", "of_models", "of_precisions", "of_processor", "of_refits"]
 
 Figures = Mapping[str, float]
 
@@ -94,6 +94,24 @@ def of_refits(figures: Figures, titles: Mapping[str, str]) -> str:
         f"**A refit** takes {_span(refits, '.0f')} ms, and the first call after it {_span(calls, '.0f')} ms. The "
         f"answers are {same} of an engine that was built afresh."
     )
+
+
+def of_deploys(figures: Figures, titles: Mapping[str, str]) -> str:
+    """What deploy() takes, and beside it ways to an engine that compare nothing."""
+    seconds = {model: value for model in titles if (value := figures.get(f"{model}.fp16.seconds")) is not None}
+    fastest, slowest = (choose(seconds, key=lambda model: seconds[model]) for choose in (min, max))
+    sentences = [
+        f"**`deploy`** takes {seconds[fastest]:.1f} s for {_short(titles[fastest])}, and at most "
+        f"{seconds[slowest]:.1f} s, for {_short(titles[slowest])}, the comparison with the model included."
+    ]
+    for ratio, title in (
+        ("ratio_to_alone", "Export and build alone"),
+        ("ratio_to_torch_tensorrt", "Torch-TensorRT at one size"),
+    ):
+        ratios = [value for model in seconds if (value := figures.get(f"{model}.fp16.{ratio}")) is not None]
+        if ratios:
+            sentences.append(f"{title}: we take {_span(ratios, '.1f')} times as long.")
+    return " ".join(sentences)
 
 
 def of_processor(figures: Figures) -> str:

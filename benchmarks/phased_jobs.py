@@ -12,6 +12,7 @@ prints is ignored.
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -65,7 +66,7 @@ class Job:
     Args:
         name: for the caller.
         command: its words; it runs in the repository's folder.
-        place: jobs of one place are never timed at the same time.
+        place: jobs of one place are timed one after another, in the order in which they are given.
         environment: variables besides this process's own.
     """
 
@@ -104,6 +105,7 @@ def run_jobs(
     prepare_s: float,
     time_s: float,
     take: Callable[[Job, Mapping[str, Any]], object],
+    turns_s: float = math.inf,
 ) -> dict[str, str]:
     """Run every job.
 
@@ -113,11 +115,13 @@ def run_jobs(
         prepare_s: seconds that all jobs together may take to prepare; a job that is not ready then is ended.
         time_s: seconds that one job may take after its turn has come.
         take: is given each report at once, by one thread at a time.
+        turns_s: seconds for all turns, from when all are prepared; a job that is not through then is ended, or not
+            timed.
 
     Returns:
         {name: why it failed}, for those that did.
     """
-    run = _Run(jobs, workers, prepare_s, time_s, take)
+    run = _Run(jobs, workers, prepare_s, time_s, take, turns_s)
     with ThreadPoolExecutor(max(1, len(jobs))) as pool:
         failures = dict(zip((job.name for job in jobs), pool.map(run.outcome, jobs), strict=True))
     return {name: failure for name, failure in failures.items() if failure}
@@ -133,15 +137,19 @@ class _Run:
         prepare_s: float,
         time_s: float,
         take: Callable[[Job, Mapping[str, Any]], object],
+        turns_s: float,
     ) -> None:
         self.prepare_s = prepare_s
         self.time_s = time_s
+        self.turns_s = turns_s
         self.take = take
-        self.started = time.monotonic()
+        self.started = self.prepared = time.monotonic()
         self.slots = threading.Semaphore(workers)
         self.preparing = len(jobs)
         self.change = threading.Condition()
-        self.turns = {job.place: threading.Lock() for job in jobs}
+        self.queues: dict[str, list[str]] = {}  # place -> the names of jobs that are not through, the next one first
+        for job in jobs:
+            self.queues.setdefault(job.place, []).append(job.name)
         self.reports = threading.Lock()
 
     def outcome(self, job: Job) -> str:
@@ -150,12 +158,15 @@ class _Run:
             try:
                 with self._prepared(job, errors) as process:
                     with self.change:
-                        self.change.wait_for(lambda: not self.preparing)
-                    with self.turns[job.place]:
-                        self._time(job, process)
+                        self.change.wait_for(lambda: not self.preparing and self.queues[job.place][0] == job.name)
+                    self._time(job, process)
             except JobError as error:
                 errors.seek(0)
                 return f"{error}\n{errors.read()[-_SHOWN:]}".strip()
+            finally:
+                with self.change:
+                    self.queues[job.place].remove(job.name)
+                    self.change.notify_all()
         return ""
 
     @contextmanager
@@ -179,6 +190,7 @@ class _Run:
             finally:
                 with self.change:
                     self.preparing -= 1
+                    self.prepared = time.monotonic()  # at last, when all are
                     self.change.notify_all()
             yield process
         finally:
@@ -193,7 +205,13 @@ class _Run:
             JobError: it ends with another status than 0, or not in time.
         """
         assert process.stdin is not None
-        with _killed_after(process, self.time_s, f"no end {self.time_s:g} s after its turn came"):
+        left_s = self.prepared + self.turns_s - time.monotonic()
+        if left_s <= 0:
+            raise JobError(f"not timed: the {self.turns_s:g} s for all turns are over")
+        late = f"no end {self.time_s:g} s after its turn came"
+        if left_s < self.time_s:
+            late = f"ended when the {self.turns_s:g} s for all turns were over"
+        with _killed_after(process, min(left_s, self.time_s), late):
             with suppress(BrokenPipeError):  # it has ended meanwhile: its status says how
                 process.stdin.write(f"{_GO}\n")
                 process.stdin.flush()

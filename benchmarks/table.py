@@ -74,6 +74,12 @@ PROCESSOR_ROWS = {
     "infer_stream_pinned.b32": "the same, arrays page-locked",
     "infer_stream_uint8.b32": "the same, pageable uint8 images",
 }
+PHASES = ("capture", "export", "reference", "check", "precision", "build", "parity")  # of deploy()
+# One of them -> why it may take more than half of the time.
+LONG_PHASES = {
+    "export": "torch.export and torch.onnx go through the model in Python, operator by operator",
+    "parity": "TensorRT-RTX compiles its kernels for this GPU at the first call of each size",
+}
 REFIT_TITLES = {**FLOAT_TITLES, "efficientnet_b0": "EfficientNet-B0"}
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 # Candidate -> heading; the first two are ours, the third is what both stand on.
@@ -261,6 +267,56 @@ def _processor(evidence: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _deploys(evidence: Mapping[str, Any]) -> list[str]:
+    """The seconds of deploy(), by its phases, beside ways that compare nothing."""
+    figures: Mapping[str, float] = evidence["figures"]
+    errors: Mapping[str, str] = evidence["samples"]["errors"]
+    phases = [phase for phase in PHASES if any(f".phase.{phase}_s" in name for name in figures)]
+    cells = [["half precision, s", "deploy", *phases, "export and build alone", "Torch-TensorRT, one size"]]
+    notes: list[str] = []
+    for model, title in TITLES.items():
+        name = f"{model}.fp16"
+        for kind, begin, suffix in (("deploy", "", ""), ("four_profiles", "four_profiles_", ", four profiles")):
+            failure = errors.get(f"{model} {kind}", "")
+            if f"{name}.{begin}seconds" not in figures and not failure:
+                continue
+            columns = [f"{begin}seconds", *(f"{begin}phase.{phase}_s" for phase in phases)]
+            columns += ["alone.seconds", "torch_tensorrt_s"] if kind == "deploy" else []
+            shown = [figures.get(f"{name}.{column}") for column in columns]
+            texts = ["–" if value is None else f"{value:.1f}" for value in shown]
+            cells.append([f"{title}{suffix}", *texts, *[""] * (len(cells[0]) - 1 - len(texts))])
+            notes += [f"{title}{suffix}: {failure.partition(chr(10))[0]}."] if failure else []
+            notes += _long_phases(figures, f"{name}.{begin}", f"{title}{suffix}", phases)
+    together = int(evidence["samples"]["options"].get("at_a_time", "1"))
+    beside = f", {together} processes at a time" if together > 1 else ""
+    return [
+        f"Seconds of `deploy`, each in a fresh process ({origin_of(evidence)}{beside}, `deploy.json`). What the last "
+        "two columns make is compared with nothing. A dash was not timed, or failed:",
+        "",
+        *_rows(cells),
+        *(line for note in notes for line in ("", note)),
+    ]
+
+
+def _long_phases(figures: Mapping[str, float], begin: str, title: str, phases: Sequence[str]) -> list[str]:
+    """Why a phase takes more than half of the time.
+
+    Raises:
+        TableError: nothing says why.
+    """
+    notes: list[str] = []
+    for phase in phases:
+        share = figures.get(f"{begin}phase.{phase}_s", 0.0) / figures.get(f"{begin}seconds", 1.0)
+        if share <= 0.5:
+            continue
+        if phase not in LONG_PHASES:
+            raise TableError(
+                f"{begin}phase.{phase}_s is {share:.0%} of the time: say why in LONG_PHASES, or shorten it"
+            )
+        notes.append(f"{title}: {phase} is {share:.0%} of the time. {LONG_PHASES[phase]}.")
+    return notes
+
+
 class _Models:
     """The table of whole models, with its notes."""
 
@@ -395,7 +451,7 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
     """
     calls, models = read_evidence(results / "call_overhead.json"), read_evidence(results / "models.json")
     precisions, refits = read_evidence(results / "precision.json"), read_evidence(results / "refit.json")
-    processor = read_evidence(results / "processor.json")
+    processor, deploys = read_evidence(results / "processor.json"), read_evidence(results / "deploy.json")
     parts: list[list[str]] = []
     sentences: list[str] = []
     if calls is not None:
@@ -414,6 +470,9 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
     if processor is not None:
         parts.append(_processor(processor))
         sentences.append(conclusions.of_processor(processor["figures"]))
+    if deploys is not None:
+        parts.append(_deploys(deploys))
+        sentences.append(conclusions.of_deploys(deploys["figures"], TITLES))
     if not parts:
         return ""
     summary = ["What the tables say:", "", *(f"- {sentence}" for sentence in sentences)]

@@ -25,14 +25,16 @@ def job(name: str, before: str = "", after: str = "", place: str = "") -> Job:
     return Job(name, [sys.executable, "-S", "-c", SCRIPT.format(before=before, after=after)], place, {"TITLE": name})
 
 
-def ran(*jobs: Job, workers: int = 4, prepare_s: float = 60, time_s: float = 60) -> tuple[list[Any], dict[str, str]]:
+def ran(
+    *jobs: Job, workers: int = 4, prepare_s: float = 60, time_s: float = 60, turns_s: float = 600
+) -> tuple[list[Any], dict[str, str]]:
     """The reports as (job, report) in their order, and the failures."""
     reports: list[Any] = []
 
     def take(one: Job, report: Mapping[str, Any]) -> None:
         reports.append((one.name, dict(report)))
 
-    failures = run_jobs(jobs, workers, prepare_s, time_s, take)
+    failures = run_jobs(jobs, workers, prepare_s, time_s, take, turns_s)
     return reports, failures
 
 
@@ -45,7 +47,7 @@ def test_jobs_are_timed_when_all_are_prepared_and_one_at_a_time() -> None:
     steps = [report["step"] for _, report in reports]
     assert steps == ["made"] * 3 + ["begin", "end"] * 3
     ends = [(name, report["title"]) for name, report in reports if report["step"] == "end"]
-    assert sorted(ends) == [("a", "a"), ("b", "b"), ("c", "c")]
+    assert ends == [("a", "a"), ("b", "b"), ("c", "c")]  # in the order in which they are given
 
 
 def test_job_that_fails_loses_no_other_ones_reports() -> None:
@@ -89,3 +91,14 @@ def test_job_that_is_done_is_not_waited_for() -> None:
     reports, failures = ran(job("slow end", after='say(found=1); print("@done", flush=True); time.sleep(600)'))
     assert failures == {}
     assert reports == [("slow end", {"found": 1})]
+
+
+def test_jobs_are_not_timed_when_the_time_for_all_turns_is_over() -> None:
+    """The one whose turn it is is ended, and those behind it don't begin; each says so."""
+    first = job("first", before="say(found=1)", after="time.sleep(600)")
+    reports, failures = ran(first, job("second", after="say(found=2)"), turns_s=2)
+    assert reports == [("first", {"found": 1})]
+    assert failures == {
+        "first": "ended when the 2 s for all turns were over",
+        "second": "not timed: the 2 s for all turns are over",
+    }

@@ -107,3 +107,18 @@ def processor() -> dict[str, Any]:
             figures[f"{row}.tutorial_same_profile_ms"] = 8.0
     stress = {"calls": 10_000, "wrong": 0, "threads": 4}
     return sheet("processor", figures | {f"processor.stress.{name}": value for name, value in stress.items()})
+
+
+def deploys(**errors: str) -> dict[str, Any]:
+    """Made-up evidence of deploy: each next model takes a second more; ViT-B/16 also has four profiles."""
+    figures: dict[str, float] = {}
+    for index, model in enumerate(("resnet50", "vit_b_16", "bert")):
+        for begin in ("", "four_profiles_") if model == "vit_b_16" else ("",):
+            figures[f"{model}.fp16.{begin}seconds"] = 10.0 + index
+            phases = zip(
+                ("capture", "export", "reference", "check", "build", "parity"), (1, 3, 1, 1, 2, 2), strict=True
+            )
+            figures |= {f"{model}.fp16.{begin}phase.{phase}_s": float(seconds) for phase, seconds in phases}
+        figures[f"{model}.fp16.alone.seconds"] = 5.0
+        figures[f"{model}.fp16.ratio_to_alone"] = (10 + index) / 5
+    return sheet("deploy", figures, errors=errors, options={"at_a_time": "1"})
