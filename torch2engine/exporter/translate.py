@@ -32,6 +32,7 @@ from torch2engine.exporter.torch_program import (
     without_onnx_form,
 )
 from torch2engine.exporter.trace_weights import WeightTracer
+from torch2engine.exporter.type_promotion import recorded_results_reused
 from torch2engine.exporter.value_checks import erase_value_checks
 
 __all__ = ["OPSET", "TranslatedModel", "translate_to_onnx"]
@@ -141,7 +142,7 @@ def _call_torch_onnx(program: torch.export.ExportedProgram, optimized: bool) -> 
     if _takes_fallback():
         options["fallback"] = False
     try:
-        with reused_operator_registry():
+        with reused_operator_registry(), recorded_results_reused():
             return torch.onnx.export(program, (), None, **options)
     except Exception as error:
         raise _explain_failure(error, program) from error
