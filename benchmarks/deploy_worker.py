@@ -21,7 +21,7 @@ import torch
 import torch2engine as t2e
 from benchmarks import _script
 from benchmarks.peers import torch_tensorrt
-from benchmarks.phased_jobs import say, wait_for_turn
+from benchmarks.phased_jobs import say, say_done, wait_for_turn
 from benchmarks.zoo import ENTRIES, Entry
 
 __all__ = ["KINDS"]
@@ -120,6 +120,7 @@ def main() -> None:
         wait_for_turn()
         found = KINDS[chosen.kind](entry, model)
     say({"figures": {f"{chosen.model}.fp16.{name}": value for name, value in found.items()}})
+    say_done()
 
 
 if __name__ == "__main__":

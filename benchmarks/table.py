@@ -181,7 +181,8 @@ def _precisions(evidence: Mapping[str, Any]) -> list[str]:
     figures: Mapping[str, float] = evidence["figures"]
     left_out: Mapping[str, str] = evidence["samples"].get("left_out", {})
     head = ["float32 model, precision", "rel_l2", "multiply-adds in it", "batch 1, µs", "batch 8, µs", "× fp32"]
-    cells, notes = [head], []
+    cells = [head]
+    notes: list[str] = []
     for model, title in FLOAT_TITLES.items():
         for word in PRECISIONS:
             name = f"{model}.{word}"
