@@ -33,6 +33,7 @@ from torch2engine.pipeline.model_and_sample import ModelAndSample
 from torch2engine.pipeline.reference_answers import answer_parity_cases
 from torch2engine.pipeline.report_builder import ReportBuilder
 from torch2engine.pipeline.request import DeployRequest
+from torch2engine.pipeline.speed_note import compare_speed
 from torch2engine.precision.validate import refuse_exhausted_iterator
 
 if TYPE_CHECKING:
@@ -233,6 +234,8 @@ def deploy(
     with pending_engine, graph_check.naming_the_culprit():
         # Compares the engine in all cases, a quantised one in all but random ones; then checks the engine's precisions.
         trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
+        # A note where PyTorch is faster at a profile's opt, and why; nothing where both are not on one GPU.
+        compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
         # With the module's weights; with newly compiled kernels only under kernel_specialization="none".
         store_in_cache(pending_engine, trt_module, request)
         earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch2engine.core.fork_safe_lock import ForkSafeLock
 
-__all__ = ["exact_arithmetic", "process_state_lock", "restored_random_state"]
+__all__ = ["exact_arithmetic", "grad_and_autocast_off", "process_state_lock", "restored_random_state"]
 
 # The switches below belong to the process. A second thread would save the settings of the first one as the user's. And
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
@@ -53,7 +53,7 @@ def process_state_lock() -> Generator[None]:
 @contextmanager
 def exact_arithmetic() -> Generator[None]:
     """Compute the body in the dtypes that it names, without grad: no autocast, no TF32."""
-    with process_state_lock(), _grad_and_autocast_off(), _attention_by_its_formula(), _full_float32():
+    with process_state_lock(), grad_and_autocast_off(), _attention_by_its_formula(), _full_float32():
         yield
 
 
@@ -97,7 +97,7 @@ def _may_draw(thread: threading.Thread) -> bool:
 
 
 @contextmanager
-def _grad_and_autocast_off() -> Generator[None]:
+def grad_and_autocast_off() -> Generator[None]:
     """Run the body without grad, inference mode and autocast, and return to the current device afterwards."""
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # its tensors have no versions, and can't be exported

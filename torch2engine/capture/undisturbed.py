@@ -14,14 +14,19 @@ import torch
 from torch import nn
 
 from torch2engine.capture.model_state import ModelSnapshot, version_of
-from torch2engine.capture.process_state import exact_arithmetic, process_state_lock, restored_random_state
+from torch2engine.capture.process_state import (
+    exact_arithmetic,
+    grad_and_autocast_off,
+    process_state_lock,
+    restored_random_state,
+)
 from torch2engine.core.errors import ExportError
 
 __all__ = ["training_flags_off", "undisturbed"]
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Generator[None]:
+def undisturbed(model: nn.Module, is_exact: bool = True) -> Generator[None]:
     """Run the body with `model` in evaluation mode and put everything back afterwards, also after an error.
 
     It restores the training flag of every submodule, hooks, and the identity of parameters, buffers and gradients. It
@@ -31,12 +36,17 @@ def undisturbed(model: nn.Module) -> Generator[None]:
     backends. Where other threads run, the RNG state advances instead; otherwise they would draw the same numbers again.
     Their calls of `model` wait; otherwise they would run in evaluation mode.
 
+    Args:
+        model: the module.
+        is_exact: False leaves the user's float32 switches and attention kernels on, as for calls that are timed.
+
     Raises:
         ExportError: forward writes into its own parameters or adds to their gradients, which can't be undone.
     """
     with process_state_lock():
         guarded = _GuardedModel(model)
-        with restored_random_state(), exact_arithmetic():
+        arithmetic = exact_arithmetic if is_exact else grad_and_autocast_off
+        with restored_random_state(), arithmetic():
             try:
                 with _calls_of_other_threads_wait(model), training_flags_off(model):
                     yield

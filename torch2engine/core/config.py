@@ -181,6 +181,9 @@ class BuildConfig:
             longer; build a plan for each GPU where time counts. TensorRT-RTX has `compute_capabilities` instead.
         time_limit_s: the longest that a build may take, in seconds; None for no limit. A builder process that is
             stopped, or hangs without computing, ends in a BuildError without it too.
+        compare_speed: let deploy time a new engine beside the model at each profile's opt, where both are on one GPU.
+            A note in the report says where PyTorch is faster, and why. It takes under a second, or three calls of each
+            where these take long. An engine from the cache is not timed again: it has its note.
 
     Raises:
         InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, compute
@@ -198,6 +201,7 @@ class BuildConfig:
     compute_capabilities: tuple[tuple[int, int], ...] = ()
     hardware_compatibility: HardwareCompatibility | None = None
     time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
+    compare_speed: bool = field(default=True, metadata={DECIDES_NOTHING: True})
 
     def __post_init__(self) -> None:
         _require(
@@ -207,7 +211,9 @@ class BuildConfig:
             "a positive number of seconds, or None",
             "e.g. time_limit_s=600",
         )
-        _require(_is_bool(self.refittable), "BuildConfig.refittable", self.refittable, "True or False")
+        for name in ("refittable", "compare_speed"):
+            flag: object = getattr(self, name)
+            _require(_is_bool(flag), f"BuildConfig.{name}", flag, "True or False")
         require_choice("BuildConfig.mutations", self.mutations, get_args(Mutations))
         levels = (None, *get_args(HardwareCompatibility))
         require_choice("BuildConfig.hardware_compatibility", self.hardware_compatibility, levels)

@@ -5,6 +5,6 @@ contract: `deployed` is the face, `module_access` what the package's own steps d
 and `onnxruntime` the backends, and `backend_table` lists them.
 
 Public: `backend`, `backend_table`, `deploy_report`, `deployed`, `direct_call`, `explanation`, `judge`, `live_tensors`,
-`made_inputs`, `module_access`, `onnxruntime.ort_module`, `timing`, `torch_state`, `trt.trt_backend`, `trt.trt_module`,
-`weight_sync`. The other files belong to this folder alone.
+`made_inputs`, `module_access`, `onnxruntime.ort_module`, `speed_at_opt`, `timing`, `torch_state`, `trt.trt_backend`,
+`trt.trt_module`, `weight_sync`. The other files belong to this folder alone.
 """

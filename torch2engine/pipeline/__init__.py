@@ -12,6 +12,7 @@ they are composed here and in `deploy`.
     reference_answers   the model's answers that every candidate is compared with
     graph_check     the exported ONNX graph is compared with them before anything is built from it
     report_builder  collects what deploy() finds
+    speed_note      an accepted engine is timed beside its model; a note where PyTorch is faster
     load            the public step `load`: a saved folder as a module, with its report
     rebuild         an engine that does not run here is built anew for this machine
     deploy_options  the types of deploy()'s options, for editors
@@ -19,6 +20,6 @@ they are composed here and in `deploy`.
     user_warning    a warning that points at the user's line
 
 Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
-`graph_check`, `load`, `model_and_sample`, `reference_answers`, `report_builder`, `request`, `user_warning`. The other
-files belong to this folder alone.
+`graph_check`, `load`, `model_and_sample`, `reference_answers`, `report_builder`, `request`, `speed_note`,
+`user_warning`. The other files belong to this folder alone.
 """

@@ -113,12 +113,12 @@ class ReportBuilder:
         """Add how the ONNX graph was lowered, with its comparisons and notes."""
         self._lowering = lowered.outcome
         self.add_parity(*lowered.reports)
-        self._add_engine_notes(lowered.notes)
+        self.add_lasting_notes(lowered.notes)
 
     def add_engine_precision(self, engine_precision: EnginePrecision) -> None:
         """Add the precisions that the engine computes in, with notes."""
         self._computed = engine_precision.report
-        self._add_engine_notes(engine_precision.notes)
+        self.add_lasting_notes(engine_precision.notes)
 
     def add_precision_report(self, report: PrecisionReport) -> None:
         """Add the precisions that a graph is computed in where no engine is built."""
@@ -127,6 +127,11 @@ class ReportBuilder:
     def add_engine_findings(self, module: TRTModule) -> None:
         """Add what makes an engine slower than it could be. Its precisions must be known by then."""
         self._findings = engine_findings(cast("EngineArtifact", artifact_of(module)), self._computed, module.layers())
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What makes the engine slower than it could be."""
+        return self._findings
 
     @property
     def is_lowered(self) -> bool:
@@ -148,10 +153,11 @@ class ReportBuilder:
         computed = findings["computed"]
         self._lowering = None if outcome is None else PrecisionOutcome.from_json(outcome)
         self._computed = None if computed is None else PrecisionReport.from_json(computed)
-        self._add_engine_notes(findings["notes"])
+        self.add_lasting_notes(findings["notes"])
         self._findings = tuple(map(Finding.from_json, findings.get("findings", ())))  # older records have none
 
-    def _add_engine_notes(self, notes: Iterable[str]) -> None:
+    def add_lasting_notes(self, notes: Iterable[str]) -> None:
+        """Add sentences for the user that stay true when a later deploy reuses the engine."""
         sentences = tuple(notes)
         self._engine_notes += sentences
         self._notes += sentences
