@@ -3,9 +3,9 @@
     python -m benchmarks.deploy --out DIR --torch-tensorrt FOLDER
 
 Enters: a GPU, or several. Leaves: deploy.json. Beside deploy() stand torch.onnx.export with TensorRT's build, which
-compare nothing, and Torch-TensorRT at one size. Each has a fresh process. It has imported what a script imports at its
-top, and called the model, when the clock starts. Processes of one GPU take turns; `--at-a-time` lets several work at
-once, each with its share of the CPU's cores. What fails costs nothing else its figures, and stands in the samples.
+compare nothing, and Torch-TensorRT at one size. Each has a fresh process. It has imported everything, and called the
+model, when the clock starts. Processes of one GPU take turns; `--at-a-time` lets several work at once, each with its
+share of the CPU's cores. What fails costs nothing else its figures, and stands in the samples.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """torch.onnx's search for type promotions, on the results that the program already has.
 
-Enters: nothing. Leaves: a context in which the search computes only what it changes. Separate because it alone knows how
-torch.onnx searches. It runs the whole program anew on fake tensors, operator by operator. With a dynamic batch that is a
-tenth of an export. But every node of a program holds its result, and a promotion changes only the nodes that it adds or
-moves to another type. torch.onnx runs these by itself and writes down what they give.
+Enters: nothing. Leaves: a context in which the search computes only what it changes. Separate because it alone knows
+how torch.onnx searches. It runs the whole program anew on fake tensors, operator by operator. With a dynamic batch that
+is a tenth of an export. But every node of a program holds its result, and a promotion changes only the nodes that it
+adds or moves to another type. torch.onnx runs these by itself and writes down what they give.
 """
 
 from __future__ import annotations

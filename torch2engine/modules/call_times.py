@@ -107,7 +107,7 @@ def _queued_us(call: Call, probe: _Probe) -> float:
     count = max(1, min(_MOST_CALLS, int(_LAUNCHED_S / probe.launch_s)))
     pause_s = min(_LONGEST_PAUSE_S, _PAUSE_OVER_LAUNCHING * count * probe.launch_s)
     torch.cuda.synchronize()
-    torch.cuda._sleep(int(pause_s * _CYCLES_PER_S))  # pyright: ignore[reportPrivateUsage]  # torch's own tests use it
+    torch.cuda._sleep(int(pause_s * _CYCLES_PER_S))  # pyright: ignore[reportPrivateUsage]  # the pause of torch's own tests
     return _us_between_events(call, count)
 
 
