@@ -269,3 +269,29 @@ def test_obstacle_is_named(tmp_path: Path, options: dict[str, Any], reason: str 
     """What deploy() and `inspect` say of attention that has no fused kernel."""
     found = attention_obstacles(onnx.load(str(hand_made(tmp_path, **options))), tmp_path)
     assert [text.partition(", or the number")[0] for text in found.values()] == ([] if reason is None else [reason])
+
+
+def test_shapes_are_inferred_without_the_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would be written and read twice; the given model keeps them, and its own shapes."""
+    infer = onnx.shape_inference.infer_shapes
+    sizes: list[int] = []
+
+    def noted(model: Any, **options: Any) -> Any:
+        sizes.append(model.ByteSize())
+        return infer(model, **options)
+
+    monkeypatch.setattr(onnx.shape_inference, "infer_shapes", noted)
+    table = np.ones((64, 16), np.float16)
+    nodes = [helper.make_node("MatMul", ["y", "table"], ["narrow"])]
+    model = onnx.load(hand_made(tmp_path, size=64))
+    model.graph.node.extend(nodes)
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("narrow", HALF, ["batch", 2, 5, 16]))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(table, "table"))
+    before = model.SerializeToString(deterministic=True)
+    fused = fuse_attention(model, tmp_path)
+    assert fused is not None
+    assert len(sizes) == 1 and sizes[0] < table.nbytes < len(before)
+    assert model.SerializeToString(deterministic=True) == before
+    assert len(attention_nodes(fused.SerializeToString())) == 1
+    (kept,) = [tensor for tensor in fused.graph.initializer if tensor.name == "table"]
+    assert np.array_equal(onnx.numpy_helper.to_array(kept), table)

@@ -11,9 +11,11 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support import deploy_models
+from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
-from torch2engine.pipeline.request import choose_runtime
+from torch2engine.pipeline.model_and_sample import ModelAndSample
+from torch2engine.pipeline.request import DeployRequest, choose_runtime
 from torch2engine.trt.gpu import CUDA_LIBRARIES, Gpu
 
 
@@ -125,3 +127,26 @@ def test_generator_without_an_item_is_refused_before_the_export(monkeypatch: pyt
     again = (read.append(index) or x for index, x in enumerate(data))
     t2e.deploy(model, data[0], precision="fp16", calibration=again, runtime="onnxruntime", cache=False)
     assert read == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "measured"),
+    [
+        (torch.float32, "fp32", {"fp32"}),
+        (torch.float32, "tf32", {"fp32", "tf32"}),
+        (torch.float32, "fp16", {"fp32", "fp16"}),
+        (torch.half, "fp32", {"fp16"}),
+        (torch.bfloat16, "tf32", {"bf16"}),
+    ],
+)
+def test_rounding_is_measured_in_the_precisions_that_candidates_have(
+    dtype: torch.dtype, precision: Any, measured: set[str]
+) -> None:
+    """A half model stays one, whatever float32 is computed in: no candidate rounds to float32."""
+    model = nn.Linear(4, 2).to(dtype)
+    given = ModelAndSample.of(model, torch.randn(2, 4, dtype=dtype), None, None, None, None, ())
+    request = DeployRequest.from_arguments(
+        given, precision, None, None, "onnxruntime", BuildConfig(), t2e.RuntimeConfig()
+    )
+    with undisturbed(model):
+        assert set(request.sensitivity_precisions(request.capture())) == measured

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from torch2engine.onnx_graph.tensor_types import cast_element_types, mentions_type
+from torch2engine.onnx_graph.tensor_types import cast_element_types, mentions_type, without_weight_values
 from torch2engine.onnx_graph.walk import operators_of
 
 __all__ = ["attention_obstacles", "fuse_attention"]
@@ -112,16 +112,31 @@ def _may_hold_attention(model: Any) -> bool:
 
 
 def _read_graph(model: Any, folder: Path) -> Any:
-    """Read a model for changes, with all shapes that ONNX can infer."""
+    """Read a model for changes, with all shapes that ONNX can infer.
+
+    The inference takes a copy without the weights' values: it would write and read these twice, which took a second for
+    a model of 200 MB.
+    """
     import onnx  # only here: onnx and onnx_ir take long to load
     import onnx_ir
 
     ir: Any = onnx_ir
     shape_inference: Any = onnx.shape_inference
     _forget_inferred_sizes(model)
-    graph = ir.from_proto(shape_inference.infer_shapes(model, data_prop=True))
+    inferred = shape_inference.infer_shapes(without_weight_values(model), data_prop=True).graph
+    own = onnx.GraphProto(value_info=model.graph.value_info, output=model.graph.output)
+    _replace_values(model.graph, inferred)
+    graph = ir.from_proto(model)
+    _replace_values(model.graph, own)
     ir.external_data.set_base_dir(graph.graph, folder)
     return graph
+
+
+def _replace_values(graph: Any, source: Any) -> None:
+    """Give a graph the value_info and outputs of another one."""
+    for part in ("value_info", "output"):
+        graph.ClearField(part)
+        getattr(graph, part).extend(getattr(source, part))
 
 
 def _has_usable_opset(model: Any) -> bool:

@@ -39,7 +39,8 @@ def without_weight_values(model: Any) -> Any:
     for part in ("node", "input", "output", "value_info"):
         getattr(copy.graph, part).extend(getattr(model.graph, part))
     for tensor in model.graph.initializer:
-        is_small = len(tensor.raw_data) <= _SMALL_BYTES
+        # The first question copies nothing: `raw_data` is a copy of the values.
+        is_small = tensor.ByteSize() <= 2 * _SMALL_BYTES and len(tensor.raw_data) <= _SMALL_BYTES
         copied = copy.graph.initializer.add()
         copied.CopyFrom(tensor if is_small else onnx.TensorProto(name=tensor.name, dims=tensor.dims))
         copied.data_type = tensor.data_type

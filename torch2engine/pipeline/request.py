@@ -27,6 +27,7 @@ from torch2engine.core.config import (
     require_choice,
 )
 from torch2engine.core.errors import InstallationError
+from torch2engine.core.precisions import CAST_PRECISIONS
 from torch2engine.modules.live_tensors import require_free_names
 from torch2engine.modules.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
@@ -161,9 +162,13 @@ class DeployRequest:
             report.add_lowering(lowered)
         return lowered
 
-    def sensitivity_precisions(self, captured: CapturedCall) -> tuple[str, str]:
-        """The precisions in which candidates will compute: the model's own, and the lowest that is requested."""
-        return captured.precision, self.precision.lowest_type
+    def sensitivity_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
+        """The precisions in which candidates will compute: the model's own, and the lowest that is requested.
+
+        A half model stays one under "fp32" and "tf32", which say how float32 is computed.
+        """
+        stays_low = captured.precision in CAST_PRECISIONS and not self.precision.changes_graph
+        return (captured.precision,) if stays_low else (captured.precision, self.precision.lowest_type)
 
     @property
     def flavour(self) -> str | None:
