@@ -102,6 +102,16 @@ def test_cases_of_several_profiles_are_numbered() -> None:
     }
 
 
+def test_profiles_that_share_a_size_share_the_models_answer() -> None:
+    """The model runs once on the sample at a size. Each profile has its case, and random values of its own."""
+    profiles = [{"n": (1, 4, 8)}, {"n": (4, 4, 4)}]
+    found, _ = run(DOUBLE, torch.randn(2, 3), {"x": {0: "n"}}, profiles)
+    first, second = found["profile 0 opt"], found["profile 1 min"]
+    assert first.inputs[0] is second.inputs[0]
+    assert torch.equal(first.outputs["output"], second.outputs["output"])
+    assert not torch.equal(found["profile 1 random"].inputs[0], first.inputs[0])
+
+
 @pytest.mark.parametrize(("fixed", "size"), [((), 5), ((5,), 4), ((4, 5, 6), 3), (tuple(range(1, 9)), 5)])
 def test_wide_profile_has_a_case_that_no_narrower_one_answers(fixed: tuple[int, ...], size: int) -> None:
     """Its engine would go unseen if every case fell to a profile of one size within it."""

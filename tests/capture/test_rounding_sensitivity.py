@@ -55,6 +55,25 @@ def test_sensitivity_of_an_amplifying_model_is_large() -> None:
     assert relative(case, "fp32") > 50 * 2**-24
 
 
+def test_cases_with_the_same_inputs_are_measured_once() -> None:
+    """As profiles have them that share a size: all of them have what was found."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 64)
+    call = captured(model, torch.randn(8, 64))
+    calls: list[int] = []
+    with undisturbed(model):
+        cases, _ = make_parity_cases(call)
+        twice = [*cases, *(replace(case, name=f"again {case.name}") for case in cases)]
+        hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+        found = with_sensitivity(call, twice, ("fp32",))
+        hook.remove()
+    assert len(calls) == 3 * len(cases)  # three perturbations
+    assert [case.name for case in found] == [case.name for case in twice]
+    for first, again in zip(found, found[len(cases) :], strict=False):
+        assert first.sensitivity["fp32"]
+        assert again.sensitivity == first.sensitivity
+
+
 def test_weights_of_every_kind_of_module_move() -> None:
     """With an input of zeros, all that moves is weights: also those that a recurrent module keeps in a list."""
     torch.manual_seed(0)

@@ -116,9 +116,12 @@ def _invented_cases(captured: CapturedCall) -> tuple[list[ParityCase], list[str]
         plans, note = _without_invented(captured, plans, obstacle)
         notes.append(note)
     parity_cases: list[ParityCase] = []
+    with_sample: dict[frozenset[tuple[str, int]], _AnsweredInputs] = {}  # profiles that share a size share its answer
     for plan in plans:
+        sizes = frozenset(plan.sizes.items())
         try:
-            answered = _answer_plan(captured, plan, generator)
+            answered = with_sample.get(sizes) if not plan.is_random else None
+            answered = answered or _answer_plan(captured, plan, generator)
         except ExportError as error:
             if not plan.is_random:
                 raise _size_is_not_held(captured, plan, error) from error
@@ -126,6 +129,8 @@ def _invented_cases(captured: CapturedCall) -> tuple[list[ParityCase], list[str]
                 f"no case '{plan.name}': the model refuses random values drawn from the sample's range ({error.got})"
             )
             continue
+        if not plan.is_random:
+            with_sample[sizes] = answered
         parity_cases.append(replace(_make_case(captured, plan.name, answered), kind=plan.kind))
         notes += _notes_on_guess(captured, plan, answered)
     return parity_cases, notes

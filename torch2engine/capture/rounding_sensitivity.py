@@ -67,13 +67,23 @@ def measure_sensitivity(
     first = trial if trial is not None and trial.follows_floats else None
     if first is not None and first.obstacle():
         return list(cases)
-    measured = [dict(case.sensitivity) for case in cases]
+    # Cases of several profiles may share their inputs, and then their answers move alike.
+    distinct: dict[tuple[int, ...], ParityCase] = {}
+    for case in cases:
+        distinct.setdefault(_identity(case), case)
+    measured = {key: dict(case.sensitivity) for key, case in distinct.items()}
     for precision in dict.fromkeys(precisions):
-        for found, moved in zip(measured, _movements(reference, signature, cases, precision, first), strict=False):
+        movements = _movements(reference, signature, list(distinct.values()), precision, first)
+        for found, moved in zip(measured.values(), movements, strict=False):
             found[precision] = moved
     if first is not None:
         first.refresh()  # frees its copy of the model
-    return [replace(case, sensitivity=found) for case, found in zip(cases, measured, strict=True)]
+    return [replace(case, sensitivity=measured[_identity(case)]) for case in cases]
+
+
+def _identity(case: ParityCase) -> tuple[int, ...]:
+    """The same for cases whose inputs are the same tensors."""
+    return tuple(map(id, case.inputs))
 
 
 def _movements(
