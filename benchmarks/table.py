@@ -74,7 +74,7 @@ PROCESSOR_ROWS = {
     "infer_stream_pinned.b32": "the same, arrays page-locked",
     "infer_stream_uint8.b32": "the same, pageable uint8 images",
 }
-PHASES = ("capture", "export", "reference", "check", "precision", "build", "parity")  # of deploy()
+PHASES = ("capture", "export", "reference", "check", "precision", "build", "parity", "speed")  # of deploy()
 # One of them -> why it may take more than half of the time.
 LONG_PHASES = {
     "export": "torch.export and torch.onnx go through the model in Python, operator by operator",

@@ -64,7 +64,11 @@ def test_cases_with_the_same_inputs_are_measured_once() -> None:
     with undisturbed(model):
         cases, _ = make_parity_cases(call)
         twice = [*cases, *(replace(case, name=f"again {case.name}") for case in cases)]
-        hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+
+        def count(module: nn.Module, args: object) -> None:
+            calls.append(1)
+
+        hook = model.register_forward_pre_hook(count)
         found = with_sensitivity(call, twice, ("fp32",))
         hook.remove()
     assert len(calls) == 3 * len(cases)  # three perturbations

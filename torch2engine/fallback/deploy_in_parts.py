@@ -179,7 +179,7 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: _Arguments) -> Any:
             deploy,
             precision=arguments.precision,
             runtime=runtime,
-            config=arguments.config,
+            config=replace(arguments.config, compare_speed=False),  # nobody reads a part's report
             runtime_config=replace(arguments.runtime_config, out_of_range="error"),
             cache=arguments.cache,
             progress=arguments.progress,

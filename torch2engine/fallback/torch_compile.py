@@ -152,7 +152,7 @@ def _deploy_part(
         precision=options.precision,
         tolerance=options.tolerance,
         runtime=runtime,
-        config=replace(options.config, compare_speed=False),  # nobody reads a part's report, and each new size has one
+        config=replace(options.config, compare_speed=False),  # nobody reads a part's report
         runtime_config=options.runtime_config if runtime == "tensorrt" else RuntimeConfig(),
         cache=options.cache,
         progress=None,
