@@ -21,8 +21,8 @@ __all__ = ["CallTime", "time_calls"]
 
 _ROUNDS = 3
 _MOST_CALLS = 30  # in a train, and while the GPU pauses
-# The GPU's queue takes about a thousand kernels. A train that is launched in this time, at 4 µs a kernel, is shorter.
-_LAUNCHED_S = 0.004
+# The GPU's queue takes about a thousand kernels. A train that is launched in this time, at 2 µs a kernel, is as long.
+_LAUNCHED_S = 0.002
 _LONGEST_PAUSE_S = 0.1
 _CYCLES_PER_S = 2e9  # of the fastest GPUs; a pause on others is longer
 _PAUSE_OVER_LAUNCHING = 1.5
