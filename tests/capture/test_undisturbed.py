@@ -541,3 +541,21 @@ def test_undisturbed_can_be_nested_and_shared() -> None:
     for generator in ("python", "numpy", "torch"):
         del around[generator], after[generator]
     assert_same(around, after)
+
+
+def test_arithmetic_stays_the_users_where_calls_are_timed() -> None:
+    """TF32 and the attention kernels are as they were; autocast and grad are off all the same."""
+    model = nn.Linear(4, 4).train()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu"), undisturbed(model, is_exact=False):
+            assert torch.get_float32_matmul_precision() == "high"
+            assert torch.backends.cuda.flash_sdp_enabled()
+            assert not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or model.training)
+        with undisturbed(model):
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cuda.flash_sdp_enabled()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert model.training
