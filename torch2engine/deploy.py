@@ -191,15 +191,15 @@ def deploy(
     engine_cache = resolve_cache(cache, cache_key)  # None if caching is off or no folder can be used; checks cache_key
     report = ReportBuilder(progress)  # collects comparisons, notes and seconds; `phase` times its body, shows progress
     earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # keeps these; it searches further below
-    # Inside: eval mode, exact float32, and calls of the model by other threads wait. Afterwards all is as it was. A
-    # model that has written into its parameters, which can't be undone, is an ExportError.
+    # Inside: eval mode, exact float32, and calls of the model by other threads wait. Afterwards all is as it was, but
+    # for values of parameters and gradients: where forward has written into these, ExportError is raised.
     with undisturbed(request.model):
         with report.phase("capture"):
             # Calls the model several times. Checks sample, axes, profiles, live parameters and the names in tolerance.
             captured = request.capture()
             report.add_notes(captured.notes)
         # The engine of an earlier deploy with this cache_key, compared with the model, with its report. None without a
-        # cache_key or such an engine; also, with a warning, if its answers are not the model's.
+        # cache_key or such an engine; also, with a warning, if that engine fails or its answers are not the model's.
         if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
             return reused_module
         # InputError, before the slow export, for an iterator that was read to its end. All other data are read later.
@@ -222,21 +222,25 @@ def deploy(
     # graph that needs neither stays as it is.
     lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
     if request.runtime == "onnxruntime":
-        return attach_report(make_ort_module(lowered, request, report), report)  # its graph was compared above
+        return attach_report(
+            make_ort_module(lowered, request, report), report
+        )  # attaches weights; its graph was compared above
     with report.phase("build"), torch.cuda.device(captured.target_gpu):
         torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
         pending_engine = load_or_build(
             lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
         )
     # Until the block ends, processes that need the same new engine wait for it. If it fails, an engine that came from
-    # the cache is removed there, unless the user's input or installation is the cause. After a ParityError the graph is
-    # compared in the cases that it skipped; if it is wrong there, the error names the graph, not the engine.
+    # the cache is removed from the cache, unless the cause is the user's input, installation or wish to stop, or full
+    # memory. After a ParityError the graph is compared in the cases that it skipped; if it is wrong there, the error
+    # names the graph, not the engine.
     with pending_engine, graph_check.naming_the_culprit():
         # Compares the engine in all cases, a quantised one in all but random ones; then checks the engine's precisions.
         trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
         # A note where PyTorch is faster at a profile's opt, and why; nothing where both are not on one GPU.
         compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
-        # With the module's weights; with newly compiled kernels only under kernel_specialization="none".
+        # Stores it if the cache lacks it, its kernels or parts of its ONNX file. It has the module's weights. Kernels
+        # that were compiled just now are added under kernel_specialization="none" only.
         store_in_cache(pending_engine, trt_module, request)
         earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above
     attach_report(trt_module, report)  # sets trt_module.report

@@ -329,12 +329,22 @@ def test_engine_that_is_found_wrong_is_not_found_again(error: Exception, tmp_pat
     assert judge.cache.entries() == ()
 
 
-def test_wrong_input_is_not_the_engines_fault(tmp_path: Path) -> None:
-    """The entry stays."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        t2e.InputError("out_of_range"),
+        t2e.BuildError("deploy", cancelled=True),
+        t2e.BuildError("execution context", out_of_memory=True),
+        torch.OutOfMemoryError("CUDA out of memory"),
+    ],
+    ids=["input", "cancelled", "memory", "PyTorch's memory"],
+)
+def test_failure_that_is_no_fault_of_the_engine_leaves_it(error: Exception, tmp_path: Path) -> None:
+    """The entry stays: a build would be lost because a user pressed stop, say."""
     judge = Judge(tmp_path)
     judge()
-    with pytest.raises(t2e.InputError):
-        judge(t2e.InputError("out_of_range"))
+    with pytest.raises(type(error)):
+        judge(error)
     assert len(judge.cache.entries()) == 1
 
 

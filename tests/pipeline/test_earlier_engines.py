@@ -239,11 +239,21 @@ def test_engine_that_is_wrong_is_forgotten_and_leaves_nothing_in_the_report(earl
     assert earlier.deploy("net 1")[0] == "cache_key"
 
 
-def test_fault_of_the_user_is_raised(earlier: Earlier) -> None:
-    """It is no fault of the engine, which stays."""
+@pytest.mark.parametrize(
+    "failure",
+    [
+        t2e.InputError("sample_input"),
+        t2e.InstallationError("TensorRT"),
+        t2e.BuildError("deploy", cancelled=True),
+        t2e.BuildError("execution context", out_of_memory=True),
+    ],
+    ids=["input", "installation", "cancelled", "memory"],
+)
+def test_failure_that_is_no_fault_of_the_engine_is_raised(earlier: Earlier, failure: t2e.Torch2EngineError) -> None:
+    """The engine stays, and a later deploy finds it."""
     earlier.deploy("net 1")
-    earlier.failure = t2e.InputError("sample_input")
-    with pytest.raises(t2e.InputError):
+    earlier.failure = failure
+    with pytest.raises(type(failure)):
         earlier.deploy("net 1")
     earlier.failure = None
     assert earlier.deploy("net 1")[0] == "cache_key"

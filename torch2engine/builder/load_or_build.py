@@ -28,7 +28,7 @@ from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import BuildSource, Profiles, make_build_source
 from torch2engine.core.config import DECIDES_NOTHING, BuildConfig
-from torch2engine.core.errors import InputError, InstallationError
+from torch2engine.core.errors import InputError, may_blame_engine
 from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, reporting
 from torch2engine.core.spec import Profile
@@ -46,8 +46,8 @@ class PendingEngine:
     """An engine that was loaded from the cache or built. The caller stores it after accepting it.
 
     Use it in a `with`. While the body runs, other processes that need the same new engine wait for it. If the body
-    fails, an engine that came from the cache is removed from it. It stays if the cause is the user's input or
-    installation.
+    fails, an engine that came from the cache is removed from it. It stays if the cause is the user's input,
+    installation or wish to stop, or if memory is full.
 
     Args:
         artifact: the engine.
@@ -150,13 +150,12 @@ def load_or_build(
 
 @contextmanager
 def _removed_if_wrong(cache: EngineCache, key: str) -> Generator[None]:
-    """Remove an engine from the cache if the body fails, unless the user's input or installation is the cause."""
+    """Remove an engine from the cache if the body fails and the engine may be the cause."""
     try:
         yield
-    except (InputError, InstallationError):
-        raise
-    except Exception:
-        cache.remove(key)
+    except Exception as error:
+        if may_blame_engine(error):
+            cache.remove(key)
         raise
 
 

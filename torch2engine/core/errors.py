@@ -45,6 +45,7 @@ __all__ = [
     "Torch2EngineError",
     "UnsupportedNode",
     "UnsupportedOperatorError",
+    "may_blame_engine",
 ]
 
 
@@ -230,6 +231,7 @@ class BuildError(Torch2EngineError):
     Attributes:
         log: TensorRT's own last lines, oldest first; then the nodes that they name, with module and line.
         out_of_memory: True if TensorRT's lines name memory as the cause.
+        cancelled: True if the caller's progress returned False.
 
     >>> t2e.build(onnx, config=t2e.BuildConfig(time_limit_s=0.01))
     Traceback (most recent call last):
@@ -246,9 +248,11 @@ class BuildError(Torch2EngineError):
         fix: str = "",
         log: Sequence[str] = (),
         out_of_memory: bool = False,
+        cancelled: bool = False,
     ) -> None:
         self.log = tuple(map(without_terminal_codes, log))
         self.out_of_memory = out_of_memory
+        self.cancelled = cancelled
         super().__init__(subject, got=got, allowed=allowed, fix=fix)
 
     def _message(self) -> str:
@@ -365,3 +369,16 @@ class RefitError(Torch2EngineError):
     torch2engine.RefitError: ORTModule: got a module that was not deployed to be refitted; expected a module of
     deploy(..., config=BuildConfig(refittable=True)); deploy the model again with that
     """
+
+
+def may_blame_engine(error: Exception) -> bool:
+    """Whether an error may come from an engine that is wrong.
+
+    False for the user's input, installation or wish to stop, and where memory is full: then the engine is as good as
+    before.
+    """
+    if isinstance(error, (InputError, InstallationError, MemoryError)):
+        return False
+    if isinstance(error, BuildError) and (error.cancelled or error.out_of_memory):
+        return False
+    return type(error).__name__ != "OutOfMemoryError"  # PyTorch's, which this file does not load

@@ -92,7 +92,7 @@ class Reporter:
         self._started = time.monotonic() if started is None else started
 
     def __call__(self, phase: str, step: int, steps: int) -> None:
-        """ProgressCallback one step.
+        """Report one step.
 
         Raises:
             BuildError: the answer was to cancel.
@@ -106,6 +106,7 @@ class Reporter:
                 got=f"False from progress in '{phase}'",
                 allowed="another value, since False cancels",
                 fix="return None to go on",
+                cancelled=True,
             )
 
 

@@ -28,7 +28,7 @@ from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.load_or_build import current_driver
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.core.errors import InputError, InstallationError, Torch2EngineError
+from torch2engine.core.errors import Torch2EngineError, may_blame_engine
 from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.modules.trt.trt_module import TRTModule
 from torch2engine.pipeline.accept import EngineCandidate, accept, attach_report
@@ -190,9 +190,9 @@ class EarlierEngines:
                     earlier.engine, earlier.lowered_to, self._request, reference_answers
                 )
                 module = accept(candidate, self._request, captured.target_gpu, report)
-        except (InputError, InstallationError):
-            raise
         except Torch2EngineError as error:
+            if not may_blame_engine(error):
+                raise
             cache.remove_record(earlier.record_key)
             warn_user(
                 f"an engine that was found for this request is not taken, and the model is deployed anew: {error}"
