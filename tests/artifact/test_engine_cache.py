@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 import torch2engine as t2e
 from tests.support import onnx_models
