@@ -15,6 +15,7 @@ from torch2engine.builder.byte_tensors import widen_bytes
 from torch2engine.builder.fused_attention import fuse_attention
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
+from torch2engine.builder.recurrent_scans import scan_recurrent_layers
 from torch2engine.builder.single_group_norms import write_out_single_group_norms
 
 __all__ = ["parser_input"]
@@ -23,7 +24,12 @@ __all__ = ["parser_input"]
 _Change: TypeAlias = Callable[[Any, Path], Any | None]
 
 _FOR_ALL: tuple[_Change, ...] = (importer_form, widen_bytes)
-_FOR_RTX: tuple[_Change, ...] = (fuse_attention, separate_activations, write_out_single_group_norms)
+_FOR_RTX: tuple[_Change, ...] = (
+    fuse_attention,
+    separate_activations,
+    write_out_single_group_norms,
+    scan_recurrent_layers,
+)
 
 
 def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool) -> bytes | None:
