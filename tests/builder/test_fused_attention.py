@@ -295,3 +295,70 @@ def test_shapes_are_inferred_without_the_weights(tmp_path: Path, monkeypatch: py
     assert len(attention_nodes(fused.SerializeToString())) == 1
     (kept,) = [tensor for tensor in fused.graph.initializer if tensor.name == "table"]
     assert np.array_equal(onnx.numpy_helper.to_array(kept), table)
+
+
+def in_windows(
+    folder: Path,
+    *,
+    parted: tuple[int, ...] = (-1, 4, 2, 8, 8),
+    joined: tuple[int, ...] = (-1, 2, 8, 8),
+    mask: tuple[int, ...] = (1, 4, 1, 8, 8),
+    is_constant: bool = True,
+) -> Path:
+    """Attention in shifted windows: a bias for each head, and in five dimensions a mask for each window."""
+    random = np.random.default_rng(0)
+    constants: dict[str, Any] = {"bias": random.standard_normal((1, 2, 8, 8)).astype(np.float16)}
+    constants |= {"parted": np.array(parted), "joined": np.array(joined)}
+    nodes = [
+        helper.make_node("Transpose", ["key"], ["swapped"], perm=(0, 1, 3, 2)),
+        helper.make_node("MatMul", ["query", "swapped"], ["product"]),
+        helper.make_node("Add", ["product", "bias"], ["biased"]),
+        helper.make_node("Reshape", ["biased", "parted"], ["images"]),
+        helper.make_node("Add", ["images", "mask"], ["masked"]),
+        helper.make_node("Reshape", ["masked", "joined"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"], axis=-1, name="softmax"),
+        helper.make_node("MatMul", ["weights", "value"], ["y"], name="attention"),
+    ]
+    inputs: dict[str, Any] = {name: (HALF, ["windows", 2, 8, 16]) for name in ("query", "key", "value")}
+    if is_constant:
+        constants["mask"] = random.standard_normal(mask).astype(np.float16)
+    else:
+        inputs["mask"] = (HALF, list(mask))
+    return onnx_models.save(
+        folder / "windows.onnx", nodes, inputs, {"y": (HALF, ["windows", 2, 8, 16])}, constants, opset=22
+    )
+
+
+def test_attention_in_windows_is_fused_as_it_is(tmp_path: Path) -> None:
+    """The builder makes the same kernel of it without the node, so that nothing is in its way."""
+    path = in_windows(tmp_path)
+    assert changed_by(fuse_attention, path) is None
+    assert attention_obstacles(onnx.load(str(path)), tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"is_constant": False},
+        {"parted": (-1, 4, 2, 4, 16), "mask": (1, 1, 1, 4, 16)},
+        {"parted": (-1, 2, 4, 8, 8), "mask": (1, 2, 4, 8, 8)},
+    ],
+    ids=str,
+)
+def test_other_sums_in_five_dimensions_are_named(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A mask that is computed, and axes that are no windows: for these the builder fuses nothing."""
+    found = attention_obstacles(onnx.load(str(in_windows(tmp_path, **options))), tmp_path)
+    assert found == {"softmax": "something else than a scale and a mask stands before its softmax"}
+
+
+def test_constant_bias_of_heads_is_fused_as_it_is(tmp_path: Path) -> None:
+    """Windows that are not shifted. A constant for all heads becomes an input of the node, as any other mask."""
+    for heads in (2, 1):
+        path = hand_made(tmp_path, mask=[1, heads, 5, 7])
+        model = onnx.load(str(path))
+        (mask,) = (value for value in model.graph.input if value.name == "mask")
+        model.graph.input.remove(mask)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((1, heads, 5, 7), np.float16), "mask"))
+        onnx.save(model, path)
+        assert (changed_by(fuse_attention, path) is None) == (heads == 2)
+        assert attention_obstacles(onnx.load(str(path)), tmp_path) == {}

@@ -55,6 +55,7 @@ def save(
     if peepholes:
         names.append("p")
     every = {"y": (dtype, ["time", directions, "batch", HIDDEN]), "h": state, "c": state}
+    every_attribute: dict[str, Any] = ({"linear_before_reset": 1} if kind == "GRU" else {}) | attributes
     node = helper.make_node(
         kind,
         names,
@@ -62,7 +63,7 @@ def save(
         name="layer",
         hidden_size=HIDDEN,
         direction=direction,
-        **({"linear_before_reset": 1} if kind == "GRU" else {}) | attributes,
+        **every_attribute,
     )
     used = {name: weight for name, weight in weights.items() if name in names}
     outputs = {name: every[name] for name in results}
@@ -71,10 +72,10 @@ def save(
 
 def answers(model: bytes, steps: int = 5) -> list[Any]:
     """What ONNX Runtime answers for a batch of 2."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    session: Any = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     random = np.random.default_rng(1)
-    sizes = {"time": steps, "batch": 2}
-    feeds = {
+    sizes: dict[Any, Any] = {"time": steps, "batch": 2}
+    feeds: dict[str, Any] = {
         value.name: random.standard_normal([sizes.get(size, size) for size in value.shape]).astype(np.float32)
         for value in session.get_inputs()
     }

@@ -3,6 +3,9 @@
 Enters: an ONNX model. Leaves: the model to parse instead, or nothing. Separate because the file stays in an opset that
 every reader has; ONNX's Attention came with opset 23. On an H200, TensorRT-RTX 1.6.1 runs the node as one kernel, in
 float16 and bfloat16 alone.
+
+Attention with a constant bias for each head, as in windows, stays as it is: RTX makes the same kernel of the products
+and the softmax, and no copy of its answer. For the mask of shifted windows it also takes the scores in five dimensions.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ class _Attention:
         mask: what is added to the scores; None if nothing is.
         scale: the factor of the scores.
         result: the value that holds the answer.
+        has_windows: whether a second constant, the mask of windows, is added to the scores in five dimensions.
     """
 
     query: Any
@@ -55,6 +59,12 @@ class _Attention:
     mask: Any | None
     scale: float
     result: Any
+    has_windows: bool
+
+    @property
+    def is_fused_as_it_is(self) -> bool:
+        """Whether the builder makes one kernel of it without the node."""
+        return self.has_windows or _is_bias_of_heads(self.mask)
 
 
 def fuse_attention(model: Any, folder: Path) -> Any | None:
@@ -76,7 +86,7 @@ def fuse_attention(model: Any, folder: Path) -> Any | None:
     if not _has_usable_opset(fused):
         return None
     read = [_read_attention(node) for node in fused.graph if _is(node, "Softmax")]
-    found = [attention for attention in read if isinstance(attention, _Attention)]
+    found = [attention for attention in read if isinstance(attention, _Attention) and not attention.is_fused_as_it_is]
     for attention in found:
         _write(attention)
     if not found:
@@ -162,7 +172,9 @@ def _read_attention(softmax: Any) -> _Attention | str:
     product = _only_user(weights)
     if not _is(product, "MatMul") or product.inputs[0] is not weights:
         return "something else than the product with the values reads its weights"
-    scores, mask = _take_mask(softmax.inputs[0])
+    scores = _take_window_mask(softmax.inputs[0])
+    has_windows = scores is not softmax.inputs[0]
+    scores, mask = _take_mask(scores)
     scores, factor = _take_scale(scores)
     first = _producer(scores, "MatMul")
     if first is None:
@@ -173,7 +185,7 @@ def _read_attention(softmax: Any) -> _Attention | str:
         return "its key comes from no transpose of the last two axes that its product alone reads"
     value = product.inputs[1]
     scale = factor * query_factor * key_factor
-    attention = _Attention(query, key, value, mask, scale, product.outputs[0])
+    attention = _Attention(query, key, value, mask, scale, product.outputs[0], has_windows)
     return _obstacle_in_shapes(attention) or attention
 
 
@@ -207,6 +219,41 @@ def _stretches(shape: Sequence[Any] | None, target: Sequence[Any]) -> bool:
         return False
     ends = list(target)[len(target) - len(shape) :]
     return all(size in (1, end) for size, end in zip(shape, ends, strict=True))
+
+
+def _take_window_mask(scores: Any) -> Any:
+    """The scores before a constant is added to them in five dimensions, [images, windows, heads, length, length].
+
+    Args:
+        scores: of four dimensions, in which images and windows are one.
+    """
+    joined = _producer(scores, "Reshape")
+    added = None if joined is None else _producer(joined.inputs[0], "Add")
+    if added is None:
+        return scores
+    for parted, mask in (added.inputs, reversed(added.inputs)):
+        split = _producer(parted, "Reshape")
+        before = None if split is None else split.inputs[0]
+        if before is not None and _is_constant(mask) and _joins_windows(before, parted, mask, scores):
+            return before
+    return scores
+
+
+def _joins_windows(before: Any, parted: Any, mask: Any, scores: Any) -> bool:
+    """Whether a Reshape parts the first axis alone, a mask stretches to its result, and another one joins it again."""
+    shapes: list[Any] = [value.shape for value in (before, parted, scores)]
+    if any(shape is None for shape in shapes) or [len(shape) for shape in shapes] != [4, 5, 4]:
+        return False
+    ends = [list(shapes[0])[1:], list(shapes[1])[2:], list(shapes[2])[1:]]
+    is_fixed = all(isinstance(size, int) for size in ends[0])
+    return is_fixed and ends[0] == ends[1] == ends[2] and _stretches(mask.shape, shapes[1])
+
+
+def _is_bias_of_heads(mask: Any | None) -> bool:
+    """Whether a mask is a constant with numbers of its own for each head."""
+    if mask is None or not _is_constant(mask) or mask.shape is None or len(mask.shape) != 4:
+        return False
+    return bool(mask.shape[1] != 1)
 
 
 def _take_mask(scores: Any) -> tuple[Any, Any | None]:
@@ -339,6 +386,10 @@ def _producer(value: Any, operator: str) -> Any:
     """The node of this kind that makes a value for one reader alone; None for any other value."""
     node = None if value is None else value.producer()
     return node if _is(node, operator) and _only_user(value) is not None else None
+
+
+def _is_constant(value: Any | None) -> bool:
+    return value is not None and value.const_value is not None and not value.is_graph_input()
 
 
 def _number(value: Any) -> float | None:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from torch2engine.builder.activation_products import separate_activations
 from torch2engine.builder.byte_tensors import widen_bytes
+from torch2engine.builder.cyclic_shifts import slice_cyclic_shifts
 from torch2engine.builder.fused_attention import fuse_attention
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
@@ -29,6 +30,7 @@ _FOR_RTX: tuple[_Change, ...] = (
     separate_activations,
     write_out_single_group_norms,
     scan_recurrent_layers,
+    slice_cyclic_shifts,
 )
 
 

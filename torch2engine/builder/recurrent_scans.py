@@ -240,7 +240,8 @@ def _write_layer(layer: _Layer) -> None:
 
 def _products_with_input(write: _Writer, layer: _Layer) -> Any:
     """What the input gives each step: [directions, T, batch, gates * H], in the order in which the loop runs."""
-    x, weight, bias = layer.input(0), layer.input(1), layer.input(3)
+    x, weight = layer.node.inputs[:2]
+    bias = layer.input(3)
     directions = len(layer.backwards)
     size = int(weight.shape[2])
     width = layer.kind.gates * layer.hidden

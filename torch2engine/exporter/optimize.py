@@ -14,6 +14,8 @@ from typing import Any, cast
 
 import onnxscript.optimizer
 
+from torch2engine.exporter.computed_constants import compute_constants
+
 __all__ = ["exact_rewrites", "optimize"]
 
 
@@ -26,10 +28,11 @@ def optimize(model: Any, rewrite: bool) -> None:
     """
     if rewrite:
         onnxscript.optimizer.optimize_ir(model)
-        return
-    onnxscript.optimizer.inline(model)
-    onnxscript.optimizer.fold_constants(model)
-    onnxscript.optimizer.remove_unused_nodes(model)
+    else:
+        onnxscript.optimizer.inline(model)
+        onnxscript.optimizer.fold_constants(model)
+        onnxscript.optimizer.remove_unused_nodes(model)
+    compute_constants(model)
 
 
 @contextmanager

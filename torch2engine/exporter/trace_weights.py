@@ -20,6 +20,7 @@ from torch import nn
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.torch_types import real_form
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
+from torch2engine.exporter.computed_constants import attribute_value, constant_tensor
 from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
 
 __all__ = ["WeightTracer"]
@@ -278,10 +279,7 @@ class _StepRecorder:
             constant = ir.convenience.get_const_tensor(value)
         if constant is None or constant.nbytes > _LARGEST_CONSTANT:
             return None
-        raw = bytearray(constant.tobytes())
-        dtype = tensor_adapters.to_torch_dtype(constant.dtype)
-        flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        return flat.reshape(tuple(constant.shape.numpy()))
+        return constant_tensor(constant)
 
     def record_node(self, node: Any) -> bool:
         """Record a node of the ONNX graph as a step.
@@ -298,7 +296,7 @@ class _StepRecorder:
             return False
         if any(self.tensor_of(value) is None for value in inputs):
             return False
-        attributes = {name: _attribute_value(name, attribute) for name, attribute in node.attributes.items()}
+        attributes = {name: attribute_value(name, attribute) for name, attribute in node.attributes.items()}
         return self.record_step(node.op_type, list(node.inputs), node.outputs[0], attributes)
 
     def record_step(self, op: str, inputs: Sequence[Any], output: Any, attributes: dict[str, Any]) -> bool:
@@ -382,10 +380,3 @@ def _program_constant(tensor: torch.Tensor, norm: _BatchNorm, recorder: _StepRec
 
 def _number(node: Any, name: str, default: float) -> float:
     return node.attributes[name].value if name in node.attributes else default
-
-
-def _attribute_value(name: str, attribute: Any) -> Any:
-    value: Any = attribute.value
-    if name == "to":  # of Cast
-        return tensor_adapters.to_torch_dtype(ir.DataType(value))
-    return (*value,) if isinstance(value, (list, tuple)) else value

@@ -20,6 +20,7 @@ from torch2engine.core.errors import ExportError, UnsupportedOperatorError
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.wording import quote
 from torch2engine.exporter.batch_norm_translation import batch_norm_translations
+from torch2engine.exporter.computed_constants import compute_constants
 from torch2engine.exporter.decompositions.table import exact_decompositions
 from torch2engine.exporter.masked_rows import write_masks_as_where
 from torch2engine.exporter.operator_registry import reused_operator_registry
@@ -88,7 +89,9 @@ def translate_to_onnx(
         if refittable_model is not None:
             weights = WeightTracer(onnx_program.model, refittable_model)
             weights.optimize(partial(optimize, onnx_program.model, rewrite))
-        elif not optimized_by_torch:
+        elif optimized_by_torch:
+            compute_constants(onnx_program.model)
+        else:
             optimize(onnx_program.model, rewrite)
     opset = onnx_program.model.opset_imports.get("")
     if opset != OPSET:
