@@ -157,7 +157,8 @@ def test_what_is_no_layer_of_pytorch_stays(tmp_path: Path, options: dict[str, An
 
 
 def test_only_tensorrt_rtx_gets_the_loop(tmp_path: Path) -> None:
-    """TensorRT has kernels of its own for the operator."""
+    """TensorRT has kernels of its own for the operator; a refit replaces the operator's own weights."""
     path = save(tmp_path, "GRU")
     assert parser_input(path, is_rtx=True, cuts_sums=False) is not None
+    assert parser_input(path, is_rtx=True, cuts_sums=False, is_refittable=True) is None
     assert parser_input(path, is_rtx=False, cuts_sums=False) is None

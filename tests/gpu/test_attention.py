@@ -46,6 +46,49 @@ def test_half_precision_attention_runs_fused(dtype: torch.dtype) -> None:
     assert module.layers().count("mha") >= 3, module.layers()
 
 
+class Windows(nn.Module):
+    """Two blocks of Swin on 14 x 14 places: windows of 7 x 7, and the same shifted by 3 with a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList([nn.Linear(64, 192) for _ in range(2)])
+        self.results = nn.ModuleList([nn.Linear(64, 64) for _ in range(2)])
+        self.biases = nn.ParameterList([nn.Parameter(torch.randn(1, 2, 49, 49)) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block, shift in enumerate((0, 3)):
+            shifted = torch.roll(x, (-shift, -shift), (1, 2))
+            windows = shifted.unflatten(2, (2, 7)).unflatten(1, (2, 7)).transpose(2, 3).reshape(-1, 49, 64)
+            query, key, value = self.projections[block](windows).unflatten(-1, (3, 2, 32)).permute(2, 0, 3, 1, 4)
+            scores = query * 32**-0.5 @ key.transpose(-2, -1) + self.biases[block]
+            if shift:
+                scores = (scores.view(-1, 4, 2, 49, 49) + self.mask(x, shift)[:, None]).view(-1, 2, 49, 49)
+            answer = self.results[block]((scores.softmax(-1) @ value).transpose(1, 2).flatten(2))
+            whole = answer.view(-1, 2, 2, 7, 7, 64).transpose(2, 3).reshape(-1, 14, 14, 64)
+            x = x + torch.roll(whole, (shift, shift), (1, 2))
+        return x
+
+    def mask(self, x: torch.Tensor, shift: int) -> torch.Tensor:
+        """[windows, 49, 49]: -100 for places that only the shift has brought together."""
+        places = x.new_zeros(14, 14)
+        for number, part in enumerate((slice(0, -7), slice(-7, -shift), slice(-shift, None))):
+            places[part] += 3 * number
+            places[:, part] += number
+        windows = places.view(2, 7, 2, 7).transpose(1, 2).reshape(4, 49)
+        return (windows[:, None] - windows[:, :, None]).ne(0).to(x.dtype) * -100
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_attention_in_windows_runs_fused(dtype: torch.dtype) -> None:
+    """With the bias of relative positions, shifted or not, at every batch."""
+    torch.manual_seed(0)
+    model = Windows().to("cuda", dtype).eval()
+    sample = torch.randn(2, 14, 14, 64, dtype=dtype, device="cuda")
+    module = t2e.deploy(model, sample, {"x": {0: BATCH}}, cache=False)
+    module(sample)
+    assert module.layers().count("mha") >= 2, module.layers()
+
+
 def test_float32_attention_node_is_right_in_parts(tmp_path: Path) -> None:
     """A file from elsewhere may have the node, and TensorRT-RTX 1.6 has no fused kernel for float32."""
     sizes = {name: (TensorProto.FLOAT, ["batch", 2, 8, 16]) for name in ("query", "key", "value")}

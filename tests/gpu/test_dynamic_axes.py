@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,24 @@ def test_recurrent_layer_is_right_at_every_length(layer: type[nn.Module]) -> Non
         with torch.no_grad():
             expected = model(x)[0]
         assert torch.allclose(module(x)[0], expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layer_in_half_takes_the_input_at_once(layer: type[nn.Module]) -> None:
+    """At a fixed length: the input has a product of its own before the loop."""
+    torch.manual_seed(0)
+    model = layer(64, 128, 2, bidirectional=True, batch_first=True).cuda().half().eval()
+    axes = {"input": {0: t2e.Axis("batch", 1, 4, 8)}}
+    config = t2e.RuntimeConfig(cuda_graphs=False)
+    sample = torch.randn(4, 24, 64, device="cuda", dtype=torch.half)
+    module = t2e.deploy(model, sample, axes, runtime_config=config, cache=False)
+    exact = copy.deepcopy(model).float()
+    for batch in (1, 3, 8):
+        x = torch.randn(batch, 24, 64, device="cuda", dtype=torch.half)
+        with torch.no_grad():
+            expected = exact(x.float())[0]
+        assert (module(x)[0].float() - expected).norm() <= 1e-2 * expected.norm()
+    assert "scan" in module.layers()
 
 
 class Cached(nn.Module):

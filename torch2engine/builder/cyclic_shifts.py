@@ -78,4 +78,8 @@ def _write_slices(node: Any, start: int, size: int) -> None:
         return record.op("Slice", [node.inputs[0], *bounds])
 
     shifted = record.op("Concat", [cut(start, size), cut(0, start)], attributes={"axis": axis})
+    graph = node.graph
+    index = node.inputs[1]
     replace_node(node, record.nodes, shifted, "shift")
+    if not index.uses() and index.name in graph.initializers:
+        graph.initializers.pop(index.name)

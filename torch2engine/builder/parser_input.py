@@ -29,12 +29,13 @@ _FOR_RTX: tuple[_Change, ...] = (
     fuse_attention,
     separate_activations,
     write_out_single_group_norms,
-    scan_recurrent_layers,
     slice_cyclic_shifts,
 )
+# Not where weights can be replaced later: those of a loop follow from the file's in several steps.
+_FOR_FIXED_WEIGHTS: tuple[_Change, ...] = (scan_recurrent_layers,)
 
 
-def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool) -> bytes | None:
+def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool, is_refittable: bool = False) -> bytes | None:
     """Change a model into the form that its builder needs.
 
     Args:
@@ -42,6 +43,7 @@ def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool) -> bytes | None:
         is_rtx: whether TensorRT-RTX builds it.
         cuts_sums: whether TensorRT-RTX gets long float32 sums in pieces. A refit finds weights by their names in the
             file, so those of a refittable engine stay whole. TF32 rounds more than a long sum.
+        is_refittable: whether the engine's weights can be replaced.
 
     Returns:
         the model to parse in the file's place; None if the file is right as it is.
@@ -51,6 +53,8 @@ def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool) -> bytes | None:
     changes = [*_FOR_ALL]
     if is_rtx:
         changes.extend(_FOR_RTX)
+    if is_rtx and not is_refittable:
+        changes.extend(_FOR_FIXED_WEIGHTS)
     if is_rtx and cuts_sums:
         changes.append(split_long_sums)
     model: Any = onnx.load(str(path), load_external_data=False)

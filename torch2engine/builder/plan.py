@@ -219,8 +219,9 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
     network: INetworkDefinition = build.check(make_network(rt, builder), "TensorRT's network")
     parser: OnnxParser = rt.api.OnnxParser(network, rt.logger)
     path = build.request.onnx_path
-    cuts_sums = not build.request.refittable and not PRECISION_TYPES[build.request.precision].uses_tf32
-    changed = parser_input(Path(path), is_rtx=rt.is_rtx, cuts_sums=cuts_sums)
+    refittable = build.request.refittable
+    cuts_sums = not refittable and not PRECISION_TYPES[build.request.precision].uses_tf32
+    changed = parser_input(Path(path), is_rtx=rt.is_rtx, cuts_sums=cuts_sums, is_refittable=refittable)
     # The path is needed, because external data are found beside the file.
     is_parsed = parser.parse_from_file(path) if changed is None else parser.parse(changed, path)
     if not is_parsed:

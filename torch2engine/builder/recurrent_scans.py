@@ -149,7 +149,7 @@ _KINDS: Mapping[str, _Kind] = {
 def scan_recurrent_layers(model: Any, folder: Path) -> Any | None:
     """Write LSTM, GRU and RNN nodes as loops behind one product of the whole input.
 
-    No weight is read or renamed, so that a refit finds all of them. A node stays that has lengths for each sequence,
+    No weight is read or renamed. A node stays that has lengths for each sequence,
     peepholes, other activations than PyTorch's layers, or a reset gate before the product.
 
     Args:
