@@ -36,17 +36,20 @@ def optimize(model: Any, rewrite: bool) -> None:
 
 
 @contextmanager
-def exact_rewrites() -> Generator[bool]:
+def exact_rewrites(folds_norms: bool = True) -> Generator[bool]:
     """Leave out the rewrite rules that treat a constant near 0 as 0, or near 1 as 1; make the others quick.
 
     onnxscript 0.7 drops `+ 1e-8`, without which a norm of zeros divides by zero.
+
+    Args:
+        folds_norms: whether a BatchNorm may become part of the product before it.
 
     Returns:
         False where this onnxscript's rules can't be chosen: then none may be applied.
     """
     rewriter = cast("Any", importlib.import_module("onnxscript.rewriter"))
     try:
-        inexact = {id(rule) for rule in importlib.import_module("onnxscript.rewriter.rules.common._no_op").rules}
+        inexact = _rules_of("_no_op") | (set() if folds_norms else _rules_of("_fuse_batchnorm"))
         all_rules = rewriter._DEFAULT_REWRITE_RULES
     except (ImportError, AttributeError):  # other versions
         yield False
@@ -56,6 +59,15 @@ def exact_rewrites() -> Generator[bool]:
         yield True
     finally:
         rewriter._DEFAULT_REWRITE_RULES = all_rules
+
+
+def _rules_of(file: str) -> set[int]:
+    """The ids of the rules in a file of onnxscript's.
+
+    Raises:
+        ImportError, AttributeError: this version has others.
+    """
+    return {id(rule) for rule in importlib.import_module(f"onnxscript.rewriter.rules.common.{file}").rules}
 
 
 class _NodeFirst:

@@ -73,15 +73,15 @@ def translate_to_onnx(
         ExportError: torch.onnx fails, or its graph is in another opset.
         UnsupportedOperatorError: operators without an ONNX form; names each with its module and line.
     """
-    # The rewrite rules of onnxscript 0.7 fold a BatchNorm in bfloat16 as float32, and one of another dtype than its
-    # convolution in its own dtype. So only constants are folded there.
-    may_rewrite = refittable_model is not None or (
-        PRECISION_TYPES[precision].folds_batch_norm and not has_mixed_norm(program)
-    )
+    # The rewrite rules of onnxscript 0.7 fold a BatchNorm of another dtype than its convolution in its own dtype, in
+    # bfloat16 as float32, and in float16 with its rounding. Such a node stays: TensorRT folds it, in float32.
+    kind = PRECISION_TYPES[precision]
+    may_rewrite = refittable_model is not None or kind.is_rewritten
+    folds_norms = kind.folds_batch_norm and not has_mixed_norm(program)
     weights: WeightTracer | None = None
     erase_value_checks(program)
     program = write_masks_as_where(program)
-    with exact_decompositions(program) as decomposed, exact_rewrites() as rules_are_exact:
+    with exact_decompositions(program) as decomposed, exact_rewrites(folds_norms) as rules_are_exact:
         _require_sizes_from_shapes(decomposed)
         rewrite = may_rewrite and rules_are_exact
         optimized_by_torch = rewrite and refittable_model is None
