@@ -49,7 +49,7 @@ def exact_rewrites(folds_norms: bool = True) -> Generator[bool]:
     """
     rewriter = cast("Any", importlib.import_module("onnxscript.rewriter"))
     try:
-        inexact = _rules_of("_no_op") | (set() if folds_norms else _rules_of("_fuse_batchnorm"))
+        inexact = _rules_of("_no_op") | (set[int]() if folds_norms else _rules_of("_fuse_batchnorm"))
         all_rules = rewriter._DEFAULT_REWRITE_RULES
     except (ImportError, AttributeError):  # other versions
         yield False
