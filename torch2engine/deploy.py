@@ -7,6 +7,7 @@ is the list of the steps; the folders hold the steps themselves. The report has 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -168,13 +169,14 @@ def deploy(
         InputError, DynamicAxisError: the sample, the axes or an option is not possible; lists what is.
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
         ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
-        BuildError: TensorRT failed. With fallback="faster": the module takes over 3 % more time than the model.
+        BuildError: TensorRT failed, or `progress` cancelled. With fallback="faster": the module takes over 3 % more
+            time than the model.
         PrecisionError: nothing would compute in the requested precision. Or TensorRT computes more than a tenth of the
             graph's arithmetic of that precision in another one.
         ParityError: ONNX Runtime or the engine differs from the model by more than the tolerance, before or after the
             precision was lowered. With out_of_range="split": answers in chunks differ from the whole. The error holds
             the table.
-        RefitError: an engine of the cache does not take the model's weights.
+        RefitError: a refittable engine does not take the model's weights.
 
     >>> module = t2e.deploy(model, sample, axes, runtime="onnxruntime")
     >>> module
@@ -199,7 +201,8 @@ def deploy(
             captured = request.capture()
             report.add_notes(captured.notes)
         # The engine of an earlier deploy with this cache_key, compared with the model, with its report. None without a
-        # cache_key or such an engine; also, with a warning, if that engine fails or its answers are not the model's.
+        # cache_key or such an engine; also, with a warning, if that engine fails or its answers are not the model's. It
+        # raises only for the user's input, installation or wish to stop, and for full memory.
         if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
             return reused_module
         # InputError, before the slow export, for an iterator that was read to its end. All other data are read later.
@@ -222,25 +225,29 @@ def deploy(
     # graph that needs neither stays as it is.
     lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
     if request.runtime == "onnxruntime":
-        return attach_report(
-            make_ort_module(lowered, request, report), report
-        )  # attaches weights; its graph was compared above
-    with report.phase("build"), torch.cuda.device(captured.target_gpu):
-        torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
-        pending_engine = load_or_build(
-            lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
-        )
-    # Until the block ends, processes that need the same new engine wait for it. If it fails, an engine that came from
-    # the cache is removed from the cache, unless the cause is the user's input, installation or wish to stop, or full
-    # memory. After a ParityError the graph is compared in the cases that it skipped; if it is wrong there, the error
-    # names the graph, not the engine.
-    with pending_engine, graph_check.naming_the_culprit():
-        # Compares the engine in all cases, a quantised one in all but random ones; then checks the engine's precisions.
+        # Its graph was compared above. It gets the model for refits; axes that may be split are proved (ParityError).
+        return attach_report(make_ort_module(lowered, request, report), report)
+    with ExitStack() as until_accepted:
+        with report.phase("build"), torch.cuda.device(captured.target_gpu):
+            torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
+            # Loaded from the cache, or built now. Until this block ends, processes that need the same new engine wait.
+            # If the block fails, an engine that came from the cache is removed from the cache, unless the cause is the
+            # user's input, installation or wish to stop, or full memory.
+            pending_engine = until_accepted.enter_context(
+                load_or_build(
+                    lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
+                )
+            )
+        # After a ParityError the graph is compared in the cases that it skipped. If it is wrong there, the error names
+        # the graph, not the engine.
+        until_accepted.enter_context(graph_check.naming_the_culprit())
+        # Gives a refittable engine the model's weights (RefitError). Compares in all cases, a quantised one in all but
+        # random ones (ParityError). Proves axes that may be split, and checks the engine's precisions (PrecisionError).
         trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        # A note where PyTorch is faster at a profile's opt, and why; nothing where both are not on one GPU.
+        # A note where PyTorch is faster at a profile's opt, and why; nothing if they are not on one GPU. Never fails.
         compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
-        # Stores it if the cache lacks it, its kernels or parts of its ONNX file. It has the module's weights. Kernels
-        # that were compiled just now are added under kernel_specialization="none" only.
+        # Stores the engine with the weights that it has now, unless the cache holds the same ONNX file and kernels for
+        # this driver. Kernels that were compiled just now are added under kernel_specialization="none" only.
         store_in_cache(pending_engine, trt_module, request)
         earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above
     attach_report(trt_module, report)  # sets trt_module.report

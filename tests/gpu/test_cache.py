@@ -49,6 +49,24 @@ def test_second_deploy_takes_the_engine(tmp_path: Path, monkeypatch: pytest.Monk
     assert len(cache.entries()) == 1
 
 
+def test_deploy_that_is_cancelled_right_after_the_build_frees_the_engines_lock(tmp_path: Path) -> None:
+    """The next deploy waits for nobody, though the error of the first one is still held with its traceback."""
+    model = Tiny().cuda().eval()
+
+    def stop(phase: str, step: int, steps: int, seconds: float) -> bool:
+        return not (phase == "build" and step == steps)
+
+    with pytest.raises(t2e.BuildError) as stopped:
+        t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=tmp_path, progress=stop)
+    assert stopped.value.cancelled
+
+    def refuse_to_wait(phase: str, step: int, steps: int, seconds: float) -> bool:
+        return not phase.startswith("waiting")
+
+    again = t2e.deploy(model, tiny_inputs(), TINY_AXES, cache=tmp_path, progress=refuse_to_wait)
+    assert again.report is not None and again.report.passed
+
+
 @pytest.mark.parametrize("elsewhere", ["version", "GPU"])
 def test_engine_of_other_hardware_is_built_anew(
     elsewhere: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
