@@ -28,6 +28,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Scale, Tiny, tiny_inputs
 from tests.gpu.scenarios import run_together
+from torch2engine.serving.batch_runner import BatchRunner
 from torch2engine.serving.processor.arrays import check_call
 from torch2engine.serving.processor.cuda import Cuda
 from torch2engine.serving.processor.staging import PendingCall, Timings
@@ -115,6 +116,29 @@ def test_every_dtype_comes_through(dtype: str) -> None:
             found = only(processor.infer(form))
             assert found.dtype == ("float32" if dtype == "uint8" else dtype)
             assert np.array_equal(found, ~form if dtype == "bool" else form.astype(found.dtype) * 2)
+
+
+def test_rows_of_every_count_are_few_sizes_of_calls(
+    artifact: t2e.EngineArtifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A size that was never called compiles kernels, so batches of requests are filled up to sizes that are warm."""
+    called: list[int] = []
+    batches = BatchRunner._padded_batches
+
+    def noted(self: BatchRunner, columns: Any, count: int) -> Iterator[Any]:
+        for part in batches(self, columns, count):
+            called.append(len(part["x"]))
+            yield part
+
+    monkeypatch.setattr(BatchRunner, "_padded_batches", noted)
+    runner = BatchRunner(artifact, batch_size=16)
+    runner.warm_up()
+    rows = np.random.default_rng(0).standard_normal((40, 64)).astype(np.float32)
+    for count in range(1, 41):
+        (answer,) = runner({"x": rows[:count]}).values()
+        np.testing.assert_array_equal(answer, 2 * rows[:count])
+    assert set(called) == {1, 2, 4, 8, 16}
+    runner.close()
 
 
 def test_what_a_module_refuses_is_refused_in_the_same_words(tiny: tuple[nn.Module, t2e.TRTModule]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping, Sequence
 
 import numpy as np
 
+from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.constants import NOT_IN_NUMPY
 from torch2engine.core.errors import InputError, ShapeError
@@ -56,6 +57,8 @@ def _plan_batches(artifact: Servable, batch_size: int | None) -> Batches:
 class BatchRunner:
     """An artifact that answers any number of rows; threads may share it.
 
+    The calls of an engine have few sizes, each twice the one before: rows that lack are copies of the last one.
+
     Args:
         artifact: an engine, which runs on the first GPU that this process sees, or an exported model.
         streams, runtime_config: as for `Processor`.
@@ -80,6 +83,10 @@ class BatchRunner:
         self._profiles = artifact.profiles
         self._live_arrays = live_arrays(artifact)
         self._batches = _plan_batches(artifact, batch_size)
+        self._sizes = self._batches.doubling_sizes()
+        # TensorRT-RTX compiles kernels at the first call of a size, ResNet-50's for up to a second (1.6.1, H200). Where
+        # batches are made of requests they have every size. ONNX Runtime compiles nothing.
+        self._has_few_sizes = not isinstance(artifact, OnnxArtifact)
         self._depth = depth
         self._runner = open_runner(artifact, streams, runtime_config)
 
@@ -89,8 +96,8 @@ class BatchRunner:
         return self._batches.size
 
     def warm_up(self) -> None:
-        """Answer zeros in the largest and the smallest batch, so that kernels are compiled before real rows come."""
-        for rows in {self._batches.size, self._batches.padded_size(1)}:
+        """Answer zeros in every size of an engine's calls, so that kernels are compiled before real rows come."""
+        for rows in self._sizes if self._has_few_sizes else {self._sizes[0], self._sizes[-1]}:
             inputs = self._zeros(rows)
             for _ in range(_WARMUP_CALLS):
                 self._runner.infer(inputs)
@@ -176,10 +183,16 @@ class BatchRunner:
         for first in range(0, rows, self._batches.size):
             part = {name: array[first : first + self._batches.size] for name, array in columns.items()}
             count = min(self._batches.size, rows - first)
-            lacking = self._batches.padded_size(count) - count
+            lacking = self._rows_of_call(count) - count
             if lacking:
                 part = {name: np.concatenate([array, *[array[-1:]] * lacking]) for name, array in part.items()}
             yield part
+
+    def _rows_of_call(self, count: int) -> int:
+        """The rows of the call that answers so many, at most `batch_size`."""
+        if self._has_few_sizes:
+            return next(size for size in self._sizes if size >= count)
+        return self._batches.padded_size(count)
 
     def _zeros(self, rows: int) -> dict[str, Array]:
         axis = self.signature.inputs[0].shape[0]

@@ -67,6 +67,25 @@ def test_fixed_batch_is_the_only_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["states.1", "hidden.sum"])
+@pytest.mark.parametrize(
+    ("ranges", "multiple", "size", "sizes"),
+    [
+        ([(1, 32)], 1, 32, (1, 2, 4, 8, 16, 32)),
+        ([(1, 24)], 1, 24, (1, 2, 4, 8, 16, 24)),
+        ([(4, 40)], 4, 40, (4, 8, 16, 32, 40)),
+        ([(1, 1), (8, 32)], 1, 32, (1, 8, 16, 32)),
+        ([(8, 8)], 1, 8, (8,)),
+    ],
+)
+def test_few_sizes_hold_every_count(
+    ranges: list[tuple[int, int]], multiple: int, size: int, sizes: tuple[int, ...]
+) -> None:
+    """Each is allowed, and none is more than twice what a count needs, but where profiles leave a gap."""
+    batches = Batches(tuple(ranges), multiple, size)
+    assert batches.doubling_sizes() == sizes
+    assert all(batches.padded_size(one) == one for one in sizes)
+
+
 def test_engine_without_a_batch_is_refused(name: str) -> None:
     """Where dimension 0 is not the batch everywhere, the first such tensor is named."""
     full = nested()[1].signature

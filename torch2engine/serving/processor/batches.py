@@ -39,6 +39,13 @@ class Batches:
         sizes = [-(-max(low, count) // step) * step for low, _ in self.ranges]
         return min(size for size, (_, high) in zip(sizes, self.ranges, strict=True) if size <= high)
 
+    def doubling_sizes(self) -> tuple[int, ...]:
+        """A few batches that hold any count between them: the smallest, twice as large ones, and the largest."""
+        sizes = [self.padded_size(1)]
+        while sizes[-1] < self.size:
+            sizes.append(self.padded_size(min(2 * sizes[-1], self.size)))
+        return tuple(sizes)
+
 
 def plan_batches(
     signature: Signature,
