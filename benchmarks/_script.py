@@ -86,7 +86,7 @@ def run(
     failed.unlink(missing_ok=True)
     own = f"benchmarks/{script or name}.py"
     evidence = Evidence([*(f"torch2engine/{folder}" for folder in covers), own], draft=failed)
-    evidence.samples["options"] = {key: str(value) for key, value in vars(chosen).items() if key != "out"}
+    evidence.samples["options"] = {key: _as_text(value) for key, value in vars(chosen).items() if key != "out"}
     try:
         with torch.no_grad():
             body(evidence, chosen)
@@ -98,6 +98,11 @@ def run(
     failed.unlink(missing_ok=True)
     for figure, value in sorted(evidence.figures.items()):
         print(f"{figure} {value:g}")
+
+
+def _as_text(value: object) -> str:
+    """An option as the evidence tells it: of a path the name, since the folders above it are the machine's."""
+    return value.name if isinstance(value, Path) else str(value)
 
 
 def record(evidence: Evidence, prefix: str, timing: Timing) -> None:

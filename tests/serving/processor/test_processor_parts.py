@@ -66,7 +66,6 @@ def test_fixed_batch_is_the_only_one() -> None:
     assert (found.size, found.padded_size(3)) == (8, 8)
 
 
-@pytest.mark.parametrize("name", ["states.1", "hidden.sum"])
 @pytest.mark.parametrize(
     ("ranges", "multiple", "size", "sizes"),
     [
@@ -86,6 +85,7 @@ def test_few_sizes_hold_every_count(
     assert all(batches.padded_size(one) == one for one in sizes)
 
 
+@pytest.mark.parametrize("name", ["states.1", "hidden.sum"])
 def test_engine_without_a_batch_is_refused(name: str) -> None:
     """Where dimension 0 is not the batch everywhere, the first such tensor is named."""
     full = nested()[1].signature
