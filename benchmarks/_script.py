@@ -16,7 +16,7 @@ import torch
 from benchmarks.evidence import Evidence
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InstallationError
-from torch2engine.modules.benchmark import Timing
+from torch2engine.deployed.benchmark import Timing
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.trt import gpu

@@ -25,12 +25,12 @@ from benchmarks import _script
 from benchmarks.evidence import Evidence
 from benchmarks.raw import RawEngine
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.modules.benchmark import measure
+from torch2engine.deployed.benchmark import measure
 
 __all__ = ["main", "tiny"]
 
 ROWS, OTHER_ROWS, MOST_ROWS = 8, 5, 64
-COVERS = ("core", "trt", "artifact", "modules")  # of the package: what the figures depend on
+COVERS = ("core", "trt", "artifact", "deployed")  # of the package: what the figures depend on
 ROTATED = 32
 ORDER = 997
 NO_GRAPHS = "_no_graphs"

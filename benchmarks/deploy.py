@@ -33,14 +33,14 @@ COVERS = (
     "core",
     "trt",
     "artifact",
-    "modules",
+    "deployed",
     "capture",
     "exporter",
     "onnx_graph",
     "builder",
     "parity",
     "precision",
-    "pipeline",
+    "deploy_steps",
     "deploy.py",
 )  # of the package: what the figures depend on
 MODELS = ("resnet50", "vit_b_16", "bert", "convnext_tiny", "swin_t", "dinov2_s", "llama_6", "unet")

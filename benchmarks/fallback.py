@@ -24,11 +24,11 @@ from torch import nn
 import torch2engine as t2e
 from benchmarks import _script
 from benchmarks.evidence import Evidence
-from torch2engine.modules.timing import Timing, measure
+from torch2engine.deployed.timing import Timing, measure
 
 __all__ = ["body", "main"]
 
-COVERS = ("core", "trt", "artifact", "modules", "fallback")
+COVERS = ("core", "trt", "artifact", "deployed", "fallback")
 PARTS = 4
 WIDTH, ROWS = 64, 32
 

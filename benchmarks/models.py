@@ -33,7 +33,7 @@ COVERS = (
     "core",
     "trt",
     "artifact",
-    "modules",
+    "deployed",
     "capture",
     "exporter",
     "onnx_graph",

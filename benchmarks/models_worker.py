@@ -37,7 +37,7 @@ from benchmarks.zoo import ENTRIES, Entry
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.core.errors import ParityError
-from torch2engine.modules.benchmark import Timing, measure
+from torch2engine.deployed.benchmark import Timing, measure
 from torch2engine.precision.graph.engine_findings import attention_blocks_of, engine_findings, unfused_blocks
 from torch2engine.precision.graph.engine_layers import read_layers
 

@@ -41,7 +41,7 @@ WANTED_SHARE = 0.9
 
 # Nothing of these runs without a GPU: tests/gpu holds them.
 ON_A_GPU = (
-    *("torch2engine/modules/trt/", "torch2engine/trt/cuda_graph.py", "torch2engine/trt/engine.py"),
+    *("torch2engine/deployed/trt/", "torch2engine/trt/cuda_graph.py", "torch2engine/trt/engine.py"),
     *("torch2engine/trt/engine_agreement.py", "torch2engine/trt/foreign_plan.py", "torch2engine/trt/live_engines.py"),
     *("torch2engine/serving/processor/cuda.py", "torch2engine/serving/processor/processor_session.py"),
 )

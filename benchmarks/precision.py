@@ -30,14 +30,14 @@ COVERS = (
     "core",
     "trt",
     "artifact",
-    "modules",
+    "deployed",
     "capture",
     "exporter",
     "onnx_graph",
     "builder",
     "precision",
     "parity",
-    "pipeline",
+    "deploy_steps",
 )  # of the package: what the figures depend on
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16", "fp8")
 BATCHES = (1, 8)

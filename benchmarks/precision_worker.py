@@ -18,7 +18,7 @@ import torch2engine as t2e
 from benchmarks._worker import keep_to, parser
 from benchmarks.zoo import FLOATS
 from torch2engine.core.config import Tolerance
-from torch2engine.modules.benchmark import measure
+from torch2engine.deployed.benchmark import measure
 from torch2engine.parity.compare import compare
 
 __all__ = ["main"]

@@ -34,7 +34,7 @@ from benchmarks.tutorial import Tutorial
 from benchmarks.zoo import BATCH, ENTRIES
 from torch2engine.core.errors import ParityError
 from torch2engine.core.select_profile import select_profile
-from torch2engine.modules.benchmark import measure
+from torch2engine.deployed.benchmark import measure
 from torch2engine.trt.engine import Engine
 
 __all__ = ["main"]

@@ -38,7 +38,7 @@ from benchmarks.evidence import REPOSITORY, Evidence
 
 __all__ = ["Checker", "Example", "Network", "examples", "main"]
 
-COVERS = ("core", "trt", "artifact", "modules")  # of the package: what the figures depend on
+COVERS = ("core", "trt", "artifact", "deployed")  # of the package: what the figures depend on
 MIB = 2**20
 CONFIGS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -34,14 +34,14 @@ COVERS = (
     "core",
     "trt",
     "artifact",
-    "modules",
+    "deployed",
     "capture",
     "exporter",
     "onnx_graph",
     "builder",
     "precision",
     "parity",
-    "pipeline",
+    "deploy_steps",
     "deploy.py",
 )  # of the package: what the figures depend on
 WORKER = "benchmarks.trust_worker"

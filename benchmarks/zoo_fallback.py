@@ -16,10 +16,10 @@ import torch
 from benchmarks.zoo_submodules import answer_in_submodules
 from benchmarks.zoo_trial import ZooTrial
 from torch2engine.core.errors import ParityError, Torch2EngineError, UnsupportedOperatorError
+from torch2engine.deployed.explanation import Explanation
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.run_record import RunRecord, time_calls
 from torch2engine.fallback.torch_compile import make_compiler
-from torch2engine.modules.explanation import Explanation
 
 __all__ = ["COMPILE", "PARTS", "SUBMODULES", "FallbackRow", "can_fall_back", "outcome_of", "try_again"]
 

@@ -15,9 +15,9 @@ from torch import nn
 import torch2engine as t2e
 from benchmarks.zoo_trial import ZooTrial
 from torch2engine.core.errors import Torch2EngineError
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.explanation import Explanation, GraphPartRecord
 from torch2engine.fallback.run_record import RunRecord, time_calls
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.explanation import Explanation, GraphPartRecord
 
 __all__ = ["answer_in_submodules"]
 

@@ -21,12 +21,12 @@ from torch2engine.capture.examples import with_examples
 from torch2engine.capture.reference import outputs_by_name
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.judge import judge
+from torch2engine.deploy_steps.reference_answers import ReferenceAnswers, answer_parity_cases
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.judge import judge
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
-from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["ZooTrial"]

@@ -25,7 +25,7 @@ from benchmarks.zoo_fallback import FallbackRow, can_fall_back, outcome_of, try_
 from benchmarks.zoo_places import Place, show_only
 from benchmarks.zoo_trial import ZooTrial
 from tests.zoo.entry import AbsentModelError, ZooEntry
-from torch2engine.modules.module_access import artifact_of
+from torch2engine.deployed.module_access import artifact_of
 
 __all__ = ["Row", "Send", "TryEntry", "load_entries", "row_of", "shortened", "try_model"]
 

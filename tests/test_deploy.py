@@ -46,9 +46,9 @@ from torch2engine.core.errors import (
     ParityError,
     Torch2EngineError,
 )
-from torch2engine.modules.deploy_report import DeployReport
-from torch2engine.modules.module_access import prove_split_axes
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.deploy_report import DeployReport
+from torch2engine.deployed.module_access import prove_split_axes
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.trt.gpu import CUDA_LIBRARIES
 
 ROOM: Any = importlib.import_module("torch2engine.deploy")

@@ -49,19 +49,19 @@ if TYPE_CHECKING:
     from torch2engine.core.pytree import Inputs
     from torch2engine.core.spec import Axis, Preprocess, Profile
     from torch2engine.deploy import deploy
+    from torch2engine.deploy_steps.check import check
+    from torch2engine.deploy_steps.diagnose import diagnose
+    from torch2engine.deploy_steps.diagnosis import Diagnosis
+    from torch2engine.deploy_steps.export import export
+    from torch2engine.deploy_steps.load import load
+    from torch2engine.deployed.deploy_report import DeployReport
+    from torch2engine.deployed.explanation import Explanation
+    from torch2engine.deployed.onnxruntime.ort_module import ORTModule
+    from torch2engine.deployed.trt.trt_module import TRTModule
     from torch2engine.fallback.parts_module import PartsModule
     from torch2engine.fallback.submodules import DeployedSubmodules, load_submodules
     from torch2engine.fallback.torch_compile import compile_backend, deploy_submodules, explain
-    from torch2engine.modules.deploy_report import DeployReport
-    from torch2engine.modules.explanation import Explanation
-    from torch2engine.modules.onnxruntime.ort_module import ORTModule
-    from torch2engine.modules.trt.trt_module import TRTModule
     from torch2engine.parity.parity_report import ParityReport
-    from torch2engine.pipeline.check import check
-    from torch2engine.pipeline.diagnose import diagnose
-    from torch2engine.pipeline.diagnosis import Diagnosis
-    from torch2engine.pipeline.export import export
-    from torch2engine.pipeline.load import load
     from torch2engine.precision.module_sensitivity import sensitivity
     from torch2engine.precision.precision_report import precision_report
     from torch2engine.serving.hub import from_hub, push_to_hub
@@ -145,13 +145,13 @@ _HOMES = {
     "Tolerance": "core.config",
     "Finding": "core.finding",
     "deploy": "deploy",
-    "Explanation": "modules.explanation",
+    "Explanation": "deployed.explanation",
     "PartsModule": "fallback.parts_module",
     "DeployedSubmodules": "fallback.submodules",
     "load_submodules": "fallback.submodules",
-    "TRTModule": "modules.trt.trt_module",
-    "DeployReport": "modules.deploy_report",
-    "ORTModule": "modules.onnxruntime.ort_module",
+    "TRTModule": "deployed.trt.trt_module",
+    "DeployReport": "deployed.deploy_report",
+    "ORTModule": "deployed.onnxruntime.ort_module",
     "ParityReport": "parity.parity_report",
     "precision_report": "precision.precision_report",
     "sensitivity": "precision.module_sensitivity",
@@ -159,14 +159,14 @@ _HOMES = {
     "Axis": "core.spec",
     "Preprocess": "core.spec",
     "Profile": "core.spec",
-    "check": "pipeline.check",
-    "diagnose": "pipeline.diagnose",
-    "Diagnosis": "pipeline.diagnosis",
-    "export": "pipeline.export",
+    "check": "deploy_steps.check",
+    "diagnose": "deploy_steps.diagnose",
+    "Diagnosis": "deploy_steps.diagnosis",
+    "export": "deploy_steps.export",
     "export_triton": "serving.triton",
     "from_hub": "serving.hub",
     "push_to_hub": "serving.hub",
-    "load": "pipeline.load",
+    "load": "deploy_steps.load",
     "testing": "",
     "Inputs": "core.pytree",
     "Recording": "capture.recording",

@@ -21,20 +21,20 @@ from torch2engine.core.config import BuildConfig, Precision, Profiles, Runtime, 
 from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
+from torch2engine.deploy_steps.accept import attach_report, make_ort_module, make_verified_trt_module, store_in_cache
+from torch2engine.deploy_steps.deploy_options import DeployOptions, Model
+from torch2engine.deploy_steps.earlier_engines import EarlierEngines
+from torch2engine.deploy_steps.graph_check import GraphCheck
+from torch2engine.deploy_steps.model_and_sample import ModelAndSample
+from torch2engine.deploy_steps.reference_answers import answer_parity_cases
+from torch2engine.deploy_steps.report_builder import ReportBuilder
+from torch2engine.deploy_steps.request import DeployRequest
+from torch2engine.deploy_steps.speed_note import compare_speed
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.fallback.deploy_in_parts import with_fallback
 from torch2engine.fallback.parts_module import PartsModule
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
-from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.pipeline.accept import attach_report, make_ort_module, make_verified_trt_module, store_in_cache
-from torch2engine.pipeline.deploy_options import DeployOptions, Model
-from torch2engine.pipeline.earlier_engines import EarlierEngines
-from torch2engine.pipeline.graph_check import GraphCheck
-from torch2engine.pipeline.model_and_sample import ModelAndSample
-from torch2engine.pipeline.reference_answers import answer_parity_cases
-from torch2engine.pipeline.report_builder import ReportBuilder
-from torch2engine.pipeline.request import DeployRequest
-from torch2engine.pipeline.speed_note import compare_speed
 from torch2engine.precision.validate import refuse_exhausted_iterator
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.select_profile import select_profile
 from torch2engine.core.spec import Axis, Profile
-from torch2engine.modules.module_access import artifact_of
+from torch2engine.deployed.module_access import artifact_of
 
 ROWS = Axis("rows", 1, 4, 32)
 

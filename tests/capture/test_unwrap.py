@@ -12,7 +12,7 @@ from torch import nn
 from tests.support.models import Block, TwoInputs, exported
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.errors import InputError
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 
 X = torch.arange(12.0).reshape(4, 3)
 

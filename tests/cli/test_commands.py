@@ -19,7 +19,7 @@ from torch2engine.cli.app import cli
 from torch2engine.cli.arguments import read_model
 from torch2engine.cli.outcome import EXIT_CODES
 from torch2engine.core.computed_precisions import AttentionOutcome, MultiplyAddNode, PrecisionReport
-from torch2engine.modules.deploy_report import DeployReport
+from torch2engine.deployed.deploy_report import DeployReport
 
 pytestmark = pytest.mark.usefixtures("workspace")
 

@@ -27,7 +27,7 @@ from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.core.errors import ArtifactError, DtypeError, ExportError, InputError, RefitError, ShapeError
 from torch2engine.core.preprocess import ORIGIN, Preprocess
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.module_access import attach_model
+from torch2engine.deployed.module_access import attach_model
 
 CONFIG = t2e.BuildConfig(refittable=True)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

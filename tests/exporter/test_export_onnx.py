@@ -46,9 +46,9 @@ from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis, TensorSpec
+from torch2engine.deploy_steps.check import check
 from torch2engine.exporter.trace import TracedCall, trace
 from torch2engine.onnx_graph.ort_session import OrtSession
-from torch2engine.pipeline.check import check
 
 ROOM = importlib.import_module("torch2engine.exporter.export_onnx")  # by its attribute it is the public function
 X = torch.randn(4, 3)

@@ -16,8 +16,8 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.support.fallback_models import FourObstacles, Pyramid, ThreeObstacles, line_with
+from torch2engine.deployed.deploy_report import DeployReport
 from torch2engine.fallback import deploy_in_parts as room
-from torch2engine.modules.deploy_report import DeployReport
 
 AXES = {"x": {0: t2e.Axis("batch", 5, 7, 9)}}
 

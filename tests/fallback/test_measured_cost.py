@@ -9,13 +9,13 @@ import torch
 from torch import fx, nn
 
 import torch2engine as t2e
+from torch2engine.deployed.timing import Timing
 from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.measured_cost import check_whole, find_slow_parts
 from torch2engine.fallback.part_runner import PartRunner
 from torch2engine.fallback.partition import repeat_cut
 from torch2engine.fallback.run_record import RunRecord
-from torch2engine.modules.timing import Timing
 
 CPU = torch.device("cpu")
 

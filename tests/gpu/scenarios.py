@@ -18,7 +18,7 @@ from torch import nn
 
 import torch2engine as t2e
 from tests.gpu.models import Scale
-from torch2engine.modules.trt.stream_executor import PreparedTensors
+from torch2engine.deployed.trt.stream_executor import PreparedTensors
 from torch2engine.trt.gpu import load_driver
 
 WIDTH = 64

@@ -1,4 +1,4 @@
-"""Host and device time on a GPU: `torch2engine.modules.benchmark` tells one from the other."""
+"""Host and device time on a GPU: `torch2engine.deployed.benchmark` tells one from the other."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch2engine as t2e
 from tests.gpu.models import TINY_AXES, Tiny, tiny_inputs
 from torch2engine.core.errors import DeviceError, ParityError
-from torch2engine.modules.benchmark import benchmark, measure
+from torch2engine.deployed.benchmark import benchmark, measure
 
 CYCLES = 4_000_000  # about 2 ms
 

@@ -121,7 +121,7 @@ def test_engine_that_parity_refuses_is_not_kept(tmp_path: Path) -> None:
     """Neither the one that was built, nor one that was found."""
     torch.manual_seed(0)
     model, cache = Tiny().cuda().eval(), t2e.EngineCache(tmp_path)
-    stage = importlib.import_module("torch2engine.pipeline.accept")
+    stage = importlib.import_module("torch2engine.deploy_steps.accept")
     real = stage.judge
     wrong = t2e.Tolerance(rel_l2=1e-12, max_rel=1e-12, abs=0.0)
 

@@ -16,8 +16,8 @@ import torch
 import torch2engine as t2e
 from tests.gpu.models import Scale
 from tests.gpu.scenarios import capturing
-from torch2engine.modules import torch_state as _torch
-from torch2engine.modules.trt.output_tensors import TensorMemory, allocate_memory
+from torch2engine.deployed import torch_state as _torch
+from torch2engine.deployed.trt.output_tensors import TensorMemory, allocate_memory
 from torch2engine.trt.context import Context
 from torch2engine.trt.cuda_graph import DedicatedStream
 from torch2engine.trt.engine import Engine

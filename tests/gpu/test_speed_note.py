@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.modules.call_times import time_calls
+from torch2engine.deployed.call_times import time_calls
 
 WIDTH = 4096
 ROWS = t2e.Axis("rows", 1, 2048, 2048)

@@ -15,7 +15,7 @@ import torch
 
 from tests.gpu import scenarios
 from tests.gpu.scenarios import CALLS, LONG_PAUSE, MOST_ROWS, WIDTH, Engines, Subject
-from torch2engine.modules.trt.stream_executor import StreamExecutor
+from torch2engine.deployed.trt.stream_executor import StreamExecutor
 
 pytestmark = pytest.mark.xdist_group("streams")
 

@@ -9,7 +9,7 @@ from torch import nn
 import torch2engine as t2e
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerance
-from torch2engine.modules.judge import judge
+from torch2engine.deployed.judge import judge
 
 BATCH = {"x": {0: t2e.Axis("batch", 1, 2, 4)}}
 

@@ -19,7 +19,7 @@ import torch2engine as t2e
 from tests.support.lowered_models import deployed
 from tests.support.onnx_models import FLOAT, save
 from tests.support.precision_models import trained
-from torch2engine.modules.made_inputs import zeros
+from torch2engine.deployed.made_inputs import zeros
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.precision.calibration import named_arrays
 from torch2engine.precision.graph import count_multiply_adds as counting

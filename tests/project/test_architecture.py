@@ -81,7 +81,7 @@ def files_with(mark: Mark) -> set[str]:
 # narrowest of several profiles, and the field "hardware".
 MARKS: dict[str, Mark] = {
     "a new precision": constant("fp8"),
-    "a new backend": constant("torch2engine.modules.onnxruntime.ort_module"),
+    "a new backend": constant("torch2engine.deployed.onnxruntime.ort_module"),
     "a new pytree kind": constant("namedtuple"),
     "another choice of profile for a shape": attribute("breadth"),
     "a new manifest field": constant("hardware"),
@@ -143,7 +143,7 @@ def test_every_path_of_the_page_exists() -> None:
 
 
 def _exists(name: str) -> bool:
-    return any((root / name).exists() for root in (PACKAGE, REPOSITORY)) or name == "modules/NAME/"
+    return any((root / name).exists() for root in (PACKAGE, REPOSITORY)) or name == "deployed/NAME/"
 
 
 @pytest.mark.parametrize(("question", "place"), rows("Where is it?"))

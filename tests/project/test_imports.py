@@ -63,7 +63,7 @@ def test_importing_a_torch_free_room_loads_no_torch(run_python: Run, room: str) 
     assert [name for name in names if is_heavy(name, ("torch", "transformers"))] == []
 
 
-@pytest.mark.parametrize("room", ["core", "artifact", "trt", "serving.processor", "modules.trt"])
+@pytest.mark.parametrize("room", ["core", "artifact", "trt", "serving.processor", "deployed.trt"])
 def test_importing_a_serving_room_loads_no_onnx(run_python: Run, room: str) -> None:
     """A saved engine is served without onnx, onnxruntime and onnxscript."""
     names = loaded(run_python, f"torch2engine.{room}", walk=True)

@@ -272,7 +272,7 @@ def test_steps_of_the_picture_are_folders_of_the_package() -> None:
     """The README's picture names the folders that do each step."""
     picture = next(block.text for block in blocks(README, "text") if "Signature" in block.text)
     steps = re.findall(r"\b\w+/(?= |:)", picture)
-    assert {"capture/", "exporter/", "onnx_graph/", "parity/", "builder/", "modules/", "serving/"} <= set(steps)
+    assert {"capture/", "exporter/", "onnx_graph/", "parity/", "builder/", "deployed/", "serving/"} <= set(steps)
     assert [step for step in steps if not (REPOSITORY / "torch2engine" / step).exists()] == []
 
 

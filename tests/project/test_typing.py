@@ -12,7 +12,7 @@ import pytest
 import torch2engine as t2e
 from tests.support.paths import PACKAGE
 from torch2engine.core import precisions
-from torch2engine.pipeline.deploy_options import DeployOptions
+from torch2engine.deploy_steps.deploy_options import DeployOptions
 
 SAMPLE = PACKAGE.parent / "tests/project/typing_sample"
 DECIDE_THE_TYPE = {"runtime", "fallback"}
@@ -44,7 +44,7 @@ def test_options_of_the_overloads_are_deploys_keywords() -> None:
     assert {name: note.__forward_arg__ for name, note in DeployOptions.__annotations__.items()} == shown
 
 
-@pytest.mark.parametrize("file", ["deploy.py", "pipeline/load.py"])
+@pytest.mark.parametrize("file", ["deploy.py", "deploy_steps/load.py"])
 def test_overloads_have_the_defaults_of_the_function(file: str) -> None:
     """What an editor shows as a default is the default."""
     *overloads, whole = [

@@ -17,7 +17,7 @@ from torch import nn
 
 import torch2engine as t2e
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 
 BATCH = {"x": {0: t2e.Axis("batch", 1, 4, 8)}}
 ONNXRUNTIME_TOLERANCE = replace(t2e.Tolerance.default("fp32"), rel_l2=2.5e-5, max_rel=1e-4)  # a tenth of an engine's

@@ -15,11 +15,11 @@ from tests.support.precision_models import Trained, trained
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
-from torch2engine.pipeline.accept import make_ort_module
-from torch2engine.pipeline.model_and_sample import ModelAndSample
-from torch2engine.pipeline.report_builder import ReportBuilder
-from torch2engine.pipeline.request import DeployRequest
+from torch2engine.deploy_steps.accept import make_ort_module
+from torch2engine.deploy_steps.model_and_sample import ModelAndSample
+from torch2engine.deploy_steps.report_builder import ReportBuilder
+from torch2engine.deploy_steps.request import DeployRequest
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 
 __all__ = ["deployed", "exported_once", "module_of_export"]
 

@@ -22,10 +22,10 @@ from torch2engine.builder.onnx_file import check_onnx_file, read_signature
 from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Axis, Signature
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
-from torch2engine.modules.trt.trt_module import TRTModule
-from torch2engine.pipeline.load import load
+from torch2engine.deploy_steps.load import load
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.trt.foreign_plan import adopt_plan
 
 __all__ = ["Content", "import_onnx", "is_candidate_path", "open_candidate", "read_content", "with_cli_options"]

@@ -50,11 +50,11 @@ from torch2engine.core.finding import Finding
 from torch2engine.core.precisions import DEFAULT_PRECISION, Float32PrecisionName, PrecisionName
 from torch2engine.core.spec import Signature
 from torch2engine.deploy import deploy
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.deploy_steps.compare_deployed import compare_modules, compare_with_model
+from torch2engine.deploy_steps.diagnose import diagnose
+from torch2engine.deploy_steps.load import saved_report
+from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
-from torch2engine.pipeline.compare_deployed import compare_modules, compare_with_model
-from torch2engine.pipeline.diagnose import diagnose
-from torch2engine.pipeline.load import saved_report
 from torch2engine.precision.graph.engine_findings import engine_findings
 from torch2engine.precision.precision_report import precision_report
 from torch2engine.trt.local_hardware import choose_engine

@@ -36,18 +36,18 @@ from torch2engine.core.errors import DynamicAxisError, ExportError, InputError, 
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
+from torch2engine.deploy_steps.model_and_sample import ModelAndSample
+from torch2engine.deploy_steps.reference_answers import ReferenceAnswers, answer_parity_cases
+from torch2engine.deploy_steps.report_builder import ReportBuilder
+from torch2engine.deploy_steps.request import choose_runtime
+from torch2engine.deployed.judge import ENGINE_REPEATS, judge
+from torch2engine.deployed.module_access import attach_model
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program, write_parts_artifact
 from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.part_call import DeployPart
 from torch2engine.fallback.parts_module import PartsModule, placement_of
 from torch2engine.fallback.program_file import write_program
-from torch2engine.modules.judge import ENGINE_REPEATS, judge
-from torch2engine.modules.module_access import attach_model
-from torch2engine.pipeline.model_and_sample import ModelAndSample
-from torch2engine.pipeline.reference_answers import ReferenceAnswers, answer_parity_cases
-from torch2engine.pipeline.report_builder import ReportBuilder
-from torch2engine.pipeline.request import choose_runtime
 
 __all__ = ["with_fallback"]
 

@@ -26,6 +26,9 @@ from torch2engine.artifact.saved_folder import CUT, PROGRAM, WEIGHTS
 from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.spec import Profile, Signature
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.explanation import Obstacle
+from torch2engine.deployed.module_access import current_artifact_of
 from torch2engine.exporter.free_sizes import makes_free_size
 from torch2engine.exporter.program import FunctionalProgram
 from torch2engine.fallback.compile_options import CompileOptions
@@ -40,9 +43,6 @@ from torch2engine.fallback.program_file import read_program
 from torch2engine.fallback.run_record import RunRecord
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine, SavedPart
 from torch2engine.fallback.size_versions import TooManySizesError
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.explanation import Obstacle
-from torch2engine.modules.module_access import current_artifact_of
 
 __all__ = ["DeployedProgram", "ProgramRequest", "deploy_program", "write_parts_artifact"]
 

@@ -23,9 +23,9 @@ from torch._ops import (  # no public names
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.errors import UnsupportedNode
+from torch2engine.deployed.explanation import GraphPartRecord, Obstacle
 from torch2engine.exporter.flat_module import module_path
 from torch2engine.fallback.graph_layout import GraphLayout, is_tensor, results_of
-from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
 __all__ = ["DeployableGraph", "operator_of", "operators_in", "part_record", "source_of"]
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.part_call import (
     DeployPart,
@@ -23,7 +24,6 @@ from torch2engine.fallback.part_call import (
     require_elements,
 )
 from torch2engine.fallback.size_versions import VersionsBySize
-from torch2engine.modules.deployed import DeployedModule
 
 __all__ = ["FixedEngines"]
 

@@ -20,6 +20,7 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.wording import first_line, quote
+from torch2engine.deployed.explanation import Obstacle
 from torch2engine.exporter.program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import DeployableGraph, part_record
@@ -38,7 +39,6 @@ from torch2engine.fallback.run_record import RunRecord, obstacle_of_break
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
 from torch2engine.fallback.tracking_engines import TrackingEngines
 from torch2engine.fallback.view_results import ViewResults, shares_memory
-from torch2engine.modules.explanation import Obstacle
 
 __all__ = ["GraphCompiler"]
 

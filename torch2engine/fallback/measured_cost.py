@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from torch2engine.core.errors import BuildError
+from torch2engine.deployed.timing import Timing, measure
 from torch2engine.fallback.part_runner import PartRunner
-from torch2engine.modules.timing import Timing, measure
 
 __all__ = ["MeasureSideBySide", "check_whole", "find_slow_parts"]
 

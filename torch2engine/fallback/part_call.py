@@ -16,12 +16,12 @@ from torch import fx, nn
 
 from torch2engine.core.errors import BuildError, ExportError, InputError, ParityError, UnsupportedOperatorError
 from torch2engine.core.wording import first_line
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.explanation import Obstacle
 from torch2engine.fallback.deployable_graph import DeployableGraph
 from torch2engine.fallback.dispatch_modes import dispatch_modes_off
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.size_versions import Sizes, TooManySizesError, VersionsBySize, dynamic_axes
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.explanation import Obstacle
 
 __all__ = ["DeployPart", "LeftInPyTorch", "PartCall", "answer_part", "find_or_deploy", "require_elements"]
 

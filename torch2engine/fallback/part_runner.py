@@ -13,11 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import fx
 
+from torch2engine.deployed.explanation import Obstacle
 from torch2engine.fallback.deployable_graph import operators_in, part_record
 from torch2engine.fallback.graph_layout import GraphLayout, UnknownSizeError
 from torch2engine.fallback.part_call import LeftInPyTorch
 from torch2engine.fallback.run_record import RunRecord
-from torch2engine.modules.explanation import Obstacle
 
 __all__ = ["OperatorsRefused", "PartEngines", "PartRunner", "reason_for_pytorch"]
 

@@ -21,11 +21,11 @@ from torch._ops import OpOverload  # pyright: ignore[reportPrivateImportUsage]  
 from torch.fx.passes.infra.partitioner import CapabilityBasedPartitioner, Partition
 from torch.fx.passes.operator_support import OperatorSupportBase
 
+from torch2engine.deployed.explanation import GraphPartRecord, Obstacle
 from torch2engine.fallback.deployable_graph import operator_of, part_record, source_of
 from torch2engine.fallback.graph_layout import fake_value, is_tensor, read_layout
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner
 from torch2engine.fallback.run_record import RunRecord
-from torch2engine.modules.explanation import GraphPartRecord, Obstacle
 
 __all__ = ["CutPart", "MakeRunner", "PartitionedGraph", "operators_in_pytorch", "placement", "repeat_cut"]
 

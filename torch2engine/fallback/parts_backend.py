@@ -1,7 +1,7 @@
 """The backend of models in parts: engines in turn with PyTorch.
 
 Enters: checked inputs. Leaves: fresh outputs. Separate from `parts_module` because it keeps the contract of
-`torch2engine.modules.backend`, so that calls, copies, saving and refits are those of every deployed module.
+`torch2engine.deployed.backend`, so that calls, copies, saving and refits are those of every deployed module.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch2engine.artifact.saved_folder import PROGRAM, WEIGHTS
 from torch2engine.capture.weight_program import WeightProgram
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.fork_safe_lock import ForkSafeLock
+from torch2engine.deployed.backend import WeightsGuard
+from torch2engine.deployed.direct_call import DirectCall
+from torch2engine.deployed.torch_state import dual_level, modes
 from torch2engine.fallback.parts_session import PartsSession
 from torch2engine.fallback.program_file import replace_tensors
 from torch2engine.fallback.run_record import RunRecord
-from torch2engine.modules.backend import WeightsGuard
-from torch2engine.modules.direct_call import DirectCall
-from torch2engine.modules.torch_state import dual_level, modes
 from torch2engine.trt.library import PRODUCT_NAMES
 
 __all__ = ["PartsBackend"]

@@ -21,16 +21,16 @@ from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import DeviceError
 from torch2engine.core.package import public
 from torch2engine.core.pytree import unflatten
+from torch2engine.deployed.backend import WeightsGuard
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.explanation import Explanation, GraphPartRecord, Obstacle
+from torch2engine.deployed.torch_state import tracing_state
 from torch2engine.fallback.parts_backend import PartsBackend
 from torch2engine.fallback.run_record import time_calls
 from torch2engine.fallback.saved_cut import SavedCut
-from torch2engine.modules.backend import WeightsGuard
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.explanation import Explanation, GraphPartRecord, Obstacle
-from torch2engine.modules.torch_state import tracing_state
 
 if TYPE_CHECKING:
-    from torch2engine.modules.deploy_report import DeployReport
+    from torch2engine.deployed.deploy_report import DeployReport
 
 __all__ = ["PartsModule", "placement_of"]
 

@@ -22,6 +22,11 @@ from torch2engine.artifact.saved_folder import CUT, PROGRAM
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.explanation import GraphPartRecord, Obstacle
+from torch2engine.deployed.module_access import current_artifact_of
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.fallback.capturable import reason_against_capture
 from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.fixed_engines import FixedEngines
@@ -33,11 +38,6 @@ from torch2engine.fallback.run_record import RunRecord, synchronized_seconds
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine
 from torch2engine.fallback.size_versions import Version
 from torch2engine.fallback.whole_graph import WholeGraphs
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.explanation import GraphPartRecord, Obstacle
-from torch2engine.modules.module_access import current_artifact_of
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
-from torch2engine.modules.trt.trt_module import TRTModule
 
 __all__ = ["PartsSession"]
 

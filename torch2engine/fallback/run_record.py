@@ -18,8 +18,8 @@ from torch import fx
 
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Signature
+from torch2engine.deployed.explanation import Explanation, GraphPartRecord, Obstacle
 from torch2engine.fallback.deployable_graph import operators_in
-from torch2engine.modules.explanation import Explanation, GraphPartRecord, Obstacle
 
 __all__ = ["RunRecord", "obstacle_of_break", "obstacle_without_graph", "synchronized_seconds", "time_calls"]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.json_rules import BOOLEAN, TEXT, Items, Object, SchemaError, integer, plain
-from torch2engine.modules.explanation import Obstacle
+from torch2engine.deployed.explanation import Obstacle
 
 __all__ = ["SavedCut", "SavedEngine", "SavedPart"]
 

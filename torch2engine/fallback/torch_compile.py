@@ -24,6 +24,9 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.pytree import as_inputs
 from torch2engine.deploy import deploy
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.explanation import Explanation
+from torch2engine.deployed.module_access import runtime_kind
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.run_record import RunRecord, obstacle_without_graph, time_calls
@@ -35,9 +38,6 @@ from torch2engine.fallback.submodules import (
     without_swap,
 )
 from torch2engine.fallback.whole_call import compare_results
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.explanation import Explanation
-from torch2engine.modules.module_access import runtime_kind
 from torch2engine.parity.bounds import Bounds
 
 __all__ = ["compile_backend", "deploy_submodules", "explain", "make_compiler"]

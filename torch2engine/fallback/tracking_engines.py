@@ -17,6 +17,8 @@ from torch import fx
 from torch2engine.capture.fingerprint import WeightSnapshot, take_snapshot
 from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.wording import first_line
+from torch2engine.deploy_steps.user_warning import warn_user
+from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.fallback.deployable_graph import DeployableGraph
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.part_call import (
@@ -28,8 +30,6 @@ from torch2engine.fallback.part_call import (
     require_elements,
 )
 from torch2engine.fallback.size_versions import VersionsBySize
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.pipeline.user_warning import warn_user
 
 __all__ = ["TrackingEngines"]
 

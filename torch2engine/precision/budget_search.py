@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from torch2engine.core.config import Budget
 from torch2engine.core.errors import ParityError
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.precision.calibration import Arrays, named_arrays
 from torch2engine.precision.graph.mixed_precision import MixedPrecisionModel, relative_error
 from torch2engine.precision.lower_graph import GraphLowering

@@ -24,7 +24,7 @@ from torch2engine.core.progress import Reporter
 from torch2engine.core.pytree import as_inputs, bind, unflatten
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.deployed.deployed_module import DeployedModule
 
 __all__ = [
     "Arrays",

@@ -18,7 +18,7 @@ from torch2engine.core.computed_precisions import (
 )
 from torch2engine.core.errors import PrecisionError
 from torch2engine.core.precisions import LOW_PRECISIONS
-from torch2engine.modules.trt.trt_module import TRTModule
+from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.precision.precision_report import report_at_opt
 
 __all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]

@@ -26,8 +26,8 @@ from torch2engine.core.precisions import CAST_PRECISIONS, PRECISION_TYPES
 from torch2engine.core.preprocess import ORIGIN
 from torch2engine.core.progress import Reporter
 from torch2engine.core.wording import did_you_mean
-from torch2engine.modules.judge import judge
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.judge import judge
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.onnx_graph.model_file import load_model
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.parity.parity_report import ParityReport

@@ -15,7 +15,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ParityError
 from torch2engine.core.precision_outcome import PrecisionOutcome
-from torch2engine.modules.deployed import DeployedModule
+from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.calibration import CalibrationMetric
 

@@ -21,10 +21,10 @@ from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of
-from torch2engine.modules.deployed import DeployedModule
-from torch2engine.modules.made_inputs import zeros
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
-from torch2engine.modules.trt.trt_module import TRTModule
+from torch2engine.deployed.deployed_module import DeployedModule
+from torch2engine.deployed.made_inputs import zeros
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.onnx_graph.node_origins import node_modules
 from torch2engine.precision.calibration import named_arrays
 from torch2engine.precision.graph.attention_outcomes import attention_outcomes

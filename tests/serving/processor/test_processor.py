@@ -25,7 +25,7 @@ from tests.support import deploy_models
 from tests.support.deploy_models import engine, mlp, nested, nested_inputs, pair, sample
 from torch2engine.core.errors import Torch2EngineError
 from torch2engine.core.spec import TensorSpec
-from torch2engine.modules.onnxruntime.ort_module import ORTModule
+from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.serving.processor import arrays as _arrays
 from torch2engine.serving.processor import cuda
 from torch2engine.serving.processor import processor as _processor
