@@ -35,7 +35,7 @@ from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.fallback.deploy_in_parts import with_fallback
 from torch2engine.fallback.parts_module import PartsModule
-from torch2engine.precision.validate import refuse_exhausted_iterator
+from torch2engine.precision.validate import checked_calibration
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -184,29 +184,30 @@ def deploy(
     >>> module(torch.rand(5, 3, 64, 64)).shape
     torch.Size([5, 10])
     """
-    # Collects arguments; a Recording gives the sample, axes and examples that were left out. It reads the examples, and
-    # checks nothing else: `request.capture` checks the sample.
+    # The arguments that describe the model and its calls. A Recording gives the sample, axes and examples that were
+    # left out. The examples are read now, so InputError if there is none; all else is checked further below.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
-    # Checks the other options without a call of the model, and refuses missing libraries. It chooses the runtime for
-    # "auto", and unwraps the model from DataParallel and torch.compile.
+    # Checks the other options (InputError) and that their libraries are installed (InstallationError). The model is not
+    # called. `request.runtime` is never "auto"; `request.model` is the module inside DataParallel or torch.compile.
     request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
     engine_cache = resolve_cache(cache, cache_key)  # None if caching is off or no folder can be used; checks cache_key
     report = ReportBuilder(progress)  # collects comparisons, notes and seconds; `phase` times its body, shows progress
-    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # keeps these; it searches further below
-    # Inside: eval mode, exact float32, and calls of the model by other threads wait. Afterwards all is as it was, but
-    # for values of parameters and gradients: where forward has written into these, ExportError is raised.
+    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # only keeps these; it searches below
+    # In this block: eval mode, exact float32, and calls of the model by other threads wait. Afterwards model and
+    # process are as before. Only values that forward wrote into parameters or gradients can't be undone: ExportError.
     with undisturbed(request.model):
         with report.phase("capture"):
             # Calls the model several times. Checks sample, axes, profiles, live parameters and the names in tolerance.
             captured = request.capture()
             report.add_notes(captured.notes)
-        # The engine of an earlier deploy with this cache_key, compared with the model, with its report. None without a
-        # cache_key or such an engine; also, with a warning, if that engine fails or its answers are not the model's. It
-        # raises only for the user's input, installation or wish to stop, and for full memory.
+        # The engine of an earlier deploy with this cache_key, as a module that was compared with the model and has its
+        # report. None without a cache_key or such an engine. Also None, with a warning, if this engine fails or answers
+        # otherwise. Raises only for the user's input, installation or wish to stop, and for full memory.
         if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
             return reused_module
-        # InputError, before the slow export, for an iterator that was read to its end. All other data are read later.
-        calibration_data = refuse_exhausted_iterator(calibration)
+        # The same data. An iterator without any item is an InputError now, before the slow export; to know it, one item
+        # is read. All else is read when the graph is lowered.
+        calibration_data = checked_calibration(calibration)
         with report.phase("export"):
             onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
             captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes such as "past + new"
@@ -214,15 +215,17 @@ def deploy(
         # the ONNX files meanwhile.
         with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
             reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
-        # Likewise the engine of the same graph; there is no search with calibration data, which may be others.
+        # As find_by_cache_key, but for an engine of the same ONNX graph, and without a cache_key. It never searches if
+        # there are calibration data: other data would give another engine.
         if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
             return reused_module
-    # ParityError unless the graph answers like the model, on ONNX Runtime. If an engine follows that is compared in all
-    # cases, only the examples and the small cases count here; before int8 and fp8, and without TensorRT, all cases do.
+    # Compares the exported graph with the model, on ONNX Runtime; ParityError if they differ. Where an engine follows
+    # that will be compared in every case, invented inputs above the smallest opt are left to it. Without TensorRT, and
+    # before int8 and fp8, every case counts here.
     graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
     graph_check.require_equal_answers(report)
-    # The graph in the requested low precision, or in that of the model's own quantisers; then it is compared again. A
-    # graph that needs neither stays as it is.
+    # The graph in the requested low precision, or in that of the model's own quantisers, compared once more
+    # (ParityError, PrecisionError). A graph that needs neither stays as it is.
     lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
     if request.runtime == "onnxruntime":
         # Its graph was compared above. It gets the model for refits; axes that may be split are proved (ParityError).
@@ -238,8 +241,8 @@ def deploy(
                     lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
                 )
             )
-        # After a ParityError the graph is compared in the cases that it skipped. If it is wrong there, the error names
-        # the graph, not the engine.
+        # After a ParityError below, the graph is compared in the cases that it was spared. If the graph is wrong there,
+        # its error is raised instead of the engine's.
         until_accepted.enter_context(graph_check.naming_the_culprit())
         # Gives a refittable engine the model's weights (RefitError). Compares in all cases, a quantised one in all but
         # random ones (ParityError). Proves axes that may be split, and checks the engine's precisions (PrecisionError).

@@ -1,7 +1,7 @@
-"""`Artifact`, shared by both kinds: manifest fields and files that never change, saving, loading, pickling.
+"""`Artifact`, which all kinds share: manifest fields and files that never change, saving, loading, pickling.
 
 Enters: a folder, or bytes with their manifest. Leaves: `Artifact`, every byte of it checked. Separate so that
-`onnx_artifact` and `engine_artifact` hold only the difference between an ONNX model and an engine.
+`onnx_artifact`, `engine_artifact`, `parts_artifact` and `bundle_artifact` hold only what differs between them.
 """
 
 from __future__ import annotations

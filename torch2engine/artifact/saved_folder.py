@@ -77,13 +77,13 @@ _ATTEMPTS = 5
 def read_saved_folder(
     path: str | os.PathLike[str], kind: str | None, preload: Collection[str] = ()
 ) -> tuple[ManifestFields, ArtifactFiles]:
-    """Read and check a saved artifact of one kind, or of either kind if None.
+    """Read and check a saved artifact of one kind, or of any kind if None.
 
     The bytes of model.onnx wait in memory for `check_graph`, which the caller calls next.
 
     Args:
         path: the folder.
-        kind: "onnx", "engine" or None.
+        kind: "onnx", "engine", "parts", "bundle" or None.
         preload: names of files whose checked bytes wait in memory for their first use.
 
     Raises:
@@ -141,7 +141,7 @@ def check_kind(fields: ManifestFields, kind: str, path: str) -> None:
     """Refuse an artifact of another kind.
 
     Raises:
-        ArtifactError: naming both kinds.
+        ArtifactError: naming the kind that it has, and the kind that was wanted.
     """
     if fields.kind != kind:
         raise ArtifactError(

@@ -24,8 +24,8 @@ from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.precision.lower import lower
 from torch2engine.precision.validate import (
+    checked_calibration,
     needed_lowering,
-    refuse_exhausted_iterator,
     require_lowering_tools,
     require_precision_of_live_parameters,
     validated_precision,
@@ -73,7 +73,7 @@ def export(
     ('batch', 10)
     """
     options = BuildConfig(refittable=refittable, mutations=mutations)
-    calibration = refuse_exhausted_iterator(calibration)
+    calibration = checked_calibration(calibration)
     requested = validated_precision(precision, calibration, None, options, RuntimeConfig())
     model = unwrap(model)
     require_lowering_tools(requested, model)

@@ -35,8 +35,8 @@ from torch2engine.onnx_graph.tensor_types import tensor_types
 from torch2engine.precision.calibration import check_calibration
 
 __all__ = [
+    "checked_calibration",
     "needed_lowering",
-    "refuse_exhausted_iterator",
     "require_lowered_nodes",
     "require_lowering_tools",
     "require_no_float64",
@@ -65,7 +65,7 @@ def validated_precision(
     return validated
 
 
-def refuse_exhausted_iterator(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
+def checked_calibration(calibration: Iterable[Any] | None) -> Iterable[Any] | None:
     """Refuse an iterator that has no item left, before the steps that take long. No other data are read yet.
 
     Returns:

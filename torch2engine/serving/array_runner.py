@@ -1,4 +1,4 @@
-"""An artifact of either kind → `ArrayRunner`: numpy in, numpy out, on a GPU or on the CPU.
+"""An engine or an exported model → `ArrayRunner`: numpy in, numpy out, on a GPU or on the CPU.
 
 Enters: an artifact or its folder. Leaves: a `Processor` for an engine, an `OrtRunner` for an exported model. Separate
 because whoever distributes work must not care which of them answers.
