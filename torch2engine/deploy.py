@@ -193,44 +193,51 @@ def deploy(
     engine_cache = resolve_cache(cache, cache_key)  # None if caching is off or no folder can be used; checks cache_key
     report = ReportBuilder(progress)  # collects comparisons, notes and seconds; `phase` times its body, shows progress
     earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # only keeps these; it searches below
-    # In this block: eval mode, exact float32, and calls of the model by other threads wait. Afterwards model and
-    # process are as before. Only values that forward wrote into parameters or gradients can't be undone: ExportError.
-    with undisturbed(request.model):
-        with report.phase("capture"):
-            # Calls the model several times. Checks sample, axes, profiles, live parameters and the names in tolerance.
-            captured = request.capture()
-            report.add_notes(captured.notes)
-        # The engine of an earlier deploy with this cache_key, as a module that was compared with the model and has its
-        # report. None without a cache_key or such an engine. Also None, with a warning, if this engine fails or answers
-        # otherwise. Raises only for the user's input, installation or wish to stop, and for full memory.
-        if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
-            return reused_module
-        # The same data. An iterator without any item is an InputError now, before the slow export; to know it, one item
-        # is read. All else is read when the graph is lowered.
-        calibration_data = checked_calibration(calibration)
-        with report.phase("export"):
-            onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
-            captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes such as "past + new"
-        # The model's answers to all parity cases, and how far rounding in these precisions moves them. A thread hashes
-        # the ONNX files meanwhile.
-        with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
-            reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
-        # As find_by_cache_key, but for an engine of the same ONNX graph, and without a cache_key. It never searches if
-        # there are calibration data: other data would give another engine.
-        if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
-            return reused_module
-    # Compares the exported graph with the model, on ONNX Runtime; ParityError if they differ. Where an engine follows
-    # that will be compared in every case, invented inputs above the smallest opt are left to it. Without TensorRT, and
-    # before int8 and fp8, every case counts here.
-    graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
-    graph_check.require_equal_answers(report)
-    # The graph in the requested low precision, or in that of the model's own quantisers, compared once more
-    # (ParityError, PrecisionError). A graph that needs neither stays as it is.
-    lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
-    if request.runtime == "onnxruntime":
-        # Its graph was compared above. It gets the model for refits; axes that may be split are proved (ParityError).
-        return attach_report(make_ort_module(lowered, request, report), report)
     with ExitStack() as until_accepted:
+        # In this block: eval mode, exact float32, and calls of the model by other threads wait. Afterwards model and
+        # process are as before. Only values that forward wrote into parameters or gradients can't be undone:
+        # ExportError.
+        with undisturbed(request.model):
+            with report.phase("capture"):
+                # Calls the model several times. Checks sample, axes, profiles, live parameters and the names in
+                # tolerance.
+                captured = request.capture()
+                report.add_notes(captured.notes)
+            # The engine of an earlier deploy with this cache_key, as a module that was compared with the model and has
+            # its report. None without a cache_key or such an engine. Also None, with a warning, if this engine fails or
+            # answers otherwise. Raises only for the user's input, installation or wish to stop, and for full memory.
+            if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
+                return reused_module
+            # The same data. An iterator without any item is an InputError now, before the slow export; to know it, one
+            # item is read. All else is read when the graph is lowered.
+            calibration_data = checked_calibration(calibration)
+            # A process that loads TensorRT's builder beside the export; no process for ONNX Runtime. It ends with the
+            # outer block.
+            builder = until_accepted.enter_context(request.early_builder())
+            with report.phase("export"):
+                onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
+                captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes such as "past + new"
+            # The model's answers to all parity cases, and how far rounding in these precisions moves them. A thread
+            # hashes the ONNX files meanwhile.
+            with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
+                reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
+            # As find_by_cache_key, but for an engine of the same ONNX graph, and without a cache_key. It never searches
+            # if there are calibration data: other data would give another engine.
+            if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
+                return reused_module
+        # Compares the exported graph with the model, on ONNX Runtime; ParityError if they differ. Where an engine
+        # follows that will be compared in every case, invented inputs above the smallest opt are left to it. Without
+        # TensorRT, and before int8 and fp8, every case counts here. A graph that is built as it is, is compared during
+        # the build below.
+        graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
+        graph_check.require_equal_answers(report, builder)
+        # The graph in the requested low precision, or in that of the model's own quantisers, compared once more
+        # (ParityError, PrecisionError). A graph that needs neither stays as it is.
+        lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
+        if request.runtime == "onnxruntime":
+            # Its graph was compared above. It gets the model for refits; axes that may be split are proved
+            # (ParityError).
+            return attach_report(make_ort_module(lowered, request, report), report)
         with report.phase("build"), torch.cuda.device(captured.target_gpu):
             torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
             # Loaded from the cache, or built now. Until this block ends, processes that need the same new engine wait.
@@ -238,7 +245,7 @@ def deploy(
             # user's input, installation or wish to stop, or full memory.
             pending_engine = until_accepted.enter_context(
                 load_or_build(
-                    lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress
+                    lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress, builder
                 )
             )
         # After a ParityError below, the graph is compared in the cases that it was spared. If the graph is wrong there,
@@ -253,6 +260,6 @@ def deploy(
         # this driver. Kernels that were compiled just now are added under kernel_specialization="none" only.
         store_in_cache(pending_engine, trt_module, request)
         earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above
-    attach_report(trt_module, report)  # sets trt_module.report
-    trt_module.trim()  # gives back the contexts and CUDA graphs of the comparison; the engine stays
-    return trt_module
+        attach_report(trt_module, report)  # sets trt_module.report
+        trt_module.trim()  # gives back the contexts and CUDA graphs of the comparison; the engine stays
+        return trt_module

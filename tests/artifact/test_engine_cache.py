@@ -65,7 +65,7 @@ def taken(cache: EngineCache, name: str) -> EngineArtifact:
     return found
 
 
-def never(*args: Any) -> EngineArtifact:
+def never(*args: Any, **options: Any) -> EngineArtifact:
     """A build that must not happen."""
     raise AssertionError("built")
 
@@ -316,6 +316,27 @@ class Judge:
             return pending_engine.artifact
 
 
+def test_work_beside_a_build_blames_no_engine_of_the_cache(tmp_path: Path) -> None:
+    """It is done once, whether the engine is built or loaded; its error stores nothing and removes nothing."""
+    judge = Judge(tmp_path)
+    done: list[int] = []
+
+    def fail() -> None:
+        done.append(len(judge.cache.entries()))
+        raise t2e.BuildError("work")
+
+    def obtain() -> None:
+        room.load_or_build(judge.path, cache=judge.cache, profiles=RANGES, meanwhile=fail)
+
+    with pytest.raises(t2e.BuildError, match="work"):
+        obtain()
+    assert judge.cache.entries() == ()
+    judge()
+    with pytest.raises(t2e.BuildError, match="work"):
+        obtain()
+    assert (done, len(judge.cache.entries())) == ([0, 1], 1)
+
+
 @pytest.mark.parametrize("error", [t2e.BuildError("parity"), RuntimeError("CUDA error")])
 def test_engine_that_is_found_wrong_is_not_found_again(error: Exception, tmp_path: Path) -> None:
     """Neither the one that was built just now, nor one from the cache."""
@@ -393,11 +414,11 @@ def test_threads_that_want_the_same_engine_build_it_once(tmp_path: Path, monkeyp
     waiting = threading.Semaphore(0)
     real = room.compile_in_child
 
-    def counted(*args: Any) -> Any:
+    def counted(*args: Any, **options: Any) -> Any:
         builds.append(1)
         for _ in range(5):  # the build goes on when all others wait for it
             waiting.acquire()
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(room, "compile_in_child", counted)
     found: list[str] = []
@@ -533,10 +554,10 @@ import torch2engine as t2e
 from torch2engine.builder import load_or_build as room
 from torch2engine.core.errors import InputError
 real, folder = room.compile_in_child, pathlib.Path(sys.argv[1])
-def counted(*args):
+def counted(*args, **options):
     with (folder / "builds").open("a") as file:
         file.write("built\\n")
-    return real(*args)
+    return real(*args, **options)
 room.compile_in_child = counted
 print(t2e.build(folder / "matmul.onnx", {"batch": (1, 8, 32)}, cache=folder / "cache").plan_sha256)
 """

@@ -16,9 +16,9 @@ import pytest
 from tests.support import onnx_models
 from torch2engine.builder import child_process, child_watch
 from torch2engine.builder.build import build
-from torch2engine.builder.child_process import compile_in_child
+from torch2engine.builder.child_process import BuilderProcess, compile_in_child
 from torch2engine.builder.child_watch import ChildWatch
-from torch2engine.builder.load_or_build import build_environment
+from torch2engine.builder.load_or_build import build_environment, early_builder, load_or_build
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import make_build_source
 from torch2engine.core import progress
@@ -294,3 +294,93 @@ def test_time_limit_is_an_option_and_no_part_of_the_key(tmp_path: Path, monkeypa
     assert build_environment(BuildConfig(time_limit_s=1.0)) == build_environment(BuildConfig())
     with pytest.raises(InputError, match=r"BuildConfig.time_limit_s: got 0; expected a positive number of seconds"):
         BuildConfig(time_limit_s=0)
+
+
+def silent(phase: str, step: int, steps: int) -> None:
+    """A report that nobody reads."""
+
+
+def test_early_process_loads_its_libraries_before_its_request(
+    request_for: Callable[[str], PlanRequest], tmp_path: Path
+) -> None:
+    """What takes long to load is there when the request comes; a failure to load is told by the build alone."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    request = request_for(f"open({str(told)!r}, 'w').write('loads')\nraise OSError('no library')")
+    with BuilderProcess("fp32", "tensorrt", is_early=True) as early:
+        assert told.read_text() == "loads"  # waits for the process
+        assert early.can_build(request)
+        answers: list[str] = []
+        reader = threading.Thread(target=lambda: answers.append(told.read_text()))  # it tries once more
+        reader.start()
+        with pytest.raises(InstallationError, match="tensorrt that can't be loaded: 'no library'"):
+            compile_in_child(request, silent, early=early)
+        reader.join()
+        assert not early.can_build(request)
+    assert answers == ["loads"]
+
+
+def test_early_process_builds_as_any_other(tmp_path: Path) -> None:
+    """It builds once; a second request gets a process of its own."""
+    path = onnx_models.relu(tmp_path)
+    with early_builder(None, BuildConfig()) as early:
+        assert early is not None
+        first = load_or_build(path, profiles={"batch": (1, 8, 32)}, early=early).artifact
+        second = load_or_build(path, profiles={"batch": (1, 8, 32)}, early=early).artifact
+    assert first.plan_sha256 == second.plan_sha256
+
+
+def test_early_process_is_left_alone_where_it_can_not_build(
+    request_for: Callable[[str], PlanRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that has died, or whose environment is no longer that of its parent."""
+    request = request_for("import os\nos._exit(5)")
+    with BuilderProcess("fp32", "tensorrt") as early:
+        assert early.can_build(request)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+        assert not early.can_build(request)
+        monkeypatch.undo()
+    with BuilderProcess("tf32", "tensorrt") as early:
+        assert not early.can_build(request)
+    with BuilderProcess("fp32", "tensorrt", is_early=True) as early:
+        early.wait()
+        assert not early.can_build(request)
+        with pytest.raises(BuildError, match="the end of the builder process with status 5"):
+            compile_in_child(request, silent, early=early)
+
+
+def test_no_early_process_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The build itself says what is missing."""
+    monkeypatch.setattr(sys, "executable", "")
+    with early_builder("tf32", BuildConfig()) as early:
+        assert early is None
+
+
+def test_work_is_done_while_the_child_builds(request_for: Callable[[str], PlanRequest], tmp_path: Path) -> None:
+    """The child has its request by then, and needs nobody; its error comes after that of the work."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    request = request_for(f"open({str(told)!r}, 'w').write('works')\nraise KeyError('odd')")
+    heard: list[str] = []
+    with pytest.raises(BuildError, match="KeyError: 'odd'"):
+        compile_in_child(request, silent, meanwhile=lambda: heard.append(told.read_text()))
+    assert heard == ["works"]
+
+
+def test_error_meanwhile_ends_the_child(request_for: Callable[[str], PlanRequest], tmp_path: Path) -> None:
+    """It arrives as it is, and the process is gone."""
+    told = tmp_path / "told"
+    os.mkfifo(told)
+    request = request_for(
+        f"import os, signal\nopen({str(told)!r}, 'w').write(str(os.getpid()))\nsignal.pause()",
+    )
+    children: list[int] = []
+
+    def fail() -> None:
+        children.append(int(told.read_text()))
+        raise ZeroDivisionError("of the work")
+
+    with pytest.raises(ZeroDivisionError, match="of the work"):
+        compile_in_child(request, silent, meanwhile=fail)
+    with pytest.raises(ProcessLookupError):
+        os.kill(children[0], 0)

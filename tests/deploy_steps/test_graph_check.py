@@ -14,6 +14,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, Precision, RuntimeConfig, Tolerance
 from torch2engine.core.errors import ParityError
 from torch2engine.core.precisions import PrecisionName
+from torch2engine.deploy_steps import graph_check as graph_checks
 from torch2engine.deploy_steps.graph_check import GraphCheck, cases_before_build
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.reference_answers import ReferenceAnswers
@@ -81,19 +82,29 @@ def graph_check(exported: OnnxArtifact, cases: Sequence[ParityCase], engine_foll
 
 
 @pytest.mark.parametrize(
-    ("runtime", "precision", "expected"),
+    ("runtime", "precision", "engine_follows", "fits_beside_build"),
     [
-        ("tensorrt", "fp32", True),
-        ("tensorrt", "fp16", True),
-        ("onnxruntime", "fp32", False),
-        ("tensorrt", "int8", False),
-        ("tensorrt", "fp8", False),
+        ("tensorrt", "fp32", True, True),
+        ("tensorrt", "tf32", True, True),
+        ("tensorrt", "fp16", True, False),
+        ("onnxruntime", "fp32", False, False),
+        ("tensorrt", "int8", False, False),
+        ("tensorrt", "fp8", False, False),
     ],
 )
 def test_no_case_is_left_to_an_engine_that_skips_it(
-    runtime: str, precision: PrecisionName, expected: bool, model: Mlp, exported: OnnxArtifact
+    runtime: str,
+    precision: PrecisionName,
+    engine_follows: bool,
+    fits_beside_build: bool,
+    model: Mlp,
+    exported: OnnxArtifact,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A quantised engine is not compared in random cases, so its graph is, at all sizes."""
+    """A quantised engine is not compared in random cases, so its graph is, at all sizes.
+
+    A graph that is lowered, or large, is compared before anything is built.
+    """
     request = DeployRequest(
         model=model,
         given=ModelAndSample.of(model, torch.ones(4, 6), None, None, None, None, ()),
@@ -105,7 +116,10 @@ def test_no_case_is_left_to_an_engine_that_skips_it(
         runtime_config=RuntimeConfig(),
     )
     check = GraphCheck.for_request(request, exported, ReferenceAnswers(answers(model), ()))
-    assert check.engine_follows is expected
+    assert (check.engine_follows, check.fits_beside_build) == (engine_follows, fits_beside_build)
+    monkeypatch.setattr(graph_checks, "_LARGE_BYTES", exported.model_bytes - 1)
+    large = GraphCheck.for_request(request, exported, ReferenceAnswers(answers(model), ()))
+    assert (large.engine_follows, large.fits_beside_build) == (engine_follows, False)
 
 
 def test_report_says_what_waits_for_the_engine(model: Mlp, exported: OnnxArtifact) -> None:

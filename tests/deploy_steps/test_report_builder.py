@@ -30,6 +30,19 @@ def test_phases_measure_their_bodies_in_order(monkeypatch: pytest.MonkeyPatch) -
     assert (report.precision, report.notes, report.memory_bytes) == ("fp32", ("n",), 5)
 
 
+def test_phase_inside_another_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its seconds are not those of the outer phase, also after an error and with a third phase inside."""
+    ticks = iter([1.0, 2.0, 5.0, 5.5, 6.0, 7.0, 9.0, 10.0])
+    monkeypatch.setattr("torch2engine.deploy_steps.report_builder.time.perf_counter", lambda: next(ticks))
+    builder = ReportBuilder()
+    with builder.phase("build"):
+        with pytest.raises(KeyError), builder.phase("check"):
+            raise KeyError
+        with builder.phase("outer"), builder.phase("inner"):
+            pass
+    assert builder.build("fp32").seconds == {"check": 3.0, "inner": 1.0, "outer": 2.5, "build": 2.5}
+
+
 def test_phases_count_a_body_that_fails() -> None:
     """The time until an error is time too."""
     builder = ReportBuilder()

@@ -115,7 +115,9 @@ def test_engine_that_quietly_stays_in_float32_is_refused(monkeypatch: pytest.Mon
 
     real = DEPLOY.load_or_build
 
-    def load_or_build(source: t2e.OnnxArtifact, precision: str | None, config: t2e.BuildConfig, *_: Any) -> Any:
+    def load_or_build(
+        source: t2e.OnnxArtifact, precision: str | None, config: t2e.BuildConfig, *_: Any, **__: Any
+    ) -> Any:
         pending_engine = real(exact, config=config)
         (Path(pending_engine.artifact.folder) / "model.onnx").write_bytes(source.onnx_path.read_bytes())
         return pending_engine

@@ -6,12 +6,14 @@ killed at once. Its crash becomes an error with a text, and its memory is freed 
 
 Parent and child exchange lines of JSON: the request goes to the child's stdin, events come from its stdout. The child
 ends when its stdin is closed, so it never outlives its parent. It runs isolated (python -I) and outside of the working
-directory, from which it imports nothing.
+directory, from which it imports nothing. It may start long before its request is known, and load its libraries.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import importlib
 import json
 import logging
 import os
@@ -26,6 +28,7 @@ import traceback
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
+from types import TracebackType
 from typing import IO, Any, NoReturn, cast
 
 from torch2engine.artifact.scratch_folder import temporary_folder_error
@@ -35,15 +38,17 @@ from torch2engine.core import errors
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode
 from torch2engine.core.progress import Heartbeat, PhaseReport
 from torch2engine.core.tf32 import builder_environment
+from torch2engine.trt.gpu import list_gpus
+from torch2engine.trt.library import find_tensorrt
 
-__all__ = ["compile_in_child"]
+__all__ = ["BuilderProcess", "compile_in_child"]
 
 _PLAN = "a plan"
 _REPORT = "see the lines below for the cause"
 # The package itself is loaded from its own folder: the folder above, which may be the working directory, stays out.
 _START = """
 import importlib.util, json, sys
-package, trusted = json.loads(sys.argv[1])
+package, trusted, preload = json.loads(sys.argv[1])
 sys.path[:] = [*trusted, *(entry for entry in sys.path if entry not in trusted)]
 spec = importlib.util.spec_from_file_location(
     "torch2engine", package + "/__init__.py", submodule_search_locations=[package]
@@ -51,23 +56,98 @@ spec = importlib.util.spec_from_file_location(
 sys.modules["torch2engine"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(sys.modules["torch2engine"])
 from torch2engine.builder.child_process import serve
-serve()
+serve(preload)
 """
 _logger = logging.getLogger("torch2engine.tensorrt")
 _LAST_LINES = 20
 _POLL_MS = 1000
+_PIPE_BYTES = 1 << 20  # the child reports into it while its parent does something else
 
 Send = Callable[[Mapping[str, Any]], None]
 
 
-def compile_in_child(request: PlanRequest, report: PhaseReport, time_limit_s: float | None = None) -> PlanFacts:
+class BuilderProcess:
+    """A child process that builds one plan. Use it in a `with`, which ends it.
+
+    Args:
+        precision: of the plan; "tf32" alone lets the process compute in TF32.
+        flavour: as in `PlanRequest`.
+        is_early: whether it starts before its request is known. It then loads its libraries while it waits.
+
+    Raises:
+        BuildError: there is no Python to run it.
+        ArtifactError: there is no temporary folder.
+    """
+
+    def __init__(self, precision: str, flavour: str | None = None, is_early: bool = False) -> None:
+        self._environment = builder_environment(precision)
+        self._is_free = True
+        with ExitStack() as stack:
+            self._printed = stack.enter_context(_file_for_prints())
+            with _interrupts_held_back():
+                # In a session of its own it gets no Ctrl-C from the terminal: this process ends it.
+                self._child = subprocess.Popen(
+                    _start_command([flavour] if is_early else None),
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=self._printed,
+                    start_new_session=True,
+                    cwd="/",
+                    env=self._environment,
+                )
+                stack.callback(_end_child, self._child)
+            _enlarge_pipe(self._child.stdout)
+            self._cleanup = stack.pop_all()
+
+    def __enter__(self) -> BuilderProcess:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._cleanup.__exit__(kind, error, trace)
+
+    def can_build(self, request: PlanRequest) -> bool:
+        """Whether it waits for a request, in the environment that this one needs."""
+        is_alive = self._child.poll() is None
+        return self._is_free and is_alive and self._environment == builder_environment(request.precision)
+
+    def wait(self) -> int:
+        """Wait until it has ended by itself, and give its status."""
+        return self._child.wait()
+
+    def send(self, request: PlanRequest) -> None:
+        """Let it begin to build; a process builds once."""
+        self._is_free = False
+        assert self._child.stdin is not None
+        _send_request(self._child.stdin, request)
+
+    def receive(self, report: PhaseReport, time_limit_s: float | None = None) -> PlanFacts:
+        """Wait for the plan; see `compile_in_child`."""
+        assert self._child.stdout is not None
+        facts = _receive_facts(self._child.stdout, report, ChildWatch(self._child.pid, time_limit_s))
+        if facts is None:
+            raise _crash_error(self.wait(), self._printed)
+        return facts
+
+
+def compile_in_child(
+    request: PlanRequest,
+    report: PhaseReport,
+    time_limit_s: float | None = None,
+    *,
+    early: BuilderProcess | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> PlanFacts:
     """Build a plan in a child process.
 
     Args:
         request: what to build.
         report: called in this thread, and while nothing else is reported once a second with the step that runs; what
             it raises ends the build at once, as does Ctrl-C.
-        time_limit_s: the longest that the child may take; None for no limit.
+        time_limit_s: the longest that the child may take; None for no limit. It counts from the end of `meanwhile`.
+        early: a process that was started before; it is used if it can build this, and ended by its owner.
+        meanwhile: called once in this thread while the child works; what it raises ends the build.
 
     Returns:
         facts about the build.
@@ -77,25 +157,13 @@ def compile_in_child(request: PlanRequest, report: PhaseReport, time_limit_s: fl
         BuildError: the child crashed, was killed or stopped, hangs or took too long.
     """
     with ExitStack() as stack:
-        printed = stack.enter_context(_file_for_prints())
-        with _interrupts_held_back():
-            # In a session of its own it gets no Ctrl-C from the terminal: this process ends it.
-            child = subprocess.Popen(
-                _start_command(),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=printed,
-                start_new_session=True,
-                cwd="/",
-                env=builder_environment(request.precision),
-            )
-            stack.callback(_end_child, child)
-        assert child.stdin is not None and child.stdout is not None
-        _send_request(child.stdin, request)
-        facts = _receive_facts(child.stdout, report, ChildWatch(child.pid, time_limit_s))
-        if facts is None:
-            raise _crash_error(child.wait(), printed)
-        return facts
+        process = early
+        if process is None or not process.can_build(request):
+            process = stack.enter_context(BuilderProcess(request.precision, request.flavour))
+        process.send(request)
+        if meanwhile is not None:
+            meanwhile()
+        return process.receive(report, time_limit_s)
 
 
 @contextlib.contextmanager
@@ -117,7 +185,14 @@ def _end_child(child: subprocess.Popen[bytes]) -> None:
                 pipe.close()
 
 
-def _start_command() -> list[str]:
+def _enlarge_pipe(pipe: IO[bytes] | None) -> None:
+    """Give the child's reports more room, where the system allows it: in a full pipe the child waits for its parent."""
+    assert pipe is not None
+    with contextlib.suppress(OSError):  # a user may hold only so much memory in pipes
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+
+def _start_command(preload: list[str | None] | None) -> list[str]:
     if not os.path.isabs(sys.executable or ""):
         raise BuildError(
             "TensorRT build",
@@ -126,7 +201,7 @@ def _start_command() -> list[str]:
             fix="build in a plain Python interpreter",
         )
     package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return [sys.executable, "-I", "-c", _START, json.dumps([package, _trusted_path()])]
+    return [sys.executable, "-I", "-c", _START, json.dumps([package, _trusted_path(), preload])]
 
 
 def _trusted_path() -> list[str]:
@@ -149,8 +224,12 @@ def _file_for_prints() -> IO[bytes]:
         raise temporary_folder_error("TensorRT build", error) from error
 
 
-def serve() -> NoReturn:
-    """Run in the child: read the request, build the plan, send events, end the process."""
+def serve(preload: list[str | None] | None) -> NoReturn:
+    """Run in the child: read the request, build the plan, send events, end the process.
+
+    Args:
+        preload: the flavour of which everything is loaded before the request is read, in a list; None for none.
+    """
     # Texts that TensorRT's libraries print must not get between the events.
     events = os.fdopen(os.dup(1), "w", encoding="ascii", newline="\n")
     os.dup2(2, 1)
@@ -161,6 +240,8 @@ def serve() -> NoReturn:
             events.write(json.dumps(event) + "\n")
             events.flush()
 
+    if preload is not None:
+        _load_libraries(*preload)
     request = PlanRequest.from_json(json.loads(_read_line(0)))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _logger.addHandler(_LogForwarder(send))
@@ -178,6 +259,15 @@ def serve() -> NoReturn:
         send({"error": _encode(_unexpected_error(error))})
     # Not sys.exit: it would run the libraries' clean-up, which is of no use here and can crash.
     os._exit(0)
+
+
+def _load_libraries(flavour: str | None) -> None:
+    """Load what a build needs, but make no CUDA context: the memory is the parent's until it sends the request."""
+    with contextlib.suppress(Exception):  # the build meets it again, and reports it
+        find_tensorrt(flavour)
+        list_gpus()
+        for name in ("onnx", "onnx_ir"):
+            importlib.import_module(name)
 
 
 def _unexpected_error(error: BaseException) -> BuildError:

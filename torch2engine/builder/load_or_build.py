@@ -10,8 +10,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, replace
 from pathlib import Path
 from types import TracebackType
@@ -23,20 +23,29 @@ from torch2engine.artifact.manifest_fields import Hardware, encode_non_finite
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.artifact.scratch_folder import ScratchFolder, scratch_folder
-from torch2engine.builder.child_process import compile_in_child
+from torch2engine.builder.child_process import BuilderProcess, compile_in_child
 from torch2engine.builder.onnx_fingerprint import engine_fingerprint
 from torch2engine.builder.plan import PlanRequest
 from torch2engine.builder.source import BuildSource, Profiles, make_build_source
 from torch2engine.core.config import DECIDES_NOTHING, BuildConfig
-from torch2engine.core.errors import InputError, may_blame_engine
+from torch2engine.core.errors import InputError, Torch2EngineError, may_blame_engine
 from torch2engine.core.fork_safe_lock import ForkSafeLock
+from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, reporting
 from torch2engine.core.spec import Profile
 from torch2engine.core.version import __version__
 from torch2engine.trt.gpu import Gpu, current_gpu_index, list_gpus
 from torch2engine.trt.library import find_tensorrt
 
-__all__ = ["PendingEngine", "build_environment", "current_driver", "engine_facts", "load_or_build"]
+__all__ = [
+    "BuilderProcess",
+    "PendingEngine",
+    "build_environment",
+    "current_driver",
+    "early_builder",
+    "engine_facts",
+    "load_or_build",
+]
 
 # Builders that run side by side disturb each other's timings and double the memory needed.
 _ONE_BUILD_AT_A_TIME = ForkSafeLock()
@@ -112,6 +121,8 @@ def load_or_build(
     *,
     profiles: Profiles = None,
     exact_weights: bool = False,
+    early: BuilderProcess | None = None,
+    meanwhile: Callable[[], object] | None = None,
 ) -> PendingEngine:
     """Load an engine from the cache, or build it; first wait for another process that builds the same one.
 
@@ -122,14 +133,17 @@ def load_or_build(
         source, precision, config, progress, profiles: as for `build`.
         cache: where the engine may be; None for nowhere.
         exact_weights: take a refittable engine from the cache only if it has these weights.
+        early: from `early_builder`.
+        meanwhile: called once in this thread: while the builder's process works, or beside an engine from the cache,
+            which it does not blame. What it raises ends the build.
 
     Raises:
-        as `build`.
+        as `build`, and what `meanwhile` raises.
     """
     build_source = _with_matching_weights(make_build_source(source, profiles, precision), config)
     with reporting(progress) as on_progress, ExitStack() as cleanup:
         if cache is None:
-            return PendingEngine(_build_engine(build_source, config, on_progress))
+            return PendingEngine(_build_engine(build_source, config, on_progress, early, meanwhile))
         key = hash_facts(
             engine_facts(build_source, config, accepts_other_weights=config.refittable and not exact_weights)
         )
@@ -140,12 +154,31 @@ def load_or_build(
             waiting.report_end()
             cached_engine = cache.take(key)
         if cached_engine is None:
-            artifact = _build_engine(build_source, config, on_progress)
+            artifact = _build_engine(build_source, config, on_progress, early, meanwhile)
         else:
             cleanup.close()  # no lock: other processes may load it too
+            if meanwhile is not None:
+                meanwhile()
             cleanup.enter_context(_removed_if_wrong(cache, key))
             artifact = _with_model(cached_engine, build_source)
         return PendingEngine(artifact, cache, key, cached_engine, cleanup.pop_all())
+
+
+@contextmanager
+def early_builder(precision: str | None, config: BuildConfig) -> Generator[BuilderProcess | None]:
+    """Start a builder's process before its model is known, so that it loads its libraries meanwhile.
+
+    Args:
+        precision, config: as for `load_or_build`.
+
+    Returns:
+        for the body: the process, for `load_or_build`. None where none can be started: the build itself then says why.
+    """
+    with ExitStack() as stack:
+        process: BuilderProcess | None = None
+        with suppress(Torch2EngineError, OSError):
+            process = stack.enter_context(BuilderProcess(precision or DEFAULT_PRECISION, config.flavour, is_early=True))
+        yield process
 
 
 @contextmanager
@@ -195,7 +228,13 @@ def _with_matching_weights(source: BuildSource, config: BuildConfig) -> BuildSou
     return source
 
 
-def _build_engine(source: BuildSource, config: BuildConfig, on_progress: ProgressCallback | None) -> EngineArtifact:
+def _build_engine(
+    source: BuildSource,
+    config: BuildConfig,
+    on_progress: ProgressCallback | None,
+    early: BuilderProcess | None,
+    meanwhile: Callable[[], object] | None,
+) -> EngineArtifact:
     owner = scratch_folder()
     request = PlanRequest(
         onnx_path=str(source.artifact.checked_onnx_path),
@@ -213,7 +252,9 @@ def _build_engine(source: BuildSource, config: BuildConfig, on_progress: Progres
         hardware_compatibility=config.hardware_compatibility,
     )
     with _ONE_BUILD_AT_A_TIME:
-        facts = compile_in_child(request, Reporter("build", on_progress), config.time_limit_s)
+        facts = compile_in_child(
+            request, Reporter("build", on_progress), config.time_limit_s, early=early, meanwhile=meanwhile
+        )
     capability = facts.compute_capability
     hardware = Hardware(
         flavour=facts.flavour,

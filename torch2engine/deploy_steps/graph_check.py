@@ -2,7 +2,8 @@
 
 Enters: the graph, and the model's answers. Leaves: the comparison. Separate because it costs CPU time for every row of
 every case, most of all in half precision. Where an engine follows, that engine is compared in every case. So the graph
-is compared in the small ones first, and in the others only if the engine fails.
+is compared in the small ones first, and in the others only if the engine fails. Where the graph is built as it is, the
+builder's process works at the same time.
 """
 
 from __future__ import annotations
@@ -23,8 +24,11 @@ from torch2engine.deploy_steps.request import DeployRequest
 from torch2engine.deployed.judge import judge
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.precision.validate import needed_lowering
 
 __all__ = ["GraphCheck", "cases_before_build"]
+
+_LARGE_BYTES = 2**30  # of a model that host memory may not hold in ONNX Runtime and in the builder at once
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class GraphCheck:
         answers: the model's.
         tolerance: when answers count as equal; None for the default of the graph's precision.
         engine_follows: whether an engine is built and compared in every case; else the graph is.
+        fits_beside_build: whether the comparison may run while the builder's process builds this very graph.
     """
 
     open_graph: Callable[[], ORTModule]
     answers: ReferenceAnswers
     tolerance: Tolerances | None
     engine_follows: bool
+    fits_beside_build: bool = False
 
     @classmethod
     def for_request(cls, request: DeployRequest, exported: OnnxArtifact, answers: ReferenceAnswers) -> GraphCheck:
@@ -53,7 +59,9 @@ class GraphCheck:
         precisions = (request.precision.dtype, exported.precision)
         is_quantised = any(precision in QUANTIZED_PRECISIONS for precision in precisions)
         engine_follows = request.runtime != "onnxruntime" and not is_quantised
-        return cls(lambda: ORTModule(exported), answers, request.tolerance, engine_follows)
+        is_built_as_it_is = engine_follows and not needed_lowering(request.precision, exported).changes_graph
+        fits_beside_build = is_built_as_it_is and exported.model_bytes <= _LARGE_BYTES
+        return cls(lambda: ORTModule(exported), answers, request.tolerance, engine_follows, fits_beside_build)
 
     def require_equal_answers(self, report: ReportBuilder) -> None:
         """Compare the graph now: in all cases, or in `cases_before_build` if an engine follows.

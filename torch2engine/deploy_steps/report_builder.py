@@ -55,13 +55,15 @@ class ReportBuilder:
         self._engine_notes: tuple[str, ...] = ()  # those of `_notes` that stay true when the engine is reused
         self._findings: tuple[Finding, ...] = ()
         self._seconds: Mapping[str, float] = {}
+        self._seconds_inside = 0.0  # of phases inside the one that is open
 
     @contextmanager
     def phase(self, name: str, is_reported: bool = True) -> Generator[None]:
         """Time the body as a phase of the report, and report its progress.
 
         Args:
-            name: of the phase; seconds of phases of one name are added.
+            name: of the phase; seconds of phases of one name are added. Those of a phase inside another one count for
+                the inner phase alone.
             is_reported: False only runs the body.
 
         Raises:
@@ -71,11 +73,15 @@ class ReportBuilder:
             yield
             return
         start = time.perf_counter()
+        inside_before = self._seconds_inside
+        self._seconds_inside = 0.0
         try:
             with self._reported(name):
                 yield
         finally:
-            seconds = time.perf_counter() - start
+            whole = time.perf_counter() - start
+            seconds = whole - self._seconds_inside
+            self._seconds_inside = inside_before + whole
             self._seconds = {**self._seconds, name: self._seconds.get(name, 0.0) + seconds}
             _logger.info("%s: %.1f s", name, seconds)
 

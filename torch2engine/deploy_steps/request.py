@@ -7,12 +7,14 @@ because every later step reads the same checked values.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.builder.load_or_build import BuilderProcess, early_builder
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.live_parameters import find_live_parameters
 from torch2engine.capture.parity_cases import ParityCase
@@ -169,6 +171,12 @@ class DeployRequest:
         """
         stays_low = captured.precision in CAST_PRECISIONS and not self.precision.changes_graph
         return (captured.precision,) if stays_low else (captured.precision, self.precision.lowest_type)
+
+    def early_builder(self) -> AbstractContextManager[BuilderProcess | None]:
+        """Start the builder's process before there is a graph; no process where ONNX Runtime answers."""
+        if self.runtime == "onnxruntime":
+            return nullcontext()
+        return early_builder(self.precision.builder_precision, self.config)
 
     @property
     def flavour(self) -> str | None:

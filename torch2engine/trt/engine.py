@@ -83,6 +83,7 @@ class Engine:
         self.inputs, self.outputs = self._tensors(artifact)
         self._cache: IRuntimeCache = None
         self._refitter: Refitter = None
+        self._layers = ""  # as the inspector gave them
         with rt.call_lock:
             self._config: IRuntimeConfig = self._configure(kernel_specialization, artifact.read_runtime_cache())
 
@@ -183,9 +184,11 @@ class Engine:
         return int(self._engine.get_device_memory_size_for_profile_v2(profile))
 
     def layers(self) -> str:
-        """The engine inspector's list of layers, as JSON; its words differ between versions."""
+        """The engine inspector's list of layers, as JSON; its words differ between versions. It is asked once."""
         rt = self._rt
         with rt.call_lock:
+            if self._layers:
+                return self._layers
             mark = rt.log.mark()
             inspector: EngineInspector = check_return_value(
                 self._engine.create_engine_inspector(), "engine inspector", rt, since=mark
@@ -193,6 +196,7 @@ class Engine:
             with float32_arithmetic(self._precision):
                 text: str = inspector.get_engine_information(rt.api.LayerInformationFormat.JSON)
             del inspector  # while nothing else runs in TensorRT
+            self._layers = text
         return text
 
     def check_weights(self, given: Collection[str], fixed: Collection[str]) -> None:
@@ -249,6 +253,7 @@ class Engine:
                         allowed="the weights that follow from the module",
                         fix="deploy the model again",
                     )
+                self._layers = ""
                 with float32_arithmetic(self._precision):
                     done = refitter.refit_cuda_engine_async(stream)
                 wait()
