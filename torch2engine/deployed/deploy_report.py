@@ -37,7 +37,8 @@ class DeployReport:
     Args:
         parity: PyTorch against ONNX Runtime, then PyTorch against the engine. A reused engine has only the second; the
             note "...come from the cache..." says so.
-        seconds: wall time per phase, in order.
+        seconds: wall time per phase, in the order of their ends. Where the graph is checked beside the build, the time
+            of "build" is what the build took after that.
         precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
         memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
         model_bytes: the size of the engine's plan, or of the ONNX model for ONNX Runtime, with the weights in it.
