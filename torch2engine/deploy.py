@@ -260,6 +260,6 @@ def deploy(
         # this driver. Kernels that were compiled just now are added under kernel_specialization="none" only.
         store_in_cache(pending_engine, trt_module, request)
         earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above
-        attach_report(trt_module, report)  # sets trt_module.report
-        trt_module.trim()  # gives back the contexts and CUDA graphs of the comparison; the engine stays
+        # Sets trt_module.report. Gives back the contexts and CUDA graphs of the comparison; the engine stays.
+        attach_report(trt_module, report).trim()
         return trt_module

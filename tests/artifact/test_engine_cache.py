@@ -326,7 +326,7 @@ def test_work_beside_a_build_blames_no_engine_of_the_cache(tmp_path: Path) -> No
         raise t2e.BuildError("work")
 
     def obtain() -> None:
-        room.load_or_build(judge.path, cache=judge.cache, profiles=RANGES, meanwhile=fail)
+        room.load_or_build(judge.path, cache=judge.cache, early=room.EarlyBuilder(None, fail), profiles=RANGES)
 
     with pytest.raises(t2e.BuildError, match="work"):
         obtain()

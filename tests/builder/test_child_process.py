@@ -324,7 +324,7 @@ def test_early_process_builds_as_any_other(tmp_path: Path) -> None:
     """It builds once; a second request gets a process of its own."""
     path = onnx_models.relu(tmp_path)
     with early_builder(None, BuildConfig()) as early:
-        assert early is not None
+        assert early.process is not None
         first = load_or_build(path, profiles={"batch": (1, 8, 32)}, early=early).artifact
         second = load_or_build(path, profiles={"batch": (1, 8, 32)}, early=early).artifact
     assert first.plan_sha256 == second.plan_sha256
@@ -353,7 +353,7 @@ def test_no_early_process_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The build itself says what is missing."""
     monkeypatch.setattr(sys, "executable", "")
     with early_builder("tf32", BuildConfig()) as early:
-        assert early is None
+        assert early.process is None
 
 
 def test_work_is_done_while_the_child_builds(request_for: Callable[[str], PlanRequest], tmp_path: Path) -> None:
@@ -365,6 +365,18 @@ def test_work_is_done_while_the_child_builds(request_for: Callable[[str], PlanRe
     with pytest.raises(BuildError, match="KeyError: 'odd'"):
         compile_in_child(request, silent, meanwhile=lambda: heard.append(told.read_text()))
     assert heard == ["works"]
+
+
+def test_lines_arrive_one_by_one_however_they_were_sent() -> None:
+    """A parent that is faster than its child sends two lines before the child has read one."""
+    reading, writing = os.pipe()
+    lines = child_process._Lines(reading)  # pyright: ignore[reportPrivateUsage]  # the child's side alone
+    os.write(writing, b'{"kind": "kernels"}\n\nhal')
+    assert [lines.read(), lines.read()] == [b'{"kind": "kernels"}', b""]
+    os.write(writing, b"f\n")
+    assert lines.read() == b"half"
+    os.close(reading)
+    os.close(writing)
 
 
 def test_error_meanwhile_ends_the_child(request_for: Callable[[str], PlanRequest], tmp_path: Path) -> None:

@@ -101,10 +101,7 @@ def test_no_case_is_left_to_an_engine_that_skips_it(
     exported: OnnxArtifact,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A quantised engine is not compared in random cases, so its graph is, at all sizes.
-
-    A graph that is lowered, or large, is compared before anything is built.
-    """
+    """A quantised engine skips random cases, so its graph does not. A lowered or large graph comes before a build."""
     request = DeployRequest(
         model=model,
         given=ModelAndSample.of(model, torch.ones(4, 6), None, None, None, None, ()),

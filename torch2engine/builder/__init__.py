@@ -7,6 +7,7 @@ a builder may crash or hang, and must not take its caller along.
     load_or_build     loads an engine from the cache, or builds it; stores it once its caller accepts it
     source            which profiles and precision are built; onnx_file reads ONNX from elsewhere
     child_process     runs the build where it can crash; plan talks to TensorRT's builder there
+    kernel_processes  compiles a live engine's kernels in processes side by side; kernels does it in each
     child_watch       ends a builder process that is stopped, hangs or takes too long
     parser_input      reads the file once and changes it into what the parser needs, by these:
     activation_products  parts what TensorRT-RTX fuses wrongly: a linear layer, its activation and a product
@@ -19,6 +20,6 @@ a builder may crash or hang, and must not take its caller along.
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys
 
-Public: `build`, `fused_attention`, `load_or_build`, `onnx_file`, `onnx_fingerprint`, `source`. The other files belong
-to this folder alone.
+Public: `build`, `fused_attention`, `kernel_processes`, `load_or_build`, `onnx_file`, `onnx_fingerprint`, `source`. The
+other files belong to this folder alone.
 """

@@ -29,10 +29,11 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from types import TracebackType
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, NoReturn, TypeAlias, cast
 
 from torch2engine.artifact.scratch_folder import temporary_folder_error
 from torch2engine.builder.child_watch import ChildWatch
+from torch2engine.builder.kernels import KernelRequest, compile_kernels, open_engine
 from torch2engine.builder.plan import PlanFacts, PlanRequest, compile_plan
 from torch2engine.core import errors
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode
@@ -64,10 +65,12 @@ _POLL_MS = 1000
 _PIPE_BYTES = 1 << 20  # the child reports into it while its parent does something else
 
 Send = Callable[[Mapping[str, Any]], None]
+Request: TypeAlias = "PlanRequest | KernelRequest"
+_REQUESTS: dict[str, type[PlanRequest] | type[KernelRequest]] = {"plan": PlanRequest, "kernels": KernelRequest}
 
 
 class BuilderProcess:
-    """A child process that builds one plan. Use it in a `with`, which ends it.
+    """A child process that builds one plan, or compiles kernels for one. Use it in a `with`, which ends it.
 
     Args:
         precision: of the plan; "tf32" alone lets the process compute in TF32.
@@ -107,23 +110,38 @@ class BuilderProcess:
     ) -> None:
         self._cleanup.__exit__(kind, error, trace)
 
-    def can_build(self, request: PlanRequest) -> bool:
+    def can_build(self, request: Request) -> bool:
         """Whether it waits for a request, in the environment that this one needs."""
-        is_alive = self._child.poll() is None
-        return self._is_free and is_alive and self._environment == builder_environment(request.precision)
+        fits = self._environment == builder_environment(request.precision)
+        return self._is_free and fits and not self.has_ended
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the process is no more."""
+        return self._child.poll() is not None
 
     def wait(self) -> int:
         """Wait until it has ended by itself, and give its status."""
         return self._child.wait()
 
-    def send(self, request: PlanRequest) -> None:
-        """Let it begin to build; a process builds once."""
+    def send(self, request: Request) -> None:
+        """Let it begin; a process does one piece of work."""
         self._is_free = False
-        assert self._child.stdin is not None
-        _send_request(self._child.stdin, request)
+        kind = next(name for name, one in _REQUESTS.items() if isinstance(request, one))
+        self._write(json.dumps({"kind": kind, "request": request.to_json()}))
 
-    def receive(self, report: PhaseReport, time_limit_s: float | None = None) -> PlanFacts:
-        """Wait for the plan; see `compile_in_child`."""
+    def go_on(self) -> None:
+        """Let it compile kernels; before, it opens the engine of its request, and waits."""
+        self._write("")
+
+    def _write(self, line: str) -> None:
+        assert self._child.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # the child died at once; its output says why
+            self._child.stdin.write(line.encode("ascii") + b"\n")
+            self._child.stdin.flush()
+
+    def receive(self, report: PhaseReport, time_limit_s: float | None = None) -> dict[str, Any]:
+        """Wait for the end of the work, and give the facts about it; see `compile_in_child`."""
         assert self._child.stdout is not None
         facts = _receive_facts(self._child.stdout, report, ChildWatch(self._child.pid, time_limit_s))
         if facts is None:
@@ -163,7 +181,7 @@ def compile_in_child(
         process.send(request)
         if meanwhile is not None:
             meanwhile()
-        return process.receive(report, time_limit_s)
+        return PlanFacts(**process.receive(report, time_limit_s))
 
 
 @contextlib.contextmanager
@@ -242,8 +260,9 @@ def serve(preload: list[str | None] | None) -> NoReturn:
 
     if preload is not None:
         _load_libraries(*preload)
-    request = PlanRequest.from_json(json.loads(_read_line(0)))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    lines = _Lines(0)
+    message: dict[str, Any] = json.loads(lines.read())
+    request: Request = _REQUESTS[message["kind"]].from_json(message["request"])
     _logger.addHandler(_LogForwarder(send))
     _logger.setLevel(request.log_level)
     _logger.propagate = False
@@ -252,13 +271,26 @@ def serve(preload: list[str | None] | None) -> NoReturn:
         send({"phase": [phase, step, steps]})
 
     try:
-        send({"facts": asdict(compile_plan(request, report))})
+        send({"facts": _work(request, report, lines)})
     except Torch2EngineError as error:
         send({"error": _encode(error)})
     except BaseException as error:
         send({"error": _encode(_unexpected_error(error))})
     # Not sys.exit: it would run the libraries' clean-up, which is of no use here and can crash.
     os._exit(0)
+
+
+def _work(request: Request, report: PhaseReport, lines: _Lines) -> dict[str, Any]:
+    """Do what is requested, and give the facts about it."""
+    watch = threading.Thread(target=_end_with_parent, daemon=True)
+    if isinstance(request, KernelRequest):
+        engine = open_engine(request)
+        lines.read()  # see `go_on`
+        watch.start()
+        compile_kernels(engine, request)
+        return {}
+    watch.start()
+    return asdict(compile_plan(request, report))
 
 
 def _load_libraries(flavour: str | None) -> None:
@@ -296,13 +328,7 @@ class _LogForwarder(logging.Handler):
         self._send({"log": [record.levelno, record.getMessage()]})
 
 
-def _send_request(stdin: IO[bytes], request: PlanRequest) -> None:
-    with contextlib.suppress(BrokenPipeError):  # the child died at once; its output says why
-        stdin.write(json.dumps(request.to_json()).encode("ascii") + b"\n")
-        stdin.flush()
-
-
-def _receive_facts(events: IO[bytes], report: PhaseReport, watch: ChildWatch) -> PlanFacts | None:
+def _receive_facts(events: IO[bytes], report: PhaseReport, watch: ChildWatch) -> dict[str, Any] | None:
     """Handle the child's events until it sends its result; None if it ends without one."""
     heartbeat = Heartbeat(report)
     for line in _lines(events, watch, heartbeat):
@@ -320,7 +346,7 @@ def _receive_facts(events: IO[bytes], report: PhaseReport, watch: ChildWatch) ->
         elif "error" in event:
             raise _decode(event["error"])
         else:
-            return PlanFacts(**event["facts"])
+            return event["facts"]
     return None
 
 
@@ -391,15 +417,26 @@ def _decode(data: Mapping[str, Any]) -> Torch2EngineError:
     return cls(fields.pop("subject"), **fields)
 
 
-def _read_line(descriptor: int) -> bytes:
-    # Unbuffered, because a buffer would take what follows the line, and hold a lock when the process ends.
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        part = os.read(descriptor, 1 << 16)
-        if not part:
-            os._exit(1)
-        line += part
-    return bytes(line)
+class _Lines:
+    """Whole lines of a pipe, one after the other, however they arrive; without the lock that a file object has.
+
+    Args:
+        descriptor: of the pipe. Where it is closed, the process ends.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._rest = b""
+
+    def read(self) -> bytes:
+        """Wait for the next line."""
+        while b"\n" not in self._rest:
+            part = os.read(self._descriptor, 1 << 16)
+            if not part:
+                os._exit(1)
+            self._rest += part
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
 
 
 def _end_with_parent() -> None:

@@ -12,7 +12,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -38,7 +38,7 @@ from torch2engine.trt.gpu import Gpu, current_gpu_index, list_gpus
 from torch2engine.trt.library import find_tensorrt
 
 __all__ = [
-    "BuilderProcess",
+    "EarlyBuilder",
     "PendingEngine",
     "build_environment",
     "current_driver",
@@ -49,6 +49,19 @@ __all__ = [
 
 # Builders that run side by side disturb each other's timings and double the memory needed.
 _ONE_BUILD_AT_A_TIME = ForkSafeLock()
+
+
+@dataclass
+class EarlyBuilder:
+    """What happens before and beside a build.
+
+    Args:
+        process: a builder's process that was started before; None for none.
+        meanwhile: called while the builder's process works; None for nothing.
+    """
+
+    process: BuilderProcess | None = None
+    meanwhile: Callable[[], object] | None = None
 
 
 class PendingEngine:
@@ -118,11 +131,10 @@ def load_or_build(
     config: BuildConfig = BuildConfig(),
     cache: EngineCache | None = None,
     progress: Progress = None,
+    early: EarlyBuilder | None = None,
     *,
     profiles: Profiles = None,
     exact_weights: bool = False,
-    early: BuilderProcess | None = None,
-    meanwhile: Callable[[], object] | None = None,
 ) -> PendingEngine:
     """Load an engine from the cache, or build it; first wait for another process that builds the same one.
 
@@ -132,18 +144,18 @@ def load_or_build(
     Args:
         source, precision, config, progress, profiles: as for `build`.
         cache: where the engine may be; None for nowhere.
+        early: from `early_builder`. Its `meanwhile` is called once in this thread: while the builder's process works,
+            or beside an engine from the cache, which it does not blame. What it raises ends the build.
         exact_weights: take a refittable engine from the cache only if it has these weights.
-        early: from `early_builder`.
-        meanwhile: called once in this thread: while the builder's process works, or beside an engine from the cache,
-            which it does not blame. What it raises ends the build.
 
     Raises:
         as `build`, and what `meanwhile` raises.
     """
+    early = early or EarlyBuilder()
     build_source = _with_matching_weights(make_build_source(source, profiles, precision), config)
     with reporting(progress) as on_progress, ExitStack() as cleanup:
         if cache is None:
-            return PendingEngine(_build_engine(build_source, config, on_progress, early, meanwhile))
+            return PendingEngine(_build_engine(build_source, config, on_progress, early))
         key = hash_facts(
             engine_facts(build_source, config, accepts_other_weights=config.refittable and not exact_weights)
         )
@@ -154,31 +166,32 @@ def load_or_build(
             waiting.report_end()
             cached_engine = cache.take(key)
         if cached_engine is None:
-            artifact = _build_engine(build_source, config, on_progress, early, meanwhile)
+            artifact = _build_engine(build_source, config, on_progress, early)
         else:
             cleanup.close()  # no lock: other processes may load it too
-            if meanwhile is not None:
-                meanwhile()
+            if early.meanwhile is not None:
+                early.meanwhile()
             cleanup.enter_context(_removed_if_wrong(cache, key))
             artifact = _with_model(cached_engine, build_source)
         return PendingEngine(artifact, cache, key, cached_engine, cleanup.pop_all())
 
 
 @contextmanager
-def early_builder(precision: str | None, config: BuildConfig) -> Generator[BuilderProcess | None]:
+def early_builder(precision: str | None, config: BuildConfig) -> Generator[EarlyBuilder]:
     """Start a builder's process before its model is known, so that it loads its libraries meanwhile.
 
     Args:
         precision, config: as for `load_or_build`.
 
     Returns:
-        for the body: the process, for `load_or_build`. None where none can be started: the build itself then says why.
+        for the body, which the process lives as long as. Without a process where none can be started: the build itself
+        then says why.
     """
     with ExitStack() as stack:
         process: BuilderProcess | None = None
         with suppress(Torch2EngineError, OSError):
             process = stack.enter_context(BuilderProcess(precision or DEFAULT_PRECISION, config.flavour, is_early=True))
-        yield process
+        yield EarlyBuilder(process)
 
 
 @contextmanager
@@ -232,8 +245,7 @@ def _build_engine(
     source: BuildSource,
     config: BuildConfig,
     on_progress: ProgressCallback | None,
-    early: BuilderProcess | None,
-    meanwhile: Callable[[], object] | None,
+    early: EarlyBuilder,
 ) -> EngineArtifact:
     owner = scratch_folder()
     request = PlanRequest(
@@ -252,9 +264,8 @@ def _build_engine(
         hardware_compatibility=config.hardware_compatibility,
     )
     with _ONE_BUILD_AT_A_TIME:
-        facts = compile_in_child(
-            request, Reporter("build", on_progress), config.time_limit_s, early=early, meanwhile=meanwhile
-        )
+        reporter = Reporter("build", on_progress)
+        facts = compile_in_child(request, reporter, config.time_limit_s, early=early.process, meanwhile=early.meanwhile)
     capability = facts.compute_capability
     hardware = Hardware(
         flavour=facts.flavour,

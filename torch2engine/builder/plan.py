@@ -37,7 +37,7 @@ from torch2engine.trt.library import (
 )
 from torch2engine.trt.memory import means_out_of_memory
 
-__all__ = ["PlanFacts", "PlanRequest", "compile_plan"]
+__all__ = ["PlanFacts", "PlanRequest", "compile_plan", "decode_fields", "encode_fields"]
 
 _WORKSPACE = re.compile(r"workspace", re.IGNORECASE)
 # {a text in TensorRT's log: what the user can do}
@@ -85,16 +85,24 @@ class PlanRequest:
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        profiles = [profile.to_json() for profile in self.profiles]
-        return {**vars(self), "signature": self.signature.to_json(), "profiles": profiles}
+        return encode_fields(vars(self))
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PlanRequest:
         """The inverse of `to_json`."""
-        fields = dict(data)
-        fields["signature"] = Signature.from_json(data["signature"])
-        fields["profiles"] = tuple(Profile.from_json(profile) for profile in data["profiles"])
-        return cls(**fields)
+        return cls(**decode_fields(data))
+
+
+def encode_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a request, of which signature and profiles are no JSON values yet, as JSON values."""
+    profiles = [profile.to_json() for profile in fields["profiles"]]
+    return {**fields, "signature": fields["signature"].to_json(), "profiles": profiles}
+
+
+def decode_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `encode_fields`."""
+    profiles = tuple(Profile.from_json(profile) for profile in data["profiles"])
+    return {**data, "signature": Signature.from_json(data["signature"]), "profiles": profiles}
 
 
 @dataclass(frozen=True, kw_only=True)

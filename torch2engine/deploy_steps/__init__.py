@@ -12,6 +12,7 @@ they are composed here and in `deploy`.
     reference_answers   the model's answers that every candidate is compared with
     graph_check     the exported ONNX graph is compared with them before anything is built from it
     report_builder  collects what deploy() finds
+    kernels_for_cases   a new engine's kernels for them, compiled by several processes where that takes long
     speed_note      an accepted engine is timed beside its model; a note where PyTorch is faster
     load            the public step `load`: a saved folder as a module, with its report
     rebuild         an engine that does not run here is built anew for this machine

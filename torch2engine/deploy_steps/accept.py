@@ -18,12 +18,18 @@ from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.load_or_build import PendingEngine
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
+from torch2engine.deploy_steps.kernels_for_cases import compile_kernels_for
 from torch2engine.deploy_steps.reference_answers import ReferenceAnswers
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import DeployRequest
 from torch2engine.deployed.explanation import GraphPartRecord
 from torch2engine.deployed.judge import ENGINE_REPEATS, judge
-from torch2engine.deployed.module_access import artifact_of, attach_model, prove_split_axes, share_live_parameters
+from torch2engine.deployed.module_access import (
+    artifact_of,
+    attach_model,
+    prove_split_axes,
+    share_live_parameters,
+)
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.precision.engine_precision import verify_engine_precision
@@ -151,6 +157,7 @@ def accept(candidate: EngineCandidate, request: DeployRequest, gpu: torch.device
     module = TRTModule(candidate.engine, runtime_config=request.runtime_config, reference=request.eager_reference).bind(
         gpu
     )
+    compile_kernels_for(module, candidate.parity_cases, report.progress)
     share_live_parameters(module, request.model)
     if WEIGHTS in candidate.engine.files:
         samples = [(case.name, case.inputs) for case in candidate.parity_cases]

@@ -12,8 +12,10 @@ import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
+from torch2engine.builder.load_or_build import EarlyBuilder
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ParityError
@@ -63,15 +65,22 @@ class GraphCheck:
         fits_beside_build = is_built_as_it_is and exported.model_bytes <= _LARGE_BYTES
         return cls(lambda: ORTModule(exported), answers, request.tolerance, engine_follows, fits_beside_build)
 
-    def require_equal_answers(self, report: ReportBuilder) -> None:
-        """Compare the graph now: in all cases, or in `cases_before_build` if an engine follows.
+    def require_equal_answers(self, report: ReportBuilder, builder: EarlyBuilder) -> None:
+        """Compare the graph now, or while the builder works: in all cases, or in `cases_before_build`.
 
         Args:
             report: takes the phase "check" and the comparison.
+            builder: is given the comparison where that fits beside the build.
 
         Raises:
             ParityError: the graph does not answer like the model.
         """
+        if self.fits_beside_build:
+            builder.meanwhile = partial(self._require_equal_answers, report)
+        else:
+            self._require_equal_answers(report)
+
+    def _require_equal_answers(self, report: ReportBuilder) -> None:
         with report.phase("check"):
             report.add_parity(self.compare().raise_if_failed())
 

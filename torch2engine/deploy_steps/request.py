@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.builder.load_or_build import BuilderProcess, early_builder
+from torch2engine.builder.load_or_build import EarlyBuilder, early_builder
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.live_parameters import find_live_parameters
 from torch2engine.capture.parity_cases import ParityCase
@@ -172,10 +172,10 @@ class DeployRequest:
         stays_low = captured.precision in CAST_PRECISIONS and not self.precision.changes_graph
         return (captured.precision,) if stays_low else (captured.precision, self.precision.lowest_type)
 
-    def early_builder(self) -> AbstractContextManager[BuilderProcess | None]:
+    def early_builder(self) -> AbstractContextManager[EarlyBuilder]:
         """Start the builder's process before there is a graph; no process where ONNX Runtime answers."""
         if self.runtime == "onnxruntime":
-            return nullcontext()
+            return nullcontext(EarlyBuilder())
         return early_builder(self.precision.builder_precision, self.config)
 
     @property

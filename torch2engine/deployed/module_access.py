@@ -20,17 +20,24 @@ from torch2engine.deployed.weight_sync import NamedInputs
 
 if TYPE_CHECKING:
     from torch2engine.deployed.trt.trt_module import TRTModule
+    from torch2engine.trt.engine import Engine
 
 __all__ = [
     "artifact_of",
     "attach_model",
     "current_artifact_of",
     "keep_capture",
+    "live_engine_of",
     "prove_split_axes",
     "release_capture",
     "runtime_kind",
     "share_live_parameters",
 ]
+
+
+def live_engine_of(module: TRTModule[Any]) -> Engine:
+    """Give the engine that a module runs, made live if it is not yet."""
+    return module._backend.bind().engine  # pyright: ignore[reportPrivateUsage]  # for steps, not for users
 
 
 def attach_model(

@@ -19,9 +19,10 @@ from torch2engine.core.computed_precisions import (
 from torch2engine.core.errors import PrecisionError
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.deployed.trt.trt_module import TRTModule
+from torch2engine.precision.graph.engine_layers import read_layers
 from torch2engine.precision.precision_report import report_at_opt
 
-__all__ = ["EnginePrecision", "require_precision", "verify_engine_precision"]
+__all__ = ["EnginePrecision", "count_layers", "require_precision", "verify_engine_precision"]
 
 # The share of a low graph's multiply-adds that the engine must compute in the low type. TensorRT-RTX 1.6 has no fp8
 # kernel for some convolutions (ResNet-50's first, ConvNeXt's depthwise ones), and computes them in float32 without a
@@ -41,6 +42,11 @@ class EnginePrecision:
 
     report: PrecisionReport | None
     notes: tuple[str, ...] = ()
+
+
+def count_layers(module: TRTModule) -> int:
+    """How many layers TensorRT lists of an engine; 0 where its words are not known."""
+    return len(read_layers(module.layers()))
 
 
 def verify_engine_precision(module: TRTModule, precision: str, cases: Sequence[ParityCase]) -> EnginePrecision:

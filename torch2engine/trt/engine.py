@@ -291,6 +291,17 @@ class Engine:
             data: IHostMemory = check_return_value(self._engine.serialize(), "plan", rt, since=mark)
             return bytes(data)
 
+    def add_kernels(self, kernels: bytes) -> bool:
+        """Add kernels that `runtime_cache` of an equal engine gave; TensorRT-RTX compiles these no more.
+
+        Returns:
+            whether TensorRT-RTX takes them: they may come from another GPU, driver or version.
+        """
+        if self._cache is None:
+            return False
+        with self._rt.call_lock:
+            return bool(self._cache.deserialize(kernels))
+
     def runtime_cache(self) -> bytes:
         """The kernels that TensorRT-RTX compiled so far; empty for TensorRT, which compiles when it builds."""
         rt = self._rt

@@ -22,6 +22,7 @@ __all__ = [
     "current_gpu_index",
     "describe_free_memory",
     "find_capture_id",
+    "free_memory_bytes",
     "list_gpus",
     "load_driver",
     "make_gpu_current",
@@ -110,12 +111,22 @@ def current_gpu_index() -> int | None:
 
 def describe_free_memory() -> str:
     """Say how much memory of the calling thread's current GPU is free, as a clause; empty where no GPU is current."""
+    free, total = _free_and_total_bytes()
+    return f"{free / 2**20:.0f} of {total / 2**20:.0f} MiB of GPU memory are free" if total else ""
+
+
+def free_memory_bytes() -> int:
+    """How much memory of the calling thread's current GPU is free, in bytes; 0 where no GPU is current."""
+    return _free_and_total_bytes()[0]
+
+
+def _free_and_total_bytes() -> tuple[int, int]:
     cuda = _load_first(CUDA_LIBRARIES)
     free = ctypes.c_size_t()
     total = ctypes.c_size_t()
     if cuda is None or cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) != 0:
-        return ""
-    return f"{free.value / 2**20:.0f} of {total.value / 2**20:.0f} MiB of GPU memory are free"
+        return 0, 0
+    return free.value, total.value
 
 
 def make_gpu_current(index: int) -> None:
