@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     )
     from torch2engine.core.finding import Finding
     from torch2engine.core.pytree import Inputs
+    from torch2engine.core.shared_memory import SharedMemory
     from torch2engine.core.spec import Axis, Preprocess, Profile
     from torch2engine.deploy import deploy
     from torch2engine.deploy_steps.check import check
@@ -104,6 +105,7 @@ __all__ = [
     "RefitError",
     "RuntimeConfig",
     "ShapeError",
+    "SharedMemory",
     "TRTModule",
     "Tolerance",
     "Torch2EngineError",
@@ -143,6 +145,7 @@ _HOMES = {
     "Precision": "core.config",
     "RuntimeConfig": "core.config",
     "Tolerance": "core.config",
+    "SharedMemory": "core.shared_memory",
     "Finding": "core.finding",
     "deploy": "deploy",
     "Explanation": "deployed.explanation",

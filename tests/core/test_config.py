@@ -19,6 +19,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cuda_graphs": {"cuda_graphs": True},
     "output": {"output": "static"},
     "kernel_specialization": {"kernel_specialization": "lazy"},
+    "shared_memory": {"shared_memory": t2e.SharedMemory()},
 }
 
 
@@ -53,6 +54,7 @@ def test_runtime_config_refuses_what_is_no_count(name: str, value: object) -> No
         ("kernel_specialization", True, "got True; expected one of 'none', 'lazy', 'eager'; pass one of these"),
         ("out_of_range", None, "got None; expected one of 'error', 'split', 'eager'; pass one of these"),
         ("out_of_range", [], "got []; expected one of 'error', 'split', 'eager'; pass one of these"),
+        ("shared_memory", True, "got True; expected a SharedMemory; pass t2e.SharedMemory(...)"),
     ],
 )
 def test_runtime_config_refuses_an_unknown_word_with_the_list(name: str, value: object, text: str) -> None:

@@ -217,6 +217,18 @@ def test_copies_carry_the_plan_and_no_device(how: Callable[[TRTModule], TRTModul
     assert twin.signature == module.signature
 
 
+def test_copies_share_working_memory_and_pickles_do_not() -> None:
+    """A copy is called instead of the original or beside it; another process has memory of its own."""
+    shared = t2e.SharedMemory()
+    module = TRTModule(engine(), runtime_config=t2e.RuntimeConfig(shared_memory=shared))
+    assert copy.copy(module).runtime_config.shared_memory is shared
+    assert copy.deepcopy(module).runtime_config.shared_memory is shared
+    sent: list[TRTModule] = pickle.loads(pickle.dumps([module, copy.copy(module)]))
+    assert sent[0].runtime_config.shared_memory is sent[1].runtime_config.shared_memory
+    assert isinstance(sent[0].runtime_config.shared_memory, t2e.SharedMemory)
+    assert sent[0].runtime_config.shared_memory is not shared
+
+
 def test_state_dict_carries_the_plan_and_not_the_onnx(module: TRTModule, relu_path: Path) -> None:
     """A state_dict through a file of weights alone gives another module this engine."""
     stream = io.BytesIO()

@@ -11,6 +11,7 @@ import pytest
 from torch2engine.core.errors import ShapeError
 from torch2engine.trt.context_pool import ContextPool, PreparedShape
 from torch2engine.trt.engine import Engine
+from torch2engine.trt.working_memory import WorkingMemory
 
 
 class FakeContext:
@@ -80,15 +81,16 @@ class FakeGraphs(list[str]):
 
 
 class House:
-    """A pool with all that it works with."""
+    """A pool with all that it works with; `neighbour` is one whose memory it shares."""
 
-    def __init__(self, max_contexts: int = 2, max_shapes: int = 3) -> None:
+    def __init__(self, max_contexts: int = 2, max_shapes: int = 3, neighbour: House | None = None) -> None:
         self.engine = FakeEngine()
         self.allocated: list[int] = []
         self.waits = 0
         self.clock = 0.0
+        self.memory = WorkingMemory(self._allocate, self._wait) if neighbour is None else neighbour.memory
         self.pool: ContextPool[FakeOutputs, FakeGraphs, FakeMemory] = ContextPool(
-            cast("Engine", self.engine), max_contexts, max_shapes, self._allocate, self._wait
+            cast("Engine", self.engine), max_contexts, max_shapes, self.memory
         )
 
     def _allocate(self, size_bytes: int) -> FakeMemory:
@@ -262,3 +264,31 @@ def test_close_gives_everything_back() -> None:
     assert (len(house.engine.made), house.allocated) == (2, [5])
     house.pool.close()
     assert (house.pool.prepared, house.pool.memory, first.context) == ({}, None, None)
+
+
+def test_pools_that_share_memory_need_the_largest_share() -> None:
+    """One pool's growth takes the address from the other, with every graph that contains it."""
+    house = House()
+    neighbour = House(neighbour=house)
+    small = house.call(5)
+    small.graphs.append("graph")
+    large = neighbour.call(50)
+    large.graphs.append("graph")
+    assert (house.allocated, neighbour.allocated, house.memory.size_bytes) == ([5, 50], [], 50)
+    assert (list(small.graphs), small.memory, list(large.graphs)) == ([], None, ["graph"])
+    assert small.context is not None and small.enqueue_count == 1
+    house.call(5)
+    assert context_of(small).memory == context_of(large).memory == (2000, 50)
+    assert (house.allocated, house.waits) == ([5, 50], 1)
+
+
+def test_pool_that_closes_leaves_shared_memory_to_the_others() -> None:
+    """The last pool to close frees it."""
+    house = House()
+    neighbour = House(neighbour=house)
+    house.call(5)
+    kept = neighbour.call(4)
+    house.pool.close()
+    assert kept.memory is neighbour.pool.memory is not None
+    neighbour.pool.close()
+    assert neighbour.pool.memory is None

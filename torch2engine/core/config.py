@@ -29,6 +29,7 @@ from torch2engine.core.precisions import (
     precision_word,
     quoted,
 )
+from torch2engine.core.shared_memory import SharedMemory
 from torch2engine.core.wording import did_you_mean, with_article
 
 __all__ = [
@@ -278,6 +279,7 @@ class RuntimeConfig:
               chunks, and compared: once for each axis, with six calls and a wait for the GPU.
             - "eager": the PyTorch module answers in evaluation mode, with one warning. It stays alive for that, and no
               other thread may train it during such a call. Such results are always fresh.
+        shared_memory: working memory that the module shares with others. None: each stream of each module has its own.
 
     Raises:
         InputError: a number that is no positive int, or an unknown word.
@@ -294,6 +296,7 @@ class RuntimeConfig:
     output: Output = "fresh"
     kernel_specialization: Specialization = "none"
     out_of_range: OutOfRangePolicy = "error"
+    shared_memory: SharedMemory | None = None
 
     def __post_init__(self) -> None:
         for name in ("contexts", "max_shapes", "streams"):
@@ -304,6 +307,8 @@ class RuntimeConfig:
         require_choice("RuntimeConfig.output", self.output, get_args(Output))
         require_choice("RuntimeConfig.kernel_specialization", self.kernel_specialization, get_args(Specialization))
         require_choice("RuntimeConfig.out_of_range", self.out_of_range, get_args(OutOfRangePolicy))
+        if self.shared_memory is not None:
+            require_instance("RuntimeConfig.shared_memory", self.shared_memory, SharedMemory)
 
     def on_cpu(self) -> RuntimeConfig:
         """A copy with only those options that mean something on the CPU."""

@@ -40,7 +40,8 @@ class DeployReport:
         seconds: wall time per phase, in the order of their ends. Where the graph is checked beside the build, the time
             of "build" is what the build took after that.
         precision: the arithmetic that answers, e.g. "fp32"; a half model's own dtype where that is lower.
-        memory_bytes: device memory that the engine works in, weights not counted; 0 on the CPU.
+        memory_bytes: device memory that the engine works in, weights not counted; a `SharedMemory` as a whole. 0 on the
+            CPU.
         model_bytes: the size of the engine's plan, or of the ONNX model for ONNX Runtime, with the weights in it.
         notes: sentences for the user.
         lowering: how the ONNX graph came to a low precision; None where it was not changed.

@@ -4,5 +4,5 @@ Enters: an engine artifact and device addresses. Leaves: work on streams. Separa
 nor ONNX.
 
 Public: `capture_policy`, `context`, `context_pool`, `cuda_graph`, `engine`, `foreign_plan`, `gpu`, `library`,
-`live_engines`, `local_hardware`, `memory`. The other file belongs to this folder alone.
+`live_engines`, `local_hardware`, `memory`, `working_memory`. The other file belongs to this folder alone.
 """

@@ -1,7 +1,7 @@
 """The execution contexts of one stream: which shapes have one, and the device memory that all of them share.
 
-Enters: input shapes, and functions that allocate memory and wait for the stream. Leaves: a context that is ready to
-enqueue at these shapes. Separate because TRTModule on PyTorch's memory and Processor on pycuda's use the same pool.
+Enters: input shapes, and working memory that other pools may share. Leaves: a context that is ready to enqueue at
+these shapes. Separate because TRTModule on PyTorch's memory and Processor on pycuda's use the same pool.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Generic, Protocol, TypeVar
 from torch2engine.trt.context import Context
 from torch2engine.trt.engine import Engine
 from torch2engine.trt.memory import DeviceMemory, MemoryT
+from torch2engine.trt.working_memory import WorkingMemory
 
 __all__ = ["ContextPool", "PreparedShape", "Shapes"]
 
@@ -92,8 +93,7 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
         engine: makes the contexts.
         max_contexts: how many contexts there may be.
         max_shapes: how many sets of shapes stay known.
-        allocate: gives device memory of so many bytes.
-        wait: waits until the work of all contexts is done.
+        memory: that all contexts work in; its `wait` waits for their work.
         contexts: contexts to begin with, without shapes.
     """
 
@@ -102,19 +102,23 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
         engine: Engine,
         max_contexts: int,
         max_shapes: int,
-        allocate: Callable[[int], MemoryT],
-        wait: Callable[[], object],
+        memory: WorkingMemory[MemoryT],
         contexts: Sequence[Context] = (),
     ) -> None:
         self.prepared: dict[Shapes, PreparedShape[OutputsT, GraphsT]] = {}
-        self.memory: MemoryT | None = None
         self._engine = engine
         self._max_contexts = max_contexts
         self._max_shapes = max_shapes
-        self._allocate = allocate
-        self._wait = wait
+        self._memory = memory
+        self._wait = memory.wait
         self._spare = list(contexts)
         self._context_count = len(contexts)  # spare ones and those at shapes
+        memory.join(self)
+
+    @property
+    def memory(self) -> MemoryT | None:
+        """The memory that contexts work in; None if there is none yet."""
+        return self._memory.memory
 
     def add(self, prepared: PreparedShape[OutputsT, GraphsT]) -> None:
         """Add a set of shapes; at the limit it replaces the one that was used least recently."""
@@ -144,12 +148,12 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
         context = prepared.context
         if context is None:
             context = self._attach_context(prepared, stream, record_change)
-        if self.memory is None or prepared.memory_bytes > self.memory.size_bytes:
-            self._grow_memory(prepared)
-        if prepared.memory is not self.memory:
-            assert self.memory is not None, "it has just grown"
-            context.set_memory(self.memory.address, self.memory.size_bytes)
-            prepared.memory = self.memory
+        memory = self.memory
+        if memory is None or prepared.memory_bytes > memory.size_bytes:
+            memory = self._grow_memory(prepared)
+        if prepared.memory is not memory:
+            context.set_memory(memory.address, memory.size_bytes)
+            prepared.memory = memory
         return context
 
     def _attach_context(
@@ -195,20 +199,21 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
             self._spare.append(context)
         prepared.forget_context()
 
-    def _grow_memory(self, prepared: PreparedShape[OutputsT, GraphsT]) -> None:
-        """Allocate memory for the shapes, with some to spare if it is not the first.
-
-        CUDA graphs contain the address of the old memory, so they are dropped.
-        """
+    def _grow_memory(self, prepared: PreparedShape[OutputsT, GraphsT]) -> MemoryT:
+        """Allocate memory for the shapes, with some to spare if it is not the first."""
         size = prepared.memory_bytes
-        if self.memory is not None:
-            with_reserve = min(self.memory.size_bytes * 3 // 2, self._engine.memory_bytes(prepared.profile))
-            size = max(size, with_reserve)
-            self.drop_graphs()
-            for other in self.prepared.values():
-                other.memory = None
-            self.memory = None  # before the allocation, which may need its room
-        self.memory = self._allocate(max(size, 1))
+        present = self._memory.size_bytes
+        if present:
+            size = max(size, min(present * 3 // 2, self._engine.memory_bytes(prepared.profile)))
+        self._memory.grow(max(size, 1))
+        assert self.memory is not None, "it has just grown"
+        return self.memory
+
+    def forget_memory(self) -> None:
+        """Forget the memory's address, which contexts and CUDA graphs contain; none of these is running."""
+        for prepared in list(self.prepared.values()):
+            prepared.graphs.drop()
+            prepared.memory = None
 
     def drop_graphs(self) -> None:
         """Wait for all work and forget every CUDA graph."""
@@ -243,10 +248,10 @@ class ContextPool(Generic[OutputsT, GraphsT, MemoryT]):
         self._context_count = 0
 
     def close(self) -> None:
-        """Forget everything; its work must be through."""
+        """Forget everything, and leave the memory; its work must be through."""
         self._forget_contexts()
         self.prepared.clear()
-        self.memory = None
+        self._memory.leave(self)
 
 
 def _last_used(prepared: PreparedShape[OutputsT, GraphsT]) -> float:

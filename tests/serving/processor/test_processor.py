@@ -241,6 +241,11 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
         "RuntimeConfig.output: got 'static' for a Processor; expected contexts, max_shapes, "
         "cuda_graphs and kernel_specialization; leave it out",
     ),
+    (
+        {"runtime_config": t2e.RuntimeConfig(shared_memory=t2e.SharedMemory())},
+        "RuntimeConfig.shared_memory: got SharedMemory(0 bytes) for a Processor; expected contexts, max_shapes, "
+        "cuda_graphs and kernel_specialization; leave it out",
+    ),
 ]
 
 

@@ -311,8 +311,8 @@ class EngineSession:
         """
         with self._lock, torch.cuda.device(self.device), relaxed_capture_mode(), ExitStack() as locks:
             executors = list(self._executors.values())
-            for executor in executors:
-                locks.enter_context(executor.lock)  # waits for the call in progress, and makes later calls wait
+            for lock in dict.fromkeys(executor.lock for executor in executors):  # one, if they share their memory
+                locks.enter_context(lock)  # waits for the call in progress, and makes later calls wait
             self.check_refittable()
             for executor in executors:
                 executor.drop_contexts()
@@ -334,19 +334,20 @@ class EngineSession:
 
     @property
     def memory_bytes(self) -> int:
-        """Device memory that the executors work in."""
-        return sum(executor.memory_bytes for executor in list(self._executors.values()))
+        """Device memory that the executors work in; what they share with others counts as a whole."""
+        orders = dict.fromkeys(executor.order for executor in list(self._executors.values()))
+        return sum(order.size_bytes for order in orders)
 
     def trim(self) -> None:
         """Wait for running work and give back working memory, contexts and CUDA graphs."""
         if self._user_captures:  # the user's CUDA graphs have no event that could be waited for
             torch.cuda.synchronize(self.device)
-        self._close()
+        self._close(StreamExecutor.close)
 
-    def _close(self) -> None:
+    def _close(self, close_executor: Callable[[StreamExecutor], None]) -> None:
         with self._lock, torch.cuda.device(self.device), relaxed_capture_mode():
             for handle in list(self._executors):
-                self._executors[handle].close()
+                close_executor(self._executors[handle])
                 del self._executors[handle]  # one by one: if a wait is interrupted, the others are still known
             for kept in self._kept_captures.values():
                 _let_go(kept)
@@ -361,7 +362,7 @@ class EngineSession:
             return
         with torch.cuda.device(self.device), relaxed_capture_mode():
             # The executors' memory goes back to PyTorch's allocator, which does not know the streams that used it.
-            self._close()
+            self._close(StreamExecutor.close_unreachable)
             # Here, because TensorRT makes its own device current when the last session lets the engine go.
             del self.engine
 

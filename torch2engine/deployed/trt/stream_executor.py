@@ -1,13 +1,12 @@
 """One stream's share of an engine: its contexts and working memory, and the order of the work in them.
 
 Enters: addresses of checked inputs, on the caller's current stream. Leaves: outputs, ready on that stream. Separate
-from the session because it decides which work may overlap. Work of one executor never overlaps, and two executors share
-no memory that is written to.
+from the session because it decides which work may overlap. Work of one executor never overlaps. Two executors share no
+memory that is written to, unless they share their work order too; then their work does not overlap either.
 """
 
 from __future__ import annotations
 
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,8 +16,9 @@ import torch
 
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import BuildError
-from torch2engine.deployed.trt.output_tensors import OutputTensors, TensorMemory, allocate_memory, empty_like_each
+from torch2engine.deployed.trt.output_tensors import OutputTensors, TensorMemory, empty_like_each
 from torch2engine.deployed.trt.shape_graphs import ShapeGraphs, StaticBufferGraph
+from torch2engine.deployed.trt.work_order import WorkOrder
 from torch2engine.trt.capture_policy import CapturePolicy
 from torch2engine.trt.context import Context
 from torch2engine.trt.context_pool import ContextPool, PreparedShape
@@ -45,31 +45,27 @@ class StreamExecutor:
     def __init__(
         self, engine: Engine, device: torch.device, config: RuntimeConfig, stream_of: Callable[[int], torch.cuda.Stream]
     ) -> None:
-        self.lock = threading.Lock()
         self.last_used = perf_counter()
         self.is_closed = False
         self._output_specs = engine.outputs
         self._has_static_outputs = config.output == "static"
         self._device = device
         self._stream_of = stream_of
-        self._last_handle: int | None = None  # of the stream that needs no wait for the work before
         self._captures = CapturePolicy(config.cuda_graphs)
         # The legacy default stream can neither be captured nor enqueued on without a device-wide wait.
         self._dedicated_stream = DedicatedStream()
         self._side_handle = self._dedicated_stream.handle
         self._side_stream = torch.cuda.ExternalStream(self._side_handle, device)
         self._side_may_start = torch.cuda.Event()
-        self._work_done = torch.cuda.Event()
-        self._work_done.record(self._side_stream)  # makes it, so that graphs can take its handle
+        make_order = partial(WorkOrder, device, self._side_stream)
+        shared = config.shared_memory
+        self.order = make_order() if shared is None else shared.on_device(device.index, make_order)
+        self.lock = self.order.memory.lock
+        self._work_done = self.order.done
         # The pool must hold no method of this executor: a dropped module would wait for the cyclic garbage collector.
         self.pool: ContextPool[OutputTensors, ShapeGraphs, TensorMemory] = ContextPool(
-            engine, config.contexts, config.max_shapes, partial(allocate_memory, device), self._work_done.synchronize
+            engine, config.contexts, config.max_shapes, self.order.memory
         )
-
-    @property
-    def memory_bytes(self) -> int:
-        """Device memory that the contexts work in."""
-        return 0 if self.pool.memory is None else self.pool.memory.size_bytes
 
     def execute(
         self,
@@ -103,7 +99,7 @@ class StreamExecutor:
                 if profile is None:
                     return None
                 prepared = self._add(shapes, profile)
-            if handle != self._last_handle:
+            if handle != self.order.last_handle:
                 self._take_over(handle)
             self.last_used = prepared.last_used = perf_counter()
             outputs = prepared.outputs.for_next_call()
@@ -124,16 +120,15 @@ class StreamExecutor:
         self.pool.add(prepared)
         return prepared
 
-    # Order. All work of an executor follows the work before it: on one stream, or by these three functions.
+    # Order. All work in one memory follows the work before it: on one stream, or by these three functions.
 
     def _take_over(self, handle: int) -> None:
-        """Let another stream than the last one wait until the executor's memory is no longer in use."""
+        """Let another stream than the last one wait until the memory is no longer in use."""
         stream = self._stream_of(handle)
         stream.wait_event(self._work_done)
-        self._side_stream.wait_event(self._work_done)  # where a context changes its profile before the fork
         # A stream that is not PyTorch's (its id is its handle) may be destroyed and its handle be given to another.
         is_lasting = (stream.stream_id != handle or not handle) and handle != PER_THREAD_STREAM
-        self._last_handle = handle if is_lasting else None
+        self.order.last_handle = handle if is_lasting else None
 
     def _fork(self, caller: torch.cuda.Stream) -> None:
         """Let the side stream wait for the caller's."""
@@ -307,6 +302,8 @@ class StreamExecutor:
         """Give the shapes a context and memory, for work on the stream of this handle."""
         on_side_stream = handle <= PER_THREAD_STREAM or handle == self._side_handle
         stream = self._side_stream if on_side_stream else self._stream_of(handle)
+        if on_side_stream:  # A context may change its profile there, before the fork.
+            stream.wait_event(self._work_done)
         return self.pool.prepare(prepared, stream.cuda_stream, partial(self._work_done.record, stream))
 
     def hand_over(self, shapes: tuple[torch.Size, ...]) -> PreparedTensors | None:
@@ -323,4 +320,13 @@ class StreamExecutor:
         with self.lock:
             self.is_closed = True
             self.pool.drop_contexts()
-            self.pool.close()
+        self.pool.close()  # needs the lock free, to free memory that nobody else uses
+
+    def close_unreachable(self) -> None:
+        """Close an executor that nobody can call any more, without the lock, which others may share.
+
+        The garbage collector may do this in a thread that holds the lock, or that its holder waits for.
+        """
+        self.is_closed = True
+        self.pool.drop_contexts()
+        self.pool.close()

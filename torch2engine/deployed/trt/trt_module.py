@@ -165,7 +165,7 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
     def memory_bytes(self) -> int:
         """Device memory, in bytes, that the engine's contexts work in (weights not counted); 0 until called.
 
-        It grows with the shapes that were called so far, for each stream.
+        It grows with the shapes that were called so far, for each stream. A `SharedMemory` counts as a whole.
         """
         return self._backend.memory_bytes
 
@@ -204,7 +204,7 @@ class TRTModule(DeployedModule[TensorRTBackend, Model_co]):
         """Wait for calls in flight and give back working memory, contexts and CUDA graphs.
 
         The engine and its compiled kernels stay; the next call of each shape is slower. CUDA graphs of your own that
-        hold calls of this module must not be launched any more.
+        hold calls of this module must not be launched any more. A `SharedMemory` stays as long as others use it.
         """
         self._backend.trim()
 

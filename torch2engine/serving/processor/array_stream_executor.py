@@ -27,6 +27,7 @@ from torch2engine.trt.context import Context, DataDependentOutput
 from torch2engine.trt.context_pool import ContextPool, PreparedShape
 from torch2engine.trt.cuda_graph import CudaGraph, NotCapturable, capture_inference
 from torch2engine.trt.engine import Engine
+from torch2engine.trt.working_memory import WorkingMemory
 
 __all__ = ["ArrayStreamExecutor", "InitialBytes", "closed_error"]
 
@@ -151,7 +152,7 @@ class ArrayStreamExecutor:
         self.stream = cuda.stream()
         # The pool must hold no method of this executor, or only the garbage collector would end it.
         self.pool: ContextPool[_OutputLayout, _OneGraph, Memory] = ContextPool(
-            engine, config.contexts, config.max_shapes, cuda.memory, self.stream.wait, contexts
+            engine, config.contexts, config.max_shapes, WorkingMemory(cuda.memory, self.stream.wait), contexts
         )
         self._cuda = cuda
         self._output_specs = engine.outputs

@@ -420,7 +420,7 @@ def _check_int(name: str, value: object, least: int) -> None:
 def _check_config(config: RuntimeConfig) -> None:
     """Refuse options that would have no effect."""
     plain = RuntimeConfig()
-    for name in ("streams", "output", "out_of_range"):
+    for name in ("streams", "output", "out_of_range", "shared_memory"):
         if getattr(config, name) != getattr(plain, name):
             raise InputError(
                 f"RuntimeConfig.{name}",
