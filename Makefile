@@ -173,6 +173,7 @@ bench:
 	@$(GPU_PYTHON) -m benchmarks.precision --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.refit --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.processor --out $(RESULTS)
+	@$(GPU_PYTHON) -m benchmarks.throughput --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.trust --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.fallback --out $(RESULTS)
 	@$(GPU_PYTHON) -m benchmarks.compile_backend --out $(RESULTS)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-__all__ = ["of_calls", "of_deploys", "of_models", "of_precisions", "of_processor", "of_refits"]
+__all__ = ["of_calls", "of_deploys", "of_models", "of_precisions", "of_processor", "of_refits", "of_throughput"]
 
 Figures = Mapping[str, float]
 
@@ -124,6 +124,23 @@ def of_processor(figures: Figures) -> str:
         f"**numpy in, numpy out**: `infer` is {_span(gains, '.1f')} times as fast as the tutorials' way. It waits for "
         f"copies, and takes {_span(engine, '.1f')} times the engine's time alone. `infer_stream` overlaps them, and "
         f"takes {stream:.2f} times the engine's time."
+    )
+
+
+def of_throughput(figures: Figures, titles: Mapping[str, str]) -> str:
+    """What several streams gain, and how busy the GPU is when arrays come from the host."""
+    gains: dict[str, float] = {}
+    for name, best in figures.items():
+        case, _, what = name.rpartition(".")
+        if what == "best_items_per_s" and f"{case}.streams1.items_per_s" in figures:
+            gains[case] = best / figures[f"{case}.streams1.items_per_s"]
+    most = max(gains, key=lambda case: gains[case])
+    behind = [case for case in gains if figures[f"{case}.speedup_over_eager_graph"] < 1]
+    eager = f" Eager in CUDA graphs answers more in {len(behind)} of {len(gains)} cases." if behind else ""
+    return (
+        f"**Several calls in flight** answer {_span(gains.values(), '.2f')} times as many items a second as one "
+        f"stream; most for {_case(most, titles)}.{eager} With `infer_stream` the GPU computes for at least "
+        f"{100 * figures['gpu_busy_share']:.1f} % of the time."
     )
 
 

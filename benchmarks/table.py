@@ -268,6 +268,49 @@ def _processor(evidence: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _throughput(evidence: Mapping[str, Any]) -> list[str]:
+    """Items a second by batch and number of streams, and through a Processor."""
+    figures: Mapping[str, float] = evidence["figures"]
+    found = [re.fullmatch(r"(\w+)\.b(\d+)\.streams(\d+)\.items_per_s", name) for name in figures]
+    keys = [match.groups() for match in found if match]
+    counts = sorted({int(streams) for _, _, streams in keys})
+    streams = [f"{count} stream{'s' * (count > 1)}" for count in counts]
+    cells = [["half precision, items a second", *streams, "eager in CUDA graphs, at best"]]
+    is_behind = False
+    try:
+        for model, title in TITLES.items():
+            for batch in sorted({int(batch) for name, batch, _ in keys if name == model}):
+                begin = f"{model}.b{batch}"
+                rates = [figures[f"{begin}.streams{count}.items_per_s"] for count in counts]
+                eager = max(figures[f"{begin}.streams{count}.eager_graph_items_per_s"] for count in counts)
+                is_behind |= eager > max(rates)
+                mark = " (1)" if eager > max(rates) else ""
+                cells.append([f"{title}, batch {batch}", *(f"{rate:.0f}" for rate in rates), f"{eager:.0f}{mark}"])
+        sentences = [_fed_by_the_host(figures, model) for model in TITLES if any(name == model for name, _, _ in keys)]
+    except KeyError as error:
+        raise TableError(f"throughput.json: {error} is missing") from None
+    return [
+        f"Calls in flight on several streams at once ({origin_of(evidence)}, `throughput.json`): medians. The engine "
+        "has a profile for each batch. Beside it stands PyTorch in CUDA graphs, one for each stream:",
+        "",
+        *_rows(cells),
+        "",
+        *([f"(1) {_KERNELS}", ""] if is_behind else []),
+        " ".join(sentences),
+    ]
+
+
+def _fed_by_the_host(figures: Mapping[str, float], model: str) -> str:
+    """What `infer_stream` makes of the GPU with a model, at the largest batch."""
+    found = [re.fullmatch(rf"{model}\.processor\.b(\d+)\.items_per_s", name) for name in figures]
+    batch = max((int(match[1]) for match in found if match), default=0)
+    rate, share = (figures[f"{model}.processor.b{batch}.{what}"] for what in ("items_per_s", "gpu_busy_share"))
+    return (
+        f"From pageable float32 arrays, `infer_stream` answers {rate:.0f} items a second with {TITLES[model]} at batch "
+        f"{batch}. An engine is computing for {100 * share:.1f} % of the time."
+    )
+
+
 def _deploys(evidence: Mapping[str, Any]) -> list[str]:
     """The seconds of deploy(), by its phases, beside ways that compare nothing."""
     figures: Mapping[str, float] = evidence["figures"]
@@ -453,6 +496,7 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
     calls, models = read_evidence(results / "call_overhead.json"), read_evidence(results / "models.json")
     precisions, refits = read_evidence(results / "precision.json"), read_evidence(results / "refit.json")
     processor, deploys = read_evidence(results / "processor.json"), read_evidence(results / "deploy.json")
+    throughput = read_evidence(results / "throughput.json")
     parts: list[list[str]] = []
     sentences: list[str] = []
     if calls is not None:
@@ -471,6 +515,9 @@ def generate(results: Path, reasons: Mapping[str, str] = REASONS) -> str:
     if processor is not None:
         parts.append(_processor(processor))
         sentences.append(conclusions.of_processor(processor["figures"]))
+    if throughput is not None:
+        parts.append(_throughput(throughput))
+        sentences.append(conclusions.of_throughput(throughput["figures"], TITLES))
     if deploys is not None:
         parts.append(_deploys(deploys))
         sentences.append(conclusions.of_deploys(deploys["figures"], TITLES))

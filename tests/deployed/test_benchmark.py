@@ -260,6 +260,13 @@ def test_given_inputs_are_timed_instead() -> None:
     assert benchmark(module, model, inputs=sample(5, 6), **QUICK).rows[0].case == "batch 5"
 
 
+def test_batches_are_sizes_of_the_axis_that_inputs_begin_with() -> None:
+    """One number or several; the calls are those of `sizes`."""
+    _, module = mlp()
+    assert [row.case for row in benchmark(module, batches=(2, 5), **QUICK).rows] == ["batch 2", "batch 5"]
+    assert [dict(row.sizes) for row in module.benchmark(batches=3, **QUICK).rows] == [{"batch": 3}]
+
+
 def test_wrong_answers_are_not_timed() -> None:
     """Parity comes first: a model with other weights ends in a ParityError, before the clock runs."""
     model, module = mlp()
@@ -348,6 +355,23 @@ def test_model_is_timed_in_inference_mode_and_left_as_it_was() -> None:
         ({"sizes": [{"batch": 9}]}, ShapeError, "input 'x': got batch = 9; expected 1..8; redeploy with"),
         ({"inputs": sample(9, 6)}, ShapeError, "input 'x': got batch = 9"),
         ({"rounds": 0}, InputError, "rounds: got 0; expected an int of at least 1; pass such a number"),
+        (
+            {"batches": (1, 2), "sizes": [{"batch": 1}]},
+            InputError,
+            "benchmark: got both batches and sizes; expected one of them; leave out batches",
+        ),
+        (
+            {"batches": (1, 0)},
+            InputError,
+            "batches: got (1, 0); expected a positive int, or several of them; e.g. batches=(1, 2, 4)",
+        ),
+        ({"batches": (1, 9)}, ShapeError, "input 'x': got batch = 9; expected 1..8; redeploy with"),
+        (
+            {"streams": (1, 2)},
+            InputError,
+            "streams: got (1, 2) for a module on the CPU; expected streams of a GPU; leave it out, or deploy with "
+            "runtime='tensorrt'",
+        ),
     ],
 )
 def test_what_can_not_be_benchmarked_is_refused(options: dict[str, Any], error: type[Exception], text: str) -> None:
@@ -419,7 +443,7 @@ def test_json_has_every_figure() -> None:
     model, module = mlp()
     report = benchmark(module, model, sizes=[{"batch": 2}], **QUICK)
     data = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert set(data) == {"subject", "precision", "rows", "parity"}
+    assert set(data) == {"subject", "precision", "rows", "parity", "throughput"}
     assert data["parity"]["passed"]
     row = data["rows"][0]
     assert set(row) == {

@@ -19,7 +19,8 @@ import torch
 from benchmarks import chart, fallback, peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from benchmarks.ordinary_models import ORDINARY, SAMPLES
-from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, whole
+from benchmarks.throughput import busy_share
+from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, throughput, whole
 from tests.support.paths import REPOSITORY
 from tests.support.run_scripts import Ended, run_scripts
 
@@ -31,6 +32,7 @@ SCRIPTS = (
     "precision",
     "refit",
     "processor",
+    "throughput",
     "trust",
     "fallback",
     "compile_backend",
@@ -432,6 +434,36 @@ def test_table_of_the_processor(tmp_path: Path) -> None:
     del data["figures"]["infer.b8.ms"]
     with pytest.raises(table.TableError, match=r"processor\.json: 'infer\.b8\.ms' is missing"):
         table.generate(published(tmp_path, data))
+
+
+def test_table_of_throughput(tmp_path: Path) -> None:
+    """A row for each batch, a column for each number of streams; where eager is faster, the reason stands below."""
+    text = table.generate(published(tmp_path, throughput()))
+    assert "| half precision, items a second | 1 stream | 2 streams | eager in CUDA graphs, at best |" in text
+    assert "| ResNet-50, batch 1 | 1000 | 1500 | 750 |" in text
+    assert "| ViT-B/16, batch 8 | 4000 | 6000 | 8000 (1) |" in text
+    assert "\n(1) Its kernels are faster here" in text
+    assert (
+        "answers 1234 items a second with ResNet-50 at batch 8. An engine is computing for 98.8 % of the time." in text
+    )
+    assert "answer 1.50 times as many items a second as one stream; most for ResNet-50 at batch 1. Eager" in text
+    assert (
+        "Eager in CUDA graphs answers more in 2 of 4 cases. With `infer_stream` the GPU computes for at least" in text
+    )
+    data = throughput()
+    del data["figures"]["vit_b_16.processor.b8.gpu_busy_share"]
+    with pytest.raises(
+        table.TableError, match=r"throughput\.json: 'vit_b_16\.processor\.b8\.gpu_busy_share' is missing"
+    ):
+        table.generate(published(tmp_path, data))
+
+
+def test_gpu_is_busy_while_any_inference_is_under_way() -> None:
+    """Two at once count once, gaps count as idle, and the order in which they ended means nothing."""
+    assert busy_share([(0.0, 1.0), (1.0, 3.0)]) == 1
+    assert busy_share([(2.0, 4.0), (0.0, 3.0), (1.0, 2.0)]) == 1
+    assert busy_share([(6.0, 8.0), (0.0, 1.0), (0.5, 2.0)]) == 0.5
+    assert busy_share([(0.0, 10.0), (1.0, 2.0), (15.0, 20.0)]) == 0.75
 
 
 @pytest.mark.parametrize(

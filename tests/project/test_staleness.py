@@ -98,6 +98,7 @@ def test_evidence_that_covers_nothing_is_refused(covers: list[str]) -> None:
         "precision",
         "refit",
         "processor",
+        "throughput",
         "triton_server",
         "trust",
     ],

@@ -109,6 +109,23 @@ def processor() -> dict[str, Any]:
     return sheet("processor", figures | {f"processor.stress.{name}": value for name, value in stress.items()})
 
 
+def throughput() -> dict[str, Any]:
+    """Made-up evidence of throughput: two streams answer half as much again, and eager more at a batch of 8 alone."""
+    figures: dict[str, float] = {"gpu_busy_share": 0.98765}
+    for model, rate in (("resnet50", 1000.0), ("vit_b_16", 500.0)):
+        for batch in (1, 8):
+            name = f"{model}.b{batch}"
+            for streams, factor in ((1, 1.0), (2, 1.5)):
+                figures[f"{name}.streams{streams}.items_per_s"] = rate * batch * factor
+                figures[f"{name}.streams{streams}.eager_graph_items_per_s"] = rate * batch * (0.75 if batch == 1 else 2)
+            figures[f"{name}.best_items_per_s"] = rate * batch * 1.5
+            figures[f"{name}.best_streams"] = 2
+            figures[f"{name}.speedup_over_eager_graph"] = 2.0 if batch == 1 else 0.75
+        figures[f"{model}.processor.b8.items_per_s"] = 1234.5
+        figures[f"{model}.processor.b8.gpu_busy_share"] = 0.98765
+    return sheet("throughput", figures)
+
+
 def deploys(**errors: str) -> dict[str, Any]:
     """Made-up evidence of deploy: each next model takes a second more; ViT-B/16 also has four profiles."""
     figures: dict[str, float] = {}

@@ -27,6 +27,15 @@ from torch2engine.core.pytree import as_inputs, bind
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.deployed.inputs_of_calls import InputsOfCalls
 from torch2engine.deployed.made_inputs import case_name, corner_sizes, named_examples, random_cases
+from torch2engine.deployed.throughput import (
+    ThroughputRow,
+    batch_axis,
+    best_rates,
+    items_per_call,
+    lines_of,
+    measure_rates,
+    read_counts,
+)
 from torch2engine.deployed.timing import Call, Timing, measure
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
@@ -36,7 +45,7 @@ from torch2engine.trt.gpu import require_gpu
 if TYPE_CHECKING:
     from torch2engine.deployed.deployed_module import DeployedModule
 
-__all__ = ["BenchmarkReport", "BenchmarkRow", "Timing", "benchmark", "device_of", "measure"]
+__all__ = ["BenchmarkReport", "BenchmarkRow", "ThroughputRow", "Timing", "benchmark", "device_of", "measure"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +88,19 @@ class BenchmarkReport:
         precision: the arithmetic of the module, e.g. "fp16".
         rows: one per case and candidate.
         parity: the comparison with the model on the inputs that were timed; None without a model.
+        throughput: the module's rate for each input and number of streams, where rates were asked for.
     """
 
     subject: str
     precision: str
     rows: tuple[BenchmarkRow, ...]
     parity: ParityReport | None = None
+    throughput: tuple[ThroughputRow, ...] = ()
+
+    @property
+    def best_rates(self) -> tuple[ThroughputRow, ...]:
+        """The highest rate for each input; sorted by `items`, it is the curve of the rate against the batch."""
+        return best_rates(self.throughput)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, ready for json.dumps."""
@@ -93,6 +109,7 @@ class BenchmarkReport:
             "precision": self.precision,
             "rows": [row.to_json() for row in self.rows],
             "parity": None if self.parity is None else self.parity.to_json(),
+            "throughput": [row.to_json() for row in self.throughput],
         }
 
     def __str__(self) -> str:
@@ -109,7 +126,8 @@ class BenchmarkReport:
             worst = self.parity.worst
             judged = "parity passed" + ("" if worst is None else f", rel-l2 at most {worst.rel_l2:.2e}")
         title = f"{self.precision} on {self.subject}, time per call, median and 95th percentile; {judged}"
-        return "\n".join([title, *(line.rstrip() for line in lines)])
+        rates = ["items per second, calls in flight on several streams:", *lines_of(self.throughput)]
+        return "\n".join([title, *(line.rstrip() for line in lines), *(rates if self.throughput else [])])
 
 
 def _figures(timing: Timing) -> list[str]:
@@ -128,6 +146,8 @@ def benchmark(
     rounds: int = 15,
     calls: int | None = None,
     warmup: int = 20,
+    streams: int | Sequence[int] | None = None,
+    batches: int | Sequence[int] | None = None,
 ) -> BenchmarkReport:
     """Time a deployed module's calls and, beside them, the model's in PyTorch eager.
 
@@ -144,15 +164,23 @@ def benchmark(
         examples: several of them, at different sizes, instead of `inputs`.
         tolerance: by default `Tolerance.default` of the module's precision.
         rounds, calls, warmup: as for `measure`.
+        streams: also measure how many items a second the module answers while calls are in flight on so many streams,
+            e.g. ``(1, 2, 4)``; see `measure_rates`. None: no rates.
+        batches: sizes of the axis that inputs begin with, e.g. ``(1, 8, 32)``, instead of `sizes`.
 
     Raises:
         ParityError: the module does not answer like the model; nothing is timed.
-        InputError, ShapeError: two of sizes, inputs and examples are given, or the module or the model does not take
-            what is given.
+        InputError, ShapeError: two of sizes, batches, inputs and examples are given, or the module or the model does
+            not take what is given; or more streams than `RuntimeConfig.streams`, or streams on the CPU.
         DeviceError: the model is on another device.
         InstallationError: no GPU for an engine.
     """
     device = device_of(module)
+    stream_counts = [] if streams is None else _stream_counts(module, streams, device)
+    if batches is not None:
+        _refuse_two(batches=batches, sizes=sizes, inputs=inputs, examples=examples)
+        axis = batch_axis(module.signature)
+        sizes = [{axis: batch} for batch in read_counts("batches", batches)]
     reference = None if model is None else _reference(module, model)
     if reference is not None:
         _check_device(reference.model, device)
@@ -182,8 +210,70 @@ def benchmark(
         rows += [
             BenchmarkRow(case=case, candidate=name, timing=timing, sizes=axis_sizes) for name, timing in timings.items()
         ]
+    throughput = _rates(module, cases, stream_counts, device) if stream_counts else ()
     subject = "CPU" if device.type == "cpu" else require_gpu(device.index).name
-    return BenchmarkReport(subject=subject, precision=module.precision, rows=tuple(rows), parity=parity)
+    return BenchmarkReport(
+        subject=subject, precision=module.precision, rows=tuple(rows), parity=parity, throughput=throughput
+    )
+
+
+def _stream_counts(module: DeployedModule[Any], streams: object, device: torch.device) -> list[int]:
+    """Read how many streams there shall be at a time.
+
+    Raises:
+        InputError: no positive numbers, more than compute at once, or a module on the CPU.
+    """
+    if device.type == "cpu":
+        raise InputError(
+            "streams",
+            got=f"{streams!r} for a module on the CPU",
+            allowed="streams of a GPU",
+            fix="leave it out, or deploy with runtime='tensorrt'",
+        )
+    counts = read_counts("streams", streams)
+    most = module.runtime_config.streams
+    fix = f"load the module with RuntimeConfig(streams={max(counts)})"
+    return read_counts("streams", streams, most, fix)
+
+
+def _rates(
+    module: DeployedModule[Any],
+    cases: Mapping[str, Sequence[torch.Tensor]],
+    stream_counts: Sequence[int],
+    device: torch.device,
+) -> tuple[ThroughputRow, ...]:
+    """The module's rate for each case and number of streams; each stream has inputs of its own."""
+    signature = module.signature
+    candidates: dict[str, list[Call]] = {}
+    pairs = [(case, count) for case in cases for count in stream_counts]
+    for case, leaves in cases.items():
+        copies = [[leaf.clone() for leaf in leaves] for _ in range(max(stream_counts))]
+        inputs_of_calls = [InputsOfCalls.of(signature, copy) for copy in copies]
+        calls = [one.on_same_values(one.call_of(module)) for one in inputs_of_calls]
+        candidates |= {f"{case}, {count} streams": calls[:count] for count in stream_counts}
+    rates = measure_rates(candidates, device)
+    return tuple(
+        ThroughputRow(
+            case=case,
+            streams=count,
+            items=items_per_call(signature, cases[case]),
+            rate=rate,
+            sizes=signature.resolve([leaf.shape for leaf in cases[case]]),
+        )
+        for (case, count), rate in zip(pairs, rates.values(), strict=True)
+    )
+
+
+def _refuse_two(**options: object) -> None:
+    """Refuse two ways to say which inputs are timed.
+
+    Raises:
+        InputError: naming both.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) > 1:
+        both = f"both {given[0]} and {given[1]}"
+        raise InputError("benchmark", got=both, allowed="one of them", fix=f"leave out {given[0]}")
 
 
 def _reference(module: DeployedModule[Any], model: nn.Module) -> Reference:
@@ -279,12 +369,7 @@ def _real_cases(
         InputError: more than one of the three, or what `bind_examples` refuses.
     """
     signature = module.signature
-    given = [
-        name for name, value in (("sizes", sizes), ("inputs", inputs), ("examples", examples)) if value is not None
-    ]
-    if len(given) > 1:
-        both = f"both {given[0]} and {given[1]}"
-        raise InputError("benchmark", got=both, allowed="one of them", fix=f"leave out {given[0]}")
+    _refuse_two(sizes=sizes, inputs=inputs, examples=examples)
     if inputs is not None:
         one = as_inputs(inputs)
         leaves = [*cast("list[torch.Tensor]", bind(signature.parameters, one.args, one.kwargs)), *_live_values(module)]

@@ -332,8 +332,12 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         rounds: int = 15,
         calls: int | None = None,
         warmup: int = 20,
+        streams: int | Sequence[int] | None = None,
+        batches: int | Sequence[int] | None = None,
     ) -> BenchmarkReport:
         """Time calls, and those of the model in PyTorch eager beside them, after comparing the answers.
+
+        With `streams` it also measures how many items a second come out while calls are in flight on so many streams.
 
         Args, Returns, Raises: as `torch2engine.deployed.benchmark.benchmark`.
         """
@@ -347,6 +351,8 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             rounds=rounds,
             calls=calls,
             warmup=warmup,
+            streams=streams,
+            batches=batches,
         )
 
     def explain(self, sample_input: Any = None) -> Explanation:

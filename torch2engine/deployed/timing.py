@@ -22,7 +22,7 @@ from torch2engine.core.constants import RANDOM_SEED
 from torch2engine.core.errors import DeviceError, InputError
 from torch2engine.trt.gpu import require_gpu
 
-__all__ = ["Call", "Timing", "measure"]
+__all__ = ["Call", "Timing", "collector_waits", "measure", "shuffled_turns"]
 
 Call = Callable[[], object]
 
@@ -105,10 +105,10 @@ def measure(
     if where.type == "cpu":
         if streams:
             raise InputError("streams", got="streams on the CPU", allowed="none", fix="leave them out")
-        with _collector_waits():
+        with collector_waits():
             return _measured_on_cpu(candidates, rounds, calls, warmup)
     require_gpu(cast("int | None", where.index) or 0)
-    with torch.cuda.device(where), _collector_waits():
+    with torch.cuda.device(where), collector_waits():
         return _measured_on_gpu(candidates, rounds, calls, warmup, streams)
 
 
@@ -120,7 +120,7 @@ def _check_number(name: str, value: object, least: int) -> None:
 
 
 @contextmanager
-def _collector_waits() -> Generator[None]:
+def collector_waits() -> Generator[None]:
     on = gc.isenabled()
     gc.collect(1)  # of what is new: looking through all that lives takes longer than many a measurement
     gc.disable()
@@ -131,7 +131,7 @@ def _collector_waits() -> Generator[None]:
             gc.enable()
 
 
-def _turns(names: Iterable[str], rounds: int) -> Generator[str]:
+def shuffled_turns(names: Iterable[str], rounds: int) -> Generator[str]:
     """Every name once in each round, in a new order each time."""
     order = list(names)
     shuffler = random.Random(RANDOM_SEED)
@@ -182,7 +182,7 @@ def _measured_on_cpu(candidates: Mapping[str, Call], rounds: int, calls: int | N
         _time_run_of_calls(call, warmup)
         counts[name] = calls or _fitting(_time_run_of_calls(call, _PROBES) / _PROBES)
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for name in _turns(candidates, rounds):
+    for name in shuffled_turns(candidates, rounds):
         seconds[name] += _one_by_one(candidates[name], counts[name])
     return {
         name: Timing(
@@ -212,7 +212,7 @@ def _measured_on_gpu(
     last = torch.cuda.Event(enable_timing=True)
     host: dict[str, list[float]] = {name: [] for name in candidates}
     device: dict[str, list[float]] = {name: [] for name in candidates}
-    for name in _turns(candidates, rounds):
+    for name in shuffled_turns(candidates, rounds):
         call = candidates[name]
         count = counts[name]
         with torch.cuda.stream(streams.get(name)):
