@@ -260,6 +260,28 @@ def test_memory_is_freed_with_the_last_module(pipeline: Pipeline) -> None:
     assert shared.memory_bytes == 0
 
 
+def test_module_may_be_collected_by_a_thread_that_has_its_turn(pipeline: Pipeline) -> None:
+    """The garbage collector may end a module within another one's call: it needs no lock, and the others go on."""
+    shared = t2e.SharedMemory()
+    modules = pipeline.modules(shared_memory=shared)
+    x = torch.randn(ROWS, WIDTH, device="cuda")
+    wanted = pipeline.expected(x)
+    run(modules, x)
+    last = modules.pop()
+    session = last._backend.session
+    assert session is not None
+    memory = next(iter(session._executors.values())).order.memory
+    del session
+    with memory.lock:
+        del modules
+        gc.collect()
+    assert shared.memory_bytes > 0
+    assert count_wrong([last(wanted[-2])], wanted[-1:]) == 0
+    del last
+    gc.collect()
+    assert shared.memory_bytes == 0
+
+
 def test_copies_share_and_pipelines_apart_run_side_by_side(pipeline: Pipeline) -> None:
     """A deep copy works in the original's memory; two pipelines with two objects have no memory in common."""
     first, second = t2e.SharedMemory(), t2e.SharedMemory()

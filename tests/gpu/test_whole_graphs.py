@@ -165,6 +165,29 @@ def test_order_and_lifetimes_are_those_of_calls(kind: str) -> None:
     assert _graphs(subject) > 0
 
 
+@GRAPHS
+def test_parts_share_working_memory(graphs: bool | str) -> None:
+    """Engines of two modules work in one memory, before whole calls are captured and beside them."""
+    shared = t2e.SharedMemory()
+    first, second = (_subject(cuda_graphs=graphs, shared_memory=shared) for _ in range(2))
+    x = torch.randn(ROWS, WIDTH, device="cuda")
+    assert first.wrong(first.module(x), x) == 0
+    alone = shared.memory_bytes
+    assert second.wrong(second.module(x), x) == 0
+    assert shared.memory_bytes == alone > 0
+    _warm(first)
+    assert _graphs(first) == 1
+    side = torch.cuda.Stream()
+    for _ in range(CALLS):
+        torch.cuda.synchronize()
+        torch.cuda._sleep(LONG_PAUSE // 20)
+        with torch.cuda.stream(side):
+            others = [second.module(x) for _ in range(2)]
+        answers = [first.module(x) for _ in range(2)]
+        torch.cuda.synchronize()
+        assert [second.wrong(one, x) for one in others] == [first.wrong(one, x) for one in answers] == [0, 0]
+
+
 def test_streams_take_turns() -> None:
     """Calls on streams of every kind share the buffers of one graph and get their own answers."""
     subject = _subject(cuda_graphs=True)
