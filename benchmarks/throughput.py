@@ -99,8 +99,10 @@ class Subject:
     def of_module(self) -> dict[tuple[int, int], float]:
         """Record the module's rates by batch and number of streams, and the best; return them."""
         module = t2e.TRTModule(self.artifact)
+        # Real inputs: invented ones would be tried on the CPU first.
+        examples = [torch.from_numpy(floats(batch)[0]).cuda() for batch in self.options.batches]
         report = module.benchmark(
-            self.model, streams=self.options.streams, batches=self.options.batches, rounds=self.options.rounds
+            self.model, examples=examples, streams=self.options.streams, rounds=self.options.rounds
         )
         assert report.parity is not None and report.parity.worst is not None
         self.figure("rel_l2", report.parity.worst.rel_l2)
