@@ -131,7 +131,7 @@ def call_ms(ways: Mapping[str, Callable[[Array], object]], arrays: Sequence[Arra
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def stream_ms(processor: t2e.Processor, arrays: Sequence[Array], items: int, rounds: int) -> float:
+def stream_ms(processor: t2e.Processor, arrays: Sequence[Array], items: int, rounds: int, depth: int = DEPTH) -> float:
     """The median over rounds of the time for each item of a long stream, its beginning not counted."""
 
     def source(count: int) -> Iterator[Array]:
@@ -139,10 +139,10 @@ def stream_ms(processor: t2e.Processor, arrays: Sequence[Array], items: int, rou
             yield arrays[number % len(arrays)]
 
     found: list[float] = []
-    lead = 2 * DEPTH
+    lead = 2 * depth
     for _ in range(rounds):
         started = 0.0
-        for number, _ in enumerate(processor.infer_stream(source(items + lead), DEPTH), 1):
+        for number, _ in enumerate(processor.infer_stream(source(items + lead), depth), 1):
             if number == lead:
                 started = time.perf_counter()
         found.append((time.perf_counter() - started) * 1e3 / items)

@@ -22,7 +22,7 @@ from torch import nn
 import torch2engine as t2e
 from benchmarks import _script
 from benchmarks.evidence import Evidence
-from benchmarks.processor import DEPTH, Floats, check, floats, stream_ms
+from benchmarks.processor import Floats, check, floats, stream_ms
 from benchmarks.processor_stress import Array, only
 from benchmarks.zoo import BATCH, ENTRIES
 from torch2engine.deployed.throughput import measure_rates
@@ -36,7 +36,7 @@ MODELS = ("resnet50", "vit_b_16")
 BATCHES = (1, 8, 32)
 STREAMS = (1, 2, 4)
 ROUNDS = 5
-LEAD = 2 * DEPTH  # calls until a stream of them is in full flow, and from which on it runs out
+CALLS_PER_STREAM = 2  # under way: one computes, the inputs of the other are copied
 
 Span = tuple[float, float]
 
@@ -132,19 +132,21 @@ class Subject:
         """Record the rate of `infer_stream` from pageable arrays, and how busy it keeps the GPU."""
         batch = max(self.options.batches)
         arrays = floats(batch)
+        depth = CALLS_PER_STREAM * self.options.processor_streams
+        lead = 2 * depth  # calls until a stream of them is in full flow, and from which on it runs out
         with t2e.Processor(self.artifact, streams=self.options.processor_streams) as processor:
 
             def streamed(x: Array) -> Array:
-                return [only(results) for results in processor.infer_stream([x] * LEAD, DEPTH)][DEPTH]
+                return [only(results) for results in processor.infer_stream([x] * lead, depth)][depth]
 
             self.figure("processor.rel_l2", check(self.model, arrays, {"infer_stream": streamed}))
-            stream_ms(processor, arrays, self.options.items, 1)
+            stream_ms(processor, arrays, self.options.items, 1, depth)
             item_ms: list[float] = []
             shares: list[float] = []
             for _ in range(self.options.rounds):
                 with inference_spans(processor) as spans:
-                    item_ms.append(stream_ms(processor, arrays, self.options.items, 1))
-                shares.append(busy_share(spans[LEAD:-LEAD]))
+                    item_ms.append(stream_ms(processor, arrays, self.options.items, 1, depth))
+                shares.append(busy_share(spans[lead:-lead]))
             check(self.model, arrays, {"infer_stream": streamed})
         name = f"processor.b{batch}"
         rate = batch * 1e3 / statistics.median(item_ms)
@@ -196,7 +198,7 @@ def main() -> None:
     parser.add_argument("--batches", type=_numbers, default=list(BATCHES), help="batch sizes, with commas")
     parser.add_argument("--streams", type=_numbers, default=list(STREAMS), help="streams at a time, with commas")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each measurement")
-    parser.add_argument("--processor-streams", type=int, default=2, help="of the Processor")
+    parser.add_argument("--processor-streams", type=int, default=3, help="of the Processor")
     parser.add_argument("--items", type=int, default=150, help="batches of each stream through the Processor")
     _script.run("throughput", body, parser, COVERS)
 

@@ -411,6 +411,21 @@ def test_stream_answers_in_order_with_as_many_calls_under_way_as_are_allowed(
     assert session.most_under_way == min(depth, 5)
 
 
+@pytest.mark.parametrize(("streams", "depth"), [(1, 4), (2, 4), (3, 6), (5, 10)])
+def test_stream_has_two_calls_under_way_for_each_stream(
+    streams: int, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a depth: one computes and one waits for it; `map` does the same with batches."""
+    monkeypatch.setattr(_processor, "ProcessorSession", HostSession)
+    with t2e.Processor(engine(), streams=streams) as processor:
+        session: Any = processor._live
+        assert len(list(processor.infer_stream([constant(1)] * 20))) == 20
+        assert session.most_under_way == depth
+        session.most_under_way = 0
+        assert len(list(processor.map(np.ones((40, 6), np.float32), batch_size=2))) == 40
+        assert session.most_under_way == depth
+
+
 def test_item_without_an_answer_raises_behind_the_results_before_it(
     on_host: tuple[t2e.Processor, HostSession],
 ) -> None:

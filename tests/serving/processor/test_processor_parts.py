@@ -203,6 +203,25 @@ def test_copies_are_whole(how: str, threads: int) -> None:
     copier.close()
 
 
+def test_copy_goes_on_while_a_helper_has_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are more pieces than threads, so the others copy the share of one that is late."""
+    sizes: list[int] = []
+    copied = _copying._copy
+
+    def note(target: Any, source: Any) -> None:
+        sizes.append(target.nbytes)
+        copied(target, source)
+
+    monkeypatch.setattr(_copying, "_copy", note)
+    copier = HostCopier(2)
+    source = np.random.default_rng(0).integers(0, 255, 16 << 20, np.uint8)
+    target = np.zeros_like(source)
+    copier.copy([(target, source)])
+    copier.close()
+    assert np.array_equal(target, source)
+    assert sizes == [2 << 20] * 8
+
+
 def test_large_copies_are_split_and_small_ones_are_not() -> None:
     """Pieces are at least a MiB, as many as threads, and cover the whole."""
     large, small = np.zeros((64, 1 << 16), np.uint8), np.zeros(1 << 20, np.uint8)

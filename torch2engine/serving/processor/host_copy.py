@@ -20,6 +20,7 @@ __all__ = ["HostCopier", "split_copy"]
 
 _MOST_THREADS = 6
 _PIECE_BYTES = 1 << 20
+_PIECES_PER_THREAD = 4  # while a thread has no core, the others copy its share
 
 Array = npt.NDArray[Any]
 
@@ -106,7 +107,8 @@ class HostCopier:
         Args:
             pairs: (target, source) of one shape; targets don't overlap.
         """
-        parts = [part for target, source in pairs for part in split_copy(target, source, self._count)]
+        most = _PIECES_PER_THREAD * self._count
+        parts = [part for target, source in pairs for part in split_copy(target, source, most)]
         if len(parts) == len(pairs) or not self._start():
             for part in parts:
                 _copy(*part)

@@ -41,6 +41,7 @@ Results = OrderedDict[str, Array]
 
 ALLOCATIONS = ("max", "reuse", "exact")
 _CALLS_PER_STREAM = 2  # calls that may be under way for each stream
+_LEAST_DEPTH = 4  # of a stream of calls
 
 
 class Processor:
@@ -200,7 +201,7 @@ class Processor:
         with self._call_slots:
             return self._session.finish(self._session.start(call, out_arrays, blocking=False))
 
-    def infer_stream(self, items: Iterable[Any], depth: int = 4) -> Generator[Results]:
+    def infer_stream(self, items: Iterable[Any], depth: int | None = None) -> Generator[Results]:
         """Answer one call after the other, while the inputs of the next and the results of the last are copied.
 
         Calls of any shapes may follow each other. An item is staged before the next one is fetched, so a source may
@@ -209,7 +210,8 @@ class Processor:
 
         Args:
             items: what `infer` takes, each; fetched in the caller's thread, up to `depth` ahead.
-            depth: how many calls may be under way, at least 1; more than `streams` + 2 are of no use.
+            depth: how many calls may be under way, at least 1; each holds page-locked memory. None: two for each of the
+                `streams`, one that computes and one that waits for it, but at least 4. More are of no use.
 
         Returns:
             the results in the order of the items, as `infer` gives them. An item that can't be fetched or answered
@@ -218,7 +220,7 @@ class Processor:
         Raises:
             InputError: no positive depth, or nothing to iterate over.
         """
-        _check_int("depth", depth, 1)
+        depth = self._checked_depth(depth)
         try:
             source = iter(items)
         except TypeError as error:
@@ -230,6 +232,17 @@ class Processor:
                 fix="pass a list or a generator of them",
             ) from error
         return self._stream(source, depth)
+
+    def _checked_depth(self, depth: int | None) -> int:
+        """How many calls of a stream of them may be under way.
+
+        Raises:
+            InputError: no positive int.
+        """
+        if depth is None:
+            return max(_LEAST_DEPTH, _CALLS_PER_STREAM * self._options.streams)
+        _check_int("depth", depth, 1)
+        return depth
 
     def _stream(self, source: Iterator[Any], depth: int) -> Generator[Results]:
         under_way: deque[PendingCall] = deque()
@@ -256,7 +269,7 @@ class Processor:
             while under_way:
                 self._session.abandon(under_way.popleft())
 
-    def map(self, dataset: Iterable[Any], batch_size: int, depth: int = 4) -> Generator[Results]:
+    def map(self, dataset: Iterable[Any], batch_size: int, depth: int | None = None) -> Generator[Results]:
         """Answer samples in batches.
 
         Args:
@@ -274,7 +287,7 @@ class Processor:
         """
         _check_int("batch_size", batch_size, 1)
         batches = plan_batches(self.signature, self._artifact.profiles, batch_size)
-        _check_int("depth", depth, 1)
+        depth = self._checked_depth(depth)
         counts: deque[int] = deque()
 
         def made() -> Generator[dict[str, Array]]:
