@@ -66,7 +66,7 @@ def test_rate_is_the_gpus_where_the_gpu_is_slower() -> None:
     """Naps of a known length: on one stream they follow each other, on four they run side by side."""
     rates = measure_rates({"one": [nap], "four": [nap] * 4}, torch.device("cuda:0"), rounds=3, warmup=2)
     assert rates["one"].calls_per_s < _HIGHEST_CYCLES_PER_S / CYCLES
-    assert rates["four"].calls_per_s > 1.5 * rates["one"].calls_per_s
+    assert rates["four"].calls_per_s > 1.2 * rates["one"].calls_per_s
     assert rates["four"].calls % 4 == 0
 
 
