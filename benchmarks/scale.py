@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import os
 import shutil
 import socket
@@ -179,6 +180,17 @@ class Tally:
         return statistics.median(self.rates)
 
 
+def block_ids(count: int) -> list[Array]:
+    """Which images each of Ray's blocks holds: int64 numbers, each image as often as every other.
+
+    No block is smaller than BLOCK_ROWS, for a few images stand in theirs again and again. The input names its blocks
+    once a pass, and Ray Data (2.60) compares a block with each equal one that waits: thousands of passes of a small
+    block would keep it busy for minutes.
+    """
+    ids = np.tile(np.arange(count), math.ceil(BLOCK_ROWS / count))
+    return np.array_split(ids, len(ids) // BLOCK_ROWS)
+
+
 class RayWay:
     """Ray Data over images that lie in its object store.
 
@@ -193,16 +205,15 @@ class RayWay:
         from ray.data.block import BlockAccessor
 
         self._ray, self._artifact, self._reference = ray, artifact, reference
-        self.store = _store(images.nbytes)
+        blocks = block_ids(len(images))
+        self._rows = sum(map(len, blocks))
+        self.store = _store(images[0].nbytes * self._rows)
         self._owns_session = not ray.is_initialized()
         if self._owns_session:
             cpus = max(4, len(os.sched_getaffinity(0)))
             ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, log_to_driver=False, **self.store)
         ray.data.DataContext.get_current().enable_progress_bars = False
-        self._blocks = [
-            ray.put(BlockAccessor.batch_to_block({"id": np.arange(len(images))[piece], "images": images[piece]}))
-            for piece in (slice(first, first + BLOCK_ROWS) for first in range(0, len(images), BLOCK_ROWS))
-        ]
+        self._blocks = [ray.put(BlockAccessor.batch_to_block({"id": ids, "images": images[ids]})) for ids in blocks]
 
     def run(self, actors: int, seconds: float, rate: float) -> dict[str, float]:
         """Answer for some time, and compare every answer with the reference.
@@ -215,7 +226,7 @@ class RayWay:
         from torch2engine.serving.ray import predict
 
         spare = min(SPARE_S, 20 * seconds)
-        passes = 1 + int(rate * (seconds + spare)) // len(self._reference)
+        passes = 1 + int(rate * (seconds + spare)) // self._rows
         dataset = self._ray.data.from_arrow_refs(self._blocks * passes)
         answered = predict(dataset, self._artifact, actors=actors, keep=["id"])
         images = wrong = checked = 0

@@ -140,6 +140,16 @@ def test_benchmark_of_scale_compares_every_answer(
         scale.prove_judge(np.ones((4, 16)))
 
 
+@pytest.mark.parametrize("count", [1, 256, 1023, 1500, 8192])
+def test_blocks_of_the_benchmark_are_large_though_the_images_are_few(count: int) -> None:
+    """Ray's blocks hold every image equally often, and none is so small that the input would be thousands of blocks."""
+    blocks = scale.block_ids(count)
+    assert min(map(len, blocks)) >= scale.BLOCK_ROWS
+    times = np.bincount(np.concatenate(blocks), minlength=count)
+    assert len(times) == count
+    assert set(times) == {-(-scale.BLOCK_ROWS // count)}
+
+
 def test_what_predict_can_see_is_refused_before_any_actor_starts(dataset: Any, folder: str) -> None:
     """No Dataset, a large artifact in memory, none at all, or a model without a batch: the driver says so."""
     large = engine()
