@@ -118,7 +118,7 @@ def test_wrong_form_is_found(change: dict[str, Any], complaint: str) -> None:
 
 ON_CPU = ("--cpu", "--precisions", "fp32", "--processes", "1")
 PATIENT = ("--timeout", "1500", "--seconds", "1500")  # a busy machine is no reason to fail
-STUDIED = ("mlp", "siren")
+STUDIED = "siren"  # in a process that imports all anew, as every model is: one takes as long as half a dozen scripts
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,11 @@ class ScriptRun:
 
 @pytest.fixture(scope="module")
 def script_runs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, ScriptRun]:
-    """Each script on a machine without a GPU, and two studies of trust. They share the process that imports PyTorch."""
+    """Each script without a GPU, and the study of trust twice. They share the process that imports PyTorch."""
     folder = tmp_path_factory.mktemp("scripts")
     words = {
         **{script: [script] for script in SCRIPTS},
-        "trust on the CPU": ["trust", *ON_CPU, *PATIENT, "--models", ",".join(STUDIED)],
+        "trust on the CPU": ["trust", *ON_CPU, *PATIENT, "--models", STUDIED],
         "trust without time": ["trust", *ON_CPU, "--models", "mlp", "--seconds", "0"],
     }
     commands = [
@@ -528,18 +528,18 @@ def test_rewriting_to_nothing_and_back_is_stable() -> None:
 
 
 def test_trust_is_studied_without_a_gpu(script_runs: Mapping[str, ScriptRun]) -> None:
-    """Two models and all planted faults, each figure under its name, and no draft left beside the evidence."""
+    """A model and all planted faults, each figure under its name, and no draft left beside the evidence."""
     run = script_runs["trust on the CPU"]
     assert run.ended.code == 0, run.ended.err[-2000:]
     assert run.files == ["trust.json"]
     data = json.loads((run.folder / "trust.json").read_text())
     assert list(complaints(data)) == []
     figures = data["figures"]
-    assert (figures["trust.models"], figures["trust.false_refusals"]) == (2, 0)
+    assert (figures["trust.models"], figures["trust.false_refusals"]) == (1, 0)
     assert figures["trust.faults_judged"] >= 3 * 60
     assert figures["trust.false_passes"] == 0
-    assert sorted(data["samples"]["models"]) == sorted(STUDIED)
-    assert data["samples"]["models"]["siren"]["fp32"]["verdict"] == "passed"
+    assert list(data["samples"]["models"]) == [STUDIED]
+    assert data["samples"]["models"][STUDIED]["fp32"]["verdict"] == "passed"
 
 
 def test_fallback_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
