@@ -16,7 +16,7 @@ from tests.support.models import BATCH, Function, answer, exported
 from torch2engine.exporter.composite_operators import composite_operators_found_once
 
 UTILS: Any = utils
-SEARCHES = ("_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace")
+SEARCHES = ("_materialize_cpp_cia_ops", "_collect_all_valid_cia_ops_for_namespace", "_check_valid_to_preserve")
 DISPATCHER: Any = torch._C
 
 
@@ -73,3 +73,29 @@ def test_composite_operator_that_is_defined_after_an_export_is_decomposed() -> N
         library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
         artifact, cases = exported(model, torch.randn(4, 3), {"x": BATCH})
         np.testing.assert_allclose(answer(artifact, cases[0])["output"], cases[0].outputs["output"].numpy(), rtol=1e-6)
+
+
+def test_what_holds_for_an_operator_is_asked_once_for_all_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bare torch asks it of a thousand operators for every decomposition."""
+    exported(Function(lambda x, w: x * w), torch.randn(4, 3), {"x": BATCH})
+    is_valid, asked = UTILS._check_valid_to_preserve, []
+
+    def counted(operator: Any) -> bool:
+        asked.append(operator)
+        return is_valid(operator)
+
+    monkeypatch.setattr(UTILS, "_check_valid_to_preserve", counted)
+    for _ in range(2):
+        exported(Function(lambda x, w: x * w), torch.randn(4, 3), {"x": BATCH})
+    assert len(asked) == len(set(asked)) > 1000
+
+
+def test_operator_that_is_gone_may_stay_in_no_graph() -> None:
+    """What was found out about it holds only as long as its library is there."""
+    with composite_operators_found_once():
+        with torch.library._scoped_library("torch2engine_short_lived", "FRAGMENT") as library:
+            library.define("twice(Tensor x) -> Tensor")
+            library.impl("twice", lambda x: x + x, "CompositeImplicitAutograd")
+            operator: Any = torch.ops.torch2engine_short_lived.twice.default
+            assert UTILS._check_valid_to_preserve(operator)
+        assert not UTILS._check_valid_to_preserve(operator)

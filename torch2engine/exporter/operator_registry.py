@@ -63,13 +63,13 @@ def reused_operator_registry() -> Generator[None]:
         registry_class: Any = importlib.import_module(_EXPORTER_REGISTRY).ONNXRegistry
         before = inspect.getattr_static(registry_class, "from_torchlib")
         make = registry_class.from_torchlib
-        _RegisteredOperators.count()
+        registered = _RegisteredOperators.count()
     except (ImportError, AttributeError):  # other versions
         yield
         return
 
     def copied_from_earlier(**options: Any) -> Any:
-        registry = copy.copy(_made_once(make, _RegisteredOperators.count(), **options))
+        registry = copy.copy(_made_once(make, registered, **options))
         registry.functions = {operator: list(functions) for operator, functions in registry.functions.items()}
         return registry
 
