@@ -37,9 +37,12 @@ def composite_operators_found_once() -> Generator[None]:
     except (ImportError, AttributeError):  # other versions
         yield
         return
-    is_valid = before[_VALIDITY]
+
+    def is_valid(operator: Any) -> bool:
+        return _validity(before[_VALIDITY], operator, is_there(operator.name()))
+
     vars(utils).update({name: cache(before[name]) for name in _SEARCHES})
-    setattr(utils, _VALIDITY, lambda operator: _validity(is_valid, operator, is_there(operator.name())))
+    setattr(utils, _VALIDITY, is_valid)
     try:
         yield
     finally:
@@ -47,6 +50,6 @@ def composite_operators_found_once() -> Generator[None]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _validity(is_valid: Callable[[Any], bool], operator: Any, is_there: bool) -> bool:
+def _validity(ask: Callable[[Any], bool], operator: Any, is_there: bool) -> bool:
     """What torch.export finds out about an operator. It follows from the operator's schema and from `is_there`."""
-    return is_valid(operator)
+    return ask(operator)

@@ -44,9 +44,8 @@ class _RegisteredOperators:
         exporter: Any = importlib.import_module(_EXPORTER_OPERATORS)
         importlib.import_module(_ONNXSCRIPT_FUNCTIONS)  # or the first count would be that of an empty registry
         onnxscript: Any = importlib.import_module(_ONNXSCRIPT_OPERATORS)
-        operators = set(dispatcher._dispatch_get_all_op_names())
         return cls(
-            in_torch=sum(name in operators for name in onnxscript.default_registry),
+            in_torch=sum(map(dispatcher._dispatch_has_kernel, onnxscript.default_registry)),
             in_exporter=len(exporter.get_torchlib_ops()),
             in_onnxscript=sum(len(op.overloads) + len(op.complex) for op in onnxscript.default_registry.values()),
         )

@@ -28,12 +28,14 @@ _CHECKS = frozenset(
 def erase_value_checks(program: torch.export.ExportedProgram) -> None:
     """Erase every check, and what nothing else needs, in place."""
     graph = program.graph_module.graph
+    count = len(graph.nodes)
     needed_by_checks: set[fx.Node] = set()
     for node in reversed(list(graph.nodes)):
         if _name(node) in _CHECKS or (node in needed_by_checks and not node.users and _has_no_effect(node)):
             needed_by_checks.update(node.all_input_nodes)
             graph.erase_node(node)
-    program.graph_module.recompile()
+    if len(graph.nodes) < count:
+        program.graph_module.recompile()
 
 
 def _name(node: fx.Node) -> str:

@@ -20,10 +20,11 @@ def floor_negative_sizes(program: torch.export.ExportedProgram) -> None:
     """Replace a // b by (a + k * b) // b - k, with a k that makes the dividend positive; changes the program."""
     for module in program.graph_module.modules():
         if isinstance(module, torch.fx.GraphModule):
-            for node in list(module.graph.nodes):
-                if node.target is operator.floordiv:
-                    _raise_dividend(module.graph, node)
-            module.recompile()
+            divisions = [node for node in module.graph.nodes if node.target is operator.floordiv]
+            for node in divisions:
+                _raise_dividend(module.graph, node)
+            if divisions:
+                module.recompile()
 
 
 def _raise_dividend(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
