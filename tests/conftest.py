@@ -34,8 +34,11 @@ if _SHARED is not None:
 
 # Each takes a minute. At the end of a run, one worker would be busy with one of them while the others wait.
 LONGEST_FILES = ("test_examples.py", "test_ray.py", "test_benchmarks.py", "test_conformance.py")
-# They share exports, which every process makes for itself.
-SHARING_FILES = ("test_weight_program.py", "test_weight_sync.py")
+# They share exports, which every process makes for itself: those of a weight's traps, and those of the trained models.
+SHARING_FILES = (
+    *("test_weight_program.py", "test_weight_sync.py"),
+    *("test_lower.py", "test_reports.py", "test_precision_models.py"),
+)
 
 
 # How many objects are made before Python looks for garbage among them, and then how often among the older ones.
@@ -66,6 +69,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.path in slow_files:
             item.add_marker("slow")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """Pytest has looked for garbage once by now, and does so again: that finds nothing, and takes seconds."""
+    gc.freeze()
 
 
 @pytest.fixture
