@@ -103,11 +103,16 @@ def _graphs(subject: Subject) -> int:
     return 0 if whole is None else len(whole._graphs)
 
 
-def _warm(subject: Subject, rows: int = ROWS) -> None:
-    """Call until whole calls of this shape are captured."""
-    for _ in range(_UNTIL_CAPTURED):
+def _call(subject: Subject, rows: int, calls: int = _UNTIL_CAPTURED) -> None:
+    """Call with new inputs of this shape, each of which has its right answer."""
+    for _ in range(calls):
         x = torch.randn(rows, WIDTH, device="cuda")
         assert subject.wrong(subject.module(x), x) == 0
+
+
+def _warm(subject: Subject, rows: int = ROWS) -> None:
+    """Call until whole calls of this shape are captured."""
+    _call(subject, rows)
     assert _graphs(subject) > 0
 
 
@@ -281,9 +286,7 @@ def test_few_shapes_are_captured_and_all_are_right() -> None:
     """Memory for whole calls is bounded: the ninth shape and later ones are answered part by part."""
     subject = _subject(cuda_graphs=True)
     for rows in range(1, 12):
-        for _ in range(4):
-            x = torch.randn(rows, WIDTH, device="cuda")
-            assert subject.wrong(subject.module(x), x) == 0
+        _call(subject, rows, calls=4)
     assert _graphs(subject) == 8
 
 
@@ -402,9 +405,7 @@ def test_capture_that_fails_under_auto_says_nothing(monkeypatch: pytest.MonkeyPa
         raise NotCapturable("this driver captures nothing")
 
     monkeypatch.setattr(whole_graph, "CudaGraph", fail)
-    for _ in range(_UNTIL_CAPTURED):
-        x = torch.randn(ROWS, WIDTH, device="cuda")
-        assert subject.wrong(subject.module(x), x) == 0
+    _call(subject, ROWS)
     assert _graphs(subject) == 0
 
 
