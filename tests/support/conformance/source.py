@@ -7,6 +7,7 @@ of its own because the syntax is read once and walked once per version of the bi
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -50,6 +51,14 @@ class Scope:
         return Scope(self.parent, dict(self.names))
 
 
+def _statements(parent: ast.AST) -> Iterator[ast.AST]:
+    """All statements below a node, and no expressions: these are most of a tree."""
+    for name in ("body", "orelse", "finalbody", "handlers", "cases"):
+        for node in getattr(parent, name, ()):
+            yield node
+            yield from _statements(node)
+
+
 @dataclass(eq=False)
 class Module:
     """One file; `name` as imported, `path` as reported."""
@@ -62,7 +71,7 @@ class Module:
     def imports(self) -> frozenset[str]:
         """Every dotted name that it imports, anywhere."""
         found: set[str] = set()
-        for node in ast.walk(self.tree):
+        for node in _statements(self.tree):
             if isinstance(node, ast.Import):
                 found.update(alias.name for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
