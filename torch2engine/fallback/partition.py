@@ -242,6 +242,43 @@ def _fuse(graph_module: fx.GraphModule, parts: Sequence[Sequence[str]]) -> None:
     partitions = [Partition(number, [nodes[name] for name in names]) for number, names in enumerate(parts)]
     partitioner = CapabilityBasedPartitioner(graph_module, _EngineOperators(()), allows_single_node_partition=True)
     partitioner.fuse_partitions(partitions, prefix=_PREFIX)
+    for node in graph_module.graph.nodes:
+        if node.op == "call_module":
+            _name_inputs(graph_module, node)
+
+
+def _name_inputs(graph_module: fx.GraphModule, part: fx.Node) -> None:
+    """Give a part's inputs the names of the operators that make them, whatever part these are in.
+
+    torch names an input after the result of another part if that part was fused before; else after the operator. An
+    engine knows its inputs by name, and is kept when other parts change.
+
+    Args:
+        graph_module: the cut graph.
+        part: the call of the part.
+    """
+    inside = graph_module.get_submodule(str(part.target))
+    assert isinstance(inside, fx.GraphModule)
+    placeholders = [node for node in inside.graph.nodes if node.op == "placeholder"]
+    for placeholder, argument in zip(placeholders, part.args, strict=True):
+        assert isinstance(argument, fx.Node)
+        placeholder.name = placeholder.target = _origin(graph_module, argument)
+    inside.recompile()
+
+
+def _origin(graph_module: fx.GraphModule, node: fx.Node) -> str:
+    """The name of the operator of the whole graph that a node of the cut graph stands for."""
+    source, number = node, 0
+    if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and node.args[0].op == "call_module":
+        source, number = node.args[0], cast("int", node.args[1])
+    if source.op != "call_module":
+        return node.name
+    inside = graph_module.get_submodule(str(source.target))
+    assert isinstance(inside, fx.GraphModule)
+    made = inside.graph.output_node().args[0]
+    result = made[number] if isinstance(made, (tuple, list)) else made
+    assert isinstance(result, fx.Node)
+    return result.name
 
 
 def repeat_cut(
