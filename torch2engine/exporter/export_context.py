@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from torch2engine.exporter.box_suppression import suppression_without_branches
 from torch2engine.exporter.composite_kernels import composite_kernels_made_once
 from torch2engine.exporter.composite_operators import composite_operators_found_once
 from torch2engine.exporter.fake_quant import quantizers_as_operators
@@ -22,7 +23,9 @@ __all__ = ["export_context"]
 
 @contextmanager
 def export_context(model: nn.Module) -> Generator[str]:
-    """Let the body export a model: quickly, silently, with masks as they are given and quantisers as operators.
+    """Let the body export a model quickly and silently.
+
+    Masks are as they are given; quantisers, and the suppression of boxes, are single operators.
 
     Yields:
         the precision of the model's own quantisers; "" for a model without them.
@@ -32,6 +35,7 @@ def export_context(model: nn.Module) -> Generator[str]:
         composite_kernels_made_once(),
         quiet_exporters(),
         masks_as_given(),
+        suppression_without_branches(),
         quantizers_as_operators(model) as quantized_precision,
     ):
         yield quantized_precision

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch.nn.modules import transformer
 
+from torch2engine.exporter.replaced_function import replaced
+
 __all__ = ["masks_as_given"]
 
 _PROBE = "_detect_is_causal_mask"
@@ -33,23 +35,9 @@ def masks_as_given() -> Generator[None]:
     A library without these functions is left alone. Hugging Face's is not imported.
     """
     with ExitStack() as stack:
-        stack.enter_context(_replaced(transformer, _PROBE, lambda probe: _is_called_causal))
-        stack.enter_context(_replaced(sys.modules.get(_HUGGING_FACE), _NEEDLESS, _without_padding))
+        stack.enter_context(replaced(transformer, _PROBE, lambda probe: _is_called_causal))
+        stack.enter_context(replaced(sys.modules.get(_HUGGING_FACE), _NEEDLESS, _without_padding))
         yield
-
-
-@contextmanager
-def _replaced(module: Any, name: str, replacement_of: Callable[[Any], Any]) -> Generator[None]:
-    """Replace a module's function, if there is one."""
-    function = getattr(module, name, None)
-    if function is None:
-        yield
-        return
-    setattr(module, name, replacement_of(function))
-    try:
-        yield
-    finally:
-        setattr(module, name, function)
 
 
 def _is_called_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
