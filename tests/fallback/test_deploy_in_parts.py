@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 import pickle
@@ -18,6 +19,8 @@ import torch2engine as t2e
 from tests.support.fallback_models import FourObstacles, Pyramid, ThreeObstacles, line_with
 from torch2engine.deployed.deploy_report import DeployReport
 from torch2engine.fallback import deploy_in_parts as room
+from torch2engine.fallback.deploy_in_parts import with_fallback
+from torch2engine.fallback.deployable_graph import DeployableGraph
 
 AXES = {"x": {0: t2e.Axis("batch", 5, 7, 9)}}
 
@@ -313,3 +316,44 @@ def test_every_argument_of_deploy_is_known_where_parts_are_deployed() -> None:
     """An option that deploy() gets, and the fallback lacks, would fail at once instead of being left out."""
     known = {field.name for field in fields(vars(room)["_Arguments"])}
     assert known == set(inspect.signature(t2e.deploy).parameters)
+
+
+class Chooser(nn.Module):
+    """The best rows of a network, and those of them that are good enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh())
+        self.score = nn.Linear(16, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Rows [B, 8] → [K, 16]."""
+        rows = self.body(x)
+        scores, order = self.score(rows)[:, 0].sigmoid().topk(4)
+        best = rows[order] * scores[:, None] + 1
+        return best[scores > scores.mean()]
+
+
+def test_choices_of_a_wrong_engine_stay_in_pytorch_and_the_network_does_not(tmp_path: Path) -> None:
+    """Where an engine is off, its comparisons and sorts are left out, by their lines; a saved cut is the same."""
+    whole: Any = inspect.unwrap(t2e.deploy)
+
+    @functools.wraps(whole)
+    def deploy_with_wrong_choices(model: nn.Module, *args: Any, **options: Any) -> Any:
+        if isinstance(model, DeployableGraph) and model.choices("any"):
+            raise t2e.ParityError("parity", report="", got="another choice", allowed="PyTorch's", fix="none")
+        return whole(model, *args, **options)
+
+    torch.manual_seed(0)
+    model, x = Chooser().eval(), torch.randn(9, 8)
+    module: Any = with_fallback(deploy_with_wrong_choices)(model, x, runtime="onnxruntime", fallback=True)
+    reasons = {obstacle.operator: obstacle.reason for obstacle in module.obstacles}
+    assert list(reasons) == ["aten.index.Tensor", "aten.topk", "aten.gt.Tensor"]
+    assert reasons["aten.topk"] == reasons["aten.gt.Tensor"]
+    assert reasons["aten.topk"].startswith("with it, parity: got another choice; expected PyTorch's")
+    assert [part.runs_in for part in module.explain(x).parts] == ["ONNX Runtime", "ONNX Runtime"]
+    module.save(tmp_path / "chooser")
+    for one in (module, t2e.load(tmp_path / "chooser")):
+        for rows in (x, torch.randn(9, 8)):
+            with torch.no_grad():
+                close(one(rows), model(rows))

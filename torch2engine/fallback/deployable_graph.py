@@ -7,6 +7,7 @@ error of a later stage is about some node, and only this file knows how to find 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from torch._ops import (  # no public names
     OpOverload,  # pyright: ignore[reportPrivateImportUsage]  # as above
     OpOverloadPacket,  # pyright: ignore[reportPrivateImportUsage]  # as above
 )
+from torch.utils import _pytree as pytree
 
 from torch2engine.capture.source_lines import innermost_user_frame
 from torch2engine.core.errors import UnsupportedNode
@@ -89,6 +91,19 @@ def _modules_of(operators: Iterable[fx.Node]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, paths)))
 
 
+def _chooses(node: fx.Node) -> bool:
+    """Whether a node makes integers or bools of floating values: a comparison, a maximum's place, a sort, a cast.
+
+    Values that differ by rounding alone may lead to another choice.
+    """
+    if node.op != "call_function" or node.target is operator.getitem:
+        return False
+    made = pytree.tree_leaves(node.meta.get("val"))
+    taken = [value for one in node.all_input_nodes for value in pytree.tree_leaves(one.meta.get("val"))]
+    is_discrete = any(isinstance(value, torch.Tensor) and not value.is_floating_point() for value in made)
+    return is_discrete and any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in taken)
+
+
 class DeployableGraph(nn.Module):
     """A graph as a module: `part(**tensors)` gives its results that are tensors.
 
@@ -107,6 +122,7 @@ class DeployableGraph(nn.Module):
         self._layout = layout
         self._operators = tuple(map(operator_of, graph.nodes))
         self._sources = tuple(map(source_of, graph.nodes))
+        self._choices = tuple(number for number, node in enumerate(graph.nodes) if _chooses(node))
         for number, node in enumerate(graph.nodes):
             node.meta = {"stack_trace": f'  File "{_MARK}", line {number}, in forward\n    {node.name}\n'}
         self._graph_module = fx.GraphModule(graph_module, graph)
@@ -133,6 +149,14 @@ class DeployableGraph(nn.Module):
                 number = int(mark[1])
                 found.setdefault(number, Obstacle(self._operators[number], self._sources[number], node.reason))
         return found
+
+    def choices(self, reason: str) -> dict[int, Obstacle]:
+        """The operators that choose between floating values, by their number in the graph.
+
+        Args:
+            reason: why no engine takes them.
+        """
+        return {number: Obstacle(self._operators[number], self._sources[number], reason) for number in self._choices}
 
     def restore_sources(self, traced: fx.Graph) -> list[int]:
         """Write the user's lines on the nodes of a graph that was traced from this part.

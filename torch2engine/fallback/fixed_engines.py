@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from torch2engine.core.errors import ParityError
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.fallback.graph_layout import GraphLayout
 from torch2engine.fallback.part_call import (
@@ -93,14 +94,30 @@ class FixedEngines:
         require_elements(tensors)
         module = self.versions.find(self._layout.sizes(tensors))
         if module is None:
-            if self._deploy_part is None:
-                raise LeftInPyTorch("no engine was deployed for these sizes", is_final=False)
-            call = PartCall(self._graph_module, self._layout, weights, tensors)
-            module = find_or_deploy(self.versions, call, self._deploy_part)
+            module = self._deploy(weights, tensors)
         self.runtime = module.runtime
         outputs = answer_part(module, tensors)
         self._remember(module, tensors)
         return outputs
+
+    def _deploy(self, weights: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]) -> DeployedModule[Any]:
+        """Deploy an engine for a call at new sizes.
+
+        Where the engine's answers are off, the operators that choose between floating values are blamed: rounding may
+        lead to another choice. They stay in PyTorch then, and the others are tried again without them.
+
+        Raises:
+            LeftInPyTorch: there is none; it names those operators if answers were off.
+        """
+        if self._deploy_part is None:
+            raise LeftInPyTorch("no engine was deployed for these sizes", is_final=False)
+        call = PartCall(self._graph_module, self._layout, weights, tensors)
+        try:
+            return find_or_deploy(self.versions, call, self._deploy_part)
+        except LeftInPyTorch as left:
+            if not isinstance(left.__cause__, ParityError):
+                raise
+            raise LeftInPyTorch(left.reason, call.part().choices(f"with it, {left.reason}")) from left.__cause__
 
     def _remember(self, module: DeployedModule[Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Let later calls at these shapes find their engine at once."""
