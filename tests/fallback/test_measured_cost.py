@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from torch import fx, nn
 
 import torch2engine as t2e
 from torch2engine.deployed.timing import Timing
+from torch2engine.fallback import graph_compiler
+from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout
-from torch2engine.fallback.measured_cost import check_whole, find_slow_parts
+from torch2engine.fallback.measured_cost import check_whole, find_slow_engine, find_slow_parts
 from torch2engine.fallback.part_runner import PartRunner
 from torch2engine.fallback.partition import repeat_cut
 from torch2engine.fallback.run_record import RunRecord
+from torch2engine.fallback.torch_compile import make_compiler
 
 CPU = torch.device("cpu")
 
@@ -72,6 +76,27 @@ def test_module_that_is_slower_than_its_model_is_refused() -> None:
         t2e.BuildError, match=r"got 104 µs a call, where PyTorch takes 100 µs; expected at most 3% more"
     ):
         check_whole(list, list, CPU, clock(module=104.0, model=100.0))
+
+
+@pytest.mark.parametrize(
+    ("engine_us", "runs_in", "reason"),
+    [(35.0, "PyTorch", "its engine takes 35 µs a call, PyTorch 20 µs"), (20.0, "ONNX Runtime", "")],
+)
+def test_compiled_graph_stays_in_pytorch_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, engine_us: float, runs_in: str, reason: str
+) -> None:
+    """The engine is timed once, at the first call, which it still answers; all answers are right."""
+    measured = partial(find_slow_engine, measure_both=clock(engine=engine_us, PyTorch=20.0))
+    asked: list[PartRunner] = []
+    monkeypatch.setattr(graph_compiler, "find_slow_engine", lambda *call: asked.append(call[0]) or measured(*call))
+    model, record = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4)).eval(), RunRecord()
+    options = CompileOptions(only_faster=True, cache=False)
+    compiled = torch.compile(model, backend=make_compiler(options, record).compile)
+    with torch.no_grad():
+        for x in torch.rand(3, 2, 4):
+            torch.testing.assert_close(compiled(x), model(x))
+    assert [(part.runs_in, part.reason) for part in record.parts] == [(runs_in, reason)]
+    assert len(asked) == 1
 
 
 def test_unknown_word_for_fallback_is_refused() -> None:

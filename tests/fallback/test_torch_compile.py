@@ -277,6 +277,7 @@ def test_autocast_around_a_call_is_pytorchs(backend: Callable[..., Backend]) -> 
         ({"min_node": 1}, "options['min_node']: got no such option; expected one of runtime, precision, tolerance, "),
         ({"min_nodes": 0}, "options['min_nodes']: got 0; expected a positive int; pass such a value"),
         ({"runtime": "trt"}, "options['runtime']: got 'trt'; expected one of 'tensorrt', 'onnxruntime', 'auto'; "),
+        ({"only_faster": "yes"}, "options['only_faster']: got 'yes'; expected one of False, True; "),
         ({"weights": "frozen"}, "options['weights']: got 'frozen'; expected one of 'compared', 'versioned'; "),
     ],
 )

@@ -42,6 +42,8 @@ class CompileOptions:
         weights: how new weights are seen. "compared": by all their values at every call, which reads every weight and
             waits for the GPU; nothing is missed. "versioned": by identity, address and autograd's version: as fast as
             can be, and sees optimizers, load_state_dict and new tensors, but no write through `.data`.
+        only_faster: time each engine beside PyTorch, at its first call, and leave its graph in PyTorch if it is slower.
+            The look at the weights is part of the engine's time.
 
     Raises:
         InputError: an unknown option or value.
@@ -55,6 +57,7 @@ class CompileOptions:
     cache: Cache = True
     min_nodes: int = 3
     weights: str = "compared"
+    only_faster: bool = False
 
     def __post_init__(self) -> None:
         require_choice("options['runtime']", self.runtime, RUNTIMES)
@@ -64,6 +67,7 @@ class CompileOptions:
         require_instance("options['config']", self.config, BuildConfig)
         require_instance("options['runtime_config']", self.runtime_config, RuntimeConfig)
         require_choice("options['weights']", self.weights, WEIGHT_POLICIES)
+        require_choice("options['only_faster']", self.only_faster, (False, True))
         if not is_count(self.min_nodes):
             raise InputError(
                 "options['min_nodes']", got=repr(self.min_nodes), allowed="a positive int", fix="pass such a value"

@@ -32,6 +32,7 @@ from torch2engine.fallback.functional_graph import (
 )
 from torch2engine.fallback.graph_layout import GraphLayout, read_layout
 from torch2engine.fallback.inference_only import InferenceOnly, needs_gradients
+from torch2engine.fallback.measured_cost import find_slow_engine
 from torch2engine.fallback.part_call import DeployPart
 from torch2engine.fallback.part_runner import OperatorsRefused, PartRunner, reason_for_pytorch
 from torch2engine.fallback.partition import PartitionedGraph
@@ -105,7 +106,8 @@ class GraphCompiler:
     def _make_runner(self, graph_module: fx.GraphModule, layout: GraphLayout) -> PartRunner:
         engines = TrackingEngines(graph_module, layout, self._deploy_part, self._options.weights == "compared")
         refusal = reason_for_pytorch(graph_module, layout, self._options.min_nodes)
-        return PartRunner(graph_module, layout, engines, self._record, refusal)
+        find_slow = _find_slow_engine if self._options.only_faster else None
+        return PartRunner(graph_module, layout, engines, self._record, refusal, find_slow)
 
     def _in_pytorch(self, graph_module: fx.GraphModule, reason: str) -> Callable[..., Any]:
         part = part_record(graph_module.graph.nodes, "PyTorch", reason)
@@ -201,6 +203,11 @@ class _GraphInEngines:
                 self._runner.leave_in_pytorch(f"it can't be cut into parts: {first_line(error)}")
                 self._obstacles = {}
                 return self._runner
+
+
+def _find_slow_engine(runner: PartRunner, values: Sequence[Any]) -> str:
+    tensor = next(value for value in values if isinstance(value, torch.Tensor))  # a graph without any has no engine
+    return find_slow_engine(runner, values, tensor.device)
 
 
 def _is_registered(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ from torch2engine.core.errors import BuildError
 from torch2engine.deployed.timing import Timing, measure
 from torch2engine.fallback.part_runner import PartRunner
 
-__all__ = ["MeasureSideBySide", "check_whole", "find_slow_parts"]
+__all__ = ["MeasureSideBySide", "check_whole", "find_slow_engine", "find_slow_parts"]
 
 MeasureSideBySide = Callable[[Mapping[str, Callable[[], object]], torch.device], Mapping[str, Timing]]
 """Callables by name, and their device → the time of each."""
@@ -57,12 +57,29 @@ def find_slow_parts(
         arguments = recorder.arguments.get(name)
         if arguments is None or runner.refusal:
             continue
-        candidates = {"engine": _call(runner, arguments), "PyTorch": _call(runner.graph_module, arguments)}
-        timings = measure_parts(candidates, device)
-        engine, pytorch = (microseconds(timings[key]) for key in ("engine", "PyTorch"))
-        if engine > pytorch:
-            reasons[name] = f"its engine takes {engine:.0f} µs a call, PyTorch {pytorch:.0f} µs"
+        if reason := find_slow_engine(runner, arguments, device, measure_parts):
+            reasons[name] = reason
     return reasons
+
+
+def find_slow_engine(
+    runner: PartRunner,
+    values: Sequence[Any],
+    device: torch.device,
+    measure_both: MeasureSideBySide = measure_side_by_side,
+) -> str:
+    """Tell why a graph is left to PyTorch, with both times; "" if its engine is no slower.
+
+    Args:
+        runner: answers the graph by an engine.
+        values: of a call.
+        device: where it runs.
+        measure_both: times callables.
+    """
+    candidates = {"engine": _call(runner, values), "PyTorch": _call(runner.graph_module, values)}
+    timings = measure_both(candidates, device)
+    engine, pytorch = (microseconds(timings[key]) for key in ("engine", "PyTorch"))
+    return f"its engine takes {engine:.0f} µs a call, PyTorch {pytorch:.0f} µs" if engine > pytorch else ""
 
 
 def check_whole(

@@ -7,8 +7,8 @@ torch.compile, and the parts that such a graph or an exported program is cut int
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import fx
@@ -45,6 +45,9 @@ class PartEngines(Protocol):
         ...
 
 
+FindSlowEngine: TypeAlias = "Callable[[PartRunner, Sequence[Any]], str]"
+
+
 class OperatorsRefused(Exception):
     """No engine takes some operators of a graph; the other operators may still form an engine.
 
@@ -66,6 +69,8 @@ class PartRunner:
         engines: answer where they can.
         record: takes what is found out.
         refusal: why PyTorch answers every call, or "".
+        find_slow_engine: asked once, at the first call that an engine has answered: this runner and the call's values →
+            why PyTorch answers from then on, or "". None asks nothing.
     """
 
     def __init__(
@@ -75,12 +80,14 @@ class PartRunner:
         engines: PartEngines,
         record: RunRecord,
         refusal: str,
+        find_slow_engine: FindSlowEngine | None = None,
     ) -> None:
         self.graph_module = graph_module
         self.layout = layout
         self._record = record
         self.engines = engines
         self.refusal = refusal
+        self._find_slow_engine = find_slow_engine
         self.part = part_record(graph_module.graph.nodes)
         self._returns_tensors_only = all(result is Ellipsis for result in layout.results)
 
@@ -107,13 +114,22 @@ class PartRunner:
                     self._record_place(left.reason, "PyTorch")
                 else:
                     self._record_place("", self.engines.runtime)
-                    return self.layout.assemble(outputs, tensors)
+                    answer = self.layout.assemble(outputs, tensors)
+                    self._leave_slow_engine(values)
+                    return answer
             else:
                 self._record_place(self.refusal, "PyTorch")
             results: Any = self.graph_module(*values)
             if isinstance(results, torch.Tensor):  # a part may return one tensor without a tuple around it
                 return (results,)
             return tuple(results)
+
+    def _leave_slow_engine(self, values: Sequence[Any]) -> None:
+        """Answer later calls in PyTorch if the engine is measured to be slower."""
+        find, self._find_slow_engine = self._find_slow_engine, None
+        if find is not None and (reason := find(self, values)):
+            self.leave_in_pytorch(reason)
+            self._record_place(reason, "PyTorch")
 
     def leave_in_pytorch(self, reason: str) -> None:
         """Answer every later call in PyTorch.

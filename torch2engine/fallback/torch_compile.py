@@ -64,7 +64,8 @@ def compile_backend(
     Args:
         graph_module, example_inputs: from dynamo.
         mode: none but "default".
-        options: see `CompileOptions`: runtime, precision, tolerance, config, runtime_config, cache, min_nodes, weights.
+        options: see `CompileOptions`: runtime, precision, tolerance, config, runtime_config, cache, min_nodes,
+            weights, only_faster.
 
     Raises:
         InputError: a mode, or an unknown option or value.
