@@ -1,181 +1,109 @@
 """What it costs to leave operators in PyTorch: a boundary of a part, and whole models in parts beside eager.
 
-    python -m benchmarks.fallback --out DIR
+    python -m benchmarks.fallback --out DIR --workers 12
 
-Enters: a GPU. Leaves: fallback.json. `boundary_us` is the time of a model in parts, less that of its engines alone and
-of its operators in PyTorch alone, for each part. Its operators are PyTorch's own, which the default configuration holds
-in one CUDA graph with the engines, so that it may be below 0. `boundary_no_graphs_us` is the same without any CUDA
-graph. `boundary_custom_us` is that of a model with a custom operator, which the default configuration calls between the
-engines, and `boundary_custom_graphs_us` with `cuda_graphs=True`. `worst_ratio_to_eager` is over all models that
-fallback="faster" does not refuse; the others stand in the samples, with the measured reason.
+Enters: a GPU, and the evidence of the zoo on one, which names the models that no single engine answers. Leaves:
+fallback.json. Every model has a process. All prepare at the same time; each is timed while nobody else works.
+
+`boundary_us` is the time of a model in parts, less that of its engines alone and of its operators in PyTorch alone, for
+each part. Its operators are PyTorch's own, which the default configuration holds in one CUDA graph with the engines, so
+that it may be below 0. `boundary_no_graphs_us` is the same without any CUDA graph. `boundary_custom_us` is that of a
+model with a custom operator, which the default configuration calls between the engines, and
+`boundary_custom_graphs_us` with `cuda_graphs=True`.
+
+`worst_ratio_to_eager` is over all models that deploy(fallback="faster") takes. Those that it refuses stand in the
+samples, with the measured reason. A model whose engines together are within its promise counts as it is; else it is
+deployed anew with "faster", which leaves slow parts to PyTorch. `worst_ratio_to_eager_of_other_ways` is over the models
+that deploy() can't take in parts (`not_in_parts` says why): by torch.compile with `only_faster`, or with engines for
+submodules.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from functools import partial
-from itertools import pairwise
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
-import torch2engine as t2e
 from benchmarks import _script
+from benchmarks._worker import visible_devices
 from benchmarks.evidence import Evidence
-from torch2engine.deployed.timing import Timing, measure
+from benchmarks.fallback_models import OWN
+from benchmarks.fallback_worker import BOUNDARY, FASTER
+from benchmarks.phased_jobs import Job, environment_of, run_jobs
 
-__all__ = ["body", "main"]
+__all__ = ["body", "main", "second_tries"]
 
-COVERS = ("core", "trt", "artifact", "deployed", "fallback")
-PARTS = 4
-WIDTH, ROWS = 64, 32
-
-
-@torch.library.custom_op("torch2engine_benchmark::pass_on", mutates_args=())
-def pass_on(x: torch.Tensor) -> torch.Tensor:
-    """An operator that no engine knows; it copies."""
-    return x.clone()
+COVERS = ("core", "trt", "artifact", "deployed", "exporter", "fallback")
+ZOO = Path("benchmarks/results/zoo_gpu.json")
 
 
-@pass_on.register_fake
-def _(x: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(x)
+class Results:
+    """Gathers what the jobs report.
+
+    Args:
+        evidence: takes figures and samples.
+    """
+
+    def __init__(self, evidence: Evidence) -> None:
+        self.evidence = evidence
+        self.ways: dict[str, str] = evidence.samples.setdefault("ways", {})
+        self.refused: dict[str, str] = evidence.samples.setdefault("refused", {})
+        self.not_in_parts: dict[str, str] = evidence.samples.setdefault("not_in_parts", {})
+        self.left_in_pytorch: dict[str, list[str]] = evidence.samples.setdefault("left_in_pytorch", {})
+
+    def take(self, job: Job, report: Mapping[str, Any]) -> None:
+        """Take over a report, and write the draft."""
+        for name, value in report.get("figures", {}).items():
+            self.evidence.figure(name, value)
+        self.ways.update(report.get("ways", {}))
+        self.refused.update(report.get("refused", {}))
+        self.not_in_parts.update(report.get("not_in_parts", {}))
+        self.left_in_pytorch.update(report.get("left_in_pytorch", {}))
+        self._summarise()
+        self.evidence.write_draft()
+        print(f"{self.evidence.elapsed_s:.0f} s {job.name}: {', '.join(report)}", flush=True)
+
+    def _summarise(self) -> None:
+        """Record the worst of what is there so far."""
+        self.evidence.figure("fallback.refused", len(self.refused))
+        found = {name: self.evidence.figures[f"fallback.{name}.ratio_to_eager"] for name in self.ways}
+        faster = [ratio for name, ratio in found.items() if self.ways[name] == FASTER]
+        others = [ratio for name, ratio in found.items() if self.ways[name] != FASTER]
+        for figure, ratios in (("worst_ratio_to_eager", faster), ("worst_ratio_to_eager_of_other_ways", others)):
+            if ratios:
+                self.evidence.figure(figure, max(ratios))
 
 
-def block(width: int = WIDTH) -> nn.Module:
-    """What is between two operators that no engine takes."""
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, width), nn.Tanh())
+def second_tries(zoo: Mapping[str, Any]) -> dict[str, str]:
+    """The models that a second try answered, with its way; those that take longest come first.
+
+    Args:
+        zoo: evidence of `zoo_sweep`.
+    """
+    rows = {name: row for name, row in zoo["samples"]["models"].items() if "fallback" in row}
+    passed = {name: row["fallback"] for name, row in rows.items() if row["fallback"]["outcome"] == "passed"}
+    longest = sorted(passed, key=lambda name: -sum(passed[name]["seconds"].values()))
+    return {name: passed[name]["way"] for name in longest}
 
 
-class Chain(nn.Module):
-    """Parts of an engine, with an operator between them that no engine takes."""
-
-    def __init__(
-        self, parts: int, make: Callable[[], nn.Module], between: Callable[[torch.Tensor], torch.Tensor] = pass_on
-    ) -> None:
-        super().__init__()
-        self.parts = nn.ModuleList(make() for _ in range(parts))
-        self.between = between
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for part in self.parts:
-            x = self.between(part(x))
-        return x
-
-
-class Finder(nn.Module):
-    """Scores of rows, those above a threshold, and work on these: the end of a detector."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*(block(width) for _ in range(4)))
-        self.score = nn.Linear(width, 1)
-        self.head = nn.Sequential(block(width), nn.Linear(width, 4))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = self.body(x)
-        found = rows[self.score(rows)[:, 0] > 0]
-        return self.head(found).sigmoid() * 2
-
-
-class Backbone(nn.Module):
-    """Convolutions, a factorisation that no engine takes, and a head."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        sizes = [3, channels, channels, channels]
-        self.body = nn.Sequential(
-            *(nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairwise(sizes))
-        )
-        self.head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, 8))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features = self.body(x).mean((2, 3))
-        return self.head(torch.linalg.qr(features.mT @ features).Q.abs())  # square, whatever the batch
-
-
-def models(device: torch.device) -> dict[str, tuple[nn.Module, torch.Tensor]]:
-    """Models of which operators stay in PyTorch, each with an input."""
-    on_cpu = device.type == "cpu"
-    width, side = (32, 16) if on_cpu else (1024, 128)
-    found: dict[str, tuple[nn.Module, torch.Tensor]] = {
-        "chain": (Chain(PARTS, block), torch.rand(ROWS, WIDTH)),
-        "finder": (Finder(width), torch.rand(64 if on_cpu else 4096, width)),
-        "backbone": (Backbone(8 if on_cpu else 64), torch.rand(16, 3, side, side)),
-    }
-    return {name: (model.to(device).eval(), x.to(device)) for name, (model, x) in found.items()}
-
-
-def deploy(model: nn.Module, x: torch.Tensor, **options: Any) -> Any:
-    """Deploy for the input's device."""
-    runtime = "onnxruntime" if x.device.type == "cpu" else "tensorrt"
-    return t2e.deploy(model, x, runtime=runtime, progress=None, **options)
-
-
-def microseconds(timing: Timing) -> float:
-    """The time of a call where calls follow each other."""
-    return max(timing.host_us, timing.device_us or 0.0)
-
-
-def boundary(evidence: Evidence, device: torch.device, rounds: int) -> None:
-    """Measure what a part costs beside its engine and the operators around it."""
-    custom, x = models(device)["chain"]
-    own = Chain(PARTS, block, torch.special.bessel_j0).to(device).eval()
-    own.load_state_dict(custom.state_dict())
-    plans: dict[str, tuple[nn.Module, dict[str, Any]]] = {"parts": (own, {}), "custom": (custom, {})}
-    if device.type == "cuda":
-        plans["no_graphs"] = own, {"runtime_config": t2e.RuntimeConfig(cuda_graphs=False)}
-        plans["custom_graphs"] = custom, {"runtime_config": t2e.RuntimeConfig(cuda_graphs=True)}
-    modules = {name: in_parts(model, x, options) for name, (model, options) in plans.items()}
-    engines = [deploy(part, x) for part in custom.parts]  # type: ignore[union-attr]  # a ModuleList
-    calls: dict[str, Callable[[], object]] = {name: partial(module, x) for name, module in modules.items()}
-    calls |= {
-        "eager": partial(own, x),
-        "engines": lambda: [engine(x) for engine in engines],
-        "operators": lambda: [own.between(x) for _ in range(PARTS)],
-        "custom_operators": lambda: [custom.between(x) for _ in range(PARTS)],
-    }
-    timings = measure(calls, device=device, rounds=rounds)
-    for name, timing in timings.items():
-        _script.record(evidence, f"fallback.chain.{name}", timing)
-    for name, (model, _) in plans.items():
-        operators = "operators" if model is own else "custom_operators"
-        rest = microseconds(timings["engines"]) + microseconds(timings[operators])
-        cost = (microseconds(timings[name]) - rest) / PARTS
-        evidence.figure("boundary_us" if name == "parts" else f"boundary_{name}_us", cost)
-
-
-def in_parts(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) -> Any:
-    """The model in parts, each of them an engine, after a comparison."""
-    module = deploy(model, x, fallback=True, **options)
-    explanation = module.explain(x)
-    if [part.runs_in == "PyTorch" for part in explanation.parts] != [False] * PARTS:
-        raise AssertionError(f"expected {PARTS} engines: {explanation}")
-    torch.testing.assert_close(module(x), model(x), rtol=1e-3, atol=1e-4)
-    return module
-
-
-def ratios(evidence: Evidence, device: torch.device, rounds: int) -> None:
-    """Measure models in parts beside eager, as fallback="faster" leaves them."""
-    refused: dict[str, str] = {}
-    found: list[float] = []
-    for name, (model, x) in models(device).items():
-        try:
-            module = deploy(model, x, fallback="faster")
-        except t2e.BuildError as error:
-            refused[name] = str(error)
-            continue
-        torch.testing.assert_close(module(x), model(x), rtol=1e-2, atol=1e-3)
-        timings = measure({"parts": lambda: module(x), "eager": lambda: model(x)}, device=device, rounds=rounds)  # noqa: B023  # measured at once
-        ratio = microseconds(timings["parts"]) / microseconds(timings["eager"])
-        evidence.figure(f"fallback.{name}.ratio_to_eager", ratio)
-        found.append(ratio)
-    evidence.figure("fallback.refused", len(refused))
-    evidence.samples["refused"] = refused
-    if found:
-        evidence.figure("worst_ratio_to_eager", max(found))
+def jobs_of(options: argparse.Namespace, devices: Sequence[str]) -> list[Job]:
+    """A process for each model. All are timed on one GPU, one after the other."""
+    tries = second_tries(json.loads(options.zoo.read_text(encoding="utf-8")))
+    subjects = {f"zoo.{name}": way for name, way in tries.items()} | dict.fromkeys((BOUNDARY, *OWN), "")
+    place = devices[0] if devices else ""
+    threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
+    words = {"--device": options.device, "--rounds": options.rounds}
+    jobs: list[Job] = []
+    for subject, way in subjects.items():
+        command = [sys.executable, "-m", "benchmarks.fallback_worker", f"--subject={subject}", f"--way={way}"]
+        command += [f"{option}={value}" for option, value in words.items()]
+        environment = environment_of(place, threads) if options.device == "cuda" else {"OMP_NUM_THREADS": "1"}
+        jobs.append(Job(subject, command, place, environment))
+    return [job for job in jobs if not options.only or job.name in options.only.split(",")]
 
 
 def body(evidence: Evidence, options: argparse.Namespace) -> None:
@@ -183,19 +111,31 @@ def body(evidence: Evidence, options: argparse.Namespace) -> None:
 
     Args:
         evidence: takes the figures.
-        options: `device` and `rounds`.
+        options: the script's.
+
+    Raises:
+        RuntimeError: a model could not be timed.
     """
-    torch.manual_seed(0)
-    device = torch.device(options.device)
-    boundary(evidence, device, options.rounds)
-    ratios(evidence, device, options.rounds)
+    results = Results(evidence)
+    devices = visible_devices(os.environ) if options.device == "cuda" else ()
+    failures = run_jobs(
+        jobs_of(options, devices), options.workers, options.prepare, options.limit, results.take, options.turns
+    )
+    if failures:
+        raise RuntimeError("\n".join(f"{name}: {why}" for name, why in failures.items()))
 
 
 def main() -> None:
     parser = _script.options(__doc__)
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="a GPU, or ONNX Runtime on the CPU")
+    parser.add_argument("--zoo", type=Path, default=ZOO, help="evidence that names the models of the zoo")
+    parser.add_argument("--only", default="", help="jobs with commas, e.g. boundary,chain,zoo.fcos; all if empty")
+    parser.add_argument("--workers", type=int, default=12, help="processes that prepare at the same time")
+    parser.add_argument("--prepare", type=float, default=600, help="seconds for all of them to prepare")
+    parser.add_argument("--limit", type=float, default=120, help="seconds for one process to be timed")
+    parser.add_argument("--turns", type=float, default=300, help="seconds for all of them to be timed")
     parser.add_argument("--rounds", type=int, default=15, help="rounds of the interleaved measurements")
-    parser.set_defaults(device="cuda")
-    _script.run("fallback", body, parser, COVERS)
+    _script.run("fallback", body, parser, COVERS, needs_gpu=parser.parse_args().device == "cuda")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ that is spent in engines. Separate because only the few models that are refused 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -21,7 +21,18 @@ from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.run_record import RunRecord, time_calls
 from torch2engine.fallback.torch_compile import make_compiler
 
-__all__ = ["COMPILE", "PARTS", "SUBMODULES", "FallbackRow", "can_fall_back", "outcome_of", "try_again"]
+__all__ = [
+    "COMPILE",
+    "PARTS",
+    "SUBMODULES",
+    "WAYS",
+    "Answered",
+    "FallbackRow",
+    "answer_compiled",
+    "can_fall_back",
+    "outcome_of",
+    "try_again",
+]
 
 PARTS = "fallback=True"
 COMPILE = "torch.compile"
@@ -58,6 +69,19 @@ class FallbackRow:
         return {**asdict(self), "engine_share": round(self.engine_share, 4)}
 
 
+@dataclass(frozen=True)
+class Answered:
+    """What answers in a model's place.
+
+    Args:
+        explanation: what runs where.
+        call: answers the sample.
+    """
+
+    explanation: Explanation
+    call: Callable[[], object]
+
+
 def can_fall_back(error: Exception, phase: str) -> bool:
     """Tell whether a second try may answer a model.
 
@@ -85,7 +109,7 @@ def try_again(trial: ZooTrial, error: Exception, record: Callable[[FallbackRow],
         error: what deploy() ended with.
         record: takes the row whenever it changes.
     """
-    ways = {PARTS: _in_parts, COMPILE: _compiled, SUBMODULES: _in_submodules}
+    ways = dict(WAYS)
     if not isinstance(error, UnsupportedOperatorError):  # deploy() itself says that parts don't help then
         del ways[PARTS]
     seconds: dict[str, float] = {}
@@ -95,7 +119,7 @@ def try_again(trial: ZooTrial, error: Exception, record: Callable[[FallbackRow],
         record(row)
         start = time.perf_counter()
         try:
-            explanation = answer(trial)
+            explanation = answer(trial).explanation
         except Exception as failure:
             row = replace(row, outcome=outcome_of(failure), error=type(failure).__name__, message=str(failure))
         else:
@@ -109,23 +133,39 @@ def try_again(trial: ZooTrial, error: Exception, record: Callable[[FallbackRow],
         refused = {**refused, way: row.message}
 
 
-def _in_parts(trial: ZooTrial) -> Explanation:
+def _in_parts(trial: ZooTrial) -> Answered:
     """Deploy a model with fallback=True, and compare it at all sizes."""
     module = trial.deploy(fallback=True)
     trial.compare(module)
-    return module.explain(trial.sample)
+    return Answered(module.explain(trial.sample), lambda: module(**trial.sample))
 
 
-def _compiled(trial: ZooTrial) -> Explanation:
-    """Compile a model by the backend "torch2engine" of torch.compile, and compare it at all sizes."""
+def answer_compiled(
+    trial: ZooTrial, others: Sequence[Mapping[str, Any]] | None = None, only_faster: bool = False
+) -> Answered:
+    """Compile a model by the backend "torch2engine" of torch.compile, and compare it.
+
+    Args:
+        trial: the model.
+        others: as for `ZooTrial.compare_compiled`.
+        only_faster: leave graphs in PyTorch whose engines are slower.
+    """
     record = RunRecord()
-    compiled: Any = torch.compile(trial.model, backend=make_compiler(CompileOptions(cache=False), record).compile)
+    options = CompileOptions(cache=False, only_faster=only_faster)
+    compiled: Any = torch.compile(trial.model, backend=make_compiler(options, record).compile)
     explanation = time_calls(lambda: compiled(**trial.sample), record)
-    trial.compare_compiled(compiled)
-    return explanation
+    trial.compare_compiled(compiled, others)
+    return Answered(explanation, lambda: compiled(**trial.sample))
 
 
-def _in_submodules(trial: ZooTrial) -> Explanation:
+def _in_submodules(trial: ZooTrial) -> Answered:
     """Deploy what an engine answers of a model, and compare it with the same model in PyTorch at all sizes."""
     swapped = ZooTrial.make(trial.entry, "gpu" if trial.runtime == "tensorrt" else "cpu")
-    return answer_in_submodules(swapped, trial)
+    return Answered(answer_in_submodules(swapped, trial), lambda: swapped.model(**swapped.sample))
+
+
+WAYS: Mapping[str, Callable[[ZooTrial], Answered]] = {
+    PARTS: _in_parts,
+    COMPILE: answer_compiled,
+    SUBMODULES: _in_submodules,
+}

@@ -16,10 +16,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chart, fallback, peers, precision, stress, table, zoo
+from benchmarks import chart, fallback, fallback_models, fallback_worker, peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
+from benchmarks.fallback_models import OWN
+from benchmarks.fallback_worker import BOUNDARY
 from benchmarks.ordinary_models import ORDINARY, SAMPLES
+from benchmarks.phased_jobs import Job
 from benchmarks.throughput import busy_share
+from benchmarks.zoo_fallback import COMPILE, PARTS
+from tests.support import tiny_zoo
 from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, throughput, whole
 from tests.support.paths import REPOSITORY
 from tests.support.run_scripts import Ended, run_scripts
@@ -544,14 +549,36 @@ def test_trust_is_studied_without_a_gpu(script_runs: Mapping[str, ScriptRun]) ->
 
 def test_fallback_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """All figures are there, with answers that were compared; the times themselves say nothing here."""
-    monkeypatch.setattr(fallback, "PARTS", 1)
+    monkeypatch.setattr(fallback_models, "PARTS", 1)
+    monkeypatch.setattr(fallback_worker, "PARTS", 1)
+    monkeypatch.setattr(fallback_worker, "ZOO", tiny_zoo.ZOO)
+    ways = {"zoo.eigenvalues": PARTS, "zoo.branches": COMPILE} | dict.fromkeys((BOUNDARY, *OWN), "")
     evidence = Evidence()
+    results = fallback.Results(evidence)
     with torch.no_grad():
-        fallback.body(evidence, argparse.Namespace(device="cpu", rounds=1))
-    assert {"boundary_us", "fallback.chain.parts.host_us", "fallback.refused"} <= set(evidence.figures)
-    measured = [name for name in evidence.figures if name.endswith("ratio_to_eager") and name.startswith("fallback.")]
-    assert len(measured) + evidence.figures["fallback.refused"] == 3
-    assert all("µs a call, where PyTorch takes" in reason for reason in evidence.samples["refused"].values())
+        for subject, way in ways.items():
+            chosen = argparse.Namespace(subject=subject, way=way, device="cpu", rounds=1)
+            for report in fallback_worker.study(chosen):
+                results.take(Job(subject, ()), report)
+    figures, samples = evidence.figures, evidence.samples
+    assert {"boundary_us", "fallback.chain.parts.host_us", "fallback.refused"} <= set(figures)
+    measured = [name for name in figures if name.endswith("ratio_to_eager") and name.startswith("fallback.")]
+    assert len(measured) + figures["fallback.refused"] == 5
+    assert all("µs a call, where PyTorch takes" in reason for reason in samples["refused"].values())
+    assert samples["ways"]["branches"] == COMPILE
+    assert "a branch or a shape that depends on a tensor's values" in samples["not_in_parts"]["branches"]
+    assert figures["worst_ratio_to_eager_of_other_ways"] == figures["fallback.branches.ratio_to_eager"]
+    assert {"fallback.branches.engine_share", "fallback.eigenvalues.engine_share"} <= set(figures)
+
+
+def test_fallback_times_what_second_tries_answered() -> None:
+    """The longest try begins first; what no way answered, or no second try was for, is left out."""
+
+    def tried(outcome: str, *seconds: float) -> dict[str, Any]:
+        return {"fallback": {"way": PARTS, "outcome": outcome, "seconds": dict(enumerate(seconds))}}
+
+    rows = {"a": tried("passed", 1.0, 2.0), "b": tried("wrong", 9.0), "c": {}, "d": tried("passed", 4.0)}
+    assert list(fallback.second_tries({"samples": {"models": rows}}).items()) == [("d", PARTS), ("a", PARTS)]
 
 
 def test_trust_says_which_models_there_was_no_time_for(script_runs: Mapping[str, ScriptRun]) -> None:
