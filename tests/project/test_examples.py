@@ -22,10 +22,12 @@ from tests.support.run_scripts import ENVIRONMENT, run_scripts
 EXAMPLES = sorted((REPOSITORY / "examples").glob("*.py"))
 QUICKSTART = "quickstart.py"
 STABLE_DIFFUSION = "stable_diffusion.py"  # tests/fallback/test_diffusers_pipeline.py runs it
+TORCHVISION = "detect_torchvision.py"  # tests/gpu/test_torchvision_detector.py runs it
 NAMES = [
     "budget.py",
     "ddp.py",
     "detect.py",
+    TORCHVISION,
     "diffusion.py",
     "ema_swap.py",
     "eval_while_training.py",
@@ -52,7 +54,7 @@ def without_numbers(text: str) -> list[str]:
 @pytest.fixture(scope="module")
 def outputs() -> Mapping[str, str]:
     """What the examples print on a machine without a GPU, but for those run alone; errors and warnings show."""
-    scripts = [path for path in EXAMPLES if path.name not in (QUICKSTART, STABLE_DIFFUSION)]
+    scripts = [path for path in EXAMPLES if path.name not in (QUICKSTART, STABLE_DIFFUSION, TORCHVISION)]
     paths = [*scripts, TOUR]
     tour = ["-m", "tests.support.run_notebook", str(TOUR)]
     ended = run_scripts([*([str(path)] for path in scripts), tour])
