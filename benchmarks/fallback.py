@@ -25,6 +25,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from benchmarks.fallback_models import OWN
 from benchmarks.fallback_worker import BOUNDARY, FASTER
 from benchmarks.phased_jobs import Job, environment_of, run_jobs
 
-__all__ = ["body", "main", "second_tries"]
+__all__ = ["SecondTry", "body", "main", "second_tries"]
 
 COVERS = ("core", "trt", "artifact", "deployed", "exporter", "fallback")
 ZOO = Path("benchmarks/results/zoo_gpu.json")
@@ -78,28 +79,46 @@ class Results:
                 self.evidence.figure(figure, max(ratios))
 
 
-def second_tries(zoo: Mapping[str, Any]) -> dict[str, str]:
-    """The models that a second try answered, with its way; those that take longest come first.
+@dataclass(frozen=True)
+class SecondTry:
+    """How a model of the zoo was answered that no single engine answers.
+
+    Args:
+        way: as in `zoo_fallback`.
+        wrong: what was said of its single engine, if that was wrong; then it is no use to try parts. "" otherwise.
+    """
+
+    way: str
+    wrong: str = ""
+
+
+def second_tries(zoo: Mapping[str, Any]) -> dict[str, SecondTry]:
+    """The models that a second try answered; those that take longest come first.
 
     Args:
         zoo: evidence of `zoo_sweep`.
     """
     rows = {name: row for name, row in zoo["samples"]["models"].items() if "fallback" in row}
-    passed = {name: row["fallback"] for name, row in rows.items() if row["fallback"]["outcome"] == "passed"}
-    longest = sorted(passed, key=lambda name: -sum(passed[name]["seconds"].values()))
-    return {name: passed[name]["way"] for name in longest}
+    passed = [name for name, row in rows.items() if row["fallback"]["outcome"] == "passed"]
+    passed.sort(key=lambda name: -sum(rows[name]["fallback"]["seconds"].values()))
+    return {name: SecondTry(rows[name]["fallback"]["way"], _wrong(rows[name])) for name in passed}
+
+
+def _wrong(row: Mapping[str, Any]) -> str:
+    return row["message"].partition("\n")[0] if row["outcome"] == "wrong" else ""
 
 
 def jobs_of(options: argparse.Namespace, devices: Sequence[str]) -> list[Job]:
     """A process for each model. All are timed on one GPU, one after the other."""
     tries = second_tries(json.loads(options.zoo.read_text(encoding="utf-8")))
-    subjects = {f"zoo.{name}": way for name, way in tries.items()} | dict.fromkeys((BOUNDARY, *OWN), "")
+    subjects = {f"zoo.{name}": one for name, one in tries.items()} | dict.fromkeys((BOUNDARY, *OWN), SecondTry(""))
     place = devices[0] if devices else ""
     threads = max(1, len(os.sched_getaffinity(0)) // options.workers)
     words = {"--device": options.device, "--rounds": options.rounds}
     jobs: list[Job] = []
-    for subject, way in subjects.items():
-        command = [sys.executable, "-m", "benchmarks.fallback_worker", f"--subject={subject}", f"--way={way}"]
+    for subject, one in subjects.items():
+        command = [sys.executable, "-m", "benchmarks.fallback_worker", f"--subject={subject}", f"--way={one.way}"]
+        command.append(f"--wrong={one.wrong}")
         command += [f"{option}={value}" for option, value in words.items()]
         environment = environment_of(place, threads) if options.device == "cuda" else {"OMP_NUM_THREADS": "1"}
         jobs.append(Job(subject, command, place, environment))

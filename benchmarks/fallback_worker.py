@@ -20,7 +20,7 @@ from benchmarks import _script
 from benchmarks.evidence import Evidence
 from benchmarks.fallback_models import OWN, PARTS, Chain, block, own_model
 from benchmarks.phased_jobs import say, say_done, wait_for_turn
-from benchmarks.zoo_fallback import COMPILE, WAYS, answer_compiled
+from benchmarks.zoo_fallback import COMPILE, WAYS, Answered, answer_compiled
 from benchmarks.zoo_fallback import PARTS as IN_PARTS
 from benchmarks.zoo_trial import ZooTrial
 from tests.zoo.models import ZOO
@@ -43,13 +43,14 @@ def study(options: argparse.Namespace) -> Study:
 
     Args:
         options: `subject` is `BOUNDARY`, one of `OWN`, or "zoo." with the name of a model; `way` is the one that
-            answered a model of the zoo in the last sweep; `device`; `rounds`.
+            answered a model of the zoo in the last sweep; `wrong` says what was wrong with its single engine there, or
+            is ""; `device`; `rounds`.
     """
     if options.subject == BOUNDARY:
         return _boundary(torch.device(options.device), options.rounds)
     if options.subject in OWN:
         return _own(options.subject, torch.device(options.device), options.rounds)
-    return _from_zoo(options.subject.removeprefix("zoo."), options.way, options.device, options.rounds)
+    return _from_zoo(options)
 
 
 def _boundary(device: torch.device, rounds: int) -> Study:
@@ -110,20 +111,15 @@ def _own(name: str, device: torch.device, rounds: int) -> Study:
     yield pair.as_faster_leaves_it(lambda: partial(_deploy(model, x, fallback="faster"), x))
 
 
-def _from_zoo(name: str, way: str, device: str, rounds: int) -> Study:
+def _from_zoo(options: argparse.Namespace) -> Study:
     """A model that no single engine answers: in parts if that is possible, else in the way of the last sweep."""
-    trial = ZooTrial.make(ZOO[name], "gpu" if device == "cuda" else "cpu")
-    report: dict[str, Any] = {}
-    try:
-        answered = WAYS[IN_PARTS](trial)
-        way = IN_PARTS
-    except Torch2EngineError as error:
-        if way in ("", IN_PARTS):
-            raise
-        report["not_in_parts"] = {name: str(error).partition("\n")[0]}
-        answered = answer_compiled(trial, [], only_faster=True) if way == COMPILE else WAYS[way](trial)
+    name = options.subject.removeprefix("zoo.")
+    trial = ZooTrial.make(ZOO[name], "gpu" if options.device == "cuda" else "cpu")
+    way, answered, why_not = _answered(trial, options.way, options.wrong)
+    report: dict[str, Any] = {"not_in_parts": {name: why_not}} if why_not else {}
     yield {}
-    pair = Pair(name, answered.call, partial(trial.model, **trial.sample), torch.device(device), rounds)
+    eager = partial(trial.model, **trial.sample)
+    pair = Pair(name, answered.call, eager, torch.device(options.device), options.rounds)
     if way == IN_PARTS:
         report |= pair.as_faster_leaves_it(lambda: partial(trial.deploy(fallback="faster"), **trial.sample))
     else:
@@ -131,6 +127,19 @@ def _from_zoo(name: str, way: str, device: str, rounds: int) -> Study:
     report["figures"][f"fallback.{name}.engine_share"] = answered.explanation.engine_share
     report["left_in_pytorch"] = {name: [part.reason for part in answered.explanation.parts if part.reason]}
     yield report
+
+
+def _answered(trial: ZooTrial, way: str, wrong: str) -> tuple[str, Answered, str]:
+    """The way that answers a model, its answers, and why the model is not in parts; "" if it is."""
+    if not wrong:
+        try:
+            return IN_PARTS, WAYS[IN_PARTS](trial), ""
+        except Torch2EngineError as error:
+            if way == IN_PARTS:
+                raise
+            wrong = str(error).partition("\n")[0]
+    answered = answer_compiled(trial, [], only_faster=True) if way == COMPILE else WAYS[way](trial)
+    return way, answered, wrong
 
 
 @dataclass(frozen=True)
@@ -189,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--subject", required=True, help="boundary, a model of this benchmark, or zoo.NAME")
     parser.add_argument("--way", default="", help="which way answered the model of the zoo in the last sweep")
+    parser.add_argument("--wrong", default="", help="what was wrong there with its single engine")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()

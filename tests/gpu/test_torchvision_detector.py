@@ -20,7 +20,6 @@ def test_network_runs_in_engines_and_the_choice_of_boxes_in_pytorch() -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"^no single engine: model: got a size that depends on values, from aten\.", done.stdout, re.M)
     assert re.search(r"^20 boxes, as torchvision finds them$", done.stdout, re.M)
     assert re.search(r"^\d+ of \d+ parts in engines", done.stdout, re.M)
     assert re.search(r"^  aten\.where at .*fcos\.py:\d+: the size of its result depends on values", done.stdout, re.M)

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks import chart, fallback, fallback_models, fallback_worker, peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
+from benchmarks.fallback import SecondTry
 from benchmarks.fallback_models import OWN
 from benchmarks.fallback_worker import BOUNDARY
 from benchmarks.ordinary_models import ORDINARY, SAMPLES
@@ -557,7 +558,7 @@ def test_fallback_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     results = fallback.Results(evidence)
     with torch.no_grad():
         for subject, way in ways.items():
-            chosen = argparse.Namespace(subject=subject, way=way, device="cpu", rounds=1)
+            chosen = argparse.Namespace(subject=subject, way=way, wrong="", device="cpu", rounds=1)
             for report in fallback_worker.study(chosen):
                 results.take(Job(subject, ()), report)
     figures, samples = evidence.figures, evidence.samples
@@ -574,11 +575,13 @@ def test_fallback_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fallback_times_what_second_tries_answered() -> None:
     """The longest try begins first; what no way answered, or no second try was for, is left out."""
 
-    def tried(outcome: str, *seconds: float) -> dict[str, Any]:
-        return {"fallback": {"way": PARTS, "outcome": outcome, "seconds": dict(enumerate(seconds))}}
+    def tried(outcome: str, *seconds: float, whole: str = "refused") -> dict[str, Any]:
+        fallback = {"way": PARTS, "outcome": outcome, "seconds": dict(enumerate(seconds))}
+        return {"outcome": whole, "message": "off\nby a table", "fallback": fallback}
 
-    rows = {"a": tried("passed", 1.0, 2.0), "b": tried("wrong", 9.0), "c": {}, "d": tried("passed", 4.0)}
-    assert list(fallback.second_tries({"samples": {"models": rows}}).items()) == [("d", PARTS), ("a", PARTS)]
+    rows = {"a": tried("passed", 1.0, 2.0), "b": tried("wrong", 9.0), "c": {}, "d": tried("passed", 4.0, whole="wrong")}
+    found = fallback.second_tries({"samples": {"models": rows}})
+    assert list(found.items()) == [("d", SecondTry(PARTS, "off")), ("a", SecondTry(PARTS))]
 
 
 def test_trust_says_which_models_there_was_no_time_for(script_runs: Mapping[str, ScriptRun]) -> None:
