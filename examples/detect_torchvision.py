@@ -38,6 +38,7 @@ def make_detector() -> FCOS:
 
 
 if __name__ == "__main__":
+    torch.backends.cudnn.allow_tf32 = False  # PyTorch's convolutions in float32 too, as the engine's are
     detector = make_detector()
     images = torch.randint(256, (1, SIZE, SIZE, 3), dtype=torch.uint8).to(device)  # as a decoder gives them
     bytes_to_unit = t2e.Preprocess()  # to 0..1; the detector normalises itself
@@ -45,7 +46,7 @@ if __name__ == "__main__":
     for bytes_of_image in (images, images.flip(1), images.flip(2)):
         found = module(bytes_of_image)
         (expected,) = detector(list(bytes_of_image.permute(0, 3, 1, 2) / 255))
-        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)  # pixels
     explanation = module.explain(images)
     assert explanation.engine_share > 0, "backbone and head are in an engine"
     print(f"{len(module(images)['boxes'])} boxes, as torchvision finds them")

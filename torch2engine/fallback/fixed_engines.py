@@ -117,7 +117,9 @@ class FixedEngines:
         except LeftInPyTorch as left:
             if not isinstance(left.__cause__, ParityError):
                 raise
-            raise LeftInPyTorch(left.reason, call.part().choices(f"with it, {left.reason}")) from left.__cause__
+            worst = left.__cause__.got.partition(" | ")[0]
+            choices = call.part().choices(f"with it the engine is off: {worst}")
+            raise LeftInPyTorch(left.reason, choices) from left.__cause__
 
     def _remember(self, module: DeployedModule[Any], tensors: Mapping[str, torch.Tensor]) -> None:
         """Let later calls at these shapes find their engine at once."""
