@@ -58,6 +58,27 @@ def test_product_after_a_linear_layer_and_its_activation_is_right(
             assert error < bound, f"{name} at batch {batch}: {error:.2g}"
 
 
+class WorstOverlap(nn.Module):
+    """How much each box is covered by another one: the middle of a suppression."""
+
+    def forward(self, boxes: torch.Tensor) -> torch.Tensor:
+        first, second = boxes[:, None], boxes[None]
+        ends, starts = torch.minimum(first[..., 2:], second[..., 2:]), torch.maximum(first[..., :2], second[..., :2])
+        common = (ends - starts).clamp(min=0).prod(-1)
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+        overlap = common / (areas[:, None] + areas[None] - common)
+        return (overlap * (first[..., 0] < second[..., 0])).amax(1)
+
+
+def test_largest_overlap_of_boxes_is_right() -> None:
+    """A product of two sides, a mask as a factor, and a maximum over boxes: fused, most of them are off."""
+    torch.manual_seed(0)
+    starts = torch.rand(20, 2, device="cuda") * 40
+    boxes = torch.cat([starts, starts + 4 + torch.rand(20, 2, device="cuda") * 12], 1)
+    module = t2e.deploy(WorstOverlap(), boxes, cache=False)
+    torch.testing.assert_close(module(boxes), WorstOverlap()(boxes), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("sizes", [(31,), (5, 7)], ids=["sequence", "picture"])
 def test_group_norm_of_one_group_is_right(sizes: tuple[int, ...], precision: str) -> None:

@@ -17,6 +17,7 @@ from torch2engine.builder.fused_attention import fuse_attention
 from torch2engine.builder.importer_forms import importer_form
 from torch2engine.builder.long_sums import split_long_sums
 from torch2engine.builder.recurrent_scans import scan_recurrent_layers
+from torch2engine.builder.short_products import write_out_short_products
 from torch2engine.builder.single_group_norms import write_out_single_group_norms
 
 __all__ = ["parser_input"]
@@ -30,6 +31,7 @@ _FOR_RTX: tuple[_Change, ...] = (
     separate_activations,
     write_out_single_group_norms,
     slice_cyclic_shifts,
+    write_out_short_products,
 )
 # Not where weights can be replaced later: those of a loop follow from the file's in several steps.
 _FOR_FIXED_WEIGHTS: tuple[_Change, ...] = (scan_recurrent_layers,)

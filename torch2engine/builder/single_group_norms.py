@@ -10,12 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch2engine.builder.node_replacement import replace_node
-from torch2engine.onnx_graph.walk import operators_of
+from torch2engine.builder.node_replacement import replace_node, replace_nodes_of
 
 __all__ = ["write_out_single_group_norms"]
-
-_OPERATOR = "GroupNormalization"
 
 
 def write_out_single_group_norms(model: Any, folder: Path) -> Any | None:
@@ -31,21 +28,15 @@ def write_out_single_group_norms(model: Any, folder: Path) -> Any | None:
         another ModelProto; None where no group norm has one group.
     """
     del folder
-    if _OPERATOR not in operators_of(model):
-        return None
-    import onnx_ir  # only here: it takes long to load
+    return replace_nodes_of(model, "GroupNormalization", _write_out_if_single)
 
-    ir: Any = onnx_ir
-    written = ir.from_proto(model)
-    norms = [node for node in written.graph.all_nodes() if _has_one_group(node)]
-    for node in norms:
+
+def _write_out_if_single(node: Any) -> bool:
+    """Write a norm out if it has one group."""
+    has_one_group = node.attributes.get_int("num_groups") == 1
+    if has_one_group:
         _write_out(node)
-    return ir.to_proto(written) if norms else None
-
-
-def _has_one_group(node: Any) -> bool:
-    is_norm = node.domain in ("", "ai.onnx") and node.op_type == _OPERATOR
-    return is_norm and node.attributes.get_int("num_groups") == 1
+    return has_one_group
 
 
 def _write_out(node: Any) -> None:
