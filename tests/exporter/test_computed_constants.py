@@ -81,6 +81,21 @@ def test_everything_else_stays(text: str) -> None:
     assert set(before) <= set(operators(computed(text)))
 
 
+@pytest.mark.parametrize("dtype", [onnx.TensorProto.INT4, onnx.TensorProto.STRING], ids=["four bits", "text"])
+def test_constant_of_a_type_that_pytorch_lacks_stays(dtype: int) -> None:
+    """The node that reads it runs, and the export goes on."""
+    text = "(float[2] x) => (float[2] y) { a = Cast<to = 1>(w) y = Add(x, a) }"
+    proto: Any = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["" : 22]> graph {text}')
+    values: Any = ["1", "2"] if dtype == onnx.TensorProto.STRING else [1, 2]
+    proto.graph.initializer.append(onnx.helper.make_tensor("w", dtype, [2], values))
+    ir: Any = onnx_ir
+    model = ir.from_proto(proto)
+    compute_constants(model)
+    found = ir.to_proto(model)
+    assert operators(found) == ["Cast", "Add"]
+    np.testing.assert_array_equal(answer(found, np.zeros(2, np.float32)), [1, 2])
+
+
 class ShiftedWindows(nn.Module):
     """Attention in windows that a mask made by writes cuts, with a bias from a table: as in Swin."""
 

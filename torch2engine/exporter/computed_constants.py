@@ -17,7 +17,7 @@ from onnx_ir import tensor_adapters
 
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS
 
-__all__ = ["attribute_value", "compute_constants", "constant_tensor"]
+__all__ = ["attribute_value", "compute_constants", "readable_tensor"]
 
 _LARGEST = 2**24  # bytes; a larger result is not worth its place in the file
 _WIDEST = 2  # bytes of an element, as masks mostly have
@@ -32,7 +32,7 @@ _Attributes: TypeAlias = "Mapping[str, Any]"
 
 def _constant_of_shape(inputs: _Inputs, attributes: _Attributes) -> torch.Tensor:
     value = attributes.get("value")
-    filling = torch.zeros(1) if value is None else constant_tensor(value)
+    filling = torch.zeros(1) if value is None else _constant_tensor(value)
     return filling.reshape(()).expand([int(size) for size in inputs[0]])
 
 
@@ -126,12 +126,13 @@ class _Known:
         return True
 
     def _tensor(self, value: Any) -> torch.Tensor | None:
-        """A value that is known; None for every other one, and for a large one."""
+        """A value that is known; None for every other one, for a large one and one of a type that PyTorch lacks."""
         if value not in self.tensors:
             constant = None if value in self._inputs else ir.convenience.get_const_tensor(value)
-            if constant is None or constant.nbytes > _LARGEST:
+            tensor = None if constant is None or constant.nbytes > _LARGEST else readable_tensor(constant)
+            if tensor is None:
                 return None
-            self.tensors[value] = constant_tensor(constant)
+            self.tensors[value] = tensor
         return self.tensors[value]
 
 
@@ -185,12 +186,19 @@ def _replace(graph: Any, value: Any, tensor: torch.Tensor) -> None:
     graph.register_initializer(initializer)
 
 
-def constant_tensor(constant: Any) -> torch.Tensor:
-    """A copy of an ONNX tensor.
+def readable_tensor(constant: Any) -> torch.Tensor | None:
+    """Copy an ONNX tensor; None for one of a type that PyTorch lacks, such as text and integers of four bits.
 
     Args:
         constant: an ir.TensorProtocol.
     """
+    try:
+        return _constant_tensor(constant)
+    except (RuntimeError, TypeError, ValueError):
+        return None
+
+
+def _constant_tensor(constant: Any) -> torch.Tensor:
     raw = bytearray(constant.tobytes())
     dtype = tensor_adapters.to_torch_dtype(constant.dtype)
     flat = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)

@@ -20,7 +20,7 @@ from torch import nn
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.torch_types import real_form
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep
-from torch2engine.exporter.computed_constants import attribute_value, constant_tensor
+from torch2engine.exporter.computed_constants import attribute_value, readable_tensor
 from torch2engine.exporter.flat_module import FLAT_MODULE_PREFIX
 
 __all__ = ["WeightTracer"]
@@ -270,7 +270,10 @@ class _StepRecorder:
         return self._names.setdefault(value, f"%{len(self._names)}")
 
     def tensor_of(self, value: Any) -> torch.Tensor | None:
-        """A value that parameters or nothing at all decide, as it is now; None for one that inputs decide."""
+        """A value that parameters or nothing at all decide, as it is now; None for one that inputs decide.
+
+        None also for a type that PyTorch lacks.
+        """
         if value is None or value in self.derived:
             return self.derived.get(value)
         constant = value.const_value
@@ -279,7 +282,7 @@ class _StepRecorder:
             constant = ir.convenience.get_const_tensor(value)
         if constant is None or constant.nbytes > _LARGEST_CONSTANT:
             return None
-        return constant_tensor(constant)
+        return readable_tensor(constant)
 
     def record_node(self, node: Any) -> bool:
         """Record a node of the ONNX graph as a step.
