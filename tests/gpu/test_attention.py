@@ -11,6 +11,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import torch2engine as t2e
 from tests.support import onnx_models
@@ -87,6 +88,46 @@ def test_attention_in_windows_runs_fused(dtype: torch.dtype) -> None:
     module = t2e.deploy(model, sample, {"x": {0: BATCH}}, cache=False)
     module(sample)
     assert module.layers().count("mha") >= 2, module.layers()
+
+
+class Encoder(nn.Module):
+    """A block of BERT: three linear layers, a mask of keys, and a query whose keys may all be masked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.projections = nn.ModuleList([nn.Linear(256, 256) for _ in range(3)])
+        self.join = nn.Linear(256, 256)
+        self.norm = nn.LayerNorm(256)
+
+    def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        query, key, value = (layer(x).unflatten(-1, (4, 64)).transpose(1, 2) for layer in self.projections)
+        answer = F.scaled_dot_product_attention(query, key, value, attn_mask=seen[:, None, None, :])
+        return self.norm(x + self.join(answer.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("refittable", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_three_linear_layers_and_rows_of_zeros_run_fused(dtype: torch.dtype, refittable: bool) -> None:
+    """Where all keys of a row are masked, its answer is zero; and a refit finds the weights of all layers."""
+    torch.manual_seed(0)
+    model = Encoder().to("cuda", dtype).eval()
+    seen = torch.ones(2, 96, dtype=torch.bool, device="cuda")
+    seen[0, 70:] = False
+    seen[1] = False
+    sample = (torch.randn(2, 96, 256, dtype=dtype, device="cuda"), seen)
+    config = t2e.BuildConfig(refittable=refittable)
+    module = t2e.deploy(model, sample, {"x": {0: BATCH}, "seen": {0: BATCH}}, cache=False, config=config)
+    module(*sample)
+    assert module.layers().count("mha") >= 1, module.layers()
+    if refittable:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.7 + 0.6 * torch.rand_like(parameter))
+        module.refit(model, verify=False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels give such rows an average
+        expected = model(*sample).double()
+    error = (module(*sample).double() - expected).norm() / expected.norm()
+    assert error <= (1e-2 if dtype is torch.float16 else 4e-2), error
 
 
 def test_float32_attention_node_is_right_in_parts(tmp_path: Path) -> None:

@@ -14,9 +14,12 @@ a builder may crash or hang, and must not take its caller along.
     byte_tensors      computes with int32 what a model computes with bytes, which TensorRT only casts
     importer_forms    respells what some importer of TensorRT misreads
     fused_attention   writes each half precision attention as one node
+    folded_heads      writes attention of fixed sizes as products in three dimensions
+    late_zeros        makes rows zero behind the product that joins the heads
+    merged_projections  computes queries, keys and values by one product
     long_sums         cuts float32 sums that TensorRT-RTX would round too much
     single_group_norms  writes out group norms of one group, which TensorRT-RTX takes for instance norms
-    node_replacement  puts nodes in another one's place, as some of these do
+    node_replacement  puts nodes in another one's place, as some of these do; node_reading tells what a node is
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys
 

@@ -5,7 +5,7 @@ every reader has; ONNX's Attention came with opset 23. On an H200, TensorRT-RTX 
 float16 and bfloat16 alone.
 
 Attention with a constant bias for each head, as in windows, stays as it is: RTX makes the same kernel of the products
-and the softmax, and no copy of its answer. For the mask of shifted windows it also takes the scores in five dimensions.
+and the softmax. For the mask of shifted windows it also takes the scores in five dimensions.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from torch2engine.builder.node_reading import is_operator, only_user
 from torch2engine.onnx_graph.tensor_types import cast_element_types, mentions_type, without_weight_values
 from torch2engine.onnx_graph.walk import operators_of
 
-__all__ = ["attention_obstacles", "fuse_attention"]
+__all__ = ["Attention", "attention_obstacles", "fuse_attention", "read_attention"]
 
 _OPERATORS = ("MatMul", "Softmax")
 _FIRST_OPSET = 21  # from here to the opset of Attention, no operator changed its meaning
@@ -33,7 +34,7 @@ _WIDE = "it is not in float16 or bfloat16, for which alone there are fused kerne
 
 
 @dataclass(frozen=True)
-class _Key:
+class Key:
     """A tensor that is the key, [batch, heads, length, size], once its axes stand in this order."""
 
     source: Any
@@ -41,12 +42,14 @@ class _Key:
 
 
 @dataclass(frozen=True)
-class _Attention:
+class Attention:
     """The attention that a softmax between two matrix products computes.
 
     Args:
         query, value: [batch, heads, length, size], as values of the graph.
         key: a value of the graph, with its axes in some order.
+        product: the node that multiplies queries and keys.
+        scores: the value that holds its result, once it is scaled.
         mask: what is added to the scores; None if nothing is.
         scale: the factor of the scores.
         result: the value that holds the answer.
@@ -54,8 +57,10 @@ class _Attention:
     """
 
     query: Any
-    key: _Key
+    key: Key
     value: Any
+    product: Any
+    scores: Any
     mask: Any | None
     scale: float
     result: Any
@@ -85,8 +90,8 @@ def fuse_attention(model: Any, folder: Path) -> Any | None:
     fused = _read_graph(model, folder)
     if not _has_usable_opset(fused):
         return None
-    read = [_read_attention(node) for node in fused.graph if _is(node, "Softmax")]
-    found = [attention for attention in read if isinstance(attention, _Attention) and not attention.is_fused_as_it_is]
+    read = [read_attention(node) for node in fused.graph if is_operator(node, "Softmax")]
+    found = [attention for attention in read if isinstance(attention, Attention) and not attention.is_fused_as_it_is]
     for attention in found:
         _write(attention)
     if not found:
@@ -112,7 +117,7 @@ def attention_obstacles(model: Any, folder: Path) -> dict[str, str]:
     graph = _read_graph(model, folder)
     if not _has_usable_opset(graph):
         return dict.fromkeys(names, f"the graph is not in one of the opsets {_FIRST_OPSET} to {_ATTENTION_OPSET}")
-    read = {node.name: _read_attention(node) for node in graph.graph if _is(node, "Softmax")}
+    read = {node.name: read_attention(node) for node in graph.graph if is_operator(node, "Softmax")}
     return {name: obstacle for name, obstacle in read.items() if isinstance(obstacle, str)}
 
 
@@ -164,32 +169,36 @@ def _forget_inferred_sizes(proto: Any) -> None:
     proto.graph.value_info.extend(kept)
 
 
-def _read_attention(softmax: Any) -> _Attention | str:
-    """Read the attention around a softmax; for one that has no fused kernel, what is in the way."""
+def read_attention(softmax: Any) -> Attention | str:
+    """Read the attention around a softmax; for one that has no fused kernel, what is in the way.
+
+    Args:
+        softmax: an ir.Node of a graph that knows its shapes.
+    """
     if softmax.attributes.get_int("axis", -1) not in (-1, 3):
         return "its softmax runs along another axis than the last of four"
     weights = softmax.outputs[0]
-    product = _only_user(weights)
-    if not _is(product, "MatMul") or product.inputs[0] is not weights:
+    answer = only_user(weights)
+    if not is_operator(answer, "MatMul") or answer.inputs[0] is not weights:
         return "something else than the product with the values reads its weights"
     scores = _take_window_mask(softmax.inputs[0])
     has_windows = scores is not softmax.inputs[0]
     scores, mask = _take_mask(scores)
-    scores, factor = _take_scale(scores)
-    first = _producer(scores, "MatMul")
+    product, factor = _take_scale(scores)
+    first = _producer(product, "MatMul")
     if first is None:
         return "something else than a scale and a mask stands before its softmax"
     query, query_factor = _take_scale(first.inputs[0])
     key, key_factor = _take_key(first.inputs[1])
     if key is None:
         return "its key comes from no transpose of the last two axes that its product alone reads"
-    value = product.inputs[1]
+    value = answer.inputs[1]
     scale = factor * query_factor * key_factor
-    attention = _Attention(query, key, value, mask, scale, product.outputs[0], has_windows)
+    attention = Attention(query, key, value, first, scores, mask, scale, answer.outputs[0], has_windows)
     return _obstacle_in_shapes(attention) or attention
 
 
-def _obstacle_in_shapes(attention: _Attention) -> str:
+def _obstacle_in_shapes(attention: Attention) -> str:
     """What in its types and sizes the fused kernel does not take; "" where it takes all."""
     operands = (attention.query, attention.key.source, attention.value)
     if any(one.dtype not in cast_element_types() for one in operands):
@@ -286,24 +295,24 @@ def _take_scale(value: Any) -> tuple[Any, float]:
     return value, 1.0
 
 
-def _take_key(value: Any) -> tuple[_Key | None, float]:
+def _take_key(value: Any) -> tuple[Key | None, float]:
     """The key whose last two axes are swapped, and the factor before or after that; None if they are not swapped."""
     value, outer = _take_scale(value)
     key = _transposed(value) or _reshaped(value)
     if key is None or key.order != _AS_IT_IS:
         return key, outer
     source, inner = _take_scale(key.source)
-    return _Key(source, _AS_IT_IS), outer * inner
+    return Key(source, _AS_IT_IS), outer * inner
 
 
-def _transposed(value: Any) -> _Key | None:
+def _transposed(value: Any) -> Key | None:
     """Read one Transpose, which may do more than to swap the last two axes."""
     node = _producer(value, "Transpose")
     order = [] if node is None else list(node.attributes.get_ints("perm", []))
-    return None if node is None or len(order) != 4 else _Key(node.inputs[0], [order[0], order[1], order[3], order[2]])
+    return None if node is None or len(order) != 4 else Key(node.inputs[0], [order[0], order[1], order[3], order[2]])
 
 
-def _reshaped(value: Any) -> _Key | None:
+def _reshaped(value: Any) -> Key | None:
     """Read torch.onnx's form: to three dimensions, a Transpose, back to four. The sizes come from the key's shape."""
     unfold = _producer(value, "Reshape")
     swap = None if unfold is None else _producer(unfold.inputs[0], "Transpose")
@@ -312,11 +321,11 @@ def _reshaped(value: Any) -> _Key | None:
         return None
     key = fold.inputs[0]
     if _is_static_swap(key, _numbers(fold.inputs[1]), _numbers(unfold.inputs[1])):
-        return _Key(key, _AS_IT_IS)
+        return Key(key, _AS_IT_IS)
     length = (2,)
     size = (3,)
     if _sizes(fold.inputs[1], key) == [(-1,), length, size] and _sizes(unfold.inputs[1], key) == [(0, 1), size, length]:
-        return _Key(key, _AS_IT_IS)
+        return Key(key, _AS_IT_IS)
     return None
 
 
@@ -331,7 +340,7 @@ def _is_static_swap(key: Any, folded: Sequence[int], unfolded: Sequence[int]) ->
 def _sizes(shape: Any, tensor: Any) -> list[tuple[int, ...]]:
     """Read a Concat of slices of a tensor's shape: for each part its axes, and (-1,) for the number -1."""
     node = shape.producer()
-    parts = node.inputs if _is(node, "Concat") else ()
+    parts = node.inputs if is_operator(node, "Concat") else ()
     return [_axes(part, tensor) for part in parts]
 
 
@@ -340,18 +349,20 @@ def _axes(part: Any, tensor: Any) -> tuple[int, ...]:
     if _numbers(part) == [-1]:
         return (-1,)
     node = part.producer()
-    if not _is(node, "Slice") or len(node.inputs) != 3:
+    if not is_operator(node, "Slice") or len(node.inputs) != 3:
         return ()
     shape = node.inputs[0].producer()
     start = _numbers(node.inputs[1])
     end = _numbers(node.inputs[2])
-    is_whole = _is(shape, "Shape") and not shape.attributes.get_int("start", 0) and "end" not in shape.attributes
+    is_whole = (
+        is_operator(shape, "Shape") and not shape.attributes.get_int("start", 0) and "end" not in shape.attributes
+    )
     if not is_whole or shape.inputs[0] is not tensor or not start or not end:
         return ()
     return tuple(range(4)[start[0] : end[0]])
 
 
-def _write(attention: _Attention) -> None:
+def _write(attention: Attention) -> None:
     """Put the node in the place of the last product; what nobody uses any more goes with it."""
     import onnx_ir as ir
     from onnx_ir import tape
@@ -360,7 +371,10 @@ def _write(attention: _Attention) -> None:
     record = tape.Tape()
     key = attention.key.source
     if attention.key.order != _AS_IT_IS:
-        key = record.op("Transpose", [key], attributes={"perm": attention.key.order})
+        swapped = record.op("Transpose", [key], attributes={"perm": attention.key.order})
+        swapped.shape = ir.Shape([key.shape[axis] for axis in attention.key.order])
+        swapped.type = key.type
+        key = swapped
     inputs = [attention.query, key, attention.value]
     if attention.mask is not None:
         inputs.append(attention.mask)
@@ -372,20 +386,10 @@ def _write(attention: _Attention) -> None:
     ir.convenience.replace_nodes_and_values(last.graph, last, [last], record.nodes, [attention.result], [new])
 
 
-def _is(node: Any, operator: str) -> bool:
-    return node is not None and node.op_type == operator and node.domain in ("", "ai.onnx")
-
-
-def _only_user(value: Any) -> Any:
-    """The one node that reads a value; None if several do, or if the caller gets it."""
-    users = list(value.uses())
-    return users[0].node if len(users) == 1 and not value.is_graph_output() else None
-
-
 def _producer(value: Any, operator: str) -> Any:
     """The node of this kind that makes a value for one reader alone; None for any other value."""
     node = None if value is None else value.producer()
-    return node if _is(node, operator) and _only_user(value) is not None else None
+    return node if is_operator(node, operator) and only_user(value) is not None else None
 
 
 def _is_constant(value: Any | None) -> bool:

@@ -13,9 +13,12 @@ from typing import Any, TypeAlias
 from torch2engine.builder.activation_products import separate_activations
 from torch2engine.builder.byte_tensors import widen_bytes
 from torch2engine.builder.cyclic_shifts import slice_cyclic_shifts
+from torch2engine.builder.folded_heads import fold_heads
 from torch2engine.builder.fused_attention import fuse_attention
 from torch2engine.builder.importer_forms import importer_form
+from torch2engine.builder.late_zeros import zero_rows_later
 from torch2engine.builder.long_sums import split_long_sums
+from torch2engine.builder.merged_projections import merge_projections
 from torch2engine.builder.recurrent_scans import scan_recurrent_layers
 from torch2engine.builder.short_products import write_out_short_products
 from torch2engine.builder.single_group_norms import write_out_single_group_norms
@@ -28,13 +31,15 @@ _Change: TypeAlias = Callable[[Any, Path], Any | None]
 _FOR_ALL: tuple[_Change, ...] = (importer_form, widen_bytes)
 _FOR_RTX: tuple[_Change, ...] = (
     fuse_attention,
+    zero_rows_later,
     separate_activations,
     write_out_single_group_norms,
     slice_cyclic_shifts,
     write_out_short_products,
 )
-# Not where weights can be replaced later: those of a loop follow from the file's in several steps.
-_FOR_FIXED_WEIGHTS: tuple[_Change, ...] = (scan_recurrent_layers,)
+# Not where weights can be replaced later: those of a loop and of a merged product follow from the file's, and the scale
+# of folded attention is a weight that no module has.
+_FOR_FIXED_WEIGHTS: tuple[_Change, ...] = (scan_recurrent_layers, fold_heads, merge_projections)
 
 
 def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool, is_refittable: bool = False) -> bytes | None:
