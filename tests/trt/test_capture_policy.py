@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -115,3 +116,23 @@ def test_policy_knows_pytorchs_own_threads() -> None:
     assert thread_origin(thread) == "torch.utils.data._utils.pin_memory"
     assert is_harmless(thread)
     assert not is_harmless(threading.Thread(target=parallel_apply))
+
+
+def test_worker_of_a_pool_is_harmless_while_it_has_no_work() -> None:
+    """Inductor keeps such a pool after a compilation; a worker that does something may wait for a device."""
+    started, stop = threading.Event(), threading.Event()
+
+    def work() -> None:
+        started.set()
+        stop.wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(work)
+        started.wait()
+        (worker,) = pool._threads
+        assert not is_harmless(worker)
+        stop.set()
+        first.result()
+        while not is_harmless(worker):  # it waits for work a moment after it has given its result
+            started.wait(0.001)
+    assert not is_harmless(worker)

@@ -26,6 +26,8 @@ _HARMLESS_PACKAGES = (
     *("tqdm", "rich", "ipykernel", "IPython"),
 )
 
+_POOL = "concurrent.futures.thread"
+
 
 class _EnqueueHistory(Protocol):
     """The part of a `PreparedShape` that decides whether it is warm."""
@@ -100,8 +102,21 @@ def no_thread_may_synchronize() -> bool:
 
 
 def is_harmless(thread: threading.Thread) -> bool:
-    """Whether a thread's code is from a package whose threads never wait for a device."""
-    return f"{thread_origin(thread)}.".startswith(tuple(f"{package}." for package in _HARMLESS_PACKAGES))
+    """Whether a thread's code is from a package whose threads never wait for a device, or it only waits for work."""
+    origin = f"{thread_origin(thread)}."
+    return origin.startswith(tuple(f"{package}." for package in _HARMLESS_PACKAGES)) or _is_idle_worker(thread)
+
+
+def _is_idle_worker(thread: threading.Thread) -> bool:
+    """Whether a thread belongs to a ThreadPoolExecutor and waits for work, such as Inductor's after a compilation.
+
+    Only a running thread could give it work, and such a thread is looked at itself. While it waits, its innermost frame
+    is the pool's own loop, without an item (Python 3.10 to 3.14).
+    """
+    if thread_origin(thread) != _POOL or thread.ident is None:
+        return False
+    frame = sys._current_frames().get(thread.ident)  # pyright: ignore[reportPrivateUsage]  # a documented function
+    return frame is not None and frame.f_code.co_name == "_worker" and "work_item" not in frame.f_locals
 
 
 def thread_origin(thread: threading.Thread) -> str:
