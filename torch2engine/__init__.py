@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from torch2engine.deploy_steps.load import load
     from torch2engine.deployed.deploy_report import DeployReport
     from torch2engine.deployed.explanation import Explanation
+    from torch2engine.deployed.live.live_module import LiveModule
     from torch2engine.deployed.onnxruntime.ort_module import ORTModule
     from torch2engine.deployed.trt.trt_module import TRTModule
     from torch2engine.fallback.parts_module import PartsModule
@@ -90,6 +91,7 @@ __all__ = [
     "InputError",
     "Inputs",
     "InstallationError",
+    "LiveModule",
     "ORTModule",
     "OnnxArtifact",
     "ParityError",
@@ -149,6 +151,7 @@ _HOMES = {
     "Finding": "core.finding",
     "deploy": "deploy",
     "Explanation": "deployed.explanation",
+    "LiveModule": "deployed.live.live_module",
     "PartsModule": "fallback.parts_module",
     "DeployedSubmodules": "fallback.submodules",
     "load_submodules": "fallback.submodules",

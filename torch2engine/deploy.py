@@ -17,19 +17,21 @@ from torch2engine.artifact.engine_cache import Cache, resolve_cache
 from torch2engine.builder.load_or_build import load_or_build
 from torch2engine.capture.recording import Recording
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.core.config import BuildConfig, Precision, Profiles, Runtime, RuntimeConfig, Tolerances
+from torch2engine.core.config import BuildConfig, DeployRuntime, Precision, Profiles, RuntimeConfig, Tolerances
 from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.deploy_steps.accept import attach_report, make_ort_module, make_verified_trt_module, store_in_cache
 from torch2engine.deploy_steps.deploy_options import DeployOptions, Model
 from torch2engine.deploy_steps.earlier_engines import EarlierEngines
+from torch2engine.deploy_steps.fastest import with_fastest
 from torch2engine.deploy_steps.graph_check import GraphCheck
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.reference_answers import answer_parity_cases
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import DeployRequest
 from torch2engine.deploy_steps.speed_note import compare_speed
+from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.exporter.export_onnx import export_onnx
@@ -70,7 +72,7 @@ def deploy(
     sample_input: Any = None,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
-    runtime: Runtime,
+    runtime: Literal["auto"],
     fallback: Literal[False] = False,
     **options: Unpack[DeployOptions],
 ) -> TRTModule[Model] | ORTModule[Model]: ...
@@ -80,12 +82,33 @@ def deploy(
     sample_input: Any = None,
     dynamic_axes: Mapping[str, Any] | None = None,
     *,
-    runtime: Runtime = "tensorrt",
+    runtime: DeployRuntime,
+    fallback: Literal[False] = False,
+    **options: Unpack[DeployOptions],
+) -> DeployedModule[Any, Model]: ...
+@overload
+def deploy(
+    model: Model | Recording,
+    sample_input: Any = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    runtime: Literal["tensorrt", "onnxruntime", "auto"] = "tensorrt",
     fallback: bool | Literal["faster"],
     **options: Unpack[DeployOptions],
 ) -> TRTModule[Model] | ORTModule[Model] | PartsModule: ...
+@overload
+def deploy(
+    model: Model | Recording,
+    sample_input: Any = None,
+    dynamic_axes: Mapping[str, Any] | None = None,
+    *,
+    runtime: DeployRuntime,
+    fallback: bool | Literal["faster"],
+    **options: Unpack[DeployOptions],
+) -> DeployedModule[Any, Any]: ...
 
 
+@with_fastest  # if runtime="fastest": times what this function returns beside PyTorch, and returns the faster one
 @with_fallback  # if fallback is set: catches UnsupportedOperatorError, and deploys parts of the model by this function
 def deploy(
     model: nn.Module | Recording,
@@ -97,7 +120,7 @@ def deploy(
     profiles: Profiles | None = None,
     examples: Iterable[Any] | None = None,
     tolerance: Tolerances | None = None,
-    runtime: Runtime = "tensorrt",
+    runtime: DeployRuntime = "tensorrt",
     config: BuildConfig = BuildConfig(),
     runtime_config: RuntimeConfig = RuntimeConfig(),
     cache: Cache = True,
@@ -135,7 +158,12 @@ def deploy(
             or more where rounding moves the model's own answers more. The report shows this sensitivity. A Mapping has
             one for each output that it names, e.g. {"labels": Tolerance(mismatch=1e-3)}.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
-            ONNX Runtime with one warning).
+            ONNX Runtime with one warning). "fastest" deploys as "auto" does, then times the engine beside PyTorch: in
+            eager and under torch.compile, on a GPU both in CUDA graphs. It returns the fastest over all profiles' opts,
+            the engine within 5 %. A PyTorch that wins is a `LiveModule`: it keeps the contract of a call and was
+            compared likewise, but uses the model's own weights as they are now, and can't be saved. torch.compile
+            begins nothing after `BuildConfig.optimize_seconds`. What fails or answers differently is left out. The
+            report has the times and reasons in `tried`.
         config: how TensorRT builds, and what becomes of a model that writes into its inputs.
         runtime_config: how the deployed module answers. Under out_of_range="eager" the module keeps `model`. Under
             "split" deploy proves that an axis can be split. ONNX Runtime has out_of_range only.
@@ -163,7 +191,8 @@ def deploy(
 
     Returns:
         a TRTModule on the sample's GPU, or an ORTModule. For a CPU sample it is PyTorch's current GPU. With fallback it
-        may be a PartsModule. The module's `report` has the parity tables and the seconds of each phase.
+        may be a PartsModule, with runtime="fastest" a LiveModule. The module's `report` has the parity tables and the
+        seconds of each phase.
 
     Raises:
         InputError, DynamicAxisError: the sample, the axes or an option is not possible; lists what is.
@@ -254,11 +283,13 @@ def deploy(
         # Gives a refittable engine the model's weights (RefitError). Compares in all cases, a quantised one in all but
         # random ones (ParityError). Proves axes that may be split, and checks the engine's precisions (PrecisionError).
         trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        # A note where PyTorch is faster at a profile's opt, and why; nothing if they are not on one GPU. Never fails.
-        compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
         # Stores the engine with the weights that it has now, unless the cache holds the same ONNX file and kernels for
         # this driver. Kernels that were compiled just now are added under kernel_specialization="none" only.
         store_in_cache(pending_engine, trt_module, request)
+        # A note where PyTorch is faster at a profile's opt, and why; nothing if they are not on one GPU. BuildError if
+        # `progress` cancels: the engine is in the cache by then. It compiles no kernels, since its inputs are among
+        # those that were compared.
+        compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
         earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above
         # Sets trt_module.report. Gives back the contexts and CUDA graphs of the comparison; the engine stays.
         attach_report(trt_module, report).trim()

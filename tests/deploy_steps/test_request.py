@@ -81,9 +81,8 @@ def test_unknown_runtime_is_refused() -> None:
     """The words that there are stand in the text."""
     with pytest.raises(InputError) as caught:
         choose_runtime("onnx", BuildConfig())
-    assert (
-        str(caught.value)
-        == "runtime: got 'onnx'; expected one of 'tensorrt', 'onnxruntime', 'auto'; did you mean 'onnxruntime'?"
+    assert str(caught.value) == (
+        "runtime: got 'onnx'; expected one of 'tensorrt', 'onnxruntime', 'auto', 'fastest'; did you mean 'onnxruntime'?"
     )
 
 

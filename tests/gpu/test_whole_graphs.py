@@ -21,7 +21,7 @@ from tests.gpu import scenarios
 from tests.gpu.scenarios import AXES, CALLS, LONG_PAUSE, ROWS, WIDTH, Subject, capturing, run_together
 from tests.support.fallback_models import split
 from torch2engine.artifact.parts_artifact import PartsArtifact
-from torch2engine.fallback import whole_graph
+from torch2engine.deployed import whole_graph
 from torch2engine.trt.cuda_graph import CudaGraph, NotCapturable, WorkEvent
 
 pytestmark = pytest.mark.xdist_group("whole graphs")

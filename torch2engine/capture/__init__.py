@@ -19,12 +19,13 @@ this is the only stage that runs the user's model.
 - `parity_cases`: the inputs and answers that every candidate is compared on.
 - `rounding_sensitivity`: how far the reference's answers move by rounding alone.
 - `function_rounding`: functions such as the sigmoid, whose rounding the inputs' does not show.
+- `shared_copy`: a copy of the model that has the model's own weights, and nothing else of it.
 - `fingerprint`: whether weights have changed.
 - `weight_program`, `replayed_operators`: how an ONNX graph's weights follow from the module's.
 - `hashable_sizes`: symbolic sizes as keys of a model's own caches.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 
 Public: `captured_call`, `examples`, `fingerprint`, `hashable_sizes`, `host_trial`, `live_parameters`, `module_calls`,
-`parity_cases`, `process_state`, `recording`, `reference`, `rounding_sensitivity`, `signature`, `source_lines`,
-`torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other files belong to this folder alone.
+`parity_cases`, `process_state`, `recording`, `reference`, `rounding_sensitivity`, `shared_copy`, `signature`,
+`source_lines`, `torch_types`, `undisturbed`, `unwrap`, `weight_program`. The other files belong to this folder alone.
 """

@@ -7,23 +7,19 @@ of range ends the process's CUDA context. The model, its optimizer and hours of 
 from __future__ import annotations
 
 import copy
-import functools
-import random
 import re
-import types
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch2engine.capture.device_asserts import is_on_gpu, tensors_in, watch
-from torch2engine.capture.model_state import StateEntry, holds_others, state_entries
+from torch2engine.capture.model_state import StateEntry, is_shared_by_copies, state_entries
 from torch2engine.capture.reference import Reference
 from torch2engine.core.errors import ExportError
 from torch2engine.core.pytree import Flat
@@ -33,10 +29,6 @@ __all__ = ["HostTrial", "find_unsafe_inputs", "trial_if_needed"]
 _CPU = torch.device("cpu")
 _GPU_NAME = re.compile(r"(cuda|xpu|hip)(:\d+)?")
 _LARGEST_SHARE = 0.5  # share of the free memory that a copy may take; activations need the rest
-_COPIED: tuple[type, ...] = (
-    *(np.ndarray, np.random.Generator, np.random.RandomState, random.Random),
-    *(types.MethodType, functools.partial),  # methods of the copy, where the originals are bound to a part of the model
-)
 
 
 class HostTrial:
@@ -177,7 +169,7 @@ def copy_to_cpu(model: nn.Module) -> nn.Module:
             copies[id(value)] = _tensor_on_cpu(value)
         elif isinstance(value, torch.Generator):
             copies[id(value)] = torch.Generator().manual_seed(value.initial_seed())
-        elif not holds_others(value) and not isinstance(value, _COPIED):
+        elif is_shared_by_copies(value):
             copies[id(value)] = value
     copied = copy.deepcopy(model, copies)
     for entry in list(state_entries(copied)):

@@ -6,6 +6,7 @@ call changes, and `undisturbed` undoes it.
 
 from __future__ import annotations
 
+import functools
 import random
 import types
 from collections import deque
@@ -21,7 +22,15 @@ from torch import nn
 from torch2engine.capture.fingerprint import fingerprints
 from torch2engine.capture.hashable_sizes import hashable_sizes
 
-__all__ = ["ModelSnapshot", "StateEntry", "holds_others", "state_entries", "state_values", "version_of"]
+__all__ = [
+    "ModelSnapshot",
+    "StateEntry",
+    "holds_others",
+    "is_shared_by_copies",
+    "state_entries",
+    "state_values",
+    "version_of",
+]
 
 _CONTAINERS: tuple[type, ...] = (dict, list, set, deque)
 _NOT_STATE: tuple[type, ...] = (
@@ -35,6 +44,10 @@ _FOREIGN_PACKAGES = frozenset(
         *("asyncio", "concurrent", "functools", "importlib", "inspect", "lightning", "logging", "multiprocessing"),
         *("pytorch_lightning", "threading", "typing", "weakref"),
     }
+)
+_COPIED: tuple[type, ...] = (
+    *(np.ndarray, np.random.Generator, np.random.RandomState, random.Random),
+    *(types.MethodType, functools.partial),  # methods of the copy, where the originals are bound to a part of the model
 )
 _SCALARS = (type(None), bool, int, float, complex, str, bytes)
 
@@ -84,6 +97,11 @@ def _items(holder: Any) -> list[tuple[Any, Any]]:
 def holds_others(value: Any) -> bool:
     """Tell whether `state_entries` also gives the values inside a value."""
     return _below(value) is not None
+
+
+def is_shared_by_copies(value: Any) -> bool:
+    """Tell whether a copy of a module takes a value as it is, such as a lock: it is neither container nor numbers."""
+    return not holds_others(value) and not isinstance(value, _COPIED)
 
 
 def _below(value: Any) -> Any:

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch2engine.core.fork_safe_lock import ForkSafeLock
 
-__all__ = ["exact_arithmetic", "grad_and_autocast_off", "process_state_lock", "restored_random_state"]
+__all__ = ["exact_arithmetic", "full_float32", "grad_and_autocast_off", "process_state_lock", "restored_random_state"]
 
 # The switches below belong to the process. A second thread would save the settings of the first one as the user's. And
 # torch's exporters, which run inside, patch global state as well (torch.onnx: CURRENT_PATCHER).
@@ -53,7 +53,7 @@ def process_state_lock() -> Generator[None]:
 @contextmanager
 def exact_arithmetic() -> Generator[None]:
     """Compute the body in the dtypes that it names, without grad: no autocast, no TF32."""
-    with process_state_lock(), grad_and_autocast_off(), _attention_by_its_formula(), _full_float32():
+    with process_state_lock(), grad_and_autocast_off(), _attention_by_its_formula(), full_float32():
         yield
 
 
@@ -126,8 +126,11 @@ def _attention_by_its_formula() -> Generator[None]:
 
 
 @contextmanager
-def _full_float32() -> Generator[None]:
-    """Compute float32 in float32 on CPU and GPU: not in TF32, not in bfloat16, not by an inaccurate kernel."""
+def full_float32() -> Generator[None]:
+    """Compute float32 in float32 on CPU and GPU: not in TF32, not in bfloat16, not by an inaccurate kernel.
+
+    Hold `process_state_lock` meanwhile.
+    """
     _choose_mkl_kernels()
     settings = _Float32Settings.read()
     settings.demand_full_precision()

@@ -5,6 +5,6 @@ because it needs no torch, no ONNX and no TensorRT.
 
 Public: `computed_precisions`, `config`, `constants`, `dtypes`, `errors`, `finding`, `foreign_files`, `fork_safe_lock`,
 `json_rules`, `live_parameter_data`, `loggers`, `package`, `precision_outcome`, `precisions`, `preprocess`,
-`profile_sizes`, `progress`, `pytree`, `select_profile`, `shared_memory`, `size_expression`, `spec`, `tf32`, `version`,
-`wording`. The other files belong to this folder alone.
+`profile_sizes`, `progress`, `pytree`, `select_profile`, `shared_memory`, `size_expression`, `spec`, `tf32`,
+`time_limit`, `tried_candidate`, `user_warning`, `version`, `wording`. The other files belong to this folder alone.
 """

@@ -34,10 +34,12 @@ from torch2engine.core.wording import did_you_mean, with_article
 
 __all__ = [
     "DECIDES_NOTHING",
+    "DEPLOY_RUNTIMES",
     "FLAVOURS",
     "RUNTIMES",
     "Budget",
     "BuildConfig",
+    "DeployRuntime",
     "Flavour",
     "Mutations",
     "OnMismatch",
@@ -60,6 +62,7 @@ __all__ = [
 DECIDES_NOTHING = "decides nothing about the engine"  # marks a field that is no part of cache keys
 # The words of each option, for type checkers; what runs reads the same words.
 Runtime: TypeAlias = Literal["tensorrt", "onnxruntime", "auto"]
+DeployRuntime: TypeAlias = Literal["tensorrt", "onnxruntime", "auto", "fastest"]
 Flavour: TypeAlias = Literal["tensorrt", "tensorrt_rtx"]
 Output: TypeAlias = Literal["fresh", "static"]
 Specialization: TypeAlias = Literal["none", "lazy", "eager"]
@@ -69,6 +72,7 @@ Mutations: TypeAlias = Literal["refuse", "write_back"]
 HardwareCompatibility: TypeAlias = Literal["same_compute_capability", "ampere_plus"]
 OnMismatch: TypeAlias = Literal["error", "rebuild"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
+DEPLOY_RUNTIMES: tuple[str, ...] = get_args(DeployRuntime)
 FLAVOURS: tuple[str, ...] = get_args(Flavour)
 
 
@@ -185,10 +189,13 @@ class BuildConfig:
         compare_speed: let deploy time a new engine beside the model at each profile's opt, where both are on one GPU.
             A note in the report says where PyTorch is faster, and why. It takes under a second, or three calls of each
             where these take long. An engine from the cache is not timed again: it has its note.
+        optimize_seconds: how long deploy may look for something faster, in seconds. Under runtime="fastest",
+            torch.compile begins no further graph after that. What has begun is finished.
 
     Raises:
         InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, compute
-            capabilities that are no pairs of ints, or a time limit that is no positive number.
+            capabilities that are no pairs of ints, a time limit that is no positive number, or a negative
+            optimize_seconds.
 
     >>> config = t2e.BuildConfig(workspace_bytes=2**30, time_limit_s=600)
     >>> t2e.build(onnx, config=config)
@@ -203,6 +210,7 @@ class BuildConfig:
     hardware_compatibility: HardwareCompatibility | None = None
     time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
     compare_speed: bool = field(default=True, metadata={DECIDES_NOTHING: True})
+    optimize_seconds: float = field(default=120.0, metadata={DECIDES_NOTHING: True})
 
     def __post_init__(self) -> None:
         _require(
@@ -211,6 +219,13 @@ class BuildConfig:
             self.time_limit_s,
             "a positive number of seconds, or None",
             "e.g. time_limit_s=600",
+        )
+        _require(
+            _is_finite(self.optimize_seconds) and self.optimize_seconds >= 0,
+            "BuildConfig.optimize_seconds",
+            self.optimize_seconds,
+            "a number of seconds, at least 0",
+            "e.g. optimize_seconds=60",
         )
         for name in ("refittable", "compare_speed"):
             flag: object = getattr(self, name)

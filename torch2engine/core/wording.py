@@ -1,16 +1,16 @@
-"""Words of error messages: a value's kind, the name that a misspelt one may stand for, and other libraries' words.
+"""Words of messages: a value's kind, the name that a misspelt one may stand for, other libraries' words, and tables.
 
-Enters: a value, a name and the valid ones, or another library's error. Leaves: text. Separate because every folder
-words its errors alike.
+Enters: a value, a name and the valid ones, another library's error, or cells. Leaves: text. Separate because every
+folder words its errors alike.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 
-__all__ = ["did_you_mean", "first_line", "kind_of", "quote", "with_article", "without_terminal_codes"]
+__all__ = ["aligned", "did_you_mean", "first_line", "kind_of", "quote", "with_article", "without_terminal_codes"]
 
 _VOWELS = "aeiou"
 _SPOKEN_WITH_A_VOWEL = "AEFHILMNORSX"  # letters whose own names begin with a vowel, as in "an MLP"
@@ -103,3 +103,9 @@ def first_line(error: BaseException) -> str:
     'no such node'
     """
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Write a table in plain text: a line for each row, with columns of one width, two spaces apart."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

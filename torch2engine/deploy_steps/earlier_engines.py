@@ -30,12 +30,12 @@ from torch2engine.builder.load_or_build import current_driver
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.core.errors import Torch2EngineError, may_blame_engine
 from torch2engine.core.precision_outcome import PrecisionOutcome
+from torch2engine.core.user_warning import warn_user
 from torch2engine.deploy_steps.accept import EngineCandidate, accept, attach_report
 from torch2engine.deploy_steps.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import DeployRequest
 from torch2engine.deploy_steps.request_facts import graph_facts, incomparable_attribute, model_facts, request_facts
-from torch2engine.deploy_steps.user_warning import warn_user
 from torch2engine.deployed.trt.trt_module import TRTModule
 
 __all__ = ["EarlierEngines"]

@@ -25,8 +25,8 @@ from torch2engine.core.config import RUNTIMES, OnMismatch, Runtime, RuntimeConfi
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError, Torch2EngineError
 from torch2engine.core.precision_outcome import PrecisionOutcome
 from torch2engine.core.progress import Progress
+from torch2engine.core.user_warning import warn_user
 from torch2engine.core.wording import quote
-from torch2engine.deploy_steps.user_warning import warn_user
 from torch2engine.deployed.backend_table import module_of_artifact
 from torch2engine.deployed.deploy_report import DeployReport
 from torch2engine.trt.gpu import list_gpus

@@ -6,6 +6,7 @@ same arguments, and nothing after them depends on where a model and its sample c
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,3 +68,9 @@ class ModelAndSample:
             )
         read = read_examples(examples)
         return cls(model, sample_input, dynamic_axes, profiles, preprocess, read, live_parameters)
+
+    @classmethod
+    def of_arguments(cls, arguments: Mapping[str, Any]) -> ModelAndSample:
+        """Take them from all arguments of deploy(), by name; see `of`."""
+        names = inspect.signature(cls.of).parameters
+        return cls.of(**{name: arguments[name] for name in names})

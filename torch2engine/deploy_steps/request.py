@@ -21,7 +21,7 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
-    RUNTIMES,
+    DEPLOY_RUNTIMES,
     BuildConfig,
     Precision,
     RuntimeConfig,
@@ -30,9 +30,9 @@ from torch2engine.core.config import (
 )
 from torch2engine.core.errors import InstallationError
 from torch2engine.core.precisions import CAST_PRECISIONS
+from torch2engine.core.user_warning import warn_user
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.report_builder import ReportBuilder
-from torch2engine.deploy_steps.user_warning import warn_user
 from torch2engine.deployed.live_tensors import require_free_names
 from torch2engine.deployed.trt.trt_backend import require_cuda
 from torch2engine.parity.bounds import Bounds
@@ -199,7 +199,7 @@ def choose_runtime(runtime: str, config: BuildConfig, runtime_config: RuntimeCon
         InputError: an unknown runtime, or options that it does not have.
         InstallationError: "tensorrt" without a usable TensorRT, GPU or CUDA build of PyTorch.
     """
-    require_choice("runtime", runtime, RUNTIMES)
+    require_choice("runtime", runtime, DEPLOY_RUNTIMES)
     if runtime == "onnxruntime":
         runtime_config.check_cpu("runtime='onnxruntime'")
         return runtime

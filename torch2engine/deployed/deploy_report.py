@@ -16,7 +16,8 @@ from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
 from torch2engine.core.package import public
 from torch2engine.core.precision_outcome import PrecisionOutcome
-from torch2engine.core.wording import quote
+from torch2engine.core.tried_candidate import TriedCandidate, tried_rows
+from torch2engine.core.wording import aligned, quote
 from torch2engine.deployed.explanation import GraphPartRecord
 from torch2engine.deployed.report_page import report_page
 from torch2engine.parity.parity_report import ParityReport
@@ -50,6 +51,7 @@ class DeployReport:
         findings: what makes the engine slower than it could be, as far as it shows without a call. `explain` has those
             that must be measured, too.
         parts: what runs where, in order: one whole engine, or engines and what stays in PyTorch.
+        tried: what was timed to find the fastest under runtime="fastest", with the reasons.
 
     >>> report = module.report
     >>> report.precision, [parity.passed for parity in report.parity], list(report.seconds)
@@ -66,6 +68,7 @@ class DeployReport:
     findings: tuple[Finding, ...] = ()
     model_bytes: int = 0
     parts: tuple[GraphPartRecord, ...] = ()
+    tried: tuple[TriedCandidate, ...] = ()
 
     @classmethod
     def of_nothing(cls, precision: str) -> DeployReport:
@@ -102,6 +105,7 @@ class DeployReport:
         if self.computed is not None and self.computed.has_engine:
             lines += [f"engine: {self.computed.summary()}", *filter(None, [self.computed.attention_summary()])]
         lines += map(str, self.parity)
+        lines += aligned(tried_rows(self.tried)) if self.tried else []
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes), *map(str, self.findings)])
 
     def to_html(self, path: str | Path, title: str = "", benchmark: BenchmarkReport | None = None) -> Path:
@@ -146,6 +150,7 @@ class DeployReport:
             "computed": None if self.computed is None else self.computed.to_json(),
             "findings": [finding.to_json() for finding in self.findings],
             "parts": [asdict(part) for part in self.parts],
+            "tried": [one.to_json() for one in self.tried],
         }
 
     @classmethod
@@ -166,8 +171,9 @@ class DeployReport:
             notes=tuple(map(str, data["notes"])),
             lowering=lowering,
             computed=computed,
-            # older reports lack these three
+            # older reports lack these four
             findings=tuple(map(Finding.from_json, data.get("findings", ()))),
             model_bytes=int(data.get("model_bytes", 0)),
             parts=tuple(map(GraphPartRecord.from_json, data.get("parts", ()))),
+            tried=tuple(map(TriedCandidate.from_json, data.get("tried", ()))),
         )

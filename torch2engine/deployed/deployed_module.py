@@ -385,6 +385,9 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
         self._check_call(leaves)
         return leaves
 
+    def trim(self) -> None:
+        """Give back the memory that only calls need. A backend that keeps none has nothing to do."""
+
     def refit(
         self,
         model: nn.Module | None = None,

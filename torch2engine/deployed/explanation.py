@@ -12,6 +12,7 @@ from typing import Any
 
 from torch2engine.core.finding import Finding
 from torch2engine.core.package import public
+from torch2engine.core.wording import aligned
 
 __all__ = ["Explanation", "GraphPartRecord", "Obstacle"]
 
@@ -125,10 +126,7 @@ class Explanation:
             )
             for number, part in enumerate(self.parts)
         ]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-        ]
+        lines += aligned(rows)
         if self.obstacles:
             lines += ["in PyTorch, because no engine takes it:", *(f"  {obstacle}" for obstacle in self.obstacles)]
         return "\n".join([*lines, *map(str, self.findings)])

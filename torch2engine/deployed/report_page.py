@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch2engine.core.computed_precisions import PrecisionReport, named_modules
 from torch2engine.core.finding import Finding
+from torch2engine.core.tried_candidate import TriedCandidate, tried_rows
 from torch2engine.core.version import __version__
 from torch2engine.deployed.report_drawings import icicle, memory_bar, placement_strip
 from torch2engine.parity.parity_report import ERROR_DECADES, OutputParity, ParityReport
@@ -70,6 +71,7 @@ def report_page(report: DeployReport, title: str = "", benchmark: BenchmarkRepor
     sections = [
         _section("Phases", _phases(report.seconds)),
         "" if benchmark is None else _section("Time of a call", _times(benchmark)),
+        _section("What was tried", _tried(report.tried)),
         *(_section(parity.subject, _comparison(parity)) for parity in report.parity),
         _section("What runs where", _placement(report.parts)),
         _section("Precision", _precision(report)),
@@ -178,6 +180,16 @@ def _times(benchmark: BenchmarkReport) -> str:
     )
     head = ("case", "candidate", "median", "", "95 %", "calls/s", "items/s")
     return f'<p class="soft">{escape(text)}</p>\n' + _table(head, rows)
+
+
+def _tried(tried: Sequence[TriedCandidate]) -> str:
+    """The ways to run the model that were timed beside each other, and which was chosen."""
+    if not tried:
+        return ""
+    head, *rows = tried_rows(tried)
+    kinds = ["passed" if one.is_chosen else "" for one in tried]
+    cells = [(*map(_cell, row[:-1]), _cell(row[-1], f"wide {kind}")) for row, kind in zip(rows, kinds, strict=True)]
+    return _table(head, cells)
 
 
 def _slow_us(row: BenchmarkRow) -> float:

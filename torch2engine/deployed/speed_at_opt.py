@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from torch2engine.capture.parity_cases import ParityCase
@@ -20,9 +21,9 @@ from torch2engine.core.spec import Profile, Signature
 from torch2engine.deployed.call_times import CallTime, time_calls
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.inputs_of_calls import InputsOfCalls
-from torch2engine.deployed.timing import Call
+from torch2engine.deployed.timing import Call, measure
 
-__all__ = ["CallTime", "SpeedAtOpt", "cases_at_opt", "speed_at_opts"]
+__all__ = ["CallTime", "SpeedAtOpt", "cases_at_opt", "speed_at_opts", "times_side_by_side"]
 
 _FASTER = 1.05  # times: less is noise
 _FASTER_US = 2.0
@@ -103,6 +104,38 @@ def _eager_call(reference: Reference, inputs: InputsOfCalls) -> Call:
     if any(inputs.signature.preprocess):
         return inputs.on_same_values(lambda: reference.call(inputs.leaves))
     return inputs.on_same_values(inputs.call_of(reference.model))
+
+
+def times_side_by_side(
+    modules: Mapping[str, DeployedModule[Any]], inputs: Mapping[str, Sequence[torch.Tensor]], seconds: float
+) -> dict[str, dict[str, float]]:
+    """Time calls of several modules in turns.
+
+    Args:
+        modules: by name, all of one signature and on one device.
+        inputs: {case: flat inputs of a call} on that device; they are not changed.
+        seconds: that all may take on a GPU, as for `time_calls`. On the CPU each is called a dozen times or more.
+
+    Returns:
+        {name: {case: median time of a call, in µs}}.
+    """
+    device = next(iter(inputs.values()))[0].device
+    times: dict[str, dict[str, float]] = {name: {} for name in modules}
+    for case, leaves in inputs.items():
+        calls: dict[str, Call] = {}
+        for name, module in modules.items():
+            own = InputsOfCalls.of(module.signature, leaves)
+            calls[name] = own.on_same_values(own.call_of(module))
+        for name, microseconds in _call_us(calls, device, seconds / len(inputs)).items():
+            times[name][case] = microseconds
+    return times
+
+
+def _call_us(calls: Mapping[str, Call], device: torch.device, seconds: float) -> dict[str, float]:
+    with torch.no_grad():
+        if device.type == "cuda":
+            return {name: time.call_us for name, time in time_calls(calls, device, seconds).items()}
+        return {name: timing.host_us for name, timing in measure(calls, device=device, rounds=7, warmup=2).items()}
 
 
 def cases_at_opt(

@@ -23,7 +23,7 @@ A *part* is a group of operators that one engine answers.
     saved_cut        how all parts are saved
     measured_cost    which engines are worth it, under fallback="faster"
     parts_module     the deployed model, with its parts_backend; parts_session is the model live on one device
-    whole_graph      all of a call as one CUDA graph; capturable says which operators allow it
+    capturable       which operators allow a CUDA graph of a whole call
     program_file     torch's program as a file; program_check refuses a file that is no plain data
     submodules       deployed submodules of a pipeline; whole_call compares what the pipeline returns
     compile_options  the options of torch.compile's backend

@@ -1,7 +1,7 @@
 """A program whose operators run between engines → whether a CUDA graph may hold all of it.
 
 Enters: operators with their fake values. Leaves: the reason against a capture, or "". Separate from
-`whole_graph` because this is read from the graph alone, without a GPU.
+`deployed.whole_graph` because this is read from the graph alone, without a GPU.
 
 A CUDA graph repeats the kernels of one call, and nothing that the host did. So it may hold no operator that looks at
 values to decide about sizes, that draws random numbers, or that works on the CPU. PyTorch marks such operators by tags

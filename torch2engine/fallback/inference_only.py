@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from torch2engine.deploy_steps.user_warning import warn_user
+from torch2engine.core.user_warning import warn_user
 
 __all__ = ["InferenceOnly", "needs_gradients"]
 

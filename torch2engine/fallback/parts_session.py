@@ -24,9 +24,11 @@ from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import ArtifactError
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.explanation import GraphPartRecord, Obstacle
+from torch2engine.deployed.fresh_outputs import fresh_outputs, memory_of
 from torch2engine.deployed.module_access import current_artifact_of
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.deployed.trt.trt_module import TRTModule
+from torch2engine.deployed.whole_graph import WholeGraphs
 from torch2engine.fallback.capturable import reason_against_capture
 from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.fixed_engines import FixedEngines
@@ -37,7 +39,6 @@ from torch2engine.fallback.program_file import read_program
 from torch2engine.fallback.run_record import RunRecord, synchronized_seconds
 from torch2engine.fallback.saved_cut import SavedCut, SavedEngine
 from torch2engine.fallback.size_versions import Version
-from torch2engine.fallback.whole_graph import WholeGraphs
 
 __all__ = ["PartsSession"]
 
@@ -179,16 +180,7 @@ class PartsSession:
         values = list(self._values)
         for slot, tensor in zip(self._slots, inputs, strict=True):
             values[slot] = tensor
-        in_use = [memory_of(tensor) for tensor in inputs]
-        fresh: list[torch.Tensor] = []
-        for output in self._call_graph(*values):
-            memory = memory_of(output)
-            if memory in in_use or memory in self._taken:
-                output = output.clone()
-                memory = memory_of(output)
-            in_use.append(memory)
-            fresh.append(output)
-        return fresh
+        return fresh_outputs(self._call_graph(*values), inputs, self._taken)
 
     def time_operators(self, inputs: Sequence[torch.Tensor]) -> dict[tuple[str, str], float]:
         """Time the operators that PyTorch runs outside of all parts, in one call; waits for the GPU after each.
@@ -268,8 +260,3 @@ class _OperatorTimer(fx.Interpreter):
         key = (operator_of(n), source_of(n))
         self.seconds[key] = self.seconds.get(key, 0.0) + synchronized_seconds() - start
         return result
-
-
-def memory_of(tensor: torch.Tensor) -> int:
-    """The address of a tensor's memory, which views share."""
-    return tensor.untyped_storage().data_ptr()

@@ -16,8 +16,8 @@ from torch import fx
 
 from torch2engine.capture.fingerprint import WeightSnapshot, take_snapshot
 from torch2engine.core.errors import Torch2EngineError
+from torch2engine.core.user_warning import warn_user
 from torch2engine.core.wording import first_line
-from torch2engine.deploy_steps.user_warning import warn_user
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.fallback.deployable_graph import DeployableGraph
 from torch2engine.fallback.graph_layout import GraphLayout

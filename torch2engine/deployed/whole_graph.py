@@ -1,4 +1,4 @@
-"""The calls of a model in parts, engines and PyTorch's operators together, as one CUDA graph for each set of shapes.
+"""The calls of a model in parts, or in PyTorch alone, as one CUDA graph for each set of shapes.
 
 Enters: inputs on the caller's current stream, and what answers them part by part. Leaves: results, ready on that
 stream. Separate because the parts know nothing of it: they are captured as inside a CUDA graph of the user's.
@@ -24,8 +24,8 @@ import torch
 
 from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import BuildError, Torch2EngineError
+from torch2engine.core.user_warning import warn_user
 from torch2engine.core.wording import first_line
-from torch2engine.deploy_steps.user_warning import warn_user
 from torch2engine.deployed.module_access import keep_capture, release_capture
 from torch2engine.deployed.torch_state import current_device, is_capturing, stream_handle
 from torch2engine.deployed.trt.trt_module import TRTModule
@@ -98,10 +98,19 @@ class WholeGraphs:
     Args:
         device: a CUDA device with its index.
         config: how the module answers.
-        engines: those of the parts.
+        engines: those of the parts; none where PyTorch runs the whole model.
+        without: what calls are like where nothing can be captured, for a log and a warning.
     """
 
-    def __init__(self, device: torch.device, config: RuntimeConfig, engines: Sequence[TRTModule[Any]]) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        config: RuntimeConfig,
+        engines: Sequence[TRTModule[Any]] = (),
+        without: str = "the parts of a PartsModule are no one CUDA graph, so calls go through them one by one",
+    ) -> None:
+        self.obstacle = ""  # why the last capture failed
+        self._without = without
         self._device = device
         self._engines = engines
         self._policy = CapturePolicy(config.cuda_graphs)
@@ -135,7 +144,7 @@ class WholeGraphs:
         handle = stream_handle(index)
         if handle and is_capturing():
             # A CUDA graph of the user's takes the contexts of the engines, which only calls part by part leave.
-            self._is_over = True
+            self._is_over = bool(self._engines)
             return run(inputs)
         shapes = tuple([tensor.shape for tensor in inputs])
         if shapes in self._graphs:
@@ -153,6 +162,26 @@ class WholeGraphs:
         if history.calls > self._calls_before and self._pays(history, inputs, outputs) and self._may_capture(now):
             self._capture(shapes, inputs, run)
         return outputs
+
+    def replay(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        """Answer a call by its CUDA graph; None where there is none, or a graph of the user's is being captured.
+
+        Args:
+            inputs: as for `answer`.
+        """
+        shapes = tuple([tensor.shape for tensor in inputs])
+        if self._is_over or shapes not in self._graphs or os.getpid() != self._process:
+            return None
+        index = self._device.index
+        if current_device() != index:
+            with torch.cuda.device(self._device):
+                return self.replay(inputs)
+        handle = stream_handle(index)
+        return None if handle and is_capturing() else self._replay(shapes, inputs, handle)
+
+    def has_graph(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether a CUDA graph answers calls at the shapes of these inputs."""
+        return not self._is_over and tuple([tensor.shape for tensor in inputs]) in self._graphs
 
     def _replay(self, shapes: _Shapes, inputs: Sequence[torch.Tensor], handle: int) -> list[torch.Tensor] | None:
         """Answer by a graph; None where it was dropped just now."""
@@ -210,7 +239,8 @@ class WholeGraphs:
                 reason = first_line(error)
         if not reason:
             return
-        text = f"the parts of a PartsModule are no one CUDA graph, so calls go through them one by one: {reason}"
+        self.obstacle = reason
+        text = f"{self._without}: {reason}"
         _logger.info(text)
         if self._policy.is_forced:
             warn_user(f"{text}; RuntimeConfig(cuda_graphs='auto') tries fewer operators, and says nothing")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import torch2engine as t2e
-from torch2engine.fallback.whole_graph import WholeGraphs, _agree, _History
+from torch2engine.deployed.whole_graph import WholeGraphs, _agree, _History
 
 DEVICE = torch.device("cuda", 0)
 
