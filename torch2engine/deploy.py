@@ -26,6 +26,7 @@ from torch2engine.deploy_steps.deploy_options import DeployOptions, Model
 from torch2engine.deploy_steps.earlier_engines import EarlierEngines
 from torch2engine.deploy_steps.fastest import with_fastest
 from torch2engine.deploy_steps.graph_check import GraphCheck
+from torch2engine.deploy_steps.measure_variants import with_measured_variants
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.reference_answers import answer_parity_cases
 from torch2engine.deploy_steps.report_builder import ReportBuilder
@@ -109,6 +110,7 @@ def deploy(
 
 
 @with_fastest  # if runtime="fastest": times what this function returns beside PyTorch, and returns the faster one
+@with_measured_variants  # if optimize="measure": deploys other variants of the engine, too, and returns the fastest
 @with_fallback  # if fallback is set: catches UnsupportedOperatorError, and deploys parts of the model by this function
 def deploy(
     model: nn.Module | Recording,

@@ -19,6 +19,7 @@ import torch2engine as t2e
 from tests.builder.builder_input import changed_by
 from tests.support import onnx_models
 from torch2engine.builder.fused_attention import attention_obstacles, fuse_attention
+from torch2engine.builder.parser_input import parser_input
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
 BATCH = t2e.Axis("batch", 1, 2, 8)
@@ -362,3 +363,11 @@ def test_constant_bias_of_heads_is_fused_as_it_is(tmp_path: Path) -> None:
         onnx.save(model, path)
         assert (changed_by(fuse_attention, path) is None) == (heads == 2)
         assert attention_obstacles(onnx.load(str(path)), tmp_path) == {}
+
+
+def test_attention_stays_products_where_that_form_is_asked_for(tmp_path: Path) -> None:
+    """BuildConfig(attention="products") leaves it out of TensorRT-RTX's input; nothing else changes here."""
+    path = hand_made(tmp_path)
+    assert len(attention_nodes(parser_input(path, is_rtx=True, cuts_sums=False))) == 1
+    assert parser_input(path, is_rtx=True, cuts_sums=False, fuses_attention=False) is None
+    assert parser_input(path, is_rtx=False, cuts_sums=False) is None

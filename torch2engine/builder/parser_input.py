@@ -30,7 +30,6 @@ _Change: TypeAlias = Callable[[Any, Path], Any | None]
 
 _FOR_ALL: tuple[_Change, ...] = (importer_form, widen_bytes)
 _FOR_RTX: tuple[_Change, ...] = (
-    fuse_attention,
     zero_rows_later,
     separate_activations,
     write_out_single_group_norms,
@@ -42,7 +41,9 @@ _FOR_RTX: tuple[_Change, ...] = (
 _FOR_FIXED_WEIGHTS: tuple[_Change, ...] = (scan_recurrent_layers, fold_heads, merge_projections)
 
 
-def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool, is_refittable: bool = False) -> bytes | None:
+def parser_input(
+    path: Path, *, is_rtx: bool, cuts_sums: bool, is_refittable: bool = False, fuses_attention: bool = True
+) -> bytes | None:
     """Change a model into the form that its builder needs.
 
     Args:
@@ -51,6 +52,7 @@ def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool, is_refittable: bo
         cuts_sums: whether TensorRT-RTX gets long float32 sums in pieces. A refit finds weights by their names in the
             file, so those of a refittable engine stay whole. TF32 rounds more than a long sum.
         is_refittable: whether the engine's weights can be replaced.
+        fuses_attention: whether TensorRT-RTX gets attention as one node.
 
     Returns:
         the model to parse in the file's place; None if the file is right as it is.
@@ -58,6 +60,8 @@ def parser_input(path: Path, *, is_rtx: bool, cuts_sums: bool, is_refittable: bo
     import onnx  # only here: it takes long to load
 
     changes = [*_FOR_ALL]
+    if is_rtx and fuses_attention:
+        changes.append(fuse_attention)
     if is_rtx:
         changes.extend(_FOR_RTX)
     if is_rtx and not is_refittable:

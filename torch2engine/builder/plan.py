@@ -66,7 +66,7 @@ class PlanRequest:
         progress: whether phases are reported.
         refittable: whether weights can be replaced later; needs a GPU.
         compute_capabilities: the GPUs that the plan is for; empty for TensorRT's choice.
-        hardware_compatibility: as in `BuildConfig`.
+        hardware_compatibility, attention: as in `BuildConfig`.
     """
 
     onnx_path: str
@@ -82,6 +82,7 @@ class PlanRequest:
     refittable: bool = False
     compute_capabilities: Sequence[Sequence[int]] = ()
     hardware_compatibility: str | None = None
+    attention: str = "node"
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -229,7 +230,13 @@ def _parse(build: _PlanBuild, builder: Builder) -> INetworkDefinition:
     path = build.request.onnx_path
     refittable = build.request.refittable
     cuts_sums = not refittable and not PRECISION_TYPES[build.request.precision].uses_tf32
-    changed = parser_input(Path(path), is_rtx=rt.is_rtx, cuts_sums=cuts_sums, is_refittable=refittable)
+    changed = parser_input(
+        Path(path),
+        is_rtx=rt.is_rtx,
+        cuts_sums=cuts_sums,
+        is_refittable=refittable,
+        fuses_attention=build.request.attention == "node",
+    )
     # The path is needed, because external data are found beside the file.
     is_parsed = parser.parse_from_file(path) if changed is None else parser.parse(changed, path)
     if not is_parsed:

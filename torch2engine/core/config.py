@@ -69,6 +69,8 @@ Specialization: TypeAlias = Literal["none", "lazy", "eager"]
 OutOfRangePolicy: TypeAlias = Literal["error", "split", "eager"]
 Profiles: TypeAlias = Sequence[Any] | Literal["auto"]  # {axis name: (min, opt, max)} each
 Mutations: TypeAlias = Literal["refuse", "write_back"]
+Optimize: TypeAlias = Literal["auto", "measure"]
+AttentionForm: TypeAlias = Literal["node", "products"]
 HardwareCompatibility: TypeAlias = Literal["same_compute_capability", "ampere_plus"]
 OnMismatch: TypeAlias = Literal["error", "rebuild"]
 RUNTIMES: tuple[str, ...] = get_args(Runtime)
@@ -189,8 +191,15 @@ class BuildConfig:
         compare_speed: let deploy time a new engine beside the model at each profile's opt, where both are on one GPU.
             A note in the report says where PyTorch is faster, and why. It takes under a second, or three calls of each
             where these take long. An engine from the cache is not timed again: it has its note.
-        optimize_seconds: how long deploy may look for something faster, in seconds. Under runtime="fastest",
-            torch.compile begins no further graph after that. What has begun is finished.
+        attention: the form in which TensorRT-RTX gets attention in half precision. "node": one Attention node, which
+            its fused kernel takes. "products": the products with the softmax between them, as TensorRT gets it.
+        optimize: how deploy finds the fastest engine. "auto": by rules that cost no build. "measure": it also builds
+            other variants: attention in the other form, a profile for each size, kernels for single shapes. Each is
+            compared with the model like an engine, and all are timed at each profile's opt. The cache remembers the
+            choice for this ONNX graph and GPU. Only TensorRT has variants; without it a note says so.
+        optimize_seconds: how long deploy may look for something faster, in seconds. Under optimize="measure" it begins
+            no further variant after that, and under runtime="fastest" torch.compile begins no further graph. What has
+            begun is finished.
 
     Raises:
         InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, compute
@@ -210,6 +219,8 @@ class BuildConfig:
     hardware_compatibility: HardwareCompatibility | None = None
     time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
     compare_speed: bool = field(default=True, metadata={DECIDES_NOTHING: True})
+    attention: AttentionForm = "node"
+    optimize: Optimize = field(default="auto", metadata={DECIDES_NOTHING: True})
     optimize_seconds: float = field(default=120.0, metadata={DECIDES_NOTHING: True})
 
     def __post_init__(self) -> None:
@@ -230,6 +241,8 @@ class BuildConfig:
         for name in ("refittable", "compare_speed"):
             flag: object = getattr(self, name)
             _require(_is_bool(flag), f"BuildConfig.{name}", flag, "True or False")
+        require_choice("BuildConfig.optimize", self.optimize, get_args(Optimize))
+        require_choice("BuildConfig.attention", self.attention, get_args(AttentionForm))
         require_choice("BuildConfig.mutations", self.mutations, get_args(Mutations))
         levels = (None, *get_args(HardwareCompatibility))
         require_choice("BuildConfig.hardware_compatibility", self.hardware_compatibility, levels)

@@ -14,6 +14,7 @@ they are composed here and in `deploy`.
     report_builder  collects what deploy() finds
     kernels_for_cases   a new engine's kernels for them, compiled by several processes where that takes long
     speed_note      an accepted engine is timed beside its model; a note where PyTorch is faster
+    measure_variants    variants of the engine are built and timed; engine_variants lists them
     fastest         the engine is timed beside PyTorch's forms of its model; the fastest answers
     load            the public step `load`: a saved folder as a module, with its report
     rebuild         an engine that does not run here is built anew for this machine
@@ -21,6 +22,6 @@ they are composed here and in `deploy`.
     model_and_sample    both as the user gave them, or from a recording
 
 Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
-`fastest`, `graph_check`, `load`, `model_and_sample`, `reference_answers`, `report_builder`, `request`, `speed_note`.
-The other files belong to this folder alone.
+`fastest`, `graph_check`, `load`, `measure_variants`, `model_and_sample`, `reference_answers`, `report_builder`,
+`request`, `speed_note`. The other files belong to this folder alone.
 """

@@ -51,7 +51,8 @@ class DeployReport:
         findings: what makes the engine slower than it could be, as far as it shows without a call. `explain` has those
             that must be measured, too.
         parts: what runs where, in order: one whole engine, or engines and what stays in PyTorch.
-        tried: what was timed to find the fastest under runtime="fastest", with the reasons.
+        tried: what was timed to find the fastest, with the reasons: the engine's variants under
+            BuildConfig(optimize="measure"), then engine and PyTorch under runtime="fastest".
 
     >>> report = module.report
     >>> report.precision, [parity.passed for parity in report.parity], list(report.seconds)
