@@ -47,6 +47,27 @@ def test_recurrent_layer_in_half_takes_the_input_at_once(layer: type[nn.Module])
     assert "scan" in module.layers()
 
 
+def test_axis_that_its_only_profile_fixes_has_that_size_alone(tmp_path: Path) -> None:
+    """TensorRT-RTX makes an engine without ranges of it; the axis keeps its name in errors."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).cuda().eval()
+    sample = torch.randn(4, 3, 8, 8, device="cuda")
+    config = t2e.BuildConfig(refittable=True)
+    module = t2e.deploy(
+        model, sample, {"input": {0: "batch"}}, profiles=[{"batch": (4, 4, 4)}], config=config, cache=False
+    )
+    x = torch.randn(4, 3, 8, 8, device="cuda")
+    for inputs in (x, sample, -x):
+        with torch.no_grad():
+            torch.testing.assert_close(module(inputs), model(inputs), rtol=1e-3, atol=1e-4)
+    with pytest.raises(ShapeError, match="batch = 3"):
+        module(sample[:3])
+    module.save(tmp_path / "engine")
+    assert torch.equal(t2e.load(tmp_path / "engine")(x), module(x))
+    with t2e.Processor(tmp_path / "engine") as processor:
+        (found,) = processor.infer([x.cpu().numpy()]).values()
+        assert np.array_equal(found, module(x).cpu().numpy())
+
+
 class Cached(nn.Module):
     """What a decoder with a cache does to lengths."""
 
