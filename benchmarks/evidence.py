@@ -18,8 +18,8 @@ from typing import Any
 
 import torch2engine as t2e
 from torch2engine.core.errors import InstallationError
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import list_gpus
-from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["FIELDS", "REPOSITORY", "Evidence", "commit", "complaints", "rounded"]
 

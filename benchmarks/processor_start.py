@@ -28,7 +28,7 @@ import json  # noqa: E402
 import numpy as np  # noqa: E402
 
 import torch2engine as t2e  # noqa: E402
-from torch2engine.trt.library import find_tensorrt  # noqa: E402
+from torch2engine.trt.bindings import find_tensorrt  # noqa: E402
 
 
 def main(began: str, folder: str, given: str, answer: str) -> None:

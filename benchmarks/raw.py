@@ -15,7 +15,7 @@ import torch
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.select_profile import select_profile
 from torch2engine.core.tf32 import float32_arithmetic
-from torch2engine.trt.library import check_return_value, find_tensorrt
+from torch2engine.trt.bindings import check_return_value, find_tensorrt
 
 __all__ = ["RawContext", "RawEngine"]
 

@@ -21,7 +21,7 @@ from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.exporter.export_onnx import export_onnx
 from torch2engine.precision import lower as lowering
-from torch2engine.trt.library import find_tensorrt
+from torch2engine.trt.bindings import find_tensorrt
 
 __all__ = ["main"]
 

@@ -16,7 +16,7 @@ import sys  # noqa: E402
 import torch  # noqa: E402
 
 import torch2engine as t2e  # noqa: E402
-from torch2engine.trt.library import find_tensorrt  # noqa: E402
+from torch2engine.trt.bindings import find_tensorrt  # noqa: E402
 
 
 def main(folder: str, inputs: str, answer: str) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.serving.processor import cuda
-from torch2engine.trt.library import check_return_value, find_tensorrt
+from torch2engine.trt.bindings import check_return_value, find_tensorrt
 
 __all__ = ["Tutorial"]
 

@@ -27,7 +27,7 @@ from torch2engine.deployed.judge import judge
 from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
-from torch2engine.trt.library import find_tensorrt
+from torch2engine.trt.bindings import find_tensorrt
 
 __all__ = ["ZooTrial"]
 

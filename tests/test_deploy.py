@@ -427,11 +427,11 @@ def test_deploying_to_onnx_runtime_is_silent(
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "runtime": (
         {"runtime": "trt"},
-        "runtime: got 'trt'; expected one of 'tensorrt', 'onnxruntime', 'auto'; pass one of these",
+        "runtime: got 'trt'; expected one of 'tensorrt', 'onnxruntime', 'auto', 'fastest'; pass one of these",
     ),
     "runtime of another type": (
         {"runtime": None},
-        "runtime: got None; expected one of 'tensorrt', 'onnxruntime', 'auto'; pass one of these",
+        "runtime: got None; expected one of 'tensorrt', 'onnxruntime', 'auto', 'fastest'; pass one of these",
     ),
     "precision": (
         {"precision": "half"},

@@ -34,8 +34,8 @@ from torch2engine.core.errors import (
     ShapeError,
     UnsupportedOperatorError,
 )
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import CUDA_LIBRARIES
-from torch2engine.trt.library import find_tensorrt
 
 RTX = BuildConfig(flavour="tensorrt_rtx")
 

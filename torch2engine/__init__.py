@@ -64,8 +64,8 @@ if TYPE_CHECKING:
     from torch2engine.fallback.submodules import DeployedSubmodules, load_submodules
     from torch2engine.fallback.torch_compile import compile_backend, deploy_submodules, explain
     from torch2engine.parity.parity_report import ParityReport
+    from torch2engine.precision.computed_precisions import precision_report
     from torch2engine.precision.module_sensitivity import sensitivity
-    from torch2engine.precision.precision_report import precision_report
     from torch2engine.serving.hub import from_hub, push_to_hub
     from torch2engine.serving.processor.processor import Processor
     from torch2engine.serving.triton import export_triton
@@ -159,7 +159,7 @@ _HOMES = {
     "DeployReport": "deployed.deploy_report",
     "ORTModule": "deployed.onnxruntime.ort_module",
     "ParityReport": "parity.parity_report",
-    "precision_report": "precision.precision_report",
+    "precision_report": "precision.computed_precisions",
     "sensitivity": "precision.module_sensitivity",
     "Processor": "serving.processor.processor",
     "Axis": "core.spec",

@@ -1,4 +1,4 @@
-"""All steps from a module to an engine, in order: capture, export, reference, check, precision, build, parity.
+"""All steps from a module to an engine, in order: capture, export, reference, check, precision, build, parity, speed.
 
 Enters: a live module and a sample. Leaves: a deployed module that was compared with it. Separate because this function
 is the list of the steps; the folders hold the steps themselves. The report has the seconds of each under these names.
@@ -215,65 +215,75 @@ def deploy(
     >>> module(torch.rand(5, 3, 64, 64)).shape
     torch.Size([5, 10])
     """
-    # The arguments that describe the model and its calls. A Recording gives the sample, axes and examples that were
-    # left out. The examples are read now, so InputError if there is none; all else is checked further below.
+    # The arguments that describe the model and its calls. A Recording gives the sample and examples that were left out,
+    # and axes for inputs that dynamic_axes does not name. It reads the examples, and InputError is for these alone.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
-    # Checks the other options (InputError) and that their libraries are installed (InstallationError). The model is not
-    # called. `request.runtime` is never "auto"; `request.model` is the module inside DataParallel or torch.compile.
+    # Checks precision, the form of calibration, tolerance, runtime and both configs (InputError), and that their
+    # libraries are installed (InstallationError). The model is not called. `request.runtime` is never "auto";
+    # `request.model` is the module inside DataParallel or torch.compile.
     request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
-    engine_cache = resolve_cache(cache, cache_key)  # None if caching is off or no folder can be used; checks cache_key
-    report = ReportBuilder(progress)  # collects comparisons, notes and seconds; `phase` times its body, shows progress
-    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # only keeps these; it searches below
+    # None if caching is off, or for cache=True without a home folder. InputError for a cache or cache_key of no use.
+    engine_cache = resolve_cache(cache, cache_key)
+    # Collects comparisons, notes and seconds. `phase` times its body and shows progress: BuildError if that cancels.
+    report = ReportBuilder(progress)
+    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # keeps these; searches at find_... only
     with ExitStack() as until_accepted:
-        # In this block: eval mode, exact float32, and calls of the model by other threads wait. Afterwards model and
-        # process are as before. Only values that forward wrote into parameters or gradients can't be undone:
-        # ExportError.
+        # In this block: eval mode, exact float32. Calls of the model by other threads wait, and so does another
+        # thread's deploy. Afterwards model and process are as before. Only values that forward wrote into parameters or
+        # gradients can't be undone: ExportError.
         with undisturbed(request.model):
             with report.phase("capture"):
-                # Calls the model several times. Checks sample, axes, profiles, live parameters and the names in
-                # tolerance.
+                # Calls the model on the sample, on other values of these sizes, and again, to prove that it keeps no
+                # state. Checks sample, axes, profiles, live parameters and the output names in tolerance. InputError,
+                # DynamicAxisError, ExportError.
                 captured = request.capture()
                 report.add_notes(captured.notes)
-            # The engine of an earlier deploy with this cache_key, as a module that was compared with the model and has
-            # its report. None without a cache_key or such an engine. Also None, with a warning, if this engine fails or
-            # answers otherwise. Raises only for the user's input, installation or wish to stop, and for full memory.
+            # The engine of an earlier deploy with this cache_key, as a module that was compared with the model anew and
+            # has its report. None without a cache_key or such an engine; also, with a warning, if this engine fails or
+            # gives other answers. Raises only what the engine is not to blame for: an error of the model on a parity
+            # case, a cancel, full memory, an installation that broke.
             if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
                 return reused_module
             # The same data. An iterator without any item is an InputError now, before the slow export; to know it, one
-            # item is read. All else is read when the graph is lowered.
+            # item is read and put back. The rest is read where the graph is lowered.
             calibration_data = checked_calibration(calibration)
-            # A process that loads TensorRT's builder beside the export; no process for ONNX Runtime. It ends with the
-            # outer block.
+            # Starts a process that loads TensorRT's builder beside the export. It does nothing for ONNX Runtime, and
+            # raises nothing: without this process the build starts one. It ends with the outer block.
             builder = until_accepted.enter_context(request.early_builder())
             with report.phase("export"):
-                onnx_artifact = export_onnx(captured, refittable=request.config.refittable)  # by torch.onnx.export
+                # By torch.onnx.export. DynamicAxisError if the model fixes an axis, UnsupportedOperatorError,
+                # ExportError; InputError for a refittable model with quantisers.
+                onnx_artifact = export_onnx(captured, refittable=request.config.refittable)
                 captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes such as "past + new"
-            # The model's answers to all parity cases, and how far rounding in these precisions moves them. A thread
-            # hashes the ONNX files meanwhile.
+            # The model's answers to all parity cases, and how far rounding in these precisions moves them. ExportError
+            # or DynamicAxisError if the model fails on one. A thread hashes the ONNX files meanwhile, for
+            # find_by_graph.
             with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
                 reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
             # As find_by_cache_key, but for an engine of the same ONNX graph, and without a cache_key. It never searches
             # if there are calibration data: other data would give another engine.
             if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
                 return reused_module
-        # Compares the exported graph with the model, on ONNX Runtime; ParityError if they differ. Where an engine
-        # follows that will be compared in every case, invented inputs above the smallest opt are left to it. Without
-        # TensorRT, and before int8 and fp8, every case counts here. A graph that is built as it is, is compared during
-        # the build below.
+        # Only decides in which cases the exported graph is compared with the model. Where an engine follows that will
+        # be compared in every case, invented inputs above the smallest opt are left to it. Without TensorRT, and before
+        # int8 and fp8, every case counts.
         graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
-        graph_check.require_equal_answers(report, builder)
-        # The graph in the requested low precision, or in that of the model's own quantisers, compared once more
-        # (ParityError, PrecisionError). A graph that needs neither stays as it is.
+        # Compares it, on ONNX Runtime (ParityError). A graph that is built as it is, and is not large, is only handed
+        # to `builder`: load_or_build below compares it while the builder's process works.
+        graph_check.compare_now_or_during_build(report, builder)
+        # The graph in the requested low precision, or in that of the model's own quantisers, compared once more. A
+        # graph that needs neither stays as it is. InputError, PrecisionError, ParityError, UnsupportedOperatorError,
+        # ExportError, InstallationError.
         lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
         if request.runtime == "onnxruntime":
-            # Its graph was compared above. It gets the model for refits; axes that may be split are proved
-            # (ParityError).
+            # The module of the graph that was compared above, with its report. It gets the model for refits
+            # (RefitError). Axes that may be split are proved (ParityError, InputError).
             return attach_report(make_ort_module(lowered, request, report), report)
         with report.phase("build"), torch.cuda.device(captured.target_gpu):
             torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
-            # Loaded from the cache, or built now. Until this block ends, processes that need the same new engine wait.
-            # If the block fails, an engine that came from the cache is removed from the cache, unless the cause is the
-            # user's input, installation or wish to stop, or full memory.
+            # Loaded from the cache, or built now; store_in_cache alone stores it. Until the outer block ends, processes
+            # that need the same new engine wait. If the block fails, an engine that came from the cache is removed from
+            # it, unless the engine is not to blame, as above. BuildError, UnsupportedOperatorError.
             pending_engine = until_accepted.enter_context(
                 load_or_build(
                     lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress, builder
@@ -282,17 +292,19 @@ def deploy(
         # After a ParityError below, the graph is compared in the cases that it was spared. If the graph is wrong there,
         # its error is raised instead of the engine's.
         until_accepted.enter_context(graph_check.naming_the_culprit())
-        # Gives a refittable engine the model's weights (RefitError). Compares in all cases, a quantised one in all but
-        # random ones (ParityError). Proves axes that may be split, and checks the engine's precisions (PrecisionError).
+        # A module of the engine. Compiles kernels that it lacks, in several processes. Gives a refittable engine the
+        # model's weights (RefitError). Compares in all cases, a quantised one in all but random ones, and by the metric
+        # of a budget (ParityError). Proves axes that may be split, and checks the engine's precisions (PrecisionError).
         trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        # Stores the engine with the weights that it has now, unless the cache holds the same ONNX file and kernels for
-        # this driver. Kernels that were compiled just now are added under kernel_specialization="none" only.
+        # Stores the engine, with its present weights and the kernels that TensorRT-RTX has compiled at run time; these
+        # only under kernel_specialization="none". Nothing is stored without a cache, or if the cache has the same ONNX
+        # file with kernels for this driver.
         store_in_cache(pending_engine, trt_module, request)
-        # A note where PyTorch is faster at a profile's opt, and why; nothing if they are not on one GPU. BuildError if
-        # `progress` cancels: the engine is in the cache by then. It compiles no kernels, since its inputs are among
-        # those that were compared.
+        # Times engine and model at each profile's opt. A note where PyTorch is faster, and why. Nothing if they are not
+        # on one GPU. Compiles no kernels. It fails only by a cancel (BuildError).
         compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
-        earlier_engines.record_for_later(pending_engine.engine_key)  # under the key of each search made above
+        # Writes into the cache, for later deploys: the record keys of the searches made above -> this engine's key.
+        earlier_engines.record_for_later(pending_engine.engine_key)
         # Sets trt_module.report. Gives back the contexts and CUDA graphs of the comparison; the engine stays.
         attach_report(trt_module, report).trim()
         return trt_module

@@ -198,7 +198,7 @@ def gpu(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
 
 def flavour(**changes: Any) -> Callable[[pytest.MonkeyPatch], None]:
     """Another TensorRT."""
-    from torch2engine.trt.library import find_tensorrt
+    from torch2engine.trt.bindings import find_tensorrt
 
     here = find_tensorrt()
     return lambda monkeypatch: monkeypatch.setattr(room, "find_tensorrt", lambda name=None: replace(here, **changes))

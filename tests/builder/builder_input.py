@@ -14,7 +14,7 @@ from typing import Any, cast
 import onnx
 
 from torch2engine.builder import plan
-from torch2engine.trt.library import find_tensorrt
+from torch2engine.trt.bindings import find_tensorrt
 
 __all__ = ["changed_by", "layers_of"]
 
@@ -29,6 +29,6 @@ def layers_of(path: Path, precision: str = "fp32", refittable: bool = False) -> 
     """The kinds of layers that TensorRT-RTX reads from a file."""
     rt = find_tensorrt("tensorrt_rtx")
     builder = rt.api.Builder(rt.logger)  # must outlive the network
-    request = SimpleNamespace(onnx_path=str(path), refittable=refittable, precision=precision)
+    request = SimpleNamespace(onnx_path=str(path), refittable=refittable, precision=precision, attention="node")
     network = plan._parse(plan._PlanBuild(rt, cast("Any", request), rt.log.mark()), builder)
     return [network.get_layer(index).type.name for index in range(network.num_layers)]

@@ -32,7 +32,7 @@ from torch2engine.core.errors import (
     UnsupportedOperatorError,
 )
 from torch2engine.core.spec import Axis, Profile, TensorSpec, Tree
-from torch2engine.trt.library import find_tensorrt
+from torch2engine.trt.bindings import find_tensorrt
 
 TITLE = find_tensorrt("tensorrt_rtx").title
 

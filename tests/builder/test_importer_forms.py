@@ -15,7 +15,7 @@ from tests.support import onnx_models
 from torch2engine.builder import plan
 from torch2engine.builder.importer_forms import IMPORTER_FAULTS, importer_form
 from torch2engine.core.errors import BuildError
-from torch2engine.trt.library import find_tensorrt, make_network
+from torch2engine.trt.bindings import find_tensorrt, make_network
 
 FLOAT = onnx_models.FLOAT
 
@@ -76,7 +76,9 @@ def test_builder_parses_the_respelled_model(tmp_path: Path, monkeypatch: pytest.
     """What parser_input gives is what TensorRT gets."""
     rt = find_tensorrt("tensorrt_rtx")
     builder = rt.api.Builder(rt.logger)
-    request = SimpleNamespace(onnx_path=str(sampler(tmp_path, "linear")), refittable=False, precision="tf32")
+    request = SimpleNamespace(
+        onnx_path=str(sampler(tmp_path, "linear")), refittable=False, precision="tf32", attention="node"
+    )
     build = plan._PlanBuild(rt, cast("Any", request), rt.log.mark())
     assert plan._parse(build, builder).num_layers == 1
     unknown = onnx_models.save(

@@ -6,6 +6,8 @@ import collections
 import copy
 import random
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Any
 
@@ -26,6 +28,7 @@ from torch2engine.core.errors import (
     Torch2EngineError,
     UnsupportedOperatorError,
 )
+from torch2engine.core.threads import is_idle_worker
 from torch2engine.exporter.export_onnx import export_onnx
 
 X = torch.randn(4, 3)
@@ -488,6 +491,24 @@ def test_helper_thread_does_not_keep_the_generators_from_being_put_back(module: 
         ends.set()
         thread.join()
     assert torch.equal(torch.get_rng_state(), before) is is_helper
+
+
+@pytest.mark.parametrize("is_at_work", [False, True])
+def test_worker_of_a_pool_counts_only_while_it_works(is_at_work: bool) -> None:
+    """torch.compile leaves a pool behind, whose idle threads draw no numbers."""
+    ends = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+        if is_at_work:
+            pool.submit(ends.wait)
+        while is_idle_worker(next(iter(pool._threads))) is is_at_work:
+            time.sleep(0.001)  # until it has come back to the pool's loop, or left it
+        model = nn.Linear(2, 2)
+        before = torch.get_rng_state()
+        with undisturbed(model):
+            torch.rand(3)
+        assert torch.equal(torch.get_rng_state(), before) is not is_at_work
+        ends.set()
 
 
 class Watched(nn.Module):

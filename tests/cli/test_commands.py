@@ -18,7 +18,7 @@ from tests.cli.conftest import run_command
 from torch2engine.cli.app import cli
 from torch2engine.cli.arguments import read_model
 from torch2engine.cli.outcome import EXIT_CODES
-from torch2engine.core.computed_precisions import AttentionOutcome, MultiplyAddNode, PrecisionReport
+from torch2engine.core.precision_report import AttentionOutcome, MultiplyAddNode, PrecisionReport
 from torch2engine.deployed.deploy_report import DeployReport
 
 pytestmark = pytest.mark.usefixtures("workspace")

@@ -105,8 +105,8 @@ def test_folder_that_everybody_may_write_to_has_no_records(cache: EngineCache) -
 
 def test_report_parts_go_through_a_record() -> None:
     """What is told of lowering and of the engine's types comes back as it was."""
-    from torch2engine.core.computed_precisions import MultiplyAddNode, PrecisionReport
     from torch2engine.core.precision_outcome import KeptModule, PrecisionOutcome
+    from torch2engine.core.precision_report import MultiplyAddNode, PrecisionReport
 
     outcome = PrecisionOutcome(
         dtype="fp16", nodes=3, low=2, kept=(KeptModule("head", 1, "asked"),), attempts=("one",), errors={"head": 0.5}

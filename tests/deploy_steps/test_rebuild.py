@@ -18,8 +18,8 @@ import torch2engine as t2e
 from tests.support import deploy_models
 from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.builder import load_or_build
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import Gpu
-from torch2engine.trt.library import find_tensorrt
 
 H200 = Gpu(0, "NVIDIA H200", (9, 0), "580.1", 1)
 

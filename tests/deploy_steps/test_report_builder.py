@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from tests.support.parity_tables import table
-from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.errors import BuildError
 from torch2engine.core.finding import Finding
 from torch2engine.core.precision_outcome import PrecisionOutcome
+from torch2engine.core.precision_report import PrecisionReport
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 
 

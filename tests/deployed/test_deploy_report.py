@@ -14,9 +14,9 @@ import pytest
 import torch2engine as t2e
 from tests.support.deploy_models import Mlp, mlp, sample
 from tests.support.parity_tables import TOLERANCE, table
-from torch2engine.core.computed_precisions import MultiplyAddNode, PrecisionReport
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
+from torch2engine.core.precision_report import MultiplyAddNode, PrecisionReport
 from torch2engine.deployed.deploy_report import DeployReport
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport

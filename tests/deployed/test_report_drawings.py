@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from torch2engine.core.computed_precisions import AttentionOutcome, MultiplyAddNode, PrecisionReport
+from torch2engine.core.precision_report import AttentionOutcome, MultiplyAddNode, PrecisionReport
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.deployed.explanation import GraphPartRecord
 from torch2engine.deployed.report_drawings import icicle, memory_bar, placement_strip

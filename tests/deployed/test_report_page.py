@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.parity_tables import table
-from torch2engine.core.computed_precisions import AttentionOutcome, MultiplyAddNode, PrecisionReport
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
+from torch2engine.core.precision_report import AttentionOutcome, MultiplyAddNode, PrecisionReport
 from torch2engine.deployed.benchmark import BenchmarkReport, BenchmarkRow, Timing
 from torch2engine.deployed.deploy_report import DeployReport
 from torch2engine.deployed.explanation import GraphPartRecord

@@ -26,7 +26,7 @@ from torch2engine.core.errors import (
     Torch2EngineError,
 )
 from torch2engine.deployed.trt.trt_module import TRTModule
-from torch2engine.trt.library import find_tensorrt
+from torch2engine.trt.bindings import find_tensorrt
 
 NO_CUDA = (
     f"PyTorch: got torch {torch.__version__}, which sees no CUDA device; expected a CUDA device, "

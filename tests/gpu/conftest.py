@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from benchmarks.evidence import Evidence, rounded
-from torch2engine.trt import capture_policy
+from torch2engine.core.threads import thread_origin
+from torch2engine.trt import cuda_graph_policy
 
 SLOW = ("test_precision.py", "test_refit_traps.py", "test_zoo.py")
 
@@ -87,8 +88,8 @@ def figure(record_property: Callable[[str, object], None]) -> Callable[[str, flo
 def _runners_threads_are_harmless(monkeypatch: pytest.MonkeyPatch) -> None:
     """pytest-xdist's own threads wait for no GPU, but "auto" can't know: without this it would make no graphs here."""
     here = threading.current_thread()
-    homes = {capture_policy.thread_origin(thread) for thread in threading.enumerate() if thread is not here}
-    monkeypatch.setattr(capture_policy, "_HARMLESS_PACKAGES", (*capture_policy._HARMLESS_PACKAGES, *homes))
+    homes = {thread_origin(thread) for thread in threading.enumerate() if thread is not here}
+    monkeypatch.setattr(cuda_graph_policy, "_HARMLESS_PACKAGES", (*cuda_graph_policy._HARMLESS_PACKAGES, *homes))
 
 
 @pytest.fixture(autouse=True, scope="session")

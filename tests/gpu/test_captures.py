@@ -19,7 +19,7 @@ import torch
 import torch2engine as t2e
 from tests.gpu.scenarios import CALLS, PAUSE, ROWS, WIDTH, Engines, Subject, capturing, run_together
 from torch2engine.trt import live_engines
-from torch2engine.trt.library import CallLock
+from torch2engine.trt.bindings import CallLock
 
 pytestmark = pytest.mark.xdist_group("captures")
 

@@ -263,7 +263,7 @@ FIRST_CALL = """
 import json, sys, time
 import torch
 import torch2engine as t2e
-from torch2engine.trt.library import find_tensorrt
+from torch2engine.trt.bindings import find_tensorrt
 x = torch.linspace(-1, 1, 2 * 3 * 64 * 64, device="cuda").view(2, 3, 64, 64)
 find_tensorrt({flavour!r})
 torch.cuda.synchronize()

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch2engine as t2e
-from torch2engine.core.computed_precisions import AttentionOutcome
+from torch2engine.core.precision_report import AttentionOutcome
 from torch2engine.onnx_graph.attention_blocks import find_attention_blocks
 from torch2engine.precision.graph.attention_outcomes import attention_outcomes
 from torch2engine.precision.graph.engine_layers import Layer, Multiplies, layers_of_modules

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 import torch2engine as t2e
 from tests.support.deploy_models import Mlp, sample, seeded
 from tests.support.paths import SUPPORT
-from torch2engine.core.computed_precisions import MultiplyAddNode
 from torch2engine.core.live_parameter_data import LiveParameter
+from torch2engine.core.precision_report import MultiplyAddNode
 from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
 from torch2engine.onnx_graph.attention_blocks import AttentionBlock, find_attention_blocks
 from torch2engine.precision.graph.engine_findings import (

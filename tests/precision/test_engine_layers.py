@@ -16,7 +16,7 @@ import pytest
 
 import torch2engine as t2e
 from tests.support.paths import SUPPORT
-from torch2engine.core.computed_precisions import MultiplyAddNode, PrecisionReport
+from torch2engine.core.precision_report import MultiplyAddNode, PrecisionReport
 from torch2engine.precision.engine_precision import require_precision
 from torch2engine.precision.graph.engine_layers import Layer, engine_precisions, read_layers
 

@@ -91,7 +91,7 @@ MARKS: dict[str, Mark] = {
 DTYPE_TABLES = {
     "artifact/onnx_outline.py",
     "core/dtypes.py",
-    "trt/library.py",
+    "trt/bindings.py",
 }  # "int8" and "int4" are names of dtypes there
 
 

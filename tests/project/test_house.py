@@ -85,7 +85,7 @@ def functions_are_short(name: str, text: str) -> Iterator[str]:
 
 
 def tensorrt_is_imported_in_one_place(name: str, text: str) -> Iterator[str]:
-    """Only trt/library.py imports TensorRT."""
+    """Only trt/bindings.py imports TensorRT."""
     for line, module in imported(tree_of(text)):
         if module.partition(".")[0].startswith("tensorrt") and name != "library.py":
             yield f"line {line}: imports {module}, which only library.py may"

@@ -72,7 +72,7 @@ def test_importing_a_serving_room_loads_no_onnx(run_python: Run, room: str) -> N
 
 def test_importing_trt_loads_no_tensorrt(run_python: Run) -> None:
     """The resolver's room loads TensorRT when it is asked for it, not when it is imported."""
-    names = loaded(run_python, "torch2engine.trt.library")
+    names = loaded(run_python, "torch2engine.trt.bindings")
     assert [name for name in names if is_heavy(name, ("tensorrt",))] == []
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from torch2engine.core.errors import BuildError
-from torch2engine.trt import library
+from torch2engine.trt import bindings
+from torch2engine.trt.bindings import TensorRT, check_return_value, find_tensorrt
 from torch2engine.trt.context import Context
-from torch2engine.trt.library import TensorRT, check_return_value, find_tensorrt
 from torch2engine.trt.memory import ALIGNMENT_BYTES, FREE_MEMORY
 
 
@@ -73,7 +73,7 @@ def test_refused_enqueue_says_what_tensorrt_said(rt: TensorRT) -> None:
 
 def test_lack_of_memory_is_told_with_what_was_wanted_and_free(rt: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT's line says how much was wanted, the driver says how much is free, and the cure fits."""
-    monkeypatch.setattr(library, "describe_free_memory", lambda: "3 of 143 MiB of GPU memory are free")
+    monkeypatch.setattr(bindings, "describe_free_memory", lambda: "3 of 143 MiB of GPU memory are free")
     line = "Requested amount of GPU memory (1073741824 bytes) could not be allocated: out of memory"
     with pytest.raises(BuildError) as caught:
         context_of(rt, FakeExecutionContext(rt, lines=(line,))).enqueue(0)

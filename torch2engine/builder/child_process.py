@@ -39,8 +39,8 @@ from torch2engine.core import errors
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode
 from torch2engine.core.progress import Heartbeat, PhaseReport
 from torch2engine.core.tf32 import builder_environment
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import list_gpus
-from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["BuilderProcess", "compile_in_child"]
 

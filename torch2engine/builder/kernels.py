@@ -18,10 +18,10 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.builder.plan import decode_fields, encode_fields
 from torch2engine.core.errors import BuildError
 from torch2engine.core.spec import Profile, Signature
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.context import Context
 from torch2engine.trt.engine import Engine
 from torch2engine.trt.gpu import load_driver, make_gpu_current, require_gpu
-from torch2engine.trt.library import find_tensorrt
 from torch2engine.trt.local_hardware import hardware_of
 
 __all__ = ["KernelRequest", "compile_kernels", "open_engine"]

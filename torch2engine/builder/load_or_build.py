@@ -34,8 +34,8 @@ from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, reporting
 from torch2engine.core.spec import Profile
 from torch2engine.core.version import __version__
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import Gpu, current_gpu_index, list_gpus
-from torch2engine.trt.library import find_tensorrt
 
 __all__ = [
     "EarlyBuilder",

@@ -19,8 +19,7 @@ from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.progress import PhaseReport
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.core.wording import quote
-from torch2engine.trt.gpu import list_gpus, make_gpu_current
-from torch2engine.trt.library import (
+from torch2engine.trt.bindings import (
     Builder,
     ComputeCapability,
     IBuilderConfig,
@@ -35,6 +34,7 @@ from torch2engine.trt.library import (
     find_tensorrt,
     make_network,
 )
+from torch2engine.trt.gpu import list_gpus, make_gpu_current
 from torch2engine.trt.memory import means_out_of_memory
 
 __all__ = ["PlanFacts", "PlanRequest", "compile_plan", "decode_fields", "encode_fields"]

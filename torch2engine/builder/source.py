@@ -23,7 +23,7 @@ from torch2engine.core.spec import Axis, Profile, Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
 from torch2engine.onnx_graph.tensor_types import graph_precision
-from torch2engine.trt.library import IO_DTYPES
+from torch2engine.trt.bindings import IO_DTYPES
 
 __all__ = ["BuildSource", "Profiles", "make_build_source"]
 

@@ -17,7 +17,7 @@ import onnx as _typed_onnx
 from torch2engine.core.errors import BuildError, Torch2EngineError, UnsupportedNode, UnsupportedOperatorError
 from torch2engine.onnx_graph.node_origins import origin_of
 from torch2engine.onnx_graph.walk import walk_nodes
-from torch2engine.trt.library import Builder, INetworkDefinition, OnnxParser, ParserError, TensorRT, make_network
+from torch2engine.trt.bindings import Builder, INetworkDefinition, OnnxParser, ParserError, TensorRT, make_network
 
 __all__ = ["explain_refusal"]
 

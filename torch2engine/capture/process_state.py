@@ -22,6 +22,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch2engine.core.fork_safe_lock import ForkSafeLock
+from torch2engine.core.threads import is_idle_worker
 
 __all__ = ["exact_arithmetic", "full_float32", "grad_and_autocast_off", "process_state_lock", "restored_random_state"]
 
@@ -87,8 +88,8 @@ def _set_random_state(
 
 
 def _may_draw(thread: threading.Thread) -> bool:
-    """Whether a thread may draw random numbers: it is another thread, and none of a helper package."""
-    if thread is threading.current_thread():
+    """Whether a thread may draw random numbers: another one, none of a helper package, and no idle one of a pool."""
+    if thread is threading.current_thread() or is_idle_worker(thread):
         return False
     target = getattr(thread, "_target", None)
     owner = type(thread) if target is None else target

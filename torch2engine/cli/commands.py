@@ -43,10 +43,10 @@ from torch2engine.cli.candidates import (
 )
 from torch2engine.cli.outcome import FAILED, PASSED, Outcome
 from torch2engine.cli.random_weights import advice_on_random_weights
-from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.config import BuildConfig, Runtime, Tolerance
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError, ParityError
 from torch2engine.core.finding import Finding
+from torch2engine.core.precision_report import PrecisionReport
 from torch2engine.core.precisions import DEFAULT_PRECISION, Float32PrecisionName, PrecisionName
 from torch2engine.core.spec import Signature
 from torch2engine.deploy import deploy
@@ -55,8 +55,8 @@ from torch2engine.deploy_steps.diagnose import diagnose
 from torch2engine.deploy_steps.load import saved_report
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.precision.computed_precisions import precision_report
 from torch2engine.precision.graph.engine_findings import engine_findings
-from torch2engine.precision.precision_report import precision_report
 from torch2engine.trt.local_hardware import choose_engine
 
 __all__ = [

@@ -3,8 +3,9 @@
 Enters: values and structures from anywhere. Leaves: frozen values that check themselves, and typed errors. Separate
 because it needs no torch, no ONNX and no TensorRT.
 
-Public: `computed_precisions`, `config`, `constants`, `dtypes`, `errors`, `finding`, `foreign_files`, `fork_safe_lock`,
-`json_rules`, `live_parameter_data`, `loggers`, `package`, `precision_outcome`, `precisions`, `preprocess`,
+Public: `config`, `constants`, `dtypes`, `errors`, `finding`, `foreign_files`, `fork_safe_lock`, `json_rules`,
+`live_parameter_data`, `loggers`, `package`, `precision_outcome`, `precision_report`, `precisions`, `preprocess`,
 `profile_sizes`, `progress`, `pytree`, `select_profile`, `shared_memory`, `size_expression`, `spec`, `tf32`,
-`time_limit`, `tried_candidate`, `user_warning`, `version`, `wording`. The other files belong to this folder alone.
+`threads`, `time_limit`, `tried_candidate`, `user_warning`, `version`, `wording`. The other files belong to this folder
+alone.
 """

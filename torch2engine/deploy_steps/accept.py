@@ -32,10 +32,10 @@ from torch2engine.deployed.module_access import (
 )
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.deployed.trt.trt_module import TRTModule
+from torch2engine.precision.computed_precisions import report_at_opt
 from torch2engine.precision.engine_precision import verify_engine_precision
 from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.lowered_parity import cast_case, parity_cases_for, tolerance_for
-from torch2engine.precision.precision_report import report_at_opt
 
 __all__ = [
     "EngineCandidate",

@@ -65,7 +65,7 @@ class GraphCheck:
         fits_beside_build = is_built_as_it_is and exported.model_bytes <= _LARGE_BYTES
         return cls(lambda: ORTModule(exported), answers, request.tolerance, engine_follows, fits_beside_build)
 
-    def require_equal_answers(self, report: ReportBuilder, builder: EarlyBuilder) -> None:
+    def compare_now_or_during_build(self, report: ReportBuilder, builder: EarlyBuilder) -> None:
         """Compare the graph now, or while the builder works: in all cases, or in `cases_before_build`.
 
         Args:
@@ -85,7 +85,7 @@ class GraphCheck:
             report.add_parity(self.compare().raise_if_failed())
 
     def compare(self) -> ParityReport:
-        """Compare the graph as `require_equal_answers` does; call `raise_if_failed` of the report."""
+        """Compare the graph as `compare_now_or_during_build` does; call `raise_if_failed` of the report."""
         names = ", ".join(f"'{case.name}'" for case in self._left_out)
         note = [f"compared on the engine alone: {names}"] if names else []
         return judge(self.open_graph(), self._cases, self.tolerance, [*self.answers.notes, *note])

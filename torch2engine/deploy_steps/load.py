@@ -20,17 +20,17 @@ from torch2engine.artifact.load_artifact import load_artifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.parts_artifact import PartsArtifact
 from torch2engine.artifact.saved_folder import ONNX, REPORT
-from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.config import RUNTIMES, OnMismatch, Runtime, RuntimeConfig, require_choice
 from torch2engine.core.errors import ArtifactError, InputError, InstallationError, Torch2EngineError
 from torch2engine.core.precision_outcome import PrecisionOutcome
+from torch2engine.core.precision_report import PrecisionReport
 from torch2engine.core.progress import Progress
 from torch2engine.core.user_warning import warn_user
 from torch2engine.core.wording import quote
 from torch2engine.deployed.backend_table import module_of_artifact
 from torch2engine.deployed.deploy_report import DeployReport
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import list_gpus
-from torch2engine.trt.library import find_tensorrt
 from torch2engine.trt.local_hardware import choose_engine
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.finding import Finding
 from torch2engine.core.precision_outcome import PrecisionOutcome
+from torch2engine.core.precision_report import PrecisionReport
 from torch2engine.core.progress import Progress, ProgressCallback, Reporter, is_shown, reporting
 from torch2engine.deployed.deploy_report import DeployReport
 from torch2engine.deployed.explanation import GraphPartRecord

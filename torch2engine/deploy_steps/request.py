@@ -44,8 +44,8 @@ from torch2engine.precision.validate import (
     require_precision_of_live_parameters,
     validated_precision,
 )
+from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import require_gpu
-from torch2engine.trt.library import find_tensorrt
 
 __all__ = ["DeployRequest", "choose_runtime"]
 

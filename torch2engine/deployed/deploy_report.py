@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.finding import Finding
 from torch2engine.core.package import public
 from torch2engine.core.precision_outcome import PrecisionOutcome
+from torch2engine.core.precision_report import PrecisionReport
 from torch2engine.core.tried_candidate import TriedCandidate, tried_rows
 from torch2engine.core.wording import aligned, quote
 from torch2engine.deployed.explanation import GraphPartRecord

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-from torch2engine.core.computed_precisions import AttentionOutcome, PrecisionReport
+from torch2engine.core.precision_report import AttentionOutcome, PrecisionReport
 from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.deployed.explanation import GraphPartRecord
 

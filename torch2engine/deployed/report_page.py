@@ -12,8 +12,8 @@ from html import escape
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from torch2engine.core.computed_precisions import PrecisionReport, named_modules
 from torch2engine.core.finding import Finding
+from torch2engine.core.precision_report import PrecisionReport, named_modules
 from torch2engine.core.tried_candidate import TriedCandidate, tried_rows
 from torch2engine.core.version import __version__
 from torch2engine.deployed.report_drawings import icicle, memory_bar, placement_strip

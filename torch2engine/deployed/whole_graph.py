@@ -29,8 +29,8 @@ from torch2engine.core.wording import first_line
 from torch2engine.deployed.module_access import keep_capture, release_capture
 from torch2engine.deployed.torch_state import current_device, is_capturing, stream_handle
 from torch2engine.deployed.trt.trt_module import TRTModule
-from torch2engine.trt.capture_policy import CapturePolicy
 from torch2engine.trt.cuda_graph import CudaGraph, DedicatedStream, NotCapturable, WorkEvent, collector_waits
+from torch2engine.trt.cuda_graph_policy import CapturePolicy
 from torch2engine.trt.gpu import find_capture_id, relaxed_capture_mode
 
 __all__ = ["WholeGraphs"]

@@ -3,8 +3,8 @@
 Enters: a captured call. Leaves: an ONNX graph with names, axes and origins. Separate because all that is particular to
 torch.export and torch.onnx stays here.
 
-Other folders call `export_onnx.export_onnx`, or `program.export_functional_program` for a graph that is cut into parts.
-The steps of the first, in this order:
+Other folders call `export_onnx.export_onnx`, or `functional_program.export_functional_program` for a graph that is cut
+into parts. The steps of the first, in this order:
 
 - `trace`: torch.export, of the `flat_module`; `refusals` says in the user's words why it refuses. Meanwhile
   `recurrent` keeps recurrent layers whole, `traceable_functions` values unread, and `tensor_indices` indices tensors.
@@ -20,5 +20,5 @@ The steps of the first, in this order:
   save torch.export work that it repeats.
 - `torch_program`: facts about torch's program; `free_sizes` finds the nodes whose sizes depend on values.
 
-Public: `export_onnx`, `flat_module`, `free_sizes`, `program`. The other files belong to this folder alone.
+Public: `export_onnx`, `flat_module`, `free_sizes`, `functional_program`. The other files belong to this folder alone.
 """

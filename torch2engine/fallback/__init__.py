@@ -23,12 +23,12 @@ A *part* is a group of operators that one engine answers.
     saved_cut        how all parts are saved
     measured_cost    which engines are worth it, under fallback="faster"
     parts_module     the deployed model, with its parts_backend; parts_session is the model live on one device
-    capturable       which operators allow a CUDA graph of a whole call
+    cuda_graph_refusals what stands against a CUDA graph of a whole call
     program_file     torch's program as a file; program_check refuses a file that is no plain data
-    submodules       deployed submodules of a pipeline; whole_call compares what the pipeline returns
+    submodules       deployed submodules of a pipeline; compare_results compares what the pipeline returns
     compile_options  the options of torch.compile's backend
     run_record       what runs where, and why
 
-Public: `compile_options`, `deploy_in_parts`, `graph_compiler`, `parts_module`, `run_record`, `submodules`,
-`torch_compile`, `whole_call`. The other files belong to this folder alone.
+Public: `compare_results`, `compile_options`, `deploy_in_parts`, `graph_compiler`, `parts_module`, `run_record`,
+`submodules`, `torch_compile`. The other files belong to this folder alone.
 """

@@ -42,7 +42,7 @@ from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import choose_runtime
 from torch2engine.deployed.judge import ENGINE_REPEATS, judge
 from torch2engine.deployed.module_access import attach_model
-from torch2engine.exporter.program import FunctionalProgram, export_functional_program
+from torch2engine.exporter.functional_program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program, write_parts_artifact
 from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.part_call import DeployPart

@@ -30,7 +30,7 @@ from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.explanation import Obstacle
 from torch2engine.deployed.module_access import current_artifact_of
 from torch2engine.exporter.free_sizes import makes_free_size
-from torch2engine.exporter.program import FunctionalProgram
+from torch2engine.exporter.functional_program import FunctionalProgram
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.fixed_engines import FixedEngines

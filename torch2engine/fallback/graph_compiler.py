@@ -21,7 +21,7 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.errors import ExportError, InputError
 from torch2engine.core.wording import first_line, quote
 from torch2engine.deployed.explanation import Obstacle
-from torch2engine.exporter.program import FunctionalProgram, export_functional_program
+from torch2engine.exporter.functional_program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.deployable_graph import DeployableGraph, part_record
 from torch2engine.fallback.dispatch_modes import dispatch_modes_off

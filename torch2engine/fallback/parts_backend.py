@@ -23,7 +23,7 @@ from torch2engine.deployed.torch_state import dual_level, modes
 from torch2engine.fallback.parts_session import PartsSession
 from torch2engine.fallback.program_file import replace_tensors
 from torch2engine.fallback.run_record import RunRecord
-from torch2engine.trt.library import PRODUCT_NAMES
+from torch2engine.trt.bindings import PRODUCT_NAMES
 
 __all__ = ["PartsBackend"]
 

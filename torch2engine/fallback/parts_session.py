@@ -29,7 +29,7 @@ from torch2engine.deployed.module_access import current_artifact_of
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.deployed.whole_graph import WholeGraphs
-from torch2engine.fallback.capturable import reason_against_capture
+from torch2engine.fallback.cuda_graph_refusals import reason_against_capture
 from torch2engine.fallback.deployable_graph import operator_of, source_of
 from torch2engine.fallback.fixed_engines import FixedEngines
 from torch2engine.fallback.graph_layout import GraphLayout, result_names

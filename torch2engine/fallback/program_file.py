@@ -17,7 +17,7 @@ from torch.export.passes import move_to_device_pass
 from torch2engine.core.errors import ArtifactError, ExportError
 from torch2engine.core.json_rules import SchemaError
 from torch2engine.core.wording import quote
-from torch2engine.exporter.program import FunctionalProgram
+from torch2engine.exporter.functional_program import FunctionalProgram
 from torch2engine.fallback.program_check import checked_archive
 
 __all__ = ["read_program", "replace_tensors", "write_program"]

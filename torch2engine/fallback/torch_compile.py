@@ -27,6 +27,7 @@ from torch2engine.deploy import deploy
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.explanation import Explanation
 from torch2engine.deployed.module_access import runtime_kind
+from torch2engine.fallback.compare_results import compare_results
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.graph_compiler import GraphCompiler
 from torch2engine.fallback.run_record import RunRecord, obstacle_without_graph, time_calls
@@ -37,7 +38,6 @@ from torch2engine.fallback.submodules import (
     noted_children,
     without_swap,
 )
-from torch2engine.fallback.whole_call import compare_results
 from torch2engine.parity.bounds import Bounds
 
 __all__ = ["compile_backend", "deploy_submodules", "explain", "make_compiler"]

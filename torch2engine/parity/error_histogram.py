@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from torch2engine.parity.parity_report import ERROR_DECADES
-from torch2engine.parity.parts import OCTAVE_COUNT, OCTAVE_OFFSET, octaves
+from torch2engine.parity.worst_part import OCTAVE_COUNT, OCTAVE_OFFSET, octaves
 
 __all__ = ["ErrorHistogram"]
 

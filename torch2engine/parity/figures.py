@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from torch2engine.parity.bounds import MEANINGFUL, Bounds
 from torch2engine.parity.error_histogram import ErrorHistogram
-from torch2engine.parity.parts import (
+from torch2engine.parity.worst_part import (
     GROUP,
     NOISE,
     OCTAVE_COUNT,

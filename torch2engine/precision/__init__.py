@@ -8,10 +8,10 @@ reports on what that costs. Separate because every flavour of TensorRT computes 
 - `lower`: makes a lowered model within its tolerance or budget; `lower_graph` makes one, and `budget_search` others.
 - `lowered_parity`: the cases and the tolerance for the comparison of a lowered model.
 - `retype_weights`: keeps a refittable model's weight program in step with the lowered graph.
-- `precision_report`, `engine_precision`, `module_sensitivity`: what a model computes in, whether an engine does so, and
-  what a low precision would cost each module.
+- `computed_precisions`, `engine_precision`, `module_sensitivity`: what a model computes in, whether an engine does
+  so, and what a low precision would cost each module.
 - `graph`: rewriting and measuring ONNX graphs, without torch.
 
 Public: `engine_precision`, `graph.engine_findings`, `lower`, `lowered_model`, `lowered_parity`, `module_sensitivity`,
-`precision_report`, `validate`. The other files belong to this folder alone.
+`computed_precisions`, `validate`. The other files belong to this folder alone.
 """

@@ -10,17 +10,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.computed_precisions import (
+from torch2engine.core.errors import PrecisionError
+from torch2engine.core.precision_report import (
     UNKNOWN,
     MultiplyAddNode,
     PrecisionReport,
     total_multiply_adds,
 )
-from torch2engine.core.errors import PrecisionError
 from torch2engine.core.precisions import LOW_PRECISIONS
 from torch2engine.deployed.trt.trt_module import TRTModule
+from torch2engine.precision.computed_precisions import report_at_opt
 from torch2engine.precision.graph.engine_layers import read_layers
-from torch2engine.precision.precision_report import report_at_opt
 
 __all__ = ["EnginePrecision", "count_layers", "require_precision", "verify_engine_precision"]
 

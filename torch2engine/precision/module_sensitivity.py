@@ -16,8 +16,8 @@ from torch2engine.capture.parity_cases import make_parity_cases
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.unwrap import unwrap
-from torch2engine.core.computed_precisions import table
 from torch2engine.core.config import Precision, require_choice
+from torch2engine.core.precision_report import table
 from torch2engine.core.precisions import LOW_PRECISIONS, PrecisionName
 from torch2engine.core.spec import Preprocess
 from torch2engine.exporter.export_onnx import export_onnx

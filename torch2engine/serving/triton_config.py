@@ -16,7 +16,7 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.core.errors import InputError
 from torch2engine.core.spec import Dim, Profile, Signature, TensorSpec
-from torch2engine.trt.library import IO_DTYPES
+from torch2engine.trt.bindings import IO_DTYPES
 
 __all__ = ["BACKENDS", "Scheduling", "config_text", "without_comments"]
 

@@ -15,7 +15,7 @@ from typing import Any, Generic
 from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.core.tf32 import float32_arithmetic
-from torch2engine.trt.library import Dims, IExecutionContext, IOutputAllocator, TensorRT, check_return_value
+from torch2engine.trt.bindings import Dims, IExecutionContext, IOutputAllocator, TensorRT, check_return_value
 from torch2engine.trt.memory import ALIGNMENT_BYTES, DeviceMemory, MemoryT
 
 __all__ = ["Context", "DataDependentOutput"]

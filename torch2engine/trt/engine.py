@@ -16,10 +16,7 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.spec import TensorSpec
 from torch2engine.core.tf32 import float32_arithmetic
-from torch2engine.trt.context import Context
-from torch2engine.trt.engine_agreement import check_engine
-from torch2engine.trt.gpu import require_gpu
-from torch2engine.trt.library import (
+from torch2engine.trt.bindings import (
     EngineInspector,
     ICudaEngine,
     IExecutionContext,
@@ -32,6 +29,9 @@ from torch2engine.trt.library import (
     check_return_value,
     find_tensorrt,
 )
+from torch2engine.trt.context import Context
+from torch2engine.trt.engine_agreement import check_engine
+from torch2engine.trt.gpu import require_gpu
 from torch2engine.trt.local_hardware import hardware_of
 
 __all__ = ["Engine"]

@@ -14,7 +14,7 @@ from torch2engine.artifact.onnx_outline import OutlineTensor
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.json_rules import SchemaError
 from torch2engine.core.spec import Profile, TensorSpec
-from torch2engine.trt.library import ICudaEngine, TensorRT
+from torch2engine.trt.bindings import ICudaEngine, TensorRT
 
 __all__ = ["check_engine"]
 

@@ -18,8 +18,8 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.core.errors import ArtifactError
 from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precision
 from torch2engine.core.spec import Axis, Dim, Parameter, Profile, Signature, TensorSpec, Tree
+from torch2engine.trt.bindings import ICudaEngine, TensorRT, check_return_value, find_tensorrt
 from torch2engine.trt.gpu import Gpu, make_gpu_current, require_gpu
-from torch2engine.trt.library import ICudaEngine, TensorRT, check_return_value, find_tensorrt
 
 __all__ = ["adopt_plan"]
 

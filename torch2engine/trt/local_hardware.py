@@ -13,8 +13,8 @@ from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.manifest_fields import Hardware
 from torch2engine.core.config import FLAVOURS
 from torch2engine.core.errors import InstallationError
+from torch2engine.trt.bindings import TensorRT, find_tensorrt
 from torch2engine.trt.gpu import Gpu, current_gpu_index, list_gpus
-from torch2engine.trt.library import TensorRT, find_tensorrt
 
 __all__ = ["choose_engine", "hardware_of", "local_hardware"]
 

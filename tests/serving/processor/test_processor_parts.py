@@ -17,7 +17,7 @@ from torch2engine.serving.processor.arrays import input_layout
 from torch2engine.serving.processor.batches import Batches, group_samples, plan_batches, stack_samples
 from torch2engine.serving.processor.host_copy import HostCopier, split_copy
 from torch2engine.serving.processor.staging import as_bytes, make_layout
-from torch2engine.trt.capture_policy import is_harmless
+from torch2engine.trt.cuda_graph_policy import is_harmless
 
 BATCH = Axis("batch", 1, 4, 64)
 

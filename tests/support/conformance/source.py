@@ -173,7 +173,7 @@ class Package:
             shown = path.relative_to(folder.parent).as_posix()
             self.modules[name] = Module(name, shown, ast.parse(path.read_text(encoding="utf-8"), shown))
         door = f"{self.name}.trt"
-        self.door = self.modules.get(f"{door}.library", self.modules[door])
+        self.door = self.modules.get(f"{door}.bindings", self.modules[door])
         self.modules = self._behind_the_door()
 
     def _behind_the_door(self) -> dict[str, Module]:

@@ -19,10 +19,10 @@ from torch2engine.core.errors import BuildError
 from torch2engine.deployed.trt.output_tensors import OutputTensors, TensorMemory, empty_like_each
 from torch2engine.deployed.trt.shape_graphs import ShapeGraphs, StaticBufferGraph
 from torch2engine.deployed.trt.work_order import WorkOrder
-from torch2engine.trt.capture_policy import CapturePolicy
 from torch2engine.trt.context import Context
 from torch2engine.trt.context_pool import ContextPool, PreparedShape
 from torch2engine.trt.cuda_graph import CudaGraph, DedicatedStream, NotCapturable, capture_inference
+from torch2engine.trt.cuda_graph_policy import CapturePolicy
 from torch2engine.trt.engine import Engine
 
 __all__ = ["PER_THREAD_STREAM", "PreparedTensors", "StreamExecutor"]

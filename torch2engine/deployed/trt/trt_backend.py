@@ -23,7 +23,7 @@ from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.deployed.backend import WeightsGuard
 from torch2engine.deployed.direct_call import DirectCall
 from torch2engine.deployed.trt.engine_session import EngineSession, not_prepared
-from torch2engine.trt.library import PRODUCT_NAMES
+from torch2engine.trt.bindings import PRODUCT_NAMES
 
 __all__ = ["TensorRTBackend", "require_cuda"]
 

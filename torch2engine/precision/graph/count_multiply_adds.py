@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch2engine.artifact.scratch_folder import scratch_folder
-from torch2engine.core.computed_precisions import RECURRENT, MultiplyAddNode
+from torch2engine.core.precision_report import RECURRENT, MultiplyAddNode
 from torch2engine.core.precisions import DEFAULT_PRECISION, LOW_PRECISIONS, PRECISION_TYPES
 from torch2engine.onnx_graph.model_file import load_model, save_model
 from torch2engine.onnx_graph.node_origins import node_modules

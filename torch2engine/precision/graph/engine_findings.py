@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterable, Sequence
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
-from torch2engine.core.computed_precisions import (
+from torch2engine.core.finding import Finding
+from torch2engine.core.precision_report import (
     UNKNOWN,
     MultiplyAddNode,
     PrecisionReport,
     named_modules,
     total_multiply_adds,
 )
-from torch2engine.core.finding import Finding
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.onnx_graph.attention_blocks import AttentionBlock, find_attention_blocks

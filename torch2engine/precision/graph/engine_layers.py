@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from torch2engine.core.computed_precisions import RECURRENT, UNKNOWN, WITHOUT_FLOATS, MultiplyAddNode
+from torch2engine.core.precision_report import RECURRENT, UNKNOWN, WITHOUT_FLOATS, MultiplyAddNode
 from torch2engine.core.precisions import PRECISION_TYPES
 
 __all__ = ["Layer", "Multiplies", "engine_precisions", "layers_of_modules", "read_layers"]

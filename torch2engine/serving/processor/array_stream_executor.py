@@ -22,10 +22,10 @@ from torch2engine.core.errors import BuildError, InputError
 from torch2engine.serving.processor.arrays import Shape, check_out_array, numpy_dtype
 from torch2engine.serving.processor.cuda import Bytes, Cuda, Memory, Stream
 from torch2engine.serving.processor.staging import Layout, PendingCall, Result, as_bytes, make_layout
-from torch2engine.trt.capture_policy import CapturePolicy
 from torch2engine.trt.context import Context, DataDependentOutput
 from torch2engine.trt.context_pool import ContextPool, PreparedShape
 from torch2engine.trt.cuda_graph import CudaGraph, NotCapturable, capture_inference
+from torch2engine.trt.cuda_graph_policy import CapturePolicy
 from torch2engine.trt.engine import Engine
 from torch2engine.trt.working_memory import WorkingMemory
 

@@ -1,4 +1,4 @@
-"""`torch2engine.trt.library` with the real TensorRT-RTX, and with folders that pretend to be a broken TensorRT."""
+"""`torch2engine.trt.bindings` with the real TensorRT-RTX, and with folders that pretend to be a broken TensorRT."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from torch2engine.core.errors import BuildError, ShapeError
-from torch2engine.trt.library import (
+from torch2engine.trt.bindings import (
     DTYPES,
     IO_DTYPES,
     Builder,
@@ -40,7 +40,7 @@ def found(path: Path, flavour: str | None = None) -> str:
     """What `find` says in a process that imports from `path` first."""
     code = (
         "import json, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from torch2engine.trt.library import find_tensorrt\n"
+        "from torch2engine.trt.bindings import find_tensorrt\n"
         "from torch2engine.core.errors import InstallationError\n"
         "try:\n    said = find_tensorrt(json.loads(sys.argv[2])).name\n"
         "except InstallationError as error:\n    said = str(error)\n"
@@ -187,7 +187,7 @@ def test_logger_carries_tensorrts_own_lines(rt: TensorRT) -> None:
 
 def test_tensorrt_prints_nothing_by_itself() -> None:
     """Without logging set up, TensorRT's warnings stay off the terminal."""
-    code = "from torch2engine.trt.library import find_tensorrt as find; "
+    code = "from torch2engine.trt.bindings import find_tensorrt as find; "
     code += "find('tensorrt_rtx').log.record('WARNING', 'shown?')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""

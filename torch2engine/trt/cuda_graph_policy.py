@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import sys
 import threading
-from typing import Any, Protocol
+from typing import Protocol
 
-__all__ = ["CapturePolicy", "is_harmless", "no_thread_may_synchronize", "thread_origin"]
+from torch2engine.core.threads import is_idle_worker, thread_origin
+
+__all__ = ["CapturePolicy", "is_harmless", "no_thread_may_synchronize"]
 
 # After this many enqueues, TensorRT has loaded its kernels; a capture forbids loading.
 _WARM_ENQUEUES = {True: 1, "auto": 2}
@@ -25,8 +27,6 @@ _HARMLESS_PACKAGES = (
     *("torch.utils.data", "torch._inductor", "torch2engine", "multiprocessing.queues"),
     *("tqdm", "rich", "ipykernel", "IPython"),
 )
-
-_POOL = "concurrent.futures.thread"
 
 
 class _EnqueueHistory(Protocol):
@@ -104,22 +104,4 @@ def no_thread_may_synchronize() -> bool:
 def is_harmless(thread: threading.Thread) -> bool:
     """Whether a thread's code is from a package whose threads never wait for a device, or it only waits for work."""
     origin = f"{thread_origin(thread)}."
-    return origin.startswith(tuple(f"{package}." for package in _HARMLESS_PACKAGES)) or _is_idle_worker(thread)
-
-
-def _is_idle_worker(thread: threading.Thread) -> bool:
-    """Whether a thread belongs to a ThreadPoolExecutor and waits for work, such as Inductor's after a compilation.
-
-    Only a running thread could give it work, and such a thread is looked at itself. While it waits, its innermost frame
-    is the pool's own loop, without an item (Python 3.10 to 3.14).
-    """
-    if thread_origin(thread) != _POOL or thread.ident is None:
-        return False
-    frame = sys._current_frames().get(thread.ident)  # pyright: ignore[reportPrivateUsage]  # a documented function
-    return frame is not None and frame.f_code.co_name == "_worker" and "work_item" not in frame.f_locals
-
-
-def thread_origin(thread: threading.Thread) -> str:
-    """The name of the module that a thread's code is from."""
-    target: Any = vars(thread).get("_target")
-    return str(getattr(target, "__module__", None) or type(thread).__module__)
+    return origin.startswith(tuple(f"{package}." for package in _HARMLESS_PACKAGES)) or is_idle_worker(thread)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from tests.support.fallback_models import raise_by, split
-from torch2engine.fallback.capturable import reason_against_capture
+from torch2engine.fallback.cuda_graph_refusals import reason_against_capture
 
 
 @torch.library.custom_op("torch2engine_test::unsafe", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))

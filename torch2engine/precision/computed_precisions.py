@@ -17,8 +17,8 @@ import torch
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.core.computed_precisions import PrecisionReport
 from torch2engine.core.errors import ArtifactError, InputError
+from torch2engine.core.precision_report import PrecisionReport
 from torch2engine.core.spec import Signature
 from torch2engine.core.wording import kind_of
 from torch2engine.deployed.deployed_module import DeployedModule

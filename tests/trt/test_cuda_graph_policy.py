@@ -1,4 +1,4 @@
-"""`torch2engine.trt.capture_policy`: which calls may be captured, and which threads forbid it."""
+"""`torch2engine.trt.cuda_graph_policy`: which calls may be captured, and which threads forbid it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from torch2engine.trt import capture_policy
-from torch2engine.trt.capture_policy import (
+from torch2engine.core.threads import thread_origin
+from torch2engine.trt import cuda_graph_policy
+from torch2engine.trt.cuda_graph_policy import (
     CapturePolicy,
     is_harmless,
     no_thread_may_synchronize,
-    thread_origin,
 )
 
 
@@ -51,7 +51,7 @@ def test_third_failure_ends_captures() -> None:
 def test_found_thread_pauses_captures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads are not looked at for every call, and not at all where the user has forced graphs."""
     looks: list[bool] = []
-    monkeypatch.setattr(capture_policy, "no_thread_may_synchronize", lambda: looks.append(True))
+    monkeypatch.setattr(cuda_graph_policy, "no_thread_may_synchronize", lambda: looks.append(True))
     policy = CapturePolicy("auto")
     assert not policy.check_threads(10.0)
     assert policy.is_paused(10.05)
@@ -66,12 +66,12 @@ def test_found_thread_pauses_captures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_threads_are_harmless_without_a_package_that_synchronizes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has loaded neither PyTorch nor its like has no thread that waits for a whole device."""
-    monkeypatch.setattr(capture_policy, "_SYNCHRONIZING_PACKAGES", ("torch_of_nobody",))
+    monkeypatch.setattr(cuda_graph_policy, "_SYNCHRONIZING_PACKAGES", ("torch_of_nobody",))
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
     assert no_thread_may_synchronize()
-    monkeypatch.setattr(capture_policy, "_SYNCHRONIZING_PACKAGES", (sys.__name__,))
+    monkeypatch.setattr(cuda_graph_policy, "_SYNCHRONIZING_PACKAGES", (sys.__name__,))
     assert not no_thread_may_synchronize()
     stop.set()
     thread.join()
@@ -92,8 +92,8 @@ def test_policy_heeds_threads_that_may_wait_for_the_device(monkeypatch: pytest.M
     """A user's thread counts, whether by target or by class; those of torch and of progress bars don't."""
     here = threading.current_thread()
     others = {thread_origin(thread) for thread in threading.enumerate() if thread is not here}
-    monkeypatch.setattr(capture_policy, "_HARMLESS_PACKAGES", (*capture_policy._HARMLESS_PACKAGES, *others))
-    monkeypatch.setattr(capture_policy, "_SYNCHRONIZING_PACKAGES", (threading.__name__,))
+    monkeypatch.setattr(cuda_graph_policy, "_HARMLESS_PACKAGES", (*cuda_graph_policy._HARMLESS_PACKAGES, *others))
+    monkeypatch.setattr(cuda_graph_policy, "_SYNCHRONIZING_PACKAGES", (threading.__name__,))
     assert no_thread_may_synchronize()
     stop = threading.Event()
     for thread in (threading.Thread(target=stop.wait), Helper(stop)):
