@@ -55,7 +55,9 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[BuilderProcess]:
 
     monkeypatch.setattr(kernel_processes, "BuilderProcess", start)
     monkeypatch.setattr(kernel_processes, "free_memory_bytes", lambda: 2**40)
+    monkeypatch.setattr(kernel_processes, "_free_host_bytes", lambda: 2**40)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.3, 0.0, 0.0))
     return started
 
 
@@ -97,15 +99,27 @@ def test_failure_of_the_processes_is_told_and_costs_no_engine(
 def test_nothing_is_started_where_nothing_is_gained(
     artifact: EngineArtifact, processes: list[BuilderProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call alone, one core beside this process's, and too little memory on the GPU."""
+    """One call alone, one idle core beside this process's, and too little memory on the host or on the GPU."""
     engine = LiveEngine()
     compile_for(artifact, engine, [CALLS[0], CALLS[2]])
     with monkeypatch.context() as small:
         small.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
         compile_for(artifact, engine)
+    with monkeypatch.context() as busy:
+        busy.setattr(os, "getloadavg", lambda: (5.2, 0.0, 0.0))  # other ranks deploy as well
+        compile_for(artifact, engine)
+    with monkeypatch.context() as full:
+        full.setattr(kernel_processes, "_free_host_bytes", lambda: 2**32)
+        compile_for(artifact, engine)
     monkeypatch.setattr(kernel_processes, "free_memory_bytes", lambda: 2**32)
     compile_for(artifact, engine)
     assert (processes, engine.contexts) == ([], 0)
+
+
+def test_free_memory_of_the_host_is_some_of_its_memory() -> None:
+    """It is read where the kernel and the process's group tell it."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < kernel_processes._free_host_bytes() < whole
 
 
 def test_cancel_ends_the_processes(artifact: EngineArtifact, processes: list[BuilderProcess]) -> None:

@@ -105,25 +105,18 @@ class Encoder(nn.Module):
         return self.norm(x + self.join(answer.transpose(1, 2).flatten(2)))
 
 
-@pytest.mark.parametrize("refittable", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_three_linear_layers_and_rows_of_zeros_run_fused(dtype: torch.dtype, refittable: bool) -> None:
-    """Where all keys of a row are masked, its answer is zero; and a refit finds the weights of all layers."""
+def test_three_linear_layers_and_rows_of_zeros_run_fused(dtype: torch.dtype) -> None:
+    """Where all keys of a row are masked, its answer is zero."""
     torch.manual_seed(0)
     model = Encoder().to("cuda", dtype).eval()
     seen = torch.ones(2, 96, dtype=torch.bool, device="cuda")
     seen[0, 70:] = False
     seen[1] = False
     sample = (torch.randn(2, 96, 256, dtype=dtype, device="cuda"), seen)
-    config = t2e.BuildConfig(refittable=refittable)
-    module = t2e.deploy(model, sample, {"x": {0: BATCH}, "seen": {0: BATCH}}, cache=False, config=config)
+    module = t2e.deploy(model, sample, {"x": {0: BATCH}, "seen": {0: BATCH}}, cache=False)
     module(*sample)
     assert module.layers().count("mha") >= 1, module.layers()
-    if refittable:
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.mul_(0.7 + 0.6 * torch.rand_like(parameter))
-        module.refit(model, verify=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels give such rows an average
         expected = model(*sample).double()
     error = (module(*sample).double() - expected).norm() / expected.norm()

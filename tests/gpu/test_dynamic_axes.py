@@ -51,10 +51,8 @@ def test_axis_that_its_only_profile_fixes_has_that_size_alone(tmp_path: Path) ->
     """TensorRT-RTX makes an engine without ranges of it; the axis keeps its name in errors."""
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).cuda().eval()
     sample = torch.randn(4, 3, 8, 8, device="cuda")
-    config = t2e.BuildConfig(refittable=True)
-    module = t2e.deploy(
-        model, sample, {"input": {0: "batch"}}, profiles=[{"batch": (4, 4, 4)}], config=config, cache=False
-    )
+    exported = t2e.export(model, sample, {"input": {0: "batch"}})
+    module = t2e.TRTModule(t2e.build(exported, profiles=[{"batch": (4, 4, 4)}], cache=False)).cuda()
     x = torch.randn(4, 3, 8, 8, device="cuda")
     for inputs in (x, sample, -x):
         with torch.no_grad():

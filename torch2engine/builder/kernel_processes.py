@@ -9,10 +9,11 @@ what it lacks.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -34,6 +35,7 @@ Call: TypeAlias = "tuple[int, Sequence[Sequence[int]]]"
 _logger = logging.getLogger("torch2engine.deploy")
 _MOST_PROCESSES = 8
 _PROCESS_BYTES = 3 * 2**29  # of device memory: a CUDA context, and what an inference works in
+_PROCESS_HOST_BYTES = 2**31  # libraries, and what the compiler of kernels works in
 _MOST_OF_MEMORY = 0.5  # of what is free
 # A process that takes much longer than the first context is waited for no more: the engine compiles by itself.
 _LEAST_LIMIT_S = 20.0
@@ -89,10 +91,26 @@ def compile_beside(
 
 
 def _possible_processes(artifact: EngineArtifact) -> int:
-    """How many processes the machine has means for: cores, and memory of the current GPU."""
-    memory_bytes = 2 * artifact.model_bytes + _PROCESS_BYTES
-    in_memory = int(_MOST_OF_MEMORY * free_memory_bytes() // memory_bytes)
-    return min(_MOST_PROCESSES, len(os.sched_getaffinity(0)) - 1, in_memory)
+    """How many processes the machine has means for: idle cores, memory of the host and of the current GPU.
+
+    Other processes may deploy at the same time, such as the ranks of a training. Their work counts in the load.
+    """
+    idle_cores = len(os.sched_getaffinity(0)) - 1 - math.ceil(os.getloadavg()[0])
+    model_bytes = 2 * artifact.model_bytes
+    on_gpu = int(_MOST_OF_MEMORY * free_memory_bytes() // (model_bytes + _PROCESS_BYTES))
+    on_host = int(_MOST_OF_MEMORY * _free_host_bytes() // (model_bytes + _PROCESS_HOST_BYTES))
+    return min(_MOST_PROCESSES, idle_cores, on_gpu, on_host)
+
+
+def _free_host_bytes() -> int:
+    """Host memory that new processes may take (MemAvailable of Linux), within the limit of this process's group."""
+    with open("/proc/meminfo", encoding="ascii") as lines:
+        available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with suppress(OSError, ValueError):  # no cgroup of version 2, or one without a limit ("max")
+        folder = Path("/sys/fs/cgroup")
+        limit = int((folder / "memory.max").read_text("ascii"))
+        available = min(available, limit - int((folder / "memory.current").read_text("ascii")))
+    return max(available, 0)
 
 
 def _request(
