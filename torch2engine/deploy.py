@@ -216,17 +216,19 @@ def deploy(
     torch.Size([5, 10])
     """
     # The arguments that describe the model and its calls. A Recording gives the sample and examples that were left out,
-    # and axes for inputs that dynamic_axes does not name. It reads the examples, and InputError is for these alone.
+    # and axes for inputs that dynamic_axes does not name. Reads `examples`: InputError for unusable ones, or for a
+    # Recording without a usable call. All else is checked in request.capture() below.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
-    # Checks precision, the form of calibration, tolerance, runtime and both configs (InputError), and that their
-    # libraries are installed (InstallationError). The model is not called. `request.runtime` is never "auto";
-    # `request.model` is the module inside DataParallel or torch.compile.
+    # Checks precision, the form of calibration, tolerance, runtime, both configs and the model's type (InputError), and
+    # that their libraries are installed (InstallationError). The model is not called. `request.runtime` is never
+    # "auto": where TensorRT can't run, a warning says so. `request.model` is the module inside DataParallel or
+    # torch.compile.
     request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
     # None if caching is off, or for cache=True without a home folder. InputError for a cache or cache_key of no use.
     engine_cache = resolve_cache(cache, cache_key)
     # Collects comparisons, notes and seconds. `phase` times its body and shows progress: BuildError if that cancels.
     report = ReportBuilder(progress)
-    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # keeps these; searches at find_... only
+    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # only stores them; reads no file yet
     with ExitStack() as until_accepted:
         # In this block: eval mode, exact float32. Calls of the model by other threads wait, and so does another
         # thread's deploy. Afterwards model and process are as before. Only values that forward wrote into parameters or
@@ -239,13 +241,14 @@ def deploy(
                 captured = request.capture()
                 report.add_notes(captured.notes)
             # The engine of an earlier deploy with this cache_key, as a module that was compared with the model anew and
-            # has its report. None without a cache_key or such an engine; also, with a warning, if this engine fails or
-            # gives other answers. Raises only what the engine is not to blame for: an error of the model on a parity
-            # case, a cancel, full memory, an installation that broke.
+            # has its report. None without a cache_key or such an engine, for ONNX Runtime, and for a budget with a
+            # metric. Also None, with a warning, if this engine fails or gives other answers. Raises only what no engine
+            # is to blame for: InputError, InstallationError, a cancel, full memory, an error of the model on a parity
+            # case.
             if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
                 return reused_module
-            # The same data. An iterator without any item is an InputError now, before the slow export; to know it, one
-            # item is read and put back. The rest is read where the graph is lowered.
+            # Returns `calibration`, or a chain that gives its first item again. An iterator without any item is an
+            # InputError now, before the slow export. The rest is read where the graph is lowered.
             calibration_data = checked_calibration(calibration)
             # Starts a process that loads TensorRT's builder beside the export. It does nothing for ONNX Runtime, and
             # raises nothing: without this process the build starts one. It ends with the outer block.
@@ -254,36 +257,38 @@ def deploy(
                 # By torch.onnx.export. DynamicAxisError if the model fixes an axis, UnsupportedOperatorError,
                 # ExportError; InputError for a refittable model with quantisers.
                 onnx_artifact = export_onnx(captured, refittable=request.config.refittable)
-                captured = captured.with_axes_and_profiles_of(onnx_artifact)  # export finds axes such as "past + new"
-            # The model's answers to all parity cases, and how far rounding in these precisions moves them. ExportError
-            # or DynamicAxisError if the model fails on one. A thread hashes the ONNX files meanwhile, for
-            # find_by_graph.
+                captured = captured.with_axes_and_profiles_of(onnx_artifact)  # a copy, with axes such as "past + new"
+            # The model's answers to all parity cases, and how far rounding moves them, in the model's own precision and
+            # in the requested one. ExportError or DynamicAxisError if the model fails on a case. A thread hashes the
+            # ONNX files meanwhile, for find_by_graph.
             with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
                 reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
-            # As find_by_cache_key, but for an engine of the same ONNX graph, and without a cache_key. It never searches
+            # As find_by_cache_key, but for an engine of the same ONNX graph; it needs no cache_key. Nor does it search
             # if there are calibration data: other data would give another engine.
             if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
                 return reused_module
         # Only decides in which cases the exported graph is compared with the model. Where an engine follows that will
-        # be compared in every case, invented inputs above the smallest opt are left to it. Without TensorRT, and before
-        # int8 and fp8, every case counts.
+        # be compared in every case, the graph is not compared on invented inputs that are larger than the smallest opt,
+        # or as large as others. Without TensorRT, and for int8 and fp8, it is compared in every case.
         graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
-        # Compares it, on ONNX Runtime (ParityError). A graph that is built as it is, and is not large, is only handed
-        # to `builder`: load_or_build below compares it while the builder's process works.
+        # Compares the graph, on ONNX Runtime (ParityError). Where the graph is built as it is, and is not large, this
+        # only sets `builder.meanwhile`: load_or_build below compares it while the builder's process works.
         graph_check.compare_now_or_during_build(report, builder)
-        # The graph in the requested low precision, or in that of the model's own quantisers, compared once more. A
-        # graph that needs neither stays as it is. InputError, PrecisionError, ParityError, UnsupportedOperatorError,
-        # ExportError, InstallationError.
+        # The graph in the requested low precision, or in that of the model's own quantisers, compared once more. For
+        # "fp32" and "tf32", and for a half model, the graph stays as it is. InputError, PrecisionError, ParityError,
+        # UnsupportedOperatorError, ExportError, InstallationError.
         lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
         if request.runtime == "onnxruntime":
-            # The module of the graph that was compared above, with its report. It gets the model for refits
-            # (RefitError). Axes that may be split are proved (ParityError, InputError).
+            # The module of the graph that compare_now_or_during_build and lower_if_needed have compared, with its
+            # report. It gets the model for refits (RefitError). Axes that may be split are proved (ParityError,
+            # InputError).
             return attach_report(make_ort_module(lowered, request, report), report)
         with report.phase("build"), torch.cuda.device(captured.target_gpu):
             torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
             # Loaded from the cache, or built now; store_in_cache alone stores it. Until the outer block ends, processes
             # that need the same new engine wait. If the block fails, an engine that came from the cache is removed from
-            # it, unless the engine is not to blame, as above. BuildError, UnsupportedOperatorError.
+            # it, except after InputError, InstallationError, a cancel or full memory. BuildError,
+            # UnsupportedOperatorError, InstallationError; ParityError of the graph that is compared meanwhile.
             pending_engine = until_accepted.enter_context(
                 load_or_build(
                     lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress, builder
@@ -292,18 +297,20 @@ def deploy(
         # After a ParityError below, the graph is compared in the cases that it was spared. If the graph is wrong there,
         # its error is raised instead of the engine's.
         until_accepted.enter_context(graph_check.naming_the_culprit())
-        # A module of the engine. Compiles kernels that it lacks, in several processes. Gives a refittable engine the
-        # model's weights (RefitError). Compares in all cases, a quantised one in all but random ones, and by the metric
-        # of a budget (ParityError). Proves axes that may be split, and checks the engine's precisions (PrecisionError).
+        # A module of the engine. For large engines of TensorRT-RTX, several processes compile the kernels. Gives a
+        # refittable engine the model's weights (RefitError). Compares in all cases, a quantised one in all but random
+        # ones, and by the metric of a budget (ParityError). Proves axes that may be split (ParityError, InputError),
+        # and checks the engine's precisions (PrecisionError).
         trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        # Stores the engine, with its present weights and the kernels that TensorRT-RTX has compiled at run time; these
-        # only under kernel_specialization="none". Nothing is stored without a cache, or if the cache has the same ONNX
-        # file with kernels for this driver.
+        # Stores the engine with its present weights. TensorRT-RTX compiles kernels at run time: they are stored too,
+        # but under another kernel_specialization than "none" only those that the engine had when it was loaded. Nothing
+        # is stored without a cache, or if the cache has the same ONNX file with kernels for this driver.
         store_in_cache(pending_engine, trt_module, request)
-        # Times engine and model at each profile's opt. A note where PyTorch is faster, and why. Nothing if they are not
-        # on one GPU. Compiles no kernels. It fails only by a cancel (BuildError).
+        # Times engine and model at each profile's opt. A note where PyTorch is faster, and why. Nothing under
+        # BuildConfig.compare_speed=False, or if they are not on one GPU. Compiles no kernels. Raises only for a cancel
+        # (BuildError).
         compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
-        # Writes into the cache, for later deploys: the record keys of the searches made above -> this engine's key.
+        # Lets find_by_cache_key and find_by_graph of later deploys find this engine; nothing without a cache.
         earlier_engines.record_for_later(pending_engine.engine_key)
         # Sets trt_module.report. Gives back the contexts and CUDA graphs of the comparison; the engine stays.
         attach_report(trt_module, report).trim()
