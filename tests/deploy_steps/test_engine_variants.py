@@ -9,9 +9,11 @@ import torch
 
 import torch2engine as t2e
 from tests.support.deploy_models import BATCH, Mlp, engine, hide_gpu, sample, seeded
+from torch2engine.artifact.engine_cache import hash_facts
 from torch2engine.core.errors import InputError
 from torch2engine.core.spec import Profile
 from torch2engine.deploy_steps.engine_variants import VARIANTS
+from torch2engine.deploy_steps.measure_variants import _runtime_facts
 
 ARGUMENTS: dict[str, Any] = {
     "config": t2e.BuildConfig(),
@@ -78,3 +80,14 @@ def test_unknown_word_is_refused(option: str, value: str, allowed: str) -> None:
     with pytest.raises(InputError) as caught:
         t2e.BuildConfig(**{option: value})  # type: ignore[arg-type]  # that is the point
     assert str(caught.value).startswith(f"BuildConfig.{option}: got '{value}'; expected one of {allowed}; ")
+
+
+def test_choice_is_found_again_whatever_memory_the_module_shares() -> None:
+    """The object is no JSON value; all other options of calls belong to the key."""
+    plain, shared, other = (
+        t2e.RuntimeConfig(**options)
+        for options in ({}, {"shared_memory": t2e.SharedMemory()}, {"kernel_specialization": "eager"})
+    )
+    keys = [hash_facts(_runtime_facts(config)) for config in (plain, shared, other)]
+    assert keys[0] == keys[1] != keys[2]
+    assert isinstance(shared.shared_memory, t2e.SharedMemory), "the caller's options stay"

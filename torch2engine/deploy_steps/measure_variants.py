@@ -19,6 +19,7 @@ from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.capture.undisturbed import undisturbed
+from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import UnsupportedOperatorError
 from torch2engine.core.time_limit import OutOfTime, TimeLimit
 from torch2engine.core.tried_candidate import TriedCandidate, rank
@@ -107,6 +108,11 @@ def _with_note(module: DeployedModule[Any], note: str) -> DeployedModule[Any]:
     return module
 
 
+def _runtime_facts(config: RuntimeConfig) -> dict[str, Any]:
+    """The options of calls, as JSON values for a key; shared memory is no value, and makes no variant faster."""
+    return asdict(replace(config, shared_memory=None))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Measurement:
     """All variants of one engine.
@@ -143,7 +149,7 @@ class _Measurement:
             captured = captured.with_axes_and_profiles_of(artifact)
             with torch.cuda.device(captured.target_gpu):  # request_facts reads the current GPU
                 facts = {**request_facts(request, captured), **graph_facts(artifact, refittable)}
-        more = {"variants": [variant.name for variant in VARIANTS], "runtime": asdict(request.runtime_config)}
+        more = {"variants": [variant.name for variant in VARIANTS], "runtime": _runtime_facts(request.runtime_config)}
         return cls(
             captured=captured,
             cache=None if request.has_calibration else cache,  # other data would give another engine
