@@ -82,7 +82,7 @@ test-torch:
 	@test -n '$(TORCH)' || { echo 'name a version: make test-torch TORCH=2.11.0'; exit 1; }
 	@$(MAKE) --no-print-directory .venv-torch-$(TORCH)/stamp
 	@$(TEST_ENV) .venv-torch-$(TORCH)/bin/python -m pytest -m "not gpu" -n auto --maxprocesses 4 --dist worksteal \
-		tests/capture tests/exporter tests/deploy_steps/test_export.py $(PYTEST)
+		tests/capture tests/exporter tests/deploy_steps/public_functions/test_export.py $(PYTEST)
 
 .venv-torch-%/stamp: .venv/stamp tests/support/other_torch.py
 	@echo '· installing torch $* into $(@D), with the other packages of .venv'

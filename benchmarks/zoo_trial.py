@@ -24,9 +24,9 @@ from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.deploy_steps.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.judge import judge
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 from torch2engine.trt.bindings import find_tensorrt
 
 __all__ = ["ZooTrial"]

@@ -50,11 +50,11 @@ if TYPE_CHECKING:
     from torch2engine.core.shared_memory import SharedMemory
     from torch2engine.core.spec import Axis, Preprocess, Profile
     from torch2engine.deploy import deploy
-    from torch2engine.deploy_steps.check import check
-    from torch2engine.deploy_steps.diagnose import diagnose
-    from torch2engine.deploy_steps.diagnosis import Diagnosis
-    from torch2engine.deploy_steps.export import export
-    from torch2engine.deploy_steps.load import load
+    from torch2engine.deploy_steps.public_functions.check import check
+    from torch2engine.deploy_steps.public_functions.diagnose import diagnose
+    from torch2engine.deploy_steps.public_functions.diagnosis import Diagnosis
+    from torch2engine.deploy_steps.public_functions.export import export
+    from torch2engine.deploy_steps.public_functions.load import load
     from torch2engine.deployed.deploy_report import DeployReport
     from torch2engine.deployed.explanation import Explanation
     from torch2engine.deployed.live.live_module import LiveModule
@@ -165,14 +165,14 @@ _HOMES = {
     "Axis": "core.spec",
     "Preprocess": "core.spec",
     "Profile": "core.spec",
-    "check": "deploy_steps.check",
-    "diagnose": "deploy_steps.diagnose",
-    "Diagnosis": "deploy_steps.diagnosis",
-    "export": "deploy_steps.export",
+    "check": "deploy_steps.public_functions.check",
+    "diagnose": "deploy_steps.public_functions.diagnose",
+    "Diagnosis": "deploy_steps.public_functions.diagnosis",
+    "export": "deploy_steps.public_functions.export",
     "export_triton": "serving.triton",
     "from_hub": "serving.hub",
     "push_to_hub": "serving.hub",
-    "load": "deploy_steps.load",
+    "load": "deploy_steps.public_functions.load",
     "testing": "",
     "Inputs": "core.pytree",
     "Recording": "capture.recording",

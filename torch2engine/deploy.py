@@ -22,11 +22,11 @@ from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.deploy_steps.accept import attach_report, make_ort_module, make_verified_trt_module, store_in_cache
+from torch2engine.deploy_steps.choice_by_time.fastest import with_fastest
+from torch2engine.deploy_steps.choice_by_time.measure_variants import with_measured_variants
 from torch2engine.deploy_steps.deploy_options import DeployOptions, Model
 from torch2engine.deploy_steps.earlier_engines import EarlierEngines
-from torch2engine.deploy_steps.fastest import with_fastest
 from torch2engine.deploy_steps.graph_check import GraphCheck
-from torch2engine.deploy_steps.measure_variants import with_measured_variants
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.reference_answers import answer_parity_cases
 from torch2engine.deploy_steps.report_builder import ReportBuilder

@@ -20,9 +20,9 @@ from torch2engine.core.precisions import DEFAULT_PRECISION, lowest_cast_precisio
 from torch2engine.core.pytree import Flat, Inputs, as_inputs, flatten, leaf_paths, unflatten, unique_names
 from torch2engine.core.spec import Tree
 from torch2engine.core.wording import with_article
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["assert_parity", "assert_parity_on_each"]
 

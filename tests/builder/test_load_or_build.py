@@ -17,5 +17,6 @@ def test_other_code_of_the_builder_is_another_key(tmp_path: Path) -> None:
     assert load_or_build.build_environment(t2e.BuildConfig())["builder"] == before
     assert load_or_build._digest_of_code(mine) == before
     load_or_build._digest_of_code.cache_clear()
-    (mine / "long_sums.py").write_bytes((mine / "long_sums.py").read_bytes() + b"#")
+    rewrite = mine / "rewrites" / "long_sums_to_short_sums.py"
+    rewrite.write_bytes(rewrite.read_bytes() + b"#")
     assert load_or_build._digest_of_code(mine) != before

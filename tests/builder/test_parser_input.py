@@ -13,8 +13,8 @@ import onnxruntime
 import pytest
 
 from tests.support import onnx_models
-from torch2engine.builder.long_sums import LONGEST_SUM
 from torch2engine.builder.parser_input import parser_input
+from torch2engine.builder.rewrites.long_sums_to_short_sums import LONGEST_SUM
 
 LONG = LONGEST_SUM + 10
 # Bytes that are turned, a long float32 sum, and an activation between a linear layer and a product.

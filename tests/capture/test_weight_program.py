@@ -23,7 +23,7 @@ from tests.support.weight_models import BATCH, MODELS, Shared, Strange, batch_ax
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.capture.process_state import exact_arithmetic
-from torch2engine.capture.replayed_operators import apply_to_many
+from torch2engine.capture.refit_operators import apply_to_many
 from torch2engine.capture.signature import capture_call
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.capture.weight_program import WEIGHT_OPERATORS, WeightProgram, WeightStep

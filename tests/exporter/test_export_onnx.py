@@ -46,7 +46,7 @@ from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import DynamicAxisError, ExportError
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis, TensorSpec
-from torch2engine.deploy_steps.check import check
+from torch2engine.deploy_steps.public_functions.check import check
 from torch2engine.exporter.trace import TracedCall, trace
 from torch2engine.onnx_graph.ort_session import OrtSession
 

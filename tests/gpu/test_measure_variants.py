@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch2engine as t2e
-from torch2engine.deploy_steps import measure_variants
-from torch2engine.deploy_steps.engine_variants import PLAIN, VARIANTS, EngineVariant
+from torch2engine.deploy_steps.choice_by_time import measure_variants
+from torch2engine.deploy_steps.choice_by_time.engine_variants import PLAIN, VARIANTS, EngineVariant
 
 BATCH = t2e.Axis("batch", 1, 4, 8)
 MEASURE = t2e.BuildConfig(optimize="measure")

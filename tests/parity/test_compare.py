@@ -28,9 +28,9 @@ from tests.support.planted_faults import (
 from torch2engine.core.config import Tolerance
 from torch2engine.core.errors import InputError, ParityError
 from torch2engine.parity import figures as _figures
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 
 @pytest.mark.parametrize("block", [_figures._BLOCK, 64], ids=["one block", "many blocks"])

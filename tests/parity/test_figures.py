@@ -14,8 +14,8 @@ import torch
 from tests.support.planted_faults import FP32, judge, outputs
 from torch2engine.core.config import Tolerance
 from torch2engine.parity import figures as _figures
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
+from torch2engine.parity.tolerance_bounds import Bounds
 
 BOUNDS = Bounds.of(FP32, "fp32")
 

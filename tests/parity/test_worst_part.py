@@ -7,9 +7,9 @@ import pytest
 
 from tests.support.hidden_parts import HiddenPart, hidden_parts
 from torch2engine.core.precisions import PRECISION_TYPES
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.figures import measure
+from torch2engine.parity.tolerance_bounds import Bounds
 
 PARTS = hidden_parts()
 PRECISIONS = ("fp32", "tf32", "fp16", "bf16")

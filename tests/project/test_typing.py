@@ -44,7 +44,7 @@ def test_options_of_the_overloads_are_deploys_keywords() -> None:
     assert {name: note.__forward_arg__ for name, note in DeployOptions.__annotations__.items()} == shown
 
 
-@pytest.mark.parametrize("file", ["deploy.py", "deploy_steps/load.py"])
+@pytest.mark.parametrize("file", ["deploy.py", "deploy_steps/public_functions/load.py"])
 def test_overloads_have_the_defaults_of_the_function(file: str) -> None:
     """What an editor shows as a default is the default."""
     *overloads, whole = [

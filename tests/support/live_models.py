@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 import torch2engine as t2e
-from torch2engine.deploy_steps.fastest import Race
+from torch2engine.deploy_steps.choice_by_time.fastest import Race
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.live.live_program import LIVE_PROGRAMS, MakeProgram

@@ -15,9 +15,9 @@ import numpy as np
 from tests.support.hidden_parts import hidden_parts
 from torch2engine.core.config import Tolerance
 from torch2engine.core.precisions import MODEL_PRECISIONS, PRECISION_TYPES
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 FP32 = Tolerance.default("fp32")
 Outputs = dict[str, Any]

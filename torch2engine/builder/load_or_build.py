@@ -337,9 +337,10 @@ def build_environment(config: BuildConfig) -> dict[str, Any]:
 
 @functools.cache
 def _digest_of_code(folder: Path) -> str:
-    """Hash the code of a folder. This one rewrites graphs for TensorRT, so other code makes other engines."""
+    """Hash the code of a folder and of its subfolders. The builder rewrites graphs: other code makes other engines."""
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
 

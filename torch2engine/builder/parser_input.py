@@ -10,18 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from torch2engine.builder.activation_products import separate_activations
-from torch2engine.builder.byte_tensors import widen_bytes
-from torch2engine.builder.cyclic_shifts import slice_cyclic_shifts
-from torch2engine.builder.folded_heads import fold_heads
-from torch2engine.builder.fused_attention import fuse_attention
-from torch2engine.builder.importer_forms import importer_form
-from torch2engine.builder.late_zeros import zero_rows_later
-from torch2engine.builder.long_sums import split_long_sums
-from torch2engine.builder.merged_projections import merge_projections
-from torch2engine.builder.recurrent_scans import scan_recurrent_layers
-from torch2engine.builder.short_products import write_out_short_products
-from torch2engine.builder.single_group_norms import write_out_single_group_norms
+from torch2engine.builder.rewrites.activation_products_to_unfused import separate_activations
+from torch2engine.builder.rewrites.attention_to_one_node import fuse_attention
+from torch2engine.builder.rewrites.attention_to_three_dimensions import fold_heads
+from torch2engine.builder.rewrites.bytes_to_int32 import widen_bytes
+from torch2engine.builder.rewrites.cyclic_shifts_to_slices import slice_cyclic_shifts
+from torch2engine.builder.rewrites.long_sums_to_short_sums import split_long_sums
+from torch2engine.builder.rewrites.misread_nodes_to_importer_form import importer_form
+from torch2engine.builder.rewrites.projections_to_one_product import merge_projections
+from torch2engine.builder.rewrites.recurrent_layers_to_scans import scan_recurrent_layers
+from torch2engine.builder.rewrites.short_products_to_multiplications import write_out_short_products
+from torch2engine.builder.rewrites.single_group_norms_to_operators import write_out_single_group_norms
+from torch2engine.builder.rewrites.zero_rows_to_after_product import zero_rows_later
 
 __all__ = ["parser_input"]
 

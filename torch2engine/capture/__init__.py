@@ -21,7 +21,7 @@ this is the only stage that runs the user's model.
 - `function_rounding`: functions such as the sigmoid, whose rounding the inputs' does not show.
 - `shared_copy`: a copy of the model that has the model's own weights, and nothing else of it.
 - `fingerprint`: whether weights have changed.
-- `weight_program`, `replayed_operators`: how an ONNX graph's weights follow from the module's.
+- `weight_program`, `refit_operators`: how an ONNX graph's weights follow from the module's.
 - `hashable_sizes`: symbolic sizes as keys of a model's own caches.
 - `source_lines`, `torch_types`: the user's line for a message, and PyTorch's dtypes by name.
 

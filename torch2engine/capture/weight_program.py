@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch2engine.capture.replayed_operators import READ_SIZES, WEIGHT_OPERATORS, Attributes, apply_to_many
+from torch2engine.capture.refit_operators import READ_SIZES, WEIGHT_OPERATORS, Attributes, apply_to_many
 from torch2engine.capture.torch_types import dtype_name, real_form, torch_dtype
 from torch2engine.core.errors import ArtifactError, RefitError
 

@@ -22,7 +22,7 @@ from torch2engine.builder.onnx_file import check_onnx_file, read_signature
 from torch2engine.builder.source import make_build_source
 from torch2engine.core.errors import DynamicAxisError, InputError, InstallationError
 from torch2engine.core.spec import Axis, Signature
-from torch2engine.deploy_steps.load import load
+from torch2engine.deploy_steps.public_functions.load import load
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.deployed.trt.trt_module import TRTModule

@@ -50,9 +50,9 @@ from torch2engine.core.precision_report import PrecisionReport
 from torch2engine.core.precisions import DEFAULT_PRECISION, Float32PrecisionName, PrecisionName
 from torch2engine.core.spec import Signature
 from torch2engine.deploy import deploy
-from torch2engine.deploy_steps.compare_deployed import compare_modules, compare_with_model
-from torch2engine.deploy_steps.diagnose import diagnose
-from torch2engine.deploy_steps.load import saved_report
+from torch2engine.deploy_steps.public_functions.compare_deployed import compare_modules, compare_with_model
+from torch2engine.deploy_steps.public_functions.diagnose import diagnose
+from torch2engine.deploy_steps.public_functions.load import saved_report
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.parity.parity_report import ParityReport
 from torch2engine.precision.computed_precisions import precision_report

@@ -1,27 +1,28 @@
-"""Steps that compose the stages of `deploy`.
+"""The steps of `deploy` that compose several stages.
 
-Enters: a live module. Leaves: artifacts, deployed modules and reports. Separate because stages never import each other:
-they are composed here and in `deploy`.
+Enters: the arguments of deploy(), and what earlier steps found. Leaves: artifacts, deployed modules and reports.
+Separate because stages never import each other: they are composed here and in `deploy`.
 
-    request         the checked arguments of deploy(), and which runtime answers
-    export, check   the public steps `export` and `check`
-    diagnose        the first module whose answers differ; diagnosis is its result
-    compare_deployed    any deployed module against a model, or against another one
-    accept          a module takes the model's place only if it answers like the model
-    earlier_engines the engine of an earlier deploy is found again; request_facts says by which facts
+The steps, in the order in which deploy() takes them:
+    model_and_sample    the model and the sample, as the user gave them or from a recording
+    request             the other arguments, checked; which runtime answers
+    earlier_engines     finds the engine of an earlier deploy; request_facts says by which facts, model_attributes adds
+                        the values that a model's attributes reach
     reference_answers   the model's answers that every candidate is compared with
-    graph_check     the exported ONNX graph is compared with them before anything is built from it
-    report_builder  collects what deploy() finds
-    kernels_for_cases   a new engine's kernels for them, compiled by several processes where that takes long
-    speed_note      an accepted engine is timed beside its model; a note where PyTorch is faster
-    measure_variants    variants of the engine are built and timed; engine_variants lists them
-    fastest         the engine is timed beside PyTorch's forms of its model; the fastest answers
-    load            the public step `load`: a saved folder as a module, with its report
-    rebuild         an engine that does not run here is built anew for this machine
-    deploy_options  the types of deploy()'s options, for editors
-    model_and_sample    both as the user gave them, or from a recording
+    graph_check         compares the exported ONNX graph with them, before the build or during it
+    accept              makes a module of an engine, and compares it; kernels_for_cases compiles its kernels before
+    speed_note          times an accepted engine beside its model, and notes where PyTorch is faster
+    report_builder      collects what all steps find
+    deploy_options      the types of deploy()'s options, for editors
 
-Public: `accept`, `check`, `compare_deployed`, `deploy_options`, `diagnose`, `diagnosis`, `earlier_engines`, `export`,
-`fastest`, `graph_check`, `load`, `measure_variants`, `model_and_sample`, `reference_answers`, `report_builder`,
-`request`, `speed_note`. The other files belong to this folder alone.
+No steps of deploy(), but made of the same stages:
+    public_functions/   the other functions that users call: export, check, load (rebuild where an engine does not run
+                        here), diagnose (diagnosis is its result); compare_deployed, for the command line
+    choice_by_time/     deploy() several times, and the fastest result: measure_variants for optimize="measure", of
+                        which engine_variants lists the variants; fastest for runtime="fastest"
+
+Public: `accept`, `choice_by_time.fastest`, `choice_by_time.measure_variants`, `deploy_options`, `earlier_engines`,
+`graph_check`, `model_and_sample`, `public_functions.check`, `public_functions.compare_deployed`,
+`public_functions.diagnose`, `public_functions.diagnosis`, `public_functions.export`, `public_functions.load`,
+`reference_answers`, `report_builder`, `request`, `speed_note`. The other files belong to this folder alone.
 """

@@ -35,7 +35,7 @@ from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deployed.live_tensors import require_free_names
 from torch2engine.deployed.trt.trt_backend import require_cuda
-from torch2engine.parity.bounds import Bounds
+from torch2engine.parity.tolerance_bounds import Bounds
 from torch2engine.precision.lower import lower
 from torch2engine.precision.lowered_model import LoweredModel
 from torch2engine.precision.validate import (

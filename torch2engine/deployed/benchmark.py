@@ -37,9 +37,9 @@ from torch2engine.deployed.throughput import (
     read_counts,
 )
 from torch2engine.deployed.timing import Call, Timing, measure
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 from torch2engine.trt.gpu import require_gpu
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.module_access import runtime_kind
 from torch2engine.deployed.replace_near_ties import NearTies
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["ENGINE_REPEATS", "judge"]
 

@@ -19,8 +19,8 @@ from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.module_access import artifact_of
 from torch2engine.onnx_graph.integer_choices import ChoiceReader
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.near_ties import near_ties
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["NearTies", "WithoutTies"]
 

@@ -17,9 +17,9 @@ from torch2engine.core.config import Tolerances
 from torch2engine.core.errors import ShapeError
 from torch2engine.core.spec import Profile, Signature, TensorSpec
 from torch2engine.deployed.backend import Infer
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import OutputParity, ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = [
     "Cut",

@@ -36,9 +36,9 @@ from torch2engine.core.fork_safe_lock import ForkSafeLock
 from torch2engine.deployed.backend import FIX_OF_WRONG_WEIGHTS, Backend, Infer, RefittableBackend, WeightsGuard
 from torch2engine.deployed.made_inputs import corner_sizes, named_examples, random_cases
 from torch2engine.deployed.out_of_range import OutOfRange
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["NamedInputs", "Refit", "WeightSync"]
 

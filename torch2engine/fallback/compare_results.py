@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from torch2engine.core.errors import ParityError
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.compare import compare
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["compare_results"]
 

@@ -25,7 +25,7 @@ from torch2engine.core.errors import ArtifactError, InputError
 from torch2engine.core.json_rules import TEXT, Items, SchemaError
 from torch2engine.core.package import public
 from torch2engine.core.wording import did_you_mean, kind_of
-from torch2engine.deploy_steps.load import load
+from torch2engine.deploy_steps.public_functions.load import load
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.weight_sync import Refit
 from torch2engine.fallback.inference_only import InferenceOnly

@@ -38,7 +38,7 @@ from torch2engine.fallback.submodules import (
     noted_children,
     without_swap,
 )
-from torch2engine.parity.bounds import Bounds
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["compile_backend", "deploy_submodules", "explain", "make_compiler"]
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from torch2engine.core.config import Tolerance
 from torch2engine.core.precisions import DEFAULT_PRECISION
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.figures import Figures, dtype_kind, dtype_name, element, measure
 from torch2engine.parity.parity_report import OutputParity
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["compare"]
 

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from torch2engine.parity.bounds import MEANINGFUL, Bounds
 from torch2engine.parity.error_histogram import ErrorHistogram
+from torch2engine.parity.tolerance_bounds import MEANINGFUL, Bounds
 from torch2engine.parity.worst_part import (
     GROUP,
     NOISE,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch2engine.builder.fused_attention import attention_obstacles
+from torch2engine.builder.rewrites.attention_to_one_node import attention_obstacles
 from torch2engine.core.precision_report import AttentionOutcome
 from torch2engine.onnx_graph.attention_blocks import find_attention_blocks
 from torch2engine.precision.graph.engine_findings import unfused_blocks
