@@ -116,6 +116,18 @@ def test_nothing_is_started_where_nothing_is_gained(
     assert (processes, engine.contexts) == ([], 0)
 
 
+def test_tf32_is_compiled_by_another_process_alone(
+    tmp_path: Path, processes: list[BuilderProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even for one call, and on a busy machine: this process makes no context, since it compiles float32 kernels."""
+    artifact = build(onnx_models.relu(tmp_path), [{"batch": (1, 8, 32)}, {"batch": (1, 1, 1)}], precision="tf32")
+    monkeypatch.setattr(os, "getloadavg", lambda: (5.2, 0.0, 0.0))
+    engine = LiveEngine()
+    compile_for(artifact, engine, CALLS[:1])
+    assert engine.contexts == 0
+    assert [process._environment.get("NVIDIA_TF32_OVERRIDE") for process in processes] == [None]
+
+
 def test_free_memory_of_the_host_is_some_of_its_memory() -> None:
     """It is read where the kernel and the process's group tell it."""
     whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

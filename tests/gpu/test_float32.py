@@ -120,6 +120,66 @@ print(module.precision, float((module(x).double() - exact).norm() / exact.norm()
         assert 1e-5 < float(error) < 5e-3
 
 
+ERROR_OF = """
+import sys, torch, torch2engine as t2e
+
+x = torch.randn(32, 256, device="cuda", generator=torch.Generator("cuda").manual_seed(0))
+
+
+def model(seed):
+    torch.manual_seed(seed)
+    return torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.GELU(), torch.nn.Linear(256, 64)).cuda().eval()
+
+
+def error_of(module, seed):
+    exact = model(seed).double()(x.double())
+    return float((module(x).double() - exact).norm() / exact.norm())
+"""
+
+
+def _errors_of_a_process(steps: str, folder: Path) -> list[float]:
+    """What a fresh process prints, one error in a line: how it computes depends on what it does first."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"{ERROR_OF}\nfolder = {str(folder)!r}\n{steps}"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [float(line) for line in done.stdout.split()]
+
+
+def test_float32_stays_float32_after_engines_of_any_kind(tmp_path: Path) -> None:
+    """TensorRT-RTX decides once in a process how it compiles; engines that are loaded or in TF32 come first here."""
+    deploy = "print(error_of(t2e.deploy(model({seed}), x, precision={precision!r}, cache=False), {seed}))"
+    load = "print(error_of(t2e.load(folder + '/{precision}'), 0))"
+    save = """
+for precision in ("fp32", "tf32"):
+    module = t2e.deploy(model(0), x, precision=precision, cache=False)
+    print(error_of(module, 0))
+    module.save(folder + "/" + precision)
+"""
+    exact, tf32 = _errors_of_a_process(save, tmp_path)
+    assert exact < 1e-5 < tf32 < 5e-3
+    for first in ("fp32", "tf32"):
+        orders = {
+            "loaded first": [load.format(precision=first), deploy.format(seed=1, precision="fp32")],
+            "deployed first": [deploy.format(seed=1, precision=first), deploy.format(seed=2, precision="fp32")],
+            "built first": [
+                f"module = t2e.TRTModule(t2e.build(t2e.export(model(3), x), precision={first!r}))",
+                "print(error_of(module, 3))",
+                deploy.format(seed=4, precision="fp32"),
+            ],
+        }
+        for order, steps in orders.items():
+            of_first, of_second = _errors_of_a_process("\n".join(steps), tmp_path)
+            assert of_second < 1e-5, (first, order)
+            if order != "built first":  # without kernels, "tf32" is float32 as well
+                assert (of_first < 1e-5) is (first == "fp32"), (first, order)
+
+
 @pytest.mark.parametrize("override", ["0", "1"])
 def test_saved_engine_keeps_its_arithmetic_wherever_it_is_loaded(
     override: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -23,6 +23,7 @@ from torch2engine.artifact.scratch_folder import scratch_folder
 from torch2engine.builder.child_process import BuilderProcess
 from torch2engine.builder.kernels import KernelRequest
 from torch2engine.core.errors import BuildError, Torch2EngineError
+from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.progress import Progress, Reporter, reporting
 from torch2engine.trt.engine import Engine
 from torch2engine.trt.gpu import free_memory_bytes
@@ -56,6 +57,8 @@ def compile_beside(
     """Compile the kernels of an engine for some calls, in several processes.
 
     This process makes the engine's first context, whose kernels all calls need. Meanwhile the others open the engine.
+    Not so for "tf32": this process would compile float32 kernels (see `core.tf32`). At least one other process compiles
+    them all.
 
     Args:
         engine: live, on the current GPU.
@@ -69,7 +72,10 @@ def compile_beside(
     """
     distinct = list({repr(call): call for call in calls}.values())
     count = min(len(distinct), _possible_processes(artifact))
-    if count < 2:
+    uses_tf32 = PRECISION_TYPES[artifact.precision].uses_tf32
+    if uses_tf32:
+        count = max(count, 1)
+    elif count < 2:
         return
     with ExitStack() as stack, reporting(progress) as on_progress:
         folder = Path(stack.enter_context(scratch_folder()))
@@ -79,15 +85,20 @@ def compile_beside(
                 process = stack.enter_context(BuilderProcess(artifact.precision))
                 parts.append(_Part(process, folder / f"{number}.kernels"))
                 process.send(_request(artifact, gpu_index, distinct[number::count], folder, parts[-1].path))
-            start = time.monotonic()
-            engine.make_context()
-            limit_s = _LEAST_LIMIT_S + _LIMIT_IN_CONTEXTS * (time.monotonic() - start) * len(distinct) / count
+            limit_s = None if uses_tf32 else _seconds_of_context(engine) * len(distinct) / count + _LEAST_LIMIT_S
             (folder / "known").write_bytes(engine.runtime_cache())
             _take_kernels(engine, parts, Reporter("kernels", on_progress), limit_s)
         except (Torch2EngineError, OSError) as error:
             if isinstance(error, BuildError) and error.cancelled:
                 raise
             _logger.info("kernels are compiled at the first calls: %s", error)
+
+
+def _seconds_of_context(engine: Engine) -> float:
+    """Make a first context, and give the time in which a process has compiled the kernels of one call."""
+    start = time.monotonic()
+    engine.make_context()
+    return _LIMIT_IN_CONTEXTS * (time.monotonic() - start)
 
 
 def _possible_processes(artifact: EngineArtifact) -> int:
@@ -131,8 +142,8 @@ def _request(
     )
 
 
-def _take_kernels(engine: Engine, parts: Sequence[_Part], report: Reporter, limit_s: float) -> None:
-    """Let the processes compile, and add what they have compiled, each within so many seconds."""
+def _take_kernels(engine: Engine, parts: Sequence[_Part], report: Reporter, limit_s: float | None) -> None:
+    """Let the processes compile, and add what they have compiled, each within so many seconds if there is a limit."""
     for part in parts:
         part.process.go_on()
     for number, part in enumerate(parts):

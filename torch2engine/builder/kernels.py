@@ -17,6 +17,7 @@ from typing import Any
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.builder.plan import decode_fields, encode_fields
 from torch2engine.core.errors import BuildError
+from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.spec import Profile, Signature
 from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.context import Context
@@ -87,7 +88,7 @@ def open_engine(request: KernelRequest) -> Engine:
     )
     if artifact.plan_sha256 != request.plan_sha256:
         raise BuildError("kernels", got="a plan that has changed", allowed="the one that was built", fix="build again")
-    return Engine(artifact, request.gpu_index)
+    return Engine(artifact, request.gpu_index, compiles_tf32=PRECISION_TYPES[request.precision].uses_tf32)
 
 
 def compile_kernels(engine: Engine, request: KernelRequest) -> None:

@@ -2,6 +2,17 @@
 
 Enters: a precision. Leaves: a builder process's environment, or a moment in which TensorRT reads the right value.
 Separate because this is the only place that writes the environment.
+
+TensorRT-RTX 1.6.1 reads the variable in two ways (H200):
+
+- Whenever an engine is deserialised, inspected or refitted, or gets a context or another profile. It refuses a value
+  other than the build's: "Inconsistent setting of NVIDIA_TF32_OVERRIDE".
+- Once in a process, when the first kernels are compiled or read. This value decides how every engine of the process
+  compiles its float32 kernels from then on, whatever the engine was built for. Kernels that were compiled before keep
+  their arithmetic. A process that meets a "tf32" engine first would compute its "fp32" engines in TF32.
+
+So a process of ours reads "0" the first time: what it compiles is float32. The kernels of a "tf32" engine are compiled
+by processes of their own (`builder.kernel_processes`).
 """
 
 from __future__ import annotations
@@ -37,10 +48,8 @@ def builder_environment(precision: str) -> dict[str, str]:
 def float32_arithmetic(precision: str) -> Generator[None]:
     """Let TensorRT find the variable that an engine of this precision needs, while the body runs.
 
-    TensorRT-RTX 1.6.1 reads the variable when it creates an execution context, changes its profile, inspects an engine
-    or refits it. It refuses a value other than the build's ("Inconsistent setting of NVIDIA_TF32_OVERRIDE", H200). The
-    variable is written for C alone: `os.environ`, which other threads may be reading, stays as it is. Threads wait for
-    one another.
+    The variable is written for C alone: `os.environ`, which other threads may be reading, stays as it is. Threads wait
+    for one another.
 
     Args:
         precision: of the engine.

@@ -14,6 +14,7 @@ import torch
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.builder.kernel_processes import Call, compile_beside
 from torch2engine.capture.parity_cases import ParityCase
+from torch2engine.core.precisions import PRECISION_TYPES
 from torch2engine.core.progress import Progress
 from torch2engine.core.select_profile import select_profile
 from torch2engine.deployed.module_access import artifact_of, live_engine_of
@@ -28,6 +29,8 @@ _MANY_LAYERS = 40  # of an engine whose kernels take seconds; a process takes tw
 def compile_kernels_for(module: TRTModule[Any], cases: Sequence[ParityCase], progress: Progress) -> None:
     """Compile the kernels of all cases in processes side by side, if that takes less time than at the first calls.
 
+    A "tf32" engine has it always, since only such processes compile in TF32.
+
     Args:
         module: on its GPU.
         cases: the parity cases.
@@ -41,7 +44,7 @@ def compile_kernels_for(module: TRTModule[Any], cases: Sequence[ParityCase], pro
     has_kernels = artifact.runtime_cache_path is not None
     if not is_rtx or has_kernels or module.runtime_config.kernel_specialization != "none" or module.device is None:
         return
-    if count_layers(module) < _MANY_LAYERS:
+    if count_layers(module) < _MANY_LAYERS and not PRECISION_TYPES[artifact.precision].uses_tf32:
         return
     calls = [_call_of(case, artifact) for case in cases]
     with torch.cuda.device(module.device):

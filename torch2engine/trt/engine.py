@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
+from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.spec import TensorSpec
 from torch2engine.core.tf32 import float32_arithmetic
 from torch2engine.trt.bindings import (
@@ -50,6 +51,8 @@ class Engine:
             TensorRT-RTX does not compile its kernels again.
         index: the device's number as CUDA counts the visible devices.
         kernel_specialization: "none", "lazy" or "eager", as in `RuntimeConfig`.
+        compiles_tf32: whether this process compiles a "tf32" engine's kernels in TF32. It then does so for every engine
+            (see `core.tf32`). Else those kernels that the artifact lacks are float32: right, and slower.
 
     Raises:
         InstallationError: no such GPU, or no TensorRT of the artifact's flavour.
@@ -57,7 +60,14 @@ class Engine:
         InputError: a kernel_specialization that this TensorRT does not have.
     """
 
-    def __init__(self, artifact: EngineArtifact, index: int, kernel_specialization: str = "none") -> None:
+    def __init__(
+        self,
+        artifact: EngineArtifact,
+        index: int,
+        kernel_specialization: str = "none",
+        *,
+        compiles_tf32: bool = False,
+    ) -> None:
         self._process: int | None = None  # until there is something to give back
         gpu = require_gpu(index)
         hardware = artifact.hardware
@@ -65,11 +75,12 @@ class Engine:
         artifact.check_hardware(hardware_of(rt, gpu))
         self.signature = artifact.signature
         self._precision = artifact.precision
+        self._kernel_precision = artifact.precision if compiles_tf32 else DEFAULT_PRECISION
         self._rt = rt
         mark = rt.log.mark()
         self._runtime: Runtime = rt.api.Runtime(rt.logger)
         plan = artifact.plan_buffer()
-        with rt.call_lock:
+        with rt.call_lock, float32_arithmetic(self._precision):
             made = self._runtime.deserialize_cuda_engine(plan)
         self._engine: ICudaEngine = check_return_value(
             made,
@@ -123,7 +134,9 @@ class Engine:
             taken = config.dynamic_shapes_kernel_specialization_strategy == strategy
             check_return_value(taken, f"kernel specialization '{kernel_specialization}'", rt, since=mark)
             made: IRuntimeCache = check_return_value(config.create_runtime_cache(), "runtime cache", rt, since=mark)
-            if cache and not made.deserialize(cache):
+            with float32_arithmetic(self._kernel_precision):  # they may be the first kernels of this process
+                is_taken = made.deserialize(cache or bytes(made.serialize()))
+            if cache and not is_taken:
                 _logger.info("the runtime cache was made by another GPU, driver or version: kernels are compiled anew")
             check_return_value(config.set_runtime_cache(made), "runtime cache", rt, since=mark)
             self._cache = made
@@ -299,7 +312,7 @@ class Engine:
         """
         if self._cache is None:
             return False
-        with self._rt.call_lock:
+        with self._rt.call_lock, float32_arithmetic(self._kernel_precision):
             return bool(self._cache.deserialize(kernels))
 
     def runtime_cache(self) -> bytes:
