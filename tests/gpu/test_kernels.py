@@ -20,6 +20,12 @@ AXES = {"input": {0: t2e.Axis("batch", 1, 8, 16)}}
 PROFILES = [{"batch": (1, 8, 16)}, {"batch": (1, 1, 1)}]
 
 
+@pytest.fixture(autouse=True)
+def _three_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine has means for three processes, however busy it is."""
+    monkeypatch.setattr(kernel_processes, "_possible_processes", lambda artifact: 3)
+
+
 class Block(nn.Module):
     """Adds to its input, so that a deep stack of them still answers to its input."""
 
