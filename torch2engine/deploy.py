@@ -22,16 +22,18 @@ from torch2engine.core.precisions import PrecisionName
 from torch2engine.core.progress import Progress
 from torch2engine.core.spec import Preprocess
 from torch2engine.deploy_steps.accept import attach_report, make_ort_module, make_verified_trt_module, store_in_cache
+from torch2engine.deploy_steps.capture_model_call import capture_model_call
 from torch2engine.deploy_steps.choice_by_time.fastest import with_fastest
 from torch2engine.deploy_steps.choice_by_time.measure_variants import with_measured_variants
 from torch2engine.deploy_steps.deploy_options import DeployOptions, Model
 from torch2engine.deploy_steps.earlier_engines import EarlierEngines
 from torch2engine.deploy_steps.graph_check import GraphCheck
+from torch2engine.deploy_steps.lower_if_needed import lower_if_needed
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.reference_answers import answer_parity_cases
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import DeployRequest
-from torch2engine.deploy_steps.speed_note import compare_speed
+from torch2engine.deploy_steps.speed_note import note_if_pytorch_is_faster
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.onnxruntime.ort_module import ORTModule
 from torch2engine.deployed.trt.trt_module import TRTModule
@@ -215,103 +217,143 @@ def deploy(
     >>> module(torch.rand(5, 3, 64, 64)).shape
     torch.Size([5, 10])
     """
-    # The arguments that describe the model and its calls. A Recording gives the sample and examples that were left out,
-    # and axes for inputs that dynamic_axes does not name. Reads `examples`: InputError for unusable ones, or for a
-    # Recording without a usable call. All else is checked in request.capture() below.
+    # The comment above each statement tells what it does and returns, what it raises, and when it does nothing. A phase
+    # measures the seconds of its block for the report, and shows progress; it raises BuildError if `progress` cancels.
+    # Steps that may have nothing to do open their phase themselves; their comment names the phase.
+    #
+    # Does: puts together the arguments that describe the model and its calls. Reads `examples`, and checks nothing else.
+    #   If `model` is a Recording, its sample, examples and axes stand in for those that the caller left out.
+    # Raises: InputError for examples that are no iterable or empty, and for a Recording without a usable call.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
-    # Checks precision, the form of calibration, tolerance, runtime, both configs and the model's type (InputError), and
-    # that their libraries are installed (InstallationError). The model is not called. `request.runtime` is never
-    # "auto": where TensorRT can't run, a warning says so. `request.model` is the module inside DataParallel or
-    # torch.compile.
+    # Does: checks precision, the form of calibration, tolerance, runtime, both configs and the model's type, and that
+    #   the libraries for them are installed. Calls no model.
+    # Returns: the checked arguments. `request.runtime` is "tensorrt" or "onnxruntime". It is never "auto": where
+    #   TensorRT can't run, "auto" becomes "onnxruntime" with a warning. `request.model` is the module inside
+    #   DataParallel or torch.compile.
+    # Raises: InputError, InstallationError.
     request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
-    # None if caching is off, or for cache=True without a home folder. InputError for a cache or cache_key of no use.
+    # Returns: the `EngineCache` that `cache` names. None if cache is False or None, and for cache=True without a usable
+    #   home folder.
+    # Raises: InputError for a cache that is none of these, an empty cache_key, or a cache_key without a cache.
     engine_cache = resolve_cache(cache, cache_key)
-    # Collects comparisons, notes and seconds. `phase` times its body and shows progress: BuildError if that cancels.
+    # Returns: an empty report. The steps below add comparisons, notes and the seconds of phases to it.
     report = ReportBuilder(progress)
-    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)  # only stores them; reads no file yet
+    # Returns: the search for the engine of an earlier deploy. It only keeps these four values; it reads no file yet.
+    earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)
+    # In this block: the three contexts that `until_accepted` takes below stay open. They are closed when the block ends,
+    #   by return or by an error, the last one first.
     with ExitStack() as until_accepted:
-        # In this block: eval mode, exact float32. Calls of the model by other threads wait, and so does another
-        # thread's deploy. Afterwards model and process are as before. Only values that forward wrote into parameters or
-        # gradients can't be undone: ExportError.
+        # In this block: the model is in eval mode, without autocast and grad, and computes float32 exactly. Calls of
+        #   the model by other threads wait, and so do deploys of other threads. Afterwards model and process are as they
+        #   were before.
+        # Raises: ExportError if the model wrote into its parameters or gradients, which can't be undone.
         with undisturbed(request.model):
             with report.phase("capture"):
-                # Calls the model on the sample, on other values of these sizes, and again, to prove that it keeps no
-                # state. Checks sample, axes, profiles, live parameters and the output names in tolerance. InputError,
-                # DynamicAxisError, ExportError.
-                captured = request.capture()
+                # Does: calls the model on the sample, on other values of the same sizes, and on the sample again, to
+                #   prove that it keeps no state. Checks sample, axes, profiles, live parameters, and the names of
+                #   outputs in tolerance.
+                # Returns: the signature of the call, its sample, its profiles, and notes.
+                # Raises: InputError, DynamicAxisError, ExportError.
+                captured = capture_model_call(request)
                 report.add_notes(captured.notes)
-            # The engine of an earlier deploy with this cache_key, as a module that was compared with the model anew and
-            # has its report. None without a cache_key or such an engine, for ONNX Runtime, and for a budget with a
-            # metric. Also None, with a warning, if this engine fails or gives other answers. Raises only what no engine
-            # is to blame for: InputError, InstallationError, a cancel, full memory, an error of the model on a parity
-            # case.
+            # Does: looks for the engine of an earlier deploy with this cache_key. Compares an engine that it finds with
+            #   the model anew. Its phases are "recall", "reference" and "parity".
+            # Returns: a module of that engine, with its report. None if there is no such engine. None with a warning
+            #   if the engine fails or gives other answers.
+            # Raises: what no engine is to blame for. That is InputError, InstallationError, BuildError of a cancel,
+            #   full memory, and errors of the model on a parity case.
+            # Does nothing, and returns None: without a cache_key, for ONNX Runtime, and for a budget with a metric.
             if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
                 return reused_module
-            # Returns `calibration`, or a chain that gives its first item again. An iterator without any item is an
-            # InputError now, before the slow export. The rest is read where the graph is lowered.
+            # Does: takes the first item of `calibration` if that is an iterator without a known length. All other items
+            #   are read where the graph is lowered.
+            # Returns: the same data, with that first item in front. None if `calibration` is None.
+            # Raises: InputError for an iterator without any item, here before the slow export.
             calibration_data = checked_calibration(calibration)
-            # Starts a process that loads TensorRT's builder beside the export. It does nothing for ONNX Runtime, and
-            # raises nothing: without this process the build starts one. It ends with the outer block.
-            builder = until_accepted.enter_context(request.early_builder())
+            # Does: starts the process that will build the engine. It loads TensorRT's builder during the export. The
+            #   process ends when the outer block ends, if it was not used.
+            # Raises: nothing. If no process can be started here, load_or_build starts one.
+            # Does nothing: for ONNX Runtime.
+            early_builder = until_accepted.enter_context(request.start_early_builder())
             with report.phase("export"):
-                # By torch.onnx.export. DynamicAxisError if the model fixes an axis, UnsupportedOperatorError,
-                # ExportError; InputError for a refittable model with quantisers.
-                onnx_artifact = export_onnx(captured, refittable=request.config.refittable)
-                captured = captured.with_axes_and_profiles_of(onnx_artifact)  # a copy, with axes such as "past + new"
-            # The model's answers to all parity cases, and how far rounding moves them, in the model's own precision and
-            # in the requested one. ExportError or DynamicAxisError if the model fails on a case. A thread hashes the
-            # ONNX files meanwhile, for find_by_graph.
+                # Returns: the model's ONNX graph on disk, by torch.export and torch.onnx.export.
+                # Raises: DynamicAxisError if the model fixes an axis, UnsupportedOperatorError, ExportError; InputError
+                #   for a refittable model with quantisers.
+                onnx_artifact = export_onnx(captured, refittable=config.refittable)
+                # Returns: a copy of `captured`, with the axes that the export found, e.g. "past + new".
+                captured = captured.with_axes_and_profiles_of(onnx_artifact)
+            # In this block: a thread hashes the ONNX files, so that find_by_graph need not wait for the hashes. No
+            #   thread where find_by_graph does nothing, and for a refittable engine.
             with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
+                # Does: calls the model on all parity cases, and again with inputs and weights that differ by rounding:
+                #   in the model's own precision and in the requested one.
+                # Returns: the parity cases with the model's answers, and how far rounding moves each answer.
+                # Raises: ExportError or DynamicAxisError if the model fails on a case.
                 reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
-            # As find_by_cache_key, but for an engine of the same ONNX graph; it needs no cache_key. Nor does it search
-            # if there are calibration data: other data would give another engine.
+            # Does, returns, raises: as find_by_cache_key, for an engine of the same ONNX graph. Needs no cache_key.
+            #   Compares with `reference_answers`, so that it has no phase "reference".
+            # Does nothing, and returns None: as find_by_cache_key, but for the cache_key; also without a cache, and
+            #   with calibration data, because other data would give another engine.
             if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
                 return reused_module
-        # Only decides in which cases the exported graph is compared with the model. Where an engine follows that will
-        # be compared in every case, the graph is not compared on invented inputs that are larger than the smallest opt,
-        # or as large as others. Without TensorRT, and for int8 and fp8, it is compared in every case.
+        # Returns: the cases in which the exported graph will be compared with the model; it compares nothing yet. These
+        #   are all cases for ONNX Runtime, int8 and fp8. Otherwise they leave out invented inputs that are larger than
+        #   the smallest opt, or as large as others, because the engine is compared in every case.
         graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
-        # Compares the graph, on ONNX Runtime (ParityError). Where the graph is built as it is, and is not large, this
-        # only sets `builder.meanwhile`: load_or_build below compares it while the builder's process works.
-        graph_check.compare_now_or_during_build(report, builder)
-        # The graph in the requested low precision, or in that of the model's own quantisers, compared once more. For
-        # "fp32" and "tf32", and for a half model, the graph stays as it is. InputError, PrecisionError, ParityError,
-        # UnsupportedOperatorError, ExportError, InstallationError.
-        lowered = request.lower_if_needed(onnx_artifact, reference_answers.parity_cases, calibration_data, report)
+        # Does: compares the graph with the model, on ONNX Runtime, in the phase "check". If the graph is built without
+        #   lowering and is not large, it compares nothing now: it sets `early_builder.check_during_build`, and
+        #   load_or_build compares the graph while the builder's process works.
+        # Raises: ParityError.
+        graph_check.compare_now_or_during_build(report, early_builder)
+        # Does: writes the graph in the requested low precision, or in that of the model's own quantisers. Compares it
+        #   with the model, on ONNX Runtime. Its phase is "precision".
+        # Returns: the graph, the parity cases in its dtypes, and their tolerance.
+        # Raises: InputError, PrecisionError, ParityError, UnsupportedOperatorError, ExportError, InstallationError.
+        # Does nothing, and returns the graph as it is: for "fp32", "tf32", and a half model deployed in its own type.
+        lowered = lower_if_needed(request, onnx_artifact, reference_answers.parity_cases, calibration_data, report)
         if request.runtime == "onnxruntime":
-            # The module of the graph that compare_now_or_during_build and lower_if_needed have compared, with its
-            # report. It gets the model for refits (RefitError). Axes that may be split are proved (ParityError,
-            # InputError).
+            # Does: gives the report to a module of the graph, which was compared above already. A refittable module
+            #   gets the model's weights. Proves axes that may be split.
+            # Returns: the module, with its report.
+            # Raises: RefitError; for axes that may be split ParityError and InputError.
             return attach_report(make_ort_module(lowered, request, report), report)
         with report.phase("build"), torch.cuda.device(captured.target_gpu):
-            torch.cuda.empty_cache()  # TensorRT's builder is another process and needs the memory
-            # Loaded from the cache, or built now; store_in_cache alone stores it. Until the outer block ends, processes
-            # that need the same new engine wait. If the block fails, an engine that came from the cache is removed from
-            # it, except after InputError, InstallationError, a cancel or full memory. BuildError,
-            # UnsupportedOperatorError, InstallationError; ParityError of the graph that is compared meanwhile.
-            pending_engine = until_accepted.enter_context(
-                load_or_build(
-                    lowered.artifact, lowered.builder_precision, request.config, engine_cache, report.progress, builder
-                )
+            torch.cuda.empty_cache()  # TensorRT's builder is another process, and needs the memory
+            # Does: loads the engine from the cache, or builds it. Stores nothing. Calls `check_during_build`, if set.
+            # Returns: the engine, not accepted yet.
+            # Raises: BuildError, UnsupportedOperatorError, InstallationError; ParityError of `check_during_build`.
+            pending_engine = load_or_build(
+                lowered.artifact, lowered.builder_precision, config, engine_cache, report.progress, early_builder
             )
-        # After a ParityError below, the graph is compared in the cases that it was spared. If the graph is wrong there,
-        # its error is raised instead of the engine's.
-        until_accepted.enter_context(graph_check.naming_the_culprit())
-        # A module of the engine. For large engines of TensorRT-RTX, several processes compile the kernels. Gives a
-        # refittable engine the model's weights (RefitError). Compares in all cases, a quantised one in all but random
-        # ones, and by the metric of a budget (ParityError). Proves axes that may be split (ParityError, InputError),
-        # and checks the engine's precisions (PrecisionError).
-        trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        # Stores the engine with its present weights. TensorRT-RTX compiles kernels at run time: they are stored too,
-        # but under another kernel_specialization than "none" only those that the engine had when it was loaded. Nothing
-        # is stored without a cache, or if the cache has the same ONNX file with kernels for this driver.
+            # Until the outer block ends: other processes that need the same new engine wait for it. If the block fails,
+            #   an engine that came from the cache is removed from the cache. It stays there after InputError,
+            #   InstallationError, a cancel or full memory.
+            until_accepted.enter_context(pending_engine)
+        # Until the outer block ends: after a ParityError, the graph is compared in the cases that `graph_check` left
+        #   out. If the graph is wrong there, ParityError of the graph is raised instead of that of the engine.
+        until_accepted.enter_context(graph_check.blaming_graph_if_wrong())
+        with report.phase("parity"):
+            # Does: makes a module of the engine. Compiles the kernels of a large TensorRT-RTX engine in several
+            #   processes. Gives a refittable engine the model's weights. Compares the engine with the model in all
+            #   cases, a quantised one in all but random cases. Calls the metric of a budget. Proves axes that may be
+            #   split. Checks in which precisions the engine computes.
+            # Returns: the module, accepted.
+            # Raises: RefitError, ParityError, PrecisionError; for axes that may be split InputError.
+            trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
+        # Does: stores the engine with its present weights, and with the kernels that TensorRT-RTX has compiled so far.
+        #   With another kernel_specialization than "none": with the kernels that the engine had when it was loaded.
+        # Does nothing: without a cache, and if the cache has the same ONNX file with kernels for this driver.
         store_in_cache(pending_engine, trt_module, request)
-        # Times engine and model at each profile's opt. A note where PyTorch is faster, and why. Nothing under
-        # BuildConfig.compare_speed=False, or if they are not on one GPU. Compiles no kernels. Raises only for a cancel
-        # (BuildError).
-        compare_speed(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
-        # Lets find_by_cache_key and find_by_graph of later deploys find this engine; nothing without a cache.
+        # Does: times engine and model at each profile's opt, in the phase "speed". Adds a note with reasons to the
+        #   report if PyTorch is faster. Compiles no kernels.
+        # Raises: BuildError of a cancel, and nothing else.
+        # Does nothing: with BuildConfig.compare_speed=False, and if engine, model and inputs are not on one GPU.
+        note_if_pytorch_is_faster(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
+        # Does: writes a record into the cache, by which find_by_cache_key and find_by_graph of later deploys find this
+        #   engine.
+        # Does nothing: without a cache, and if neither of the two has searched in this deploy.
         earlier_engines.record_for_later(pending_engine.engine_key)
-        # Sets trt_module.report. Gives back the contexts and CUDA graphs of the comparison; the engine stays.
+        # Does: sets `trt_module.report`. Then trim() frees the contexts and CUDA graphs of the comparison; the engine
+        #   and its kernels stay.
         attach_report(trt_module, report).trim()
         return trt_module

@@ -138,15 +138,15 @@ def test_graph_that_is_wrong_where_it_was_not_compared_is_blamed(model: Mlp, exp
     table = ParityReport((), "PyTorch vs TensorRT", Tolerance())
     of_engine = ParityError("parity", got="a difference", allowed="none", fix="build again", report=table)
     blamed = r"^parity, PyTorch vs ONNX Runtime: got output 'output' of case 'max'"
-    with pytest.raises(ParityError, match=blamed) as caught, check.naming_the_culprit():
+    with pytest.raises(ParityError, match=blamed) as caught, check.blaming_graph_if_wrong():
         raise of_engine
     assert caught.value.__context__ is of_engine
-    with pytest.raises(ParityError) as caught, graph_check(exported, cases).naming_the_culprit():
+    with pytest.raises(ParityError) as caught, graph_check(exported, cases).blaming_graph_if_wrong():
         raise of_engine
     assert caught.value is of_engine
 
 
 def test_other_failures_of_an_engine_say_nothing_of_the_graph(model: Mlp, exported: OnnxArtifact) -> None:
     """Only a wrong answer is a reason to look at the graph again."""
-    with pytest.raises(MemoryError), graph_check(exported, answers(model)).naming_the_culprit():
+    with pytest.raises(MemoryError), graph_check(exported, answers(model)).blaming_graph_if_wrong():
         raise MemoryError

@@ -14,6 +14,7 @@ from tests.support import deploy_models
 from torch2engine.capture.undisturbed import undisturbed
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import InputError, InstallationError
+from torch2engine.deploy_steps.capture_model_call import capture_model_call
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.request import DeployRequest, choose_runtime
 from torch2engine.trt.gpu import CUDA_LIBRARIES, Gpu
@@ -148,4 +149,4 @@ def test_rounding_is_measured_in_the_precisions_that_candidates_have(
         given, precision, None, None, "onnxruntime", BuildConfig(), t2e.RuntimeConfig()
     )
     with undisturbed(model):
-        assert set(request.sensitivity_precisions(request.capture())) == measured
+        assert set(request.sensitivity_precisions(capture_model_call(request))) == measured

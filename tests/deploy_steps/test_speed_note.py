@@ -16,7 +16,7 @@ from torch2engine.core.spec import Axis, Profile, Signature, TensorSpec
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import DeployRequest
-from torch2engine.deploy_steps.speed_note import compare_speed, note_on_speed
+from torch2engine.deploy_steps.speed_note import note_if_pytorch_is_faster, note_on_speed
 from torch2engine.deployed.speed_at_opt import CallTime, SpeedAtOpt, cases_at_opt
 from torch2engine.deployed.trt.trt_module import TRTModule
 
@@ -108,7 +108,7 @@ def test_nothing_is_timed_without_a_gpu(compares: bool, tmp_path: Path) -> None:
     case = ParityCase("opt", (torch.rand(2, 3),), {})
     report = ReportBuilder()
     module = TRTModule(sample_artifacts.fresh_engine(tmp_path / "engine"))
-    compare_speed(module, request, [case], [case], report)
+    note_if_pytorch_is_faster(module, request, [case], [case], report)
     assert report.build("fp32").seconds == {}
     assert report.build("fp32").notes == ()
 

@@ -16,6 +16,7 @@ from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig, RuntimeConfig
 from torch2engine.deploy_steps.accept import make_ort_module
+from torch2engine.deploy_steps.lower_if_needed import lower_if_needed
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import DeployRequest
@@ -52,7 +53,7 @@ def module_of_export(
 ) -> ORTModule:
     """What follows the export in `deploy(..., runtime="onnxruntime")`."""
     report = ReportBuilder()
-    lowered = request.lower_if_needed(artifact, cases, calibration, report)
+    lowered = lower_if_needed(request, artifact, cases, calibration, report)
     module = make_ort_module(lowered, request, report)
     module.report = report.build(module.precision)
     return module

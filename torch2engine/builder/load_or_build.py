@@ -57,11 +57,11 @@ class EarlyBuilder:
 
     Args:
         process: a builder's process that was started before; None for none.
-        meanwhile: called while the builder's process works; None for nothing.
+        check_during_build: called while the builder's process works; None for nothing.
     """
 
     process: BuilderProcess | None = None
-    meanwhile: Callable[[], object] | None = None
+    check_during_build: Callable[[], object] | None = None
 
 
 class PendingEngine:
@@ -144,12 +144,13 @@ def load_or_build(
     Args:
         source, precision, config, progress, profiles: as for `build`.
         cache: where the engine may be; None for nowhere.
-        early: from `early_builder`. Its `meanwhile` is called once in this thread: while the builder's process works,
-            or beside an engine from the cache, which it does not blame. What it raises ends the build.
+        early: from `early_builder`. Its `check_during_build` is called once in this thread: while the builder's process
+            works, or for an engine from the cache before that engine is returned. An error of this check ends the
+            build, and leaves the engine in the cache.
         exact_weights: take a refittable engine from the cache only if it has these weights.
 
     Raises:
-        as `build`, and what `meanwhile` raises.
+        as `build`, and what `check_during_build` raises.
     """
     early = early or EarlyBuilder()
     build_source = _with_matching_weights(make_build_source(source, profiles, precision), config)
@@ -169,8 +170,8 @@ def load_or_build(
             artifact = _build_engine(build_source, config, on_progress, early)
         else:
             cleanup.close()  # no lock: other processes may load it too
-            if early.meanwhile is not None:
-                early.meanwhile()
+            if early.check_during_build is not None:
+                early.check_during_build()
             cleanup.enter_context(_removed_if_wrong(cache, key))
             artifact = _with_model(cached_engine, build_source)
         return PendingEngine(artifact, cache, key, cached_engine, cleanup.pop_all())
@@ -266,7 +267,9 @@ def _build_engine(
     )
     with _ONE_BUILD_AT_A_TIME:
         reporter = Reporter("build", on_progress)
-        facts = compile_in_child(request, reporter, config.time_limit_s, early=early.process, meanwhile=early.meanwhile)
+        facts = compile_in_child(
+            request, reporter, config.time_limit_s, early=early.process, meanwhile=early.check_during_build
+        )
     capability = facts.compute_capability
     hardware = Hardware(
         flavour=facts.flavour,

@@ -127,18 +127,17 @@ def make_verified_trt_module(
         lowered: the ONNX model that was exported and lowered just now.
         request: the model, and how the module is to answer.
         gpu: where the engine runs.
-        report: takes the phase "parity", the comparison, the engine's precisions and notes.
+        report: takes the comparison, the engine's precisions and notes.
 
     Raises:
         ParityError, RefitError: the engine does not answer like the model.
         PrecisionError: it computes too much in another precision.
     """
-    with report.phase("parity"):
-        module = accept(EngineCandidate.of_lowered(engine.artifact, lowered), request, gpu, report)
-        report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
-        report.add_engine_findings(module)
-        report.add_notes(lowered.check_metric(module))
-        report.add_notes(engine.notes)  # whether it comes from the cache
+    module = accept(EngineCandidate.of_lowered(engine.artifact, lowered), request, gpu, report)
+    report.add_engine_precision(verify_engine_precision(module, lowered.artifact.precision, lowered.parity_cases))
+    report.add_engine_findings(module)
+    report.add_notes(lowered.check_metric(module))
+    report.add_notes(engine.notes)  # whether it comes from the cache
     return module
 
 

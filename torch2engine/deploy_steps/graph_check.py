@@ -65,18 +65,18 @@ class GraphCheck:
         fits_beside_build = is_built_as_it_is and exported.model_bytes <= _LARGE_BYTES
         return cls(lambda: ORTModule(exported), answers, request.tolerance, engine_follows, fits_beside_build)
 
-    def compare_now_or_during_build(self, report: ReportBuilder, builder: EarlyBuilder) -> None:
+    def compare_now_or_during_build(self, report: ReportBuilder, early_builder: EarlyBuilder) -> None:
         """Compare the graph now, or while the builder works: in all cases, or in `cases_before_build`.
 
         Args:
             report: takes the phase "check" and the comparison.
-            builder: is given the comparison where that fits beside the build.
+            early_builder: its `check_during_build` becomes this comparison where that fits beside the build.
 
         Raises:
             ParityError: the graph does not answer like the model.
         """
         if self.fits_beside_build:
-            builder.meanwhile = partial(self._require_equal_answers, report)
+            early_builder.check_during_build = partial(self._require_equal_answers, report)
         else:
             self._require_equal_answers(report)
 
@@ -91,8 +91,8 @@ class GraphCheck:
         return judge(self.open_graph(), self._cases, self.tolerance, [*self.answers.notes, *note])
 
     @contextmanager
-    def naming_the_culprit(self) -> Generator[None]:
-        """Compare the graph in the other cases if an engine fails in the block, so that the error names the culprit.
+    def blaming_graph_if_wrong(self) -> Generator[None]:
+        """Compare the graph in the cases left out if an engine fails in the block: the graph itself may be wrong there.
 
         Raises:
             ParityError: the graph's own if it differs from the model in these cases, else the engine's.

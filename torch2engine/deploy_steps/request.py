@@ -6,19 +6,15 @@ because every later step reads the same checked values.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from torch2engine.artifact.onnx_artifact import OnnxArtifact
 from torch2engine.builder.load_or_build import EarlyBuilder, early_builder
 from torch2engine.capture.captured_call import CapturedCall
-from torch2engine.capture.live_parameters import find_live_parameters
-from torch2engine.capture.parity_cases import ParityCase
-from torch2engine.capture.signature import capture_call
 from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import (
     DEPLOY_RUNTIMES,
@@ -32,18 +28,8 @@ from torch2engine.core.errors import InstallationError
 from torch2engine.core.precisions import CAST_PRECISIONS
 from torch2engine.core.user_warning import warn_user
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
-from torch2engine.deploy_steps.report_builder import ReportBuilder
-from torch2engine.deployed.live_tensors import require_free_names
 from torch2engine.deployed.trt.trt_backend import require_cuda
-from torch2engine.parity.tolerance_bounds import Bounds
-from torch2engine.precision.lower import lower
-from torch2engine.precision.lowered_model import LoweredModel
-from torch2engine.precision.validate import (
-    needed_lowering,
-    require_lowering_tools,
-    require_precision_of_live_parameters,
-    validated_precision,
-)
+from torch2engine.precision.validate import require_lowering_tools, validated_precision
 from torch2engine.trt.bindings import find_tensorrt
 from torch2engine.trt.gpu import require_gpu
 
@@ -106,64 +92,6 @@ class DeployRequest:
             runtime_config=runtime_config,
         )
 
-    def capture(self) -> CapturedCall:
-        """Run the model on the sample, and capture the call; run it inside `undisturbed`.
-
-        All arguments that name inputs, outputs, axes, parameters or buffers of the model are checked here.
-
-        Raises:
-            InputError, DynamicAxisError, ExportError: as `capture_call`.
-            InputError: also for a tolerance of an output that the model does not have, and for live parameters that
-                there are not, or that can't be live.
-        """
-        live = find_live_parameters(self.model, self.given.live_parameters)
-        require_precision_of_live_parameters(self.precision, live)
-        require_free_names(live)
-        captured = capture_call(
-            self.model,
-            self.given.sample_input,
-            self.given.dynamic_axes,
-            self.given.profiles,
-            self.given.preprocess,
-            self.given.examples,
-            self.config.mutations,
-            live,
-        )
-        names = [spec.name for spec in captured.signature.outputs]
-        Bounds.of(self.tolerance, captured.precision).check_names(names)
-        return captured
-
-    def lower_if_needed(
-        self,
-        artifact: OnnxArtifact,
-        parity_cases: Sequence[ParityCase],
-        calibration: Iterable[Any] | None,
-        report: ReportBuilder,
-    ) -> LoweredModel:
-        """Lower an exported graph if it needs that, and compare it with the model again, on ONNX Runtime.
-
-        Args:
-            artifact: the exported model; it stays as it is where `needed_lowering` gives a precision of float32.
-            parity_cases, calibration: as for `torch2engine.precision.lower.lower`.
-            report: takes the phase "precision", the comparisons, the notes, and which nodes are lowered.
-
-        Raises:
-            as `torch2engine.precision.lower.lower`.
-        """
-        precision = needed_lowering(self.precision, artifact)
-        with report.phase("precision", is_reported=precision.changes_graph):
-            lowered = lower(
-                artifact,
-                precision,
-                parity_cases,
-                calibration,
-                tolerance=self.tolerance,
-                flavour=self.flavour,
-                progress=report.progress,
-            )
-            report.add_lowering(lowered)
-        return lowered
-
     def sensitivity_precisions(self, captured: CapturedCall) -> tuple[str, ...]:
         """The precisions in which candidates will compute: the model's own, and the lowest that is requested.
 
@@ -172,7 +100,7 @@ class DeployRequest:
         stays_low = captured.precision in CAST_PRECISIONS and not self.precision.changes_graph
         return (captured.precision,) if stays_low else (captured.precision, self.precision.lowest_type)
 
-    def early_builder(self) -> AbstractContextManager[EarlyBuilder]:
+    def start_early_builder(self) -> AbstractContextManager[EarlyBuilder]:
         """Start the builder's process before there is a graph; no process where ONNX Runtime answers."""
         if self.runtime == "onnxruntime":
             return nullcontext(EarlyBuilder())

@@ -23,7 +23,7 @@ from torch2engine.deployed.speed_at_opt import SpeedAtOpt, speed_at_opts
 from torch2engine.deployed.trt.trt_module import TRTModule
 from torch2engine.trt.gpu import require_gpu
 
-__all__ = ["compare_speed", "note_on_speed"]
+__all__ = ["note_if_pytorch_is_faster", "note_on_speed"]
 
 _SECONDS = 1.0  # for all profiles together
 _NAMED = ("wide profile", "precision not taken", "float32 islands", "unfused attention", "reformats")
@@ -31,7 +31,7 @@ _DATA_CENTRE = (9, 10)  # major compute capabilities that TensorRT-RTX 1.6 has n
 _logger = logging.getLogger("torch2engine.deploy")
 
 
-def compare_speed(
+def note_if_pytorch_is_faster(
     module: TRTModule[Any],
     request: DeployRequest,
     cases: Sequence[ParityCase],

@@ -92,9 +92,13 @@ def test_export_refuses_like_deploy(model: Mlp) -> None:
 
 def test_deploy_and_the_public_steps_are_one_road() -> None:
     """deploy calls the very functions that the public steps are made of."""
-    names = ("deploy", "deploy_steps.request", "deploy_steps.export", "deploy_steps.check")
-    deploy, request, export, check = (importlib.import_module(f"torch2engine.{name}") for name in names)
-    assert request.capture_call is export.capture_call is check.capture_call
+    names = (
+        "deploy_steps.capture_model_call",
+        "deploy_steps.public_functions.export",
+        "deploy_steps.public_functions.check",
+    )
+    deploy, capture, export, check = (importlib.import_module(f"torch2engine.{name}") for name in ("deploy", *names))
+    assert capture.capture_call is export.capture_call is check.capture_call
     assert deploy.export_onnx is export.export_onnx
     assert deploy.answer_parity_cases is export.answer_parity_cases is check.answer_parity_cases
     assert deploy.ORTModule is export.ORTModule is check.ORTModule

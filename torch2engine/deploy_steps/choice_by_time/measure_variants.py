@@ -24,6 +24,7 @@ from torch2engine.core.errors import UnsupportedOperatorError
 from torch2engine.core.time_limit import OutOfTime, TimeLimit
 from torch2engine.core.tried_candidate import TriedCandidate, rank
 from torch2engine.core.wording import first_line
+from torch2engine.deploy_steps.capture_model_call import capture_model_call
 from torch2engine.deploy_steps.choice_by_time.engine_variants import PLAIN, VARIANTS
 from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.report_builder import ReportBuilder
@@ -144,7 +145,7 @@ class _Measurement:
         """Export the model, to know its graph."""
         refittable = request.config.refittable
         with undisturbed(request.model):
-            captured = request.capture()
+            captured = capture_model_call(request)
             artifact = export_onnx(captured, refittable=refittable)
             captured = captured.with_axes_and_profiles_of(artifact)
             with torch.cuda.device(captured.target_gpu):  # request_facts reads the current GPU
