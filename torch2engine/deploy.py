@@ -221,9 +221,11 @@ def deploy(
     # measures the seconds of its block for the report, and shows progress; it raises BuildError if `progress` cancels.
     # Steps that may have nothing to do open their phase themselves; their comment names the phase.
     #
-    # Does: puts together the arguments that describe the model and its calls. Reads `examples`, and checks nothing else.
-    #   If `model` is a Recording, its sample, examples and axes stand in for those that the caller left out.
-    # Raises: InputError for examples that are no iterable or empty, and for a Recording without a usable call.
+    # Does: puts together the arguments that describe the model and its calls. Reads and checks `examples`, and checks
+    #   nothing else. A Recording in the place of `model` gives the sample and the examples if they were left out, and
+    #   axes for the inputs that dynamic_axes does not name.
+    # Returns: the model and these arguments.
+    # Raises: InputError for `examples` that are not iterable, or empty, and for a Recording without a usable call.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
     # Does: checks precision, the form of calibration, tolerance, runtime, both configs and the model's type, and that
     #   the libraries for them are installed. Calls no model.
@@ -240,12 +242,12 @@ def deploy(
     report = ReportBuilder(progress)
     # Returns: the search for the engine of an earlier deploy. It only keeps these four values; it reads no file yet.
     earlier_engines = EarlierEngines(request, engine_cache, cache_key, report)
-    # In this block: the three contexts that `until_accepted` takes below stay open. They are closed when the block ends,
-    #   by return or by an error, the last one first.
+    # In this block: three contexts are given to `until_accepted` below. They stay open until the block ends, by return
+    #   or by an error. The last one is closed first.
     with ExitStack() as until_accepted:
         # In this block: the model is in eval mode, without autocast and grad, and computes float32 exactly. Calls of
-        #   the model by other threads wait, and so do deploys of other threads. Afterwards model and process are as they
-        #   were before.
+        #   the model by other threads wait, and so do deploys of other threads. Afterwards model and process are as
+        #   before.
         # Raises: ExportError if the model wrote into its parameters or gradients, which can't be undone.
         with undisturbed(request.model):
             with report.phase("capture"):
@@ -259,7 +261,7 @@ def deploy(
             # Does: looks for the engine of an earlier deploy with this cache_key. Compares an engine that it finds with
             #   the model anew. Its phases are "recall", "reference" and "parity".
             # Returns: a module of that engine, with its report. None if there is no such engine. None with a warning
-            #   if the engine fails or gives other answers.
+            #   if the engine fails or gives other answers, or if an attribute of the model can't be compared.
             # Raises: what no engine is to blame for. That is InputError, InstallationError, BuildError of a cancel,
             #   full memory, and errors of the model on a parity case.
             # Does nothing, and returns None: without a cache_key, for ONNX Runtime, and for a budget with a metric.
@@ -296,9 +298,9 @@ def deploy(
             #   with calibration data, because other data would give another engine.
             if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
                 return reused_module
-        # Returns: the cases in which the exported graph will be compared with the model; it compares nothing yet. These
-        #   are all cases for ONNX Runtime, int8 and fp8. Otherwise they leave out invented inputs that are larger than
-        #   the smallest opt, or as large as others, because the engine is compared in every case.
+        # Returns: the cases in which the exported graph will be compared with the model; nothing is compared yet. For
+        #   ONNX Runtime, int8 and fp8 these are all cases. For other engines, invented inputs are left out if they are
+        #   larger than the smallest opt, or have the sizes of another case. The engine is compared in all cases.
         graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
         # Does: compares the graph with the model, on ONNX Runtime, in the phase "check". If the graph is built without
         #   lowering and is not large, it compares nothing now: it sets `early_builder.check_during_build`, and
@@ -309,7 +311,8 @@ def deploy(
         #   with the model, on ONNX Runtime. Its phase is "precision".
         # Returns: the graph, the parity cases in its dtypes, and their tolerance.
         # Raises: InputError, PrecisionError, ParityError, UnsupportedOperatorError, ExportError, InstallationError.
-        # Does nothing, and returns the graph as it is: for "fp32", "tf32", and a half model deployed in its own type.
+        # Does nothing, and returns the graph as it is: for "fp32" and "tf32" if the model has no quantisers, and for a
+        #   half model in its own precision.
         lowered = lower_if_needed(request, onnx_artifact, reference_answers.parity_cases, calibration_data, report)
         if request.runtime == "onnxruntime":
             # Does: gives the report to a module of the graph, which was compared above already. A refittable module
