@@ -1,8 +1,8 @@
 """Tensors → a 64-bit fingerprint of the values of each, which shows any change of them.
 
 Enters: parameters and buffers, on any device. Leaves: numbers, equal on every device. Separate because refits and the
-cache both need it. A version counter can't replace it: it does not count writes through `.data`, by a CUDA graph of the
-optimizer or by a user's own kernel. It also moves when no value has changed.
+cache both need it. A version counter can't replace the comparison. It does not count writes through `.data`, by a CUDA
+graph of the optimizer, or by a user's own kernel. It also moves when no value has changed.
 """
 
 from __future__ import annotations

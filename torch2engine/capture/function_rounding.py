@@ -1,8 +1,8 @@
 """Functions that round beside a number of their own: their results move by a share of it.
 
 Enters: a model while it answers. Leaves: nothing; meanwhile the results of such functions are moved. Separate because
-the rounding of inputs and weights does not show this: it moves sigmoid(-30) by a few units of its last place, while a
-usual form, 0.5 + 0.5 * tanh(x / 2), is off by a unit of 1, and so gives 0.
+the rounding of inputs and weights does not show this. It moves sigmoid(-30) by a few units of its last place. But a
+usual form of the sigmoid, 0.5 + 0.5 * tanh(x / 2), is off by a unit of 1, and so gives 0.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Sizes as keys of dictionaries, as in a cache of masks by length, while a model is traced.
 
 Enters: nothing. Leaves: a context in which torch's symbolic sizes can be hashed. Separate because torch refuses to hash
-them, although a cache that is asked for a symbolic size has but one right answer: it has nothing for it yet.
+them. But a cache that is asked for a symbolic size has only one right answer: it has no entry for this size yet.
 """
 
 from __future__ import annotations

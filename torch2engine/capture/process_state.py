@@ -1,8 +1,8 @@
 """The process's switches for arithmetic and its random generators, set for a while and then restored.
 
-Enters: nothing. Leaves: a process in which a model computes exactly what its code says. Afterwards it is as it was.
-Separate from `undisturbed` because these switches belong to the process and not to a module; a refit needs them without
-a module.
+Enters: nothing. Leaves: a process in which a model computes exactly what its code says. Afterwards the process is as it
+was. Separate from `undisturbed` because these switches belong to the process and not to a module; a refit needs them
+without a module.
 """
 
 from __future__ import annotations

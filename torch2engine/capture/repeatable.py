@@ -55,8 +55,9 @@ def answer_repeatably(
 ) -> RepeatableAnswer:
     """Call the model on the sample, on another input and on the sample again; run inside `undisturbed`.
 
-    The values that these calls change in the model are found by comparison. No answer may depend on such a value:
-    neither on the value that an earlier call left, nor on another one. Afterwards the model is as it was before.
+    The values that these calls change in the model are found by comparison. No answer may depend on a value that calls
+    change: neither on the value that an earlier call left, nor on any other value in its place. Afterwards the model is
+    as it was before.
 
     Args:
         model: the module.

@@ -51,7 +51,7 @@ def measure_sensitivity(
     Inputs, parameters and buffers move by half a unit in the last place of the precision, each element up or down at
     random. Integers stay, and so do tensors of whole numbers alone, such as masks: every type holds these exactly.
     Results of functions such as the sigmoid move as well; see `function_rounding`. The module's own tensors are never
-    written to. One perturbed copy of them exists at a time, on their device.
+    written to. At most one perturbed copy of these tensors exists at a time, on their device.
 
     Args:
         reference: the module.

@@ -1,8 +1,8 @@
 """A module → a copy of it in evaluation mode, which computes with the very same parameters and buffers.
 
 Enters: the user's module, in training or not. Leaves: a copy that follows new values of its weights, and nothing else
-of it. Separate because a module that answers by PyTorch must not depend on training flags that other code sets, and
-must not change the user's lists, counters or plain tensors.
+of it. Separate because a module that answers by PyTorch must not depend on training flags that other code sets. Nor may
+it change the user's lists, counters or plain tensors.
 """
 
 from __future__ import annotations

@@ -31,10 +31,10 @@ def undisturbed(model: nn.Module, is_exact: bool = True) -> Generator[None]:
 
     It restores the training flag of every submodule, hooks, and the identity of parameters, buffers and gradients. It
     restores every value that is reachable from the module's attributes: buffers, other tensors, NumPy arrays,
-    containers, plain objects, unregistered modules and random generators. Of the process, it restores the RNG state of
-    Python, NumPy, CPU and GPUs, autocast, grad mode, the current device, the float32 switches and the attention
-    backends. Where other threads run, the RNG state advances instead; otherwise they would draw the same numbers again.
-    Their calls of `model` wait; otherwise they would run in evaluation mode.
+    containers, plain objects, unregistered modules and random generators. It restores what belongs to the process: the
+    RNG state of Python, NumPy, CPU and GPUs, autocast, grad mode, the current device, the float32 switches and the
+    attention backends. Where other threads run, the RNG state advances instead; otherwise they would draw the same
+    numbers again. Their calls of `model` wait; otherwise they would run in evaluation mode.
 
     Args:
         model: the module.

@@ -59,7 +59,7 @@ class EngineCandidate:
         engine: the engine.
         parity_cases: inputs with the model's answers, in the engine's dtypes.
         tolerance: when the engine counts as equal to the model; None for the default of its precision.
-        refit_tolerance: when it does so after a later refit; None for the default of its precision.
+        refit_tolerance: when the engine counts as equal after a later refit; None for the default of its precision.
         judged_as: the precision whose default and sensitivity count; None for the engine's own.
         is_reused: whether engine and ONNX model are those of an earlier deploy.
         notes: on the parity cases, for the comparison's report.

@@ -24,7 +24,7 @@ def capture_model_call(request: DeployRequest) -> CapturedCall:
 
     Raises:
         InputError, DynamicAxisError, ExportError: as `capture_call`.
-        InputError: also for a tolerance of an output that the model does not have, and for live parameters that the
+        InputError: also for a tolerance of an output that the model does not have. Also for live parameters that the
             model does not have, or that can't be live.
     """
     given = request.given

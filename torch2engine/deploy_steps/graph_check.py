@@ -118,8 +118,8 @@ class GraphCheck:
 def cases_before_build(cases: Sequence[ParityCase]) -> list[ParityCase]:
     """Choose the cases in which a graph is compared before an engine is built from it.
 
-    Real inputs all count. Of the invented ones, those count that are no larger than the smallest opt, and of several
-    with the same sizes the first: profiles do not change a graph. Profiles of one size have a min and no opt.
+    Real inputs all count. Invented inputs count if they are no larger than the smallest opt. If several have the same
+    sizes, the first one counts, because profiles do not change a graph. Profiles of one size have a min and no opt.
 
     Args:
         cases: from `make_parity_cases`, in its order.

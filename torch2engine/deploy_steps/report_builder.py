@@ -62,8 +62,8 @@ class ReportBuilder:
         """Time the body as a phase of the report, and report its progress.
 
         Args:
-            name: of the phase; seconds of phases of one name are added. Those of a phase inside another one count for
-                the inner phase alone.
+            name: of the phase; seconds of phases of one name are added. A phase may be inside another one: its seconds
+                then count for the inner phase alone.
             is_reported: False only runs the body.
 
         Raises:

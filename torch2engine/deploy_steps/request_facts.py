@@ -121,8 +121,8 @@ def sample_facts(precision: Precision, inputs: Sequence[Sequence[torch.Tensor]])
     """The facts that lowering takes from the sample and the examples, where there are no calibration data.
 
     The ranges of a quantised precision follow from the sample's values. In half precision the sample only shows what
-    may overflow. So only the power of two of its largest value counts, and a new random sample of the same kind is
-    equal.
+    may overflow. So only the size of its largest value counts, as a power of two. A new random sample of the same kind
+    then has the same facts.
     """
     if not precision.changes_graph:
         return None

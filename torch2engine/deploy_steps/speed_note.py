@@ -73,7 +73,7 @@ def _is_on(device: torch.device, request: DeployRequest, cases: Sequence[ParityC
 
 
 def note_on_speed(found: Sequence[SpeedAtOpt], findings: Iterable[Finding], foreign_gpu: str) -> list[str]:
-    """One note where PyTorch is faster, or its kernels are; none elsewhere.
+    """Write one note if PyTorch's calls or PyTorch's kernels are faster; none otherwise.
 
     Args:
         found: the times at each opt.

@@ -171,7 +171,7 @@ def benchmark(
     Raises:
         ParityError: the module does not answer like the model; nothing is timed.
         InputError, ShapeError: two of sizes, batches, inputs and examples are given, or the module or the model does
-            not take what is given; or more streams than `RuntimeConfig.streams`, or streams on the CPU.
+            not take the inputs. Also more streams than `RuntimeConfig.streams`, and streams on the CPU.
         DeviceError: the model is on another device.
         InstallationError: no GPU for an engine.
     """

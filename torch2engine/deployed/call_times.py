@@ -1,9 +1,9 @@
 """Callables on a GPU → what a call takes, and what its kernels take alone, within a few tenths of a second.
 
 Enters: callables without arguments. Leaves: medians. Separate from `timing`, which measures thoroughly: this runs in
-every deploy(), so its cost is bounded, and it must leave nothing behind. PyTorch's kernels without their launches are
-what a CUDA graph of the model would take. But a capture of code that nobody knows may fail, and leave random generators
-and the allocator unusable. So nothing is captured: the kernels wait in the GPU's queue, behind a pause.
+every deploy(), so its cost is bounded, and it must leave nothing behind. A CUDA graph of the model would take as long
+as PyTorch's kernels without their launches. But the model is unknown code: its capture may fail, and leave random
+generators and the allocator unusable. So nothing is captured: the kernels wait in the GPU's queue, behind a pause.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def time_calls(candidates: Mapping[str, Call], device: torch.device, seconds: fl
     Args:
         candidates: callables without arguments, by name.
         device: the GPU where they compute.
-        seconds: that all may take. What takes more than a twentieth of it is called three times nevertheless.
+        seconds: that all callables may take together. A callable that takes more than a twentieth of them is called
+            three times nevertheless.
 
     Returns:
         name -> times, in the order of `candidates`.

@@ -194,8 +194,8 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             notice.
 
         Raises:
-            InputError: missing, extra or other arguments, other constants, a tensor that requires grad while grad is
-                enabled, or one that can't be written into, where the model writes into its inputs.
+            InputError: missing, extra or other arguments, or other constants. A tensor that requires grad while grad is
+                enabled. A tensor that can't be written into, where the model writes into its inputs.
             ShapeError, DtypeError, DeviceError: the call can't be answered; nothing was enqueued.
         """
         # Dynamo can't trace locks and foreign libraries, so torch.compile runs this call outside of its graph. This is
@@ -358,8 +358,8 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
     def explain(self, sample_input: Any = None) -> Explanation:
         """Measure calls, and say what makes them slower than they could be, each with what to try.
 
-        It calls the module and a copy of it for about a second. What deploy() found in the engine is among the
-        findings; a module that comes without a report has only those that are measured.
+        It calls the module and a copy of it for about a second. The findings include those of deploy() about the
+        engine. A module without a report has only the measured findings.
 
         Args:
             sample_input: as for `deploy`, on the module's device; None for invented inputs at the opt sizes.
@@ -422,7 +422,7 @@ class DeployedModule(ParameterlessModule, Generic[B, Model_co]):
             RefitError: the module was not deployed with refittable=True. A parameter or buffer is missing, has another
                 shape or dtype, or is not tied any more. A weight is not finite in the engine's type. In these cases the
                 old weights stay. It is also raised where the answers differ from the model's, or TensorRT failed
-                half-way. Then every call raises it, until a refit succeeds.
+                half-way. After such a failure every call raises the same error, until a refit succeeds.
             InputError: no module, no valid `tolerance`, or an example that is not in the form of sample_input.
             DeviceError, InstallationError, ArtifactError: the engine can't be made live, or the new weights can't be
                 stored.

@@ -51,7 +51,8 @@ def judge(
         tolerance: by default `Tolerance.default` of the precision, or more where the reference's own sensitivity is
             larger.
         notes: kept in the report.
-        repeats: how often each case runs again at once. If it is not 0, each also runs once more after all others.
+        repeats: how often each case runs again at once. If `repeats` is not 0, each case also runs once more after all
+            other cases.
         precision: whose tolerance and sensitivity count; by default the candidate's.
 
     Raises:

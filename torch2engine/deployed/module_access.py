@@ -1,4 +1,4 @@
-"""What the package's own steps do with a deployed module, beyond its methods.
+"""Functions on a deployed module that the package's own steps need, beside its methods.
 
 Enters: a deployed module. Leaves: its artifact or the name of its runtime, or a change of its weights and its memory.
 Separate because these are no methods: users would find them among those of the nn.Module.

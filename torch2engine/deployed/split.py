@@ -179,8 +179,8 @@ def _chunks(size: int, low: int, high: int, step: int) -> tuple[int, ...]:
 def halves(whole: int, low: int, step: int) -> tuple[int, int]:
     """Two uneven chunks of a size.
 
-    They are uneven, and the first one is odd where possible. Then a model that depends on an entry's number, modulo a
-    small number, answers the second chunk differently.
+    The chunks are uneven, and the first one is odd where possible. A model that depends on an entry's number, modulo a
+    small number, then answers the second chunk differently.
 
     Raises:
         Unsplittable: the size is no sum of two that are allowed.
@@ -243,9 +243,9 @@ def _require_finite(row: OutputParity) -> OutputParity:
 def compare_in_chunks(
     runner: InRangeRunner, cut: Cut, leaves: Sequence[torch.Tensor], tolerance: Tolerances | None = None
 ) -> tuple[ParityReport, bool]:
-    """Compare answers to some of the call's entries as a whole with those to the same in two chunks.
+    """Compare the answers to some of the call's entries as a whole with the answers to the same entries in two chunks.
 
-    It does so twice, in the call's order and in the opposite one, since an influence from entry to entry may have one
+    It compares twice, in the call's order and in the opposite one, since an influence from entry to entry may have one
     direction.
 
     Args:

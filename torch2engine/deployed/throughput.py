@@ -1,7 +1,8 @@
 """Calls on several streams at once → how many items a second come out of a GPU.
 
-Enters: calls, one list of them for each number of streams. Leaves: rates. Separate from `timing` because there one call
-follows the other. Here several are in flight, so the time of a single one says nothing: the rate of all counts.
+Enters: calls, one list of them for each number of streams. Leaves: rates. Separate from `timing`, where one call
+follows the other. Here several calls are in flight: the time of a single call says nothing, and the rate of all calls
+counts.
 """
 
 from __future__ import annotations
@@ -103,8 +104,8 @@ def measure_rates(
 
     One thread makes the calls, by turns on one stream for each call of a candidate. Nothing waits within a turn, which
     takes about a tenth of a second. A turn is timed between two events: all streams wait for the first, and the second
-    waits for all streams. So the rate is the GPU's, or the host's where that is slower. In every round each candidate
-    has its turn, in shuffled order.
+    waits for all streams. So the rate is that of the GPU, or that of the host where the host is slower. In every round
+    each candidate has its turn, in shuffled order.
 
     Args:
         candidates: by name, callables without arguments: the first is called on the first stream, and so on. Results

@@ -66,9 +66,9 @@ def measure(
     """Time callables side by side.
 
     In every round each candidate has its turn, in shuffled order, so that a drift of clocks hits all of them. A turn on
-    a GPU has these steps: a few calls, synchronise, a train of calls by the host's clock, synchronise, a train of calls
-    between two events. On the CPU calls are timed one by one. A result is held until the next call has returned, as in
-    `y = module(x)`. The garbage collector waits.
+    a GPU begins with a few calls. Two trains of calls follow: one is timed by the host's clock, the other between two
+    events. Before each train the GPU is synchronised. On the CPU calls are timed one by one. A result is held until the
+    next call has returned, as in `y = module(x)`. The garbage collector waits.
 
     Args:
         candidates: callables without arguments, by name; they may synchronise or not.

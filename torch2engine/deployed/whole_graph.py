@@ -1,11 +1,12 @@
 """The calls of a model in parts, or in PyTorch alone, as one CUDA graph for each set of shapes.
 
 Enters: inputs on the caller's current stream, and what answers them part by part. Leaves: results, ready on that
-stream. Separate because the parts know nothing of it: they are captured as inside a CUDA graph of the user's.
+stream. Separate because the parts need not know about this graph: they are captured as a user's own CUDA graph captures
+them.
 
-A graph answers only after a proof: its first replay gave what the same call gave part by part. So work that a capture
-does not see, such as an operator's on a stream of its own, is noticed. PyTorch's `CUDAGraph` is not used, since a
-capture that fails leaves the device's random generator unusable (torch 2.11); here no generator takes part.
+A graph answers only after a proof: its first replay gave what the same call gave part by part. The proof notices work
+that a capture does not see, such as an operator that works on a stream of its own. PyTorch's `CUDAGraph` is not used,
+since a capture that fails leaves the device's random generator unusable (torch 2.11); here no generator takes part.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ class WholeGraphs:
     # The capture.
 
     def _capture(self, shapes: _Shapes, inputs: Sequence[torch.Tensor], run: _Run) -> None:
-        """Capture a call, and prove it. If that fails, no other is captured."""
+        """Capture a call, and prove the graph. After a failure, no other call is captured."""
         reason = ""
         with self._lock:
             if self._captures_are_over or self._is_over or self._is_suspended or shapes in self._graphs:

@@ -40,12 +40,12 @@ class WriteBack:
 
     @property
     def has_containers(self) -> bool:
-        """Whether it needs the call's own arguments, beside their tensors."""
+        """Whether writing back needs the call's own arguments, and not their tensors alone."""
         return bool(self.signature.refills) or _holds_argument(self.signature.output)
 
     @classmethod
     def of(cls, signature: Signature) -> WriteBack | None:
-        """Find it for a signature; None for a model that only reads its arguments."""
+        """Find what a model of this signature writes; None for a model that only reads its arguments."""
         if not (signature.writes or signature.refills or _holds_argument(signature.output)):
             return None
         inputs = [spec.name for spec in signature.inputs]
@@ -61,8 +61,8 @@ class WriteBack:
 
         Raises:
             DtypeError: a written input in another dtype than the model's.
-            InputError: one of several elements in one place, one that shares memory with another input, one of
-                inference mode outside of it; or a container that can't change.
+            InputError: a tensor with several elements in one place, one that shares memory with another input, or an
+                inference tensor outside of inference mode. Also a container that can't change.
         """
         for refilled in self.signature.refills:
             value = argument_at(self.signature.parameters, args, kwargs, refilled.path)

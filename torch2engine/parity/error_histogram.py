@@ -41,8 +41,9 @@ class ErrorHistogram:
             size: the unit of the errors, e.g. the reference's root mean square.
 
         Returns:
-            the elements below 1e-9 of the size, then those from each power of ten in `ERROR_DECADES` to the next, and
-            last those off by the size or more; () if the size is 0. An octave of errors counts whole, by its middle.
+            numbers of elements. The first number is for errors below 1e-9 of the size. A number for each step from one
+            power of ten in `ERROR_DECADES` to the next follows. The last number is for errors of the size or more. ()
+            if the size is 0. An octave of errors counts whole, by its middle.
         """
         if not size:
             return ()

@@ -41,17 +41,18 @@ class OutputParity:
         rel_l2: ‖candidate − reference‖₂ / ‖reference‖₂.
         sensitivity: how far the reference's own answer moves when inputs and weights move by half a unit in the last
             place, relative to its size.
-        allowed: the largest rel_l2: of the tolerance, or what the sensitivity allows.
+        allowed: the largest rel_l2 that passes: that of the tolerance, or the one that the sensitivity allows.
         cosine: cosine of the angle between the two, flattened.
         mismatch: share of the elements of an integer or bool output that differ; 0 for other dtypes.
         near_ties: share of further elements that differ only because of a near tie.
         worst_index: where max_rel is, or the first element that is NaN or Inf in one only; None if not measured.
         nonfinite_reference, nonfinite_candidate: counts of NaN and ±Inf.
         reference_value, candidate_value: the elements at worst_index.
-        error_decades: how many elements are how far off, in units of the reference's root mean square: below the first
-            of `ERROR_DECADES`, then from each to the next, last beyond; () for integers and where nothing was measured.
+        error_decades: numbers of elements by their error, in units of the reference's root mean square. The first
+            number is for errors below the first of `ERROR_DECADES`, the last for errors beyond its last. () for
+            integers and where nothing was measured.
 
-    Figures that could not be measured are NaN; norms leave out elements that are not finite and mask values.
+    Figures that could not be measured are NaN. Norms leave out mask values and elements that are not finite.
     """
 
     name: str

@@ -46,7 +46,7 @@ def _other_attention(arguments: _Arguments) -> dict[str, Any]:
 
 
 def _has_attention(module: TRTModule[Any], arguments: _Arguments) -> bool:
-    """Only TensorRT-RTX gets it in one form or the other, and only where it has a fused kernel."""
+    """Whether the engine's attention has two forms: TensorRT-RTX has a fused kernel for it in half precision alone."""
     computed = module.report.computed
     low = module.precision in CAST_PRECISIONS or arguments["precision"] in CAST_PRECISIONS
     return _is_rtx(module) and low and computed is not None and bool(computed.attention)

@@ -1,7 +1,7 @@
 """A deployed engine and its model → whichever answers fastest: the engine, or PyTorch in one of its forms.
 
 Enters: the arguments of deploy(runtime="fastest"), and deploy() itself. Leaves: the engine's module, or a `LiveModule`
-that was compared with the model likewise; a table in the report has all times. Separate because it begins where
+that was compared with the model in the same way. A table in the report has all times. Separate because it begins where
 deploy() ends: whatever deploy() made is timed beside PyTorch.
 """
 
@@ -214,7 +214,8 @@ class Race:
     def run(self, programs: Mapping[str, MakeProgram]) -> DeployedModule[Any]:
         """Prepare all candidates, time them in turns, and return the fastest, with its report.
 
-        What a candidate raises is a reason against it, and no error: the engine answers in any case.
+        An error of a candidate is noted as a reason against that candidate, and is not raised: the engine answers in
+        any case.
 
         Args:
             programs: name -> what makes this form of the model.

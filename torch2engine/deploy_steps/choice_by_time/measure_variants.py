@@ -174,7 +174,8 @@ class _Measurement:
     def chosen(self, limit: TimeLimit) -> DeployedModule[Any]:
         """Make all variants, time them in turns, and remember the fastest.
 
-        What a variant raises is a reason against it, and no error: the plain engine answers in any case.
+        An error of a variant is noted as a reason against that variant, and is not raised: the plain engine answers in
+        any case.
         """
         plain = self._deployed(PLAIN)
         if not isinstance(plain, TRTModule):  # of a model in parts

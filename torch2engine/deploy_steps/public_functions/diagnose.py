@@ -55,8 +55,9 @@ def diagnose(
 ) -> Diagnosis:
     """Find the first torch module whose output differs between a model and the module that was deployed from it.
 
-    The model.onnx of the deployed module runs in ONNX Runtime, and returns what every torch module makes. If that is
-    right and the engine is not, TensorRT builds another engine, which returns the same tensors at these sizes.
+    The model.onnx of the deployed module runs in ONNX Runtime, and returns what every torch module makes. If these
+    tensors are right and the engine's answer is wrong, TensorRT builds another engine, which returns the same tensors
+    at these sizes.
 
     Args:
         model: the reference; it runs in evaluation mode, and is left as it was.
@@ -212,8 +213,8 @@ def _match(
     """Find the tensor that stands for each module's output: the last one of its shape.
 
     A module that is called more than once is left out, since its nodes have one origin. A module without nodes of its
-    own was merged with the one before it, whose tensor then has the values of the later one: a BatchNorm is part of its
-    convolution.
+    own was merged with the module before it, as a BatchNorm is with its convolution. The tensor of the earlier module
+    then has the values of the later module.
     """
     counts = Counter(call.path for call in calls)
     stands_for: dict[str, ModuleCall] = {}  # path of the module whose nodes make a tensor -> whose output it is

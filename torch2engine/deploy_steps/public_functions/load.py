@@ -89,20 +89,22 @@ def load(
 ) -> Any:
     """Load a saved artifact: an engine as `TRTModule`, an exported model as `ORTModule`, one in parts as `PartsModule`.
 
-    Of a bundle it takes the plan for the GPU; what the module saves is that engine alone.
+    From a bundle, the plan for the present GPU is taken. `save` of the module then writes that engine alone.
 
     Args:
         path: the folder that `save` wrote.
         device: for an engine a CUDA device, by default PyTorch's current one; an exported model runs on the CPU.
-        runtime_config: how it answers; an exported model takes `out_of_range` alone and refuses the rest.
+        runtime_config: how the module answers; an exported model takes `out_of_range` alone and refuses the rest.
         reference: the PyTorch module that answers under out_of_range="eager".
-        runtime: what runs it. None takes the runtime that it was saved for. "onnxruntime" runs the model.onnx that lies
-            beside an engine, on the CPU. "auto" does that only where the engine can't run, with one warning.
+        runtime: what runs the artifact. None takes the runtime that the artifact was saved for. "onnxruntime" runs the
+            model.onnx that lies beside an engine, on the CPU. "auto" runs the model.onnx only where the engine can't
+            run, with one warning.
         on_mismatch: what happens to an engine that does not run here: of another TensorRT, or for other GPUs. "error":
-            an ArtifactError. "rebuild": it is built anew from the model.onnx beside it, with one warning. The new
-            engine is not compared with the model, which is not here: `torch2engine.testing.assert_parity` does that.
-            Saving the module saves the new engine.
-        cache, progress: of such a build, as for `torch2engine.build`. With a cache, it is built once on a machine.
+            an ArtifactError. "rebuild": an engine is built anew from the model.onnx beside the saved one, with one
+            warning. The new engine is not compared with the model, which load() does not have;
+            `torch2engine.testing.assert_parity` compares them. Saving the module saves the new engine.
+        cache, progress: of the build under "rebuild", as for `torch2engine.build`. With a cache, a machine builds the
+            engine once.
 
     Returns:
         the module. Its `report` is that of the deploy, if a deployed module was saved.
@@ -111,8 +113,8 @@ def load(
         ArtifactError: corrupt, foreign, made for other hardware or another version, or an engine without model.onnx.
         InstallationError: no GPU, or no TensorRT of its flavour.
         DeviceError: `device` is a GPU for an exported model, or the CPU for an engine.
-        InputError: a runtime that can't run it, options that it does not have, or a reference that is missing or has no
-            use.
+        InputError: a runtime that can't run the artifact, options that the runtime does not have, or a reference that
+            is missing or has no use.
         BuildError, UnsupportedOperatorError: the engine can't be built here.
 
     >>> loaded = t2e.load(module.save("model.t2e"))

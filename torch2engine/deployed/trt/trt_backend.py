@@ -122,10 +122,10 @@ class TensorRTBackend:
         self.bind(device)
 
     def check_process(self) -> None:
-        """Refuse a fork of the process that made the engine live.
+        """Refuse calls in a process that was forked from the one that made the engine live.
 
         Raises:
-            DeviceError: this process is such a fork.
+            DeviceError: this process is a fork of that one.
         """
         session = self.session
         if session is not None:
