@@ -232,7 +232,7 @@ def deploy(
     # Returns: the checked arguments. `request.runtime` is "tensorrt" or "onnxruntime". It is never "auto": where
     #   TensorRT can't run, "auto" becomes "onnxruntime" with a warning. `request.model` is the module inside
     #   DataParallel or torch.compile.
-    # Raises: InputError, InstallationError.
+    # Raises: InputError. InstallationError if a library is missing, or if runtime is "tensorrt" and it can't run.
     request = DeployRequest.from_arguments(given, precision, calibration, tolerance, runtime, config, runtime_config)
     # Returns: the `EngineCache` that `cache` names. None if cache is False or None, and for cache=True without a usable
     #   home folder.
@@ -260,11 +260,13 @@ def deploy(
                 report.add_notes(captured.notes)
             # Does: looks for the engine of an earlier deploy with this cache_key. Compares an engine that it finds with
             #   the model anew. Its phases are "recall", "reference" and "parity".
-            # Returns: a module of that engine, with its report. None if there is no such engine. None with a warning
-            #   if the engine fails or gives other answers, or if an attribute of the model can't be compared.
+            # Returns: a module of that engine, with its report. None if there is no such engine for this driver.
+            #   None with a warning if the engine fails or gives other answers, or if an attribute of the model can't be
+            #   compared.
             # Raises: what no engine is to blame for. That is InputError, InstallationError, BuildError of a cancel,
             #   full memory, and errors of the model on a parity case.
-            # Does nothing, and returns None: without a cache_key, for ONNX Runtime, and for a budget with a metric.
+            # Does nothing, and returns None: without a cache_key or a cache, for ONNX Runtime, and for a budget with a
+            #   metric.
             if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
                 return reused_module
             # Does: takes the first item of `calibration` if that is an iterator without a known length. All other items
@@ -294,8 +296,8 @@ def deploy(
                 reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
             # Does, returns, raises: as find_by_cache_key, for an engine of the same ONNX graph. Needs no cache_key.
             #   Compares with `reference_answers`, so that it has no phase "reference".
-            # Does nothing, and returns None: as find_by_cache_key, but for the cache_key; also without a cache, and
-            #   with calibration data, because other data would give another engine.
+            # Does nothing, and returns None: without a cache, for ONNX Runtime, for a budget with a metric, and with
+            #   calibration data, because other data would give another engine.
             if (reused_module := earlier_engines.find_by_graph(onnx_artifact, captured, reference_answers)) is not None:
                 return reused_module
         # Returns: the cases in which the exported graph will be compared with the model; nothing is compared yet. For
@@ -307,8 +309,9 @@ def deploy(
         #   load_or_build compares the graph while the builder's process works.
         # Raises: ParityError.
         graph_check.compare_now_or_during_build(report, early_builder)
-        # Does: writes the graph in the requested low precision, or in that of the model's own quantisers. Compares it
-        #   with the model, on ONNX Runtime. Its phase is "precision".
+        # Does: writes the graph in the requested low precision, or in that of the model's own quantisers. Reads
+        #   `calibration_data` for it. Compares the written graph with the model, on ONNX Runtime. The phase is
+        #   "precision".
         # Returns: the graph, the parity cases in its dtypes, and their tolerance.
         # Raises: InputError, PrecisionError, ParityError, UnsupportedOperatorError, ExportError, InstallationError.
         # Does nothing, and returns the graph as it is: for "fp32" and "tf32" if the model has no quantisers, and for a
@@ -320,6 +323,7 @@ def deploy(
             # Returns: the module, with its report.
             # Raises: RefitError; for axes that may be split ParityError and InputError.
             return attach_report(make_ort_module(lowered, request, report), report)
+        # In this block: the sample's GPU is the current one of PyTorch. For a sample on the CPU nothing changes.
         with report.phase("build"), torch.cuda.device(captured.target_gpu):
             torch.cuda.empty_cache()  # TensorRT's builder is another process, and needs the memory
             # Does: loads the engine from the cache, or builds it. Stores nothing. Calls `check_during_build`, if set.
@@ -328,15 +332,15 @@ def deploy(
             pending_engine = load_or_build(
                 lowered.artifact, lowered.builder_precision, config, engine_cache, report.progress, early_builder
             )
-            # Until the outer block ends: other processes that need the same new engine wait for it. If the block fails,
-            #   an engine that came from the cache is removed from the cache. It stays there after InputError,
-            #   InstallationError, a cancel or full memory.
+            # Until the outer block ends: with a cache, other processes that need the same new engine wait for it. If
+            #   the block fails, an engine that came from the cache is removed from the cache. It stays there after
+            #   InputError, InstallationError, a cancel or full memory.
             until_accepted.enter_context(pending_engine)
         # Until the outer block ends: after a ParityError, the graph is compared in the cases that `graph_check` left
         #   out. If the graph is wrong there, ParityError of the graph is raised instead of that of the engine.
         until_accepted.enter_context(graph_check.blaming_graph_if_wrong())
         with report.phase("parity"):
-            # Does: makes a module of the engine. Compiles the kernels of a large TensorRT-RTX engine in several
+            # Does: makes a module of the engine. Compiles the kernels of a large or "tf32" TensorRT-RTX engine in other
             #   processes. Gives a refittable engine the model's weights. Compares the engine with the model in all
             #   cases, a quantised one in all but random cases. Calls the metric of a budget. Proves axes that may be
             #   split. Checks in which precisions the engine computes.
