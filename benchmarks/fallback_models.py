@@ -77,7 +77,9 @@ class Backbone(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         features = self.body(x).mean((2, 3))
-        return self.head(torch.linalg.qr(features.mT @ features).Q.abs())  # square, whatever the batch
+        gram = features.mT @ features  # square, whatever the batch; its rank is at most the batch
+        # About a tenth of its norm on the diagonal: without it, rounding alone decides most factors.
+        return self.head(torch.linalg.qr(gram + 0.1 * torch.eye(len(gram), device=x.device)).Q.abs())
 
 
 OWN = ("chain", "finder", "backbone")

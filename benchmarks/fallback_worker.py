@@ -1,14 +1,16 @@
 """One model of the benchmark `fallback`, in a process of its own: made, deployed in parts, then timed beside eager.
 
 Enters: what is timed, by its name. Leaves: reports to `phased_jobs`. Apart because engines take long to make, which
-several processes do at the same time, while a GPU that is timed must be free of others.
+several processes do at the same time, while a GPU that is timed must be free of others. What decides by time, such as
+deploy(fallback="faster"), builds its engines beside the other processes too, and waits before its first measurement.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -19,41 +21,65 @@ import torch2engine as t2e
 from benchmarks import _script
 from benchmarks.evidence import Evidence
 from benchmarks.fallback_models import OWN, PARTS, Chain, block, own_model
-from benchmarks.phased_jobs import say, say_done, wait_for_turn
+from benchmarks.phased_jobs import Turn, say, say_done
 from benchmarks.zoo_fallback import COMPILE, WAYS, Answered, answer_compiled
 from benchmarks.zoo_fallback import PARTS as IN_PARTS
 from benchmarks.zoo_trial import ZooTrial
 from tests.zoo.models import ZOO
 from torch2engine.core.errors import BuildError, Torch2EngineError
+from torch2engine.core.pytree import Inputs
 from torch2engine.deployed.timing import Timing, measure
+from torch2engine.fallback import measured_cost
+from torch2engine.fallback.compile_options import CompileOptions
+from torch2engine.fallback.measured_cost import least_times
+from torch2engine.fallback.run_record import RunRecord
+from torch2engine.fallback.torch_compile import compile_beside_eager
 
 __all__ = ["BOUNDARY", "FASTER", "main", "study"]
 
 BOUNDARY = "boundary"
 FASTER = "fallback='faster'"
-MOST_RATIO = 1.03  # what fallback="faster" promises
 
 Call = Callable[[], object]
-Study = Generator[dict[str, Any], None, None]
-"""Prepares before its first report, which is empty; then it measures, and reports."""
+Report = dict[str, Any]
 
 
-def study(options: argparse.Namespace) -> Study:
-    """The study of a subject.
+def study(options: argparse.Namespace, turn: Turn) -> Report:
+    """Prepare a subject, wait for its turn, measure it, and tell what was found.
 
     Args:
         options: `subject` is `BOUNDARY`, one of `OWN`, or "zoo." with the name of a model; `way` is the one that
-            answered a model of the zoo in the last sweep; `wrong` says what was wrong with its single engine there, or
-            is ""; `device`; `rounds`.
+            answered a model of the zoo in the last sweep; `wrong` says what was wrong there with its engines, or is
+            ""; `device`; `rounds`.
+        turn: to be timed.
     """
-    if options.subject == BOUNDARY:
-        return _boundary(torch.device(options.device), options.rounds)
-    if options.subject in OWN:
-        return _own(options.subject, torch.device(options.device), options.rounds)
-    return _from_zoo(options)
+    device = torch.device(options.device)
+    with _measurements_wait(turn):
+        if options.subject == BOUNDARY:
+            return _boundary(device, options.rounds, turn)
+        if options.subject in OWN:
+            return _own(options.subject, Beside(device, options.rounds, turn))
+        return _from_zoo(options, Beside(device, options.rounds, turn))
 
 
-def _boundary(device: torch.device, rounds: int) -> Study:
+@contextmanager
+def _measurements_wait(turn: Turn) -> Generator[None]:
+    """Let whatever decides by time wait for the turn before its first measurement, when its engines are built."""
+    untyped: Any = measured_cost
+    measure_now = untyped.measure
+
+    def measure_in_turn(*args: Any, **kwargs: Any) -> Mapping[str, Timing]:
+        turn.wait()
+        return measure_now(*args, **kwargs)
+
+    untyped.measure = measure_in_turn
+    try:
+        yield
+    finally:
+        untyped.measure = measure_now
+
+
+def _boundary(device: torch.device, rounds: int, turn: Turn) -> Report:
     """What a part costs beside its engine and the operators around it."""
     custom, x = own_model("chain", device)
     assert isinstance(custom, Chain)
@@ -65,7 +91,7 @@ def _boundary(device: torch.device, rounds: int) -> Study:
         plans["custom_graphs"] = custom, {"runtime_config": t2e.RuntimeConfig(cuda_graphs=True)}
     modules = {name: _all_in_engines(model, x, options) for name, (model, options) in plans.items()}
     engines = [_deploy(part, x) for part in custom.parts]
-    yield {}
+    turn.wait()
     calls: dict[str, Call] = {name: partial(module, x) for name, module in modules.items()}
     calls |= {
         "eager": partial(own, x),
@@ -82,7 +108,7 @@ def _boundary(device: torch.device, rounds: int) -> Study:
         rest = _microseconds(timings["engines"]) + _microseconds(timings[operators])
         cost = (_microseconds(timings[name]) - rest) / PARTS
         found.figure("boundary_us" if name == "parts" else f"boundary_{name}_us", cost)
-    yield {"figures": found.figures}
+    return {"figures": found.figures}
 
 
 def _deploy(model: nn.Module, x: torch.Tensor, **options: Any) -> Any:
@@ -101,92 +127,108 @@ def _all_in_engines(model: nn.Module, x: torch.Tensor, options: dict[str, Any]) 
     return module
 
 
-def _own(name: str, device: torch.device, rounds: int) -> Study:
+def _own(name: str, beside: Beside) -> Report:
     """A model of this benchmark."""
-    model, x = own_model(name, device)
-    module = _deploy(model, x, fallback=True)
-    torch.testing.assert_close(module(x), model(x), rtol=1e-2, atol=1e-3)
-    yield {}
-    pair = Pair(name, partial(module, x), partial(model, x), device, rounds)
-    yield pair.as_faster_leaves_it(lambda: partial(_deploy(model, x, fallback="faster"), x))
+    model, x = own_model(name, beside.device)
+    try:
+        module = _deploy(model, x, fallback="faster")
+    except BuildError as error:
+        return _refusal(name, error)
+    torch.testing.assert_close(module(x), model(x), rtol=1e-4, atol=1e-5)
+    return beside.report(name, FASTER, partial(module, x), partial(model, x))
 
 
-def _from_zoo(options: argparse.Namespace) -> Study:
+def _from_zoo(options: argparse.Namespace, beside: Beside) -> Report:
     """A model that no single engine answers: in parts if that is possible, else in the way of the last sweep."""
     name = options.subject.removeprefix("zoo.")
     trial = ZooTrial.make(ZOO[name], "gpu" if options.device == "cuda" else "cpu")
-    way, answered, why_not = _answered(trial, options.way, options.wrong)
-    report: dict[str, Any] = {"not_in_parts": {name: why_not}} if why_not else {}
-    yield {}
-    eager = partial(trial.model, **trial.sample)
-    pair = Pair(name, answered.call, eager, torch.device(options.device), options.rounds)
-    if way == IN_PARTS:
-        report |= pair.as_faster_leaves_it(lambda: partial(trial.deploy(fallback="faster"), **trial.sample))
-    else:
-        report |= pair.report(pair.ratio(), way)
+    way, why_not = IN_PARTS, options.wrong
+    try:
+        answered = None if why_not else _in_parts(trial)
+    except BuildError as error:
+        return _refusal(name, error)
+    except Torch2EngineError as error:
+        if options.way == IN_PARTS:
+            raise
+        answered, why_not = None, str(error).partition("\n")[0]
+    report: Report = {"not_in_parts": {name: why_not}} if why_not else {}
+    if answered is None:
+        way = options.way
+        try:
+            answered = _compiled(trial) if way == COMPILE else WAYS[way](trial)
+        except BuildError as error:
+            return report | _refusal(name, error)
+    report |= beside.report(
+        name, FASTER if way == IN_PARTS else way, answered.call, partial(trial.model, **trial.sample)
+    )
     report["figures"][f"fallback.{name}.engine_share"] = answered.explanation.engine_share
     report["left_in_pytorch"] = {name: [part.reason for part in answered.explanation.parts if part.reason]}
-    yield report
+    return report
 
 
-def _answered(trial: ZooTrial, way: str, wrong: str) -> tuple[str, Answered, str]:
-    """The way that answers a model, its answers, and why the model is not in parts; "" if it is."""
-    if not wrong:
-        try:
-            return IN_PARTS, WAYS[IN_PARTS](trial), ""
-        except Torch2EngineError as error:
-            if way == IN_PARTS:
-                raise
-            wrong = str(error).partition("\n")[0]
-    answered = answer_compiled(trial, [], only_faster=True) if way == COMPILE else WAYS[way](trial)
-    return way, answered, wrong
+def _in_parts(trial: ZooTrial) -> Answered:
+    """Deploy a model with fallback="faster", and compare it at all sizes.
+
+    Raises:
+        BuildError: it is slower than eager.
+        Torch2EngineError: as `deploy`.
+    """
+    module = trial.deploy(fallback="faster")
+    trial.compare(module)
+    return Answered(module.explain(trial.sample), partial(module, **trial.sample))
+
+
+def _compiled(trial: ZooTrial) -> Answered:
+    """Compile a model as `compile_if_faster` does, and compare it.
+
+    Raises:
+        BuildError: it is slower than eager.
+    """
+    record = RunRecord()
+    options = CompileOptions(cache=False, only_faster=True)
+    compiled = compile_beside_eager(trial.model, Inputs(**trial.sample), options, record)
+    return answer_compiled(trial, compiled, record, others=[])
+
+
+def _refusal(name: str, error: BuildError) -> Report:
+    """What the parent takes over of a model that is slower than eager.
+
+    Raises:
+        BuildError: it was refused for another reason.
+    """
+    if "µs a call, where PyTorch takes" not in error.got:
+        raise error
+    return {"refused": {name: str(error)}}
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A module and its model, to be timed side by side.
+class Beside:
+    """Times what answers in a model's place beside the model.
 
     Args:
-        name: of the model.
-        ours, eager: one call of each.
         device: where they run.
-        rounds: of the measurement.
+        rounds: of each measurement.
+        turn: to be timed.
     """
 
-    name: str
-    ours: Call
-    eager: Call
     device: torch.device
     rounds: int
+    turn: Turn
 
-    def ratio(self) -> float:
-        """Our time over eager's."""
-        timings = measure({"ours": self.ours, "eager": self.eager}, device=self.device, rounds=self.rounds)
-        return _microseconds(timings["ours"]) / _microseconds(timings["eager"])
-
-    def as_faster_leaves_it(self, deploy_faster: Callable[[], Call]) -> dict[str, Any]:
-        """Measure what fallback="faster" makes, or report why it refuses.
-
-        Its own measurement needs a free GPU, so it has its turn here; but only where not every engine is worth it: if
-        all of them together keep the promise, it takes the module.
+    def report(self, name: str, way: str, ours: Call, eager: Call) -> Report:
+        """Measure, as often as the package does, and tell what the parent takes over.
 
         Args:
-            deploy_faster: deploys anew.
+            name: of the model.
+            way: how it is answered.
+            ours, eager: one call of each.
         """
-        ratio = self.ratio()
-        if ratio <= MOST_RATIO:
-            return self.report(ratio, FASTER)
-        with_all_engines = {f"fallback.{self.name}.ratio_with_all_engines": ratio}
-        try:
-            chosen = replace(self, ours=deploy_faster())
-        except BuildError as error:
-            return {"figures": with_all_engines, "refused": {self.name: str(error)}}
-        report = self.report(chosen.ratio(), FASTER)
-        return {**report, "figures": report["figures"] | with_all_engines}
+        self.turn.wait()
+        ours_us, eager_us = least_times(ours, eager, self.device, self._measure)
+        return {"figures": {f"fallback.{name}.ratio_to_eager": ours_us / eager_us}, "ways": {name: way}}
 
-    def report(self, ratio: float, way: str) -> dict[str, Any]:
-        """What the parent takes over."""
-        return {"figures": {f"fallback.{self.name}.ratio_to_eager": ratio}, "ways": {self.name: way}}
+    def _measure(self, candidates: Mapping[str, Call], device: torch.device) -> Mapping[str, Timing]:
+        return measure(candidates, device=device, rounds=self.rounds)
 
 
 def _microseconds(timing: Timing) -> float:
@@ -198,19 +240,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--subject", required=True, help="boundary, a model of this benchmark, or zoo.NAME")
     parser.add_argument("--way", default="", help="which way answered the model of the zoo in the last sweep")
-    parser.add_argument("--wrong", default="", help="what was wrong there with its single engine")
+    parser.add_argument("--wrong", default="", help="what was wrong there with its engines")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
     if options.device == "cuda":
         _script.require_gpu()
     torch.manual_seed(0)
+    turn = Turn()
     with torch.no_grad():
-        steps = study(options)
-        next(steps)
-        wait_for_turn()
-        for report in steps:
-            say(report)
+        report = study(options, turn)
+    turn.wait()
+    say(report)
     say_done()
 
 

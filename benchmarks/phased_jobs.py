@@ -29,7 +29,18 @@ from typing import IO, Any
 
 from benchmarks.evidence import REPOSITORY
 
-__all__ = ["DONE", "PREPARED", "REPORT", "Job", "environment_of", "run_jobs", "say", "say_done", "wait_for_turn"]
+__all__ = [
+    "DONE",
+    "PREPARED",
+    "REPORT",
+    "Job",
+    "Turn",
+    "environment_of",
+    "run_jobs",
+    "say",
+    "say_done",
+    "wait_for_turn",
+]
 
 PREPARED = "@prepared"
 DONE = "@done"
@@ -47,6 +58,24 @@ def wait_for_turn() -> None:
     print(f"\n{PREPARED}", flush=True)
     if sys.stdin.readline().strip() != _GO:
         sys.exit("nobody gave this process its turn")
+
+
+class Turn:
+    """In a job: its turn to be timed, which is waited for once, wherever the first measurement is.
+
+    Args:
+        wait: `wait_for_turn`, or what stands for it where nobody else is timed.
+    """
+
+    def __init__(self, wait: Callable[[], object] = wait_for_turn) -> None:
+        self._wait = wait
+        self._has_come = False
+
+    def wait(self) -> None:
+        """Wait for the turn, if it has not come yet."""
+        if not self._has_come:
+            self._wait()
+            self._has_come = True
 
 
 def say(report: Mapping[str, Any]) -> None:

@@ -140,19 +140,24 @@ def _in_parts(trial: ZooTrial) -> Answered:
     return Answered(module.explain(trial.sample), lambda: module(**trial.sample))
 
 
+def _compiled(trial: ZooTrial) -> Answered:
+    """Compile a model by the backend "torch2engine" of torch.compile, and compare it at all sizes."""
+    record = RunRecord()
+    compiled: Any = torch.compile(trial.model, backend=make_compiler(CompileOptions(cache=False), record).compile)
+    return answer_compiled(trial, compiled, record)
+
+
 def answer_compiled(
-    trial: ZooTrial, others: Sequence[Mapping[str, Any]] | None = None, only_faster: bool = False
+    trial: ZooTrial, compiled: Any, record: RunRecord, others: Sequence[Mapping[str, Any]] | None = None
 ) -> Answered:
-    """Compile a model by the backend "torch2engine" of torch.compile, and compare it.
+    """Explain what torch.compile made of a model, and compare it.
 
     Args:
         trial: the model.
+        compiled: the same by torch.compile.
+        record: of its graphs.
         others: as for `ZooTrial.compare_compiled`.
-        only_faster: leave graphs in PyTorch whose engines are slower.
     """
-    record = RunRecord()
-    options = CompileOptions(cache=False, only_faster=only_faster)
-    compiled: Any = torch.compile(trial.model, backend=make_compiler(options, record).compile)
     explanation = time_calls(lambda: compiled(**trial.sample), record)
     trial.compare_compiled(compiled, others)
     return Answered(explanation, lambda: compiled(**trial.sample))
@@ -166,6 +171,6 @@ def _in_submodules(trial: ZooTrial) -> Answered:
 
 WAYS: Mapping[str, Callable[[ZooTrial], Answered]] = {
     PARTS: _in_parts,
-    COMPILE: answer_compiled,
+    COMPILE: _compiled,
     SUBMODULES: _in_submodules,
 }

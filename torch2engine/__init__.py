@@ -62,7 +62,12 @@ if TYPE_CHECKING:
     from torch2engine.deployed.trt.trt_module import TRTModule
     from torch2engine.fallback.parts_module import PartsModule
     from torch2engine.fallback.submodules import DeployedSubmodules, load_submodules
-    from torch2engine.fallback.torch_compile import compile_backend, deploy_submodules, explain
+    from torch2engine.fallback.torch_compile import (
+        compile_backend,
+        compile_if_faster,
+        deploy_submodules,
+        explain,
+    )
     from torch2engine.parity.parity_report import ParityReport
     from torch2engine.precision.computed_precisions import precision_report
     from torch2engine.precision.module_sensitivity import sensitivity
@@ -117,6 +122,7 @@ __all__ = [
     "bundle",
     "check",
     "compile_backend",
+    "compile_if_faster",
     "deploy",
     "deploy_submodules",
     "diagnose",
@@ -178,6 +184,7 @@ _HOMES = {
     "Recording": "capture.recording",
     "record": "capture.recording",
     "compile_backend": "fallback.torch_compile",
+    "compile_if_faster": "fallback.torch_compile",
     "deploy_submodules": "fallback.torch_compile",
     "explain": "fallback.torch_compile",
 }

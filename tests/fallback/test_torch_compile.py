@@ -77,7 +77,7 @@ def test_model_with_four_obstacles_is_exact_and_explained_by_file_and_line(backe
     assert obstacles == [
         (line_with("places = torch.nonzero("), "aten.nonzero"),
         (line_with("if rows.sum() > 0:"), "branch"),
-        (line_with("rows = torch.linalg.qr("), "linalg_qr"),
+        (line_with("turn = torch.linalg.qr("), "linalg_qr"),
         (line_with("rows = rows[rows[:, 0] > 1.5]"), "aten.nonzero"),
     ]
 

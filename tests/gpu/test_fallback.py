@@ -55,7 +55,7 @@ def test_model_with_four_obstacles_answers_like_eager_and_is_explained() -> None
         for text in (
             "places = torch.nonzero(",
             "if rows.sum() > 0:",
-            "rows = torch.linalg.qr(",
+            "turn = torch.linalg.qr(",
             "rows = rows[rows[:, 0] > 1.5]",
         )
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +21,17 @@ import torch
 from benchmarks import chart, fallback, fallback_models, fallback_worker, peers, precision, stress, table, zoo
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from benchmarks.fallback import SecondTry
-from benchmarks.fallback_models import OWN
-from benchmarks.fallback_worker import BOUNDARY
+from benchmarks.fallback_models import OWN, own_model
+from benchmarks.fallback_worker import BOUNDARY, FASTER
 from benchmarks.ordinary_models import ORDINARY, SAMPLES
-from benchmarks.phased_jobs import Job
+from benchmarks.phased_jobs import Job, Turn
 from benchmarks.throughput import busy_share
 from benchmarks.zoo_fallback import COMPILE, PARTS
 from tests.support import tiny_zoo
 from tests.support.benchmark_sheets import overhead, precisions, processor, published, refits, sheet, throughput, whole
 from tests.support.paths import REPOSITORY
 from tests.support.run_scripts import Ended, run_scripts
+from torch2engine.fallback import measured_cost
 
 SCRIPTS = (
     "call_overhead",
@@ -548,28 +551,69 @@ def test_trust_is_studied_without_a_gpu(script_runs: Mapping[str, ScriptRun]) ->
     assert data["samples"]["models"][STUDIED]["fp32"]["verdict"] == "passed"
 
 
-def test_fallback_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All figures are there, with answers that were compared; the times themselves say nothing here."""
+def fallback_results(monkeypatch: pytest.MonkeyPatch, most_ratio: float, ways: Mapping[str, str]) -> Evidence:
+    """What the studies of these subjects find on the CPU; each waits for its turn once, before it measures."""
     monkeypatch.setattr(fallback_models, "PARTS", 1)
     monkeypatch.setattr(fallback_worker, "PARTS", 1)
     monkeypatch.setattr(fallback_worker, "ZOO", tiny_zoo.ZOO)
-    ways = {"zoo.eigenvalues": PARTS, "zoo.branches": COMPILE} | dict.fromkeys((BOUNDARY, *OWN), "")
+    monkeypatch.setattr(measured_cost, "_MOST_RATIO", most_ratio)
     evidence = Evidence()
     results = fallback.Results(evidence)
+    turns: list[str] = []
     with torch.no_grad():
         for subject, way in ways.items():
             chosen = argparse.Namespace(subject=subject, way=way, wrong="", device="cpu", rounds=1)
-            for report in fallback_worker.study(chosen):
-                results.take(Job(subject, ()), report)
+            turn = Turn(partial(turns.append, subject))
+            results.take(Job(subject, ()), fallback_worker.study(chosen, turn))
+    assert turns == list(ways)
+    return evidence
+
+
+ZOO_WAYS = {"zoo.eigenvalues": PARTS, "zoo.branches": COMPILE}
+
+
+def test_fallback_is_measured_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All figures are there, with answers that were compared; the times themselves say nothing here."""
+    evidence = fallback_results(monkeypatch, math.inf, ZOO_WAYS | dict.fromkeys((BOUNDARY, *OWN), ""))
     figures, samples = evidence.figures, evidence.samples
     assert {"boundary_us", "fallback.chain.parts.host_us", "fallback.refused"} <= set(figures)
     measured = [name for name in figures if name.endswith("ratio_to_eager") and name.startswith("fallback.")]
-    assert len(measured) + figures["fallback.refused"] == 5
-    assert all("µs a call, where PyTorch takes" in reason for reason in samples["refused"].values())
+    assert (len(measured), figures["fallback.refused"]) == (5, 0)
     assert samples["ways"]["branches"] == COMPILE
     assert "a branch or a shape that depends on a tensor's values" in samples["not_in_parts"]["branches"]
     assert figures["worst_ratio_to_eager_of_other_ways"] == figures["fallback.branches.ratio_to_eager"]
     assert {"fallback.branches.engine_share", "fallback.eigenvalues.engine_share"} <= set(figures)
+
+
+def test_model_that_is_slower_in_every_way_is_refused_with_its_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What loses to eager is no figure of the benchmark, in parts or by torch.compile; it stands among the refused."""
+    evidence = fallback_results(monkeypatch, 0.0, {**ZOO_WAYS, "backbone": ""})
+    figures, refused = evidence.figures, evidence.samples["refused"]
+    assert sorted(refused) == ["backbone", "branches", "eigenvalues"]
+    assert figures == {"fallback.refused": 3}
+    assert all("µs a call, where PyTorch takes" in reason for reason in refused.values())
+
+
+def test_fallback_says_which_models_it_could_not_time() -> None:
+    """A job that fails costs no other its figures; how many are missing is a figure itself."""
+    evidence = Evidence()
+    results = fallback.Results(evidence)
+    results.take(Job("zoo.a", ()), {"figures": {"fallback.a.ratio_to_eager": 0.5}, "ways": {"a": FASTER}})
+    results.take_failures({"boundary": "ended with 1 before it was ready\nTraceback ...\nAssertionError: off"})
+    assert evidence.figures["worst_ratio_to_eager"] == 0.5
+    assert evidence.figures["fallback.failed"] == 1
+    assert evidence.samples["failed"] == {"boundary": "ended with 1 before it was ready"}
+
+
+def test_wrong_features_before_a_factorisation_are_noticed() -> None:
+    """The model with a factorisation answers the same under rounding, and differs where an engine is a little off."""
+    model, x = own_model("backbone", torch.device("cpu"))
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(model(x * (1 + 1e-6)), expected, rtol=1e-4, atol=1e-5)
+        off = model(x * 1.01)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(off, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_fallback_times_what_second_tries_answered() -> None:
@@ -577,11 +621,18 @@ def test_fallback_times_what_second_tries_answered() -> None:
 
     def tried(outcome: str, *seconds: float, whole: str = "refused") -> dict[str, Any]:
         fallback = {"way": PARTS, "outcome": outcome, "seconds": dict(enumerate(seconds))}
-        return {"outcome": whole, "message": "off\nby a table", "fallback": fallback}
+        said = {PARTS: f"off in parts by {seconds}\nand a table"} if len(seconds) == 3 else {}
+        return {"outcome": whole, "message": "off\nby a table", "fallback": {**fallback, "refused": said}}
 
     rows = {"a": tried("passed", 1.0, 2.0), "b": tried("wrong", 9.0), "c": {}, "d": tried("passed", 4.0, whole="wrong")}
+    rows["e"] = tried("passed", 1.0, 1.0, 3.0)
     found = fallback.second_tries({"samples": {"models": rows}})
-    assert list(found.items()) == [("d", SecondTry(PARTS, "off")), ("a", SecondTry(PARTS))]
+    last = ("a", SecondTry(PARTS))
+    assert list(found.items()) == [
+        ("e", SecondTry(PARTS, "off in parts by (1.0, 1.0, 3.0)")),
+        ("d", SecondTry(PARTS, "off")),
+        last,
+    ]
 
 
 def test_trust_says_which_models_there_was_no_time_for(script_runs: Mapping[str, ScriptRun]) -> None:

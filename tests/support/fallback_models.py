@@ -15,6 +15,11 @@ from torch import nn
 __all__ = ["FourObstacles", "Pyramid", "ThreeObstacles", "line_with"]
 
 
+def well_posed(rows: torch.Tensor) -> torch.Tensor:
+    """A square matrix of rows [B, N], far from singular, so that rounding alone does not decide its factors."""
+    return rows.mT @ rows + torch.eye(rows.shape[1], device=rows.device)
+
+
 class FourObstacles(nn.Module):
     """nonzero, a branch on a value, an operator that ONNX lacks, and a boolean index, with work for engines between."""
 
@@ -33,8 +38,8 @@ class FourObstacles(nn.Module):
         if rows.sum() > 0:
             rows = rows * 2
         rows = self.hidden(rows).relu() + 1
-        rows = torch.linalg.qr(rows).Q.abs()
-        rows = self.head(rows).sigmoid() * 3
+        turn = torch.linalg.qr(well_posed(rows)).Q.abs()
+        rows = self.head(rows @ turn).sigmoid() * 3
         rows = rows[rows[:, 0] > 1.5]
         return self.head(rows).relu() + 2, places
 
@@ -47,8 +52,8 @@ class ThreeObstacles(FourObstacles):
         features = self.norm(self.conv(x)).relu()
         found = torch.nonzero(features[:, 0, 0])
         rows = self.hidden(features.mean((2, 3)).exp().neg()).relu() + 1
-        basis = torch.linalg.qr(rows).Q.abs()
-        scores = self.head(basis).sigmoid() * 3
+        basis = torch.linalg.qr(well_posed(rows)).Q.abs()
+        scores = self.head(rows @ basis).sigmoid() * 3
         scores = scores[scores[:, 0] > 1.5]
         return self.head(scores).relu() + 2, found
 

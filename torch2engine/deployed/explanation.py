@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import shorten
 from typing import Any
 
 from torch2engine.core.finding import Finding
@@ -16,7 +17,7 @@ from torch2engine.core.wording import aligned
 
 __all__ = ["Explanation", "GraphPartRecord", "Obstacle"]
 
-_SHORT = 100  # characters of a reason in a table
+_SHORT = 240  # characters of a reason in a table: enough for the first output that is off, with all its figures
 
 
 @public
@@ -122,7 +123,7 @@ class Explanation:
                 f"{_seconds_of_call(part) * 1e6:.0f}",
                 f"{_seconds_of_call(part) / self.seconds:.0%}" if self.seconds else "-",
                 part.source,
-                part.reason[:_SHORT],
+                shorten(part.reason, _SHORT, placeholder=" …"),
             )
             for number, part in enumerate(self.parts)
         ]

@@ -43,7 +43,8 @@ class CompileOptions:
             waits for the GPU; nothing is missed. "versioned": by identity, address and autograd's version: as fast as
             can be, and sees optimizers, load_state_dict and new tensors, but no write through `.data`.
         only_faster: time each engine beside PyTorch, at its first call, and leave its graph in PyTorch if it is slower.
-            The look at the weights is part of the engine's time.
+            The look at the weights is part of the engine's time; what torch.compile takes around the graphs is not:
+            `compile_if_faster` times whole calls.
 
     Raises:
         InputError: an unknown option or value.

@@ -40,8 +40,10 @@ from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import choose_runtime
+from torch2engine.deployed.inputs_of_calls import InputsOfCalls
 from torch2engine.deployed.judge import ENGINE_REPEATS, judge
 from torch2engine.deployed.module_access import attach_model
+from torch2engine.deployed.speed_at_opt import eager_call
 from torch2engine.exporter.functional_program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program, write_parts_artifact
 from torch2engine.fallback.measured_cost import check_whole
@@ -194,8 +196,7 @@ def _deploy_in_parts(deploy: Callable[..., Any], arguments: _Arguments) -> Any:
     sample = [leaf.to(device) for leaf in captured.sample]
     report.add_notes([*captured.notes, *(f"in PyTorch: {obstacle}" for obstacle in module.timed_obstacles(sample))])
     if arguments.only_faster and captured.sample[0].device.type == device.type:
-        with undisturbed(model):
-            report.add_notes([check_whole(lambda: module.infer(sample), lambda: captured.reference(sample), device)])
+        report.add_notes([_compare_speed(module, captured, device)])
     module.report = report.build(exported.precision, parts=placement_of(module, device))
     return module
 
@@ -254,6 +255,21 @@ def _make_module(
     del cut  # its engines leave the GPU before the same ones are loaded
     reference = model if arguments.runtime_config.out_of_range == "eager" else None
     return PartsModule(artifact, None, device, arguments.runtime_config, reference)
+
+
+def _compare_speed(module: PartsModule, captured: CapturedCall, device: torch.device) -> str:
+    """Time calls of the module beside those of the model, both as a user makes them.
+
+    The float32 switches and attention kernels are the user's: eager must not be slowed down for the comparison.
+
+    Raises:
+        BuildError: as `check_whole`.
+    """
+    inputs = InputsOfCalls.of(captured.signature, [leaf.to(device) for leaf in captured.sample])
+    model = captured.reference.model
+    with undisturbed(model, is_exact=False):
+        ours = inputs.on_same_values(inputs.call_of(module))
+        return check_whole("model in parts", ours, eager_call(captured.reference, inputs), device)
 
 
 def _check_options(arguments: _Arguments, error: UnsupportedOperatorError) -> None:

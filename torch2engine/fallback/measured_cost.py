@@ -2,10 +2,15 @@
 
 Enters: a cut program with its engines, and a call. Leaves: reasons, with the time that was measured. Separate because
 only this file measures time. The rest of the folder decides by what engines can compute.
+
+Parts are timed alone, so their times leave out what is between them: the calls themselves, the guards of torch.compile,
+and work of the host that no longer overlaps the GPU's. Therefore the whole is timed too, in the way in which it is
+called, beside the model in eager.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,12 +21,14 @@ from torch2engine.core.errors import BuildError
 from torch2engine.deployed.timing import Timing, measure
 from torch2engine.fallback.part_runner import PartRunner
 
-__all__ = ["MeasureSideBySide", "check_whole", "find_slow_engine", "find_slow_parts"]
+__all__ = ["MeasureSideBySide", "check_whole", "find_slow_engine", "find_slow_parts", "least_times"]
 
 MeasureSideBySide = Callable[[Mapping[str, Callable[[], object]], torch.device], Mapping[str, Timing]]
 """Callables by name, and their device → the time of each."""
 
 _MOST_RATIO = 1.03
+_MOST_MEASUREMENTS = 5
+_CLEARLY_FASTER, _CLEARLY_SLOWER = 0.95, 1.1  # ratios that need no look at the bound
 
 
 def measure_side_by_side(candidates: Mapping[str, Callable[[], object]], device: torch.device) -> Mapping[str, Timing]:
@@ -83,15 +90,17 @@ def find_slow_engine(
 
 
 def check_whole(
-    module: Callable[[], object],
+    subject: str,
+    candidate: Callable[[], object],
     model: Callable[[], object],
     device: torch.device,
     measure_both: MeasureSideBySide = measure_side_by_side,
 ) -> str:
-    """Refuse a deployed module that is slower than its model.
+    """Refuse what answers in a model's place if it is slower than the model.
 
     Args:
-        module, model: one call of each, on the same device.
+        subject: names the candidate in the error.
+        candidate, model: one call of each, as the user calls them, on the same device.
         device: where they run.
         measure_both: times callables.
 
@@ -101,16 +110,45 @@ def check_whole(
     Raises:
         BuildError: it takes over 3 % more.
     """
-    timings = measure_both({"module": module, "model": model}, device)
-    ours, eager = (microseconds(timings[key]) for key in ("module", "model"))
+    ours, eager = least_times(candidate, model, device, measure_both)
     if ours > _MOST_RATIO * eager:
         raise BuildError(
-            "model in parts",
+            subject,
             got=f"{ours:.0f} µs a call, where PyTorch takes {eager:.0f} µs",
-            allowed=f"at most {_MOST_RATIO - 1:.0%} more with fallback='faster'",
-            fix="keep the PyTorch module, or pass fallback=True to have engines all the same",
+            allowed=f"at most {_MOST_RATIO - 1:.0%} more, since only what is faster was asked for",
+            fix="keep the PyTorch module, or ask for engines all the same: with fallback=True in deploy(), or with "
+            "torch.compile(model, backend='torch2engine')",
         )
     return f"{ours:.0f} µs a call, where PyTorch takes {eager:.0f} µs"
+
+
+def least_times(
+    candidate: Callable[[], object],
+    model: Callable[[], object],
+    device: torch.device,
+    measure_both: MeasureSideBySide = measure_side_by_side,
+) -> tuple[float, float]:
+    """Time two callables side by side, again and again while their ratio is near the bound or is measured once only.
+
+    Other work on the machine only adds to a time. So the least of several medians is the nearest to the truth.
+
+    Args:
+        candidate, model: one call of each.
+        device: where they run.
+        measure_both: times callables.
+
+    Returns:
+        the µs of a call of each.
+    """
+    ours = eager = math.inf
+    for count in range(1, _MOST_MEASUREMENTS + 1):
+        timings = measure_both({"candidate": candidate, "model": model}, device)
+        ours = min(ours, microseconds(timings["candidate"]))
+        eager = min(eager, microseconds(timings["model"]))
+        ratio = ours / eager
+        if ratio < _CLEARLY_FASTER or (ratio > _CLEARLY_SLOWER and count > 1):
+            break
+    return ours, eager
 
 
 def microseconds(timing: Timing) -> float:

@@ -69,8 +69,8 @@ class PartRunner:
         engines: answer where they can.
         record: takes what is found out.
         refusal: why PyTorch answers every call, or "".
-        find_slow_engine: asked once, at the first call that an engine has answered: this runner and the call's values →
-            why PyTorch answers from then on, or "". None asks nothing.
+        find_slow_engine: asked once, at the first call that an engine has answered while the record lets engines be
+            timed: this runner and the call's values → why PyTorch answers from then on, or "". None asks nothing.
     """
 
     def __init__(
@@ -126,6 +126,8 @@ class PartRunner:
 
     def _leave_slow_engine(self, values: Sequence[Any]) -> None:
         """Answer later calls in PyTorch if the engine is measured to be slower."""
+        if not self._record.may_time_engines:
+            return
         find, self._find_slow_engine = self._find_slow_engine, None
         if find is not None and (reason := find(self, values)):
             self.leave_in_pytorch(reason)

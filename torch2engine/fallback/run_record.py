@@ -37,12 +37,14 @@ class RunRecord:
         obstacles: the places that no engine takes; each once.
         engines: the signatures of all engines that torch.compile's graphs have deployed, in that order.
         is_timed: whether calls of parts are timed, which waits for the GPU before and after each.
+        may_time_engines: whether a call may time an engine beside PyTorch, for those who asked for faster ones only.
     """
 
     parts: list[GraphPartRecord] = field(default_factory=list[GraphPartRecord])
     obstacles: dict[tuple[str, str], Obstacle] = field(default_factory=dict[tuple[str, str], Obstacle])
     engines: list[Signature] = field(default_factory=list[Signature])
     is_timed: bool = False
+    may_time_engines: bool = True
 
     def add_obstacle(self, obstacle: Obstacle) -> None:
         """Note a place that no engine takes."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 from torch import fx, nn
+from torch.utils._pytree import tree_leaves
 
 from torch2engine.capture.process_state import restored_random_state
 from torch2engine.capture.recording import Recording, record
@@ -22,7 +23,7 @@ from torch2engine.capture.unwrap import unwrap
 from torch2engine.core.config import RuntimeConfig, Tolerance
 from torch2engine.core.errors import InputError
 from torch2engine.core.precisions import DEFAULT_PRECISION
-from torch2engine.core.pytree import as_inputs
+from torch2engine.core.pytree import Inputs, as_inputs
 from torch2engine.deploy import deploy
 from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.explanation import Explanation
@@ -30,6 +31,7 @@ from torch2engine.deployed.module_access import runtime_kind
 from torch2engine.fallback.compare_results import compare_results
 from torch2engine.fallback.compile_options import CompileOptions
 from torch2engine.fallback.graph_compiler import GraphCompiler
+from torch2engine.fallback.measured_cost import check_whole
 from torch2engine.fallback.run_record import RunRecord, obstacle_without_graph, time_calls
 from torch2engine.fallback.submodules import (
     DeployedSubmodules,
@@ -40,7 +42,14 @@ from torch2engine.fallback.submodules import (
 )
 from torch2engine.parity.tolerance_bounds import Bounds
 
-__all__ = ["compile_backend", "deploy_submodules", "explain", "make_compiler"]
+__all__ = [
+    "compile_backend",
+    "compile_beside_eager",
+    "compile_if_faster",
+    "deploy_submodules",
+    "explain",
+    "make_compiler",
+]
 
 _RUNTIMES: dict[str, Literal["tensorrt", "onnxruntime"]] = {"cuda": "tensorrt", "cpu": "onnxruntime"}
 
@@ -80,6 +89,80 @@ def compile_backend(
     return make_compiler(CompileOptions.from_mapping(options), RunRecord()).compile(graph_module, example_inputs)
 
 
+def compile_if_faster(
+    model: nn.Module | Callable[..., Any], sample_input: Any, *, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
+    """Compile a model by torch.compile(backend="torch2engine"), and refuse the result if eager PyTorch is faster.
+
+    Each graph stays in PyTorch whose engine is slower, as with the backend's option `only_faster`. That option knows
+    one graph at a time. What torch.compile itself takes, such as its guards and what it runs between graphs, shows in
+    whole calls alone. So calls of the compiled model are timed here beside calls of the model, in turns.
+
+    Args:
+        model: a module or function; it is called as it is, without gradients.
+        sample_input: as for `deploy`, on the device where later calls are. Calls at other sizes are not timed.
+        options: as for the backend. `only_faster` is set.
+
+    Returns:
+        what torch.compile made. It is called like the model.
+
+    Raises:
+        BuildError: a call takes over 3 % more time than in eager; with both times. Keep the model then.
+        InputError: an unknown option or value, or no tensor in the sample.
+
+    >>> try:
+    ...     answer = t2e.compile_if_faster(model, sample)
+    ... except t2e.BuildError:  # a model as small as this one is often faster in eager
+    ...     answer = model
+    >>> with torch.no_grad():
+    ...     torch.allclose(answer(sample), model(sample), atol=1e-5)
+    True
+    """
+    checked = replace(CompileOptions.from_mapping(options), only_faster=True)
+    return compile_beside_eager(model, as_inputs(sample_input), checked, RunRecord())
+
+
+def compile_beside_eager(
+    model: nn.Module | Callable[..., Any], sample: Inputs, options: CompileOptions, record: RunRecord
+) -> Callable[..., Any]:
+    """Do what `compile_if_faster` promises. All engines are built before the first time is measured.
+
+    Args:
+        model: a module or function, compiled or not.
+        sample: its arguments.
+        options: for the graphs; with `only_faster`, engines are timed as well as the whole.
+        record: takes what is found out about each graph.
+
+    Raises:
+        BuildError, InputError: as `compile_if_faster`.
+    """
+    inner = _uncompiled(model)
+    compiled: Any = torch.compile(inner, backend=make_compiler(options, record).compile)
+    tensors = [leaf for leaf in tree_leaves((sample.args, dict(sample.kwargs))) if isinstance(leaf, torch.Tensor)]
+    if not tensors:
+        raise InputError(
+            "sample_input", got="no tensor", allowed="at least one, whose device is timed", fix="pass the model's input"
+        )
+
+    def call() -> object:
+        return compiled(*sample.args, **sample.kwargs)
+
+    with torch.no_grad():
+        record.may_time_engines = False
+        call()
+        record.may_time_engines = True
+        call()
+        check_whole("compiled model", call, lambda: inner(*sample.args, **sample.kwargs), tensors[0].device)
+    return compiled
+
+
+def _uncompiled(model: nn.Module | Callable[..., Any]) -> Any:
+    """The module or function below torch's wrappers."""
+    if isinstance(model, nn.Module):
+        return unwrap(model)
+    return getattr(model, "_torchdynamo_orig_callable", model)
+
+
 def explain(
     model: nn.Module | Callable[..., Any], sample_input: Any, *, options: Mapping[str, Any] | None = None
 ) -> Explanation:
@@ -103,7 +186,7 @@ def explain(
         return model.explain(sample_input)
     record = RunRecord()
     compiler = make_compiler(CompileOptions.from_mapping(options), record)
-    inner: Any = unwrap(model) if isinstance(model, nn.Module) else getattr(model, "_torchdynamo_orig_callable", model)
+    inner = _uncompiled(model)
     compiled = torch.compile(inner, backend=compiler.compile)
     sample = as_inputs(sample_input)
     with torch.no_grad():
