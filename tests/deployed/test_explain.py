@@ -21,6 +21,7 @@ from torch2engine.deployed.call_findings import (
     slow_first_call,
     small_batch,
 )
+from torch2engine.deployed.explanation import Explanation, GraphPartRecord
 from torch2engine.deployed.timing import Timing
 
 
@@ -133,3 +134,19 @@ def test_inputs_that_the_model_writes_into_are_not_changed() -> None:
     module.explain((x, total))
     assert torch.equal(total, torch.zeros(2, 3))
     assert seen == {0.0}
+
+
+def test_table_keeps_the_figures_of_a_reason_and_ends_a_long_one_between_words() -> None:
+    """Whoever reads why a part stays in PyTorch sees how far its engine was off, and how far it might be."""
+    worst = (
+        "parity, PyTorch vs TensorRT-RTX 1.6.1.120: got output 'output.0' of case 'sample': relative L2 is 0.000346, "
+        "at most 0.00025 is allowed"
+    )
+    others = " | ".join(f"output 'output.{number}' of case 'sample': relative L2 is 0.1" for number in range(1, 9))
+    parts = [GraphPartRecord("PyTorch", 4, "model.py:3", reason) for reason in (worst, f"{worst} | {others}", "")]
+    shown = str(Explanation(parts, (), 1.0)).splitlines()
+    assert shown[2].endswith(worst)
+    assert worst in shown[3]
+    assert shown[3].endswith(" …")
+    assert len(shown[3]) < len(shown[2]) + 120
+    assert shown[4].endswith("model.py:3")

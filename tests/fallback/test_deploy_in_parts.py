@@ -182,6 +182,43 @@ class AmplifiedBasis(nn.Module):
         return torch.sin(self.norm(basis.transpose(1, 2)) * 3e3)
 
 
+class Kinks(nn.Module):
+    """Makes any rounding three thousand times larger, before a ReLU and an operator that no engine takes.
+
+    Args:
+        returns_features: whether the values behind the ReLU are a result.
+    """
+
+    def __init__(self, returns_features: bool) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(2048)
+        self.returns_features = returns_features
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Rows [B, 2048] → means [B], perhaps with features [B, 2048]."""
+        features = torch.sin(self.norm(x) * 3e3).relu()
+        means = torch.special.bessel_j0(features).mean(1)
+        return (means, features) if self.returns_features else (means,)
+
+
+@pytest.mark.parametrize(("returns_features", "runs_in"), [(False, "ONNX Runtime"), (True, "PyTorch")])
+def test_values_that_are_zero_in_one_alone_are_judged_by_what_follows_from_them(
+    returns_features: bool, runs_in: str
+) -> None:
+    """Behind a ReLU single values inside a model may be off further than its results, which keep their bounds."""
+    torch.manual_seed(0)
+    model, x = Kinks(returns_features).eval(), torch.rand(64, 2048)
+    module = t2e.deploy(model, x, runtime="onnxruntime", fallback=True, cache=False)
+    assert isinstance(module, t2e.PartsModule)
+    first = module.explain(x).parts[0]
+    assert (first.runs_in, first.operators) == (runs_in, 4)
+    assert ("relative to itself and its surroundings off by" in first.reason) == returns_features
+    assert module.report is not None
+    (parity,) = module.report.parity
+    assert parity.passed
+    assert parity.tolerance.max_rel == t2e.Tolerance.default("fp32").max_rel * 0.1  # what ONNX Runtime may be off
+
+
 def test_model_in_parts_is_judged_by_its_own_sensitivity() -> None:
     """A model that amplifies rounding is not refused for it, and the report says how much it does."""
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ A *part* is a group of operators that one engine answers.
     view_results     results that are views, which PyTorch makes
     partition        a graph cut into parts around the operators that no engine takes
     part_runner      answers one part by its engines, or by PyTorch
+    part_tolerance   more room for single elements of a part, where the whole is compared afterwards
     part_call        one call of a part: finds the engine that answers it, or deploys one
     tracking_engines the engines of one part for torch.compile; they follow new weights
     fixed_engines    the engines of one part of a deployed model; only a refit changes their weights
