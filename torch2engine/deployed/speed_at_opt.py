@@ -23,7 +23,7 @@ from torch2engine.deployed.deployed_module import DeployedModule
 from torch2engine.deployed.inputs_of_calls import InputsOfCalls
 from torch2engine.deployed.timing import Call, measure
 
-__all__ = ["CallTime", "SpeedAtOpt", "cases_at_opt", "eager_call", "speed_at_opts", "times_side_by_side"]
+__all__ = ["CallTime", "SpeedAtOpt", "calls_of_both", "cases_at_opt", "speed_at_opts", "times_side_by_side"]
 
 _FASTER = 1.05  # times: less is noise
 _FASTER_US = 2.0
@@ -93,22 +93,29 @@ def speed_at_opts(
         for name, case in chosen.items():
             ours = InputsOfCalls.of(signature, own_inputs[case.name])
             engine = ours.on_same_values(ours.call_of(module))
-            eager = eager_call(reference, InputsOfCalls.of(signature, case.inputs))
+            eager = _eager_call(reference, InputsOfCalls.of(signature, case.inputs))
             times = time_calls({"engine": engine, "eager": eager}, device, seconds / len(chosen))
             found.append(SpeedAtOpt(case=name, **times))
     return found
 
 
-def eager_call(reference: Reference, inputs: InputsOfCalls) -> Call:
-    """A call of the model as its user makes it, with the preprocessing that a deployed module has inside.
-
-    Args:
-        reference: the model.
-        inputs: of the call, in the model's dtypes and on its device.
-    """
+def _eager_call(reference: Reference, inputs: InputsOfCalls) -> Call:
+    """A call of the model, with its preprocessing where the engine has that inside."""
     if any(inputs.signature.preprocess):
         return inputs.on_same_values(lambda: reference.call(inputs.leaves))
     return inputs.on_same_values(inputs.call_of(reference.model))
+
+
+def calls_of_both(module: DeployedModule[Any], reference: Reference, leaves: Sequence[torch.Tensor]) -> list[Call]:
+    """A call of a module and one of its model, as users make them; each can be repeated.
+
+    Args:
+        module: takes the same dtypes as the model.
+        reference: the model, on the same device.
+        leaves: flat inputs on that device; they are not changed.
+    """
+    inputs = InputsOfCalls.of(module.signature, leaves)
+    return [inputs.on_same_values(inputs.call_of(module)), _eager_call(reference, inputs)]
 
 
 def times_side_by_side(

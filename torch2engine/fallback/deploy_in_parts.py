@@ -40,10 +40,9 @@ from torch2engine.deploy_steps.model_and_sample import ModelAndSample
 from torch2engine.deploy_steps.reference_answers import ReferenceAnswers, answer_parity_cases
 from torch2engine.deploy_steps.report_builder import ReportBuilder
 from torch2engine.deploy_steps.request import choose_runtime
-from torch2engine.deployed.inputs_of_calls import InputsOfCalls
 from torch2engine.deployed.judge import ENGINE_REPEATS, judge
 from torch2engine.deployed.module_access import attach_model
-from torch2engine.deployed.speed_at_opt import eager_call
+from torch2engine.deployed.speed_at_opt import calls_of_both
 from torch2engine.exporter.functional_program import FunctionalProgram, export_functional_program
 from torch2engine.fallback.deploy_program import ProgramRequest, deploy_program, write_parts_artifact
 from torch2engine.fallback.measured_cost import check_whole
@@ -283,11 +282,10 @@ def _compare_speed(module: PartsModule, captured: CapturedCall, device: torch.de
     Raises:
         BuildError: as `check_whole`.
     """
-    inputs = InputsOfCalls.of(captured.signature, [leaf.to(device) for leaf in captured.sample])
     model = captured.reference.model
+    sample = [leaf.to(device) for leaf in captured.sample]
     with undisturbed(model, is_exact=False):
-        ours = inputs.on_same_values(inputs.call_of(module))
-        return check_whole("model in parts", ours, eager_call(captured.reference, inputs), device)
+        return check_whole("model in parts", *calls_of_both(module, captured.reference, sample), device)
 
 
 def _check_options(arguments: _Arguments, error: UnsupportedOperatorError) -> None:

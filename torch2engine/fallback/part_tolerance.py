@@ -19,8 +19,8 @@ from torch import nn
 
 from torch2engine.core.config import Tolerance
 from torch2engine.deployed.deployed_module import DeployedModule
-from torch2engine.parity.bounds import Bounds
 from torch2engine.parity.parity_report import ParityReport
+from torch2engine.parity.tolerance_bounds import Bounds
 
 __all__ = ["RoomForElements"]
 
