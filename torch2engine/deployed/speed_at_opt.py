@@ -106,7 +106,9 @@ def _eager_call(reference: Reference, inputs: InputsOfCalls) -> Call:
     return inputs.on_same_values(inputs.call_of(reference.model))
 
 
-def calls_of_both(module: DeployedModule[Any], reference: Reference, leaves: Sequence[torch.Tensor]) -> list[Call]:
+def calls_of_both(
+    module: DeployedModule[Any], reference: Reference, leaves: Sequence[torch.Tensor]
+) -> tuple[Call, Call]:
     """A call of a module and one of its model, as users make them; each can be repeated.
 
     Args:
@@ -115,7 +117,7 @@ def calls_of_both(module: DeployedModule[Any], reference: Reference, leaves: Seq
         leaves: flat inputs on that device; they are not changed.
     """
     inputs = InputsOfCalls.of(module.signature, leaves)
-    return [inputs.on_same_values(inputs.call_of(module)), _eager_call(reference, inputs)]
+    return inputs.on_same_values(inputs.call_of(module)), _eager_call(reference, inputs)
 
 
 def times_side_by_side(
