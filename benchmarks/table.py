@@ -1,4 +1,4 @@
-"""The figures of docs/speed.md and docs/fleet.md, from the evidence: `python -m benchmarks.table`, or with `--check`.
+"""The figures of three pages in docs/, from the evidence: `python -m benchmarks.table`, or with `--check`.
 
 Enters: the evidence of the benchmarks. Leaves: the pages with the text between
 `<!-- speed -->` and `<!-- /speed -->` made anew; nothing stands there for evidence that does not exist. A
@@ -546,10 +546,10 @@ def rewritten(page: str, text: str) -> str:
 
 
 def main() -> None:
-    from benchmarks import fleet_table  # which shows figures by the functions above
+    from benchmarks import fallback_table, fleet_table  # which show figures by the functions above
 
     docs = REPOSITORY / "docs"
-    makers = {"fleet.md": fleet_table.generate}
+    makers = {"fleet.md": fleet_table.generate, "fallback.md": fallback_table.generate}
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a page says anything else")
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")

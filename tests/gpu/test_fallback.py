@@ -206,3 +206,18 @@ def test_submodules_of_a_pipeline_answer_on_the_gpu() -> None:
     _close(model(torch.ones(7, 16, device="cuda")), model[1](deployed.modules["0"](torch.ones(7, 16, device="cuda"))))
     deployed.restore()
     assert all(torch.equal(model(x), one) for x, one in zip(calls, before, strict=True))
+
+
+def test_compiled_model_is_as_fast_as_eager_or_refused_with_both_times() -> None:
+    """A whole is timed beside eager with real engines: large layers are kept or refused, and answers are right."""
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(512, 512), nn.GELU(), nn.Linear(512, 512), nn.Tanh()) for _ in range(4)]
+    model = nn.Sequential(*layers).cuda().eval()
+    x = torch.rand(64, 512, device="cuda")
+    compiled, refusals = model, list[str]()
+    try:
+        compiled = t2e.compile_if_faster(model, x, options={"weights": "versioned", "cache": False})
+    except t2e.BuildError as error:
+        refusals.append(str(error))
+    assert all("compiled model: got" in said and "where PyTorch takes" in said for said in refusals)
+    _close(compiled(x), model(x))

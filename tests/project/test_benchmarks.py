@@ -18,7 +18,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import chart, fallback, fallback_models, fallback_worker, peers, precision, stress, table, zoo
+from benchmarks import (
+    chart,
+    fallback,
+    fallback_models,
+    fallback_table,
+    fallback_worker,
+    peers,
+    precision,
+    stress,
+    table,
+    zoo,
+)
 from benchmarks.evidence import FIELDS, Evidence, complaints, rounded
 from benchmarks.fallback import SecondTry
 from benchmarks.fallback_models import OWN, own_model
@@ -603,6 +614,33 @@ def test_fallback_says_which_models_it_could_not_time() -> None:
     assert evidence.figures["worst_ratio_to_eager"] == 0.5
     assert evidence.figures["fallback.failed"] == 1
     assert evidence.samples["failed"] == {"boundary": "ended with 1 before it was ready"}
+
+
+def test_page_on_fallback_says_what_the_evidence_says(repository: Path, tmp_path: Path) -> None:
+    """The figures of docs/fallback.md are those of the committed JSON; what has none is named with the reason."""
+    results = repository / "benchmarks" / "results"
+    page = (repository / "docs" / "fallback.md").read_text(encoding="utf-8")
+    assert table.between(page) == fallback_table.generate(results)
+    assert fallback_table.generate(tmp_path) == ""
+    data = json.loads((results / "fallback.json").read_text())
+    data["figures"] |= {"fallback.fcos.ratio_to_eager": 0.456, "fallback.fcos.engine_share": 0.789}
+    data["samples"] |= {
+        "ways": {"fcos": FASTER},
+        "refused": {"backbone": "model in parts: got 12 µs a call, where PyTorch takes 9 µs; expected at most 3% more"},
+        "failed": {"zoo.retinanet": "ended with 1 before it was ready"},
+    }
+    (tmp_path / "fallback.json").write_text(json.dumps(data))
+    lines = fallback_table.generate(tmp_path).splitlines()
+    assert lines[-4:] == [
+        '| fcos | `fallback="faster"` | 0.46 | 79 % |',
+        "",
+        "- backbone is refused: model in parts: got 12 µs a call, where PyTorch takes 9 µs.",
+        "- zoo.retinanet was not timed: ended with 1 before it was ready.",
+    ]
+    del data["figures"]["boundary_custom_us"]
+    (tmp_path / "fallback.json").write_text(json.dumps(data))
+    with pytest.raises(table.TableError, match=r"fallback\.json: 'boundary_custom_us' is missing"):
+        fallback_table.generate(tmp_path)
 
 
 def test_wrong_features_before_a_factorisation_are_noticed() -> None:
