@@ -242,7 +242,7 @@ def main() -> None:
     parser.add_argument("--way", default="", help="which way answered the model of the zoo in the last sweep")
     parser.add_argument("--wrong", default="", help="what was wrong there with its engines")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     if options.device == "cuda":
         _script.require_gpu()

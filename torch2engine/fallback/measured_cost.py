@@ -27,7 +27,7 @@ MeasureSideBySide = Callable[[Mapping[str, Callable[[], object]], torch.device],
 """Callables by name, and their device → the time of each."""
 
 _MOST_RATIO = 1.03
-_MOST_MEASUREMENTS = 5
+_MOST_MEASUREMENTS = 3
 _CLEARLY_FASTER, _CLEARLY_SLOWER = 0.95, 1.1  # ratios that need no look at the bound
 
 
