@@ -23,6 +23,28 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_attention_of_a_refittable_engine_is_products() -> None:
+    """By itself; and the node, which no refit can follow, is refused with what to do."""
+    forms = [
+        t2e.BuildConfig(refittable=refittable, attention=attention).attention_form
+        for refittable, attention in (
+            (False, None),
+            (False, "node"),
+            (False, "products"),
+            (True, None),
+            (True, "products"),
+        )
+    ]
+    assert forms == ["node", "node", "products", "products", "products"]
+    with pytest.raises(InputError) as caught:
+        t2e.BuildConfig(refittable=True, attention="node")
+    assert str(caught.value) == (
+        "BuildConfig.attention: got 'node'; expected 'products' or None with refittable=True, since TensorRT-RTX makes "
+        "weights of its own for the node; leave attention out"
+    )
+    assert t2e.BuildConfig(refittable=True).attention is None
+
+
 def test_runtime_config_takes_every_word_that_it_documents() -> None:
     """The values in the docstring are taken as they are."""
     for name, values in {

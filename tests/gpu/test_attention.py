@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -121,6 +122,63 @@ def test_three_linear_layers_and_rows_of_zeros_run_fused(dtype: torch.dtype) -> 
         expected = model(*sample).double()
     error = (module(*sample).double() - expected).norm() / expected.norm()
     assert error <= (1e-2 if dtype is torch.float16 else 4e-2), error
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [Encoder, Attentions])
+def test_refittable_attention_runs_fused_and_follows_its_model(kind: type[nn.Module], dtype: torch.dtype) -> None:
+    """With every mask; after a refit the answers are those of a new engine, to the last bit."""
+    torch.manual_seed(0)
+    model = kind().to("cuda", dtype).eval()
+    seen = torch.ones(2, 96, dtype=torch.bool, device="cuda")
+    seen[0, 70:] = False
+    seen[1] = False
+    sample = (torch.randn(2, 96, 256, dtype=dtype, device="cuda"), seen)
+
+    def deployed() -> nn.Module:
+        config = t2e.BuildConfig(refittable=True)
+        return t2e.deploy(model, sample, {"x": {0: BATCH}, "seen": {0: BATCH}}, cache=False, config=config)
+
+    module: Any = deployed()
+    module(*sample)
+    assert module.layers().count("mha") >= (3 if kind is Attentions else 1), module.layers()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.7 + 0.6 * torch.rand_like(parameter))
+    before = module(*sample)
+    assert module.refit().changed
+    answer = module(*sample)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):  # fused kernels average a row whose keys are all masked
+        expected = model(*sample).double()
+    bound = 1e-2 if dtype is torch.float16 else 4e-2
+    assert (answer.double() - expected).norm() <= bound * expected.norm()
+    assert (before.double() - expected).norm() > 2 * bound * expected.norm()
+    assert torch.equal(answer, deployed()(*sample))
+
+
+class Activated(nn.Module):
+    """A linear layer, its relu and a product: the builder puts an Add of zero between the last two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(64, 64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.linear(x).relu() * 2
+
+
+def test_constants_of_the_builder_are_no_weights_for_a_refit() -> None:
+    """The zero follows from no module; a refit leaves it as it is."""
+    torch.manual_seed(0)
+    model = Activated().cuda().half().eval()
+    x = torch.randn(2, 64, device="cuda").half()
+    config = t2e.BuildConfig(refittable=True)
+    module: Any = t2e.deploy(model, x, {"x": {0: BATCH}}, cache=False, config=config)
+    with torch.no_grad():
+        model.linear.weight.mul_(-1)
+    assert module.refit().parity is not None
+    with torch.no_grad():
+        torch.testing.assert_close(module(x), model(x), rtol=1e-2, atol=1e-2)
 
 
 def test_float32_attention_node_is_right_in_parts(tmp_path: Path) -> None:

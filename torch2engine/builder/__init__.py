@@ -10,6 +10,7 @@ a builder may crash or hang, and must not take its caller along.
     child_watch       ends a builder process that is stopped, hangs or takes too long
     parser_input      reads the ONNX file once, and applies the rewrites to what the parser gets
     rewrites/         one file for each operator that gets another form: `attention_to_one_node` and others
+    own_constants     names the constants that these add to a refittable engine
     kernel_processes  compiles a live engine's kernels in processes side by side; kernels does it in each
     unsupported       lists every node that TensorRT can't build; blamed_nodes those that a failed build names
     onnx_fingerprint  hashes what decides the engine, for cache keys

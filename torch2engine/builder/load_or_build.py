@@ -263,7 +263,7 @@ def _build_engine(
         refittable=config.refittable,
         compute_capabilities=config.compute_capabilities,
         hardware_compatibility=config.hardware_compatibility,
-        attention=config.attention,
+        attention=config.attention_form,
     )
     with _ONE_BUILD_AT_A_TIME:
         reporter = Reporter("build", on_progress)

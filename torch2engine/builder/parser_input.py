@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from torch2engine.builder.own_constants import constant_names, name_own_constants
 from torch2engine.builder.rewrites.activation_products_to_unfused import separate_activations
 from torch2engine.builder.rewrites.attention_to_one_node import fuse_attention
 from torch2engine.builder.rewrites.attention_to_three_dimensions import fold_heads
@@ -51,7 +52,8 @@ def parser_input(
         is_rtx: whether TensorRT-RTX builds it.
         cuts_sums: whether TensorRT-RTX gets long float32 sums in pieces. A refit finds weights by their names in the
             file, so those of a refittable engine stay whole. TF32 rounds more than a long sum.
-        is_refittable: whether the engine's weights can be replaced.
+        is_refittable: whether the engine's weights can be replaced. Constants that a change adds then have names by
+            which a refit knows them.
         fuses_attention: whether TensorRT-RTX gets attention as one node.
 
     Returns:
@@ -69,10 +71,13 @@ def parser_input(
     if is_rtx and cuts_sums:
         changes.append(split_long_sums)
     model: Any = onnx.load(str(path), load_external_data=False)
+    earlier = constant_names(model)
     is_changed = False
     for change in changes:
         changed = change(model, path.parent)
         if changed is not None:
             model = changed
             is_changed = True
+    if is_changed and is_refittable:
+        name_own_constants(model, earlier)
     return model.SerializeToString() if is_changed else None

@@ -66,7 +66,8 @@ class PlanRequest:
         progress: whether phases are reported.
         refittable: whether weights can be replaced later; needs a GPU.
         compute_capabilities: the GPUs that the plan is for; empty for TensorRT's choice.
-        hardware_compatibility, attention: as in `BuildConfig`.
+        hardware_compatibility: as in `BuildConfig`.
+        attention: the form in which TensorRT-RTX gets it, "node" or "products".
     """
 
     onnx_path: str

@@ -192,7 +192,9 @@ class BuildConfig:
             A note in the report says where PyTorch is faster, and why. It takes under a second, or three calls of each
             where these take long. An engine from the cache is not timed again: it has its note.
         attention: the form in which TensorRT-RTX gets attention in half precision. "node": one Attention node, which
-            its fused kernel takes. "products": the products with the softmax between them, as TensorRT gets it.
+            its fused kernel takes. "products": the products with the softmax between them, as TensorRT gets it. None
+            takes "node", and "products" for a refittable engine: TensorRT-RTX makes weights of its own for the node,
+            which no refit can give. It often fuses the products too; the report says whether it did.
         optimize: how deploy finds the fastest engine. "auto": by rules that cost no build. "measure": it also builds
             other variants: attention in the other form, a profile for each size, kernels for single shapes. Each is
             compared with the model like an engine, and all are timed at each profile's opt. The cache remembers the
@@ -203,8 +205,8 @@ class BuildConfig:
 
     Raises:
         InputError: an unknown word, a workspace that is no positive int, a refittable that is no bool, compute
-            capabilities that are no pairs of ints, a time limit that is no positive number, or a negative
-            optimize_seconds.
+            capabilities that are no pairs of ints, a time limit that is no positive number, a negative
+            optimize_seconds, or attention="node" with refittable=True.
 
     >>> config = t2e.BuildConfig(workspace_bytes=2**30, time_limit_s=600)
     >>> t2e.build(onnx, config=config)
@@ -219,7 +221,7 @@ class BuildConfig:
     hardware_compatibility: HardwareCompatibility | None = None
     time_limit_s: float | None = field(default=None, metadata={DECIDES_NOTHING: True})
     compare_speed: bool = field(default=True, metadata={DECIDES_NOTHING: True})
-    attention: AttentionForm = "node"
+    attention: AttentionForm | None = None
     optimize: Optimize = field(default="auto", metadata={DECIDES_NOTHING: True})
     optimize_seconds: float = field(default=120.0, metadata={DECIDES_NOTHING: True})
 
@@ -242,7 +244,14 @@ class BuildConfig:
             flag: object = getattr(self, name)
             _require(_is_bool(flag), f"BuildConfig.{name}", flag, "True or False")
         require_choice("BuildConfig.optimize", self.optimize, get_args(Optimize))
-        require_choice("BuildConfig.attention", self.attention, get_args(AttentionForm))
+        require_choice("BuildConfig.attention", self.attention, (None, *get_args(AttentionForm)))
+        _require(
+            not (self.refittable and self.attention == "node"),
+            "BuildConfig.attention",
+            self.attention,
+            "'products' or None with refittable=True, since TensorRT-RTX makes weights of its own for the node",
+            "leave attention out",
+        )
         require_choice("BuildConfig.mutations", self.mutations, get_args(Mutations))
         levels = (None, *get_args(HardwareCompatibility))
         require_choice("BuildConfig.hardware_compatibility", self.hardware_compatibility, levels)
@@ -264,6 +273,11 @@ class BuildConfig:
             "a positive int, in bytes, or None",
             "e.g. workspace_bytes=4 << 30 for 4 GiB",
         )
+
+    @property
+    def attention_form(self) -> AttentionForm:
+        """The form that `attention` stands for."""
+        return self.attention or ("products" if self.refittable else "node")
 
 
 @public

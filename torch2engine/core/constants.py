@@ -5,7 +5,10 @@ Enters: nothing. Leaves: constants. Separate because the folders that use them n
 
 from __future__ import annotations
 
-__all__ = ["EXTERNAL_ABOVE_BYTES", "MODULE_KEY", "NOT_IN_NUMPY", "RANDOM_SEED", "SOURCE_KEY"]
+__all__ = ["BUILDER_CONSTANT", "EXTERNAL_ABOVE_BYTES", "MODULE_KEY", "NOT_IN_NUMPY", "RANDOM_SEED", "SOURCE_KEY"]
+
+# How the names of weights begin that the builder adds to a refittable engine. They follow from no module.
+BUILDER_CONSTANT = "torch2engine.constant."
 
 # Weights above this go into a file beside the ONNX graph. Protobuf holds 2 GiB, and the graph itself needs room too.
 EXTERNAL_ABOVE_BYTES = 1_800_000_000

@@ -81,7 +81,10 @@ def translate_to_onnx(
     weights: WeightTracer | None = None
     erase_value_checks(program)
     program = write_masks_as_where(program)
-    with exact_decompositions(program) as decomposed, exact_rewrites(folds_norms) as rules_are_exact:
+    with (
+        exact_decompositions(program, refittable_model is not None) as decomposed,
+        exact_rewrites(folds_norms) as rules_are_exact,
+    ):
         _require_sizes_from_shapes(decomposed)
         rewrite = may_rewrite and rules_are_exact
         optimized_by_torch = rewrite and refittable_model is None

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from torch2engine.artifact.engine_artifact import EngineArtifact
+from torch2engine.core.constants import BUILDER_CONSTANT
 from torch2engine.core.errors import ArtifactError, DeviceError, InputError, RefitError
 from torch2engine.core.precisions import DEFAULT_PRECISION
 from torch2engine.core.spec import TensorSpec
@@ -215,6 +216,8 @@ class Engine:
     def check_weights(self, given: Collection[str], fixed: Collection[str]) -> None:
         """Make sure that a refit gives every weight of the engine, except those that never change.
 
+        The builder's own constants never change either; it has named them.
+
         Args:
             given: names of weights that follow from a module.
             fixed: names of those that don't.
@@ -225,7 +228,7 @@ class Engine:
         rt = self._rt
         with rt.call_lock:
             names = set(self._make_refitter().get_all_weights())
-        unknown = sorted(names - set(given) - set(fixed))
+        unknown = sorted(name for name in names - set(given) - set(fixed) if not name.startswith(BUILDER_CONSTANT))
         lost = sorted(set(given) - names)
         if unknown or lost:
             got = [f"weights {_listed(unknown)} that follow from nothing in the module"] if unknown else []

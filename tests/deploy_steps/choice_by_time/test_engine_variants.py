@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch2engine as t2e
 from tests.support.deploy_models import BATCH, Mlp, engine, hide_gpu, sample, seeded
 from torch2engine.artifact.engine_cache import hash_facts
 from torch2engine.core.errors import InputError
+from torch2engine.core.precision_report import AttentionOutcome, PrecisionReport
 from torch2engine.core.spec import Profile
 from torch2engine.deploy_steps.choice_by_time.engine_variants import VARIANTS
 from torch2engine.deploy_steps.choice_by_time.measure_variants import _runtime_facts
@@ -36,6 +38,16 @@ def test_engine_for_a_range_may_get_profiles_and_one_for_single_sizes_kernels() 
     fixed = t2e.TRTModule(engine().replace(profiles=(Profile({"batch": (4, 4, 4)}),)))
     assert suited(fixed) == ["kernels for single shapes"]
     assert suited(fixed, runtime_config=t2e.RuntimeConfig(kernel_specialization="lazy")) == []
+
+
+def test_attention_has_another_form_unless_the_engine_is_refittable() -> None:
+    """In half precision; a refit can't follow the node."""
+    module = t2e.TRTModule(engine())
+    computed = PrecisionReport((), attention=(AttentionOutcome("", True),))
+    module.report = replace(module.report, computed=computed)
+    half = {"profiles": [{"batch": (1, 4, 8)}], "precision": "fp16"}
+    assert suited(module, **half) == ["attention in the other form"]
+    assert suited(module, **half, config=t2e.BuildConfig(refittable=True)) == []
 
 
 def test_variants_change_one_option_each() -> None:
@@ -73,7 +85,7 @@ def test_one_warning_comes_where_tensorrt_cant_run(monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
-    [("optimize", "fast", "'auto', 'measure'"), ("attention", "fused", "'node', 'products'")],
+    [("optimize", "fast", "'auto', 'measure'"), ("attention", "fused", "None, 'node', 'products'")],
 )
 def test_unknown_word_is_refused(option: str, value: str, allowed: str) -> None:
     """The error lists the words."""

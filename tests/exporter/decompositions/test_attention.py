@@ -198,6 +198,8 @@ class Choice(nn.Module):
             return functional.scaled_dot_product_attention(x[0], x[0], x[0])
         if self.form == "shared heads":
             return functional.scaled_dot_product_attention(x, x[:, :1], x[:, :1], enable_gqa=True)
+        if self.form == "causal":
+            return functional.scaled_dot_product_attention(x, x, x, is_causal=True)
         masks = {
             "no mask": lambda: None,
             "least finite value": lambda: torch.where(flags == 0, torch.finfo(x.dtype).min, 0.0),
@@ -214,6 +216,7 @@ class Choice(nn.Module):
     ("form", "exact"),
     [
         ("no mask", False),
+        ("causal", False),
         ("least finite value", False),
         ("finite buffer", False),
         ("three dimensions", True),
@@ -229,3 +232,4 @@ def test_own_form_is_taken_only_where_it_is_needed(form: str, exact: bool) -> No
     inputs = (torch.randn(1, 2, 3, 4), torch.zeros(3, 3), torch.ones(3, 3, dtype=torch.int64))
     program = torch.export.export(Choice(form).eval(), inputs, strict=False)
     assert needs_exact_attention(program) is exact
+    assert needs_exact_attention(program, is_refittable=True) is (exact or form == "causal")

@@ -41,15 +41,16 @@ PLAIN = "the plain engine"
 
 def _other_attention(arguments: _Arguments) -> dict[str, Any]:
     config = arguments["config"]
-    other = "products" if config.attention == "node" else "node"
+    other = "products" if config.attention_form == "node" else "node"
     return {"config": replace(config, attention=other)}
 
 
 def _has_attention(module: TRTModule[Any], arguments: _Arguments) -> bool:
-    """Whether the engine's attention has two forms: TensorRT-RTX has a fused kernel for it in half precision alone."""
+    """Whether the engine's attention has two forms: in half precision on TensorRT-RTX, if no refit needs one of them."""
     computed = module.report.computed
     low = module.precision in CAST_PRECISIONS or arguments["precision"] in CAST_PRECISIONS
-    return _is_rtx(module) and low and computed is not None and bool(computed.attention)
+    may_choose = _is_rtx(module) and not arguments["config"].refittable
+    return may_choose and low and computed is not None and bool(computed.attention)
 
 
 def _is_rtx(module: TRTModule[Any]) -> bool:

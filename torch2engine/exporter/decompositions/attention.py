@@ -270,20 +270,31 @@ ATTENTION: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def needs_exact_attention(program: torch.export.ExportedProgram) -> bool:
+def needs_exact_attention(program: torch.export.ExportedProgram, is_refittable: bool = False) -> bool:
     """Tell whether torch.onnx would translate some attention of a program wrongly, or not at all.
 
     Otherwise its own translation stays. With it, TensorRT-RTX 1.6.1 computes the product before it in int8 or fp8; with
     ours, in float32 (H200).
+
+    Args:
+        program: from torch.export.
+        is_refittable: whether other weights can be given to the engine. torch.onnx makes a causal mask by Trilu, for
+            which TensorRT's importer adds a weight that no module has. Ours are comparisons.
     """
     attention = torch.ops.aten.scaled_dot_product_attention.default
     nodes: Iterable[Any] = program.graph.nodes
-    return any(_is_special(node, program) for node in nodes if node.target is attention)
+    found = [_arguments(node) for node in nodes if node.target is attention]
+    return any(_is_special(one, program) or (is_refittable and one.get("is_causal", False)) for one in found)
 
 
-def _is_special(node: Any, program: torch.export.ExportedProgram) -> bool:
+def _arguments(node: Any) -> dict[str, Any]:
+    """The arguments of one attention by their names."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
+
+
+def _is_special(arguments: Mapping[str, Any], program: torch.export.ExportedProgram) -> bool:
     """Tell whether one attention has another rank than four, shared heads, or a mask that may hide a whole row."""
-    arguments: dict[str, Any] = dict(zip(("query", "key", "value", "attn_mask"), node.args, strict=False)) | node.kwargs
     ranks = {arguments[name].meta["val"].dim() for name in ("query", "key", "value")}
     mask = arguments.get("attn_mask")
     may_hide_rows = mask is not None and (mask.meta["val"].dtype == torch.bool or _may_be_infinite(mask, program))

@@ -133,7 +133,9 @@ def _with_second_choice(
 
 
 @contextmanager
-def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[torch.export.ExportedProgram]:
+def exact_decompositions(
+    program: torch.export.ExportedProgram, is_refittable: bool = False
+) -> Generator[torch.export.ExportedProgram]:
     """Let torch.onnx decompose by this table first.
 
     torch.onnx has no public option for this: its `custom_translation_table` takes ONNX functions only. A separate
@@ -141,13 +143,14 @@ def exact_decompositions(program: torch.export.ExportedProgram) -> Generator[tor
 
     Args:
         program: divisions of its sizes are changed in place.
+        is_refittable: whether other weights can be given to the engine of the graph.
 
     Returns:
         the program to give to torch.onnx.
     """
     floor_negative_sizes(program)
     exact = {**decompositions(), **grouped_products_of_transformers()}
-    if not needs_exact_attention(program):
+    if not needs_exact_attention(program, is_refittable):
         del exact[find_operator("scaled_dot_product_attention")]
     try:
         exporter: Any = importlib.import_module(_EXPORTER_TABLE)
