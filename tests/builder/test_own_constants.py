@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import torch2engine as t2e
-from tests.builder.builder_input import network_of
+from tests.builder.rewrites.builder_input import network_of
 from torch2engine.artifact.saved_folder import WEIGHTS
 from torch2engine.builder.own_constants import constant_names, name_own_constants
 from torch2engine.builder.parser_input import parser_input

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from torch2engine.capture.shared_copy import SharedCopy
+from torch2engine.capture.shared_copy import SharedCopy, _Place
 from torch2engine.core.errors import RefitError
 
 
@@ -114,6 +115,32 @@ def test_modules_that_keep_their_weights_elsewhere_follow_too(model: nn.Module) 
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach() * 2))
     assert agree()
+
+
+class Watched(_Place):
+    """A place at which another thread looks as soon as its new weight is there."""
+
+    looks: list[int]
+    copy: SharedCopy
+
+    def __setattr__(self, name: str, value: object) -> None:
+        super().__setattr__(name, value)
+        if name == "layout" and hasattr(self, "looks"):
+            with ThreadPoolExecutor(1) as pool:
+                self.looks.append(pool.submit(self.copy.refresh).result())
+
+
+def test_thread_that_finds_a_new_weight_in_place_knows_of_it() -> None:
+    """Else it would answer by a CUDA graph that reads the weight before."""
+    model = nn.Linear(3, 3)
+    shared = SharedCopy(model)
+    (place,) = (one for one in shared._places if one.name == "weight")
+    watched = Watched(**vars(place))
+    watched.copy, watched.looks = shared, []
+    shared._places = [watched]
+    model.weight = nn.Parameter(torch.zeros(3, 3))
+    assert shared.refresh() == 1
+    assert watched.looks == [1]
 
 
 @pytest.mark.parametrize(

@@ -113,10 +113,11 @@ class SharedCopy:
     def _replace(self, place: _Place, tensor: object) -> None:
         if not isinstance(tensor, torch.Tensor) or _form_of(tensor) != place.form:
             raise _refusal(place, tensor)
+        # First: a thread that finds nothing to do in this place any more must see that there was something.
+        self._changes += 1
         setattr(place.twin, place.name, tensor)  # modules such as nn.LSTM keep lists of their weights up to date by it
         place.tensor = tensor
         place.layout = _layout_of(tensor)
-        self._changes += 1
 
     def memory(self) -> set[int]:
         """The addresses of all tensors that the copy holds; views of one memory have one."""

@@ -15,7 +15,7 @@ from torch2engine.core.errors import InputError
 from torch2engine.core.precision_report import AttentionOutcome, PrecisionReport
 from torch2engine.core.spec import Profile
 from torch2engine.deploy_steps.choice_by_time.engine_variants import VARIANTS
-from torch2engine.deploy_steps.choice_by_time.measure_variants import _runtime_facts
+from torch2engine.deploy_steps.choice_by_time.measure_variants import _choice_facts
 
 ARGUMENTS: dict[str, Any] = {
     "config": t2e.BuildConfig(),
@@ -100,6 +100,12 @@ def test_choice_is_found_again_whatever_memory_the_module_shares() -> None:
         t2e.RuntimeConfig(**options)
         for options in ({}, {"shared_memory": t2e.SharedMemory()}, {"kernel_specialization": "eager"})
     )
-    keys = [hash_facts(_runtime_facts(config)) for config in (plain, shared, other)]
+    keys = [hash_facts(_choice_facts({**ARGUMENTS, "runtime_config": one})) for one in (plain, shared, other)]
     assert keys[0] == keys[1] != keys[2]
     assert isinstance(shared.shared_memory, t2e.SharedMemory), "the caller's options stay"
+
+
+def test_profiles_of_the_user_are_no_choice_of_an_earlier_deploy() -> None:
+    """They may equal those that deploy() takes by itself, whose variant has a profile for each size."""
+    given = {**ARGUMENTS, "profiles": [{"batch": (1, 4, 8)}]}
+    assert hash_facts(_choice_facts(given)) != hash_facts(_choice_facts(ARGUMENTS))

@@ -19,7 +19,6 @@ from torch2engine.artifact.engine_cache import EngineCache, RequestRecord, hash_
 from torch2engine.capture.captured_call import CapturedCall
 from torch2engine.capture.torch_types import torch_dtype
 from torch2engine.capture.undisturbed import undisturbed
-from torch2engine.core.config import RuntimeConfig
 from torch2engine.core.errors import UnsupportedOperatorError
 from torch2engine.core.time_limit import OutOfTime, TimeLimit
 from torch2engine.core.tried_candidate import TriedCandidate, rank
@@ -109,9 +108,17 @@ def _with_note(module: DeployedModule[Any], note: str) -> DeployedModule[Any]:
     return module
 
 
-def _runtime_facts(config: RuntimeConfig) -> dict[str, Any]:
-    """The options of calls, as JSON values for a key; shared memory is no value, and makes no variant faster."""
-    return asdict(replace(config, shared_memory=None))
+def _choice_facts(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides which variants there are and how fast they are, beside the request itself, as JSON values for a key.
+
+    Profiles that the user gave stay, even if deploy() would choose the same ones. Shared memory is no value, and makes
+    no variant faster.
+    """
+    return {
+        "variants": [variant.name for variant in VARIANTS],
+        "runtime": asdict(replace(arguments["runtime_config"], shared_memory=None)),
+        "has_own_profiles": arguments["profiles"] is not None,
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,11 +157,10 @@ class _Measurement:
             captured = captured.with_axes_and_profiles_of(artifact)
             with torch.cuda.device(captured.target_gpu):  # request_facts reads the current GPU
                 facts = {**request_facts(request, captured), **graph_facts(artifact, refittable)}
-        more = {"variants": [variant.name for variant in VARIANTS], "runtime": _runtime_facts(request.runtime_config)}
         return cls(
             captured=captured,
             cache=None if request.has_calibration else cache,  # other data would give another engine
-            key=hash_facts({**facts, **more}),
+            key=hash_facts({**facts, **_choice_facts(arguments)}),
             engine_record=hash_facts(facts),
             deploy=deploy,
             arguments=arguments,
