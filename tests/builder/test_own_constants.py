@@ -76,6 +76,15 @@ class StaticCache(nn.Module):
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen), keys, values
 
 
+class Triangles(nn.Module):
+    """A causal mask as users write it, for any length."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool, device=x.device)
+        scores = (x @ x.transpose(-2, -1)).masked_fill(places.triu(1), -100.0)
+        return scores.tril() @ x
+
+
 class Activated(nn.Module):
     """A linear layer, its relu and a product, between which the builder puts an Add of zero."""
 
@@ -96,13 +105,13 @@ def exported(model: nn.Module, dtype: torch.dtype, **inputs: torch.Tensor) -> t2
 def unknown_weights(artifact: t2e.OnnxArtifact, attention: str = "") -> list[str]:
     """The weights of the network that TensorRT-RTX reads which are neither the module's nor constants with a name.
 
-    TensorRT's importer calls its own "tmp_weight" with a number. Those of type INT32 and INT64 are sizes.
+    TensorRT's importer calls its own "tmp_weight" with a number. Those of type INT64 are sizes, and no weights.
     """
     program = WeightProgram.from_json(artifact.read(WEIGHTS))
     with network_of(artifact.checked_onnx_path, refittable=True, attention=attention) as network:
         layers = [network.get_layer(index) for index in range(network.num_layers)]
         constants = [layer for layer in layers if layer.type.name == "CONSTANT"]
-        numbers = [layer.name for layer in constants if not layer.get_output(0).dtype.name.startswith("INT")]
+        numbers = [layer.name for layer in constants if layer.get_output(0).dtype.name != "INT64"]
         lost = [name for name in program.weights if not network.mark_weights_refittable(name)]
     assert not lost, "weights of the module"
     known = {*program.weights, *program.fixed}
@@ -131,6 +140,13 @@ def test_static_cache_of_a_refittable_engine_has_the_modules_weights_alone() -> 
     cache = torch.randn(2, HEADS, LENGTH, SIZE)
     inputs = {"x": torch.randn(2, 1, WIDTH), "keys": cache, "values": cache, "place": torch.tensor([1, 2])}
     assert unknown_weights(exported(StaticCache(), torch.float16, **inputs)) == []
+
+
+def test_triangles_of_a_refittable_engine_have_no_weights() -> None:
+    """TensorRT's importer makes some for Trilu, as soon as the length is dynamic."""
+    x = torch.randn(2, LENGTH, WIDTH)
+    axes = {"x": {**BATCH, 1: t2e.Axis("length", 4, 8, 16)}}
+    assert unknown_weights(t2e.export(Triangles().half().eval(), x.half(), axes, refittable=True)) == []
 
 
 def test_node_would_have_weights_of_its_own() -> None:

@@ -46,7 +46,7 @@ def _other_attention(arguments: _Arguments) -> dict[str, Any]:
 
 
 def _has_attention(module: TRTModule[Any], arguments: _Arguments) -> bool:
-    """Whether the engine's attention has two forms: in half precision on TensorRT-RTX, if no refit needs one of them."""
+    """Whether the engine's attention has two forms: in half precision on TensorRT-RTX, unless it is refittable."""
     computed = module.report.computed
     low = module.precision in CAST_PRECISIONS or arguments["precision"] in CAST_PRECISIONS
     may_choose = _is_rtx(module) and not arguments["config"].refittable

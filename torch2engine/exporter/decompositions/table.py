@@ -52,6 +52,7 @@ from torch2engine.exporter.decompositions.sorting import SORTING
 from torch2engine.exporter.decompositions.splits import SPLITS
 from torch2engine.exporter.decompositions.stacking import STACKING
 from torch2engine.exporter.decompositions.transposed_convolutions import TRANSPOSED_CONVOLUTIONS
+from torch2engine.exporter.decompositions.triangles import TRIANGLES
 
 __all__ = ["NAMED", "PYTORCHS", "decompositions", "exact_decompositions", "find_operator"]
 
@@ -150,6 +151,8 @@ def exact_decompositions(
     """
     floor_negative_sizes(program)
     exact = {**decompositions(), **grouped_products_of_transformers()}
+    if is_refittable:
+        exact.update({find_operator(name): decomposition for name, decomposition in TRIANGLES.items()})
     if not needs_exact_attention(program, is_refittable):
         del exact[find_operator("scaled_dot_product_attention")]
     try:
