@@ -1,4 +1,4 @@
-"""All steps from a module to an engine, in order: capture, export, reference, check, precision, build, parity, speed.
+"""All steps from a module to an engine: capture, (recall), export, reference, check, precision, build, parity, speed.
 
 Enters: a live module and a sample. Leaves: a deployed module that was compared with it. Separate because this function
 is the list of the steps; the folders hold the steps themselves. The report has the seconds of each under these names.
@@ -163,11 +163,11 @@ def deploy(
             one for each output that it names, e.g. {"labels": Tolerance(mismatch=1e-3)}.
         runtime: "tensorrt", "onnxruntime" (the same graph on the CPU), or "auto" (TensorRT where it can run, else
             ONNX Runtime with one warning). "fastest" deploys as "auto" does, then times the engine beside PyTorch: in
-            eager and under torch.compile, on a GPU both in CUDA graphs. It returns the fastest over all profiles' opts,
-            the engine within 5 %. A PyTorch that wins is a `LiveModule`: it keeps the contract of a call and was
-            compared likewise, but uses the model's own weights as they are now, and can't be saved. torch.compile
-            begins nothing after `BuildConfig.optimize_seconds`. What fails or answers differently is left out. The
-            report has the times and reasons in `tried`.
+            eager and under torch.compile, on a GPU both in CUDA graphs. It returns the fastest over all profiles' opts;
+            the engine also if it is at most 5 % slower. A PyTorch that wins is a `LiveModule`: it keeps the contract of
+            a call and was compared in the same way, but uses the model's own weights as they are now, and can't be
+            saved. torch.compile begins nothing after `BuildConfig.optimize_seconds`. What fails or answers differently
+            is left out. The report has the times and reasons in `tried`.
         config: how TensorRT builds, and what becomes of a model that writes into its inputs.
         runtime_config: how the deployed module answers. Under out_of_range="eager" the module keeps `model`. Under
             "split" deploy proves that an axis can be split. ONNX Runtime has out_of_range only.
@@ -201,7 +201,7 @@ def deploy(
     Raises:
         InputError, DynamicAxisError: the sample, the axes or an option is not possible; lists what is.
         InstallationError: no usable TensorRT or GPU, and runtime is "tensorrt".
-        ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT not build it.
+        ExportError, UnsupportedOperatorError: PyTorch can't express the model in ONNX, or TensorRT can't build it.
         BuildError: TensorRT failed, or `progress` cancelled. With fallback="faster": the module takes over 3 % more
             time than the model.
         PrecisionError: nothing would compute in the requested precision. Or TensorRT computes more than a tenth of the
@@ -225,7 +225,8 @@ def deploy(
     #   nothing else. A Recording in the place of `model` gives the sample and the examples if they were left out, and
     #   axes for the inputs that dynamic_axes does not name.
     # Returns: the model and these arguments.
-    # Raises: InputError for `examples` that are not iterable, or empty, and for a Recording without a usable call.
+    # Raises: InputError for `examples` that are not iterable, or empty, and for a Recording without any call, or whose
+    #   calls differ in structure.
     given = ModelAndSample.of(model, sample_input, dynamic_axes, profiles, preprocess, examples, live_parameters)
     # Does: checks precision, the form of calibration, tolerance, runtime, both configs and the model's type, and that
     #   the libraries for them are installed. Calls no model.
@@ -245,26 +246,25 @@ def deploy(
     # In this block: three contexts are given to `until_accepted` below. They stay open until the block ends, by return
     #   or by an error. The last one is closed first.
     with ExitStack() as until_accepted:
-        # In this block: the model is in eval mode, without autocast and grad, and computes float32 exactly. Calls of
-        #   the model by other threads wait, and so do deploys of other threads. Afterwards model and process are as
-        #   before.
-        # Raises: ExportError if the model wrote into its parameters or gradients, which can't be undone.
+        # In this block: the model is in eval mode, without autocast and grad. PyTorch computes float32 without TF32,
+        #   whatever `precision` is. Calls of the model by other threads wait, and so do deploys of other threads.
+        #   When the block ends, model and process are as before.
+        # Raises at its end: ExportError if the model wrote into its parameters or gradients, which can't be undone.
         with undisturbed(request.model):
             with report.phase("capture"):
                 # Does: calls the model on the sample, on other values of the same sizes, and on the sample again, to
-                #   prove that it keeps no state. Checks sample, axes, profiles, live parameters, and the names of
-                #   outputs in tolerance.
-                # Returns: the signature of the call, its sample, its profiles, and notes.
+                #   prove that its answers do not depend on earlier calls. Checks sample, examples, axes, profiles, live
+                #   parameters, and the names of outputs in tolerance.
+                # Returns: the model's call: signature, sample, examples, profiles, GPU, notes.
                 # Raises: InputError, DynamicAxisError, ExportError.
                 captured = capture_model_call(request)
                 report.add_notes(captured.notes)
             # Does: looks for the engine of an earlier deploy with this cache_key. Compares an engine that it finds with
             #   the model anew. Its phases are "recall", "reference" and "parity".
-            # Returns: a module of that engine, with its report. None if there is no such engine for this driver.
-            #   None with a warning if the engine fails or gives other answers, or if an attribute of the model can't be
-            #   compared.
-            # Raises: what no engine is to blame for. That is InputError, InstallationError, BuildError of a cancel,
-            #   full memory, and errors of the model on a parity case.
+            # Returns: a module of that engine, with its report. None if there is no such engine for this driver, or if
+            #   the engine fails or gives other answers (with a warning), or if a part of the model can't be compared.
+            # Raises: errors that say nothing against the engine: InputError, InstallationError, cancellation, full
+            #   memory, and errors of the model on a parity case.
             # Does nothing, and returns None: without a cache_key or a cache, for ONNX Runtime, and for a budget with a
             #   metric.
             if (reused_module := earlier_engines.find_by_cache_key(captured)) is not None:
@@ -274,25 +274,28 @@ def deploy(
             # Returns: the same data, with that first item in front. None if `calibration` is None.
             # Raises: InputError for an iterator without any item, here before the slow export.
             calibration_data = checked_calibration(calibration)
-            # Does: starts the process that will build the engine. It loads TensorRT's builder during the export. The
-            #   process ends when the outer block ends, if it was not used.
-            # Raises: nothing. If no process can be started here, load_or_build starts one.
-            # Does nothing: for ONNX Runtime.
+            # Does: starts the process that will build the engine. The process loads TensorRT during the export, and
+            #   ends when the outer block ends. For ONNX Runtime no process is started.
+            # Returns: an `EarlyBuilder`, which holds the process. It may hold none: load_or_build then starts one.
+            # Raises: nothing.
             early_builder = until_accepted.enter_context(request.start_early_builder())
             with report.phase("export"):
-                # Returns: the model's ONNX graph on disk, by torch.export and torch.onnx.export.
+                # Does: exports the model by torch.export and torch.onnx.export.
+                # Returns: the ONNX graph in a scratch folder, which is removed with the last object that uses it.
                 # Raises: DynamicAxisError if the model fixes an axis, UnsupportedOperatorError, ExportError; InputError
                 #   for a refittable model with quantisers.
                 onnx_artifact = export_onnx(captured, refittable=config.refittable)
-                # Returns: a copy of `captured`, with the axes that the export found, e.g. "past + new".
+                # Returns: a copy of `captured`, with the input shapes, axes and profiles that the export found, e.g. an
+                #   axis "past + new". The outputs keep the sizes that the sample gave them.
                 captured = captured.with_axes_and_profiles_of(onnx_artifact)
-            # In this block: a thread hashes the ONNX files, so that find_by_graph need not wait for the hashes. No
-            #   thread where find_by_graph does nothing, and for a refittable engine.
+            # In this block: a thread hashes the ONNX files for find_by_graph, and has ended when the block ends. There
+            #   is no thread where find_by_graph does nothing, and for a refittable engine.
             with report.phase("reference"), earlier_engines.hashing_in_thread(onnx_artifact):
                 # Does: calls the model on all parity cases, and again with inputs and weights that differ by rounding:
                 #   in the model's own precision and in the requested one.
                 # Returns: the parity cases with the model's answers, and how far rounding moves each answer.
-                # Raises: ExportError or DynamicAxisError if the model fails on a case.
+                # Raises: ExportError or DynamicAxisError if the model fails on a case. If it fails on an invented case
+                #   of random values or of other live parameters, or with the changed weights, a note says so instead.
                 reference_answers = answer_parity_cases(captured, request.sensitivity_precisions(captured))
             # Does, returns, raises: as find_by_cache_key, for an engine of the same ONNX graph. Needs no cache_key.
             #   Compares with `reference_answers`, so that it has no phase "reference".
@@ -302,11 +305,11 @@ def deploy(
                 return reused_module
         # Returns: the cases in which the exported graph will be compared with the model; nothing is compared yet. For
         #   ONNX Runtime, int8 and fp8 these are all cases. For other engines, invented inputs are left out if they are
-        #   larger than the smallest opt, or have the sizes of another case. The engine is compared in all cases.
+        #   larger than the smallest opt, or have the sizes of another case; the engine is compared in them later.
         graph_check = GraphCheck.for_request(request, onnx_artifact, reference_answers)
-        # Does: compares the graph with the model, on ONNX Runtime, in the phase "check". If the graph is built without
-        #   lowering and is not large, it compares nothing now: it sets `early_builder.check_during_build`, and
-        #   load_or_build compares the graph while the builder's process works.
+        # Does: compares the graph with the model, on ONNX Runtime, in the phase "check". A graph of at most
+        #   1 GiB that is built without lowering is not compared now: `early_builder.check_during_build` is set, which
+        #   load_or_build calls while the builder's process works.
         # Raises: ParityError.
         graph_check.compare_now_or_during_build(report, early_builder)
         # Does: writes the graph in the requested low precision, or in that of the model's own quantisers. Reads
@@ -326,15 +329,16 @@ def deploy(
         # In this block: the sample's GPU is the current one of PyTorch. For a sample on the CPU nothing changes.
         with report.phase("build"), torch.cuda.device(captured.target_gpu):
             torch.cuda.empty_cache()  # TensorRT's builder is another process, and needs the memory
-            # Does: loads the engine from the cache, or builds it. Stores nothing. Calls `check_during_build`, if set.
+            # Does: loads the engine from the cache, or builds it; before, it waits for another process that builds the
+            #   same engine for the same cache. Stores nothing. Calls `check_during_build`, if set.
             # Returns: the engine, not accepted yet.
             # Raises: BuildError, UnsupportedOperatorError, InstallationError; ParityError of `check_during_build`.
             pending_engine = load_or_build(
                 lowered.artifact, lowered.builder_precision, config, engine_cache, report.progress, early_builder
             )
-            # Until the outer block ends: with a cache, other processes that need the same new engine wait for it. If
-            #   the block fails, an engine that came from the cache is removed from the cache. It stays there after
-            #   InputError, InstallationError, a cancel or full memory.
+            # Until the outer block ends: other processes wait for a new engine that they need, too. If the block fails,
+            #   an engine that came from the cache is removed from the cache; it stays there after errors that say
+            #   nothing against it: InputError, InstallationError, cancellation, full memory.
             until_accepted.enter_context(pending_engine)
         # Until the outer block ends: after a ParityError, the graph is compared in the cases that `graph_check` left
         #   out. If the graph is wrong there, ParityError of the graph is raised instead of that of the engine.
@@ -342,25 +346,26 @@ def deploy(
         with report.phase("parity"):
             # Does: makes a module of the engine. Compiles the kernels of a large or "tf32" TensorRT-RTX engine in other
             #   processes. Gives a refittable engine the model's weights. Compares the engine with the model in all
-            #   cases, a quantised one in all but random cases. Calls the metric of a budget. Proves axes that may be
-            #   split. Checks in which precisions the engine computes.
+            #   cases, a quantised one in all but random cases. Then proves axes that may be split, checks in which
+            #   precisions the engine computes, and calls the metric of a budget, in this order.
             # Returns: the module, accepted.
             # Raises: RefitError, ParityError, PrecisionError; for axes that may be split InputError.
             trt_module = make_verified_trt_module(pending_engine, lowered, request, captured.target_gpu, report)
-        # Does: stores the engine with its present weights, and with the kernels that TensorRT-RTX has compiled so far.
-        #   With another kernel_specialization than "none": with the kernels that the engine had when it was loaded.
-        # Does nothing: without a cache, and if the cache has the same ONNX file with kernels for this driver.
+        # Does: stores the engine with its present weights, and with the kernels that TensorRT-RTX has compiled so far;
+        #   kernels that it has compiled for single shapes (kernel_specialization) are left out.
+        # Does nothing: without a cache, and if the cache has this engine and ONNX file, with kernels for this driver if
+        #   the engine has kernels.
         store_in_cache(pending_engine, trt_module, request)
-        # Does: times engine and model at each profile's opt, in the phase "speed". Adds a note with reasons to the
-        #   report if PyTorch is faster. Compiles no kernels.
-        # Raises: BuildError of a cancel, and nothing else.
+        # Does: times engine and model (undisturbed, as above) at each profile's opt, in the phase "speed". Adds a note
+        #   with reasons to the report if PyTorch's calls, or its kernels alone, are faster. Compiles no kernels.
+        # Raises: BuildError of a cancellation, and nothing else.
         # Does nothing: with BuildConfig.compare_speed=False, and if engine, model and inputs are not on one GPU.
         note_if_pytorch_is_faster(trt_module, request, reference_answers.parity_cases, lowered.parity_cases, report)
-        # Does: writes a record into the cache, by which find_by_cache_key and find_by_graph of later deploys find this
-        #   engine.
-        # Does nothing: without a cache, and if neither of the two has searched in this deploy.
+        # Does: writes a record into the cache for each search above, under its key. By this record the same search of a
+        #   later deploy finds this engine.
+        # Does nothing: without a cache, and if no search ran in this deploy.
         earlier_engines.record_for_later(pending_engine.engine_key)
-        # Does: sets `trt_module.report`. Then trim() frees the contexts and CUDA graphs of the comparison; the engine
-        #   and its kernels stay.
+        # Does: sets `trt_module.report`. Then `TRTModule.trim` frees the execution contexts and CUDA graphs of the
+        #   comparison, and their device memory; the engine and its kernels stay.
         attach_report(trt_module, report).trim()
         return trt_module

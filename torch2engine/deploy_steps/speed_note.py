@@ -89,7 +89,7 @@ def note_on_speed(found: Sequence[SpeedAtOpt], findings: Iterable[Finding], fore
     ]
     sentences += [
         f"PyTorch's kernels are faster{_at(one)}: {one.eager.kernels_us:.0f} µs, and {one.engine.kernels_us:.0f} µs in "
-        f"the engine. In eager their launches take longer ({one.eager.call_us:.0f} µs a call), in a CUDA graph not."
+        f"the engine. In eager their launches take longer ({one.eager.call_us:.0f} µs a call), but not in a CUDA graph."
         for one in behind
     ]
     if not sentences:

@@ -57,7 +57,7 @@ class Processor:
         source: the folder that `save` wrote, or the engine; of a bundle, the plan for the GPU is taken.
         device: the GPU's number as CUDA counts the visible devices.
         streams: how many calls may run at the same time on the GPU. Each stream has its own contexts and device memory,
-            which are made when so many calls first overlap.
+            made when that many calls first overlap.
         allocation: of the memory that outputs are written to. "max": once, for the largest shapes that any profile
             allows. "reuse": as large as the shapes of all calls so far. "exact": on the device anew for every call,
             which keeps no memory, but waits for the GPU and excludes CUDA graphs.
