@@ -52,7 +52,7 @@ def test_note_has_the_figures_and_the_reasons_that_are_known() -> None:
     assert note_on_speed(found, findings, "NVIDIA H200") == [
         "PyTorch eager is faster at batch 32: a call takes 3410 µs, and 4344 µs in the engine. PyTorch's kernels are "
         "faster at batch 1: 688 µs, and 940 µs in the engine. In eager their launches take longer (3034 µs a call), "
-        "in a CUDA graph not. Reasons: wide profile; unfused attention; TensorRT-RTX has no kernels made for "
+        "but not in a CUDA graph. Reasons: wide profile; unfused attention; TensorRT-RTX has no kernels made for "
         "NVIDIA H200."
     ]
 
