@@ -17,6 +17,7 @@ from torch2engine.exporter.composite_operators import composite_operators_found_
 from torch2engine.exporter.fake_quant import quantizers_as_operators
 from torch2engine.exporter.given_masks import masks_as_given
 from torch2engine.exporter.quiet_exporters import quiet_exporters
+from torch2engine.exporter.size_arithmetic import size_arithmetic_remembered
 
 __all__ = ["export_context"]
 
@@ -33,6 +34,7 @@ def export_context(model: nn.Module) -> Generator[str]:
     with (
         composite_operators_found_once(),
         composite_kernels_made_once(),
+        size_arithmetic_remembered(),
         quiet_exporters(),
         masks_as_given(),
         suppression_without_branches(),
