@@ -15,8 +15,10 @@ import torch
 
 from tests.support.models import BATCH, Function, answer, exported
 from torch2engine.core.errors import UnsupportedOperatorError
+from torch2engine.exporter import operator_registry
 from torch2engine.exporter.operator_registry import reused_operator_registry
 
+VALUES: Any = importlib.import_module("onnxscript.values")
 EXPORTER: Any = importlib.import_module("torch.onnx._internal.exporter._registration")
 ONNXSCRIPT: Any = importlib.import_module("onnxscript.function_libs.torch_lib.registration")
 ADD = "aten::add.Tensor"
@@ -53,6 +55,17 @@ def test_second_registry_is_a_copy_of_the_first() -> None:
     assert second.functions[ADD][0] is function
     assert "another" not in second.functions
     assert type(second) is EXPORTER.ONNXRegistry
+
+
+def test_registry_has_what_torchs_own_has() -> None:
+    """It is made without a look at the functions' sources, and onnxscript parses them afterwards as before."""
+    parsed = vars(VALUES.TracedOnnxFunction)["function_ir"]
+    own = EXPORTER.ONNXRegistry.from_torchlib(opset_version=22)
+    operator_registry._made_once.cache_clear()
+    with reused_operator_registry():
+        ours = EXPORTER.ONNXRegistry.from_torchlib(opset_version=22)
+    assert ours.functions == own.functions
+    assert vars(VALUES.TracedOnnxFunction)["function_ir"] is parsed
 
 
 def test_registry_outlives_operators_that_it_cannot_have() -> None:

@@ -23,6 +23,7 @@ from torch2engine.builder.rewrites.recurrent_layers_to_scans import scan_recurre
 from torch2engine.builder.rewrites.short_products_to_multiplications import write_out_short_products
 from torch2engine.builder.rewrites.single_group_norms_to_operators import write_out_single_group_norms
 from torch2engine.builder.rewrites.zero_rows_to_after_product import zero_rows_later
+from torch2engine.onnx_graph.model_bytes import take_pieces
 
 __all__ = ["parser_input"]
 
@@ -80,4 +81,4 @@ def parser_input(
             is_changed = True
     if is_changed and is_refittable:
         name_own_constants(model, earlier)
-    return model.SerializeToString() if is_changed else None
+    return b"".join(take_pieces(model)) if is_changed else None

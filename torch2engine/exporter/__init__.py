@@ -16,8 +16,8 @@ into parts. The steps of the first, in this order:
   `trace_weights` for a model that can be refitted.
 - `onnx_names`: the user's names and every node's origin.
 - `export_context`: what holds for the time of an export. `fake_quant` and `given_masks` keep the model's own quantisers
-  and the masks of nn.Transformer, `quiet_exporters` gives silence, and `composite_operators` and `composite_kernels`
-  save torch.export work that it repeats.
+  and the masks of nn.Transformer, `quiet_exporters` gives silence, and `composite_operators`, `composite_kernels` and
+  `size_arithmetic` save torch.export work that it repeats.
 - `torch_program`: facts about torch's program; `free_sizes` finds the nodes whose sizes depend on values.
 
 Public: `export_onnx`, `flat_module`, `free_sizes`, `functional_program`. The other files belong to this folder alone.

@@ -36,9 +36,11 @@ from torch2engine.exporter.torch_program import lowest_precision
 from torch2engine.exporter.trace import trace
 from torch2engine.exporter.translate import TranslatedModel, translate_to_onnx
 from torch2engine.onnx_graph.axis_flow.analysis import find_influences
+from torch2engine.onnx_graph.model_bytes import take_pieces
 
 __all__ = ["export_onnx"]
 
+_IN_PIECES_BYTES = 2**30  # of weights; torch.onnx decides itself how it writes more of them
 _OTHER_VERSION = "install another version of torch"
 
 
@@ -163,12 +165,16 @@ def _save(translated: TranslatedModel, folder: Path) -> None:
     onnx_program = translated.onnx_program
     weights = [value.const_value for value in onnx_program.model.graph.initializers.values()]
     weight_bytes = sum(weight.nbytes for weight in weights if weight is not None)
-    onnx_program.save(
-        str(folder / "model.onnx"),
-        include_initializers=True,
-        keep_initializers_as_inputs=False,
-        external_data=weight_bytes > EXTERNAL_ABOVE_BYTES,
-    )
+    if weight_bytes > min(_IN_PIECES_BYTES, EXTERNAL_ABOVE_BYTES):
+        onnx_program.save(
+            str(folder / "model.onnx"),
+            include_initializers=True,
+            keep_initializers_as_inputs=False,
+            external_data=weight_bytes > EXTERNAL_ABOVE_BYTES,
+        )
+    else:
+        with (folder / "model.onnx").open("xb") as file:
+            file.writelines(take_pieces(onnx_program.model_proto))
     if translated.weights is not None:
         write_file(folder / WEIGHTS, translated.weights.program().to_json())
 

@@ -4,6 +4,7 @@ Enters: an ONNX file. Leaves: the same graph changed, or the answers of ONNX Run
 builder, precision and modules all work on ONNX graphs and never import each other.
 
 - `model_file`: reads and writes a model, whatever its size.
+- `model_bytes`: writes a model as bytes, quickly.
 - `walk`: visits the nodes and tensors of a graph and of the graphs inside its nodes.
 - `tensor_types`: finds the element type of each tensor.
 - `tensor_shapes`: writes the shapes of tensors back that a tool has lost.
@@ -14,6 +15,6 @@ builder, precision and modules all work on ONNX graphs and never import each oth
 - `strict_rounding`: rewrites a model so that ONNX Runtime rounds like a GPU.
 - `axis_flow`: proves that the entries along a dynamic axis don't influence each other.
 
-Public: `attention_blocks`, `axis_flow.analysis`, `integer_choices`, `model_file`, `module_outputs`, `node_origins`,
-`ort_session`, `strict_rounding`, `tensor_shapes`, `tensor_types`, `walk`.
+Public: `attention_blocks`, `axis_flow.analysis`, `integer_choices`, `model_bytes`, `model_file`, `module_outputs`,
+`node_origins`, `ort_session`, `strict_rounding`, `tensor_shapes`, `tensor_types`, `walk`.
 """
