@@ -6,6 +6,7 @@ Enters: an export after another one. Leaves: proof that it finds every operator,
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,13 +60,13 @@ def test_second_registry_is_a_copy_of_the_first() -> None:
 
 def test_registry_has_what_torchs_own_has() -> None:
     """It is made without a look at the functions' sources, and onnxscript parses them afterwards as before."""
-    parsed = vars(VALUES.TracedOnnxFunction)["function_ir"]
+    parsed = inspect.getattr_static(VALUES.TracedOnnxFunction, "function_ir")
     own = EXPORTER.ONNXRegistry.from_torchlib(opset_version=22)
     operator_registry._made_once.cache_clear()
     with reused_operator_registry():
         ours = EXPORTER.ONNXRegistry.from_torchlib(opset_version=22)
     assert ours.functions == own.functions
-    assert vars(VALUES.TracedOnnxFunction)["function_ir"] is parsed
+    assert inspect.getattr_static(VALUES.TracedOnnxFunction, "function_ir") is parsed
 
 
 def test_registry_outlives_operators_that_it_cannot_have() -> None:

@@ -97,8 +97,8 @@ def _domains_without_parsing() -> Generator[None]:
     """
     try:
         traced: Any = importlib.import_module(_ONNXSCRIPT_VALUES).TracedOnnxFunction
-        before = vars(traced)["function_ir"]
-    except (ImportError, AttributeError, KeyError):  # other versions
+        before = inspect.getattr_static(traced, "function_ir")
+    except (ImportError, AttributeError):  # other versions
         yield
         return
     traced.function_ir = property(lambda function: SimpleNamespace(domain=function.opset.domain))
