@@ -6,12 +6,9 @@ import gc
 import hashlib
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -363,28 +360,40 @@ def test_save_that_dies_at_any_step_leaves_old_or_new(tmp_path: Path, repository
     assert steps > 15
 
 
-LOOP = """
-print("ready", flush=True)
+KILLED = """
+import random, signal, time
+
+versions = {onnx_bytes("old" * 1000): "old", onnx_bytes("new" * 1000): "new"}
+random_, parent = random.Random(0), os.getpid()
 old.save(path)
-while True:
-    new.save(path)
-    old.save(path)
+for _ in range(10):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, b"ready")
+        while os.getppid() == parent:
+            new.save(path)
+            old.save(path)
+    assert os.read(read, 5) == b"ready"
+    time.sleep(random_.uniform(0, 0.05))
+    os.kill(child, signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    os.close(read)
+    os.close(write)
+    print(versions[load_artifact(path).read("model.onnx")])
 """
 
 
 @pytest.mark.parametrize("how", ["exchange", "two steps"])
 def test_save_that_is_killed_at_random_leaves_old_or_new(tmp_path: Path, repository: Path, how: str) -> None:
     """Twenty SIGKILLs at random moments: the path always holds one whole artifact."""
-    random_ = random.Random(0)
     path = fresh_onnx(tmp_path / "first", "old" * 1000).save(tmp_path / "model.t2e")
-    for _ in range(10):
-        command = [sys.executable, "-c", CRASH + LOOP, str(tmp_path), how]
-        with subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == b"ready\n"
-            time.sleep(random_.uniform(0, 0.05))
-            child.send_signal(signal.SIGKILL)
-        assert OnnxArtifact.load(path).read("model.onnx") in (onnx_bytes("old" * 1000), onnx_bytes("new" * 1000))
+    command = [sys.executable, "-c", CRASH + KILLED, str(tmp_path), how]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    versions = done.stdout.split()
+    assert len(versions) == 10
+    assert set(versions) <= {"old", "new"}
     fresh_onnx(tmp_path / "last").save(path)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["first", "last", "model.t2e", "new", "old"]
 

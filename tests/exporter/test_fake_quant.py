@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
+from tests.support.build_here import build_here
 
 X = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 AXES = {"input": {0: t2e.Axis("batch", 1, 8, 16)}}
@@ -81,7 +82,7 @@ def test_quantised_model_answers_alike(make: Callable[[], nn.Module], precision:
 
 def test_tensorrt_rtx_builds_it() -> None:
     """Matrix products in int8 become an engine."""
-    assert t2e.build(deploy(quantized(matrices()))._artifact).precision == "int8"
+    assert build_here(deploy(quantized(matrices()))._artifact).precision == "int8"
 
 
 def test_fine_tuned_weights_are_deployed() -> None:

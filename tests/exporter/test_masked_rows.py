@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.build_here import build_here
 from tests.support.models import Function, error_of, exported
-from torch2engine.builder.build import build
 from torch2engine.core.errors import UnsupportedOperatorError
 from torch2engine.core.spec import Axis
 
@@ -37,7 +37,7 @@ def test_rows_that_are_read_and_written_at_one_mask_are_right_and_build() -> Non
     """Every size of the axis gives PyTorch's answers, and TensorRT has all operators."""
     artifact, cases = exported(Function(written), torch.randn(2, 5, 3), AXES)
     assert error_of(artifact, cases) < 1e-6
-    build(artifact)
+    build_here(artifact)
 
 
 class Mixture(nn.Module):
@@ -69,7 +69,7 @@ def test_experts_that_take_their_tokens_are_right_and_build() -> None:
     axes = {"x": {0: Axis("b", 1, 2, 4), 1: Axis("n", 2, 5, 9)}}
     artifact, cases = exported(Mixture().eval(), torch.randn(2, 5, 4), axes)
     assert error_of(artifact, cases) < 1e-5
-    build(artifact)
+    build_here(artifact)
 
 
 def summed(x: torch.Tensor, w: Any) -> torch.Tensor:
@@ -97,7 +97,7 @@ def test_rows_that_are_only_counted_for_a_check_go_with_it() -> None:
     """An engine can't stop on a check; what it alone needs has no place in the graph."""
     artifact, cases = exported(Function(counted), torch.randn(2, 5, 3), AXES)
     assert error_of(artifact, cases) == 0
-    build(artifact)
+    build_here(artifact)
 
 
 def shifted(x: torch.Tensor, w: Any) -> torch.Tensor:

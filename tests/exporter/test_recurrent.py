@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.build_here import build_here
 from tests.support.models import error_of, exported, graph_of, line_of
 from torch2engine.artifact.onnx_artifact import OnnxArtifact
-from torch2engine.builder.build import build
 from torch2engine.capture.parity_cases import ParityCase
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import ExportError
@@ -76,7 +76,7 @@ def test_states_come_in_and_go_out(layer: nn.Module, states: int) -> None:
 def test_layer_builds(layer: str) -> None:
     """TensorRT-RTX makes an engine of it, with both axes dynamic."""
     _, artifact, _ = exported_layer(layer)
-    engine = build(artifact, config=BuildConfig(flavour="tensorrt_rtx"), cache=False)
+    engine = build_here(artifact, config=BuildConfig(flavour="tensorrt_rtx"), cache=False)
     assert [axis.name for axis in engine.signature.axes] == ["batch", "time"]
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import torch2engine as t2e
+from tests.support.build_here import build_here
 from tests.support.lowered_models import deployed
 from tests.support.precision_models import NAMES, OVERFLOW, Trained, call, trained
 
@@ -55,7 +56,7 @@ def test_trained_models_stay_right(subject: Trained, dtype: str) -> None:
         assert call(module, subject.data[5]).dtype == torch.float32
     told = lowering(module)
     assert told.low >= 0.75 * told.nodes
-    engine = t2e.build(module._artifact)
+    engine = build_here(module._artifact)
     assert engine.precision == dtype
     weights = [tensor for tensor in onnx.load(module._artifact.onnx_path).graph.initializer if len(tensor.dims) > 1]
     kept = {onnx.TensorProto.FLOAT} if told.kept else set[int]()
@@ -91,7 +92,7 @@ def test_int4_weights_stay_right(dtype: str) -> None:
     assert error(module, subject) <= 5e-2
     kinds = {tensor.data_type for tensor in onnx.load(module._artifact.onnx_path).graph.initializer}
     assert onnx.TensorProto.INT4 in kinds
-    assert t2e.build(module._artifact).read_plan()
+    assert build_here(module._artifact).read_plan()
 
 
 def test_planted_overflow_is_found_and_named() -> None:

@@ -48,6 +48,7 @@ def session(repository: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")  # or Ray writes a token into the home folder
         patch.setenv("PYTHONPATH", str(repository))
+        patch.setenv("RAY_prestart_worker_first_driver", "0")  # or a worker starts for each core, needed or not
         ray.init(
             num_cpus=3,
             include_dashboard=False,

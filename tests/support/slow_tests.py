@@ -12,7 +12,8 @@ from collections.abc import Iterator
 # Functions and fixtures by which tests export, train, build, or start a Python process.
 _NAMES = {
     *("build", "check", "deploy", "deployed", "export", "export_onnx", "exported", "exported_once", "outcome_of"),
-    *("GraphCompiler", "compile_backend", "executable", "explain", "run_fork", "run_python", "run_scripts", "trained"),
+    *("GraphCompiler", "build_here", "compile_backend", "executable", "explain", "run_fork", "run_python"),
+    *("run_scripts", "trained"),
 }
 
 

@@ -15,6 +15,7 @@ from torch import nn
 import torch2engine as t2e
 from tests.builder.rewrites.attention_models import answers, attention, operators, read
 from tests.builder.rewrites.builder_input import changed_by
+from tests.support.build_here import build_here
 from torch2engine.builder.parser_input import parser_input
 from torch2engine.builder.rewrites.attention_to_three_dimensions import fold_heads
 
@@ -105,7 +106,7 @@ def test_folded_attention_is_one_kernel(tmp_path: Path, options: dict[str, Any],
     path = attention(tmp_path, dtype=dtype, **options)
     assert parser_input(path, is_rtx=True, cuts_sums=False) is not None
     for sizes in ((2, 4, 8), (8, 8, 8)):
-        assert FUSED in bytes(t2e.build(path, {"batch": sizes}).plan_buffer())
+        assert FUSED in bytes(build_here(path, {"batch": sizes}).plan_buffer())
 
 
 class Packed(nn.Module):

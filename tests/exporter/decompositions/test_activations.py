@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tests.support.build_here import build_here
 from tests.support.models import error_of, exported
-from torch2engine.builder.build import build
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.decompositions.activations import ACTIVATIONS
 
@@ -36,7 +36,7 @@ def test_elu_of_a_computed_size_is_right_and_builds() -> None:
     torch.manual_seed(0)
     artifact, cases = exported(Decoder().eval(), torch.randn(2, 4, 8), {"x": {2: Axis("n", 4, 8, 16)}})
     assert error_of(artifact, cases) < 1e-5
-    build(artifact)
+    build_here(artifact)
 
 
 def test_elu_of_a_known_size_stays_one_operator() -> None:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.support.build_here import build_here
 from tests.support.models import exported
-from torch2engine.builder.build import build
 from torch2engine.core.pytree import Inputs
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.decompositions.attention import (
@@ -181,7 +181,7 @@ def test_dynamic_attention_with_masked_rows(attend: Callable[..., Tensor], mask:
         sizes = (Q[:batch, :, :length], K[:batch, :2, :keys], mask[:batch, :, :length, :keys])
         answer = session({name: part.numpy() for name, part in zip(["q", "k", "mask"], sizes, strict=True)})
         torch.testing.assert_close(torch.from_numpy(next(iter(answer.values()))), model(*sizes), rtol=0, atol=2e-6)
-    build(artifact)
+    build_here(artifact)
 
 
 class Choice(nn.Module):

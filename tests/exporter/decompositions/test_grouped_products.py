@@ -6,8 +6,8 @@ import torch
 import transformers.integrations.moe  # registers its operator  # noqa: F401
 from torch import nn
 
+from tests.support.build_here import build_here
 from tests.support.models import error_of, exported
-from torch2engine.builder.build import build
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.spec import Axis
 from torch2engine.exporter.decompositions.grouped_products import GROUPED_PRODUCTS
@@ -32,7 +32,7 @@ def test_each_row_meets_the_matrix_of_its_group() -> None:
     axis = Axis("rows", 2, 6, 10)
     artifact, examples = exported(Experts(), sample, {"x": {0: axis}, "experts": {0: axis}})
     assert error_of(artifact, examples) < 1e-5
-    build(artifact, config=BuildConfig(flavour="tensorrt_rtx"), cache=False)
+    build_here(artifact, config=BuildConfig(flavour="tensorrt_rtx"), cache=False)
 
 
 def test_pytorchs_own_operator_is_the_same_product() -> None:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from tests.support.build_here import build_here
 from tests.support.models import Function, error_of, exported
-from torch2engine.builder.build import build
 from torch2engine.core.spec import Axis
 from torch2engine.onnx_graph.ort_session import OrtSession
 
@@ -51,7 +51,7 @@ def test_integers_divided_by_a_size_stay_integers() -> None:
     artifact, cases = exported(model, torch.randn(2, 3, 6), {"x": {2: Axis("n", 4, 6, 12)}})
     assert {spec.dtype for spec in artifact.signature.outputs} == {"int64"}
     assert error_of(artifact, cases) == 0
-    build(artifact)
+    build_here(artifact)
 
 
 @pytest.mark.parametrize("function", [_padded, _of_mixed_sign, _by_another_size])
@@ -64,4 +64,4 @@ def test_negative_sizes_are_rounded_down(function: Callable[[Tensor, Tensor], Te
     for length in range(4, 13):
         x = torch.randn(3, length)
         torch.testing.assert_close(torch.from_numpy(next(iter(session({"x": x.numpy()}).values()))), model(x))
-    build(artifact)
+    build_here(artifact)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.support.build_here import build_here
 from tests.support.models import error_of, exported, graph_of, line_of
-from torch2engine.builder.build import build
 from torch2engine.core.config import BuildConfig
 from torch2engine.core.errors import DynamicAxisError, ShapeError
 from torch2engine.core.spec import Axis, Profile
@@ -60,7 +60,7 @@ def test_engine_with_a_size_that_follows_builds() -> None:
     """TensorRT-RTX takes the profile's corners of an input whose length is a sum."""
     artifact, examples = exported(Cached(), SAMPLE, axes("past + new"))
     assert error_of(artifact, examples) == 0
-    engine = build(artifact, config=BuildConfig(flavour="tensorrt_rtx"), cache=False)
+    engine = build_here(artifact, config=BuildConfig(flavour="tensorrt_rtx"), cache=False)
     assert engine.signature == artifact.signature
 
 
