@@ -7,6 +7,7 @@ before. Separate because it alone knows what such a result depends on.
 from __future__ import annotations
 
 import importlib
+import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -61,28 +62,40 @@ def _remembering(compute: Binary, node_class: Any, find_proxy_mode: Callable[[],
         node_class: torch's SymNode.
         find_proxy_mode: gives the tracer that writes down calculations, or None.
     """
-    memory: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-    learned_in: tuple[Any, int] = (None, 0)  # a shape environment, and its version: it may learn that sizes are equal
+    memories = _Memory()
 
     def remember(self: Any, other: Any) -> Any:
-        nonlocal learned_in
         environment = self.shape_env
         if not _is_plain(self, node_class) or not _is_plain(other, node_class) or find_proxy_mode():
             return compute(self, other)
-        if learned_in[0] is not environment or learned_in[1] != environment._version_counter:
-            memory.clear()
-            learned_in = (environment, environment._version_counter)
+        results = memories.of(environment)
         key = (*_facts(self), *_facts(other))
-        known = memory.get(key)
+        known = results.get(key)
         if known is None:
             result = compute(self, other)
-            if _is_plain(result, node_class) and learned_in[1] == environment._version_counter:
-                memory[key] = _facts(result)
+            if _is_plain(result, node_class) and results is memories.of(environment):
+                results[key] = _facts(result)
             return result
         expression, type_of_value, hint, is_optimized = known
         return node_class(expression, environment, type_of_value, hint, optimized_summation=is_optimized)
 
     return remember
+
+
+class _Memory(threading.local):
+    """Results in one shape environment at a time. Each thread has its own: others may compile models meanwhile."""
+
+    def __init__(self) -> None:
+        self._environment: Any = None
+        self._version = 0
+        self._results: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def of(self, environment: Any) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+        """The results in this environment, which are forgotten once it learns something, such as equal sizes."""
+        if self._environment is not environment or self._version != environment._version_counter:
+            self._environment, self._version = environment, environment._version_counter
+            self._results = {}
+        return self._results
 
 
 def _is_plain(node: Any, node_class: Any) -> bool:
